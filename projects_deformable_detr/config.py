@@ -1,0 +1,126 @@
+"""Config keys of the project, on top of Detectron2's (or the standalone engine's) defaults.
+
+Keys that the original DETR's Detectron2 wrapper has keep their name and meaning, so that its
+YAML files read naturally here. Every other key is documented where it is defined.
+"""
+
+from typing import Any
+
+_AUTO = "auto"
+
+
+def add_deformable_detr_config(cfg: Any) -> None:
+    """Adds the project's keys, in place, to a Detectron2 or standalone ``CfgNode``.
+
+    The names under ``MODEL.DETR``, ``SOLVER.OPTIMIZER`` and ``SOLVER.BACKBONE_MULTIPLIER`` follow the
+    original DETR's Detectron2 wrapper; calling the function twice on one config is harmless.
+    """
+    node_type = type(cfg)
+    _add_model_keys(cfg, node_type)
+    _add_recipe_keys(cfg)
+    _add_input_keys(cfg)
+
+
+def _add_model_keys(cfg: Any, node_type: type) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "DeformableDETR"
+    cfg.MODEL.DETR = detr = node_type()
+    # 0: take the number of categories of the training data set. A number that disagrees is an error.
+    detr.NUM_CLASSES = 0
+    detr.NUM_OBJECT_QUERIES = 300
+
+    # Levels. Features of the backbone, finest first; further levels come from 3x3 convolutions of stride 2.
+    detr.IN_FEATURES = ["res3", "res4", "res5"]
+    detr.NUM_FEATURE_LEVELS = 4
+
+    # Transformer.
+    detr.HIDDEN_DIM = 256
+    detr.NHEADS = 8
+    detr.ENC_LAYERS = 6
+    detr.DEC_LAYERS = 6
+    detr.DIM_FEEDFORWARD = 1024
+    detr.DROPOUT = 0.1
+    detr.ACTIVATION = "relu"  # relu | gelu
+    detr.ENC_N_POINTS = 4  # sampled points per head, level and query (K of the paper)
+    detr.DEC_N_POINTS = 4
+    detr.WITH_BOX_REFINE = False
+    detr.TWO_STAGE = False  # NUM_OBJECT_QUERIES proposals; needs WITH_BOX_REFINE
+    # Recompute encoder layers in the backward: less memory for a slower step.
+    detr.ACTIVATION_CHECKPOINTING = False
+
+    # Matching cost and loss.
+    detr.COST_CLASS = 2.0
+    detr.COST_BBOX = 5.0
+    detr.COST_GIOU = 2.0
+    detr.CLASS_WEIGHT = 2.0
+    detr.L1_WEIGHT = 5.0
+    detr.GIOU_WEIGHT = 2.0
+    detr.FOCAL_ALPHA = 0.25
+    detr.FOCAL_GAMMA = 2.0
+    detr.DEEP_SUPERVISION = True
+
+    # Initial weights. A checkpoint that does not fit is refused, unless a partial load is asked for.
+    detr.ALLOW_PARTIAL_WEIGHTS = False
+
+    # The project's backbone; every other registered Detectron2 backbone works in that engine.
+    cfg.MODEL.BACKBONE.NAME = "build_deformable_detr_resnet_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    cfg.MODEL.RESNETS.DEPTH = 50
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"  # FrozenBN | BN | SyncBN | GN; training from scratch needs a live one
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.280, 103.530]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.120, 57.375]
+
+
+def _add_recipe_keys(cfg: Any) -> None:
+    cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW | SGD
+    cfg.SOLVER.BASE_LR = 2e-4
+    cfg.SOLVER.WEIGHT_DECAY = 1e-4
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Learning-rate multiplier of sampling offsets and of the reference points' projection.
+    cfg.SOLVER.SAMPLING_MULTIPLIER = 0.1
+    # "full_model" clips the gradient norm over all parameters together, as the papers do; Detectron2's own
+    # types ("value", "norm") clip parameter by parameter.
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
+    cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
+
+
+def _add_input_keys(cfg: Any) -> None:
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.MIN_SIZE_TRAIN = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    cfg.INPUT.MAX_SIZE_TRAIN = 1333
+    cfg.INPUT.MIN_SIZE_TEST = 800
+    cfg.INPUT.MAX_SIZE_TEST = 1333
+    # DETR's random crop: with probability 1/2, resize to one of RESIZE, crop sides drawn from SIZE, then the
+    # usual resize. Detectron2's INPUT.CROP.ENABLED switches it.
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.TYPE = "absolute_range"
+    cfg.INPUT.CROP.SIZE = [384, 600]
+    cfg.INPUT.CROP.RESIZE = [400, 500, 600]
+    # Ground-truth boxes that leave no area inside their image: "error" names them before training;
+    # "drop" leaves them out and warns with their count. NaN and infinite boxes are always an error.
+    cfg.DATASETS.INVALID_BOXES = "error"
+
+
+def get_cfg(engine: str = _AUTO) -> Any:
+    """A config with every key that the engine and the project know.
+
+    Args:
+        engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` for Detectron2 where it is importable.
+
+    Raises:
+        ValueError: for another name.
+        ImportError: if that engine's library is not installed.
+    """
+    from .engine import choose_engine  # late: choosing looks at what is installed
+
+    if choose_engine(engine).name == "detectron2":
+        from .detectron2_plugin.config import get_cfg as get_engine_cfg
+    else:
+        from .standalone.config import get_cfg as get_engine_cfg
+    cfg = get_engine_cfg()
+    add_deformable_detr_config(cfg)
+    return cfg

@@ -1,0 +1,42 @@
+"""Which engine runs: Detectron2's where it is importable, else the standalone one."""
+
+import importlib.util
+from dataclasses import dataclass
+
+ENGINES = ("auto", "detectron2", "standalone")
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine that runs, ``"detectron2"`` or ``"standalone"``, and why, in a few words."""
+
+    name: str
+    reason: str
+
+
+def choose_engine(wanted: str = "auto") -> EngineChoice:
+    """Resolves ``auto`` and checks that a named engine can run.
+
+    Raises:
+        ValueError: if ``wanted`` is none of ``auto``, ``detectron2``, ``standalone``.
+        ImportError: if the library of a named engine is not installed.
+    """
+    if wanted not in ENGINES:
+        raise ValueError(f"unknown engine {wanted!r}: choose one of {', '.join(ENGINES)}")
+    has_detectron2 = importlib.util.find_spec("detectron2") is not None
+    if wanted == "auto":
+        if has_detectron2:
+            return EngineChoice("detectron2", "detectron2 is importable")
+        wanted, reason = "standalone", "detectron2 is not installed"
+    else:
+        reason = "asked for by name"
+    if wanted == "detectron2" and not has_detectron2:
+        raise ImportError(
+            "engine 'detectron2' was asked for, but detectron2 is not installed: install it from its "
+            "repository, or use --engine standalone"
+        )
+    if wanted == "standalone" and importlib.util.find_spec("lightning") is None:
+        raise ImportError(
+            f"the standalone engine ({reason}) needs lightning, which is not installed: pip install lightning"
+        )
+    return EngineChoice(wanted, reason)
