@@ -1,0 +1,17 @@
+"""Deformable DETR (arXiv 2010.04159) for Detectron2 and for machines without it.
+
+Importing the package registers the meta-architecture, the backbone and the demo's data sets with Detectron2
+where that is importable, and works without it.
+"""
+
+import importlib.util
+
+from .config import add_deformable_detr_config, get_cfg
+from .modeling import build_criterion, build_detector
+
+__version__ = "0.1.0"
+
+__all__ = ["add_deformable_detr_config", "build_criterion", "build_detector", "get_cfg"]
+
+if importlib.util.find_spec("detectron2") is not None:
+    from . import detectron2_plugin as detectron2_plugin

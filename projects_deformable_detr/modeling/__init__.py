@@ -1,0 +1,22 @@
+"""Models, matcher, criterion and postprocess in pure PyTorch: no Detectron2, no Lightning."""
+
+from .build import build_criterion, build_detector
+from .criterion import SetCriterion, cardinality_error
+from .detector import DeformableDetector, batch_images
+from .matcher import HungarianMatcher
+from .postprocess import postprocess
+from .structures import Detections, Predictions, Targets
+
+__all__ = [
+    "DeformableDetector",
+    "Detections",
+    "HungarianMatcher",
+    "Predictions",
+    "SetCriterion",
+    "Targets",
+    "batch_images",
+    "build_criterion",
+    "build_detector",
+    "cardinality_error",
+    "postprocess",
+]

@@ -1,0 +1,64 @@
+"""Deformable DETR (arXiv 2010.04159): images in, boxes and class logits of every decoder layer out."""
+
+import torch
+from torch import Tensor, nn
+
+from .decoder import Decoder
+from .encoder import Encoder
+from .neck import Tokenizer
+from .structures import Predictions
+
+
+class DeformableDetector(nn.Module):
+    """The detector in four parts.
+
+    Args:
+        backbone: images (N, 3, H, W) to feature maps by name.
+        tokenizer: feature maps and mask to tokens.
+        encoder: tokens to memory (N, S, C).
+        queries: memory and tokens to the decoder's queries, learned or proposed.
+        decoder: queries, memory and tokens to logits and boxes.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, tokenizer: Tokenizer, encoder: Encoder, queries: nn.Module, decoder: Decoder
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.encoder = encoder
+        self.queries = queries
+        self.decoder = decoder
+
+    def forward(self, images: Tensor, padding_mask: Tensor) -> Predictions:
+        """Detects.
+
+        Args:
+            images: (N, 3, H, W), normalised float32 RGB, zero on padding.
+            padding_mask: (N, H, W) bool, True on padding, which lies right of and below each image.
+        """
+        tokens = self.tokenizer(self.backbone(images), padding_mask)
+        memory = self.encoder(tokens)
+        queries = self.queries(memory, tokens)
+        logits, boxes = self.decoder(queries, memory, tokens)
+        return Predictions(logits, boxes, queries.proposals)
+
+
+def batch_images(images: list[Tensor], size_divisibility: int = 0) -> tuple[Tensor, Tensor]:
+    """Images (3, h, w) of any sizes to one batch (N, 3, H, W), zero on padding, and its mask (N, H, W).
+
+    Args:
+        images: at least one, all of one dtype and device.
+        size_divisibility: make H and W multiples of it; 0 or 1 takes the largest height and width.
+    """
+    if not images:
+        raise ValueError("batch_images needs at least one image")
+    height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
+    if size_divisibility > 1:
+        height, width = (-(-side // size_divisibility) * size_divisibility for side in (height, width))
+    batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+    mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
+    for index, image in enumerate(images):
+        batch[index, :, : image.shape[-2], : image.shape[-1]] = image
+        mask[index, : image.shape[-2], : image.shape[-1]] = False
+    return batch, mask

@@ -1,0 +1,42 @@
+"""From predictions to detections: the best scores of the last layer, no threshold, no NMS."""
+
+from collections.abc import Sequence
+
+import torch
+from torchvision.ops import box_convert, clip_boxes_to_image
+
+from .structures import Detections, Predictions
+
+
+@torch.no_grad()
+def postprocess(
+    predictions: Predictions, image_sizes: Sequence[tuple[int, int]], topk: int = 100
+) -> list[Detections]:
+    """Detections of every image, best first (arXiv 2010.04159, appendix A.4: sigmoid scores).
+
+    A query gives one detection for each class among the ``min(topk, Q * classes)`` best scores of its image.
+
+    Args:
+        predictions: of N images.
+        image_sizes: N sizes (H, W) in pixels in which boxes are wanted, usually those of the original files.
+        topk: how many detections at the most, >= 1.
+
+    Raises:
+        ValueError: if the number of sizes is not N or topk is less than 1.
+    """
+    logits, boxes = predictions.logits[-1].float(), predictions.boxes[-1].float()
+    if len(image_sizes) != len(logits):
+        raise ValueError(f"predictions are of {len(logits)} images, image_sizes of {len(image_sizes)}")
+    if topk < 1:
+        raise ValueError(f"topk must be at least 1, got {topk}")
+    classes = logits.shape[-1]
+    scores = logits.sigmoid().flatten(1)
+    scores, best = scores.topk(min(topk, scores.shape[1]), dim=1)
+    labels = best % classes
+    query = torch.div(best, classes, rounding_mode="floor")
+    corners = box_convert(boxes, "cxcywh", "xyxy").gather(1, query[..., None].expand(-1, -1, 4))
+    detections = []
+    for corner, score, label, (height, width) in zip(corners, scores, labels, image_sizes, strict=True):
+        scaled = corner * corner.new_tensor((width, height, width, height))
+        detections.append(Detections(clip_boxes_to_image(scaled, (height, width)), score, label))
+    return detections

@@ -1,0 +1,101 @@
+"""What flows through the model: small frozen dataclasses, one for each station."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+SpatialShapes = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The feature maps of all levels, flattened and joined: S = sum of H_l * W_l positions.
+
+    Attributes:
+        values: (N, S, C) features.
+        positions: (N, S, C) position embedding plus level embedding.
+        padding_mask: (N, S) bool, True on padding.
+        spatial_shapes: (H_l, W_l) of every level, as Python ints.
+        valid_ratios: (N, L, 2) as (x, y): the share of each level's width and height that is image, in (0, 1].
+    """
+
+    values: Tensor
+    positions: Tensor
+    padding_mask: Tensor
+    spatial_shapes: SpatialShapes
+    valid_ratios: Tensor
+
+    @property
+    def level_start_index(self) -> tuple[int, ...]:
+        """The position at which each level begins."""
+        sizes = [height * width for height, width in self.spatial_shapes]
+        return tuple(accumulate([0] + sizes[:-1]))
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the decoder starts from.
+
+    Attributes:
+        content: (N, Q, C).
+        positions: (N, Q, C), added to queries and keys of the self-attention and to the cross-attention's query.
+        reference: (N, Q, 2) as (x, y), or (N, Q, 4) as (cx, cy, w, h), in [0, 1] of the image without padding.
+        proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder's proposals, two-stage only.
+    """
+
+    content: Tensor
+    positions: Tensor
+    reference: Tensor
+    proposals: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a detector returns.
+
+    Attributes:
+        logits: (layers, N, Q, classes), the last decoder layer last.
+        boxes: (layers, N, Q, 4) as (cx, cy, w, h), normalised by the size of the image without padding.
+        proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder, or None for one-stage models.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    proposals: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of one image.
+
+    Attributes:
+        labels: (T,) int64 contiguous class ids, 0 <= id < classes.
+        boxes: (T, 4) float32 as (cx, cy, w, h), normalised by the image's size.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+
+    def to(self, device: torch.device | str) -> "Targets":
+        """The same targets on ``device``."""
+        return Targets(self.labels.to(device, non_blocking=True), self.boxes.to(device, non_blocking=True))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of one image, best score first.
+
+    Attributes:
+        boxes: (K, 4) as (x1, y1, x2, y2), in pixels of the size that was asked for, clipped to it.
+        scores: (K,) in [0, 1].
+        labels: (K,) int64 contiguous class ids.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
