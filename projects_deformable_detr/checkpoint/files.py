@@ -1,0 +1,85 @@
+"""Checkpoint files: read without running code, written whole or not at all."""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that does not fit the model."""
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.safetensors`` file, on the CPU.
+
+    The weights may stand alone, under ``model`` (Detectron2, the official repositories) or under ``state_dict``
+    (Lightning).
+
+    Raises:
+        CheckpointError: if there is no such file, it holds anything but tensors and plain values, or no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint file (MODEL.WEIGHTS)")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file  # an optional package, needed for such files only
+
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{path}: not a checkpoint that can be read without running code from it ({reason})"
+        ) from error
+    return _find_weights(path, content)
+
+
+def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if isinstance(content, Mapping):
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+    raise CheckpointError(f"{path}: holds no weights (no tensors at the top, under 'model' or 'state_dict')")
+
+
+def save_detector(path: str | Path, detector: nn.Module, *, iteration: int, cfg_text: str) -> None:
+    """Writes the detector so that both engines, and ``load_weights``, read it.
+
+    The file appears whole or not at all: it is written beside its place and then moved there.
+
+    Args:
+        path: the file, usually ``model_final.pth``.
+        detector: the network; its keys get the prefix ``detector.``.
+        iteration: the last one that was trained, counted from 0, as Detectron2 stores it.
+        cfg_text: the config as YAML.
+    """
+    state = {f"detector.{key}": value.detach().cpu() for key, value in detector.state_dict().items()}
+    write_atomically(path, {"model": state, "iteration": iteration, "config": cfg_text, "format": 1})
+
+
+def write_atomically(path: str | Path, content: Any) -> None:
+    """``torch.save`` to a temporary file in the same folder, then a rename over ``path``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

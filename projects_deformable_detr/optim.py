@@ -1,0 +1,91 @@
+"""The papers' optimizer: parameter groups and gradient clipping, for both engines."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Sampling offsets and the projection that tells reference points learn slower (arXiv 2010.04159, appendix A.4).
+_SAMPLING_NAMES = ("sampling_offsets", "reference_points")
+
+
+def parameter_groups(module: nn.Module, base_lr: float, backbone_lr: float, sampling_lr: float) -> list[dict]:
+    """Trainable parameters in three groups, told by their names: backbone, sampling, the rest.
+
+    Args:
+        module: a detector, or anything that contains one.
+        base_lr: learning rate of the rest.
+        backbone_lr: of every parameter below an attribute ``backbone``.
+        sampling_lr: of sampling offsets and the projection of reference points.
+
+    Returns:
+        Groups with ``params``, ``lr`` and ``name``, those without parameters left out.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"rest": [], "backbone": [], "sampling": []}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        parts = name.split(".")
+        if "backbone" in parts:
+            groups["backbone"].append(parameter)
+        elif any(part in _SAMPLING_NAMES for part in parts):
+            groups["sampling"].append(parameter)
+        else:
+            groups["rest"].append(parameter)
+    rates = {"rest": base_lr, "backbone": backbone_lr, "sampling": sampling_lr}
+    return [{"name": name, "params": params, "lr": rates[name]} for name, params in groups.items() if params]
+
+
+def build_optimizer(cfg: Any, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that ``cfg.SOLVER`` describes. Weight decay is on every parameter, as in the papers.
+
+    Raises:
+        ValueError: for a ``SOLVER.OPTIMIZER`` other than ``ADAMW`` and ``SGD``.
+    """
+    solver = cfg.SOLVER
+    groups = parameter_groups(
+        module,
+        solver.BASE_LR,
+        solver.BASE_LR * solver.BACKBONE_MULTIPLIER,
+        solver.BASE_LR * solver.SAMPLING_MULTIPLIER,
+    )
+    if solver.OPTIMIZER == "ADAMW":
+        # The fused step of mixed precision divides by the loss scale only inside, after gradients were clipped.
+        fused = not solver.AMP.ENABLED
+        return torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused)
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(
+            groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY
+        )
+    raise ValueError(f"SOLVER.OPTIMIZER {solver.OPTIMIZER!r} is not known: choose ADAMW or SGD")
+
+
+def clip_gradients(cfg: Any, parameters: Iterable[Tensor]) -> Tensor | None:
+    """Clips gradients in place as ``cfg.SOLVER.CLIP_GRADIENTS`` says.
+
+    ``full_model`` scales all gradients so that their joint norm is at most CLIP_VALUE (both papers: 0.1);
+    ``norm`` and ``value`` are Detectron2's, parameter by parameter.
+
+    Returns:
+        The joint norm before clipping for ``full_model``, else None.
+
+    Raises:
+        ValueError: for another CLIP_TYPE.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return None
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    if clip.CLIP_TYPE == "full_model":
+        return nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+    if clip.CLIP_TYPE == "value":
+        nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
+    elif clip.CLIP_TYPE == "norm":
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
+    else:
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r} is not known: choose full_model, norm or value"
+        )
+    return None
