@@ -8,10 +8,9 @@ import importlib.util
 
 from .config import add_deformable_detr_config, get_cfg
 from .modeling import build_criterion, build_detector
+from .version import __version__
 
-__version__ = "0.1.0"
-
-__all__ = ["add_deformable_detr_config", "build_criterion", "build_detector", "get_cfg"]
+__all__ = ["__version__", "add_deformable_detr_config", "build_criterion", "build_detector", "get_cfg"]
 
 if importlib.util.find_spec("detectron2") is not None:
     from . import detectron2_plugin as detectron2_plugin

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import UserError
+
 
 @dataclass(frozen=True)
 class AugmentationPolicy:
@@ -34,22 +36,20 @@ class AugmentationPolicy:
         """Reads ``cfg.INPUT``.
 
         Raises:
-            ValueError: for a value that has no meaning here; it names the key.
+            UserError: for a value that has no meaning here; it names the key.
         """
         source = cfg.INPUT
         if source.FORMAT not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT {source.FORMAT!r} is not known: choose RGB or BGR")
+            raise UserError(f"INPUT.FORMAT {source.FORMAT!r} is not known: choose RGB or BGR")
         if not is_train:
             return cls(0.0, (source.MIN_SIZE_TEST,), source.MAX_SIZE_TEST, 0.0, (), (0, 0), source.FORMAT)
         if source.RANDOM_FLIP not in ("horizontal", "none"):
-            raise ValueError(f"INPUT.RANDOM_FLIP {source.RANDOM_FLIP!r}: choose horizontal or none")
+            raise UserError(f"INPUT.RANDOM_FLIP {source.RANDOM_FLIP!r}: choose horizontal or none")
         if source.MIN_SIZE_TRAIN_SAMPLING not in ("choice", "range"):
-            raise ValueError(
-                f"INPUT.MIN_SIZE_TRAIN_SAMPLING {source.MIN_SIZE_TRAIN_SAMPLING!r}: choose choice or range"
-            )
+            raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING {source.MIN_SIZE_TRAIN_SAMPLING!r}: choose choice or range")
         crop_prob = 0.5 if source.CROP.ENABLED else 0.0
         if crop_prob and source.CROP.TYPE != "absolute_range":
-            raise ValueError(f"INPUT.CROP.TYPE {source.CROP.TYPE!r}: DETR's crop is absolute_range")
+            raise UserError(f"INPUT.CROP.TYPE {source.CROP.TYPE!r}: DETR's crop is absolute_range")
         sizes = tuple(source.MIN_SIZE_TRAIN)
         if source.MIN_SIZE_TRAIN_SAMPLING == "range":
             sizes = tuple(range(min(sizes), max(sizes) + 1))

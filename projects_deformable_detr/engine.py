@@ -3,6 +3,8 @@
 import importlib.util
 from dataclasses import dataclass
 
+from .errors import UserError
+
 ENGINES = ("auto", "detectron2", "standalone")
 
 
@@ -18,11 +20,11 @@ def choose_engine(wanted: str = "auto") -> EngineChoice:
     """Resolves ``auto`` and checks that a named engine can run.
 
     Raises:
-        ValueError: if ``wanted`` is none of ``auto``, ``detectron2``, ``standalone``.
-        ImportError: if the library of a named engine is not installed.
+        UserError: if ``wanted`` is none of ``auto``, ``detectron2``, ``standalone``, or the library that the
+            engine needs is not installed.
     """
     if wanted not in ENGINES:
-        raise ValueError(f"unknown engine {wanted!r}: choose one of {', '.join(ENGINES)}")
+        raise UserError(f"unknown engine {wanted!r}: choose one of {', '.join(ENGINES)}")
     has_detectron2 = importlib.util.find_spec("detectron2") is not None
     if wanted == "auto":
         if has_detectron2:
@@ -31,12 +33,12 @@ def choose_engine(wanted: str = "auto") -> EngineChoice:
     else:
         reason = "asked for by name"
     if wanted == "detectron2" and not has_detectron2:
-        raise ImportError(
+        raise UserError(
             "engine 'detectron2' was asked for, but detectron2 is not installed: install it from its "
             "repository, or use --engine standalone"
         )
     if wanted == "standalone" and importlib.util.find_spec("lightning") is None:
-        raise ImportError(
+        raise UserError(
             f"the standalone engine ({reason}) needs lightning, which is not installed: pip install lightning"
         )
     return EngineChoice(wanted, reason)

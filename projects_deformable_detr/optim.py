@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import UserError
+
 # Sampling offsets and the projection that tells reference points learn slower (arXiv 2010.04159, appendix A.4).
 _SAMPLING_NAMES = ("sampling_offsets", "reference_points")
 
@@ -41,7 +43,7 @@ def build_optimizer(cfg: Any, module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that ``cfg.SOLVER`` describes. Weight decay is on every parameter, as in the papers.
 
     Raises:
-        ValueError: for a ``SOLVER.OPTIMIZER`` other than ``ADAMW`` and ``SGD``.
+        UserError: for a ``SOLVER.OPTIMIZER`` other than ``ADAMW`` and ``SGD``.
     """
     solver = cfg.SOLVER
     groups = parameter_groups(
@@ -55,10 +57,8 @@ def build_optimizer(cfg: Any, module: nn.Module) -> torch.optim.Optimizer:
         fused = not solver.AMP.ENABLED
         return torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused)
     if solver.OPTIMIZER == "SGD":
-        return torch.optim.SGD(
-            groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY
-        )
-    raise ValueError(f"SOLVER.OPTIMIZER {solver.OPTIMIZER!r} is not known: choose ADAMW or SGD")
+        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
+    raise UserError(f"SOLVER.OPTIMIZER {solver.OPTIMIZER!r} is not known: choose ADAMW or SGD")
 
 
 def clip_gradients(cfg: Any, parameters: Iterable[Tensor]) -> Tensor | None:
@@ -71,7 +71,7 @@ def clip_gradients(cfg: Any, parameters: Iterable[Tensor]) -> Tensor | None:
         The joint norm before clipping for ``full_model``, else None.
 
     Raises:
-        ValueError: for another CLIP_TYPE.
+        UserError: for another CLIP_TYPE.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED:
@@ -85,7 +85,7 @@ def clip_gradients(cfg: Any, parameters: Iterable[Tensor]) -> Tensor | None:
         for parameter in parameters:
             nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
     else:
-        raise ValueError(
+        raise UserError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r} is not known: choose full_model, norm or value"
         )
     return None

@@ -19,11 +19,17 @@ _OFFICIAL_RULES = [
     (r"backbone\.0\.body\.(.+)", r"backbone.\1"),
     (r"input_proj\.(\d+)\.([01])\.(weight|bias)", r"tokenizer.projections.\1.\2.\3"),
     (r"transformer\.level_embed", r"tokenizer.level_embed"),
-    (rf"transformer\.encoder\.layers\.(\d+)\.self_attn\.{_ATTENTION_TAIL}", r"encoder.layers.\1.self_attn.\2.\3"),
+    (
+        rf"transformer\.encoder\.layers\.(\d+)\.self_attn\.{_ATTENTION_TAIL}",
+        r"encoder.layers.\1.self_attn.\2.\3",
+    ),
     (r"transformer\.encoder\.layers\.(\d+)\.norm1\.(.+)", r"encoder.layers.\1.norm.\2"),
     (r"transformer\.encoder\.layers\.(\d+)\.norm2\.(.+)", r"encoder.layers.\1.ffn.norm.\2"),
     (r"transformer\.encoder\.layers\.(\d+)\.(linear[12])\.(.+)", r"encoder.layers.\1.ffn.\2.\3"),
-    (rf"transformer\.decoder\.layers\.(\d+)\.cross_attn\.{_ATTENTION_TAIL}", r"decoder.layers.\1.cross_attn.\2.\3"),
+    (
+        rf"transformer\.decoder\.layers\.(\d+)\.cross_attn\.{_ATTENTION_TAIL}",
+        r"decoder.layers.\1.cross_attn.\2.\3",
+    ),
     (r"transformer\.decoder\.layers\.(\d+)\.self_attn\.(.+)", r"decoder.layers.\1.self_attn.\2"),
     # The official layer runs its norm2 first, after self-attention, and norm1 after cross-attention.
     (r"transformer\.decoder\.layers\.(\d+)\.norm2\.(.+)", r"decoder.layers.\1.self_norm.\2"),
@@ -49,9 +55,18 @@ _HUGGING_FACE_RULES = [
     (r"model\.encoder\.layers\.(\d+)\.self_attn_layer_norm\.(.+)", r"encoder.layers.\1.norm.\2"),
     (r"model\.encoder\.layers\.(\d+)\.final_layer_norm\.(.+)", r"encoder.layers.\1.ffn.norm.\2"),
     (r"model\.encoder\.layers\.(\d+)\.(?:mlp\.)?fc([12])\.(.+)", r"encoder.layers.\1.ffn.linear\2.\3"),
-    (rf"model\.decoder\.layers\.(\d+)\.encoder_attn\.{_ATTENTION_TAIL}", r"decoder.layers.\1.cross_attn.\2.\3"),
-    (r"model\.decoder\.layers\.(\d+)\.self_attn\.(?:out|o)_proj\.(.+)", r"decoder.layers.\1.self_attn.out_proj.\2"),
-    (r"model\.decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(.+)", r"decoder.layers.\1.self_attn.in_proj_\3.\2"),
+    (
+        rf"model\.decoder\.layers\.(\d+)\.encoder_attn\.{_ATTENTION_TAIL}",
+        r"decoder.layers.\1.cross_attn.\2.\3",
+    ),
+    (
+        r"model\.decoder\.layers\.(\d+)\.self_attn\.(?:out|o)_proj\.(.+)",
+        r"decoder.layers.\1.self_attn.out_proj.\2",
+    ),
+    (
+        r"model\.decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(.+)",
+        r"decoder.layers.\1.self_attn.in_proj_\3.\2",
+    ),
     (r"model\.decoder\.layers\.(\d+)\.self_attn_layer_norm\.(.+)", r"decoder.layers.\1.self_norm.\2"),
     (r"model\.decoder\.layers\.(\d+)\.encoder_attn_layer_norm\.(.+)", r"decoder.layers.\1.cross_norm.\2"),
     (r"model\.decoder\.layers\.(\d+)\.final_layer_norm\.(.+)", r"decoder.layers.\1.ffn.norm.\2"),
@@ -113,7 +128,9 @@ def _shared_layout(state: State) -> State:
 
 def _stack_projections(state: State) -> State:
     """``in_proj_weight.q``, ``.k``, ``.v`` become the stacked ``in_proj_weight`` of nn.MultiheadAttention."""
-    stacked = {key: value for key, value in state.items() if ".in_proj_" not in key or key[-2:] not in (".q", ".k", ".v")}
+    stacked = {
+        key: value for key, value in state.items() if ".in_proj_" not in key or key[-2:] not in (".q", ".k", ".v")
+    }
     for key in state:
         if ".in_proj_" in key and key.endswith(".q"):
             stem = key[:-2]
@@ -134,7 +151,9 @@ def _unshare_heads(state: State) -> State:
     """Heads that all layers share are kept once; a two-stage model's last head is that of the proposals."""
     layers = len({key.split(".")[2] for key in state if key.startswith("decoder.layers.")})
     if f"decoder.class_heads.{layers}.weight" in state:
-        for key in [key for key in state if key.startswith((f"decoder.class_heads.{layers}.", f"decoder.box_heads.{layers}."))]:
+        for key in [
+            key for key in state if key.startswith((f"decoder.class_heads.{layers}.", f"decoder.box_heads.{layers}."))
+        ]:
             name = key.replace(f"decoder.class_heads.{layers}", "queries.class_head")
             state[name.replace(f"decoder.box_heads.{layers}", "queries.box_head")] = state.pop(key)
     elif _all_equal(state, "decoder.box_heads", layers) and _all_equal(state, "decoder.class_heads", layers):

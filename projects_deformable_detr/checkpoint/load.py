@@ -61,7 +61,9 @@ def _torchvision_weights(source: str) -> State | None:
     try:
         weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{source}: torchvision has no such ImageNet weights; try torchvision://resnet50") from error
+        raise CheckpointError(
+            f"{source}: torchvision has no such ImageNet weights; try torchvision://resnet50"
+        ) from error
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (URLError, OSError) as error:

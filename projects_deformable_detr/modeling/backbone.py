@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
+from ..errors import UserError
+
 _DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -56,7 +58,7 @@ class ResNet(nn.Module):
             doubles them.
 
     Raises:
-        ValueError: for an unknown depth, feature or norm.
+        UserError: for an unknown depth, feature or norm.
     """
 
     def __init__(
@@ -88,7 +90,14 @@ class ResNet(nn.Module):
             dilated = dilate_res5 and index == 3
             step = 1 if index == 0 or dilated else 2
             stage = _make_stage(
-                block, channels, planes, blocks[index], step, 2 if dilated else 1, block is Bottleneck, make_norm
+                block,
+                channels,
+                planes,
+                blocks[index],
+                step,
+                2 if dilated else 1,
+                block is Bottleneck,
+                make_norm,
             )
             self.add_module(f"layer{index + 1}", stage)
             channels, stride, planes = planes * block.expansion, stride * step, planes * 2
@@ -125,14 +134,14 @@ class ResNet(nn.Module):
 
 def _check_arguments(depth: int, out_features: tuple[str, ...], norm: str) -> None:
     if depth not in _DEPTHS:
-        raise ValueError(f"MODEL.RESNETS.DEPTH {depth} is not known: choose one of {sorted(_DEPTHS)}")
+        raise UserError(f"MODEL.RESNETS.DEPTH {depth} is not known: choose one of {sorted(_DEPTHS)}")
     unknown = [name for name in out_features if name not in _STAGES]
     if unknown or not out_features:
-        raise ValueError(
+        raise UserError(
             f"MODEL.RESNETS.OUT_FEATURES {list(out_features)}: name at least one of {list(_STAGES)} and no other"
         )
     if norm not in _NORMS:
-        raise ValueError(f"MODEL.RESNETS.NORM {norm!r} is not known: choose one of {', '.join(_NORMS)}")
+        raise UserError(f"MODEL.RESNETS.NORM {norm!r} is not known: choose one of {', '.join(_NORMS)}")
 
 
 def _frozen_stages(freeze_at: int) -> set[str]:
@@ -151,7 +160,7 @@ def _make_stage(
 ) -> nn.Sequential:
     """One stage. A dilated stage keeps dilation 1 in its first block, as torchvision's ImageNet models do."""
     if dilation > 1 and not dilatable:
-        raise ValueError("MODEL.RESNETS.RES5_DILATION 2 (DC5) needs bottleneck blocks: DEPTH 50 or 101")
+        raise UserError("MODEL.RESNETS.RES5_DILATION 2 (DC5) needs bottleneck blocks: DEPTH 50 or 101")
     out_channels = planes * block.expansion
     shortcut = None
     if stride != 1 or channels != out_channels:
@@ -159,9 +168,7 @@ def _make_stage(
             nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False), make_norm(out_channels)
         )
     layers = [block(channels, planes, stride, shortcut, norm_layer=make_norm)]
-    layers += [
-        block(out_channels, planes, dilation=dilation, norm_layer=make_norm) for _ in range(1, blocks)
-    ]
+    layers += [block(out_channels, planes, dilation=dilation, norm_layer=make_norm) for _ in range(1, blocks)]
     return nn.Sequential(*layers)
 
 
@@ -172,13 +179,13 @@ def build_resnet(cfg: Any) -> ResNet:
     write another number to widen or narrow the network.
 
     Raises:
-        ValueError: for values that no backbone of ours has.
+        UserError: for values that no backbone of ours has.
     """
     resnets = cfg.MODEL.RESNETS
     if resnets.STRIDE_IN_1X1:
-        raise ValueError("MODEL.RESNETS.STRIDE_IN_1X1 True is not ours: torchvision's weights stride in the 3x3")
+        raise UserError("MODEL.RESNETS.STRIDE_IN_1X1 True is not ours: torchvision's weights stride in the 3x3")
     if resnets.RES5_DILATION not in (1, 2):
-        raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2 (DC5), got {resnets.RES5_DILATION}")
+        raise UserError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2 (DC5), got {resnets.RES5_DILATION}")
     width = resnets.RES2_OUT_CHANNELS
     return ResNet(
         resnets.DEPTH,

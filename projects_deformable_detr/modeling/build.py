@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import UserError
 from .backbone import build_resnet
 from .classification import FocalClassification
 from .criterion import SetCriterion
@@ -28,7 +29,7 @@ def build_detector(cfg: Any, backbone: nn.Module | None = None) -> DeformableDet
             tells their channels; by default the ResNet of ``cfg.MODEL.RESNETS``.
 
     Raises:
-        ValueError: for values that make no model; it names the key.
+        UserError: for values that make no model; it names the key.
     """
     detr = cfg.MODEL.DETR
     _check(detr)
@@ -39,27 +40,27 @@ def build_detector(cfg: Any, backbone: nn.Module | None = None) -> DeformableDet
 
 def _check(detr: Any) -> None:
     if detr.NUM_CLASSES < 1:
-        raise ValueError(
+        raise UserError(
             "MODEL.DETR.NUM_CLASSES is not set: set it to the data set's number of categories (the engines "
             "take it from DATASETS.TRAIN)"
         )
     if detr.TWO_STAGE and not detr.WITH_BOX_REFINE:
-        raise ValueError("MODEL.DETR.TWO_STAGE True needs MODEL.DETR.WITH_BOX_REFINE True: proposals are refined")
+        raise UserError("MODEL.DETR.TWO_STAGE True needs MODEL.DETR.WITH_BOX_REFINE True: proposals are refined")
     if detr.HIDDEN_DIM % detr.NHEADS or detr.HIDDEN_DIM % 32:
-        raise ValueError(
+        raise UserError(
             f"MODEL.DETR.HIDDEN_DIM {detr.HIDDEN_DIM} must be a multiple of NHEADS {detr.NHEADS} and of the 32 "
             "groups of the norm"
         )
     for key in ("NUM_OBJECT_QUERIES", "ENC_N_POINTS", "DEC_N_POINTS", "DEC_LAYERS", "NUM_FEATURE_LEVELS"):
         if detr[key] < 1:
-            raise ValueError(f"MODEL.DETR.{key} must be at least 1, got {detr[key]}")
+            raise UserError(f"MODEL.DETR.{key} must be at least 1, got {detr[key]}")
 
 
 def _in_channels(backbone: nn.Module, wanted: list[str]) -> dict[str, int]:
     shapes = backbone.output_shape()
     missing = [name for name in wanted if name not in shapes]
     if missing or not wanted:
-        raise ValueError(
+        raise UserError(
             f"MODEL.DETR.IN_FEATURES {list(wanted)}: the backbone gives {list(shapes)}; name at least one of "
             "these and no other"
         )

@@ -12,7 +12,14 @@ class DecoderLayer(nn.Module):
     """Self-attention among queries, attention of each to sampled points, then a feed-forward network."""
 
     def __init__(
-        self, channels: int, heads: int, levels: int, points: int, hidden: int, dropout: float, activation: str
+        self,
+        channels: int,
+        heads: int,
+        levels: int,
+        points: int,
+        hidden: int,
+        dropout: float,
+        activation: str,
     ) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
@@ -23,9 +30,7 @@ class DecoderLayer(nn.Module):
         self.cross_norm = nn.LayerNorm(channels)
         self.ffn = FeedForward(channels, hidden, dropout, activation)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, reference_points: Tensor, memory: Tensor, tokens: Tokens
-    ) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, reference_points: Tensor, memory: Tensor, tokens: Tokens) -> Tensor:
         """x, positions (N, Q, C), reference_points (N, Q, L, 2 or 4), memory (N, S, C) to (N, Q, C)."""
         query = x + positions
         attended = self.self_attn(query, query, x, need_weights=False)[0]

@@ -21,7 +21,12 @@ class DeformableDetector(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, tokenizer: Tokenizer, encoder: Encoder, queries: nn.Module, decoder: Decoder
+        self,
+        backbone: nn.Module,
+        tokenizer: Tokenizer,
+        encoder: Encoder,
+        queries: nn.Module,
+        decoder: Decoder,
     ) -> None:
         super().__init__()
         self.backbone = backbone

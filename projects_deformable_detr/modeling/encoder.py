@@ -31,7 +31,14 @@ class EncoderLayer(nn.Module):
     """Self-attention to sampled points of every level, then a feed-forward network; norms come after."""
 
     def __init__(
-        self, channels: int, heads: int, levels: int, points: int, hidden: int, dropout: float, activation: str
+        self,
+        channels: int,
+        heads: int,
+        levels: int,
+        points: int,
+        hidden: int,
+        dropout: float,
+        activation: str,
     ) -> None:
         super().__init__()
         self.self_attn = MSDeformAttn(channels, levels, heads, points)

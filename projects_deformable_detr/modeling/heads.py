@@ -5,13 +5,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 def make_activation(name: str) -> nn.Module:
-    """The activation called ``"relu"`` or ``"gelu"``; ValueError for another name."""
+    """The activation called ``"relu"`` or ``"gelu"``; UserError for another name."""
     if name not in _ACTIVATIONS:
-        raise ValueError(f"MODEL.DETR.ACTIVATION {name!r} is not known: choose one of {', '.join(_ACTIVATIONS)}")
+        raise UserError(f"MODEL.DETR.ACTIVATION {name!r} is not known: choose one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]()
 
 

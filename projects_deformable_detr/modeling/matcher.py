@@ -8,6 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
+from ..errors import UserError
 from .classification import FocalClassification
 from .structures import Predictions, Targets
 
@@ -40,7 +41,7 @@ class HungarianMatcher:
         self, classification: FocalClassification, class_weight: float, l1_weight: float, giou_weight: float
     ) -> None:
         if class_weight == l1_weight == giou_weight == 0:
-            raise ValueError("all matching costs are 0: set one of MODEL.DETR.COST_CLASS, COST_BBOX, COST_GIOU")
+            raise UserError("all matching costs are 0: set one of MODEL.DETR.COST_CLASS, COST_BBOX, COST_GIOU")
         self.classification = classification
         self.class_weight = class_weight
         self.l1_weight = l1_weight
@@ -55,7 +56,7 @@ class HungarianMatcher:
             there) or None.
 
         Raises:
-            ValueError: if an image has more targets than there are queries, or a cost is not finite; it
+            UserError: if an image has more targets than there are queries, or a cost is not finite; it
                 names the image, and the layer.
         """
         sizes = [len(target) for target in targets]
@@ -66,10 +67,7 @@ class HungarianMatcher:
             costs.append(self._cost(logits, proposed, torch.zeros_like(labels), boxes))
         names = ("decoder layer", "encoder proposals, layer")
         device = predictions.logits.device
-        matches = [
-            _assign(cost, sizes, name, device)
-            for cost, name in zip(_to_host(costs), names, strict=False)
-        ]
+        matches = [_assign(cost, sizes, name, device) for cost, name in zip(_to_host(costs), names, strict=False)]
         return matches[0], matches[1] if len(matches) > 1 else None
 
     def _cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
@@ -78,9 +76,7 @@ class HungarianMatcher:
         boxes = boxes.float()
         labels = labels.expand(layers, *labels.shape)
         target_boxes = target_boxes.expand(layers, *target_boxes.shape)
-        overlap = generalized_box_iou(
-            box_convert(boxes, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy")
-        )
+        overlap = generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy"))
         return (
             self.class_weight * self.classification.cost(logits.float(), labels)
             + self.l1_weight * torch.cdist(boxes, target_boxes, p=1)
@@ -101,9 +97,7 @@ def _to_host(costs: list[Tensor]) -> list[np.ndarray]:
     """All costs in one copy, which is the only point of a step where the host waits for the device."""
     flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
     ends = np.cumsum([cost.numel() for cost in costs])
-    return [
-        part.reshape(cost.shape) for part, cost in zip(np.split(flat, ends[:-1]), costs, strict=True)
-    ]
+    return [part.reshape(cost.shape) for part, cost in zip(np.split(flat, ends[:-1]), costs, strict=True)]
 
 
 def _assign(costs: np.ndarray, sizes: list[int], name: str, device: torch.device) -> Match:
@@ -113,14 +107,14 @@ def _assign(costs: np.ndarray, sizes: list[int], name: str, device: torch.device
     found: list[list[np.ndarray]] = [[] for _ in range(layers)]
     for image, size in enumerate(sizes):
         if size > num_queries:
-            raise ValueError(
+            raise UserError(
                 f"image {image} of the batch has {size} ground-truth boxes, more than the {num_queries} queries "
                 "that could find them: raise MODEL.DETR.NUM_OBJECT_QUERIES"
             )
         for layer in range(layers):
             cost = costs[layer, image, :, :size]
             if not np.isfinite(cost).all():
-                raise ValueError(
+                raise UserError(
                     f"the matching cost of image {image} of the batch in {name} {layer} is not finite: the "
                     "predictions diverged (lower SOLVER.BASE_LR, check the input) or a ground-truth box is not finite"
                 )

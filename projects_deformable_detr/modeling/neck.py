@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import UserError
 from .position_encoding import SinePositionEmbedding
 from .structures import Tokens
 
@@ -23,7 +24,7 @@ class Tokenizer(nn.Module):
     def __init__(self, in_channels: dict[str, int], channels: int, num_levels: int) -> None:
         super().__init__()
         if num_levels < len(in_channels):
-            raise ValueError(
+            raise UserError(
                 f"MODEL.DETR.NUM_FEATURE_LEVELS {num_levels} is less than the number of IN_FEATURES "
                 f"{list(in_channels)}: take fewer features or more levels"
             )

@@ -9,9 +9,7 @@ from .structures import Detections, Predictions
 
 
 @torch.no_grad()
-def postprocess(
-    predictions: Predictions, image_sizes: Sequence[tuple[int, int]], topk: int = 100
-) -> list[Detections]:
+def postprocess(predictions: Predictions, image_sizes: Sequence[tuple[int, int]], topk: int = 100) -> list[Detections]:
     """Detections of every image, best first (arXiv 2010.04159, appendix A.4: sigmoid scores).
 
     A query gives one detection for each class among the ``min(topk, Q * classes)`` best scores of its image.

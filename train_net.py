@@ -1,0 +1,33 @@
+#!/usr/bin/env python3
+"""Trains and evaluates Deformable DETR on Detectron2, or on the standalone engine where there is none.
+
+train_net.py --config-file configs/quickstart.yaml [--engine auto|detectron2|standalone] [--num-gpus N]
+    [--register NAME JSON IMAGE_ROOT]… [--resume] [--eval-only] [KEY VALUE …]
+"""
+
+import sys
+
+from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.engine import choose_engine
+from projects_deformable_detr.errors import UserError
+
+
+def main() -> int:
+    """Returns the exit status: 0, or 2 for input that the message on stderr explains."""
+    args = argument_parser().parse_args()
+    try:
+        engine = choose_engine(args.engine)
+        print(f"Engine: {engine.name} ({engine.reason}).", flush=True)
+        if engine.name == "detectron2":
+            from projects_deformable_detr.detectron2_plugin import main as run
+        else:
+            from projects_deformable_detr.standalone import main as run
+        run(args)
+    except UserError as error:
+        print(f"train_net.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
