@@ -48,6 +48,8 @@ _OFFICIAL_RULES = [
 ]
 
 _HUGGING_FACE_RULES = [
+    (r"model\.backbone\.(?:conv_encoder\.)?model\.embedder\.embedder\.convolution\.(.+)", r"backbone.conv1.\1"),
+    (r"model\.backbone\.(?:conv_encoder\.)?model\.embedder\.embedder\.normalization\.(.+)", r"backbone.bn1.\1"),
     (r"model\.backbone\.(?:conv_encoder\.)?model\.(.+)", r"backbone.\1"),
     (r"model\.input_proj\.(\d+)\.([01])\.(weight|bias)", r"tokenizer.projections.\1.\2.\3"),
     (r"model\.level_embed", r"tokenizer.level_embed"),
@@ -117,8 +119,22 @@ def _rename(state: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> State:
                 key = re.sub(pattern, replacement, key)
                 break
         if key:
-            renamed[key] = value
+            renamed[_resnet_name(key)] = value
     return renamed
+
+
+def _resnet_name(key: str) -> str:
+    """Hugging Face's own ResNet counts stages, and convolutions of a block, from 0 and names norms apart."""
+    match = re.fullmatch(r"backbone\.encoder\.stages\.(\d)\.layers\.(\d+)\.(layer\.(\d)|shortcut)\.(\w+)\.(.+)", key)
+    if match is None:
+        return key
+    stage, block, part, index, kind, tail = match.groups()
+    convolution = kind == "convolution"
+    if part == "shortcut":
+        name = "downsample.0" if convolution else "downsample.1"
+    else:
+        name = f"{'conv' if convolution else 'bn'}{int(index) + 1}"
+    return f"backbone.layer{int(stage) + 1}.{block}.{name}.{tail}"
 
 
 def _shared_layout(state: State) -> State:

@@ -1,0 +1,159 @@
+"""The same weights in Hugging Face transformers' Deformable DETR and in ours give the same numbers."""
+
+import pytest
+import torch
+
+from projects_deformable_detr import build_criterion, build_detector, get_cfg
+from projects_deformable_detr.checkpoint import recognise, to_ours
+from projects_deformable_detr.modeling import Targets, batch_images
+
+transformers = pytest.importorskip("transformers", reason="transformers is the independent implementation")
+
+CLASSES, QUERIES = 7, 20
+VARIANTS = {
+    "multi_scale": {},
+    "box_refine": {"with_box_refine": True},
+    "two_stage": {"with_box_refine": True, "two_stage": True},
+    "single_scale": {"num_feature_levels": 1},
+    "single_scale_refine": {"num_feature_levels": 1, "with_box_refine": True},
+    "one_point": {"encoder_n_points": 1, "decoder_n_points": 1},
+}
+
+
+def make_theirs(**options):
+    single = options.get("num_feature_levels") == 1
+    backbone = transformers.ResNetConfig(
+        embedding_size=16,
+        hidden_sizes=[16, 32, 64, 128],
+        depths=[2, 2, 2, 2],
+        layer_type="basic",
+        out_features=["stage4"] if single else ["stage2", "stage3", "stage4"],
+    )
+    config = transformers.DeformableDetrConfig(
+        backbone_config=backbone,
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_ffn_dim=96,
+        decoder_ffn_dim=96,
+        dropout=0.0,
+        num_queries=QUERIES,
+        two_stage_num_proposals=QUERIES,
+        num_labels=CLASSES,
+        class_cost=2,
+        auxiliary_loss=True,
+        **options,
+    )
+    model = transformers.DeformableDetrForObjectDetection(config)
+    model.requires_grad_(True)  # transformers freezes some of the backbone by name
+    shake(model)
+    return model
+
+
+def shake(model):
+    """Random weights everywhere: the initial ones hide the heads' and the offsets' part in the result."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data += (0.05 if "backbone" not in name else 0.01) * noise
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+    if model.config.two_stage:
+        # transformers lets padded tokens, which are zeroed, be chosen as proposals; ours never does. Here they
+        # score lowest, so that neither chooses them.
+        zeroed = model.model.enc_output_norm(model.model.enc_output.bias)
+        model.class_embed[-1].weight.data[0] = -zeroed.detach()
+
+
+def make_ours(theirs):
+    config = theirs.config
+    cfg = get_cfg("standalone")
+    features = ["res5"] if config.num_feature_levels == 1 else ["res3", "res4", "res5"]
+    detr = cfg.MODEL.DETR
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
+    cfg.MODEL.RESNETS.OUT_FEATURES = detr.IN_FEATURES = features
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, detr.NUM_FEATURE_LEVELS = CLASSES, QUERIES, config.num_feature_levels
+    detr.HIDDEN_DIM, detr.DIM_FEEDFORWARD, detr.ENC_LAYERS, detr.DEC_LAYERS = 64, 96, 2, 3
+    detr.ENC_N_POINTS, detr.DEC_N_POINTS = config.encoder_n_points, config.decoder_n_points
+    detr.WITH_BOX_REFINE, detr.TWO_STAGE, detr.DROPOUT = config.with_box_refine, config.two_stage, 0.0
+    detector = build_detector(cfg)
+    state = theirs.state_dict()
+    assert recognise(state) == "hugging-face"
+    detector.load_state_dict(to_ours(state, "hugging-face"), strict=True)
+    return detector, build_criterion(cfg)
+
+
+def make_batch():
+    generator = torch.Generator().manual_seed(1)
+    images, mask = batch_images(
+        [torch.randn(3, 160, 128, generator=generator), torch.randn(3, 96, 192, generator=generator)]
+    )
+    targets = []
+    for count in (3, 5):
+        centre = 0.3 + 0.4 * torch.rand(count, 2, generator=generator)
+        size = 0.1 + 0.3 * torch.rand(count, 2, generator=generator)
+        labels = torch.randint(CLASSES, (count,), generator=generator)
+        targets.append(Targets(labels, torch.cat((centre, size), dim=1)))
+    return images, mask, targets
+
+
+def close(ours, theirs, tolerance):
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_predictions_losses_and_gradients_agree(variant):
+    theirs = make_theirs(**VARIANTS[variant])
+    ours, criterion = make_ours(theirs)
+    images, mask, targets = make_batch()
+    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
+    expected = theirs(pixel_values=images, pixel_mask=(~mask).long(), labels=labels)
+    predictions = ours(images, mask)
+    close(predictions.logits[-1], expected.logits, 1e-4)
+    close(predictions.boxes[-1], expected.pred_boxes, 1e-4)
+    for index, layer in enumerate(expected.auxiliary_outputs):
+        close(predictions.logits[index], layer["logits"], 1e-4)
+        close(predictions.boxes[index], layer["pred_boxes"], 1e-4)
+    if theirs.config.two_stage:
+        close(predictions.proposals[0], expected.enc_outputs_class, 1e-4)
+        close(predictions.proposals[1], expected.enc_outputs_coord_logits.sigmoid(), 1e-4)
+
+    losses = criterion(predictions, targets)
+    weights = {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
+    total = {}
+    for name, value in expected.loss_dict.items():
+        stem = "_".join(name.split("_")[:2])
+        if stem in weights:
+            total[name] = weights[stem] * value
+            close(losses[name], total[name], 1e-4)
+    # transformers has no loss of the proposals, and so no gradient of theirs.
+    ours_total = {name: value for name, value in losses.items() if not name.endswith("_enc")}
+    assert ours_total.keys() == total.keys()
+    sum(total.values()).backward()
+    sum(ours_total.values()).backward()
+    compare_gradients(ours, theirs)
+
+
+def compare_gradients(ours, theirs):
+    """Each of our parameters, or the sum of several where transformers ties them (class heads, with refinement)."""
+    everything = dict(theirs.named_parameters(remove_duplicate=False))
+    twins = to_ours(everything, "hugging-face")
+    gradients = to_ours(
+        {name: parameter.grad for name, parameter in everything.items() if parameter.grad is not None}, "hugging-face"
+    )
+    sums = {}
+    for name, parameter in ours.named_parameters():
+        if parameter.grad is None:
+            assert name not in gradients or gradients[name].abs().max() == 0, name
+            continue
+        key = id(twins[name])
+        first, total = sums.get(key, (name, 0))
+        sums[key] = (first, total + parameter.grad)
+    assert len(sums) > 80
+    for name, total in sums.values():
+        wanted = gradients[name]
+        worst = (total - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)
+        assert worst < 1e-3, f"{name}: {worst}"
