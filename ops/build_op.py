@@ -1,0 +1,201 @@
+"""Builds the compiled operator with plain setuptools; used by ops/setup.py and by the project's own setup.py.
+
+The library goes through PyTorch's stable C ABI and does not link Python at all: one binary serves every Python and
+every torch from 2.11 on. PyTorch loads it, nothing imports it. CUDA kernels go into a second library, so that the
+first one also loads under a torch without CUDA.
+
+Environment: CXX, CXXFLAGS, LDFLAGS, MAX_JOBS as usual; FORCE_CUDA=1/0 builds CUDA or does not, whatever is found;
+MS_DEFORM_ATTN_CUDA_ARCH lists compute capabilities ("80;90;90+PTX"); MS_DEFORM_ATTN_REQUIRE=1 turns a skipped
+build into an error.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path(__file__).resolve().parent / "csrc"
+TARGET_TORCH = "0x020b000000000000"  # 2.11: the oldest torch whose stable ABI has what the operator uses
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# Contraction is off so that pixel coordinates round as the reference rounds them; the inner loops ask for fused
+# multiply-adds by name. Without the other two, floor() and comparisons would not vectorise.
+KERNEL_FLAGS = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+ISA_FLAGS = {
+    "plain": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
+}
+CUDA_ARCH = "75;80;86;89;90;100;120;120+PTX"
+
+
+class CannotBuild(Exception):
+    """Something that building needs is absent; the message says what."""
+
+
+def find_torch() -> Path:
+    """Folder of the torch package that the library will run under, without importing it.
+
+    Under pip's build isolation torch is absent from sys.path; a fresh interpreter with -I sees the environment that
+    pip installs into.
+    """
+    code = (
+        "import importlib.util as u; s = u.find_spec('torch'); "
+        "print(list(s.submodule_search_locations)[0] if s else '')"
+    )
+    for flags in ([], ["-I"]):
+        done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.strip():
+            torch = Path(done.stdout.strip())
+            if (torch / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
+                return torch
+    raise CannotBuild("torch >= 2.11 with its headers is not installed")
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler as a command line."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise CannotBuild("there is no C++ compiler (c++, g++ or clang++, or the CXX variable)")
+
+
+def find_nvcc() -> str | None:
+    """nvcc if CUDA is to be built, else None."""
+    wanted = os.environ.get("FORCE_CUDA", "")
+    if wanted == "0" or not list((CSRC / "cuda").glob("*.cu")):
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = shutil.which("nvcc") or (shutil.which(f"{home}/bin/nvcc") if home else None)
+    found = found or shutil.which("/usr/local/cuda/bin/nvcc")
+    if found is None and wanted not in ("", "0"):
+        raise CannotBuild("FORCE_CUDA is set but there is no nvcc (PATH, CUDA_HOME)")
+    return found
+
+
+def architecture_flags(text: str) -> list[str]:
+    """nvcc flags for a list like "80;90+PTX"; dots are allowed ("8.0")."""
+    flags = []
+    for item in text.replace(",", ";").replace(" ", ";").split(";"):
+        if not item:
+            continue
+        number = item.replace(".", "").removesuffix("+PTX")
+        kind = "compute" if item.endswith("+PTX") else "sm"
+        flags += ["-gencode", f"arch=compute_{number},code={kind}_{number}"]
+    return flags
+
+
+def _is_x86_64() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    if output.strip():
+        sys.stderr.write(output)
+    if done.returncode:
+        raise RuntimeError(f"building ms_deform_attn failed (exit status {done.returncode}): {shlex.join(command)}")
+
+
+class BuildOp(build_ext):
+    """build_ext that compiles the operator, or says in one line why it does not."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name != "ms_deform_attn._C":
+            super().build_extension(ext)
+            return
+        try:
+            self._build_operator(Path(self.get_ext_fullpath(ext.name)))
+        except CannotBuild as reason:
+            if os.environ.get("MS_DEFORM_ATTN_REQUIRE", "0") not in ("", "0"):
+                raise RuntimeError(f"ms_deform_attn: {reason}") from None
+            print(f"ms_deform_attn: no compiled operator, the slow reference will run: {reason}", file=sys.stderr)
+
+    def _build_operator(self, library: Path) -> None:
+        if sys.platform == "win32":
+            raise CannotBuild("Windows is not supported")
+        torch, compiler, nvcc = find_torch(), find_compiler(), find_nvcc()
+        objects = Path(self.build_temp) / "ms_deform_attn"
+        objects.mkdir(parents=True, exist_ok=True)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        isas = list(ISA_FLAGS) if _is_x86_64() else ["plain"]
+        sources = [(CSRC / "cpu" / f"kernels_{isa}.cpp", ISA_FLAGS[isa]) for isa in isas]
+        sources += [(CSRC / "cpu" / "runtime.cpp", []), (CSRC / "call.cpp", []), (CSRC / "register.cpp", [])]
+        flags = [*CXX_FLAGS, *KERNEL_FLAGS, *_common_flags(torch), *shlex.split(os.environ.get("CXXFLAGS", ""))]
+        jobs = [
+            ([*compiler, *flags, *extra, "-c", str(source)], objects / f"{source.stem}.o") for source, extra in sources
+        ]
+        cuda_jobs = _cuda_jobs(nvcc, compiler, torch, objects) if nvcc else []
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+            list(pool.map(lambda job: self._compile(*job), [*cuda_jobs, *jobs]))
+        link = [*shlex.split(os.environ.get("LDFLAGS", "")), *_link_flags(torch)]
+        _run([*compiler, "-shared", *(str(o) for _, o in jobs), "-o", str(library), *link])
+        if nvcc:
+            cuda_library = library.with_name(library.name.replace("_C.", "_C_cuda."))
+            objects_cuda = [str(o) for _, o in cuda_jobs]
+            command = [nvcc, "-shared", "-cudart", "static", "-ccbin", compiler[0], *objects_cuda]
+            _run([*command, "-o", str(cuda_library), *_link_flags(torch, ["torch_cuda"], nvcc=True)])
+
+    def _compile(self, command: list[str], target: Path) -> None:
+        newest = max(f.stat().st_mtime for f in CSRC.rglob("*") if f.is_file())
+        note = target.with_suffix(".command")
+        text = shlex.join(command)
+        if not self.force and target.is_file() and target.stat().st_mtime > newest:
+            if note.is_file() and note.read_text() == text:
+                return
+        _run([*command, "-o", str(target)])
+        note.write_text(text)
+
+
+def _common_flags(torch: Path) -> list[str]:
+    return [
+        f"-DTORCH_TARGET_VERSION={TARGET_TORCH}",
+        "-isystem",
+        str(torch / "include"),
+        f"-ffile-prefix-map={CSRC}=csrc",
+    ]
+
+
+def _cuda_jobs(nvcc: str, compiler: list[str], torch: Path, objects: Path) -> list[tuple[list[str], Path]]:
+    host = ["-Xcompiler", ",".join(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"])]
+    arch = architecture_flags(os.environ.get("MS_DEFORM_ATTN_CUDA_ARCH", CUDA_ARCH))
+    flags = ["-std=c++17", "-O3", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TARGET_TORCH}", "--expt-relaxed-constexpr"]
+    flags += ["-isystem", str(torch / "include"), "-ccbin", compiler[0], "--threads", "0"]
+    sources = [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "call.cpp"]
+    jobs = []
+    for source in sources:
+        extra = arch if source.suffix == ".cu" else ["-x", "cu", *arch[:2]]
+        jobs.append(([nvcc, *flags, *host, *extra, "-c", str(source)], objects / f"{source.stem}.cuda.o"))
+    return jobs
+
+
+def _link_flags(torch: Path, extra: list[str] | None = None, nvcc: bool = False) -> list[str]:
+    libraries = [f"-l{name}" for name in ("torch", "torch_cpu", *(extra or []))]
+    if sys.platform == "darwin":
+        return [f"-L{torch / 'lib'}", *libraries]
+    keep = ["-Xlinker", "--no-as-needed"] if nvcc else ["-Wl,--no-as-needed"]
+    return [f"-L{torch / 'lib'}", *keep, *libraries]
+
+
+def extension_kwargs() -> dict[str, Any]:
+    """Keyword arguments for setuptools.setup(): the extension, its build command and the wheel's abi3 tag.
+
+    The caller adds ms_deform_attn to its packages and says where it is: package_dir={"ms_deform_attn": ...}.
+    """
+    free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    options = {} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp310"}}
+    extension = Extension("ms_deform_attn._C", sources=[], py_limited_api=not free_threaded)
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildOp}, "options": options}

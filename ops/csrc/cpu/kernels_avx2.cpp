@@ -1,0 +1,3 @@
+#include "kernels.h"
+
+MSDA_DEFINE_TABLE(avx2)

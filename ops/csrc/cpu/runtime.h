@@ -1,0 +1,17 @@
+// What the CPU kernels need from their surroundings; compiled once, for the baseline instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace msda {
+
+// Runs body(begin, end, context) over [0, count) on PyTorch's threads. One call takes one contiguous share.
+void parallel_for(int64_t count, void (*body)(int64_t, int64_t, void*), void* context);
+
+// Memory of the calling thread, at least `bytes` long, aligned to 64 bytes, contents undefined. It is kept for the
+// next call unless it is very large; release_scratch() ends the use.
+void* acquire_scratch(size_t bytes);
+void release_scratch();
+
+}  // namespace msda

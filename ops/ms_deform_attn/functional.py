@@ -1,0 +1,179 @@
+"""The public functions, and what the dispatcher needs in Python: fake kernels, autograd and autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._library import LIBRARY, warn_reference
+from .levels import Sizes, split_levels, start_tensor
+from .reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
+
+
+def _point_dtype(value: Tensor) -> torch.dtype:
+    """Type for locations, offsets and weights under autocast: float32 keeps locations exact to a small part of a
+    pixel, where bfloat16 would move them by up to a quarter pixel on a level of 100."""
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def _autocast(value: Tensor, *points: Tensor) -> tuple[Tensor, ...]:
+    """Autocast policy: value takes the autocast type, everything that says where to look is float32."""
+    kind = value.device.type
+    if not torch.is_autocast_enabled(kind) or value.dtype == torch.float64:
+        return (value, *points)
+    value = value.to(torch.get_autocast_dtype(kind))
+    return (value, *(p.to(_point_dtype(value)) for p in points))
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Tensor | Sizes,
+    level_start_index: Tensor | Sequence[int] | None,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Multi-scale deformable attention, arXiv 2010.04159 equations 2 and 3 without the two projections.
+
+    Every query takes, for each head, an attention-weighted sum of L * K bilinear samples of that head's values.
+    Corners outside a level count as zero; so does a location that is NaN or infinite.
+
+    Args:
+        value: (N, S, M, D), the levels flattened row by row and concatenated; any strides. float32, float64,
+            float16 or bfloat16; 16-bit types are accumulated in float32.
+        spatial_shapes: L pairs (H, W), as integers or as an (L, 2) int64 tensor; the products sum to S. Integers are
+            best: on a GPU they cost no synchronisation and let a CUDA graph capture the call.
+        level_start_index: first row of each level in S, as L integers or (L,) int64 tensor; None computes it.
+            Integers and CPU tensors are checked against spatial_shapes, GPU tensors are not read.
+        sampling_locations: (N, Q, M, L, K, 2) as (x, y); (0, 0) is the outer corner of the level's first pixel,
+            (1, 1) that of its last. Type of value, or float32 beside a 16-bit value.
+        attention_weights: (N, Q, M, L, K), usually summing to 1 over L and K. Type of sampling_locations.
+
+    Returns:
+        (N, Q, M * D) in the type of value.
+
+    Raises:
+        RuntimeError: an argument has the wrong rank, size, type or device; the message names it.
+    """
+    value, locations, weights = _autocast(value, sampling_locations, attention_weights)
+    if LIBRARY is None:
+        warn_reference()
+        return ms_deform_attn_reference(value, spatial_shapes, level_start_index, locations, weights)
+    sizes, tensor = split_levels(spatial_shapes)
+    start = start_tensor(level_start_index)
+    return torch.ops.ms_deform_attn.forward(value, sizes, tensor, start, locations, weights)
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Tensor | Sizes,
+    level_start_index: Tensor | Sequence[int] | None,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """:func:`ms_deform_attn` with softmax and location arithmetic inside the kernel, forward and backward.
+
+    Sampling locations and attention weights, and their gradients, never exist in memory.
+
+    Args:
+        value, spatial_shapes, level_start_index: as in :func:`ms_deform_attn`.
+        reference_points: (N, Q, L, 2) as (x, y) in [0, 1], or (N, Q, L, 4) as (cx, cy, w, h) in [0, 1].
+        sampling_offsets: (N, Q, M, L, K, 2). For 2-value reference points in pixels of the level; for 4-value ones
+            in units of half the box over K: x = cx + offset / K * w / 2 (arXiv 2010.04159, appendix A.4).
+        attention_logits: (N, Q, M, L, K); the softmax runs over L and K together.
+
+    Returns:
+        (N, Q, M * D) in the type of value.
+
+    Raises:
+        RuntimeError: an argument has the wrong rank, size, type or device; the message names it.
+    """
+    value, reference, offsets, logits = _autocast(value, reference_points, sampling_offsets, attention_logits)
+    if LIBRARY is None:
+        warn_reference()
+        return ms_deform_attn_fused_reference(value, spatial_shapes, level_start_index, reference, offsets, logits)
+    sizes, tensor = split_levels(spatial_shapes)
+    start = start_tensor(level_start_index)
+    return torch.ops.ms_deform_attn.fused_forward(value, sizes, tensor, start, reference, offsets, logits)
+
+
+def _fake_output(value: Tensor, points: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], points.shape[1], value.shape[2] * value.shape[3])
+
+
+def _dense(t: Tensor) -> Tensor:
+    return torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
+def _register_plain() -> None:
+    ops = torch.ops.ms_deform_attn
+
+    @torch.library.register_fake("ms_deform_attn::forward")
+    def _(value, sizes, shapes, start, locations, weights):  # type: ignore[no-untyped-def]
+        return _fake_output(value, locations)
+
+    @torch.library.register_fake("ms_deform_attn::backward")
+    def _(grad, value, sizes, shapes, start, locations, weights):  # type: ignore[no-untyped-def]
+        return _dense(value), _dense(locations), _dense(weights)
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        value, ctx.sizes, shapes, start, locations, weights = inputs
+        ctx.save_for_backward(value, shapes, start, locations, weights)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        value, shapes, start, locations, weights = ctx.saved_tensors
+        grads = ops.backward(grad, value, ctx.sizes, shapes, start, locations, weights)
+        return grads[0], None, None, None, grads[1], grads[2]
+
+    torch.library.register_autograd("ms_deform_attn::forward", backward, setup_context=setup)
+
+
+def _register_fused() -> None:
+    ops = torch.ops.ms_deform_attn
+
+    @torch.library.register_fake("ms_deform_attn::fused_forward")
+    def _(value, sizes, shapes, start, reference, offsets, logits):  # type: ignore[no-untyped-def]
+        return _fake_output(value, offsets)
+
+    @torch.library.register_fake("ms_deform_attn::fused_backward")
+    def _(grad, value, sizes, shapes, start, reference, offsets, logits, want_reference):  # type: ignore[no-untyped-def]
+        n, q, levels, r = reference.shape
+        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+        partial = value.new_empty((n, value.shape[2], q, levels, r) if want_reference else (0,), dtype=dtype)
+        return _dense(value), partial, _dense(offsets), _dense(logits)
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        value, ctx.sizes, shapes, start, reference, offsets, logits = inputs
+        ctx.save_for_backward(value, shapes, start, reference, offsets, logits)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        value, shapes, start, reference, offsets, logits = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[4]
+        grads = ops.fused_backward(grad, value, ctx.sizes, shapes, start, reference, offsets, logits, wanted)
+        grad_reference = grads[1].sum(1).to(reference.dtype) if wanted else None
+        return grads[0], None, None, None, grad_reference, grads[2], grads[3]
+
+    torch.library.register_autograd("ms_deform_attn::fused_forward", backward, setup_context=setup)
+
+
+def _refuse_double_backward() -> None:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(
+            "ms_deform_attn: the gradient of the gradient is not implemented; "
+            "ms_deform_attn.reference.ms_deform_attn_reference can be differentiated twice"
+        )
+
+    for name in ("backward", "fused_backward"):
+        torch.library.register_autograd(f"ms_deform_attn::{name}", backward, setup_context=setup)
+
+
+if LIBRARY is not None:
+    _register_plain()
+    _register_fused()
+    _refuse_double_backward()

@@ -1,0 +1,116 @@
+"""Multi-scale deformable attention in plain PyTorch: the definition that every kernel is tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .levels import level_sizes
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _corner(rows: Tensor, x: Tensor, y: Tensor, width: int, height: int, weight: Tensor) -> Tensor:
+    """Value at integer pixels (x, y) times weight; zero outside the level. rows: (B, H * W, D); x, y: (B, P)."""
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)  # (B, P)
+    index = torch.where(inside, y * width + x, 0).long()
+    value = rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))  # (B, P, D)
+    return torch.where(inside[..., None], value * weight[..., None], 0)
+
+
+def _sample_level(rows: Tensor, location: Tensor, attention: Tensor, height: int, width: int) -> Tensor:
+    """Attention-weighted bilinear samples of one level.
+
+    rows: (B, H * W, D); location: (B, P, 2) as (x, y) in [0, 1]; attention: (B, P). Returns (B, P, D).
+    """
+    x = location[..., 0] * width - 0.5
+    y = location[..., 1] * height - 0.5
+    near = (x > -1) & (x < width) & (y > -1) & (y < height)  # False for NaN
+    x = torch.where(near, x, 0)
+    y = torch.where(near, y, 0)
+    x0, y0 = x.detach().floor(), y.detach().floor()
+    fx, fy = x - x0, y - y0
+    top, bottom = attention * (1 - fy), attention * fy
+    total = _corner(rows, x0, y0, width, height, top * (1 - fx))
+    total = total + _corner(rows, x0 + 1, y0, width, height, top * fx)
+    total = total + _corner(rows, x0, y0 + 1, width, height, bottom * (1 - fx))
+    total = total + _corner(rows, x0 + 1, y0 + 1, width, height, bottom * fx)
+    return torch.where(near[..., None], total, 0)
+
+
+def ms_deform_attn_reference(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    level_start_index: Tensor | Sequence[int] | None,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Multi-scale deformable attention, arXiv 2010.04159 equations 2 and 3 without the two projections.
+
+    Same arguments and result as :func:`ms_deform_attn.ms_deform_attn`. Computed in float32 (float64 for float64
+    value) and rounded once to the type of value. Differentiable any number of times.
+    """
+    n, _, m, d = value.shape
+    q, levels, k = sampling_locations.shape[1], sampling_locations.shape[3], sampling_locations.shape[4]
+    sizes = level_sizes(spatial_shapes)
+    dtype = _accumulator(value.dtype)
+    rows = value.to(dtype).permute(0, 2, 1, 3).reshape(n * m, -1, d)  # (N*M, S, D)
+    location = sampling_locations.to(dtype).permute(3, 0, 2, 1, 4, 5).reshape(levels, n * m, q * k, 2)
+    attention = attention_weights.to(dtype).permute(3, 0, 2, 1, 4).reshape(levels, n * m, q * k)
+    output = rows.new_zeros(n * m, q, d)
+    start = 0
+    for level, (height, width) in enumerate(sizes):
+        part = rows[:, start : start + height * width]
+        samples = _sample_level(part, location[level], attention[level], height, width)  # (N*M, Q*K, D)
+        output = output + samples.reshape(n * m, q, k, d).sum(2)
+        start += height * width
+    return output.reshape(n, m, q, d).transpose(1, 2).reshape(n, q, m * d).to(value.dtype)
+
+
+def locations_and_weights(
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Sampling locations and attention weights from the module's linear layers (arXiv 2010.04159, eq. 3, A.4).
+
+    Args:
+        spatial_shapes: (L, 2) as (H, W).
+        reference_points: (N, Q, L, 2) as (x, y), or (N, Q, L, 4) as (cx, cy, w, h), all in [0, 1].
+        sampling_offsets: (N, Q, M, L, K, 2), in pixels of the level for 2-value reference points, in units of
+            half the box over K for 4-value ones.
+        attention_logits: (N, Q, M, L, K); the softmax runs over L and K together.
+
+    Returns:
+        Locations (N, Q, M, L, K, 2) and weights (N, Q, M, L, K).
+    """
+    n, q, m, levels, k = attention_logits.shape
+    weights = attention_logits.reshape(n, q, m, levels * k).softmax(-1).reshape(n, q, m, levels, k)
+    center = reference_points[:, :, None, :, None, :2]
+    if reference_points.shape[-1] == 2:
+        sizes = torch.as_tensor(spatial_shapes, device=sampling_offsets.device)
+        scale = sizes.flip(-1).to(sampling_offsets.dtype)[None, None, None, :, None, :]  # (W, H)
+        return center + sampling_offsets / scale, weights
+    extent = reference_points[:, :, None, :, None, 2:]
+    return center + sampling_offsets / k * extent * 0.5, weights
+
+
+def ms_deform_attn_fused_reference(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    level_start_index: Tensor | Sequence[int] | None,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """Same arguments and result as :func:`ms_deform_attn.ms_deform_attn_fused`, in plain PyTorch."""
+    dtype = _accumulator(value.dtype)
+    location, weights = locations_and_weights(
+        spatial_shapes, reference_points.to(dtype), sampling_offsets.to(dtype), attention_logits.to(dtype)
+    )
+    return ms_deform_attn_reference(value, spatial_shapes, level_start_index, location, weights)
