@@ -1,0 +1,128 @@
+"""Train, resume or evaluate with Detectron2: what ``train_net.py`` runs in this engine."""
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import MutableMapping
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from yaml import YAMLError
+
+from ..config import get_cfg
+from ..errors import UserError
+from . import data
+from .trainer import Trainer
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Trains, or evaluates with ``args.eval_only``, in ``num_gpus`` processes on each of ``num_machines`` machines.
+
+    Config and data sets are checked in full before any process starts.
+
+    Args:
+        args: Detectron2's arguments, and ``register``: a list of (name, JSON file, image folder).
+
+    Returns:
+        Detectron2's metrics of the test data sets, such as ``{"bbox": {"AP": …}}`` in percent; empty on machines
+        other than the first.
+    """
+    _register(args)
+    cfg = setup(args)
+    processes = max(args.num_gpus or 1, 1)
+    if processes * args.num_machines == 1:
+        results: dict[str, Any] = {}
+        launch(run, 1, args=(args, cfg, results))
+        return results
+    with multiprocessing.Manager() as manager:  # launch returns nothing: the first process leaves its results here
+        shared = manager.dict()
+        launch(
+            run,
+            processes,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args, cfg, shared),
+        )
+        return dict(shared)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config of the file and options, checked, with device and number of classes resolved, frozen.
+
+    Raises:
+        UserError: if a file or key of the config does not exist, it asks for a device that is not there, a data set
+            has a fault, or numbers of classes disagree.
+    """
+    cfg = get_cfg("detectron2")
+    cfg.MODEL.DEVICE = ""  # to see whether the user sets it
+    try:
+        if args.config_file:
+            cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+    except (AssertionError, KeyError, ValueError, OSError, YAMLError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error  # KeyError's text is in quotes
+        raise UserError(f"config {args.config_file or ''} {' '.join(args.opts)}: {reason}") from error
+    cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE, args.num_gpus)
+    names = [] if args.eval_only else list(cfg.DATASETS.TRAIN)
+    data.check(cfg, dict.fromkeys([*names, *cfg.DATASETS.TEST]))
+    cfg.MODEL.DETR.NUM_CLASSES = data.resolve_num_classes(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def run(args: argparse.Namespace, cfg: CfgNode, results: MutableMapping[str, Any]) -> None:
+    """One process of the job; the main one puts its metrics into ``results``."""
+    _register(args)  # again: a process that launch starts has fresh catalogs
+    if comm.get_local_size() > 1 and cfg.MODEL.DEVICE == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))  # they share the cores
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="projects_deformable_detr")
+    metrics = _evaluate(args, cfg) if args.eval_only else _train(args, cfg)
+    if comm.is_main_process():
+        results.update(metrics)
+
+
+def _train(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    return dict(getattr(trainer, "_last_eval_results", None) or {})
+
+
+def _evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
+    model = Trainer.build_model(cfg)
+    Trainer.build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return dict(results)
+
+
+def _register(args: argparse.Namespace) -> None:
+    for name, json_file, image_root in args.register or []:
+        data.register(name, os.path.abspath(json_file), os.path.abspath(image_root))
+
+
+def _device(wanted: str, num_gpus: int | None) -> str:
+    """The device that the config names.
+
+    Where neither the config nor the command line names one: a GPU, or the CPU for ``--num-gpus 0`` and on a machine
+    that has no GPU. A GPU that was asked for by name or number is never replaced.
+    """
+    available = torch.cuda.device_count()
+    if wanted.startswith("cuda") and not available:
+        raise UserError(f"MODEL.DEVICE is {wanted}, but PyTorch finds no GPU here: add MODEL.DEVICE cpu")
+    if (num_gpus or 0) > available and wanted != "cpu":
+        raise UserError(
+            f"--num-gpus {num_gpus}, but PyTorch finds {available} here: ask for fewer, or add MODEL.DEVICE cpu to run "
+            "as many processes on the CPU"
+        )
+    if not wanted and num_gpus is None and not available:
+        print("No GPU found: running on the CPU.", flush=True)
+    return wanted or ("cuda" if available and num_gpus != 0 else "cpu")

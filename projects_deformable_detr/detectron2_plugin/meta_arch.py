@@ -1,0 +1,163 @@
+"""The project's meta-architectures: a pure PyTorch detector between Detectron2's inputs and outputs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.utils.visualizer import Visualizer
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from ..modeling import (
+    Detections,
+    Predictions,
+    Targets,
+    build_criterion,
+    build_detector,
+    cardinality_error,
+    postprocess,
+)
+from .data import resolve_num_classes
+
+
+class SetPredictionModel(nn.Module):
+    """What all set-prediction meta-architectures share.
+
+    Args:
+        detector: images (N, 3, H, W) and padding mask (N, H, W) to ``Predictions``. All weights are in it.
+        criterion: predictions and targets to weighted losses by name.
+        pixel_mean: per channel, in the order of ``input_format`` and the range 0–255.
+        pixel_std: the same.
+        topk: detections per image, at most.
+        vis_period: iterations between pictures of ground truth and predictions in the event storage; 0: none.
+        input_format: ``"RGB"`` or ``"BGR"``, needed for the pictures.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        detector: nn.Module,
+        criterion: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        topk: int = 100,
+        vis_period: int = 0,
+        input_format: str = "RGB",
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.criterion = criterion
+        self.topk = topk
+        self.vis_period = vis_period
+        self.input_format = input_format
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The constructor's arguments, with the backbone from Detectron2's registry."""
+        if cfg.MODEL.DETR.NUM_CLASSES == 0:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
+        return {
+            "detector": build_detector(cfg, build_backbone(cfg)),
+            "criterion": build_criterion(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "topk": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "vis_period": cfg.VIS_PERIOD,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where its inputs are moved."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Losses in training, detections otherwise.
+
+        Args:
+            batched_inputs: one dict per image, as Detectron2's dataset mapper makes them: ``image`` (3, h, w) in
+                0–255; ``instances`` with ``gt_boxes`` and ``gt_classes`` in training; ``height`` and ``width``, the
+                size in which detections are wanted, which is the image's own without them.
+
+        Returns:
+            In training, weighted scalar losses by name: their sum is to be minimised. Else one
+            ``{"instances": Instances}`` per image with ``pred_boxes``, ``scores`` and ``pred_classes``, best first.
+        """
+        images = self._preprocess(batched_inputs)
+        predictions = self.detector(images.tensor, _padding_mask(images))
+        if not self.training:
+            sizes = [
+                (int(record.get("height", size[0])), int(record.get("width", size[1])))
+                for record, size in zip(batched_inputs, images.image_sizes, strict=True)
+            ]
+            detections = postprocess(predictions, sizes, topk=self.topk)
+            return [{"instances": _instances(*pair)} for pair in zip(detections, sizes, strict=True)]
+        targets = [_targets(record["instances"]).to(self.device) for record in batched_inputs]
+        losses: dict[str, Tensor] = self.criterion(predictions, targets)
+        if has_event_storage():
+            storage = get_event_storage()
+            storage.put_scalar("cardinality_error", cardinality_error(predictions, targets))
+            if self.vis_period > 0 and storage.iter % self.vis_period == 0:
+                self._visualize(batched_inputs[0], predictions, images.image_sizes)
+        return losses
+
+    def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalises and pads; a Detectron2 backbone says what the padded size must satisfy."""
+        images = [(record["image"].to(self.device) - self.pixel_mean) / self.pixel_std for record in batched_inputs]
+        backbone = self.detector.backbone
+        return ImageList.from_tensors(
+            images,
+            getattr(backbone, "size_divisibility", 0),
+            padding_constraints=getattr(backbone, "padding_constraints", None),
+        )
+
+    @torch.no_grad()
+    def _visualize(self, record: dict[str, Any], predictions: Predictions, image_sizes: list[tuple[int, int]]) -> None:
+        """Puts ground truth beside the 20 best predictions of a training image into the event storage."""
+        image = convert_image_to_rgb(record["image"].permute(1, 2, 0), self.input_format)
+        best = postprocess(predictions, image_sizes, topk=20)[0]
+        pictures = [
+            Visualizer(image).overlay_instances(boxes=boxes.float().cpu().numpy()).get_image()
+            for boxes in (record["instances"].gt_boxes.tensor, best.boxes)
+        ]
+        picture = np.concatenate(pictures, axis=1).transpose(2, 0, 1)
+        get_event_storage().put_image("Left: ground truth; right: 20 best predictions", picture)
+
+
+def _padding_mask(images: ImageList) -> Tensor:
+    """(N, H, W) bool, True on padding."""
+    mask = torch.ones_like(images.tensor[:, 0], dtype=torch.bool)
+    for index, (height, width) in enumerate(images.image_sizes):
+        mask[index, :height, :width] = False
+    return mask
+
+
+def _targets(instances: Instances) -> Targets:
+    """Detectron2's ground truth in pixels as normalised (cx, cy, w, h)."""
+    height, width = instances.image_size
+    boxes = instances.gt_boxes.tensor.float()
+    boxes = box_convert(boxes, "xyxy", "cxcywh") / boxes.new_tensor([width, height, width, height])
+    return Targets(instances.gt_classes.long(), boxes)
+
+
+def _instances(detections: Detections, size: tuple[int, int]) -> Instances:
+    return Instances(size, pred_boxes=Boxes(detections.boxes), scores=detections.scores, pred_classes=detections.labels)
+
+
+@META_ARCH_REGISTRY.register()
+class DeformableDETR(SetPredictionModel):
+    """Deformable DETR (arXiv 2010.04159) in every variant that ``cfg.MODEL.DETR`` describes."""

@@ -1,0 +1,84 @@
+"""Detectron2's default trainer with the papers' recipe."""
+
+import weakref
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
+
+from ..optim import build_optimizer, clip_gradients
+from .checkpoint import DetectorCheckpointer
+from .data import resolve_num_classes
+from .evaluation import build_evaluator
+from .mapper import DetrDatasetMapper
+
+
+class Trainer(DefaultTrainer):
+    """``DefaultTrainer`` with DETR's mapper, optimizer and checkpointer; every hook of Detectron2 stays in place.
+
+    Beyond Detectron2's, it also trains with several processes on CPUs.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # Not DefaultTrainer's: it gives its own checkpointer to the hooks, and its distributed model GPU ids even
+        # where the model is on the CPU.
+        TrainerBase.__init__(self)
+        resolve_num_classes(cfg)  # raises where the config and the data sets disagree
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = loop(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_checkpointer(cls, cfg: CfgNode, model: nn.Module, **checkpointables: Any) -> DetectorCheckpointer:
+        """The checkpointer of ``OUTPUT_DIR``, which training, resuming and evaluating share."""
+        allow_partial = cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS
+        return DetectorCheckpointer(model, cfg.OUTPUT_DIR, allow_partial=allow_partial, **checkpointables)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """The papers' optimizer, which clips gradients at the start of each step.
+
+        In the step, as Detectron2 does it: mixed precision's scaler has then removed its scale from the gradients,
+        and has skipped the step where they overflowed.
+        """
+        optimizer = build_optimizer(cfg, model)
+        if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            optimizer.register_step_pre_hook(lambda *_: _clip(cfg, parameters))
+        return optimizer
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Detectron2's training loader with DETR's mapper."""
+        return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Detectron2's test loader with DETR's mapper."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=DetrDatasetMapper(cfg, False))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        """The evaluator that the data set's metadata asks for."""
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+
+def _clip(cfg: CfgNode, parameters: list[nn.Parameter]) -> None:
+    clip_gradients(cfg, parameters)  # its value is not the hook's: a step pre-hook that returns one replaces arguments

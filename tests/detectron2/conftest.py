@@ -1,0 +1,132 @@
+"""A tiny data set and a tiny model, made here so that every test takes seconds."""
+
+import argparse
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CLASS_COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
+CATEGORY_IDS = {"red": 3, "blue": 7}  # not 1, 2: ids must be mapped, there and back
+
+
+def write_coco(folder: Path, images: int, seed: int = 0) -> tuple[str, str]:
+    """Grey images with one or two plain rectangles each, as (JSON file, image folder)."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    records: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
+    records["categories"] = [{"id": value, "name": name} for name, value in CATEGORY_IDS.items()]
+    for index in range(images):
+        height, width = (64, 80) if index % 2 == 0 else (80, 64)
+        pixels = np.full((height, width, 3), 128, dtype=np.uint8)
+        for name in list(CLASS_COLOURS)[: 1 + index % 2]:
+            x, y = int(generator.integers(0, width - 36)), int(generator.integers(0, height - 36))
+            w, h = (int(side) for side in generator.integers(20, 36, 2))
+            pixels[y : y + h, x : x + w] = CLASS_COLOURS[name]
+            box = {"bbox": [x, y, w, h], "area": w * h, "category_id": CATEGORY_IDS[name], "iscrowd": 0}
+            records["annotations"].append({"id": len(records["annotations"]) + 1, "image_id": index + 1, **box})
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        records["images"].append({"id": index + 1, "file_name": f"{index}.png", "height": height, "width": width})
+    (folder / "annotations.json").write_text(json.dumps(records))
+    return str(folder / "annotations.json"), str(folder)
+
+
+@pytest.fixture(scope="session")
+def coco_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return write_coco(tmp_path_factory.mktemp("tiny") / "data", images=8)
+
+
+@pytest.fixture(scope="session")
+def tiny_name(coco_files: tuple[str, str]) -> str:
+    """A data set registered by Detectron2's own call."""
+    from detectron2.data.datasets import register_coco_instances
+
+    register_coco_instances("tiny_rectangles", {}, *coco_files)
+    return "tiny_rectangles"
+
+
+# The options of the tiny model, as a command line gives them.
+TINY_OPTIONS: dict[str, Any] = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.NORM": "GN",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.DETR.HIDDEN_DIM": 64,
+    "MODEL.DETR.NHEADS": 4,
+    "MODEL.DETR.ENC_LAYERS": 1,
+    "MODEL.DETR.DEC_LAYERS": 2,
+    "MODEL.DETR.DIM_FEEDFORWARD": 64,
+    "MODEL.DETR.NUM_OBJECT_QUERIES": 10,
+    "MODEL.DETR.NUM_FEATURE_LEVELS": 3,
+    "MODEL.DETR.DROPOUT": 0.0,
+    "MODEL.WEIGHTS": "",
+    "INPUT.MIN_SIZE_TRAIN": "(64,)",
+    "INPUT.MAX_SIZE_TRAIN": 96,
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.MAX_SIZE_TEST": 96,
+    "INPUT.CROP.ENABLED": False,
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 1e-3,
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.STEPS": "()",
+    "SOLVER.MAX_ITER": 4,
+    "SEED": 1,
+}
+
+
+def tiny_options(**overrides: Any) -> list[str]:
+    """KEY VALUE …, with keys of ``overrides`` written with __ for the dots."""
+    options = TINY_OPTIONS | {key.replace("__", "."): value for key, value in overrides.items()}
+    return [str(part) for pair in options.items() for part in pair]
+
+
+@pytest.fixture
+def make_cfg(tiny_name: str, tmp_path: Path) -> Callable[..., Any]:
+    """A function of overrides that returns the tiny model's config on the tiny data set."""
+
+    def make(**overrides: Any) -> Any:
+        from projects_deformable_detr import get_cfg
+
+        cfg = get_cfg("detectron2")
+        cfg.OUTPUT_DIR = str(tmp_path / "output")
+        cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (tiny_name,)
+        cfg.merge_from_list(tiny_options(**overrides))
+        return cfg
+
+    return make
+
+
+def arguments(*options, register=(), eval_only=False, resume=False, config_file="", num_gpus=1):
+    return argparse.Namespace(
+        config_file=config_file,
+        num_gpus=num_gpus,
+        num_machines=1,
+        machine_rank=0,
+        dist_url="auto",
+        resume=resume,
+        eval_only=eval_only,
+        register=list(register),
+        engine="detectron2",
+        opts=[str(option) for option in options],
+    )
+
+
+def make_job(folder, coco_files, *extra, **keywords):
+    """Arguments of a run on a data set that ``--register`` names."""
+    name = f"job_{zlib.crc32(repr(coco_files).encode())}"  # a name stands for the same files all session
+    options = tiny_options(OUTPUT_DIR=folder / "output", DATASETS__TRAIN=f"('{name}',)", DATASETS__TEST=f"('{name}',)")
+    return arguments(*options, *extra, register=[(name, *coco_files)], **keywords)
+
+
+@pytest.fixture(scope="session")
+def job() -> Callable[..., argparse.Namespace]:
+    """The function ``make_job``."""
+    return make_job

@@ -1,0 +1,158 @@
+"""Weights: both engines' files, backbones, and the refusal of what fits only in part."""
+
+import copy
+import logging
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+
+from projects_deformable_detr.checkpoint import CheckpointError, save_detector
+from projects_deformable_detr.detectron2_plugin import Trainer
+from projects_deformable_detr.detectron2_plugin.checkpoint import DetectorCheckpointer
+
+FULL_WIDTH = {
+    "MODEL__RESNETS__NORM": "FrozenBN",
+    "MODEL__RESNETS__RES2_OUT_CHANNELS": 64,
+    "MODEL__RESNETS__STEM_OUT_CHANNELS": 64,
+}
+
+
+def weights(model):
+    return torch.cat([value.float().flatten() for value in model.state_dict().values()])
+
+
+@pytest.fixture
+def model(make_cfg):
+    torch.manual_seed(0)
+    return build_model(make_cfg())
+
+
+@pytest.fixture
+def other(make_cfg):
+    torch.manual_seed(1)
+    return build_model(make_cfg())
+
+
+def load(model, cfg, path):
+    Trainer.build_checkpointer(cfg, model).resume_or_load(str(path), resume=False)
+
+
+def test_a_file_of_the_other_engine_loads(model, other, make_cfg, tmp_path):
+    save_detector(tmp_path / "model_final.pth", model.detector, iteration=3, cfg_text="")
+    load(other, make_cfg(), tmp_path / "model_final.pth")
+    assert torch.equal(weights(model), weights(other))
+
+
+def test_lightnings_layout_loads(model, other, make_cfg, tmp_path):
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "last.ckpt")
+    load(other, make_cfg(), tmp_path / "last.ckpt")
+    assert torch.equal(weights(model), weights(other))
+
+
+def test_our_file_loads_into_the_bare_detector(model, other, make_cfg, tmp_path):
+    from projects_deformable_detr.checkpoint import load_weights
+
+    Trainer.build_checkpointer(make_cfg(OUTPUT_DIR=tmp_path), model).save("model_final", iteration=1)
+    load_weights(other.detector, tmp_path / "model_final.pth")
+    assert torch.equal(weights(model), weights(other))
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_another_architecture_is_refused_with_the_keys(model, make_cfg, tmp_path, resume):
+    cfg = make_cfg(OUTPUT_DIR=tmp_path)
+    Trainer.build_checkpointer(cfg, model).save("model_final")
+    deeper = build_model(make_cfg(MODEL__DETR__ENC_LAYERS=2, MODEL__DETR__NUM_OBJECT_QUERIES=5))
+    before = weights(deeper)
+    with pytest.raises(CheckpointError, match=r"(?s)missing.*encoder\.layers\.1.*queries\.\w+.*10.*5"):
+        Trainer.build_checkpointer(cfg, deeper).resume_or_load(str(tmp_path / "model_final.pth"), resume=resume)
+    if not resume:
+        assert torch.equal(before, weights(deeper))
+
+
+def test_a_partial_load_is_allowed_when_asked_for(model, make_cfg, tmp_path):
+    Trainer.build_checkpointer(make_cfg(OUTPUT_DIR=tmp_path), model).save("model_final")
+    cfg = make_cfg(MODEL__DETR__ENC_LAYERS=2, MODEL__DETR__ALLOW_PARTIAL_WEIGHTS=True)
+    deeper = build_model(cfg)
+    load(deeper, cfg, tmp_path / "model_final.pth")
+    ours, theirs = deeper.detector.encoder.layers[0], model.detector.encoder.layers[0]
+    assert torch.equal(weights(ours), weights(theirs))
+
+
+def test_torchvision_weights_fill_the_backbone(make_cfg, tmp_path):
+    from torchvision.models import resnet18
+
+    cfg = make_cfg(**FULL_WIDTH)
+    imagenet = resnet18()
+    torch.save(imagenet.state_dict(), tmp_path / "resnet18.pth")
+    model = build_model(cfg)
+    load(model, cfg, tmp_path / "resnet18.pth")
+    assert torch.equal(model.detector.backbone.layer3[1].conv2.weight, imagenet.layer3[1].conv2.weight)
+
+
+def test_weights_that_cannot_be_downloaded_are_a_warning(model, make_cfg, monkeypatch, caplog):
+    from urllib.error import URLError
+
+    def no_network(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    before = weights(model)
+    with caplog.at_level(logging.WARNING):
+        load(model, make_cfg(), "torchvision://resnet18")
+    assert "FROM SCRATCH" in caplog.text
+    assert torch.equal(before, weights(model))
+
+
+def detectron2_backbone_file(model, folder, drop=None):
+    """A backbone as Detectron2's model zoo stores it: NumPy arrays by the backbone's own names, and a classifier."""
+    import pickle
+
+    arrays = {
+        key.removeprefix("detector.backbone."): value.numpy() + 1
+        for key, value in model.state_dict().items()
+        if key.startswith("detector.backbone.")
+    }
+    arrays["stem.fc.weight"] = arrays["stem.conv1.weight"][:1]
+    arrays.pop(drop, None)
+    file = folder / "R-18.pkl"
+    content = {"model": arrays, "__author__": "a test", "matching_heuristics": True}
+    with PathManager.open(str(file), "wb") as stream:
+        pickle.dump(content, stream)
+    return file
+
+
+def test_detectron2s_backbone_files_load_as_in_detectron2(make_cfg, tmp_path):
+    cfg = make_cfg(MODEL__BACKBONE__NAME="build_resnet_backbone", **FULL_WIDTH)
+    model = build_model(cfg)
+    before = copy.deepcopy(model)
+    load(model, cfg, detectron2_backbone_file(model, tmp_path))
+    assert torch.equal(weights(model.detector.backbone), weights(before.detector.backbone) + 1)
+    assert torch.equal(weights(model.detector.encoder), weights(before.detector.encoder))
+
+
+def test_a_backbone_file_with_a_gap_is_refused(make_cfg, tmp_path):
+    cfg = make_cfg(MODEL__BACKBONE__NAME="build_resnet_backbone", **FULL_WIDTH)
+    model = build_model(cfg)
+    with pytest.raises(CheckpointError, match=r"missing in the file: detector\.backbone\.res3\.0\.conv1\.weight"):
+        load(model, cfg, detectron2_backbone_file(model, tmp_path, drop="res3.0.conv1.weight"))
+
+
+def test_a_save_that_fails_leaves_the_last_file_whole(model, tmp_path, monkeypatch):
+    checkpointer = DetectorCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_final")
+    whole = (tmp_path / "model_final.pth").read_bytes()
+
+    def full_disk(content, stream):
+        stream.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        checkpointer.save("model_final")
+    assert (tmp_path / "model_final.pth").read_bytes() == whole

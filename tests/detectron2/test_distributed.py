@@ -1,0 +1,56 @@
+"""Two processes on gloo compute the gradients of one process with twice the batch."""
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.engine import create_ddp_model, launch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+
+import projects_deformable_detr  # noqa: F401  (registers, in the processes too)
+
+
+def batch():
+    """Four images with 3, 0, 1 and 2 objects: the ranks' numbers of boxes differ, and one image has none."""
+    generator = torch.Generator().manual_seed(0)
+    records = []
+    for count in (3, 0, 1, 2):
+        corner = torch.rand(count, 2, generator=generator) * 30
+        instances = Instances((64, 80))
+        instances.gt_boxes = Boxes(torch.cat([corner, corner + 20], dim=1))
+        instances.gt_classes = torch.arange(count) % 2
+        records.append({"image": torch.rand(3, 64, 80, generator=generator) * 255, "instances": instances})
+    return records
+
+
+def gradients(cfg, records, distributed):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    wrapped = create_ddp_model(model, broadcast_buffers=False, device_ids=None) if distributed else model
+    sum(wrapped(records).values()).backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def worker(cfg, path):
+    rank = comm.get_rank()
+    found = gradients(cfg, batch()[2 * rank : 2 * rank + 2], distributed=True)
+    torch.save(found, f"{path}/{rank}.pth")
+
+
+def test_two_processes_give_the_gradients_of_twice_the_batch(make_cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    cfg = make_cfg(MODEL__DETR__NUM_CLASSES=2)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # the processes have catalogs of their own
+    launch(worker, 2, dist_url="auto", args=(cfg, str(tmp_path)))
+    ranks = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
+    alone = gradients(cfg, batch(), distributed=False)
+    assert ranks[0].keys() == ranks[1].keys() == alone.keys()
+    for name, expected in alone.items():
+        torch.testing.assert_close(ranks[0][name], ranks[1][name], rtol=0, atol=0)
+        torch.testing.assert_close(
+            ranks[0][name], expected, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )

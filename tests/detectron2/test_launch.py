@@ -1,0 +1,72 @@
+"""What is refused before training starts, and several processes through main."""
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from projects_deformable_detr.detectron2_plugin import main
+from projects_deformable_detr.detectron2_plugin.launch import _device, setup
+from projects_deformable_detr.errors import UserError
+
+
+def refused(args, match):
+    with pytest.raises(UserError, match=match):
+        main(args)
+
+
+def test_a_key_that_does_not_exist_is_named(job, tmp_path, coco_files):
+    refused(job(tmp_path, coco_files, "MODEL.DETR.NHEAD", 4), r"MODEL\.DETR\.NHEAD")
+
+
+def test_a_config_file_that_does_not_exist_is_named(job, tmp_path, coco_files):
+    refused(job(tmp_path, coco_files, config_file="configs/nothing.yaml"), r"configs/nothing\.yaml")
+
+
+def test_a_missing_json_file_is_named(job, tmp_path, coco_files):
+    refused(job(tmp_path, ("/nowhere/annotations.json", coco_files[1])), r"/nowhere/annotations\.json")
+
+
+def test_a_missing_image_folder_is_named(job, tmp_path, coco_files):
+    refused(job(tmp_path, (coco_files[0], "/nowhere/images")), "/nowhere/images")
+
+
+def test_more_objects_than_queries_is_refused(job, tmp_path, coco_files):
+    refused(job(tmp_path, coco_files, "MODEL.DETR.NUM_OBJECT_QUERIES", 1), "NUM_OBJECT_QUERIES")
+
+
+def test_a_number_of_classes_that_disagrees_is_refused(job, tmp_path, coco_files):
+    refused(job(tmp_path, coco_files, "MODEL.DETR.NUM_CLASSES", 91), r"(?s)91.*2")
+
+
+def test_the_device_is_never_replaced_when_it_was_named(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="MODEL.DEVICE is cuda:1"):
+        _device("cuda:1", None)
+    with pytest.raises(UserError, match="--num-gpus 2"):
+        _device("", 2)
+    assert capsys.readouterr().out == ""
+    assert _device("", None) == "cpu"
+    assert "running on the CPU" in capsys.readouterr().out
+    assert _device("", 0) == _device("cpu", 2) == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert _device("", None) == _device("", 2) == "cuda"
+    assert _device("", 0) == "cpu"
+
+
+def test_a_file_that_names_the_gpu_counts_as_the_users_word(job, tmp_path, coco_files, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    file = tmp_path / "gpu.yaml"
+    file.write_text("MODEL:\n  DEVICE: cuda\nVERSION: 2\n")
+    args = job(tmp_path, coco_files, config_file=str(file))
+    at = args.opts.index("MODEL.DEVICE")
+    del args.opts[at : at + 2]
+    with pytest.raises(UserError, match="MODEL.DEVICE is cuda"):
+        setup(args)
+
+
+def test_two_processes_train_on_the_cpu_and_report(job, tmp_path, coco_files, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    results = main(job(tmp_path, coco_files, num_gpus=2))
+    assert "AP" in results["bbox"]
+    assert (tmp_path / "output" / "model_final.pth").is_file()

@@ -1,0 +1,107 @@
+"""The mapper: DETR's augmentations by Detectron2's own parts, and errors that name the file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.data import transforms as T
+
+from projects_deformable_detr.augmentation import AugmentationPolicy
+from projects_deformable_detr.detectron2_plugin.mapper import DetrDatasetMapper, build_augmentations
+
+POLICY = AugmentationPolicy(
+    flip_prob=0.5,
+    min_sizes=(48, 64),
+    max_size=100,
+    crop_prob=0.5,
+    crop_resize=(40, 50),
+    crop_range=(38, 60),
+    image_format="RGB",
+)
+
+
+def sampled_transforms(height, width, count=400):
+    """The transforms of ``count`` draws, flattened, without those that do nothing."""
+    np.random.seed(0)
+    augmentations = T.AugmentationList(build_augmentations(POLICY))
+    for _ in range(count):
+        image = T.AugInput(np.zeros((height, width, 3), np.uint8))
+        applied = [t for t in augmentations(image).transforms if not isinstance(t, T.NoOpTransform)]
+        yield image.image.shape[:2], applied
+
+
+def test_crop_and_resize_follow_the_policy():
+    cropped, crops, shorter_before = 0, [], set()
+    for size, applied in sampled_transforms(60, 90):
+        crop = [t for t in applied if isinstance(t, T.CropTransform)]
+        resizes = [t for t in applied if isinstance(t, T.ResizeTransform)]
+        assert len(resizes) == 1 + len(crop)
+        assert min(size) in POLICY.min_sizes or max(size) == POLICY.max_size
+        assert max(size) <= POLICY.max_size
+        if crop:
+            cropped += 1
+            crops.append((crop[0].h, crop[0].w))
+            shorter_before.add(min(resizes[0].new_h, resizes[0].new_w))
+    assert 160 <= cropped <= 240  # half of 400, within four standard deviations
+    assert shorter_before == set(POLICY.crop_resize)
+    heights, widths = zip(*crops, strict=True)
+    # The image is 40 or 50 high and 60 or 75 wide when it is cropped.
+    assert min(heights) >= 38 and max(heights) == 50
+    assert min(widths) >= 38 and max(widths) == 60
+    assert len(set(widths)) > 15  # every size between, not the ends only
+
+
+def test_flip_and_sizes_are_drawn_evenly():
+    flips, shorter = 0, []
+    for size, applied in sampled_transforms(60, 60):
+        flips += any(isinstance(t, T.HFlipTransform) for t in applied)
+        if not any(isinstance(t, T.CropTransform) for t in applied):
+            shorter.append(min(size))
+    assert 160 <= flips <= 240
+    assert 0.35 < np.mean(np.array(shorter) == 48) < 0.65
+
+
+def test_evaluation_only_resizes(make_cfg):
+    policy = AugmentationPolicy.from_cfg(make_cfg(), is_train=False)
+    (resize,) = build_augmentations(policy)
+    assert isinstance(resize, T.ResizeShortestEdge)
+    assert tuple(resize.short_edge_length) == (64,) and resize.max_size == 96
+
+
+def test_boxes_follow_the_image(make_cfg, coco_files):
+    record = {
+        "file_name": f"{coco_files[1]}/0.png",
+        "height": 64,
+        "width": 80,
+        "image_id": 1,
+        "annotations": [
+            {"bbox": [0, 0, 40, 32], "bbox_mode": 1, "category_id": 1, "iscrowd": 0},
+            {"bbox": [0, 0, 80, 64], "bbox_mode": 1, "category_id": 0, "iscrowd": 1},
+        ],
+    }
+    mapper = DetrDatasetMapper(
+        make_cfg(INPUT__MIN_SIZE_TRAIN=(128,), INPUT__MAX_SIZE_TRAIN=160, INPUT__RANDOM_FLIP="none")
+    )
+    mapped = mapper(record)
+    assert mapped["image"].shape == (3, 128, 160)
+    assert mapped["instances"].gt_boxes.tensor.tolist() == [[0, 0, 80, 64]]
+    assert mapped["instances"].gt_classes.tolist() == [1]
+
+
+@pytest.mark.parametrize("content", ["truncated", "text"])
+def test_a_broken_image_is_named(make_cfg, coco_files, tmp_path, content):
+    file = tmp_path / "broken.png"
+    whole = Path(coco_files[1], "0.png").read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if content == "truncated" else b"not an image")
+    record = {"file_name": str(file), "height": 64, "width": 80, "image_id": 5, "annotations": []}
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read as an image.*image id 5"):
+        DetrDatasetMapper(make_cfg())(record)
+
+
+def test_an_image_of_another_size_is_named(make_cfg, coco_files):
+    record = {"file_name": f"{coco_files[1]}/0.png", "height": 65, "width": 80, "annotations": []}
+    with pytest.raises(ValueError, match=r"0\.png.*\(80, 64\).*\(80, 65\)"):
+        DetrDatasetMapper(make_cfg())(record)

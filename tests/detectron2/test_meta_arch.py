@@ -1,0 +1,177 @@
+"""The meta-architecture: Detectron2's inputs and outputs around the detector."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from projects_deformable_detr import build_criterion, build_detector
+from projects_deformable_detr.detectron2_plugin import DeformableDETR
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def record(height=64, width=80, boxes=((8.0, 16.0, 40.0, 48.0),), labels=(1,)):
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(labels, dtype=torch.int64)
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    return {"image": image, "instances": instances, "height": 2 * height, "width": 3 * width}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_registry_builds_every_config(path):
+    from projects_deformable_detr import get_cfg
+
+    cfg = get_cfg("detectron2")
+    cfg.merge_from_file(str(path))
+    cfg.MODEL.DEVICE = "cpu"
+    if not cfg.DATASETS.TRAIN or cfg.DATASETS.TRAIN[0].startswith("shapes"):
+        cfg.MODEL.DETR.NUM_CLASSES = 5  # else taken from a file that need not be here
+    model = build_model(cfg)
+    assert isinstance(model, DeformableDETR)
+    assert all(key.startswith("detector.") for key in model.state_dict())
+
+
+def test_explicit_arguments_build_the_same_model(make_cfg):
+    cfg = make_cfg(MODEL__DETR__NUM_CLASSES=2)
+    model = DeformableDETR(
+        detector=build_detector(cfg),
+        criterion=build_criterion(cfg),
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+    )
+    assert model.state_dict().keys() == build_model(cfg).state_dict().keys()
+    assert len(model.eval()([record()])[0]["instances"]) == 20
+
+
+def test_training_gives_weighted_losses_and_logs_cardinality_apart(make_cfg):
+    model = build_model(make_cfg())
+    with EventStorage() as storage:
+        losses = model([record(), record(80, 64, boxes=(), labels=())])
+    assert {"loss_ce", "loss_bbox", "loss_giou", "loss_ce_0"} <= losses.keys()
+    assert not any("cardinality" in name for name in losses)
+    assert storage.latest()["cardinality_error"][0] >= 0
+    sum(losses.values()).backward()
+    assert [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
+
+
+def test_a_loop_without_event_storage_trains_too(make_cfg):
+    assert sum(build_model(make_cfg())([record()]).values()).isfinite()
+
+
+class Recorder(nn.Module):
+    """Stands for a module and keeps what it was called with."""
+
+    def __init__(self, backbone=None):
+        super().__init__()
+        self.backbone = backbone
+        self.calls = []
+
+    def forward(self, *arguments):
+        self.calls.append(arguments)
+        return {}
+
+
+def test_targets_are_normalised_by_each_images_own_size(make_cfg):
+    model = build_model(make_cfg())
+    model.criterion = Recorder()
+    model([record(64, 80), record(40, 40, boxes=((0.0, 0.0, 40.0, 20.0),), labels=(0,))])
+    (_, targets), *_ = model.criterion.calls
+    torch.testing.assert_close(targets[0].boxes, torch.tensor([[0.3, 0.5, 0.4, 0.5]]))
+    torch.testing.assert_close(targets[1].boxes, torch.tensor([[0.5, 0.25, 1.0, 0.5]]))
+    assert [target.labels.tolist() for target in targets] == [[1], [0]]
+
+
+@pytest.mark.parametrize(("divisibility", "padded"), [(0, (80, 100)), (64, (128, 128))])
+def test_images_are_normalised_then_padded_with_zeros_under_the_mask(make_cfg, divisibility, padded):
+    backbone = nn.Identity()
+    backbone.size_divisibility, backbone.padding_constraints = divisibility, {}
+    mean, std = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
+    model = DeformableDETR(detector=Recorder(backbone), criterion=Recorder(), pixel_mean=mean, pixel_std=std)
+    sizes = [(80, 60), (50, 100)]
+    model(
+        [{"image": torch.full((3, *size), 40, dtype=torch.uint8), "instances": record()["instances"]} for size in sizes]
+    )
+    ((images, mask),) = model.detector.calls
+    assert images.shape == (2, 3, *padded) and mask.shape == (2, *padded)
+    for image, padding, (height, width) in zip(images, mask, sizes, strict=True):
+        assert not padding[:height, :width].any() and padding.sum() == padded[0] * padded[1] - height * width
+        assert (image[:, padding] == 0).all()
+        assert image[:, ~padding].unique(dim=1).flatten().tolist() == [15.0, 5.0, 2.0]
+
+
+def test_detections_are_in_the_size_that_the_record_names(make_cfg):
+    model = build_model(make_cfg(TEST__DETECTIONS_PER_IMAGE=7)).eval()
+    named, bare = record(), record()
+    bare = {"image": bare["image"]}
+    with torch.no_grad():
+        outputs = [output["instances"] for output in model([named, bare])]
+    assert [output.image_size for output in outputs] == [(128, 240), (64, 80)]
+    for output in outputs:
+        assert len(output) == 7
+        assert output.scores.tolist() == sorted(output.scores.tolist(), reverse=True)
+        assert output.pred_classes.max() < 2
+        clipped = output.pred_boxes.clone()
+        clipped.clip(output.image_size)
+        assert torch.equal(clipped.tensor, output.pred_boxes.tensor)
+
+
+def test_vis_period_puts_a_picture_into_the_storage(make_cfg):
+    model = build_model(make_cfg(VIS_PERIOD=2))
+    with EventStorage(start_iter=1) as storage:
+        model([record()])
+        assert not storage._vis_data
+        storage.step()
+        model([record()])
+        assert storage._vis_data[0][1].shape == (3, 64, 160)
+
+
+@pytest.mark.parametrize(
+    ("builder", "features"),
+    [
+        ("build_resnet_backbone", ["res3", "res4", "res5"]),
+        ("build_resnet_fpn_backbone", ["p3", "p4", "p5"]),
+        ("build_deformable_detr_resnet_backbone", ["res5"]),
+    ],
+)
+def test_detectron2_backbones_train_and_detect(make_cfg, builder, features):
+    cfg = make_cfg(
+        MODEL__BACKBONE__NAME=builder,
+        MODEL__DETR__IN_FEATURES=features,
+        MODEL__RESNETS__RES2_OUT_CHANNELS=64,
+        MODEL__RESNETS__STEM_OUT_CHANNELS=64,
+        MODEL__FPN__IN_FEATURES=["res3", "res4", "res5"],
+    )
+    model = build_model(cfg)
+    sum(model([record(), record(48, 50)]).values()).backward()
+    assert model.detector.backbone.training
+    assert len(model.eval()([record()])[0]["instances"]) == 20
+    assert [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
+
+
+def test_our_backbone_serves_detectron2s_own_meta_architectures(make_cfg):
+    cfg = make_cfg(
+        MODEL__META_ARCHITECTURE="RetinaNet",
+        MODEL__RETINANET__IN_FEATURES=["res5"],
+        MODEL__ANCHOR_GENERATOR__SIZES=[[32]],
+        MODEL__RETINANET__NUM_CLASSES=2,
+        MODEL__RETINANET__NUM_CONVS=1,
+        MODEL__RESNETS__OUT_FEATURES=["res5"],
+    )
+    model = build_model(cfg)
+    with EventStorage():
+        assert sum(model([record()]).values()).isfinite()
+
+
+def test_a_backbone_of_another_depth_of_colour_is_refused(make_cfg):
+    cfg = make_cfg(MODEL__PIXEL_MEAN=[0.0], MODEL__PIXEL_STD=[1.0])
+    with pytest.raises(ValueError, match="3 channels"):
+        build_model(cfg)

@@ -1,0 +1,90 @@
+"""Training, evaluating, resuming and predicting with Detectron2's own parts, on a tiny data set."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.engine import DefaultPredictor
+
+from projects_deformable_detr.detectron2_plugin import Trainer, main
+from projects_deformable_detr.detectron2_plugin.launch import setup
+
+ROOT = Path(__file__).parents[2]
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.json").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(job, tmp_path_factory, coco_files):
+    """A run of 60 steps: its folder and the metrics that main returned."""
+    folder = tmp_path_factory.mktemp("trained")
+    results = main(job(folder, coco_files, "SOLVER.MAX_ITER", 60, "SOLVER.CHECKPOINT_PERIOD", 30))
+    return folder / "output", results
+
+
+def test_training_lowers_the_loss_and_leaves_detectron2s_files(trained):
+    folder, results = trained
+    losses = [line["total_loss"] for line in metrics(folder) if "total_loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-red", "AP-blue"} <= results["bbox"].keys()
+    for name in ("config.yaml", "model_final.pth", "model_0000029.pth", "inference/coco_instances_results.json"):
+        assert (folder / name).is_file(), name
+    assert "cardinality_error" in metrics(folder)[0]
+    records = json.loads((folder / "inference/coco_instances_results.json").read_text())
+    assert {record["category_id"] for record in records} <= {3, 7}
+    assert not list(folder.glob(".model*"))  # nothing left of atomic writing
+
+
+def test_eval_only_gives_the_metrics_of_the_training_run(trained, job, tmp_path, coco_files):
+    folder, results = trained
+    again = main(job(tmp_path, coco_files, "MODEL.WEIGHTS", folder / "model_final.pth", eval_only=True))
+    assert again["bbox"] == pytest.approx(results["bbox"], nan_ok=True)
+
+
+def test_the_saved_config_predicts_with_detectron2s_predictor(trained, coco_files):
+    from projects_deformable_detr import get_cfg
+
+    folder, _ = trained
+    cfg = get_cfg("detectron2")
+    cfg.merge_from_file(str(folder / "config.yaml"))
+    assert cfg.MODEL.DETR.NUM_CLASSES == 2
+    cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
+    instances = DefaultPredictor(cfg)(cv2.imread(f"{coco_files[1]}/1.png"))["instances"]
+    assert instances.image_size == (80, 64)
+    assert len(instances) == 20 and torch.isfinite(instances.pred_boxes.tensor).all()
+
+
+def test_training_resumes_where_a_killed_run_stopped(job, tmp_path, coco_files):
+    folder = tmp_path / "output"
+    endless = job(tmp_path, coco_files, "SOLVER.MAX_ITER", 100000, "SOLVER.CHECKPOINT_PERIOD", 5)
+    command = [sys.executable, "train_net.py", "--engine", "detectron2", "--register", *endless.register[0]]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen([*command, *endless.opts], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "model_0000009.pth").exists() and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+
+    last = torch.load(folder / (folder / "last_checkpoint").read_text(), weights_only=True)
+    first = last["iteration"] + 1
+    assert first >= 5
+    stop = first + 3
+    trainer = Trainer(setup(job(tmp_path, coco_files, "SOLVER.MAX_ITER", stop, resume=True)))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == first
+    assert {int(state["step"]) for state in trainer.optimizer.state_dict()["state"].values()} == {first}
+    trainer.train()
+    assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == stop - 1
