@@ -1,0 +1,144 @@
+"""Data sets by name: the built-in ones, and those that a person registers."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .problems import DatasetError
+
+_logger = logging.getLogger(__name__)
+
+# Name: (JSON file, image folder) below $DETECTRON2_DATASETS. COCO's are where Detectron2 looks for them.
+_BUILTIN = {
+    "shapes_train": ("shapes/annotations/instances_train.json", "shapes/train"),
+    "shapes_val": ("shapes/annotations/instances_val.json", "shapes/val"),
+    "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
+    "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
+}
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Where a data set in COCO's instances format lies: its name, its JSON file and its folder of images."""
+
+    name: str
+    json_file: str | Path
+    image_root: str | Path
+
+
+_registered: dict[str, DatasetSpec] = {}
+
+
+def datasets_root() -> Path:
+    """The folder of the built-in data sets: ``$DETECTRON2_DATASETS``, or ``datasets``, as for Detectron2."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def names() -> list[str]:
+    """All known names: built-in first, then in order of registration."""
+    return [*_BUILTIN, *_registered]
+
+
+def get(name: str) -> DatasetSpec:
+    """The data set called ``name``. Its files need not exist.
+
+    Raises:
+        DatasetError: for an unknown name; the message lists the known ones.
+    """
+    if name in _BUILTIN:
+        json_file, image_root = _BUILTIN[name]
+        return DatasetSpec(name, datasets_root() / json_file, datasets_root() / image_root)
+    if name not in _registered:
+        raise DatasetError(
+            f"unknown data set {name!r}: known are {', '.join(names())}; "
+            "name another with --register NAME JSON IMAGE_ROOT"
+        )
+    return _registered[name]
+
+
+def register(name: str, json_file: str | Path, image_root: str | Path) -> DatasetSpec:
+    """Names a data set in COCO's instances format; the same call again is harmless.
+
+    Raises:
+        DatasetError: if the name is empty, or stands for other files already.
+    """
+    if not name:
+        raise DatasetError(f"a data set needs a name: --register NAME JSON IMAGE_ROOT (JSON is {json_file})")
+    spec = DatasetSpec(name, json_file, image_root)
+    if name in names():
+        known = get(name)
+        if _locations(known) != _locations(spec):
+            raise DatasetError(
+                f"data set {name!r} already stands for {known.json_file} with images in {known.image_root}, "
+                f"not {json_file} with images in {image_root}: choose another name"
+            )
+        return known
+    _registered[name] = spec
+    return spec
+
+
+def _locations(spec: DatasetSpec) -> tuple[str, str]:
+    return os.path.abspath(spec.json_file), os.path.abspath(spec.image_root)
+
+
+def resolve_num_classes(cfg: Any, class_names: Callable[[str], tuple[str, ...]] | None = None) -> int:
+    """The number of classes of the model that ``cfg`` describes.
+
+    It is the number of categories of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, which must agree with each other
+    and with ``MODEL.DETR.NUM_CLASSES`` where that is set. With ``NUM_CLASSES`` set, data sets whose JSON file is
+    not on this machine are not compared, so that a trained model can be built without its data.
+
+    Args:
+        cfg: a config of either engine.
+        class_names: data set name → its class names in contiguous order; by default from the JSON file.
+
+    Raises:
+        DatasetError: if numbers or class names disagree (both are named), if a data set cannot be read, or if
+            there is nothing to take the number from.
+    """
+    wanted = int(cfg.MODEL.DETR.NUM_CLASSES)
+    if wanted < 0:
+        raise DatasetError(f"MODEL.DETR.NUM_CLASSES is {wanted}: set a number of classes, or 0 for the data set's")
+    first: tuple[str, tuple[str, ...]] | None = None
+    for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+        if class_names is not None:
+            found = class_names(name)
+        elif wanted and not Path(get(name).json_file).is_file():
+            _logger.info("data set %s is not on this machine: its classes are not compared with the model's", name)
+            continue
+        else:
+            from .coco import read_class_names  # late: coco imports DatasetSpec from here
+
+            found = read_class_names(get(name))
+        if wanted and len(found) != wanted:
+            raise DatasetError(
+                f"MODEL.DETR.NUM_CLASSES is {wanted}, but data set {name} has {len(found)} categories: set it to "
+                f"{len(found)}, or to 0, which takes the number from the data set"
+            )
+        if first is None:
+            first = (name, found)
+        else:
+            _check_same_classes(*first, name, found)
+    if first is None and not wanted:
+        raise DatasetError(
+            "MODEL.DETR.NUM_CLASSES is 0 and DATASETS.TRAIN and DATASETS.TEST are empty: there is nothing to take "
+            "the number of classes from; set one of them"
+        )
+    return wanted or len(first[1] if first else ())
+
+
+def _check_same_classes(name_a: str, a: tuple[str, ...], name_b: str, b: tuple[str, ...]) -> None:
+    if len(a) != len(b):
+        raise DatasetError(
+            f"data set {name_a} has {len(a)} categories, but {name_b} has {len(b)}: data sets of one run need the "
+            "same categories"
+        )
+    for index, pair in enumerate(zip(a, b, strict=True)):
+        if pair[0] != pair[1]:
+            raise DatasetError(
+                f"class {index} is {pair[0]!r} in data set {name_a}, but {pair[1]!r} in {name_b}: data sets of one "
+                "run need the same categories in the same order of their ids"
+            )

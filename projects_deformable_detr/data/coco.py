@@ -1,0 +1,286 @@
+"""COCO's instances format: every check that can be made before training, and Detectron2's records.
+
+Category ids, sorted, become contiguous class ids 0, 1, …, as in Detectron2. The rule for boxes:
+
+- a box that is not four finite numbers, or of negative width or height, is always an error;
+- every other box is clipped to its image;
+- a box without area then is an error, or (``"drop"``) is left out, with one warning that counts such boxes;
+- crowds are never objects to train on; they stay in the records, marked ``iscrowd``.
+"""
+
+import functools
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .catalog import DatasetSpec
+from .coco_annotations import AnnotationReader
+from .problems import DatasetError, Problems
+
+Record = dict[str, Any]
+_logger = logging.getLogger(__name__)
+_KEYS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True)
+class CocoSummary:
+    """What is known of a data set that passed its checks.
+
+    Attributes:
+        name: of the data set.
+        class_names: of class 0, 1, ….
+        category_ids: the file's category id of class 0, 1, ….
+        num_images: in the file.
+        num_annotations: kept, crowds included.
+        num_crowd: crowds among them.
+        dropped: boxes without area, left out (``invalid_boxes="drop"``).
+        clipped: boxes that reached out of their image.
+        most_objects: the largest number of objects to train on in one image.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    num_images: int
+    num_annotations: int
+    num_crowd: int
+    dropped: int
+    clipped: int
+    most_objects: int
+
+
+def inspect(
+    spec: DatasetSpec,
+    invalid_boxes: str = "error",
+    max_objects: int | None = None,
+    *,
+    for_evaluation: bool = False,
+) -> CocoSummary:
+    """Checks a data set in full, its pixels excepted.
+
+    Args:
+        spec: where it lies.
+        invalid_boxes: ``"error"`` or ``"drop"``: what becomes of boxes without area.
+        max_objects: the number of queries; an image with more objects is an error. None: any number.
+        for_evaluation: also ask for ``area`` and ``iscrowd``, which pycocotools needs in every annotation.
+
+    Raises:
+        DatasetError: for everything that is wrong, at once: files, records, remedies. Annotations are looked at
+            only when images and categories are sound.
+        ValueError: for another ``invalid_boxes``.
+    """
+    return load(spec, invalid_boxes, max_objects, for_evaluation=for_evaluation)[0]
+
+
+def load_records(spec: DatasetSpec, invalid_boxes: str = "error", filter_empty: bool = False) -> list[Record]:
+    """Detectron2's standard records, one an image, in the order of the image ids.
+
+    Each has ``file_name``, ``height``, ``width``, ``image_id`` and ``annotations``: ``bbox`` as [x, y, width,
+    height] in pixels, clipped to the image, ``bbox_mode`` 1 (``BoxMode.XYWH_ABS``), ``category_id`` contiguous,
+    ``iscrowd``, and ``segmentation`` as it stands in the file, where it has one.
+
+    Args:
+        spec: where the data set lies.
+        invalid_boxes: as for `inspect`.
+        filter_empty: leave out images without an object to train on.
+
+    Raises:
+        DatasetError: as `inspect`.
+    """
+    records = load(spec, invalid_boxes)[1]
+    if filter_empty:
+        records = [record for record in records if any(not item["iscrowd"] for item in record["annotations"])]
+    return records
+
+
+def load(
+    spec: DatasetSpec,
+    invalid_boxes: str = "error",
+    max_objects: int | None = None,
+    *,
+    for_evaluation: bool = False,
+) -> tuple[CocoSummary, list[Record]]:
+    """`inspect` and `load_records` in one reading of the file."""
+    if invalid_boxes not in ("error", "drop"):
+        raise ValueError(f"DATASETS.INVALID_BOXES is {invalid_boxes!r}: choose error or drop")
+    content = _read_json(spec)
+    problems = Problems()
+    if not os.path.isdir(spec.image_root):
+        problems.add("missing image folder", str(spec.image_root), "Correct the path, or put the images there.")
+    categories = _read_categories(content["categories"], problems)
+    records = _read_images(content["images"], spec, problems)
+    problems.raise_if_any(spec.name, spec.json_file)
+
+    reader = AnnotationReader(records, categories, problems, invalid_boxes == "drop", for_evaluation)
+    for annotation in content["annotations"]:
+        reader.read(annotation)
+    most_objects = _check_counts(records, reader, max_objects, problems)
+    problems.raise_if_any(spec.name, spec.json_file)
+    if reader.dropped:
+        _warn_once(
+            f"data set {spec.name} ({spec.json_file}): boxes without area, left out as DATASETS.INVALID_BOXES is "
+            f"drop: {len(reader.dropped)} of {len(content['annotations'])} (annotation ids "
+            f"{', '.join(map(str, reader.dropped[:5]))}{', …' if len(reader.dropped) > 5 else ''})"
+        )
+    summary = CocoSummary(
+        spec.name,
+        class_names=tuple(categories.values()),
+        category_ids=tuple(categories),
+        num_images=len(records),
+        num_annotations=reader.kept,
+        num_crowd=reader.crowds,
+        dropped=len(reader.dropped),
+        clipped=reader.clipped,
+        most_objects=most_objects,
+    )
+    return summary, [records[image_id] for image_id in sorted(records)]
+
+
+def read_class_names(spec: DatasetSpec) -> tuple[str, ...]:
+    """The names of class 0, 1, …: the file's categories in the order of their ids.
+
+    Raises:
+        DatasetError: if the file is missing, not in COCO's format, or has unusable categories.
+    """
+    path = Path(spec.json_file)
+    if not path.is_file():
+        _read_json(spec)  # raises
+    status = path.stat()
+    return _class_names(spec, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _class_names(spec: DatasetSpec, modified: int, size: int) -> tuple[str, ...]:
+    """Cached for as long as the file does not change: COCO's takes seconds to parse."""
+    problems = Problems()
+    categories = _read_categories(_read_json(spec)["categories"], problems)
+    problems.raise_if_any(spec.name, spec.json_file)
+    return tuple(categories.values())
+
+
+def _read_json(spec: DatasetSpec) -> dict[str, Any]:
+    where = f"data set {spec.name}: annotation file {spec.json_file}"
+    try:
+        content = json.loads(Path(spec.json_file).read_bytes())
+    except FileNotFoundError as error:
+        raise DatasetError(f"{where} does not exist: {_how_to_get(spec)}") from error
+    except OSError as error:
+        raise DatasetError(f"{where} cannot be read ({error.strerror}): name a file that can") from error
+    except ValueError as error:  # not JSON, or not text
+        raise DatasetError(f"{where} is not JSON ({error}): name a JSON file in COCO's instances format") from error
+    if not isinstance(content, dict):
+        hint = ""
+        if isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]:
+            hint = " (it looks like a file of results)"
+        raise DatasetError(
+            f"{where} holds a {type(content).__name__}{hint}, not an object with images, annotations and categories: "
+            "name a JSON file in COCO's instances format"
+        )
+    wrong = [key for key in _KEYS if not isinstance(content.get(key), list)]
+    if wrong:
+        raise DatasetError(
+            f"{where} has no list {', '.join(repr(key) for key in wrong)} (its keys: {', '.join(content) or 'none'}): "
+            "name a JSON file in COCO's instances format"
+        )
+    return content
+
+
+def _how_to_get(spec: DatasetSpec) -> str:
+    if spec.name.startswith("shapes_"):
+        return "make it with python -m projects_deformable_detr.data.shapes, or set DETECTRON2_DATASETS to its folder"
+    if spec.name.startswith("coco_"):
+        return "put COCO there as Detectron2's documentation says, or set DETECTRON2_DATASETS to its folder"
+    return "correct the path"
+
+
+def _read_categories(entries: list[Any], problems: Problems) -> dict[int, str]:
+    """Category id → name, in the order of the ids."""
+    found: dict[int, str] = {}
+    for index, entry in enumerate(entries):
+        fine = isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("name"), str)
+        if not fine:
+            remedy = "Give each a whole number 'id' and a text 'name'."
+            problems.add("categories that are incomplete", f"categories[{index}] is {_short(entry)}", remedy)
+        elif entry["id"] in found:
+            names = f"id {entry['id']}: {found[entry['id']]!r} and {entry['name']!r}"
+            problems.add("category ids that are used twice", names, "Give every category its own id.")
+        else:
+            found[entry["id"]] = entry["name"]
+    if not entries:
+        problems.add("empty list of categories", "'categories'", "List the classes there.")
+    return dict(sorted(found.items()))
+
+
+def _read_images(entries: list[Any], spec: DatasetSpec, problems: Problems) -> dict[int, Record]:
+    """Image id → record without annotations."""
+    found: dict[int, Record] = {}
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not _is_image(entry):
+            remedy = "Give each a whole number 'id', a text 'file_name', and 'width' and 'height' in pixels."
+            problems.add("images that are incomplete", f"images[{index}] is {_short(entry)}", remedy)
+            continue
+        if entry["id"] in found:
+            names = f"id {entry['id']}: {entry['file_name']}"
+            problems.add("image ids that are used twice", names, "Give every image its own id.")
+        path = os.path.join(spec.image_root, entry["file_name"])
+        size = {"height": entry["height"], "width": entry["width"]}
+        found[entry["id"]] = {"file_name": path, **size, "image_id": entry["id"], "annotations": []}
+    if not entries:
+        problems.add("empty list of images", "'images'", "List the images there.")
+    if os.path.isdir(spec.image_root):
+        _check_files(found, problems)
+    return found
+
+
+def _is_image(entry: dict[str, Any]) -> bool:
+    numbers = all(type(entry.get(key)) is int for key in ("id", "width", "height"))
+    return numbers and entry["width"] > 0 and entry["height"] > 0 and isinstance(entry.get("file_name"), str)
+
+
+def _check_files(records: dict[int, Record], problems: Problems) -> None:
+    """Looks for every image file. Folders are listed, not files asked for: 118,000 images take a moment."""
+    listed: dict[str, set[str]] = {}
+    for record in records.values():
+        folder, name = os.path.split(record["file_name"])
+        if folder not in listed:
+            listed[folder] = _file_names(folder)
+        if name not in listed[folder]:
+            remedy = "Put them there, correct the image folder, or remove their records."
+            problems.add("image files that are missing", record["file_name"], remedy)
+
+
+def _file_names(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if not entry.is_dir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def _check_counts(
+    records: dict[int, Record], reader: AnnotationReader, max_objects: int | None, problems: Problems
+) -> int:
+    """The most objects to train on in an image, which ``max_objects`` must allow."""
+    if reader.kept == reader.crowds:
+        problems.add("empty list of objects", "'annotations' has none to train on", "List the objects' boxes there.")
+    most = max(reader.objects.values(), default=0)
+    if max_objects is not None and most > max_objects:
+        remedy = f"A query finds one object: set MODEL.DETR.NUM_OBJECT_QUERIES to at least {most}."
+        for image_id, count in reader.objects.items():
+            if count > max_objects:
+                where = f"{records[image_id]['file_name']} has {count}"
+                problems.add(f"images with more objects than the {max_objects} queries", where, remedy)
+    return most
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _logger.warning(message)
