@@ -57,7 +57,7 @@ class Tokenizer(nn.Module):
             values=torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1),
             positions=torch.cat(positions, dim=1),
             padding_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
-            spatial_shapes=tuple((level.shape[2], level.shape[3]) for level in maps),
+            spatial_shapes=tuple(_size(level) for level in maps),
             valid_ratios=torch.stack([_valid_ratio(mask) for mask in masks], dim=1),
         )
 
@@ -69,6 +69,12 @@ class Tokenizer(nn.Module):
             source = project(source)
             maps.append(source)
         return maps
+
+
+def _size(level: Tensor) -> tuple[int, int]:
+    """(H, W) of a feature map. While TorchScript traces, sizes are tensors: they become constants there."""
+    height, width = level.shape[-2:]
+    return (int(height), int(width)) if torch.jit.is_tracing() else (height, width)
 
 
 def _resize_mask(mask: Tensor, size: torch.Size) -> Tensor:

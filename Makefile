@@ -1,0 +1,43 @@
+# make demo   a trained small detector, its COCO table and pictures, from nothing
+# make test   everything that CI runs
+# Others: setup, lint, format, op-test, clean. PYTHON and VENV may be set.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Files whose change asks for a new installation or a new build of the op.
+SOURCES := setup.py pyproject.toml $(wildcard ops/*.py ops/csrc/*.* ops/csrc/*/*.*)
+
+.PHONY: help setup demo test lint format clean
+
+help:
+	@sed -n '1,3s/^# //p' $(MAKEFILE_LIST)
+
+setup: $(STAMP)
+
+# System packages are visible: an installed torch, torchvision and Detectron2 are used, not fetched again.
+$(STAMP): $(SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[standalone,test,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python tools/demo.py
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'ops/csrc/*.h' 'ops/csrc/*.cpp' 'ops/csrc/*.cu' 'ops/csrc/*.cuh')
+
+format: $(STAMP)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'ops/csrc/*.h' 'ops/csrc/*.cpp' 'ops/csrc/*.cu' 'ops/csrc/*.cuh')
+
+clean:
+	rm -rf $(VENV) build ops/build *.egg-info ops/*.egg-info output datasets
+	find . -name '*.so' -path '*ms_deform_attn*' -delete
