@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 # Files whose change asks for a new installation or a new build of the op.
 SOURCES := setup.py pyproject.toml $(wildcard ops/*.py ops/csrc/*.* ops/csrc/*/*.*)
@@ -18,7 +19,9 @@ setup: $(STAMP)
 # System packages are visible: an installed torch, torchvision and Detectron2 are used, not fetched again.
 $(STAMP): $(SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[standalone,test,dev]'
+	@# torch comes first: the op is compiled against the torch that it will run under.
+	$(PIP) 'torch>=2.11' 'torchvision>=0.26'
+	$(PIP) -e '.[standalone,test,dev]'
 	@touch $@
 
 demo: $(STAMP)
