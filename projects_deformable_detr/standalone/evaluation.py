@@ -1,0 +1,160 @@
+"""COCO's detection metrics with pycocotools, reported as Detectron2's evaluator reports them."""
+
+import contextlib
+import io
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tabulate import tabulate
+from torch import distributed
+
+from ..data.catalog import DatasetSpec
+from ..data.coco import CocoSummary
+from ..modeling import Detections
+
+logger = logging.getLogger(__name__)
+Result = dict[str, Any]
+
+# Name of the metric, IoU threshold (None: the mean over 0.50, 0.55 … 0.95), and object size.
+_METRICS = (
+    ("AP", None, "all"),
+    ("AP50", 0.5, "all"),
+    ("AP75", 0.75, "all"),
+    ("APs", None, "small"),
+    ("APm", None, "medium"),
+    ("APl", None, "large"),
+)
+
+
+class CocoEvaluator:
+    """Gathers detections of one data set, over all ranks, and computes its metrics.
+
+    Args:
+        spec: the data set; its JSON file is the ground truth, as it stands.
+        summary: its class names and category ids.
+        max_detections: per image, the best first.
+    """
+
+    def __init__(self, spec: DatasetSpec, summary: CocoSummary, max_detections: int = 100) -> None:
+        self.spec = spec
+        self.summary = summary
+        self.max_detections = max_detections
+        self._found: list[tuple[int, np.ndarray]] = []
+        self._truth: COCO | None = None
+
+    def reset(self) -> None:
+        """Forgets all detections."""
+        self._found = []
+
+    def add(self, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
+        """Takes detections in pixels of the original images."""
+        for image_id, found in zip(image_ids, detections, strict=True):
+            columns = [found.boxes, found.scores[:, None], found.labels[:, None].to(found.boxes.dtype)]
+            table = np.concatenate([column.float().cpu().numpy() for column in columns], axis=1)
+            self._found.append((image_id, table))  # (K, 6): x1, y1, x2, y2, score, class
+
+    def evaluate(self, output_dir: Path) -> dict[str, dict[str, float]]:
+        """Writes COCO's results file and returns ``{"bbox": metrics}`` in percent; ``{}`` on ranks other than 0."""
+        found = _gather(self._found)
+        if found is None:
+            return {}
+        results = self._results(found)
+        path = output_dir / "coco_instances_results.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results))
+        logger.info("%s: %d detections written to %s", self.spec.name, len(results), path)
+        metrics = compute_metrics(self.truth, results, self.summary.class_names, self.max_detections)
+        logger.info("Results of %s (bbox):\n%s", self.spec.name, format_metrics(metrics))
+        return {"bbox": metrics}
+
+    @property
+    def truth(self) -> COCO:
+        """The ground truth, read once."""
+        if self._truth is None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._truth = COCO(str(self.spec.json_file))
+        return self._truth
+
+    def _results(self, found: list[tuple[int, np.ndarray]]) -> list[Result]:
+        """COCO's results format: corners become (x, y, w, h), contiguous ids the file's categories."""
+        return [
+            {
+                "image_id": image_id,
+                "category_id": self.summary.category_ids[int(label)],
+                "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
+                "score": float(score),
+            }
+            for image_id, table in found
+            for x1, y1, x2, y2, score, label in table
+        ]
+
+
+def _gather(found: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]] | None:
+    """All ranks' detections on rank 0, in the order of image ids; None on others."""
+    if distributed.is_available() and distributed.is_initialized():
+        rank = distributed.get_rank()
+        parts: list[Any] | None = [None] * distributed.get_world_size() if rank == 0 else None
+        distributed.gather_object(found, parts)
+        if parts is None:
+            return None
+        found = [item for part in parts for item in part]
+    # One order however the work was shared: equal scores are ranked by it.
+    return sorted(found, key=lambda item: item[0])
+
+
+def compute_metrics(
+    truth: COCO, results: list[Result], class_names: Sequence[str], max_detections: int = 100
+) -> dict[str, float]:
+    """AP, AP50, AP75, APs, APm, APl and AP of each class, in percent; NaN where there is nothing to measure.
+
+    Args:
+        truth: the ground truth.
+        results: in COCO's results format.
+        class_names: in the order of the file's sorted category ids.
+        max_detections: detections of an image that count, the best first; COCO's own is 100.
+    """
+    if not results:
+        logger.warning("There are no detections at all: every metric is NaN.")
+        return {name: math.nan for name, _, _ in _METRICS}
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.params.maxDets = [1, 10, max_detections]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision, params = evaluation.eval["precision"], evaluation.params  # (IoU, recall, class, size, maxDets)
+    metrics = {}
+    for name, threshold, size in _METRICS:
+        chosen = slice(None) if threshold is None else np.isclose(params.iouThrs, threshold)
+        metrics[name] = _mean_percent(precision[chosen, :, :, params.areaRngLbl.index(size), -1])
+    if len(class_names) > 1:
+        for index, name in enumerate(class_names):
+            metrics[f"AP-{name}"] = _mean_percent(precision[:, :, index, 0, -1])
+    return metrics
+
+
+def _mean_percent(values: np.ndarray) -> float:
+    """pycocotools marks with -1 what has no ground truth."""
+    valid = values[values > -1]
+    return float(valid.mean() * 100) if valid.size else math.nan
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    """A table of the six COCO metrics, and one of the classes."""
+    names = [name for name, _, _ in _METRICS]
+    text = tabulate([[metrics[name] for name in names]], names, tablefmt="pipe", floatfmt=".3f", stralign="center")
+    classes = [(name.removeprefix("AP-"), value) for name, value in metrics.items() if name.startswith("AP-")]
+    if classes:
+        columns = min(3, len(classes))
+        rows = [
+            [cell for pair in classes[begin : begin + columns] for cell in pair]
+            for begin in range(0, len(classes), columns)
+        ]
+        text += "\n" + tabulate(rows, ["category", "AP"] * columns, tablefmt="pipe", floatfmt=".3f")
+    return text

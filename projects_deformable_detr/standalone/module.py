@@ -1,0 +1,160 @@
+"""The detector, its criterion and its data as a Lightning module."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..modeling import build_criterion, build_detector, cardinality_error, postprocess
+from ..optim import build_optimizer, clip_gradients
+from . import data
+from .evaluation import CocoEvaluator
+from .schedule import build_scheduler
+
+
+class DetectionModule(L.LightningModule):
+    """Trains and evaluates ``self.detector``; its weights are named ``detector.…``, as in the Detectron2 engine.
+
+    Args:
+        cfg: the config, with the number of classes and the device resolved.
+        records: training images; None where only evaluation is wanted.
+        evaluators: one for each of ``DATASETS.TEST``.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # a rank may find no test image left for it
+
+    def __init__(self, cfg: Any, records: data.Records | None, evaluators: list[CocoEvaluator]) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.records = records
+        self.evaluators = evaluators
+        self.detector = build_detector(cfg)
+        self.criterion = build_criterion(cfg)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        self.seed = cfg.SEED if cfg.SEED >= 0 else int(torch.seed() % 2**31)
+        self.last_losses: dict[str, float] = {}
+        self.metrics: dict[str, Any] = {}
+        self.evaluated_at = -1  # iterations done when ``metrics`` were measured
+        self._losses: dict[str, Tensor] = {}
+
+    def setup(self, stage: str) -> None:
+        """All ranks share the seed of rank 0."""
+        self.seed = self.trainer.strategy.broadcast(self.seed)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Lightning asks for it after it has restored a checkpoint: the loader begins where that run stood."""
+        assert self.records is not None
+        return data.training_loader(
+            self.cfg,
+            self.records,
+            self.seed,
+            start=self.trainer.global_step,
+            rank=self.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """One for each of ``DATASETS.TEST``."""
+        ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size}
+        return [data.evaluation_loader(self.cfg, item.spec.name, **ranks) for item in self.evaluators]
+
+    def configure_optimizers(self) -> Any:
+        """The shared recipe's optimizer, and Detectron2's schedule, which advances every iteration."""
+        optimizer = build_optimizer(self.cfg, self)
+        schedule = {"scheduler": build_scheduler(self.cfg, optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clips as the config says; Lightning calls it with gradients that mixed precision no longer scales."""
+        clip_gradients(self.cfg, self.parameters())
+
+    def on_train_batch_start(self, batch: data.Batch, batch_idx: int) -> None:
+        """Dropout becomes a function of seed, rank and iteration, so that a resumed run repeats it."""
+        state = np.random.SeedSequence([self.seed, self.global_rank, self.global_step]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]) >> 1)
+
+    def forward(self, batch: data.Batch) -> Any:
+        """The detector's predictions for a batch of uint8 images."""
+        images = (batch.images.float() - self.pixel_mean) / self.pixel_std
+        return self.detector(images.masked_fill(batch.padding_mask[:, None], 0.0), batch.padding_mask)
+
+    def training_step(self, batch: data.Batch, batch_idx: int) -> Tensor:
+        """The sum of all weighted losses."""
+        predictions = self(batch)
+        losses = self.criterion(predictions, batch.targets)
+        total = torch.stack(list(losses.values())).sum()
+        # Fetched only after the backward was launched: the host waits once, and late.
+        error = cardinality_error(predictions, batch.targets)
+        self._losses = {"total_loss": total, **losses, "cardinality_error": error}
+        return total
+
+    def on_after_backward(self) -> None:
+        """Brings the losses to the host, in one copy.
+
+        Raises:
+            FloatingPointError: if one is not finite; the optimizer has not stepped then.
+        """
+        values = torch.stack([value.detach().float() for value in self._losses.values()]).tolist()
+        self.last_losses = dict(zip(self._losses, values, strict=True))
+        self._losses = {}
+        wrong = {name: value for name, value in self.last_losses.items() if not np.isfinite(value)}
+        if wrong:
+            raise FloatingPointError(
+                f"losses became infinite or NaN at iteration {self.global_step}: {wrong}. Lower SOLVER.BASE_LR, "
+                "lengthen SOLVER.WARMUP_ITERS, or switch SOLVER.AMP off; --resume goes on from the last checkpoint."
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets what an interrupted evaluation has left."""
+        for evaluator in self.evaluators:
+            evaluator.reset()
+
+    def validation_step(self, batch: data.Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Detects in full precision: mixed precision is for training, as in Detectron2."""
+        with torch.autocast(self.device.type, enabled=False):
+            predictions = self(batch)
+        found = postprocess(predictions, batch.original_sizes, self.cfg.TEST.DETECTIONS_PER_IMAGE)
+        self.evaluators[dataloader_idx].add(batch.image_ids, found)
+
+    def on_validation_epoch_end(self) -> None:
+        """Computes the metrics of each data set on rank 0 and logs them under Detectron2's names on all."""
+        folder = Path(self.cfg.OUTPUT_DIR, "inference")
+        several = len(self.evaluators) > 1
+        results: dict[str, Any] = {}
+        for evaluator in self.evaluators:
+            results[evaluator.spec.name] = evaluator.evaluate(folder / evaluator.spec.name if several else folder)
+            evaluator.reset()
+        results = self.trainer.strategy.broadcast(results)
+        self.metrics = results if several else next(iter(results.values()))
+        self.evaluated_at = self.global_step
+        scalars = flatten(self.metrics)
+        self.log_dict(scalars, logger=False)  # for callbacks that watch a metric
+        for sink in self.trainer.loggers:  # Lightning itself would count an evaluation to the iteration before
+            sink.log_metrics(scalars, self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A drawn seed must outlive the run."""
+        checkpoint["seed"] = self.seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A seed that the config sets stays; a drawn one is the checkpoint's."""
+        if self.cfg.SEED < 0:
+            self.seed = checkpoint["seed"]
+
+
+def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested metrics as ``bbox/AP`` and so on, Detectron2's names in logs."""
+    flat: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}/")
+        else:
+            flat[prefix + name] = value
+    return flat

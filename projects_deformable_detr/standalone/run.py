@@ -1,0 +1,143 @@
+"""Train, resume or evaluate with Lightning: what ``train_net.py`` runs in this engine."""
+
+import logging
+from argparse import Namespace
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+
+from ..checkpoint import load_weights
+from ..data import catalog
+from .callbacks import (
+    AtomicCheckpointIO,
+    JsonLogger,
+    PeriodicCheckpoint,
+    Progress,
+    find_last_checkpoint,
+    forget_last_checkpoint,
+)
+from .config import ConfigError
+from .data import load_training_records
+from .evaluation import CocoEvaluator
+from .launch import launch
+from .module import DetectionModule
+from .setup import Summaries, configure, inspect, is_first, processes_here, register, set_up
+
+logger = logging.getLogger(__name__)
+
+
+def main(args: Namespace) -> dict[str, Any]:
+    """Trains, or evaluates with ``args.eval_only``; config and data sets are checked before anything starts.
+
+    Args:
+        args: of ``projects_deformable_detr.cli.argument_parser``: config_file, opts, register, eval_only, resume,
+            num_gpus (processes on this machine), num_machines, machine_rank, dist_url.
+
+    Returns:
+        Metrics in percent as Detectron2 names them, ``{"bbox": {"AP": …}}``, by data set if there are several;
+        empty on machines other than the first and where ``DATASETS.TEST`` is.
+
+    Raises:
+        UserError: for input that cannot be used.
+        FloatingPointError: if training diverges.
+    """
+    register(args)
+    cfg = configure(args)
+    summaries = inspect(args, cfg)
+    processes = processes_here(args)
+    return launch(_run, processes, args.num_machines, args.machine_rank, args.dist_url, args, cfg, summaries)
+
+
+def _run(args: Namespace, cfg: Any, summaries: Summaries, results: MutableMapping[str, Any]) -> None:
+    """One process of the job; the first puts its metrics into ``results``."""
+    set_up(args, cfg, summaries)
+    evaluators = [
+        CocoEvaluator(catalog.get(name), summaries[name], cfg.TEST.DETECTIONS_PER_IMAGE) for name in cfg.DATASETS.TEST
+    ]
+    records = None if args.eval_only else load_training_records(cfg)
+    module = DetectionModule(cfg, records, evaluators)
+    trainer = build_trainer(args, cfg)
+    if args.eval_only:
+        _load_for_evaluation(args, cfg, module)
+        trainer.validate(module, verbose=False)
+    else:
+        _train(args, cfg, module, trainer)
+    if trainer.is_global_zero:
+        results.update(module.metrics)
+
+
+def _train(args: Namespace, cfg: Any, module: DetectionModule, trainer: L.Trainer) -> None:
+    output_dir = Path(cfg.OUTPUT_DIR)
+    last = find_last_checkpoint(output_dir) if args.resume else None
+    if last is not None:
+        logger.info("Resuming from %s", last)
+    else:
+        if args.resume:
+            logger.info("There is no checkpoint in %s to resume from: training starts at the beginning", output_dir)
+        if cfg.MODEL.WEIGHTS:
+            load_weights(module.detector, cfg.MODEL.WEIGHTS, allow_partial=cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS)
+        if is_first():
+            forget_last_checkpoint(output_dir)
+    parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    logger.info(
+        "Training %.2f M parameters on %d images until iteration %d, on %s, seed %d",
+        parameters / 1e6, len(module.records or ()), cfg.SOLVER.MAX_ITER, cfg.MODEL.DEVICE, module.seed,
+    )  # fmt: skip
+    trainer.fit(module, ckpt_path=last, weights_only=True)
+    if module.evaluators and module.evaluated_at != cfg.SOLVER.MAX_ITER:
+        trainer.validate(module, verbose=False)
+
+
+def _load_for_evaluation(args: Namespace, cfg: Any, module: DetectionModule) -> None:
+    last = find_last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume else None
+    source = last or cfg.MODEL.WEIGHTS
+    if not source:
+        raise ConfigError("--eval-only needs MODEL.WEIGHTS: a checkpoint, such as OUTPUT_DIR/model_final.pth")
+    load_weights(module.detector, source, allow_partial=cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS)
+
+
+def build_trainer(args: Namespace, cfg: Any) -> L.Trainer:
+    """Lightning's trainer; its own bar, summary and checkpoints are off, ours are callbacks."""
+    device, _, index = cfg.MODEL.DEVICE.partition(":")
+    processes = processes_here(args)
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    if cfg.SOLVER.AMP.ENABLED:
+        precision = "16-mixed" if device == "cuda" else "bf16-mixed"  # float16 as in Detectron2; CPUs have bfloat16
+    output_dir = Path(cfg.OUTPUT_DIR)
+    distributed = processes * args.num_machines > 1
+    return L.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=[int(index)] if index else processes,
+        num_nodes=args.num_machines,
+        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if distributed else "auto",
+        precision=precision,
+        max_steps=cfg.SOLVER.MAX_ITER,
+        max_epochs=-1,
+        val_check_interval=cfg.TEST.EVAL_PERIOD or cfg.SOLVER.MAX_ITER + 1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        benchmark=cfg.CUDNN_BENCHMARK and not args.eval_only,
+        use_distributed_sampler=False,  # the samplers share the images themselves
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=False if args.eval_only else build_loggers(output_dir),
+        callbacks=[Progress(), PeriodicCheckpoint(output_dir, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.dump())],
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        default_root_dir=output_dir,
+    )
+
+
+def build_loggers(output_dir: Path) -> list[Logger]:
+    """``metrics.json`` always, TensorBoard where it is installed."""
+    loggers: list[Logger] = [JsonLogger(output_dir / "metrics.json")]
+    try:
+        loggers.append(TensorBoardLogger(output_dir, name="", version=""))
+    except ModuleNotFoundError:
+        logger.info("TensorBoard is not installed: scalars go to metrics.json only")
+    return loggers

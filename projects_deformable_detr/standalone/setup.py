@@ -1,0 +1,162 @@
+"""Before anything is built: the config and the data sets checked, the log, the seed."""
+
+import logging
+import os
+import sys
+import warnings
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from yaml import YAMLError
+
+from ..config import get_cfg
+from ..data import catalog, coco
+from .config import ConfigError
+
+Summaries = dict[str, coco.CocoSummary]
+logger = logging.getLogger(__name__)
+
+# On what is chosen here on purpose, or on Lightning's own code.
+_LIGHTNING_REMARKS = (".*does not have many workers.*", ".*sync_dist=True.*", ".*isinstance.treespec, LeafSpec.*")
+
+
+def configure(args: Namespace) -> Any:
+    """The config of file and options, with device and number of classes resolved, frozen.
+
+    Raises:
+        UserError: for an unknown key, a device that is not there, or numbers of classes that disagree.
+    """
+    cfg = get_cfg("standalone")
+    try:
+        if args.config_file:
+            cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts or [])
+    except ConfigError:
+        raise
+    except (AssertionError, ValueError, OSError, YAMLError) as error:  # yacs's types, YAML's syntax, a missing _BASE_
+        raise ConfigError(f"config {args.config_file} {' '.join(args.opts or [])}: {error}") from error
+    cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE, args.num_gpus)
+    _check_processes(cfg, args)
+    if not args.eval_only and not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN names no data set to train on")
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise ConfigError("--eval-only needs DATASETS.TEST to name a data set")
+    cfg.MODEL.DETR.NUM_CLASSES = catalog.resolve_num_classes(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _device(wanted: str, num_gpus: int | None) -> str:
+    """The device that the config names; ``auto`` is a GPU, or the CPU where there is none or ``--num-gpus`` is 0."""
+    available = torch.cuda.device_count()
+    if wanted == "auto":
+        if num_gpus or (num_gpus is None and available):
+            wanted = "cuda"
+        else:
+            if num_gpus is None:
+                print("No GPU found: running on the CPU.", flush=True)
+            return "cpu"
+    device, _, index = wanted.partition(":")
+    if device not in ("cuda", "cpu") or not (index or "0").isdigit():
+        raise ConfigError(f"MODEL.DEVICE {wanted!r} is not known: choose auto, cuda, cuda:N or cpu")
+    if device == "cuda" and max(num_gpus or 1, int(index or 0) + 1) > available:
+        raise ConfigError(
+            f"MODEL.DEVICE {wanted} and --num-gpus {num_gpus or 1} ask for more GPUs than the {available} that PyTorch "
+            "finds here: ask for fewer, or add MODEL.DEVICE cpu to run as many processes on the CPU"
+        )
+    return wanted
+
+
+def _check_processes(cfg: Any, args: Namespace) -> None:
+    processes = processes_here(args)
+    if processes > 1 and ":" in cfg.MODEL.DEVICE:
+        raise ConfigError(f"MODEL.DEVICE {cfg.MODEL.DEVICE} is one GPU, but --num-gpus is {processes}: set it to cuda")
+    everywhere = processes * args.num_machines
+    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % everywhere:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not a positive multiple of the {everywhere} processes"
+        )
+
+
+def processes_here(args: Namespace) -> int:
+    """Processes on this machine: one for each GPU that was asked for, at least one."""
+    return max(args.num_gpus or 1, 1)
+
+
+def inspect(args: Namespace, cfg: Any) -> Summaries:
+    """Checks every data set that the run will use, in full; boxes without area are counted here.
+
+    Raises:
+        DatasetError: naming file, record and remedy.
+    """
+    training = [] if args.eval_only else list(cfg.DATASETS.TRAIN)
+    summaries = {}
+    for name in dict.fromkeys([*training, *cfg.DATASETS.TEST]):
+        limit = cfg.MODEL.DETR.NUM_OBJECT_QUERIES if name in training else None
+        summaries[name] = coco.inspect(
+            catalog.get(name), cfg.DATASETS.INVALID_BOXES, limit, for_evaluation=name in cfg.DATASETS.TEST
+        )
+    return summaries
+
+
+def register(args: Namespace) -> None:
+    """Data sets of the command line."""
+    for name, json_file, image_root in args.register or []:
+        catalog.register(name, json_file, image_root)
+
+
+def set_up(args: Namespace, cfg: Any, summaries: Summaries) -> None:
+    """Log file, config file, seed, precision, threads of one process."""
+    register(args)  # again: a process that was started has a fresh catalog
+    output_dir = Path(cfg.OUTPUT_DIR)
+    if is_first():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "config.yaml").write_text(cfg.dump())
+    _log_to(output_dir)
+    for summary in summaries.values():
+        counts = (summary.num_images, summary.num_annotations, len(summary.class_names))
+        logger.info("%s: %d images, %d objects, %d classes", summary.name, *counts)
+    if cfg.SEED >= 0:
+        torch.manual_seed(cfg.SEED)
+    else:
+        torch.seed()
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    if cfg.MODEL.DEVICE == "cpu" and processes_here(args) > 1:  # they share the cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes_here(args)))
+
+
+def is_first() -> bool:
+    """Whether this process is rank 0 of all; before Lightning knows."""
+    return os.environ.get("NODE_RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+class _Handler(logging.StreamHandler):
+    """Prints above the progress bar, where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one record to stdout."""
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _log_to(output_dir: Path) -> None:
+    """The first process tells stdout and ``log.txt``; others only what is a warning."""
+    package = logging.getLogger("projects_deformable_detr")
+    package.setLevel(logging.INFO)
+    handlers = [_Handler()] + ([logging.FileHandler(output_dir / "log.txt")] if is_first() else [])
+    for handler in handlers:
+        handler.name = f"standalone {type(handler).__name__}"
+        for older in [item for item in package.handlers if item.name == handler.name]:
+            package.removeHandler(older)
+            older.close()
+        handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S"))
+        handler.setLevel(logging.INFO if is_first() else logging.WARNING)
+        package.addHandler(handler)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for remark in _LIGHTNING_REMARKS:
+        warnings.filterwarnings("ignore", remark)
