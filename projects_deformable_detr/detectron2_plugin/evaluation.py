@@ -35,7 +35,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     if kind == "coco_panoptic_seg":
         return DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder))
     if kind == "lvis":
-        return LVISEvaluator(dataset_name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
+        return LVISEvaluator(dataset_name, output_dir=folder)
     if kind == "sem_seg":
         return SemSegEvaluator(dataset_name, output_dir=folder)
     by_name = {

@@ -60,7 +60,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             has a fault, or numbers of classes disagree.
     """
     cfg = get_cfg("detectron2")
-    cfg.MODEL.DEVICE = ""  # to see whether the user sets it
+    cfg.MODEL.DEVICE = "auto"  # Detectron2's own default is cuda: to see whether the user asks for that
     try:
         if args.config_file:
             cfg.merge_from_file(args.config_file)
@@ -69,6 +69,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         reason = error.args[0] if isinstance(error, KeyError) else error  # KeyError's text is in quotes
         raise UserError(f"config {args.config_file or ''} {' '.join(args.opts)}: {reason}") from error
     cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE, args.num_gpus)
+    _setup_logger(cfg)
     names = [] if args.eval_only else list(cfg.DATASETS.TRAIN)
     data.check(cfg, dict.fromkeys([*names, *cfg.DATASETS.TEST]))
     cfg.MODEL.DETR.NUM_CLASSES = data.resolve_num_classes(cfg)
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, results: MutableMapping[str, Any
     if comm.get_local_size() > 1 and cfg.MODEL.DEVICE == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))  # they share the cores
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="projects_deformable_detr")
+    _setup_logger(cfg)
     metrics = _evaluate(args, cfg) if args.eval_only else _train(args, cfg)
     if comm.is_main_process():
         results.update(metrics)
@@ -104,6 +105,17 @@ def _evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     return dict(results)
 
 
+def _setup_logger(cfg: CfgNode) -> None:
+    """The project's lines go where Detectron2's go; a second call in the same process changes nothing."""
+    setup_logger(
+        cfg.OUTPUT_DIR,
+        distributed_rank=comm.get_rank(),
+        name="projects_deformable_detr",
+        abbrev_name="deformable_detr",
+        enable_propagation=True,  # a caller's own handlers keep getting the lines
+    )
+
+
 def _register(args: argparse.Namespace) -> None:
     for name, json_file, image_root in args.register or []:
         data.register(name, os.path.abspath(json_file), os.path.abspath(image_root))
@@ -112,8 +124,8 @@ def _register(args: argparse.Namespace) -> None:
 def _device(wanted: str, num_gpus: int | None) -> str:
     """The device that the config names.
 
-    Where neither the config nor the command line names one: a GPU, or the CPU for ``--num-gpus 0`` and on a machine
-    that has no GPU. A GPU that was asked for by name or number is never replaced.
+    Where it names none, or ``auto``: a GPU, or the CPU for ``--num-gpus 0`` and on a machine that has no GPU. A GPU
+    that was asked for by name or number is never replaced.
     """
     available = torch.cuda.device_count()
     if wanted.startswith("cuda") and not available:
@@ -123,6 +135,8 @@ def _device(wanted: str, num_gpus: int | None) -> str:
             f"--num-gpus {num_gpus}, but PyTorch finds {available} here: ask for fewer, or add MODEL.DEVICE cpu to run "
             "as many processes on the CPU"
         )
-    if not wanted and num_gpus is None and not available:
+    if wanted != "auto":
+        return wanted
+    if num_gpus is None and not available:
         print("No GPU found: running on the CPU.", flush=True)
-    return wanted or ("cuda" if available and num_gpus != 0 else "cpu")
+    return "cuda" if available and num_gpus != 0 else "cpu"

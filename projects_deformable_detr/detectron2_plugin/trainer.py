@@ -34,8 +34,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
-        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        model = create_ddp_model(model, broadcast_buffers=False, **_distributed_options(cfg, model))
         loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -78,6 +77,13 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         """The evaluator that the data set's metadata asks for."""
         return build_evaluator(cfg, dataset_name, output_folder)
+
+
+def _distributed_options(cfg: CfgNode, model: Any) -> dict[str, Any]:
+    """What Detectron2's defaults leave out: processes on CPUs, and backbones with more features than are used."""
+    unused = set(model.detector.backbone.output_shape()) - set(cfg.MODEL.DETR.IN_FEATURES)
+    devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+    return {"find_unused_parameters": bool(unused), **devices}
 
 
 def _clip(cfg: CfgNode, parameters: list[nn.Parameter]) -> None:

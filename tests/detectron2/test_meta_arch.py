@@ -63,6 +63,16 @@ def test_training_gives_weighted_losses_and_logs_cardinality_apart(make_cfg):
     assert [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
 
 
+def test_mixed_precision_computes_losses_in_full(make_cfg):
+    model, batch = build_model(make_cfg()), [record(), record(48, 60)]
+    expected = model(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch)
+    for name, value in losses.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[name], rtol=0.03, atol=0, msg=name)
+
+
 def test_a_loop_without_event_storage_trains_too(make_cfg):
     assert sum(build_model(make_cfg())([record()]).values()).isfinite()
 
