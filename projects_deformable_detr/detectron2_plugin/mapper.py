@@ -7,7 +7,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
 from ..augmentation import AugmentationPolicy
-from ..errors import UserError
+from ..data.images import read_image
 
 
 def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
@@ -43,15 +43,12 @@ class DetrDatasetMapper(DatasetMapper):
         """One record of a data set, as an input of the model.
 
         Raises:
-            UserError: if the image file cannot be decoded or has another size than its record says.
-            FileNotFoundError: if it does not exist.
+            DatasetError: if the image is missing, cannot be decoded or has another size than its record says.
         """
         try:
             return super().__call__(dataset_dict)
-        except FileNotFoundError:
-            raise  # names the file already
-        except (OSError, SyntaxError) as error:  # Pillow's errors for broken files
-            raise UserError(
-                f"{dataset_dict['file_name']} cannot be read as an image ({error}): replace the file, or remove "
-                f"image id {dataset_dict.get('image_id')} from the data set"
-            ) from error
+        except Exception:
+            # Detectron2's reader does not name the file: ours does, if the file is what is wrong.
+            size = (dataset_dict["height"], dataset_dict["width"]) if "height" in dataset_dict else None
+            read_image(dataset_dict["file_name"], self.image_format, size)
+            raise

@@ -10,6 +10,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from detectron2.data import transforms as T
 
 from projects_deformable_detr.augmentation import AugmentationPolicy
+from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.detectron2_plugin.mapper import DetrDatasetMapper, build_augmentations
 
 POLICY = AugmentationPolicy(
@@ -91,17 +92,24 @@ def test_boxes_follow_the_image(make_cfg, coco_files):
     assert mapped["instances"].gt_classes.tolist() == [1]
 
 
-@pytest.mark.parametrize("content", ["truncated", "text"])
+@pytest.mark.parametrize("content", ["truncated", "text", "missing"])
 def test_a_broken_image_is_named(make_cfg, coco_files, tmp_path, content):
     file = tmp_path / "broken.png"
     whole = Path(coco_files[1], "0.png").read_bytes()
-    file.write_bytes(whole[: len(whole) // 2] if content == "truncated" else b"not an image")
+    if content != "missing":
+        file.write_bytes(whole[: len(whole) // 2] if content == "truncated" else b"not an image")
     record = {"file_name": str(file), "height": 64, "width": 80, "image_id": 5, "annotations": []}
-    with pytest.raises(ValueError, match=r"broken\.png cannot be read as an image.*image id 5"):
+    with pytest.raises(DatasetError, match=r"broken\.png"):
         DetrDatasetMapper(make_cfg())(record)
 
 
 def test_an_image_of_another_size_is_named(make_cfg, coco_files):
     record = {"file_name": f"{coco_files[1]}/0.png", "height": 65, "width": 80, "annotations": []}
-    with pytest.raises(ValueError, match=r"0\.png.*\(80, 64\).*\(80, 65\)"):
+    with pytest.raises(DatasetError, match=r"0\.png is 80 x 64 .*80 x 65"):
+        DetrDatasetMapper(make_cfg())(record)
+
+
+def test_faults_of_other_kinds_stay_what_they_are(make_cfg, coco_files):
+    record = {"file_name": f"{coco_files[1]}/0.png", "height": 64, "width": 80, "annotations": [{"bbox": [0, 0, 9, 9]}]}
+    with pytest.raises(KeyError, match="bbox_mode"):
         DetrDatasetMapper(make_cfg())(record)
