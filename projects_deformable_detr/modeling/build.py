@@ -19,6 +19,17 @@ from .queries import LearnedQueries, ProposalQueries
 # Boxes start at sigmoid(-2) = 12 % of the image, except where a proposal gives their size.
 _SIZE_BIAS = -2.0
 
+_AT_LEAST_1 = (
+    "HIDDEN_DIM",
+    "NHEADS",
+    "DIM_FEEDFORWARD",
+    "NUM_OBJECT_QUERIES",
+    "ENC_N_POINTS",
+    "DEC_N_POINTS",
+    "DEC_LAYERS",
+    "NUM_FEATURE_LEVELS",
+)
+
 
 def build_detector(cfg: Any, backbone: nn.Module | None = None) -> DeformableDetector:
     """The detector that ``cfg.MODEL`` describes; called as ``detector(images, padding_mask)``.
@@ -46,14 +57,20 @@ def _check(detr: Any) -> None:
         )
     if detr.TWO_STAGE and not detr.WITH_BOX_REFINE:
         raise UserError("MODEL.DETR.TWO_STAGE True needs MODEL.DETR.WITH_BOX_REFINE True: proposals are refined")
+    if detr.WITH_BOX_REFINE and not detr.DEEP_SUPERVISION and detr.DEC_LAYERS > 1:
+        # Boxes go from layer to layer without gradient (arXiv 2010.04159, A.4).
+        raise UserError(
+            "MODEL.DETR.WITH_BOX_REFINE True needs MODEL.DETR.DEEP_SUPERVISION True: nothing else trains the heads of "
+            "the earlier decoder layers"
+        )
+    for key in _AT_LEAST_1:
+        if detr[key] < 1:
+            raise UserError(f"MODEL.DETR.{key} must be at least 1, got {detr[key]}")
     if detr.HIDDEN_DIM % detr.NHEADS or detr.HIDDEN_DIM % 32:
         raise UserError(
             f"MODEL.DETR.HIDDEN_DIM {detr.HIDDEN_DIM} must be a multiple of NHEADS {detr.NHEADS} and of the 32 "
             "groups of the norm"
         )
-    for key in ("NUM_OBJECT_QUERIES", "ENC_N_POINTS", "DEC_N_POINTS", "DEC_LAYERS", "NUM_FEATURE_LEVELS"):
-        if detr[key] < 1:
-            raise UserError(f"MODEL.DETR.{key} must be at least 1, got {detr[key]}")
 
 
 def _in_channels(backbone: nn.Module, wanted: list[str]) -> dict[str, int]:

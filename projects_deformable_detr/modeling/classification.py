@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class FocalClassification:
@@ -15,10 +17,20 @@ class FocalClassification:
     Args:
         alpha: weight of the positive class, in [0, 1].
         gamma: focusing exponent, >= 0.
+
+    Raises:
+        UserError: for values outside these ranges.
     """
 
     alpha: float = 0.25
     gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        # torchvision's loss would take -1 for "no weighting", which the cost does not.
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"MODEL.DETR.FOCAL_ALPHA must be in [0, 1], got {self.alpha}")
+        if not self.gamma >= 0:
+            raise UserError(f"MODEL.DETR.FOCAL_GAMMA must be at least 0, got {self.gamma}")
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Matching cost: the focal loss of calling a query its target's class, less that of not calling it so.

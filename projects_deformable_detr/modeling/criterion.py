@@ -49,9 +49,9 @@ class SetCriterion(nn.Module):
                 queries, or a matching cost is not finite.
         """
         self._check(predictions, targets)
-        if not self.deep_supervision:
-            predictions = Predictions(predictions.logits[-1:], predictions.boxes[-1:], predictions.proposals)
-        match, proposal_match = self.matcher(predictions, targets)
+        first = 0 if self.deep_supervision else len(predictions.logits) - 1
+        predictions = Predictions(predictions.logits[first:], predictions.boxes[first:], predictions.proposals)
+        match, proposal_match = self.matcher(predictions, targets, first_layer=first)
         labels = torch.cat([target.labels for target in targets])
         boxes = torch.cat([target.boxes for target in targets]).to(predictions.boxes.dtype)
         count = _average_count(len(labels), predictions.logits.device)
@@ -65,8 +65,8 @@ class SetCriterion(nn.Module):
         if predictions.proposals is not None and proposal_match is not None:
             logits, proposed = (tensor[None] for tensor in predictions.proposals)
             objects = torch.zeros_like(labels)  # proposals tell objects from background only
-            first = self._layers(logits, proposed, objects, boxes, proposal_match, count)
-            losses |= {f"{name}_enc": values[0] for name, values in first.items()}
+            encoder = self._layers(logits, proposed, objects, boxes, proposal_match, count)
+            losses |= {f"{name}_enc": values[0] for name, values in encoder.items()}
         return losses
 
     def _layers(

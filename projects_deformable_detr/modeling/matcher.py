@@ -48,8 +48,15 @@ class HungarianMatcher:
         self.giou_weight = giou_weight
 
     @torch.no_grad()
-    def __call__(self, predictions: Predictions, targets: list[Targets]) -> tuple[Match, Match | None]:
+    def __call__(
+        self, predictions: Predictions, targets: list[Targets], first_layer: int = 0
+    ) -> tuple[Match, Match | None]:
         """Matches all decoder layers, and the proposals of a two-stage model, with one copy from the device.
+
+        Args:
+            predictions: of N images.
+            targets: N items, on the predictions' device.
+            first_layer: the number of the first decoder layer in ``predictions``, for errors.
 
         Returns:
             The match of the decoder's layers, and that of the proposals (one layer; all targets are of class 0
@@ -65,9 +72,9 @@ class HungarianMatcher:
         if predictions.proposals is not None:
             logits, proposed = (tensor[None] for tensor in predictions.proposals)
             costs.append(self._cost(logits, proposed, torch.zeros_like(labels), boxes))
-        names = ("decoder layer", "encoder proposals, layer")
-        device = predictions.logits.device
-        matches = [_assign(cost, sizes, name, device) for cost, name in zip(_to_host(costs), names, strict=False)]
+        decoder = [f"decoder layer {first_layer + index}" for index in range(len(predictions.logits))]
+        names, device = (decoder, ["the encoder proposals"]), predictions.logits.device
+        matches = [_assign(cost, sizes, layers, device) for cost, layers in zip(_to_host(costs), names, strict=False)]
         return matches[0], matches[1] if len(matches) > 1 else None
 
     def _cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
@@ -100,7 +107,8 @@ def _to_host(costs: list[Tensor]) -> list[np.ndarray]:
     return [part.reshape(cost.shape) for part, cost in zip(np.split(flat, ends[:-1]), costs, strict=True)]
 
 
-def _assign(costs: np.ndarray, sizes: list[int], name: str, device: torch.device) -> Match:
+def _assign(costs: np.ndarray, sizes: list[int], names: list[str], device: torch.device) -> Match:
+    """costs (layers, N, Q, T), of which each image has its own first columns, to pairs; names of the layers."""
     layers, _, num_queries, _ = costs.shape
     offsets = np.cumsum([0, *sizes[:-1]])
     queries: list[list[np.ndarray]] = [[] for _ in range(layers)]
@@ -109,13 +117,14 @@ def _assign(costs: np.ndarray, sizes: list[int], name: str, device: torch.device
         if size > num_queries:
             raise UserError(
                 f"image {image} of the batch has {size} ground-truth boxes, more than the {num_queries} queries "
-                "that could find them: raise MODEL.DETR.NUM_OBJECT_QUERIES"
+                "that could find them: raise MODEL.DETR.NUM_OBJECT_QUERIES (a two-stage model has no more queries than "
+                "its images have tokens: enlarge images as tiny as that)"
             )
         for layer in range(layers):
             cost = costs[layer, image, :, :size]
             if not np.isfinite(cost).all():
                 raise UserError(
-                    f"the matching cost of image {image} of the batch in {name} {layer} is not finite: the "
+                    f"the matching cost of image {image} of the batch in {names[layer]} is not finite: the "
                     "predictions diverged (lower SOLVER.BASE_LR, check the input) or a ground-truth box is not finite"
                 )
             rows, columns = linear_sum_assignment(cost)

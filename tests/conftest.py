@@ -1,0 +1,48 @@
+"""What all tests share: one thread, a fixed seed, and a config of a model so small that a step takes milliseconds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from projects_deformable_detr import get_cfg
+
+# The single-scale DC5 model needs bottleneck blocks.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "single_scale": {"IN_FEATURES": ["res5"], "NUM_FEATURE_LEVELS": 1},
+    "single_scale_dc5": {"IN_FEATURES": ["res5"], "NUM_FEATURE_LEVELS": 1, "DEPTH": 50, "RES5_DILATION": 2},
+    "multi_scale": {},
+    "box_refine": {"WITH_BOX_REFINE": True},
+    "two_stage": {"WITH_BOX_REFINE": True, "TWO_STAGE": True},
+}
+_RESNETS = ("DEPTH", "RES5_DILATION", "NORM")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_cfg() -> Callable[..., Any]:
+    """``make_cfg(variant, KEY=value…)``: a tiny model; keys of MODEL.DETR, or DEPTH, RES5_DILATION, NORM."""
+
+    def make(variant: str = "multi_scale", **changes: Any) -> Any:
+        cfg = get_cfg("standalone")
+        detr, resnets = cfg.MODEL.DETR, cfg.MODEL.RESNETS
+        detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES = 5, 7
+        detr.HIDDEN_DIM, detr.NHEADS, detr.DIM_FEEDFORWARD = 64, 4, 48
+        detr.ENC_LAYERS, detr.DEC_LAYERS, detr.DROPOUT = 2, 3, 0.0
+        detr.ENC_N_POINTS = detr.DEC_N_POINTS = 2
+        cfg.MODEL.BACKBONE.FREEZE_AT = 0
+        resnets.DEPTH, resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS = 18, 16, 16
+        for key, value in {**VARIANTS[variant], **changes}.items():
+            (resnets if key in _RESNETS else detr)[key] = value
+        if resnets.DEPTH >= 50:
+            resnets.RES2_OUT_CHANNELS = 32
+        resnets.OUT_FEATURES = list(detr.IN_FEATURES)
+        return cfg
+
+    return make

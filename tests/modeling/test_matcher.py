@@ -1,0 +1,150 @@
+"""The Hungarian matcher against every permutation, and what it refuses."""
+
+import math
+
+import pytest
+import torch
+
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.modeling import HungarianMatcher, Predictions, Targets
+from projects_deformable_detr.modeling.classification import FocalClassification
+
+ALPHA, GAMMA, WEIGHTS = 0.25, 2.0, (2.0, 5.0, 2.0)
+
+
+@pytest.fixture
+def matcher():
+    return HungarianMatcher(FocalClassification(ALPHA, GAMMA), *WEIGHTS)
+
+
+def pairs(match, sizes, layer):
+    """{(image, target within the image): query} of one layer."""
+    starts = [sum(sizes[:image]) for image in range(len(sizes))]
+    return {
+        (image, target - starts[image]): query
+        for image, query, target in zip(
+            match.image.tolist(), match.query[layer].tolist(), match.target[layer].tolist(), strict=True
+        )
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("alpha", "gamma", "weights"), [(ALPHA, GAMMA, WEIGHTS), (0.7, 1.5, (4.0, 1.0, 0.5)), (0.25, 2.0, (0.0, 0.0, 1.0))]
+)
+def test_equals_brute_force(naive, make_random, seed, alpha, gamma, weights):
+    torch.manual_seed(seed)
+    sizes = (3, 0, 5, 1)
+    predictions = make_random.predictions(layers=2, batch=4, queries=5)
+    targets = make_random.targets(sizes, classes=4)
+    match, _ = HungarianMatcher(FocalClassification(alpha, gamma), *weights)(predictions, targets)
+    for layer in range(2):
+        found = pairs(match, sizes, layer)
+        assert len(found) == sum(sizes)
+        for image, target in enumerate(targets):
+            costs = naive.cost_matrix(
+                predictions.logits[layer, image], predictions.boxes[layer, image], target, alpha, gamma, weights
+            )
+            expected = naive.cheapest(costs)
+            assert [found[image, index] for index in range(len(target))] == expected
+
+
+def test_proposals_are_matched_as_objects_of_class_0(matcher, naive, make_random):
+    sizes = (2, 3)
+    predictions = make_random.predictions(proposals=6)
+    targets = make_random.targets(sizes, classes=4)
+    _, match = matcher(predictions, targets)
+    logits, boxes = predictions.proposals
+    found = pairs(match, sizes, 0)
+    for image, target in enumerate(targets):
+        objects = Targets(torch.zeros_like(target.labels), target.boxes)
+        expected = naive.cheapest(naive.cost_matrix(logits[image], boxes[image], objects, ALPHA, GAMMA, WEIGHTS))
+        assert [found[image, index] for index in range(len(target))] == expected
+
+
+def test_all_layers_and_proposals_at_once_equal_one_at_a_time(matcher, make_random):
+    sizes = (4, 1, 0)
+    predictions = make_random.predictions(layers=3, batch=3, queries=6, proposals=9)
+    targets = make_random.targets(sizes, classes=4)
+    match, proposal_match = matcher(predictions, targets)
+    for layer in range(3):
+        alone, nothing = matcher(
+            Predictions(predictions.logits[layer : layer + 1], predictions.boxes[layer : layer + 1]), targets
+        )
+        assert nothing is None
+        assert pairs(alone, sizes, 0) == pairs(match, sizes, layer)
+    logits, boxes = predictions.proposals
+    objects = [Targets(torch.zeros_like(target.labels), target.boxes) for target in targets]
+    alone, _ = matcher(Predictions(logits[None], boxes[None]), objects)
+    assert pairs(alone, sizes, 0) == pairs(proposal_match, sizes, 0)
+
+
+def test_images_of_a_batch_do_not_mix(matcher, make_random):
+    predictions = make_random.predictions(layers=2, batch=3)
+    targets = make_random.targets((2, 5, 3), classes=4)
+    together, _ = matcher(predictions, targets)
+    for image, target in enumerate(targets):
+        alone, _ = matcher(
+            Predictions(predictions.logits[:, image : image + 1], predictions.boxes[:, image : image + 1]), [target]
+        )
+        for layer in range(2):
+            expected = {index: query for (_, index), query in pairs(alone, (len(target),), layer).items()}
+            found = {index: query for (at, index), query in pairs(together, (2, 5, 3), layer).items() if at == image}
+            assert found == expected
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (0, 2), (2, 0)])
+def test_images_without_targets(matcher, make_random, sizes):
+    match, proposal_match = matcher(make_random.predictions(proposals=6), make_random.targets(sizes, classes=4))
+    assert match.query.shape == match.target.shape == (3, sum(sizes))
+    assert proposal_match.query.shape == (1, sum(sizes))
+    assert match.image.tolist() == [image for image, size in enumerate(sizes) for _ in range(size)]
+    assert {tensor.dtype for tensor in (match.image, match.query, match.target)} == {torch.int64}
+
+
+def test_the_order_of_queries_does_not_matter(matcher, make_random):
+    sizes = (4, 2)
+    predictions = make_random.predictions(layers=2, queries=6)
+    targets = make_random.targets(sizes, classes=4)
+    order = torch.randperm(6)
+    shuffled = Predictions(predictions.logits[:, :, order], predictions.boxes[:, :, order])
+    match, other = matcher(predictions, targets)[0], matcher(shuffled, targets)[0]
+    for layer in range(2):
+        restored = {key: int(order[query]) for key, query in pairs(other, sizes, layer).items()}
+        assert restored == pairs(match, sizes, layer)
+
+
+def test_more_targets_than_queries_names_image_and_both_numbers(matcher, make_random):
+    with pytest.raises(UserError, match=r"image 1 .* 6 ground-truth boxes.* 5 queries"):
+        matcher(make_random.predictions(queries=5), make_random.targets((5, 6), classes=4))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_cost_that_is_not_finite_names_layer_and_image(matcher, make_random, value):
+    predictions = make_random.predictions()
+    predictions.boxes[1, 1, 4, 2] = value
+    with pytest.raises(UserError, match=r"image 1 .*decoder layer 1 "):
+        matcher(predictions, make_random.targets((2, 2), classes=4))
+    predictions = make_random.predictions(proposals=6)
+    predictions.proposals[0][0, 2, 0] = value
+    with pytest.raises(UserError, match=r"image 0 .*encoder proposals"):
+        matcher(predictions, make_random.targets((2, 2), classes=4))
+
+
+def test_a_target_that_is_not_finite_is_refused(matcher, make_random):
+    targets = make_random.targets((2, 2), classes=4)
+    targets[1].boxes[0, 3] = math.nan
+    with pytest.raises(UserError, match="image 1 "):
+        matcher(make_random.predictions(), targets)
+
+
+def test_all_costs_0_are_refused():
+    with pytest.raises(UserError, match="COST_CLASS"):
+        HungarianMatcher(FocalClassification(), 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("changes", [{"alpha": -1.0}, {"alpha": 1.5}, {"gamma": -1.0}])
+def test_focal_parameters_outside_their_range_are_refused(changes):
+    """torchvision's loss reads a negative alpha as "no weighting", which the cost would not."""
+    with pytest.raises(UserError, match="FOCAL_"):
+        FocalClassification(**changes)
