@@ -35,6 +35,11 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+def _choose_norm(norm: str, frozen: bool) -> Callable[[int], nn.Module]:
+    """A frozen batch norm must not go on with its running statistics, so that it is another module."""
+    return FrozenBatchNorm2d if frozen and norm in ("BN", "SyncBN") else _NORMS[norm]
+
+
 @dataclass(frozen=True)
 class FeatureSpec:
     """Channels and stride (input pixels per feature pixel) of a named feature map."""
@@ -52,7 +57,8 @@ class ResNet(nn.Module):
         norm: ``"FrozenBN"``, ``"BN"``, ``"SyncBN"`` or ``"GN"``. FrozenBN is the identity until pretrained
             weights are loaded: to train from scratch, choose a live one.
         dilate_res5: keep stride 16 in res5 with dilated convolutions (DC5).
-        freeze_at: freeze the stem (1) and the stages up to this one (2 = res2 …); 0 freezes nothing.
+        freeze_at: freeze the stem (1) and the stages up to this one (2 = res2 …), statistics of batch norm included;
+            0 freezes nothing.
         stem_channels: channels of the stem, 64 in the paper.
         res2_channels: channels of the first stage's output, 64 (depth 18, 34) or 256 in the paper; each stage
             doubles them.
@@ -76,10 +82,9 @@ class ResNet(nn.Module):
         self.out_features = tuple(out_features)
         _check_arguments(depth, self.out_features, norm)
         block, blocks = _DEPTHS[depth]
-        make_norm = _NORMS[norm]
         planes = (res2_channels or 64 * block.expansion) // block.expansion
         self.conv1 = nn.Conv2d(3, stem_channels, 7, stride=2, padding=3, bias=False)
-        self.bn1 = make_norm(stem_channels)
+        self.bn1 = _choose_norm(norm, freeze_at >= 1)(stem_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
@@ -97,7 +102,7 @@ class ResNet(nn.Module):
                 step,
                 2 if dilated else 1,
                 block is Bottleneck,
-                make_norm,
+                _choose_norm(norm, freeze_at >= index + 2),
             )
             self.add_module(f"layer{index + 1}", stage)
             channels, stride, planes = planes * block.expansion, stride * step, planes * 2

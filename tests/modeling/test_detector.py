@@ -1,0 +1,127 @@
+"""The whole detector: every variant at odd sizes, mixed precision, recomputation."""
+
+import pytest
+import torch
+from torch import nn
+
+from projects_deformable_detr import build_criterion, build_detector
+from projects_deformable_detr.modeling.backbone import FeatureSpec
+
+VARIANTS = ["single_scale", "single_scale_dc5", "multi_scale", "box_refine", "two_stage"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_odd_sized_image_alone(make_cfg, variant):
+    detector = build_detector(make_cfg(variant)).eval()
+    with torch.no_grad():
+        predictions = detector(torch.randn(1, 3, 97, 131), torch.zeros(1, 97, 131, dtype=torch.bool))
+    assert predictions.logits.shape == (3, 1, 7, 5)
+    assert predictions.boxes.shape == (3, 1, 7, 4)
+    assert predictions.logits.isfinite().all()
+    assert predictions.boxes.min() > 0 and predictions.boxes.max() < 1
+    if variant == "two_stage":
+        tokens = 13 * 17 + 7 * 9 + 4 * 5 + 2 * 3
+        assert predictions.proposals[0].shape == (1, tokens, 5)
+        assert predictions.proposals[1].shape == (1, tokens, 4)
+    else:
+        assert predictions.proposals is None
+
+
+def test_images_of_a_batch_do_not_mix(make_cfg, shake):
+    detector = shake(build_detector(make_cfg("two_stage")), 0.03).eval()
+    images, mask = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    with torch.no_grad():
+        together = detector(images, mask)
+        for index in range(2):
+            alone = detector(images[index : index + 1], mask[:1])
+            torch.testing.assert_close(together.boxes[:, index], alone.boxes[:, 0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(together.logits[:, index], alone.logits[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["box_refine", "two_stage"])
+def test_refined_boxes_start_from_the_layer_before_without_its_gradient(make_cfg, shake, variant):
+    detector = shake(build_detector(make_cfg(variant)), 0.03)
+    predictions = detector(torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool))
+    predictions.boxes[2].sum().backward()
+    assert detector.decoder.box_heads[2].layers[0].weight.grad.abs().max() > 0
+    for index in range(2):
+        assert not any(parameter.grad.any() for parameter in detector.decoder.box_heads[index].parameters())
+
+
+def run(detector, criterion, images, mask, targets):
+    detector.zero_grad()
+    torch.manual_seed(3)  # of dropout
+    predictions = detector(images, mask)
+    losses = criterion(predictions, targets)
+    sum(losses.values()).backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in detector.named_parameters()}
+    return predictions, losses, gradients
+
+
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
+def test_activation_checkpointing_gives_the_same_gradients(make_cfg, make_random, shake, variant):
+    cfg = make_cfg(variant, DROPOUT=0.1)
+    detector = shake(build_detector(cfg), 0.03)
+    arguments = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    targets = make_random.targets((2, 3), classes=5)
+    _, losses, expected = run(detector, build_criterion(cfg), *arguments, targets)
+
+    cfg.MODEL.DETR.ACTIVATION_CHECKPOINTING = True
+    lean = build_detector(cfg)
+    lean.load_state_dict(detector.state_dict())
+    calls = []
+    lean.encoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    _, lean_losses, gradients = run(lean, build_criterion(cfg), *arguments, targets)
+    assert len(calls) == 2  # in the forward, and again in the backward
+    assert {name: value.item() for name, value in lean_losses.items()} == pytest.approx(
+        {name: value.item() for name, value in losses.items()}
+    )
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_autocast_is_near_float32(make_cfg, make_random, variant):
+    cfg = make_cfg(variant)
+    detector, criterion = build_detector(cfg), build_criterion(cfg)
+    arguments = torch.randn(2, 3, 97, 131), torch.zeros(2, 97, 131, dtype=torch.bool)
+    targets = make_random.targets((2, 3), classes=5)
+    exact, exact_losses, exact_gradients = run(detector, criterion, *arguments, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        near, losses, gradients = run(detector, criterion, *arguments, targets)
+    assert near.logits.dtype == torch.bfloat16 and near.boxes.dtype == torch.float32
+    if variant != "two_stage":  # there, rounding may choose other proposals
+        torch.testing.assert_close(near.boxes, exact.boxes, rtol=0, atol=0.02)
+        torch.testing.assert_close(near.logits.float(), exact.logits, rtol=0, atol=0.1)
+    for name, value in exact_losses.items():
+        assert losses[name].dtype == torch.float32
+        assert losses[name].item() == pytest.approx(value.item(), rel=0.05), name
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    if variant != "two_stage":
+        name = "decoder.class_heads.0.weight"
+        cosine = nn.functional.cosine_similarity(gradients[name].flatten(), exact_gradients[name].flatten(), dim=0)
+        assert cosine > 0.98
+
+
+class Pyramid(nn.Module):
+    """A backbone of someone else's, as Detectron2 has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 6, 8, 8), nn.Conv2d(3, 10, 16, 16)
+
+    def output_shape(self):
+        return {"p3": FeatureSpec(6, 8), "p4": FeatureSpec(10, 16)}
+
+    def forward(self, images):
+        return {"p3": self.fine(images), "p4": self.coarse(images)}
+
+
+def test_any_backbone_with_named_features_works(make_cfg):
+    cfg = make_cfg()
+    cfg.MODEL.DETR.IN_FEATURES = ["p3", "p4"]
+    detector = build_detector(cfg, Pyramid())
+    predictions = detector(torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool))
+    assert predictions.boxes.shape == (3, 1, 7, 4)
+    predictions.logits.sum().backward()
+    assert detector.backbone.fine.weight.grad.abs().max() > 0

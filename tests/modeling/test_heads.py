@@ -1,0 +1,142 @@
+"""Heads, box arithmetic, initial values and the values that the builder refuses."""
+
+import math
+
+import pytest
+import torch
+
+from projects_deformable_detr import build_criterion, build_detector
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.modeling.decoder import Decoder
+from projects_deformable_detr.modeling.heads import BoxHead, apply_box_delta, inverse_sigmoid, make_class_head
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("values", [2, 4])
+def test_apply_box_delta_adds_before_the_sigmoid(values):
+    delta, reference = torch.randn(2, 3, 4), 0.1 + 0.8 * torch.rand(2, 3, values)
+    boxes = apply_box_delta(delta, reference)
+    for index in range(24):
+        place = divmod(index, 4)
+        offset = delta.view(6, 4)[place].item()
+        if place[1] < values:
+            r = reference.view(6, values)[place].item()
+            offset += math.log(r / (1 - r))
+        assert boxes.view(6, 4)[place].item() == pytest.approx(sigmoid(offset), abs=1e-6)
+
+
+def test_a_delta_of_0_keeps_a_box():
+    reference = 0.05 + 0.9 * torch.rand(1, 5, 4)
+    torch.testing.assert_close(apply_box_delta(torch.zeros(1, 5, 4), reference), reference)
+
+
+def test_references_on_the_border_stay_finite():
+    reference = torch.tensor([[[0.0, 1.0, 0.0, 1.0]]], requires_grad=True)
+    boxes = apply_box_delta(torch.zeros(1, 1, 4), reference)
+    boxes.sum().backward()
+    assert boxes.isfinite().all() and reference.grad.isfinite().all()
+    torch.testing.assert_close(boxes, reference.detach(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened_before_the_logarithm(dtype):
+    """1 - 1e-5 is 1 in half precision, and its logit would be infinite."""
+    x = torch.tensor([0.0, 0.5, 1.0], dtype=dtype)
+    result = inverse_sigmoid(x)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, inverse_sigmoid(x.float()))
+    assert result.isfinite().all()
+
+
+def test_heads_start_at_the_prior_and_the_size():
+    x = torch.randn(4, 32)
+    head = make_class_head(32, 6)
+    torch.testing.assert_close(head.bias.sigmoid(), torch.full((6,), 0.01))
+    assert head.weight.abs().max() > 0
+    boxes = apply_box_delta(BoxHead(32, -2.0)(x)[None], torch.full((1, 4, 2), 0.5))
+    torch.testing.assert_close(boxes, torch.tensor([0.5, 0.5, sigmoid(-2), sigmoid(-2)]).expand(1, 4, 4))
+
+
+def size_biases(detector):
+    return [head.layers[-1].bias[2:].tolist() for head in detector.decoder.box_heads]
+
+
+def test_only_a_head_that_starts_from_a_point_has_the_size_bias(make_cfg):
+    assert size_biases(build_detector(make_cfg("multi_scale"))) == [[-2.0] * 2]
+    assert size_biases(build_detector(make_cfg("box_refine"))) == [[-2.0] * 2, [0.0] * 2, [0.0] * 2]
+    two_stage = build_detector(make_cfg("two_stage"))
+    assert size_biases(two_stage) == [[0.0] * 2] * 3
+    assert two_stage.queries.box_head.layers[-1].bias.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
+def test_every_class_head_starts_at_the_prior_of_every_class(make_cfg, variant):
+    detector = build_detector(make_cfg(variant, NUM_CLASSES=9))
+    heads = [*detector.decoder.class_heads]
+    if variant == "two_stage":
+        heads.append(detector.queries.class_head)
+    for head in heads:
+        torch.testing.assert_close(head.bias.sigmoid(), torch.full((9,), 0.01))
+
+
+def test_building_keeps_the_start_of_deformable_attention(make_cfg):
+    """arXiv 2010.04159, A.4: zero weights, eight directions, uniform attention."""
+    detector = build_detector(make_cfg(NHEADS=8))
+    modules = [layer.self_attn for layer in detector.encoder.layers]
+    modules += [layer.cross_attn for layer in detector.decoder.layers]
+    assert len(modules) == 5
+    directions = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
+    for module in modules:
+        assert not module.sampling_offsets.weight.any()
+        assert not module.attention_weights.weight.any() and not module.attention_weights.bias.any()
+        bias = module.sampling_offsets.bias.view(8, 4, 2, 2)  # heads, levels, points, (x, y)
+        for head, (x, y) in enumerate(directions):
+            for point in range(2):
+                expected = torch.tensor([x * (point + 1.0), y * (point + 1.0)]).expand(4, 2)
+                torch.testing.assert_close(bias[head, :, point], expected)
+        # Xavier-uniform: within its bound, and filling it.
+        bound = math.sqrt(6 / (64 + 64))
+        assert 0.9 * bound < module.value_proj.weight.abs().max() <= bound
+
+
+def test_the_decoder_takes_one_head_or_one_per_layer(make_cfg):
+    layers = list(build_detector(make_cfg()).decoder.layers)
+    heads = [make_class_head(64, 5) for _ in range(2)]
+    with pytest.raises(ValueError, match="class_heads: give 1 or 3"):
+        Decoder(layers, heads, [BoxHead(64)], refine=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"NUM_CLASSES": 0}, "NUM_CLASSES"),
+        ({"TWO_STAGE": True}, "WITH_BOX_REFINE"),
+        ({"WITH_BOX_REFINE": True, "DEEP_SUPERVISION": False}, "DEEP_SUPERVISION"),
+        ({"NHEADS": 5}, "NHEADS 5"),
+        ({"NHEADS": 0}, "NHEADS"),
+        ({"HIDDEN_DIM": 48}, "HIDDEN_DIM 48"),
+        ({"NUM_OBJECT_QUERIES": 0}, "NUM_OBJECT_QUERIES"),
+        ({"DEC_LAYERS": 0}, "DEC_LAYERS"),
+        ({"ENC_N_POINTS": 0}, "ENC_N_POINTS"),
+        ({"NUM_FEATURE_LEVELS": 2}, "NUM_FEATURE_LEVELS 2"),
+        ({"ACTIVATION": "swish"}, "ACTIVATION 'swish'"),
+    ],
+)
+def test_values_that_make_no_model_name_their_key(make_cfg, changes, named):
+    with pytest.raises(UserError, match=named):
+        build_detector(make_cfg(**changes))
+
+
+def test_features_that_the_backbone_lacks_are_named(make_cfg):
+    cfg = make_cfg()
+    cfg.MODEL.DETR.IN_FEATURES = ["res3", "p6"]
+    with pytest.raises(UserError, match=r"IN_FEATURES \['res3', 'p6'\].*res5"):
+        build_detector(cfg)
+
+
+def test_focal_parameters_are_checked_when_the_criterion_is_built(make_cfg):
+    with pytest.raises(UserError, match="FOCAL_ALPHA"):
+        build_criterion(make_cfg(FOCAL_ALPHA=-1.0))
