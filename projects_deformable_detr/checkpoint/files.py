@@ -1,7 +1,6 @@
 """Checkpoint files: read without running code, written whole or not at all."""
 
 import os
-import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,17 +29,27 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint file (MODEL.WEIGHTS)")
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file  # an optional package, needed for such files only
-
-        return load_file(path)
+        return _read_safetensors(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler: KeyError, struct.error, …
+        reason = (str(error).strip() or "it ends too early").splitlines()[0]
         raise CheckpointError(
-            f"{path}: not a checkpoint that can be read without running code from it ({reason})"
+            f"{path}: damaged, or not a checkpoint that can be read without running code from it ({reason})"
         ) from error
     return _find_weights(path, content)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError  # an optional package, needed for such files only
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(f"{path}: reading it needs the safetensors package: pip install safetensors") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error})") from error
 
 
 def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ def _torchvision_weights(source: str) -> State | None:
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except RuntimeError as error:  # the file's hash
-        raise CheckpointError(f"{source}: the download is damaged ({error}): delete the file and start again") from error
+        raise CheckpointError(f"{source}: the download is damaged ({error}): delete it and start again") from error
     except (URLError, OSError) as error:
         logger.warning("%s could not be downloaded (%s).", source, error)
         return None

@@ -1,0 +1,183 @@
+"""Loading into a detector: everything or, where asked for, a part with its names."""
+
+import logging
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+
+from projects_deformable_detr import build_detector
+from projects_deformable_detr.checkpoint import CheckpointError, load_weights, save_detector
+
+
+def copy_state(detector):
+    return {key: value.clone() for key, value in detector.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def write(state, path, wrap=lambda state: {"model": state}):
+    torch.save(wrap(state), path)
+    return path
+
+
+@pytest.fixture
+def detector(make_cfg):
+    return build_detector(make_cfg("box_refine"))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": {f"detector.{key}": value for key, value in state.items()}, "iteration": 7},
+        lambda state: {
+            "state_dict": {f"detector.{key}": value for key, value in state.items()},
+            "epoch": 3,
+            "pytorch-lightning_version": "2.6.0",
+        },
+        lambda state: state,
+    ],
+    ids=["detectron2", "lightning", "bare"],
+)
+def test_files_of_either_engine(make_cfg, detector, tmp_path, wrap):
+    other = build_detector(make_cfg("box_refine"))
+    assert load_weights(other, write(copy_state(detector), tmp_path / "a.ckpt", wrap)).kind == "ours"
+    assert same(other.state_dict(), detector.state_dict())
+
+
+def spoil(state):
+    """Without one weight, with one too many, and with one of another shape."""
+    del state["tokenizer.level_embed"]
+    state["decoder.extra.weight"] = torch.zeros(3)
+    state["queries.content"] = torch.zeros(9, 64)
+    return state
+
+
+def test_what_does_not_fit_is_listed_and_the_detector_unchanged(make_cfg, detector, tmp_path):
+    other = build_detector(make_cfg("box_refine"))
+    before = copy_state(other)
+    path = write(spoil(copy_state(detector)), tmp_path / "spoilt.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(other, path)
+    text = str(caught.value)
+    for part in (
+        "spoilt.pth",
+        "missing in the file (1): tokenizer.level_embed",
+        "unexpected in the file (1): decoder.extra.weight",
+        "queries.content: (9, 64) in the file, (7, 64) here",
+        "ALLOW_PARTIAL_WEIGHTS",
+    ):
+        assert part in text
+    assert same(other.state_dict(), before)
+
+
+def test_allow_partial_loads_what_fits_and_warns_of_the_rest(make_cfg, detector, tmp_path, caplog):
+    other = build_detector(make_cfg("box_refine"))
+    before = copy_state(other)
+    path = write(spoil(copy_state(detector)), tmp_path / "spoilt.pth")
+    with caplog.at_level(logging.WARNING):
+        report = load_weights(other, path, allow_partial=True)
+    assert report.missing == ("tokenizer.level_embed",)
+    assert report.unexpected == ("decoder.extra.weight",)
+    assert report.mismatched == ("queries.content",)
+    for name in ("tokenizer.level_embed", "decoder.extra.weight", "queries.content"):
+        assert name in caplog.text
+    kept = {"tokenizer.level_embed", "queries.content"}
+    expected = {key: before[key] if key in kept else value for key, value in detector.state_dict().items()}
+    assert same(other.state_dict(), expected)
+
+
+@pytest.mark.parametrize("changes", [{"NUM_CLASSES": 3}, {"DEC_LAYERS": 2}, {"NUM_FEATURE_LEVELS": 3}])
+def test_another_architecture_is_refused(make_cfg, detector, tmp_path, changes):
+    save_detector(tmp_path / "model.pth", detector, iteration=0, cfg_text="")
+    with pytest.raises(CheckpointError, match="another architecture"):
+        load_weights(build_detector(make_cfg("box_refine", **changes)), tmp_path / "model.pth")
+
+
+def test_two_stage_weights_do_not_load_into_one_stage(make_cfg, detector, tmp_path):
+    save_detector(tmp_path / "two.pth", build_detector(make_cfg("two_stage")), iteration=0, cfg_text="")
+    with pytest.raises(CheckpointError, match=r"missing.*queries\.content[\s\S]*unexpected.*queries\."):
+        load_weights(detector, tmp_path / "two.pth")
+
+
+def test_weights_of_something_else_are_named(detector, tmp_path):
+    path = write({"encoder.embeddings": torch.zeros(3)}, tmp_path / "bert.pth")
+    with pytest.raises(CheckpointError, match=r"bert\.pth: its keys \(encoder\.embeddings"):
+        load_weights(detector, path)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_imagenet_weights_fill_the_backbone_and_leave_the_rest(make_cfg, tmp_path, norm):
+    cfg = make_cfg(NORM=norm)
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    theirs = torchvision.models.resnet18(weights=None)
+    detector = build_detector(cfg)
+    before = copy_state(detector)
+    report = load_weights(detector, write(theirs.state_dict(), tmp_path / "resnet18.pth", lambda state: state))
+    assert (report.kind, report.missing, report.unexpected) == ("resnet", (), ())
+    for key, value in detector.state_dict().items():
+        if key.startswith("backbone."):
+            assert torch.equal(value, theirs.state_dict()[key.removeprefix("backbone.")]), key
+        else:
+            assert torch.equal(value, before[key]), key
+
+
+def test_imagenet_stages_that_are_not_built_are_left_out(make_cfg, tmp_path):
+    cfg = make_cfg(IN_FEATURES=["res3"], NUM_FEATURE_LEVELS=2)
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    path = write(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
+    assert load_weights(build_detector(cfg), path).unexpected == ()
+
+
+def test_a_backbone_of_another_depth_is_refused(make_cfg, detector, tmp_path):
+    path = write(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
+    with pytest.raises(CheckpointError, match=r"backbone\.conv1\.weight: \(64, 3, 7, 7\) in the file, \(16, 3, 7, 7\)"):
+        load_weights(detector, path)
+
+
+def replace_download(monkeypatch, result):
+    """Lets torchvision's download return or raise ``result``."""
+
+    def download(url, *args, **kwargs):
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+
+
+def test_torchvision_weights_by_name(make_cfg, monkeypatch):
+    cfg = make_cfg()
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    detector, state = build_detector(cfg), torchvision.models.resnet18(weights=None).state_dict()
+    replace_download(monkeypatch, state)
+    assert load_weights(detector, "torchvision://resnet18").kind == "resnet"
+    assert torch.equal(detector.backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
+def test_weights_that_cannot_be_downloaded_are_a_warning(make_cfg, monkeypatch, caplog, norm):
+    detector = build_detector(make_cfg(NORM=norm))
+    before = copy_state(detector)
+    replace_download(monkeypatch, URLError("no network"))
+    with caplog.at_level(logging.WARNING):
+        assert load_weights(detector, "torchvision://resnet18").kind == "none"
+    assert same(detector.state_dict(), before)
+    assert "torchvision://resnet18" in caplog.text and "no network" in caplog.text
+    assert "FROM SCRATCH" in caplog.text
+    assert ("MODEL.RESNETS.NORM" in caplog.text) == (norm == "FrozenBN")  # advice, where it is needed
+
+
+def test_a_damaged_download_is_an_error(detector, monkeypatch):
+    replace_download(monkeypatch, RuntimeError('invalid hash value (expected "f37072fd", got "00")'))
+    with pytest.raises(CheckpointError, match=r"torchvision://resnet18.*damaged.*invalid hash"):
+        load_weights(detector, "torchvision://resnet18")
+
+
+@pytest.mark.parametrize("name", ["resnet19", "", "raft_large"])
+def test_an_unknown_torchvision_model_is_named(detector, name):
+    with pytest.raises(CheckpointError, match=f"torchvision://{name}: torchvision has no such"):
+        load_weights(detector, f"torchvision://{name}")
