@@ -4,13 +4,12 @@ Importing the package registers the meta-architecture, the backbone and the demo
 where that is importable, and works without it.
 """
 
-import importlib.util
-
 from .config import add_deformable_detr_config, get_cfg
+from .engine import is_installed
 from .modeling import build_criterion, build_detector
 from .version import __version__
 
 __all__ = ["__version__", "add_deformable_detr_config", "build_criterion", "build_detector", "get_cfg"]
 
-if importlib.util.find_spec("detectron2") is not None:
+if is_installed("detectron2"):
     from . import detectron2_plugin as detectron2_plugin

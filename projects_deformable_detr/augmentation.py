@@ -48,9 +48,11 @@ class AugmentationPolicy:
         if source.MIN_SIZE_TRAIN_SAMPLING not in ("choice", "range"):
             raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING {source.MIN_SIZE_TRAIN_SAMPLING!r}: choose choice or range")
         crop_prob = 0.5 if source.CROP.ENABLED else 0.0
-        if crop_prob and source.CROP.TYPE != "absolute_range":
-            raise UserError(f"INPUT.CROP.TYPE {source.CROP.TYPE!r}: DETR's crop is absolute_range")
+        if crop_prob:
+            _check_crop(source.CROP)
         sizes = tuple(source.MIN_SIZE_TRAIN)
+        if not sizes or min(sizes) < 1:
+            raise UserError(f"INPUT.MIN_SIZE_TRAIN {sizes}: give at least one size, each at least 1 pixel")
         if source.MIN_SIZE_TRAIN_SAMPLING == "range":
             sizes = tuple(range(min(sizes), max(sizes) + 1))
         return cls(
@@ -62,3 +64,12 @@ class AugmentationPolicy:
             crop_range=(int(source.CROP.SIZE[0]), int(source.CROP.SIZE[1])) if crop_prob else (0, 0),
             image_format=source.FORMAT,
         )
+
+
+def _check_crop(crop: Any) -> None:
+    if crop.TYPE != "absolute_range":
+        raise UserError(f"INPUT.CROP.TYPE {crop.TYPE!r}: DETR's crop is absolute_range")
+    if len(crop.SIZE) != 2 or not 1 <= crop.SIZE[0] <= crop.SIZE[1]:
+        raise UserError(f"INPUT.CROP.SIZE {list(crop.SIZE)}: give the least and the largest side in pixels")
+    if not crop.RESIZE or min(crop.RESIZE) < 1:
+        raise UserError(f"INPUT.CROP.RESIZE {list(crop.RESIZE)}: give at least one size, each at least 1 pixel")

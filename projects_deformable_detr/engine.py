@@ -16,6 +16,12 @@ class EngineChoice:
     reason: str
 
 
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported. A mere folder of that name, such as a clone beside us, is not one."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
 def choose_engine(wanted: str = "auto") -> EngineChoice:
     """Resolves ``auto`` and checks that a named engine can run.
 
@@ -25,7 +31,7 @@ def choose_engine(wanted: str = "auto") -> EngineChoice:
     """
     if wanted not in ENGINES:
         raise UserError(f"unknown engine {wanted!r}: choose one of {', '.join(ENGINES)}")
-    has_detectron2 = importlib.util.find_spec("detectron2") is not None
+    has_detectron2 = is_installed("detectron2")
     if wanted == "auto":
         if has_detectron2:
             return EngineChoice("detectron2", "detectron2 is importable")
@@ -37,7 +43,7 @@ def choose_engine(wanted: str = "auto") -> EngineChoice:
             "engine 'detectron2' was asked for, but detectron2 is not installed: install it from its "
             "repository, or use --engine standalone"
         )
-    if wanted == "standalone" and importlib.util.find_spec("lightning") is None:
+    if wanted == "standalone" and not is_installed("lightning"):
         raise UserError(
             f"the standalone engine ({reason}) needs lightning, which is not installed: pip install lightning"
         )

@@ -1,0 +1,185 @@
+"""Which way imports go, and that each optional thing can be absent."""
+
+import ast
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import ms_deform_attn
+import pytest
+
+import projects_deformable_detr
+from projects_deformable_detr import engine
+from projects_deformable_detr.errors import UserError
+
+PROJECT = Path(projects_deformable_detr.__file__).parent
+OPS = Path(ms_deform_attn.__file__).parent
+ENGINES = {"detectron2_plugin", "standalone"}
+
+
+def imported(file: Path, root: Path) -> Iterator[str]:
+    """Absolute names of every import in a file, late ones included; ``root`` is the package's folder."""
+    package = (root.name, *file.relative_to(root).parent.parts)
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def imports_below(folder: Path, root: Path = PROJECT) -> dict[str, set[str]]:
+    """{imported name: files} of a folder of the package."""
+    found: dict[str, set[str]] = {}
+    files = sorted(folder.rglob("*.py"))
+    assert files, folder
+    for file in files:
+        for name in imported(file, root):
+            found.setdefault(name, set()).add(str(file.relative_to(root)))
+    return found
+
+
+def third_party(folder: Path, root: Path = PROJECT) -> set[str]:
+    top = {name.split(".")[0] for name in imports_below(folder, root)}
+    return top - set(sys.stdlib_module_names) - {root.name}
+
+
+def own_parts(folder: Path) -> set[str]:
+    """First-level parts of the package that a folder imports."""
+    names = imports_below(folder)
+    return {name.split(".")[1] for name in names if name.startswith("projects_deformable_detr.")}
+
+
+@pytest.mark.parametrize(("library", "folder"), [("detectron2", "detectron2_plugin"), ("lightning", "standalone")])
+def test_only_its_engine_imports_a_library(library, folder):
+    files = {file for name, where in imports_below(PROJECT).items() if name.split(".")[0] == library for file in where}
+    assert files
+    assert all(file.startswith(f"{folder}/") for file in files), files
+
+
+def test_engines_do_not_import_each_other():
+    assert "standalone" not in own_parts(PROJECT / "detectron2_plugin")
+    assert "detectron2_plugin" not in own_parts(PROJECT / "standalone")
+
+
+def test_modeling_imports_pytorch_scipy_and_nothing_above_it():
+    assert third_party(PROJECT / "modeling") == {"torch", "torchvision", "scipy", "numpy", "ms_deform_attn"}
+    assert own_parts(PROJECT / "modeling") <= {"errors", "modeling"}
+
+
+@pytest.mark.parametrize("part", ["data", "checkpoint"])
+def test_what_engines_share_does_not_import_them(part):
+    assert not own_parts(PROJECT / part) & ENGINES
+    assert not third_party(PROJECT / part) & {"detectron2", "lightning"}
+
+
+def test_the_op_imports_torch_only():
+    assert third_party(OPS, OPS) == {"torch"}
+
+
+# What a machine without some packages has: no finder finds them.
+_HIDE = """
+import sys
+class Hiding:
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in {hidden!r} else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+import projects_deformable_detr as project
+print(*("projects_deformable_detr.detectron2_plugin", "detectron2", "lightning") & sys.modules.keys())
+"""
+
+
+def run_python(hidden: set[str], code: str = "", op: Path = OPS) -> subprocess.CompletedProcess[str]:
+    """Imports the package without the hidden ones, prints which optional ones that loaded, then runs the code."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(op.parent), str(PROJECT.parent)))}
+    command = [sys.executable, "-c", _HIDE.format(hidden=hidden) + code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_without_detectron2():
+    code = "from projects_deformable_detr.engine import choose_engine\n"
+    result = run_python({"detectron2"}, code + "print(choose_engine().name, type(project.get_cfg()).__module__)")
+    assert result.returncode == 0, result.stderr
+    # Lightning waits until its engine runs.
+    assert result.stdout.splitlines() == ["", "standalone projects_deformable_detr.standalone.config"]
+
+
+def test_without_lightning():
+    result = run_python({"lightning"}, "project.build_detector, project.build_criterion")
+    assert result.returncode == 0, result.stderr
+    loaded = {"projects_deformable_detr.detectron2_plugin", "detectron2"}
+    assert set(result.stdout.split()) == (loaded if engine.is_installed("detectron2") else set())
+
+
+def copy_op(folder: Path) -> Path:
+    return shutil.copytree(OPS, folder / "ms_deform_attn", ignore=shutil.ignore_patterns("_C*", "__pycache__"))
+
+
+_ATTEND = """
+import torch
+from ms_deform_attn import MSDeformAttn
+for _ in range(2):
+    print(MSDeformAttn(8, 1, 2, 1)(torch.ones(1, 3, 8), torch.ones(1, 3, 1, 2), torch.ones(1, 4, 8), [(2, 2)]).shape)
+"""
+
+
+def test_without_the_binary_and_both_engines(tmp_path):
+    result = run_python({"detectron2", "lightning"}, _ATTEND, copy_op(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["", "torch.Size([1, 3, 8])", "torch.Size([1, 3, 8])"]
+    assert result.stderr.count("plain PyTorch reference runs") == 1
+
+
+def test_a_broken_binary_is_an_error(tmp_path):
+    op = copy_op(tmp_path)
+    (op / "_C.abi3.so").write_bytes(b"not a library")
+    result = run_python({"detectron2"}, op=op)
+    assert result.returncode == 1
+    assert f"ImportError: ms_deform_attn: the compiled library {op / '_C.abi3.so'} cannot be loaded" in result.stderr
+
+
+def test_a_folder_is_not_a_package(tmp_path, monkeypatch):
+    """A clone of Detectron2's repository in the working directory is a folder of that name."""
+    (tmp_path / "some_cloned_library").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.util.find_spec("some_cloned_library") is not None
+    assert not engine.is_installed("some_cloned_library")
+    assert not engine.is_installed("no_such_library")
+    assert engine.is_installed("torch")
+
+
+@pytest.mark.parametrize(
+    ("installed", "wanted", "name"),
+    [
+        ({"detectron2", "lightning"}, "auto", "detectron2"),
+        ({"detectron2", "lightning"}, "standalone", "standalone"),
+        ({"detectron2"}, "auto", "detectron2"),
+        ({"lightning"}, "auto", "standalone"),
+    ],
+)
+def test_the_choice_of_the_engine(monkeypatch, installed, wanted, name):
+    monkeypatch.setattr(engine, "is_installed", installed.__contains__)
+    choice = engine.choose_engine(wanted)
+    assert choice.name == name and choice.reason
+
+
+@pytest.mark.parametrize(
+    ("installed", "wanted", "named"),
+    [
+        (set(), "auto", "lightning"),
+        ({"detectron2"}, "standalone", "lightning"),
+        ({"lightning"}, "detectron2", "detectron2 is not installed"),
+        ({"detectron2", "lightning"}, "torch", "unknown engine 'torch': choose one of auto, detectron2, standalone"),
+    ],
+)
+def test_an_engine_that_cannot_run_is_refused(monkeypatch, installed, wanted, named):
+    monkeypatch.setattr(engine, "is_installed", installed.__contains__)
+    with pytest.raises(UserError, match=named):
+        engine.choose_engine(wanted)

@@ -1,0 +1,109 @@
+"""``train_net.py``: what a wrong command line answers, and what the flags mean."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.engine import is_installed
+
+SCRIPT = Path(__file__).resolve().parents[1] / "train_net.py"
+QUICKSTART = str(SCRIPT.parent / "configs" / "quickstart.yaml")
+needs_detectron2 = pytest.mark.skipif(not is_installed("detectron2"), reason="detectron2 is not installed")
+ENGINES = ["standalone", pytest.param("detectron2", marks=needs_detectron2)]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """``run(*arguments)`` to exit status, stdout and stderr, in this process and an empty folder."""
+    spec = importlib.util.spec_from_file_location("train_net_under_test", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments])
+        status = module.main()
+        return status, *capsys.readouterr()
+
+    yield call
+    assert list(tmp_path.iterdir()) == []  # nothing was written before the error
+
+
+def test_the_script_ends_with_status_2_and_no_traceback(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--engine", "caffe", "--config-file", QUICKSTART]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1] == "train_net.py: unknown engine 'caffe': choose one of auto, detectron2, standalone"
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config-file", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config-file", QUICKSTART, "MODEL.DETR.NUM_QUERIES", "5"], "MODEL.DETR.NUM_QUERIES"),
+        (["--config-file", QUICKSTART, "SOLVER.MAX_ITER"], "SOLVER.MAX_ITER"),
+        (["--config-file", QUICKSTART, "SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
+    ],
+    ids=["missing_file", "unknown_key", "no_value", "wrong_type"],
+)
+def test_a_wrong_config_is_named(run, engine, arguments, named):
+    status, out, err = run("--engine", engine, *arguments)
+    assert status == 2
+    assert out.startswith(f"Engine: {engine} (asked for by name).")
+    assert err.startswith("train_net.py: ") and named in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_unknown_key_in_a_file_is_named(run, engine, tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "typo.yaml"
+    path.write_text("MODEL:\n  DETR:\n    NUM_QUERYS: 5\nVERSION: 2\n")
+    status, _, err = run("--engine", engine, "--config-file", str(path))
+    assert status == 2
+    assert "MODEL.DETR.NUM_QUERYS" in err and str(path) in err
+
+
+@needs_detectron2
+def test_auto_says_which_engine_runs_and_why(run):
+    status, out, _ = run("--config-file", "nowhere.yaml")
+    assert status == 2
+    assert out.splitlines()[0] == "Engine: detectron2 (detectron2 is importable)."
+
+
+def test_flags_are_detectron2s_own():
+    args = argument_parser().parse_args([])
+    defaults = {"config_file": "", "engine": "auto", "register": [], "resume": False, "eval_only": False}
+    assert vars(args) == defaults | {
+        "num_gpus": None,
+        "num_machines": 1,
+        "machine_rank": 0,
+        "dist_url": "auto",
+        "opts": [],
+    }
+
+
+def test_a_full_command_line():
+    line = (
+        "--config-file a.yaml --engine standalone --num-gpus 2 --num-machines 3 --machine-rank 1 --resume --eval-only "
+        "--dist-url tcp://host:1 --register one a.json images --register two b.json more SOLVER.BASE_LR 1e-3"
+    )
+    args = argument_parser().parse_args(line.split())
+    assert (args.config_file, args.engine, args.num_gpus, args.num_machines) == ("a.yaml", "standalone", 2, 3)
+    assert (args.machine_rank, args.dist_url, args.resume, args.eval_only) == (1, "tcp://host:1", True, True)
+    assert args.register == [["one", "a.json", "images"], ["two", "b.json", "more"]]
+    assert args.opts == ["SOLVER.BASE_LR", "1e-3"]
+
+
+@pytest.mark.parametrize("line", ["--gpus 1", "--register one a.json", "--num-gpus two"])
+def test_a_wrong_flag_ends_with_status_2(line, capsys):
+    with pytest.raises(SystemExit) as caught:
+        argument_parser().parse_args(line.split())
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
