@@ -21,19 +21,24 @@ def mask_to_polygons(mask: np.ndarray[Any, np.dtype[np.uint8]], scale: int = 1) 
     Returns:
         polygons [x1, y1, x2, y2, …] in image pixels, each of at least three points.
     """
-    contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    left, top, width, height = cv2.boundingRect(mask)
+    if width == 0:
+        return []
+    # OpenCV's contours run through pixels' centres. On a mask of doubled size an odd coordinate is the far half of
+    # a pixel and an even one the near half, so that halving and rounding up gives the edge between two pixels.
+    doubled = np.repeat(np.repeat(mask[top : top + height, left : left + width], 2, axis=0), 2, axis=1)
+    contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = [_simplified((contour + 1) // 2, scale) for contour in contours]
     polygons = []
-    for index, contour in enumerate(contours):
-        if hierarchy[0, index, 3] >= 0 or len(contour) < 3:  # a hole, or a line of pixels
+    for index, points in enumerate(outlines):
+        if hierarchy[0, index, 3] >= 0:  # a hole
             continue
-        points = _simplified(contour, scale)
         hole = hierarchy[0, index, 2]
         while hole >= 0:
-            if len(contours[hole]) >= 3:
-                points = _joined(points, _simplified(contours[hole], scale))
+            points = _joined(points, outlines[hole])
             hole = hierarchy[0, hole, 0]
         if len(points) >= 3:
-            polygons.append(np.round((points + 0.5) / scale, 2).ravel().tolist())
+            polygons.append(np.round((points + (left, top)) / scale, 2).ravel().tolist())
     return polygons
 
 

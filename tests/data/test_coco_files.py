@@ -1,0 +1,241 @@
+"""COCO files: what a sound one gives, and what each unsound one says."""
+
+import itertools
+import json
+import logging
+import math
+import re
+
+import pytest
+
+from projects_deformable_detr.data import coco
+from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.data.problems import DatasetError
+
+_numbers = itertools.count(100)
+
+
+def annotation(bbox, **changes):
+    plain = {"id": next(_numbers), "image_id": 10, "category_id": 4, "bbox": bbox, "area": 1, "iscrowd": 0}
+    return plain | changes
+
+
+def refusal(spec, *args, **keywords):
+    with pytest.raises(DatasetError) as caught:
+        coco.inspect(spec, *args, **keywords)
+    message = str(caught.value)
+    assert "tiny" in message and str(spec.json_file) in message
+    return message
+
+
+def test_the_summary_of_a_sound_file(write, content):
+    assert coco.inspect(write(content), max_objects=2, for_evaluation=True) == coco.CocoSummary(
+        "tiny",
+        class_names=("four", "seven", "nine"),
+        category_ids=(4, 7, 9),
+        num_images=3,
+        num_annotations=4,
+        num_crowd=1,
+        dropped=0,
+        clipped=1,
+        most_objects=2,
+    )
+
+
+def test_records_are_sorted_contiguous_and_clipped(write, content):
+    content["annotations"][0]["segmentation"] = [[1, 2, 11, 2, 11, 22]]
+    spec = write(content)
+    first, second, third = coco.load_records(spec)
+    assert [record["image_id"] for record in (first, second, third)] == [10, 20, 30]
+    assert first["file_name"] == str(spec.image_root / "a.png") and (first["height"], first["width"]) == (30, 40)
+    nine = {"bbox": [1, 2, 10, 20], "bbox_mode": 1, "category_id": 2, "iscrowd": 0}
+    four = {"bbox": [30.5, 5, 9.5, 10], "bbox_mode": 1, "category_id": 0, "iscrowd": 0}
+    assert first["annotations"] == [nine | {"segmentation": [[1, 2, 11, 2, 11, 22]]}, four]
+    assert [item["iscrowd"] for item in second["annotations"]] == [1, 0]
+    assert third["annotations"] == []
+
+
+def test_images_without_objects_can_be_left_out(write, content):
+    content["annotations"][3]["iscrowd"] = 1  # image 20 has crowds only now
+    assert [record["image_id"] for record in coco.load_records(write(content), filter_empty=True)] == [10]
+
+
+def test_records_are_those_that_detectron2_reads(write, content):
+    detectron2 = pytest.importorskip("detectron2.data.datasets.coco", reason="Detectron2 is not installed")
+    spec = write(content)
+    theirs = detectron2.load_coco_json(str(spec.json_file), str(spec.image_root), "tiny_for_comparison")
+    ours = coco.load_records(spec)
+    ours[0]["annotations"][1]["bbox"][2] = 20  # the one that is clipped
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "bbox", [[5, 5, 0, 0], [5, 5, 0, 9], [5, 5, 9, 0], [40, 5, 9, 9], [5, -9, 9, 9], [90, 90, 5, 5]]
+)
+def test_boxes_without_area_follow_the_rule(write, content, bbox, caplog):
+    content["annotations"].append(annotation(bbox, id=77))
+    spec = write(content)
+    message = refusal(spec)
+    assert "annotation 77" in message and "a.png" in message and str(bbox) in message and "INVALID_BOXES" in message
+    with caplog.at_level(logging.WARNING):
+        summary = coco.inspect(spec, "drop")
+        records = coco.load_records(spec, "drop")
+    assert (summary.dropped, summary.num_annotations) == (1, 4)
+    assert len(records[0]["annotations"]) == 2
+    (warning,) = (record.getMessage() for record in caplog.records)  # once, although the file was read twice
+    assert "1 of 5" in warning and "77" in warning
+
+
+@pytest.mark.parametrize(
+    "bbox",
+    [
+        [math.nan, 1, 2, 3],
+        [1, math.inf, 2, 3],
+        [1, 1, 2, -math.inf],
+        [1, 1, math.nan, 3],
+        [1, 2, 3],
+        [1, 2, 3, 4, 5],
+        ["1", "2", "3", "4"],
+        None,
+        5,
+        [],
+        [1, 2, None, 4],
+        {"x": 1},
+    ],
+)
+@pytest.mark.parametrize("rule", ["error", "drop"])
+def test_boxes_that_are_not_finite_are_always_an_error(write, content, bbox, rule):
+    content["annotations"].append(annotation(bbox, id=77))
+    message = refusal(write(content), rule)
+    assert "four finite numbers" in message and "annotation 77" in message and "a.png" in message
+
+
+@pytest.mark.parametrize("rule", ["error", "drop"])
+def test_negative_sides_are_always_an_error(write, content, rule):
+    content["annotations"].append(annotation([20, 20, -5, 5], id=77))
+    assert "negative width or height (1): annotation 77" in refusal(write(content), rule)
+
+
+def test_all_faults_are_told_at_once_counted_and_cut_short(write, content):
+    content["annotations"] += [annotation([0, 0, 0, 0]) for _ in range(9)]
+    content["annotations"] += [annotation([0, 0, 5, 5], category_id=1000)]
+    content["annotations"] += [annotation([0, 0, 5, 5], image_id=1000)]
+    message = refusal(write(content))
+    assert "(9)" in message and "and 4 more" in message and message.count("without area inside") == 1
+    assert "category_id 1000" in message and "4, 7, 9" in message and "image_id 1000" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["annotations"][1].update(id=1), "annotation ids that are used twice (1): 1"),
+        (lambda c: c["images"][1].update(id=20), "image ids that are used twice (1): id 20"),
+        (lambda c: c["categories"][1].update(id=9), "category ids that are used twice (1): id 9: 'nine' and 'four'"),
+        (lambda c: c["annotations"][1].pop("bbox"), "annotation 2 lacks bbox"),
+        (lambda c: c["annotations"][1].pop("image_id"), "annotation 2 lacks image_id"),
+        (lambda c: c["annotations"][1].update(category_id="4"), "category_id '4'"),
+        (lambda c: c["annotations"][1].update(category_id=[4]), "category_id [4]"),
+        (lambda c: c["annotations"][1].update(iscrowd=2), "annotation 2 has iscrowd 2"),
+        (lambda c: c["annotations"][1].update(ignore=1), "ignore 1"),
+        (lambda c: c["annotations"].append("text"), "'text'"),
+        (lambda c: c["images"][1].pop("height"), "images[1]"),
+        (lambda c: c["images"][1].update(width=0), "images[1]"),
+        (lambda c: c["images"].append(3), "images[3] is 3"),
+        (lambda c: c["categories"][2].pop("name"), "categories[2]"),
+        (lambda c: c["categories"].clear(), "empty list of categories"),
+        (lambda c: c["images"].clear(), "empty list of images"),
+        (lambda c: c["annotations"].clear(), "empty list of objects"),
+        (lambda c: [item.update(iscrowd=1) for item in c["annotations"]], "none to train on"),
+        (lambda c: c.pop("categories"), "no list 'categories' (its keys: images, annotations)"),
+        (lambda c: c.update(images={}), "no list 'images'"),
+    ],
+)
+def test_unsound_content(write, content, change, said):
+    change(content)
+    assert said in refusal(write(content))
+
+
+def test_missing_images_are_named_and_counted(write, content):
+    content["images"] += [{"id": i, "file_name": f"lost/{i}.png", "width": 9, "height": 9} for i in range(100, 107)]
+    spec = write(content)
+    (spec.image_root / "deep/b.png").unlink()
+    message = refusal(spec)
+    assert "missing (8)" in message and str(spec.image_root / "deep/b.png") in message and "and 3 more" in message
+
+
+def test_a_folder_is_no_image(write, content):
+    spec = write(content)
+    (spec.image_root / "a.png").unlink()
+    (spec.image_root / "a.png").mkdir()
+    assert "missing (1)" in refusal(spec)
+
+
+def test_missing_folder(write, content):
+    spec = write(content)
+    elsewhere = DatasetSpec("tiny", spec.json_file, spec.image_root / "nowhere")
+    message = refusal(elsewhere)
+    assert str(spec.image_root / "nowhere") in message and "image files" not in message  # one fault, not four
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not JSON"),
+        ('{"images": [', "not JSON"),
+        ("[]", "holds a list"),
+        ('[{"image_id": 1, "score": 0.5}]', "file of results"),
+        ("3", "holds a int"),
+        ("{}", "its keys: none"),
+    ],
+)
+def test_files_that_are_not_coco(write, text, said):
+    spec = write(text)
+    assert said in refusal(spec)
+    with pytest.raises(DatasetError, match=said):
+        coco.read_class_names(spec)
+
+
+def test_binary_and_missing_files(write, content):
+    spec = write(content)
+    spec.json_file.write_bytes(b"\xff\xfe\xfa\x89PNG")
+    assert "not JSON" in refusal(spec)
+    spec.json_file.unlink()
+    assert "does not exist" in refusal(spec)
+    with pytest.raises(DatasetError, match="does not exist"):
+        coco.read_class_names(spec)
+    spec.json_file.mkdir()
+    assert "cannot be read" in refusal(spec)
+
+
+def test_missing_shapes_say_how_to_make_them(tmp_path):
+    spec = DatasetSpec("shapes_train", tmp_path / "none.json", tmp_path)
+    with pytest.raises(DatasetError, match=re.escape("python -m projects_deformable_detr.data.shapes")):
+        coco.inspect(spec)
+
+
+def test_more_objects_than_queries(write, content):
+    message = refusal(write(content), max_objects=1)
+    assert "than the 1 queries (1)" in message and "a.png has 2" in message and "at least 2" in message
+    content["annotations"][0]["iscrowd"] = 1  # a crowd takes no query
+    assert coco.inspect(write(content), max_objects=1).most_objects == 1
+
+
+@pytest.mark.parametrize("key", ["area", "iscrowd"])
+def test_what_only_the_evaluation_needs(write, content, key):
+    del content["annotations"][1][key]
+    spec = write(content)
+    assert coco.inspect(spec).num_annotations == 4
+    assert f"annotation 2 lacks {key}" in refusal(spec, for_evaluation=True)
+
+
+def test_an_unknown_rule_lists_the_known(write, content):
+    with pytest.raises(ValueError, match="'keep': choose error or drop"):
+        coco.inspect(write(content), "keep")
+
+
+def test_class_names_follow_the_file(write, content):
+    spec = write(content)
+    assert coco.read_class_names(spec) == ("four", "seven", "nine")
+    content["categories"].append({"id": 1, "name": "a new one"})
+    spec.json_file.write_text(json.dumps(content))
+    assert coco.read_class_names(spec) == ("a new one", "four", "seven", "nine")
