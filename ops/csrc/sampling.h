@@ -17,15 +17,31 @@
 namespace msda {
 namespace {  // internal linkage: each instruction set must keep its own copy of these functions
 
-// Bits of Sample::mask.
-constexpr int32_t kCorner00 = 1, kCorner01 = 2, kCorner10 = 4, kCorner11 = 8;
-
+// The functions below are written once for A = float or double (one point; CUDA and general code) and for
+// A = FloatLanes (a vector of points). What differs: comparisons give 0 or -1 in an integer (or a vector of them).
 template <typename A>
-struct Sample {
-  A fx, fy;        // fractions of a pixel to the right of and below corner 00, in [0, 1)
-  int32_t x0, y0;  // corner 00: -1 <= x0 <= W - 1, -1 <= y0 <= H - 1 for a point inside
-  int32_t mask;    // which corners are inside the level; 0 for a point outside
+struct Integer {
+  using type = int32_t;
 };
+template <typename A>
+struct Scalar {
+  using type = A;
+};
+
+MSDA_HOST_DEVICE int32_t less(float a, float b) { return a < b ? -1 : 0; }
+MSDA_HOST_DEVICE int32_t less(double a, double b) { return a < b ? -1 : 0; }
+MSDA_HOST_DEVICE float choose(int32_t condition, float a, float b) { return condition ? a : b; }
+MSDA_HOST_DEVICE double choose(int32_t condition, double a, double b) { return condition ? a : b; }
+MSDA_HOST_DEVICE int32_t choose(int32_t condition, int32_t a, int32_t b) { return condition ? a : b; }
+MSDA_HOST_DEVICE int32_t any_bit(int32_t bits) { return bits; }
+MSDA_HOST_DEVICE int32_t floor_to_int(float x, float& result) {
+  result = floorf(x);
+  return static_cast<int32_t>(result);
+}
+MSDA_HOST_DEVICE int32_t floor_to_int(double x, double& result) {
+  result = floor(x);
+  return static_cast<int32_t>(result);
+}
 
 // Pixel coordinate of a normalised one. Two roundings on every device: a fused multiply-add would move points
 // that lie exactly on a pixel centre to its other side, where the gradient is a different one.
@@ -36,7 +52,6 @@ MSDA_HOST_DEVICE float pixel_coordinate(float location, float size) {
   return location * size - 0.5f;
 #endif
 }
-
 MSDA_HOST_DEVICE double pixel_coordinate(double location, double size) {
 #if defined(__CUDA_ARCH__)
   return __dsub_rn(__dmul_rn(location, size), 0.5);
@@ -45,54 +60,100 @@ MSDA_HOST_DEVICE double pixel_coordinate(double location, double size) {
 #endif
 }
 
-MSDA_HOST_DEVICE float floor_of(float x) { return floorf(x); }
-MSDA_HOST_DEVICE double floor_of(double x) { return floor(x); }
+#if defined(__GNUC__) && !defined(__CUDACC__)
+#define MSDA_LANES 1
+#if defined(__AVX512F__)
+typedef float FloatLanes __attribute__((vector_size(64)));
+typedef int32_t IntLanes __attribute__((vector_size(64)));
+#elif defined(__AVX2__)
+typedef float FloatLanes __attribute__((vector_size(32)));
+typedef int32_t IntLanes __attribute__((vector_size(32)));
+#else
+typedef float FloatLanes __attribute__((vector_size(16)));
+typedef int32_t IntLanes __attribute__((vector_size(16)));
+#endif
+template <>
+struct Integer<FloatLanes> {
+  using type = IntLanes;
+};
+template <>
+struct Scalar<FloatLanes> {
+  using type = float;
+};
+MSDA_HOST_DEVICE IntLanes less(FloatLanes a, FloatLanes b) { return a < b; }
+MSDA_HOST_DEVICE IntLanes less(float a, FloatLanes b) { return a < b; }
+MSDA_HOST_DEVICE FloatLanes choose(IntLanes condition, FloatLanes a, FloatLanes b) { return condition ? a : b; }
+MSDA_HOST_DEVICE IntLanes choose(IntLanes condition, IntLanes a, IntLanes b) { return condition ? a : b; }
+MSDA_HOST_DEVICE IntLanes any_bit(IntLanes bits) { return bits != 0; }
+MSDA_HOST_DEVICE FloatLanes pixel_coordinate(FloatLanes location, FloatLanes size) { return location * size - 0.5f; }
+MSDA_HOST_DEVICE IntLanes floor_to_int(FloatLanes x, FloatLanes& result) {
+  const IntLanes toward_zero = __builtin_convertvector(x, IntLanes);
+  const IntLanes down = toward_zero + (x < __builtin_convertvector(toward_zero, FloatLanes));  // adds -1
+  result = __builtin_convertvector(down, FloatLanes);
+  return down;
+}
+#endif
+
+// Bits of Sample::mask.
+constexpr int32_t kCorner00 = 1, kCorner01 = 2, kCorner10 = 4, kCorner11 = 8;
+
+template <typename A>
+struct Sample {
+  using I = typename Integer<A>::type;
+  A fx, fy;  // fractions of a pixel to the right of and below corner 00, in [0, 1)
+  I x0, y0;  // corner 00: -1 <= x0 <= W - 1, -1 <= y0 <= H - 1 for a point inside
+  I mask;    // which corners are inside the level; 0 for a point outside
+};
 
 template <typename A>
 MSDA_HOST_DEVICE Sample<A> sample_at(A loc_x, A loc_y, A width, A height) {
+  using S = typename Scalar<A>::type;
+  using I = typename Integer<A>::type;
   const A x = pixel_coordinate(loc_x, width);
   const A y = pixel_coordinate(loc_y, height);
-  // Written so that NaN fails. The bitwise operators keep the expression free of branches.
-  const bool inside = bool(int(x > A(-1)) & int(x < width) & int(y > A(-1)) & int(y < height));
-  const A xs = inside ? x : A(0);
-  const A ys = inside ? y : A(0);
-  const A x_floor = floor_of(xs);
-  const A y_floor = floor_of(ys);
+  // Written so that NaN fails.
+  const I inside = less(S(-1), x) & less(x, width) & less(S(-1), y) & less(y, height);
+  const A xs = choose(inside, x, A{});
+  const A ys = choose(inside, y, A{});
   Sample<A> s;
+  A x_floor, y_floor;
+  s.x0 = floor_to_int(xs, x_floor);
+  s.y0 = floor_to_int(ys, y_floor);
   s.fx = xs - x_floor;
   s.fy = ys - y_floor;
-  s.x0 = static_cast<int32_t>(x_floor);
-  s.y0 = static_cast<int32_t>(y_floor);
-  const int32_t left = x_floor >= A(0) ? (kCorner00 | kCorner10) : 0;
-  const int32_t right = x_floor + A(1) < width ? (kCorner01 | kCorner11) : 0;
-  const int32_t top = y_floor >= A(0) ? (kCorner00 | kCorner01) : 0;
-  const int32_t bottom = y_floor + A(1) < height ? (kCorner10 | kCorner11) : 0;
-  s.mask = inside ? ((left | right) & (top | bottom)) : 0;
+  const I left = less(S(-1), x_floor) & (kCorner00 | kCorner10);
+  const I right = less(x_floor + S(1), width) & (kCorner01 | kCorner11);
+  const I top = less(S(-1), y_floor) & (kCorner00 | kCorner01);
+  const I bottom = less(y_floor + S(1), height) & (kCorner10 | kCorner11);
+  s.mask = inside & (left | right) & (top | bottom);
   return s;
 }
 
 // Weights of the four corners, attention included; zero for a corner outside.
 template <typename A>
 MSDA_HOST_DEVICE void corner_weights(const Sample<A>& s, A attention, A& w00, A& w01, A& w10, A& w11) {
-  const A top = attention * (A(1) - s.fy);
+  using S = typename Scalar<A>::type;
+  const A top = attention * (S(1) - s.fy);
   const A bottom = attention * s.fy;
-  w00 = (s.mask & kCorner00) ? top * (A(1) - s.fx) : A(0);
-  w01 = (s.mask & kCorner01) ? top * s.fx : A(0);
-  w10 = (s.mask & kCorner10) ? bottom * (A(1) - s.fx) : A(0);
-  w11 = (s.mask & kCorner11) ? bottom * s.fx : A(0);
+  const A gx = S(1) - s.fx;
+  w00 = choose(any_bit(s.mask & kCorner00), top * gx, A{});
+  w01 = choose(any_bit(s.mask & kCorner01), top * s.fx, A{});
+  w10 = choose(any_bit(s.mask & kCorner10), bottom * gx, A{});
+  w11 = choose(any_bit(s.mask & kCorner11), bottom * s.fx, A{});
 }
 
 // Gradients of one point from dot_c = <grad_output, value at corner c>.
 template <typename A>
-MSDA_HOST_DEVICE void point_gradients(A fx, A fy, int32_t mask, A attention, A width, A height, A dot00, A dot01,
-                                      A dot10, A dot11, A& grad_x, A& grad_y, A& grad_attention) {
-  const A d00 = (mask & kCorner00) ? dot00 : A(0);
-  const A d01 = (mask & kCorner01) ? dot01 : A(0);
-  const A d10 = (mask & kCorner10) ? dot10 : A(0);
-  const A d11 = (mask & kCorner11) ? dot11 : A(0);
-  const A gx = A(1) - fx;
-  const A gy = A(1) - fy;
-  const A scale = mask ? attention : A(0);
+MSDA_HOST_DEVICE void point_gradients(A fx, A fy, typename Integer<A>::type mask, A attention, A width, A height,
+                                      A dot00, A dot01, A dot10, A dot11, A& grad_x, A& grad_y, A& grad_attention) {
+  using S = typename Scalar<A>::type;
+  const A d00 = choose(any_bit(mask & kCorner00), dot00, A{});
+  const A d01 = choose(any_bit(mask & kCorner01), dot01, A{});
+  const A d10 = choose(any_bit(mask & kCorner10), dot10, A{});
+  const A d11 = choose(any_bit(mask & kCorner11), dot11, A{});
+  const A gx = S(1) - fx;
+  const A gy = S(1) - fy;
+  const A scale = choose(any_bit(mask), attention, A{});
   grad_attention = gy * (gx * d00 + fx * d01) + fy * (gx * d10 + fx * d11);
   grad_x = scale * width * (gy * (d01 - d00) + fy * (d11 - d10));
   grad_y = scale * height * (gx * (d10 - d00) + fx * (d11 - d01));

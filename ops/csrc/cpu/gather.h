@@ -183,18 +183,16 @@ void update_padded(const Problem& p, const Lanes<A>& lanes, const Block<A>& b, i
     for (int64_t item = 0; item < items; ++item) {
       Vec<A> grad[kN];
       for (int v = 0; v < kN; ++v) grad[v] = Vec<A>::load(grads + item * grad_size + v * kWidth);
+      A* dots = b.dots + 4 * item * lanes.padded;
       for (int32_t k = 0; k < p.points; ++k) {
         const int64_t at = item * lanes.padded + first + k;
         A* r00 = rows + b.row[at] * row_size;
         A* r10 = r00 + down;
-        const A d00 = update_row(r00, r00 + to_grad, grad, b.w00[at], zero).sum();
-        const A d01 = update_row(r00 + row_size, r00 + row_size + to_grad, grad, b.w01[at], zero).sum();
-        const A d10 = update_row(r10, r10 + to_grad, grad, b.w10[at], zero).sum();
-        const A d11 = update_row(r10 + row_size, r10 + row_size + to_grad, grad, b.w11[at], zero).sum();
-        b.d00[at] = first_run ? d00 : b.d00[at] + d00;
-        b.d01[at] = first_run ? d01 : b.d01[at] + d01;
-        b.d10[at] = first_run ? d10 : b.d10[at] + d10;
-        b.d11[at] = first_run ? d11 : b.d11[at] + d11;
+        const Vec<A> d00 = update_row(r00, r00 + to_grad, grad, b.w00[at], zero);
+        const Vec<A> d01 = update_row(r00 + row_size, r00 + row_size + to_grad, grad, b.w01[at], zero);
+        const Vec<A> d10 = update_row(r10, r10 + to_grad, grad, b.w10[at], zero);
+        const Vec<A> d11 = update_row(r10 + row_size, r10 + row_size + to_grad, grad, b.w11[at], zero);
+        sum_four(d00, d01, d10, d11, !first_run, dots + dot_slot<A>(first + k));
       }
     }
   }
@@ -213,14 +211,11 @@ void update_direct(const Problem& p, const Lanes<A>& lanes, const Block<A>& b, i
     const int64_t at = item * lanes.padded + i;
     const Corners<const A> c = corners_of(base, b.row[at], lanes.stride[i], p.value_stride_s, b.mask[at], zero);
     const Corners<A> g = corners_of(grad_base, b.row[at], lanes.stride[i], grad_stride, b.mask[at], sink);
-    const A d00 = update_row(c.r00, g.r00, grad, b.w00[at], none).sum();
-    const A d01 = update_row(c.r01, g.r01, grad, b.w01[at], none).sum();
-    const A d10 = update_row(c.r10, g.r10, grad, b.w10[at], none).sum();
-    const A d11 = update_row(c.r11, g.r11, grad, b.w11[at], none).sum();
-    b.d00[at] = first_run ? d00 : b.d00[at] + d00;
-    b.d01[at] = first_run ? d01 : b.d01[at] + d01;
-    b.d10[at] = first_run ? d10 : b.d10[at] + d10;
-    b.d11[at] = first_run ? d11 : b.d11[at] + d11;
+    const Vec<A> d00 = update_row(c.r00, g.r00, grad, b.w00[at], none);
+    const Vec<A> d01 = update_row(c.r01, g.r01, grad, b.w01[at], none);
+    const Vec<A> d10 = update_row(c.r10, g.r10, grad, b.w10[at], none);
+    const Vec<A> d11 = update_row(c.r11, g.r11, grad, b.w11[at], none);
+    sum_four(d00, d01, d10, d11, !first_run, b.dots + 4 * item * lanes.padded + dot_slot<A>(i));
   }
 }
 

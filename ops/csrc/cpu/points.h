@@ -30,7 +30,10 @@ template <typename A>
 struct Block {
   A *x, *y, *attention;     // [kBlock][padded]; after prepare() x and y hold the fractions fx and fy
   A *w00, *w01, *w10, *w11;  // [kBlock][padded]
-  A *d00, *d01, *d10, *d11;  // [kBlock][padded], backward only
+  // Backward only: [kBlock][padded][4], a point's four dot products at dot_slot(point) of its item.
+  A* dots;
+  // Backward only, [kBlock][padded]: gradients, in the memory of weights that are no longer needed.
+  A *grad_x, *grad_y, *grad_attention;
   int32_t *row, *mask;      // [kBlock][padded]
 };
 
@@ -69,16 +72,17 @@ Block<A> make_block(const Lanes<A>& lanes, bool backward, Arena& arena) {
   Block<A> b = {};
   A** const arrays[] = {&b.x, &b.y, &b.attention, &b.w00, &b.w01, &b.w10, &b.w11};
   for (A** array : arrays) *array = arena.take<A>(n);
-  if (backward) {
-    A** const dots[] = {&b.d00, &b.d01, &b.d10, &b.d11};
-    for (A** array : dots) *array = arena.take<A>(n);
-  }
+  if (backward) b.dots = arena.take<A>(4 * n);
+  b.grad_x = b.w00;
+  b.grad_y = b.w01;
+  b.grad_attention = b.w10;
   b.row = arena.take<int32_t>(n);
   b.mask = arena.take<int32_t>(n);
   if (arena.base != nullptr) {  // the padding is computed with, never used: it must only be initialised
     std::memset(b.x, 0, n * sizeof(A));
     std::memset(b.y, 0, n * sizeof(A));
     std::memset(b.attention, 0, n * sizeof(A));
+    if (backward) std::memset(b.dots, 0, 4 * n * sizeof(A));
   }
   return b;
 }
@@ -167,53 +171,82 @@ void load_item(const Problem& p, const Lanes<A>& lanes, const Block<A>& b, int64
   }
 }
 
+// Loops over the points of an item take several at once where the accumulator is float.
+template <typename A>
+struct Batch {
+  using type = A;
+};
+#if defined(MSDA_LANES)
+template <>
+struct Batch<float> {
+  using type = FloatLanes;
+};
+#endif
+
+template <typename V, typename T>
+MSDA_HOST_DEVICE V read(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <typename V, typename T>
+MSDA_HOST_DEVICE void write(V v, T* p) {
+  std::memcpy(p, &v, sizeof(V));
+}
+
 // Locations of `items` slots -> row indices, masks, corner weights and fractions.
 template <typename A>
 void prepare(const Lanes<A>& lanes, const Block<A>& b, int64_t items) {
-  const int32_t padded = lanes.padded;
+  using V = typename Batch<A>::type;
+  using I = typename Integer<V>::type;
+  constexpr int64_t kStep = sizeof(V) / sizeof(A);
+  const int64_t padded = lanes.padded;
   for (int64_t slot = 0; slot < items; ++slot) {
-    const int64_t at = slot * padded;
-    A *__restrict x = b.x + at, *__restrict y = b.y + at;
-    const A* __restrict attention = b.attention + at;
-    A *__restrict w00 = b.w00 + at, *__restrict w01 = b.w01 + at;
-    A *__restrict w10 = b.w10 + at, *__restrict w11 = b.w11 + at;
-    int32_t *__restrict row = b.row + at, *__restrict mask = b.mask + at;
-    for (int32_t i = 0; i < padded; ++i) {
-      const Sample<A> s = sample_at(x[i], y[i], lanes.width[i], lanes.height[i]);
-      corner_weights(s, attention[i], w00[i], w01[i], w10[i], w11[i]);
-      x[i] = s.fx;
-      y[i] = s.fy;
-      mask[i] = s.mask;
-      const int32_t inside = lanes.base[i] + s.y0 * lanes.stride[i] + s.x0;
-      row[i] = s.mask ? inside : lanes.outside[i];
+    for (int64_t i = 0; i < padded; i += kStep) {
+      const int64_t at = slot * padded + i;
+      const V width = read<V>(lanes.width + i), height = read<V>(lanes.height + i);
+      const Sample<V> s = sample_at(read<V>(b.x + at), read<V>(b.y + at), width, height);
+      V w00, w01, w10, w11;
+      corner_weights(s, read<V>(b.attention + at), w00, w01, w10, w11);
+      write(w00, b.w00 + at);
+      write(w01, b.w01 + at);
+      write(w10, b.w10 + at);
+      write(w11, b.w11 + at);
+      write(s.fx, b.x + at);
+      write(s.fy, b.y + at);
+      write(s.mask, b.mask + at);
+      const I inside = read<I>(lanes.base + i) + s.y0 * read<I>(lanes.stride + i) + s.x0;
+      write(choose(any_bit(s.mask), inside, read<I>(lanes.outside + i)), b.row + at);
     }
   }
 }
 
-// Dot products of one slot -> gradients of x, y (left in d00, d01) and attention (left in d10).
+// Dot products of one slot -> gradients of x, y and attention.
 template <typename A>
 void finish(const Lanes<A>& lanes, const Block<A>& b, int64_t slot) {
-  const int64_t at = slot * lanes.padded;
-  const A *__restrict x = b.x + at, *__restrict y = b.y + at, *__restrict attention = b.attention + at;
-  A *__restrict d00 = b.d00 + at, *__restrict d01 = b.d01 + at;
-  A *__restrict d10 = b.d10 + at, *__restrict d11 = b.d11 + at;
-  const int32_t* __restrict mask = b.mask + at;
-  for (int32_t i = 0; i < lanes.padded; ++i) {
-    A gx, gy, ga;
-    point_gradients(x[i], y[i], mask[i], attention[i], lanes.width[i], lanes.height[i], d00[i], d01[i], d10[i],
-                    d11[i], gx, gy, ga);
-    d00[i] = gx;
-    d01[i] = gy;
-    d10[i] = ga;
+  using V = typename Batch<A>::type;
+  using I = typename Integer<V>::type;
+  constexpr int64_t kStep = sizeof(V) / sizeof(A);
+  for (int64_t i = 0; i < lanes.padded; i += kStep) {
+    const int64_t at = slot * lanes.padded + i;
+    A d00[kStep], d01[kStep], d10[kStep], d11[kStep];
+    transpose_four(b.dots + 4 * at, d00, d01, d10, d11);
+    V gx, gy, ga;
+    point_gradients(read<V>(b.x + at), read<V>(b.y + at), read<I>(b.mask + at), read<V>(b.attention + at),
+                    read<V>(lanes.width + i), read<V>(lanes.height + i), read<V>(d00), read<V>(d01), read<V>(d10),
+                    read<V>(d11), gx, gy, ga);
+    write(gx, b.grad_x + at);
+    write(gy, b.grad_y + at);
+    write(ga, b.grad_attention + at);
   }
 }
 
-// Chain rule through softmax and location arithmetic, in place in d00, d01, d10; reference gradient accumulated.
+// Chain rule through softmax and location arithmetic, in place; also writes the reference points' gradient.
 template <typename P, typename A>
 void through_offsets(const Problem& p, const Lanes<A>& lanes, const Block<A>& b, int64_t slot, int64_t n, int64_t q,
                      int64_t m) {
   const int64_t at = slot * lanes.padded;
-  A *gx = b.d00 + at, *gy = b.d01 + at, *ga = b.d10 + at;
+  A *gx = b.grad_x + at, *gy = b.grad_y + at, *ga = b.grad_attention + at;
   const A* attention = b.attention + at;
   const P* reference = static_cast<const P*>(p.reference) + (n * p.queries + q) * p.levels * p.ref_width;
   const P* offsets = static_cast<const P*>(p.xy) + 2 * item_offset(p, n, q, m);
@@ -259,9 +292,9 @@ void store_item(const Problem& p, const Lanes<A>& lanes, const Block<A>& b, int6
   P* grad_xy = static_cast<P*>(p.grad_xy) + 2 * offset;
   P* grad_attention = static_cast<P*>(p.grad_attention) + offset;
   for (int32_t i = 0; i < lanes.count; ++i) {
-    from_acc(b.d00[at + i], grad_xy[2 * i]);
-    from_acc(b.d01[at + i], grad_xy[2 * i + 1]);
-    from_acc(b.d10[at + i], grad_attention[i]);
+    from_acc(b.grad_x[at + i], grad_xy[2 * i]);
+    from_acc(b.grad_y[at + i], grad_xy[2 * i + 1]);
+    from_acc(b.grad_attention[at + i], grad_attention[i]);
   }
 }
 

@@ -6,7 +6,12 @@
 #include <cstring>
 
 #if defined(__AVX2__)
+// GCC 12 believes that its own AVX-512 intrinsics read uninitialised registers (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
@@ -112,7 +117,6 @@ struct Vec<float> {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
-  float sum() const { return _mm512_reduce_add_ps(v); }
 };
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 
@@ -124,7 +128,6 @@ struct Vec<double> {
   static Vec broadcast(double x) { return {_mm512_set1_pd(x)}; }
   static Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
-  double sum() const { return _mm512_reduce_add_pd(v); }
 };
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 
@@ -143,11 +146,6 @@ struct Vec<float> {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16))};
   }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
-  float sum() const {
-    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
-  }
 };
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 
@@ -159,10 +157,6 @@ struct Vec<double> {
   static Vec broadcast(double x) { return {_mm256_set1_pd(x)}; }
   static Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
   void store(double* p) const { _mm256_storeu_pd(p, v); }
-  double sum() const {
-    const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
-  }
 };
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 
@@ -185,7 +179,6 @@ struct Vec<float> {
     return {Raw{to_acc(p[0]), to_acc(p[1]), to_acc(p[2]), to_acc(p[3])}};
   }
   void store(float* p) const { std::memcpy(p, &v, 16); }
-  float sum() const { return (v[0] + v[2]) + (v[1] + v[3]); }
 };
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
 #if defined(__ARM_NEON)
@@ -208,11 +201,109 @@ struct Vec<double> {
     return r;
   }
   void store(double* p) const { std::memcpy(p, &v, 16); }
-  double sum() const { return v[0] + v[1]; }
 };
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {a.v * b.v + c.v}; }
 
 #endif
+
+// Sums of four vectors, side by side: out = {sum a, sum b, sum c, sum d}, or added to out.
+#if defined(__AVX2__)
+inline __m256 fold(Vec<float> x) {
+#if defined(__AVX512F__)
+  return _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+#else
+  return x.v;
+#endif
+}
+inline void sum_four(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d, bool add, float* out) {
+  const __m256 a8 = fold(a), b8 = fold(b), c8 = fold(c), d8 = fold(d);
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a8, b8), _mm256_unpackhi_ps(a8, b8));  // a b a b | a b a b
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c8, d8), _mm256_unpackhi_ps(c8, d8));
+  const __m256 low = _mm256_shuffle_ps(ab, cd, 0x44), high = _mm256_shuffle_ps(ab, cd, 0xee);
+  const __m256 abcd = _mm256_add_ps(low, high);  // a b c d | a b c d
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+  if (add) sum = _mm_add_ps(sum, _mm_loadu_ps(out));
+  _mm_storeu_ps(out, sum);
+}
+inline __m256d fold(Vec<double> x) {
+#if defined(__AVX512F__)
+  return _mm256_add_pd(_mm512_castpd512_pd256(x.v), _mm512_extractf64x4_pd(x.v, 1));
+#else
+  return x.v;
+#endif
+}
+inline void sum_four(Vec<double> a, Vec<double> b, Vec<double> c, Vec<double> d, bool add, double* out) {
+  const __m256d ab = _mm256_hadd_pd(fold(a), fold(b));  // a b | a b
+  const __m256d cd = _mm256_hadd_pd(fold(c), fold(d));
+  const __m256d low = _mm256_permute2f128_pd(ab, cd, 0x20), high = _mm256_permute2f128_pd(ab, cd, 0x31);
+  __m256d sum = _mm256_add_pd(low, high);
+  if (add) sum = _mm256_add_pd(sum, _mm256_loadu_pd(out));
+  _mm256_storeu_pd(out, sum);
+}
+#else
+template <typename A>
+inline void sum_four(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d, bool add, A* out) {
+  const Vec<A> all[4] = {a, b, c, d};
+  for (int i = 0; i < 4; ++i) {
+    A sum = 0;
+    for (int j = 0; j < Vec<A>::kWidth; ++j) sum += all[i].v[j];
+    out[i] = add ? out[i] + sum : sum;
+  }
+}
+#endif
+
+// Turns four vectors of points, each holding the four values of its points side by side, into one vector per value.
+// Position of point p's four values, so that afterwards the points are in order: dot_slot(p).
+#if defined(__AVX512F__)
+inline void transpose_four(const float* in, float* out0, float* out1, float* out2, float* out3) {
+  const __m512 a = _mm512_loadu_ps(in), b = _mm512_loadu_ps(in + 16);
+  const __m512 c = _mm512_loadu_ps(in + 32), d = _mm512_loadu_ps(in + 48);
+  const __m512 ab_low = _mm512_unpacklo_ps(a, b), ab_high = _mm512_unpackhi_ps(a, b);
+  const __m512 cd_low = _mm512_unpacklo_ps(c, d), cd_high = _mm512_unpackhi_ps(c, d);
+  _mm512_storeu_ps(out0, _mm512_shuffle_ps(ab_low, cd_low, 0x44));
+  _mm512_storeu_ps(out1, _mm512_shuffle_ps(ab_low, cd_low, 0xee));
+  _mm512_storeu_ps(out2, _mm512_shuffle_ps(ab_high, cd_high, 0x44));
+  _mm512_storeu_ps(out3, _mm512_shuffle_ps(ab_high, cd_high, 0xee));
+}
+#elif defined(__AVX2__)
+inline void transpose_four(const float* in, float* out0, float* out1, float* out2, float* out3) {
+  const __m256 a = _mm256_loadu_ps(in), b = _mm256_loadu_ps(in + 8);
+  const __m256 c = _mm256_loadu_ps(in + 16), d = _mm256_loadu_ps(in + 24);
+  const __m256 ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
+  const __m256 cd_low = _mm256_unpacklo_ps(c, d), cd_high = _mm256_unpackhi_ps(c, d);
+  _mm256_storeu_ps(out0, _mm256_shuffle_ps(ab_low, cd_low, 0x44));
+  _mm256_storeu_ps(out1, _mm256_shuffle_ps(ab_low, cd_low, 0xee));
+  _mm256_storeu_ps(out2, _mm256_shuffle_ps(ab_high, cd_high, 0x44));
+  _mm256_storeu_ps(out3, _mm256_shuffle_ps(ab_high, cd_high, 0xee));
+}
+#else
+inline void transpose_four(const float* in, float* out0, float* out1, float* out2, float* out3) {
+  for (int i = 0; i < 4; ++i) {
+    out0[i] = in[4 * i];
+    out1[i] = in[4 * i + 1];
+    out2[i] = in[4 * i + 2];
+    out3[i] = in[4 * i + 3];
+  }
+}
+#endif
+inline void transpose_four(const double* in, double* out0, double* out1, double* out2, double* out3) {
+  *out0 = in[0];
+  *out1 = in[1];
+  *out2 = in[2];
+  *out3 = in[3];
+}
+
+template <typename A>
+inline int64_t dot_slot(int64_t point);
+template <>
+inline int64_t dot_slot<float>(int64_t point) {
+  constexpr int64_t kWidth = Vec<float>::kWidth;
+  return point / kWidth * kWidth * 4 + point % 4 * kWidth + point % kWidth / 4 * 4;
+}
+template <>
+inline int64_t dot_slot<double>(int64_t point) {
+  return point * 4;
+}
 
 template <typename T>
 inline void store_as(Vec<float> x, T* out) {  // 16-bit storage types
