@@ -74,7 +74,7 @@ def _check(detr: Any) -> None:
 
 
 def _in_channels(backbone: nn.Module, wanted: list[str]) -> dict[str, int]:
-    shapes = backbone.output_shape()
+    shapes: dict[str, Any] = backbone.output_shape()  # type: ignore[operator]  # Detectron2's protocol, not nn.Module's
     missing = [name for name in wanted if name not in shapes]
     if missing or not wanted:
         raise UserError(

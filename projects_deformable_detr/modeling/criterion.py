@@ -56,7 +56,7 @@ class SetCriterion(nn.Module):
         boxes = torch.cat([target.boxes for target in targets]).to(predictions.boxes.dtype)
         count = _average_count(len(labels), predictions.logits.device)
 
-        losses = {}
+        losses: dict[str, Tensor] = {}
         layers = self._layers(predictions.logits, predictions.boxes, labels, boxes, match, count)
         last = len(predictions.logits) - 1
         for index in range(last + 1):

@@ -43,10 +43,8 @@ class BoxHead(nn.Module):
 
     def __init__(self, channels: int, size_bias: float = 0.0) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            [nn.Linear(channels, channels), nn.Linear(channels, channels), nn.Linear(channels, 4)]
-        )
-        last = self.layers[-1]
+        last = nn.Linear(channels, 4)
+        self.layers = nn.ModuleList([nn.Linear(channels, channels), nn.Linear(channels, channels), last])
         nn.init.zeros_(last.weight)
         with torch.no_grad():
             last.bias.copy_(torch.tensor([0.0, 0.0, size_bias, size_bias]))

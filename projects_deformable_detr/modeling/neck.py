@@ -42,7 +42,7 @@ class Tokenizer(nn.Module):
     def _projection(width: int, channels: int, kernel: int) -> nn.Sequential:
         convolution = nn.Conv2d(width, channels, kernel, stride=1 if kernel == 1 else 2, padding=kernel // 2)
         nn.init.xavier_uniform_(convolution.weight)
-        nn.init.zeros_(convolution.bias)
+        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]  # there is one, by default
         return nn.Sequential(convolution, nn.GroupNorm(32, channels))
 
     def forward(self, features: dict[str, Tensor], padding_mask: Tensor) -> Tokens:
