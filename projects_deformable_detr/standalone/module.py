@@ -73,7 +73,7 @@ class DetectionModule(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clips as the config says; Lightning calls it with gradients that mixed precision no longer scales."""
-        clip_gradients(self.cfg, self.parameters())
+        clip_gradients(self.cfg, [parameter for group in optimizer.param_groups for parameter in group["params"]])
 
     def on_train_batch_start(self, batch: data.Batch, batch_idx: int) -> None:
         """Dropout becomes a function of seed, rank and iteration, so that a resumed run repeats it."""
@@ -88,10 +88,11 @@ class DetectionModule(L.LightningModule):
     def training_step(self, batch: data.Batch, batch_idx: int) -> Tensor:
         """The sum of all weighted losses."""
         predictions = self(batch)
-        losses = self.criterion(predictions, batch.targets)
+        targets = batch.targets
+        losses = self.criterion(predictions, targets)
         total = torch.stack(list(losses.values())).sum()
         # Fetched only after the backward was launched: the host waits once, and late.
-        error = cardinality_error(predictions, batch.targets)
+        error = cardinality_error(predictions, targets)
         self._losses = {"total_loss": total, **losses, "cardinality_error": error}
         return total
 

@@ -120,6 +120,7 @@ def build_trainer(args: Namespace, cfg: Any) -> L.Trainer:
         max_epochs=-1,
         val_check_interval=cfg.TEST.EVAL_PERIOD or cfg.SOLVER.MAX_ITER + 1,
         check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if cfg.DATASETS.TEST else 0.0,
         num_sanity_val_steps=0,
         benchmark=cfg.CUDNN_BENCHMARK and not args.eval_only,
         use_distributed_sampler=False,  # the samplers share the images themselves

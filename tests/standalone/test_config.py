@@ -1,0 +1,110 @@
+"""Config files: Detectron2's keys and defaults, and errors that name what is wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from projects_deformable_detr import add_deformable_detr_config, get_cfg
+from projects_deformable_detr.standalone.config import ConfigError
+from projects_deformable_detr.standalone.config import get_cfg as get_engine_cfg
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> Callable[[str], Any]:
+    def merge(text: str) -> Any:
+        path = tmp_path / "model.yaml"
+        path.write_text(text)
+        cfg = get_cfg("standalone")
+        cfg.merge_from_file(str(path))
+        return cfg
+
+    return merge
+
+
+def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in node.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def test_defaults_are_detectron2s() -> None:
+    config = pytest.importorskip("detectron2.config", reason="compares with Detectron2's defaults")
+    theirs = _leaves(config.get_cfg())
+    ours = _leaves(get_engine_cfg())
+    chosen_by_the_project = {"MODEL.DEVICE", "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME"}
+    assert {key: ours[key] for key in ours if ours[key] != theirs[key]}.keys() == chosen_by_the_project
+
+
+def test_a_config_that_detectron2_dumped_can_be_read(merged: Callable[[str], Any]) -> None:
+    config = pytest.importorskip("detectron2.config", reason="reads a config of Detectron2's")
+    theirs = config.get_cfg()
+    add_deformable_detr_config(theirs)
+    theirs.SOLVER.MAX_ITER = 77
+    assert merged(theirs.dump()).SOLVER.MAX_ITER == 77
+
+
+def test_our_dump_can_be_read_by_detectron2(tmp_path: Path) -> None:
+    config = pytest.importorskip("detectron2.config", reason="Detectron2 reads a config of ours")
+    ours = get_cfg("standalone")
+    ours.SOLVER.MAX_ITER = 77
+    (tmp_path / "config.yaml").write_text(ours.dump())
+    theirs = config.get_cfg()
+    add_deformable_detr_config(theirs)
+    theirs.merge_from_file(str(tmp_path / "config.yaml"))
+    assert theirs.SOLVER.MAX_ITER == 77
+
+
+def test_base_files_are_merged(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("SOLVER: {MAX_ITER: 10, GAMMA: 0.5}")
+    (tmp_path / "model.yaml").write_text("_BASE_: base.yaml\nSOLVER: {MAX_ITER: 20}")
+    cfg = get_cfg("standalone")
+    cfg.merge_from_file(str(tmp_path / "model.yaml"))
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.GAMMA) == (20, 0.5)
+
+
+def test_every_unknown_key_is_named_with_its_file_and_the_nearest_key(merged: Callable[[str], Any]) -> None:
+    with pytest.raises(ConfigError, match=r"model\.yaml") as error:
+        merged("SOLVER: {MAX_ITERS: 10}\nMODEL: {DETR: {QUERIES: 3}}")
+    assert "SOLVER.MAX_ITERS does not exist; did you mean SOLVER.MAX_ITER?" in str(error.value)
+    assert "MODEL.DETR.QUERIES does not exist" in str(error.value)
+
+
+def test_a_key_that_only_detectron2_follows_is_refused_unless_it_is_off(merged: Callable[[str], Any]) -> None:
+    with pytest.raises(ConfigError, match="TEST.AUG.ENABLED = True .* only Detectron2's engine does"):
+        merged("TEST: {AUG: {ENABLED: true}}")
+    assert "AUG" not in merged("TEST: {AUG: {ENABLED: false, MAX_SIZE: 3}}").TEST
+    assert merged("MODEL: {RESNETS: {DEFORM_ON_PER_STAGE: [false, false, false, false]}}")
+
+
+def test_sections_of_other_architectures_have_no_effect(merged: Callable[[str], Any]) -> None:
+    assert "RPN" not in merged("MODEL: {RPN: {IN_FEATURES: [p2]}}").MODEL
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["SOLVER.FOO", "1"], "command line: config key SOLVER.FOO does not exist"),
+        (["SOLVER.GAMMA"], "'SOLVER.GAMMA' has no value"),
+        (["SOLVER", "1"], "SOLVER is a section"),
+        (["SOLVER.AMP.ENABLED", "True", "VIS_PERIOD", "5"], "VIS_PERIOD = 5 asks for"),
+    ],
+)
+def test_wrong_options(options: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        get_cfg("standalone").merge_from_list(options)
+
+
+def test_options_are_values_as_in_yaml() -> None:
+    cfg = get_cfg("standalone")
+    cfg.merge_from_list(["SOLVER.STEPS", "(3, 4)", "SOLVER.BASE_LR", "1e-3", "DATASETS.TRAIN", "('a',)"])
+    assert (cfg.SOLVER.STEPS, cfg.SOLVER.BASE_LR, cfg.DATASETS.TRAIN) == ((3, 4), 1e-3, ("a",))
+
+
+def test_missing_file_and_version(merged: Callable[[str], Any]) -> None:
+    with pytest.raises(ConfigError, match="'nowhere.yaml' does not exist"):
+        get_cfg("standalone").merge_from_file("nowhere.yaml")
+    with pytest.raises(ConfigError, match="VERSION is 1"):
+        merged("VERSION: 1")

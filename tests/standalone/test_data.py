@@ -1,0 +1,153 @@
+"""Images and boxes on their way to the model: transformed together, and reproducibly."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
+
+from projects_deformable_detr import get_cfg
+from projects_deformable_detr.augmentation import AugmentationPolicy
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.standalone.data import DetectionDataset, augment, collate, resized
+
+RED = (250, 10, 10)
+
+
+def policy(**changes: Any) -> AugmentationPolicy:
+    values = dict(flip_prob=0.0, min_sizes=(60,), max_size=200, crop_prob=0.0, crop_resize=(50, 70))
+    return AugmentationPolicy(**{**values, "crop_range": (30, 50), "image_format": "RGB", **changes})
+
+
+def scene(height: int = 80, width: int = 120) -> tuple[Image.Image, torch.Tensor]:
+    """A red box on grey, off the centre, and its corners (1, 4)."""
+    pixels = np.full((height, width, 3), 100, np.uint8)
+    pixels[20:50, 30:90] = RED
+    return Image.fromarray(pixels), torch.tensor([[30.0, 20.0, 90.0, 50.0]])
+
+
+def red_corners(image: Image.Image) -> list[int]:
+    pixels = np.asarray(image).astype(int)
+    rows, columns = np.nonzero((pixels[..., 0] - pixels[..., 1]) > 75)
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_boxes_stay_on_their_objects(seed: int) -> None:
+    image, corners = scene()
+    boxes = BoundingBoxes(corners, format=BoundingBoxFormat.XYXY, canvas_size=(80, 120))
+    everything = policy(flip_prob=0.5, crop_prob=0.5, min_sizes=(48, 64, 96))
+    image, boxes = augment(image, boxes, everything, np.random.default_rng(seed))
+    assert boxes.canvas_size == (image.height, image.width)
+    found = boxes.as_subclass(torch.Tensor)[0]
+    if (found[2:] - found[:2]).min() > 2:  # else the crop has missed it
+        assert found.tolist() == pytest.approx(red_corners(image), abs=1.6)
+
+
+def test_policy_without_flip_and_crop_only_resizes() -> None:
+    image, corners = scene()
+    boxes = BoundingBoxes(corners, format=BoundingBoxFormat.XYXY, canvas_size=(80, 120))
+    image, boxes = augment(image, boxes, policy(), np.random.default_rng(0))
+    assert (image.height, image.width) == (60, 90)
+    assert boxes.tolist() == [[22.5, 15.0, 67.5, 37.5]]
+
+
+@pytest.mark.parametrize(
+    ("size", "shorter", "longest", "expected"),
+    [
+        ((480, 640), 800, 1333, (800, 1067)),
+        ((640, 480), 800, 1333, (1067, 800)),
+        ((300, 1000), 800, 1333, (400, 1333)),
+        ((37, 53), 0, 1333, (37, 53)),
+        ((100, 100), 50, None, (50, 50)),
+    ],
+)
+def test_sizes(size: tuple[int, int], shorter: int, longest: int | None, expected: tuple[int, int]) -> None:
+    assert resized(*size, shorter, longest) == expected
+
+
+def test_sizes_are_detectron2s() -> None:
+    transforms = pytest.importorskip("detectron2.data.transforms", reason="compares with Detectron2's sizes")
+    rng = np.random.default_rng(0)
+    for height, width, shorter in rng.integers(20, 900, (500, 3)).tolist():
+        theirs = transforms.ResizeShortestEdge.get_output_shape(height, width, shorter, 700)
+        assert resized(height, width, shorter, 700) == theirs
+
+
+def test_evaluation_pixels_are_detectron2s() -> None:
+    transforms = pytest.importorskip("detectron2.data.transforms", reason="compares with Detectron2's resize")
+    pixels = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    theirs = transforms.ResizeShortestEdge((40, 40), 50).get_transform(pixels).apply_image(pixels)
+    boxes = BoundingBoxes(torch.zeros(0, 4), format=BoundingBoxFormat.XYXY, canvas_size=(61, 83))
+    ours, _ = augment(Image.fromarray(pixels), boxes, policy(min_sizes=(40,), max_size=50), np.random.default_rng(0))
+    assert np.array_equal(np.asarray(ours), theirs)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[dict[str, Any]]:
+    image, _ = scene()
+    found = []
+    for image_id in range(2):
+        path = tmp_path / f"{image_id}.png"
+        image.save(path)
+        objects = [
+            {"bbox": [30, 20, 60, 30], "category_id": 4, "iscrowd": 0},
+            {"bbox": [0, 0, 10, 10], "category_id": 1, "iscrowd": 1},
+        ]
+        size = {"height": 80, "width": 120}
+        found.append({"file_name": str(path), "image_id": image_id, "annotations": objects, **size})
+    found[1]["annotations"] = []
+    return found
+
+
+def test_items_and_batches(records: list[dict[str, Any]]) -> None:
+    data = DetectionDataset(records, policy())
+    batch = collate([data[(0, 0)], data[(1, 1)]])
+    assert batch.images.shape == (2, 3, 60, 90)
+    assert batch.images.dtype == torch.uint8
+    assert not batch.padding_mask.any()
+    first, second = batch.targets
+    assert first.labels.tolist() == [4]  # the crowd is no target
+    assert first.boxes.tolist() == [pytest.approx([0.5, 0.4375, 0.5, 0.375])]
+    assert second.boxes.shape == (0, 4)
+    assert (batch.image_ids, batch.original_sizes) == ([0, 1], [(80, 120)] * 2)
+
+
+def test_smaller_images_are_padded(records: list[dict[str, Any]]) -> None:
+    small, large = (DetectionDataset(records, policy(min_sizes=(size,)))[(0, 0)] for size in (40, 60))
+    batch = collate([small, large])
+    assert batch.padding_mask.sum((1, 2)).tolist() == [60 * 90 - 40 * 60, 0]
+    assert batch.images[0, :, 40:].sum() == 0
+
+
+def test_a_draw_depends_on_seed_and_position_only(records: list[dict[str, Any]]) -> None:
+    everything = policy(flip_prob=0.5, crop_prob=0.5, min_sizes=(48, 64, 96))
+    data = DetectionDataset(records, everything, seed=1)
+    later = [data[(position, 0)].pixels for position in (5, 6, 7, 8)]
+    torch.manual_seed(99)
+    again = [DetectionDataset(records, everything, seed=1)[(position, 0)].pixels for position in (8, 7, 6, 5)]
+    assert all(torch.equal(a, b) for a, b in zip(later, again[::-1], strict=True))
+    assert len({pixels.shape for pixels in later}) > 1
+
+
+def test_channel_order(records: list[dict[str, Any]]) -> None:
+    rgb = DetectionDataset(records, policy())[(0, 0)].pixels
+    bgr = DetectionDataset(records, policy(image_format="BGR"))[(0, 0)].pixels
+    assert rgb[:, 25, 45].tolist() == list(RED)
+    assert torch.equal(bgr, rgb.flip(0))
+
+
+def test_a_truncated_image_is_named(records: list[dict[str, Any]]) -> None:
+    path = Path(records[0]["file_name"])
+    path.write_bytes(path.read_bytes()[:90])
+    with pytest.raises(UserError, match="0.png"):
+        DetectionDataset(records, policy())[(0, 0)]
+
+
+def test_the_config_chooses_the_policy() -> None:
+    cfg = get_cfg("standalone")
+    cfg.INPUT.MIN_SIZE_TEST = 123
+    assert AugmentationPolicy.from_cfg(cfg, is_train=False).min_sizes == (123,)

@@ -1,0 +1,106 @@
+"""The metrics, beside pycocotools' own summary of the same results."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from projects_deformable_detr.data import catalog, coco
+from projects_deformable_detr.modeling import Detections
+from projects_deformable_detr.standalone.evaluation import CocoEvaluator, compute_metrics, format_metrics
+
+
+@pytest.fixture(scope="module")
+def truth_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Objects of all three of COCO's sizes, a crowd, a class without objects, an image without any."""
+    rng = np.random.default_rng(0)
+    images = [{"id": index, "file_name": f"{index}.png", "width": 300, "height": 300} for index in (3, 1, 7, 4)]
+    annotations = []
+    for image_id in (3, 1, 7):
+        for _ in range(6):
+            side = float(rng.choice([20, 60, 150]))
+            x, y = (float(value) for value in rng.uniform(0, 300 - side, 2))
+            item = {"bbox": [x, y, side, side], "area": side * side, "iscrowd": int(rng.random() < 0.1)}
+            category = int(rng.choice([8, 2]))
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": category, **item})
+    categories = [{"id": 8, "name": "eight"}, {"id": 2, "name": "two"}, {"id": 5, "name": "five"}]
+    path = tmp_path_factory.mktemp("truth") / "truth.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(truth_file: Path) -> list[dict[str, Any]]:
+    """Shifted ground truth with scores, some of it twice or of a wrong class."""
+    rng = np.random.default_rng(1)
+    found = []
+    for item in json.loads(truth_file.read_text())["annotations"] * 2:
+        box = (np.array(item["bbox"]) + rng.normal(0, 4, 4)).tolist()
+        category = item["category_id"] if rng.random() < 0.8 else 5
+        found.append({"image_id": item["image_id"], "category_id": category, "bbox": box, "score": rng.random()})
+    return found
+
+
+def test_metrics_are_pycocotools(truth_file: Path, results: list[dict[str, Any]]) -> None:
+    truth = COCO(str(truth_file))
+    ours = compute_metrics(truth, results, ["two", "five", "eight"])
+    reference = COCOeval(truth, truth.loadRes(results), "bbox")
+    reference.evaluate()
+    reference.accumulate()
+    reference.summarize()
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert [ours[name] for name in names] == pytest.approx([100 * value for value in reference.stats[:6]])
+    assert 5 < ours["AP"] < 95
+
+    for name, category in (("two", 2), ("eight", 8)):
+        alone = COCOeval(truth, truth.loadRes(results), "bbox")
+        alone.params.catIds = [category]
+        alone.evaluate()
+        alone.accumulate()
+        alone.summarize()
+        assert ours[f"AP-{name}"] == pytest.approx(100 * alone.stats[0])
+    assert math.isnan(ours["AP-five"])  # nothing to find
+
+
+def test_metrics_are_detectron2s(truth_file: Path, results: list[dict[str, Any]]) -> None:
+    evaluation = pytest.importorskip("detectron2.evaluation.coco_evaluation", reason="compares with Detectron2's")
+    truth = COCO(str(truth_file))
+    theirs = evaluation._evaluate_predictions_on_coco(truth, results, "bbox", max_dets_per_image=[1, 10, 4])
+    ours = compute_metrics(truth, results, ["two", "five", "eight"], max_detections=4)
+    assert ours["AP"] == pytest.approx(100 * theirs.stats[0])
+    assert ours["AP75"] == pytest.approx(100 * theirs.stats[2])
+
+
+def test_no_detections(truth_file: Path) -> None:
+    metrics = compute_metrics(COCO(str(truth_file)), [], ["two", "five", "eight"])
+    assert all(math.isnan(value) for value in metrics.values())
+
+
+def test_the_evaluator_writes_cocos_results_format(truth_file: Path, tmp_path: Path) -> None:
+    spec = catalog.DatasetSpec("truth", truth_file, tmp_path)
+    summary = coco.CocoSummary("truth", ("two", "five", "eight"), (2, 5, 8), 4, 18, 0, 0, 0, 6)
+    evaluator = CocoEvaluator(spec, summary)
+    boxes, scores = torch.tensor([[10.0, 20.0, 40.0, 80.0], [0.0, 0.0, 5.0, 5.0]]), torch.tensor([0.75, 0.5])
+    evaluator.add(
+        [7, 3], [Detections(boxes, scores, torch.tensor([2, 0])), Detections(boxes[:0], scores[:0], scores[:0])]
+    )
+    metrics = evaluator.evaluate(tmp_path / "inference")
+    written = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
+    assert written == [
+        {"image_id": 7, "category_id": 8, "bbox": [10.0, 20.0, 30.0, 60.0], "score": 0.75},
+        {"image_id": 7, "category_id": 2, "bbox": [0.0, 0.0, 5.0, 5.0], "score": 0.5},
+    ]
+    assert set(metrics["bbox"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-two", "AP-five", "AP-eight"}
+
+
+def test_the_table_has_every_number() -> None:
+    metrics = {"AP": 12.3456, "AP50": 2.0, "AP75": 3.0, "APs": math.nan, "APm": 5.0, "APl": 6.0, "AP-cat": 7.25}
+    text = format_metrics(metrics)
+    for word in ("12.346", "AP50", "nan", "cat", "7.250"):
+        assert word in text

@@ -1,0 +1,239 @@
+"""Whole runs: training, what it leaves behind, resuming, evaluating, and input that cannot be used."""
+
+import json
+import logging
+import math
+import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from projects_deformable_detr import get_cfg
+from projects_deformable_detr.checkpoint import load_weights
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.standalone import main
+from projects_deformable_detr.standalone.data import load_training_records, training_loader
+from projects_deformable_detr.standalone.module import DetectionModule
+
+Make = Callable[..., Namespace]
+
+
+@pytest.fixture(scope="module")
+def trained(make_args: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of an uninterrupted run of 24 iterations, and its metrics."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("run")
+    return folder, main(make_args(folder))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "model_final.pth", weights_only=True)["model"]
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_training_lowers_the_loss_and_logs_it(trained: tuple[Path, dict[str, Any]]) -> None:
+    rows = [row for row in lines(trained[0]) if "total_loss" in row]
+    assert [row["iteration"] for row in rows] == [19, 23]
+    names = {"total_loss", "loss_ce", "loss_bbox_0", "cardinality_error", "lr", "time", "data_time", "eta_seconds"}
+    assert names <= rows[0].keys()
+    assert rows[0]["total_loss"] == pytest.approx(sum(v for k, v in rows[0].items() if k.startswith("loss_")), rel=0.2)
+    assert rows[-1]["lr"] == pytest.approx(2e-4)
+
+    folder = trained[0]
+    untrained, after = _loss(folder, None), _loss(folder, folder / "model_final.pth")
+    assert after < 0.85 * untrained
+
+
+def _loss(folder: Path, checkpoint: Path | None) -> float:
+    """On eight training images, as the run begins with them."""
+    cfg = get_cfg("standalone")
+    cfg.merge_from_file(str(folder / "config.yaml"))
+    torch.manual_seed(cfg.SEED)
+    module = DetectionModule(cfg, None, []).eval()
+    if checkpoint is not None:
+        load_weights(module.detector, checkpoint)
+    cfg.SOLVER.IMS_PER_BATCH = 8
+    batch = next(iter(training_loader(cfg, load_training_records(cfg), cfg.SEED)))
+    with torch.no_grad():
+        return float(sum(module.criterion(module(batch), batch.targets).values()))
+
+
+def detections(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "inference" / "coco_instances_results.json").read_text())
+
+
+def assert_same_detections(a: Path, b: Path) -> None:
+    """The very same scores and boxes, but for rounding."""
+    found, expected = detections(a), detections(b)
+    assert len(found) == len(expected) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours["image_id"], ours["category_id"]) == (theirs["image_id"], theirs["category_id"])
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
+        assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1e-2)
+
+
+def test_files_of_a_run(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, metrics = trained
+    assert (folder / "last_checkpoint").read_text() == "model_0000023.ckpt"
+    assert {path.name for path in folder.glob("*.ckpt")} == {f"model_{i:07d}.ckpt" for i in (7, 15, 23)}
+    final = torch.load(folder / "model_final.pth", weights_only=True)
+    assert final["iteration"] == 23
+    assert all(key.startswith("detector.") for key in final["model"])
+    assert "eta" in (folder / "log.txt").read_text()
+    results = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
+    assert {row["category_id"] for row in results} == {5, 9}
+    assert {row["image_id"] for row in results} == set(range(1, 8))
+    evaluated = [row for row in lines(folder) if "bbox/AP" in row]
+    assert [row["iteration"] for row in evaluated] == [11, 23]
+    assert evaluated[-1]["bbox/AP"] == metrics["bbox"]["AP"]
+    assert {"AP-red", "AP-blue"} <= metrics["bbox"].keys()
+
+
+def test_eval_only_repeats_the_metrics(trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path) -> None:
+    folder, metrics = trained
+    from_final = main(make_args(tmp_path, "--eval-only", "MODEL.WEIGHTS", folder / "model_final.pth"))
+    assert_same_detections(tmp_path, folder)
+    for name in ("last_checkpoint", "model_0000023.ckpt"):
+        shutil.copy(folder / name, tmp_path)
+    from_last = main(make_args(tmp_path, "--eval-only", "--resume", "SOLVER.IMS_PER_BATCH", 1))
+    assert_same_detections(tmp_path, folder)
+    for found in (from_final, from_last):
+        assert found["bbox"] == pytest.approx(metrics["bbox"], abs=0.1, nan_ok=True)
+
+
+def test_a_killed_run_resumes_as_if_nothing_had_happened(
+    trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = DetectionModule.training_step
+
+    def killed(self: DetectionModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 11:
+            raise RuntimeError("killed")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectionModule, "training_step", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            main(make_args(tmp_path))
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000007.ckpt"
+    torch.manual_seed(1234)
+    metrics = main(make_args(tmp_path, "--resume"))
+    assert same(weights(tmp_path), weights(trained[0]))
+    assert_same_detections(tmp_path, trained[0])
+    assert metrics["bbox"] == pytest.approx(trained[1]["bbox"], nan_ok=True)
+
+
+def test_a_finished_run_resumes_to_its_evaluation(
+    trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path
+) -> None:
+    shutil.copy(trained[0] / "model_0000023.ckpt", tmp_path)
+    shutil.copy(trained[0] / "last_checkpoint", tmp_path)
+    metrics = main(make_args(tmp_path, "--resume"))
+    assert metrics["bbox"] == pytest.approx(trained[1]["bbox"], nan_ok=True)
+
+
+def test_nothing_to_resume_is_said_and_training_starts(
+    make_args: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "projects_deformable_detr"):
+        main(make_args(tmp_path, "--resume", "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
+    assert "no checkpoint" in caplog.text
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_a_new_run_does_not_leave_an_old_ones_checkpoint_to_resume(
+    trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "last_checkpoint").write_text("model_0000099.ckpt")
+    (tmp_path / "model_0000099.ckpt").write_bytes(b"old")
+    main(make_args(tmp_path, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.ckpt"
+    assert (tmp_path / "model_0000099.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("pointer", "message"), [("model_0000004.pth", "Detectron2 engine"), ("gone.ckpt", "not there")]
+)
+def test_a_checkpoint_that_cannot_be_resumed(make_args: Make, tmp_path: Path, pointer: str, message: str) -> None:
+    (tmp_path / "last_checkpoint").write_text(pointer)
+    with pytest.raises(UserError, match=message):
+        main(make_args(tmp_path, "--resume"))
+
+
+def test_workers_and_mixed_precision(make_args: Make, tmp_path: Path, trained: tuple[Path, dict[str, Any]]) -> None:
+    options = ("SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()")
+    main(make_args(tmp_path / "plain", *options))
+    main(make_args(tmp_path / "workers", *options, "DATALOADER.NUM_WORKERS", 2))
+    assert same(weights(tmp_path / "plain"), weights(tmp_path / "workers"))
+    main(make_args(tmp_path / "mixed", *options, "SOLVER.AMP.ENABLED", True))
+    mixed = weights(tmp_path / "mixed")
+    assert not same(weights(tmp_path / "plain"), mixed)
+    assert all(torch.isfinite(value).all() for value in mixed.values())
+
+
+def test_losses_that_are_not_finite_end_the_run(
+    make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Diverging(torch.nn.Module):
+        calls = 0
+
+        def forward(self, predictions: Any, targets: Any) -> dict[str, torch.Tensor]:
+            self.calls += 1
+            fine = predictions.boxes.sum()
+            return {"loss_ce": fine * (math.nan if self.calls == 3 else 1.0), "loss_bbox": fine}
+
+    monkeypatch.setattr("projects_deformable_detr.standalone.module.build_criterion", lambda cfg: Diverging())
+    with pytest.raises(FloatingPointError, match="iteration 2: .*loss_ce") as error:
+        main(make_args(tmp_path))
+    assert "loss_bbox" not in str(error.value)
+
+
+def test_several_test_sets_are_told_apart(
+    trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path
+) -> None:
+    metrics = main(
+        make_args(
+            tmp_path, "--eval-only", "MODEL.WEIGHTS", trained[0] / "model_final.pth",
+            "DATASETS.TEST", "('tiny_val', 'tiny_train')",
+        )
+    )  # fmt: skip
+    assert metrics.keys() == {"tiny_val", "tiny_train"}
+    assert metrics["tiny_val"]["bbox"] == pytest.approx(trained[1]["bbox"], abs=1e-3, nan_ok=True)
+    assert (tmp_path / "inference" / "tiny_train" / "coco_instances_results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["SOLVER.STEPS", "soon"], "SOLVER.STEPS"),
+        (["MODEL.DEVICE", "cuda:99"], "MODEL.DEVICE cuda:99"),
+        (["MODEL.DEVICE", "tpu"], "MODEL.DEVICE 'tpu'"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH 0"),
+        (["--num-gpus", "3"], "IMS_PER_BATCH 4 is not a positive multiple of the 3 processes"),
+        (["--num-gpus", "2", "--num-machines", "2"], "--dist-url"),
+        (["--num-gpus", "2", "--dist-url", "file:///x"], "must be tcp://HOST:PORT"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
+        (["DATASETS.TRAIN", "('nowhere',)"], "nowhere"),
+        (["--eval-only", "DATASETS.TEST", "()"], "DATASETS.TEST"),
+        (["--eval-only"], "MODEL.WEIGHTS"),
+        (["--eval-only", "MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
+        (["MODEL.DETR.NUM_CLASSES", "3"], "NUM_CLASSES is 3.* 2 categories"),
+        (["MODEL.DETR.NUM_OBJECT_QUERIES", "1"], "more objects than the 1 queries"),
+        (["SOLVER.OPTIMIZER", "LION"], "SOLVER.OPTIMIZER 'LION'"),
+        (["SOLVER.LR_SCHEDULER_NAME", "Staircase"], "LR_SCHEDULER_NAME 'Staircase'"),
+    ],
+)
+def test_input_that_cannot_be_used(make_args: Make, tmp_path: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        main(make_args(tmp_path, *arguments))
