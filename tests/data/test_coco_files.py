@@ -1,5 +1,6 @@
 """COCO files: what a sound one gives, and what each unsound one says."""
 
+import gc
 import itertools
 import json
 import logging
@@ -53,6 +54,23 @@ def test_records_are_sorted_contiguous_and_clipped(write, content):
     assert first["annotations"] == [nine | {"segmentation": [[1, 2, 11, 2, 11, 22]]}, four]
     assert [item["iscrowd"] for item in second["annotations"]] == [1, 0]
     assert third["annotations"] == []
+
+
+@pytest.mark.parametrize(
+    ("bbox", "clipped"),
+    [
+        ([-3, 4, 10, 10], [0, 4, 7, 10]),
+        ([3, -4, 10, 10], [3, 0, 10, 6]),
+        ([35, 4, 10, 10], [35, 4, 5, 10]),
+        ([3, 25, 10, 10], [3, 25, 10, 5]),
+        ([-5, -5, 100, 100], [0, 0, 40, 30]),
+    ],
+)
+def test_boxes_end_at_every_border(write, content, bbox, clipped):
+    content["annotations"][0]["bbox"] = bbox
+    spec = write(content)
+    assert coco.inspect(spec).clipped == 2
+    assert coco.load_records(spec)[0]["annotations"][0]["bbox"] == clipped
 
 
 def test_images_without_objects_can_be_left_out(write, content):
@@ -226,6 +244,13 @@ def test_what_only_the_evaluation_needs(write, content, key):
     spec = write(content)
     assert coco.inspect(spec).num_annotations == 4
     assert f"annotation 2 lacks {key}" in refusal(spec, for_evaluation=True)
+
+
+def test_the_garbage_collector_runs_again_afterwards(write, content):
+    coco.inspect(write(content))
+    assert gc.isenabled()
+    refusal(write("{}"))
+    assert gc.isenabled()
 
 
 def test_an_unknown_rule_lists_the_known(write, content):
