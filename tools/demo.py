@@ -34,7 +34,7 @@ def main() -> None:
     times: dict[str, float] = {}
     annotations = ROOT / DATA / "annotations" / "instances_val.json"
     if not annotations.is_file():
-        run("data", ["-m", "projects_deformable_detr.data.shapes", "--out", str(DATA)], times)
+        run("data", ["-m", "projects_deformable_detr.data.shapes", "--out", str(DATA), "--size", "128"], times)
     train = ["train_net.py", *config, "--engine", args.engine, "OUTPUT_DIR", args.output, *args.opts]
     run("train and evaluate", train, times)
     pictures = Path(args.output) / "pictures"
