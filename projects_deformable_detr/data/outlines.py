@@ -43,8 +43,8 @@ def mask_to_polygons(mask: np.ndarray[Any, np.dtype[np.uint8]], scale: int = 1) 
 
 
 def _simplified(contour: np.ndarray[Any, Any], scale: int) -> Points:
-    """Fewer points, at most a fifth of an image pixel off."""
-    return cv2.approxPolyDP(contour, 0.2 * scale, closed=True)[:, 0].astype(np.float64)
+    """Fewer points, at most a quarter of an image pixel off."""
+    return cv2.approxPolyDP(contour, 0.25 * scale, closed=True)[:, 0].astype(np.float64)
 
 
 def _joined(outline: Points, hole: Points) -> Points:

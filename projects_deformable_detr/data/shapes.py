@@ -114,7 +114,7 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
         "annotations": annotations,
     }
     partial = json_file.with_suffix(".partial")
-    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
     os.replace(partial, json_file)
 
 
