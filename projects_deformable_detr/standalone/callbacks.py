@@ -3,6 +3,7 @@
 import datetime
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -93,18 +94,20 @@ class Progress(L.Callback):
         self.history: dict[str, HistoryBuffer] = {}
         self.bar: tqdm[Any] | None = None
         self._clock = 0.0
-        self._waited = 0.0
+        self._waited = self._rate = 0.0
         self._eval_begin = self._eval_said = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """Opens the bar at the iteration that the run begins with."""
-        if trainer.is_global_zero and sys.stdout.isatty():
+        if trainer.is_global_zero and _has_width():
             self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, dynamic_ncols=True, file=sys.stdout)
         self._clock = time.perf_counter()
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """What has passed since the last iteration was spent on waiting for data."""
         self._waited = time.perf_counter() - self._clock
+        # Read here, because the schedule moves on before the iteration ends.
+        self._rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """Records every iteration, reports every 20th and the last."""
@@ -114,7 +117,7 @@ class Progress(L.Callback):
         step = trainer.global_step
         if self.bar is not None:
             self.bar.update()
-            self.bar.set_postfix(loss=f"{module.last_losses['total_loss']:.3f}", refresh=False)
+            self.bar.set_postfix_str(_losses_text(module.last_losses), refresh=False)
         if trainer.is_global_zero and (step % PERIOD == 0 or step == trainer.max_steps):
             self._report(trainer, step)
             self._clock = time.perf_counter()
@@ -125,19 +128,15 @@ class Progress(L.Callback):
 
     def _report(self, trainer: L.Trainer, step: int) -> None:
         scalars = {name: float(values.median(_WINDOW)) for name, values in self.history.items()}
-        scalars["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        scalars["lr"] = self._rate
         scalars["eta_seconds"] = float(self.history["time"].median(1000)) * (trainer.max_steps - step)
         for sink in trainer.loggers:
             sink.log_metrics(scalars, step)
         if self.bar is not None:
             return
-        losses = [name for name in scalars if "loss" in name and not _OF_OTHER_LAYERS.search(name)]
-        text = "  ".join(f"{name}: {scalars[name]:.4g}" for name in losses)
         eta = datetime.timedelta(seconds=int(scalars["eta_seconds"]))
-        logger.info(
-            "eta: %s  iter: %d/%d  %s  time: %.4f  data_time: %.4f  lr: %.4g%s",
-            eta, step, trainer.max_steps, text, scalars["time"], scalars["data_time"], scalars["lr"], _memory(),
-        )  # fmt: skip
+        times = f"time: {scalars['time']:.4f}  data_time: {scalars['data_time']:.4f}  lr: {self._rate:.4g}{_memory()}"
+        logger.info("eta: %s  iter: %d/%d  %s  %s", eta, step, trainer.max_steps, _losses_text(scalars), times)
 
     def on_validation_start(self, *_: Any) -> None:
         """Starts the clock of the evaluation."""
@@ -163,6 +162,16 @@ class Progress(L.Callback):
         """Closes the bar."""
         if self.bar is not None:
             self.bar.close()
+
+
+def _has_width() -> bool:
+    """Whether stdout is a terminal that a bar fits on; some that only pretend to be one have no columns."""
+    return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0
+
+
+def _losses_text(scalars: dict[str, float]) -> str:
+    losses = [name for name in scalars if "loss" in name and not _OF_OTHER_LAYERS.search(name)]
+    return "  ".join(f"{name}: {scalars[name]:.4g}" for name in losses)
 
 
 def _memory() -> str:

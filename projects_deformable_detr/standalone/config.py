@@ -129,6 +129,9 @@ class CfgNode(_CfgNode):
 
     def merge_from_list(self, cfg_list: list[str]) -> None:
         """Merges ``[key, value, key, value, …]`` of the command line; errors as :meth:`merge_from_file`."""
+        late = [word for word in cfg_list if str(word).startswith("--")]
+        if late:
+            raise ConfigError(f"command line: {late[0]} must stand before the first KEY VALUE")
         if len(cfg_list) % 2:
             raise ConfigError(f"command line: {cfg_list[-1]!r} has no value; options come in pairs, KEY VALUE")
         given = {key: self._decode_cfg_value(value) for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True)}

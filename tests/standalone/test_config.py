@@ -88,6 +88,7 @@ def test_sections_of_other_architectures_have_no_effect(merged: Callable[[str], 
     [
         (["SOLVER.FOO", "1"], "command line: config key SOLVER.FOO does not exist"),
         (["SOLVER.GAMMA"], "'SOLVER.GAMMA' has no value"),
+        (["SOLVER.GAMMA", "1.0", "--resume"], "--resume must stand before"),
         (["SOLVER", "1"], "SOLVER is a section"),
         (["SOLVER.AMP.ENABLED", "True", "VIS_PERIOD", "5"], "VIS_PERIOD = 5 asks for"),
     ],
