@@ -48,6 +48,17 @@ def test_refined_boxes_start_from_the_layer_before_without_its_gradient(make_cfg
         assert not any(parameter.grad.any() for parameter in detector.decoder.box_heads[index].parameters())
 
 
+@pytest.mark.parametrize("variant", ["multi_scale", "box_refine"])
+def test_only_refinement_hands_boxes_on(make_cfg, shake, variant):
+    """A head that still answers 0 keeps the box of the layer before it, or its own reference point."""
+    detector = build_detector(make_cfg(variant))
+    shake(detector.decoder.box_heads[0])
+    predictions = detector(torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool))
+    handed_on = variant == "box_refine"
+    assert torch.allclose(predictions.boxes[1], predictions.boxes[0], atol=1e-5) == handed_on
+    assert torch.allclose(predictions.boxes[2], predictions.boxes[0], atol=1e-5) == handed_on
+
+
 def run(detector, criterion, images, mask, targets):
     detector.zero_grad()
     torch.manual_seed(3)  # of dropout

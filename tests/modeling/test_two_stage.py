@@ -41,6 +41,12 @@ def naive_anchors(sizes, levels):
     return anchors
 
 
+def test_what_the_mask_hides_is_not_usable_wherever_it_lies():
+    tokens = make_tokens([(3, 3)], [[(3, 3)]])
+    tokens.padding_mask[0, 4] = True
+    assert proposal_anchors(tokens)[1].tolist() == [[index != 4 for index in range(9)]]
+
+
 class FixedScores(nn.Module):
     """A class head with scores (N, S, classes) of the test's own."""
 
