@@ -43,10 +43,12 @@ def main() -> int:
     command.add_argument("source", help="official or Hugging Face Deformable DETR weights, or this project's")
     command.add_argument("target", help="the file to write")
     command.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
-    command.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
-    args = parser.parse_args()
+    args, opts = parser.parse_known_args()  # what is left are config keys and values
+    flags = [word for word in opts if word.startswith("--")]
+    if flags:
+        parser.error(f"unknown flags: {' '.join(flags)}")
     try:
-        print(convert(args.source, args.target, args.config_file, args.opts))
+        print(convert(args.source, args.target, args.config_file, opts))
     except UserError as error:
         print(f"checkpoint: {error}", file=sys.stderr)
         return 2
