@@ -36,8 +36,11 @@ def _register(spec: DatasetSpec) -> None:
     register_coco_instances(spec.name, {}, str(spec.json_file), str(spec.image_root))
 
 
-def check(cfg: CfgNode, names: Iterable[str]) -> None:
+def check(cfg: CfgNode, names: Iterable[str], *, for_evaluation: bool) -> None:
     """Checks every data set that is a COCO-format JSON file, in full, before anything is built.
+
+    A set to train on must not have more objects in an image than there are queries; one to evaluate on must have
+    the fields that COCO's evaluation reads.
 
     Boxes that ``DATASETS.INVALID_BOXES: drop`` leaves out are counted here in a warning; Detectron2's mapper, which
     drops boxes without area from every training image, is what leaves them out.
@@ -50,7 +53,12 @@ def check(cfg: CfgNode, names: Iterable[str]) -> None:
         if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
             continue
         spec = DatasetSpec(name, metadata.json_file, metadata.image_root)
-        summary = coco.inspect(spec, cfg.DATASETS.INVALID_BOXES, max_objects=cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
+        summary = coco.inspect(
+            spec,
+            cfg.DATASETS.INVALID_BOXES,
+            max_objects=None if for_evaluation else cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
+            for_evaluation=for_evaluation,
+        )
         _logger.info(
             "%s: %d images, %d objects, %d classes",
             name,

@@ -70,8 +70,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise UserError(f"config {args.config_file or ''} {' '.join(args.opts)}: {reason}") from error
     cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE, args.num_gpus)
     _setup_logger(cfg)
-    names = [] if args.eval_only else list(cfg.DATASETS.TRAIN)
-    data.check(cfg, dict.fromkeys([*names, *cfg.DATASETS.TEST]))
+    data.check(cfg, [] if args.eval_only else cfg.DATASETS.TRAIN, for_evaluation=False)
+    data.check(cfg, cfg.DATASETS.TEST, for_evaluation=True)
     cfg.MODEL.DETR.NUM_CLASSES = data.resolve_num_classes(cfg)
     cfg.freeze()
     return cfg

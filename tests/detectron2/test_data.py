@@ -68,7 +68,7 @@ def test_a_plain_list_of_records_is_a_data_set_too(make_cfg, coco_files):
     MetadataCatalog.get("plain_records").thing_classes = ["a", "b", "c"]
     cfg = make_cfg()
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("plain_records",)
-    data.check(cfg, cfg.DATASETS.TRAIN)
+    data.check(cfg, cfg.DATASETS.TRAIN, for_evaluation=False)
     assert data.resolve_num_classes(cfg) == 3
 
 
