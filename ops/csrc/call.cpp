@@ -142,6 +142,9 @@ Call::Call(Inputs arguments, bool cuda) : inputs(std::move(arguments)) {
   p.rows = inputs.value.size(1);
   p.heads = inputs.value.size(2);
   p.channels = inputs.value.size(3);
+  if (p.heads < 1 || p.channels < 1) {
+    fail("value must have at least one head and one channel, got shape ", shape_of(inputs.value));
+  }
   p.levels = count_levels(inputs.levels);
 
   check_rank(inputs.xy, 6, xy_name, xy_layout);

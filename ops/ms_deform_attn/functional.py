@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._library import LIBRARY, warn_reference
+from .checks import check_shapes
 from .levels import Sizes, split_levels, start_tensor
 from .reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
 
@@ -63,7 +64,7 @@ def ms_deform_attn(
         return ms_deform_attn_reference(value, spatial_shapes, level_start_index, locations, weights)
     sizes, tensor = split_levels(spatial_shapes)
     start = start_tensor(level_start_index)
-    return torch.ops.ms_deform_attn.forward(value, sizes, tensor, start, locations, weights)
+    return _dispatch(_PlainFunction, value, sizes, tensor, start, locations, weights)
 
 
 def ms_deform_attn_fused(
@@ -97,45 +98,125 @@ def ms_deform_attn_fused(
         return ms_deform_attn_fused_reference(value, spatial_shapes, level_start_index, reference, offsets, logits)
     sizes, tensor = split_levels(spatial_shapes)
     start = start_tensor(level_start_index)
-    return torch.ops.ms_deform_attn.fused_forward(value, sizes, tensor, start, reference, offsets, logits)
+    return _dispatch(_FusedFunction, value, sizes, tensor, start, reference, offsets, logits)
 
 
 def _fake_output(value: Tensor, points: Tensor) -> Tensor:
     return value.new_empty(value.shape[0], points.shape[1], value.shape[2] * value.shape[3])
 
 
+def _pairs(sizes: list[int], shapes: Tensor | None) -> Tensor | Sizes:
+    return list(zip(sizes[::2], sizes[1::2], strict=True)) if shapes is None else shapes
+
+
 def _dense(t: Tensor) -> Tensor:
     return torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
-def _register_plain() -> None:
-    ops = torch.ops.ms_deform_attn
+class _PlainFunction(torch.autograd.Function):
+    """Autograd formula of the operator; registered with the dispatcher, and applied directly under torch.func."""
 
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return torch.ops.ms_deform_attn.forward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        value, ctx.sizes, shapes, start, locations, weights = inputs
+        ctx.save_for_backward(value, shapes, start, locations, weights)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        value, shapes, start, locations, weights = ctx.saved_tensors
+        grads = _dispatch(_PlainBackward, grad, value, ctx.sizes, shapes, start, locations, weights)
+        return grads[0], None, None, None, grads[1], grads[2]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        _refuse_forward_mode()
+
+
+class _FusedFunction(torch.autograd.Function):
+    """The same for the fused operator."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return torch.ops.ms_deform_attn.fused_forward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        value, ctx.sizes, shapes, start, reference, offsets, logits = inputs
+        ctx.save_for_backward(value, shapes, start, reference, offsets, logits)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        value, shapes, start, reference, offsets, logits = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[4]
+        inputs = (grad, value, ctx.sizes, shapes, start, reference, offsets, logits, wanted)
+        grads = _dispatch(_FusedBackward, *inputs)
+        grad_reference = grads[1].sum(1).to(reference.dtype) if wanted else None
+        return grads[0], None, None, None, grad_reference, grads[2], grads[3]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        _refuse_forward_mode()
+
+
+class _PlainBackward(torch.autograd.Function):
+    """The operator's gradient, which has no gradient of its own."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return torch.ops.ms_deform_attn.backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:  # type: ignore[override]
+        raise NotImplementedError(
+            "ms_deform_attn: the gradient of the gradient is not implemented; "
+            "ms_deform_attn.reference.ms_deform_attn_reference can be differentiated twice"
+        )
+
+
+class _FusedBackward(_PlainBackward):
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return torch.ops.ms_deform_attn.fused_backward(*inputs)
+
+
+def _refuse_forward_mode() -> None:
+    raise NotImplementedError(
+        "ms_deform_attn: forward-mode differentiation (jvp) is not implemented; use reverse mode, or "
+        "ms_deform_attn.reference.ms_deform_attn_reference, which has both"
+    )
+
+
+def _dispatch(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """Calls the operator. Inside torch.func transforms and forward-mode levels the dispatcher's autograd kernel would
+    drop gradients or refuse without a reason; the autograd.Function itself handles or refuses them properly."""
+    if not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    ):
+        return function.apply(*inputs)
+    return function.forward(*inputs)
+
+
+def _register_fakes() -> None:
     @torch.library.register_fake("ms_deform_attn::forward")
     def _(value, sizes, shapes, start, locations, weights):  # type: ignore[no-untyped-def]
+        check_shapes(value, _pairs(sizes, shapes), locations, weights)
         return _fake_output(value, locations)
 
     @torch.library.register_fake("ms_deform_attn::backward")
     def _(grad, value, sizes, shapes, start, locations, weights):  # type: ignore[no-untyped-def]
         return _dense(value), _dense(locations), _dense(weights)
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        value, ctx.sizes, shapes, start, locations, weights = inputs
-        ctx.save_for_backward(value, shapes, start, locations, weights)
-
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        value, shapes, start, locations, weights = ctx.saved_tensors
-        grads = ops.backward(grad, value, ctx.sizes, shapes, start, locations, weights)
-        return grads[0], None, None, None, grads[1], grads[2]
-
-    torch.library.register_autograd("ms_deform_attn::forward", backward, setup_context=setup)
-
-
-def _register_fused() -> None:
-    ops = torch.ops.ms_deform_attn
-
     @torch.library.register_fake("ms_deform_attn::fused_forward")
     def _(value, sizes, shapes, start, reference, offsets, logits):  # type: ignore[no-untyped-def]
+        check_shapes(value, _pairs(sizes, shapes), offsets, logits, reference)
         return _fake_output(value, offsets)
 
     @torch.library.register_fake("ms_deform_attn::fused_backward")
@@ -145,35 +226,20 @@ def _register_fused() -> None:
         partial = value.new_empty((n, value.shape[2], q, levels, r) if want_reference else (0,), dtype=dtype)
         return _dense(value), partial, _dense(offsets), _dense(logits)
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        value, ctx.sizes, shapes, start, reference, offsets, logits = inputs
-        ctx.save_for_backward(value, shapes, start, reference, offsets, logits)
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        value, shapes, start, reference, offsets, logits = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[4]
-        grads = ops.fused_backward(grad, value, ctx.sizes, shapes, start, reference, offsets, logits, wanted)
-        grad_reference = grads[1].sum(1).to(reference.dtype) if wanted else None
-        return grads[0], None, None, None, grad_reference, grads[2], grads[3]
-
-    torch.library.register_autograd("ms_deform_attn::fused_forward", backward, setup_context=setup)
-
-
-def _refuse_double_backward() -> None:
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError(
-            "ms_deform_attn: the gradient of the gradient is not implemented; "
-            "ms_deform_attn.reference.ms_deform_attn_reference can be differentiated twice"
+def _register_autograd() -> None:
+    functions = {
+        "forward": _PlainFunction,
+        "fused_forward": _FusedFunction,
+        "backward": _PlainBackward,
+        "fused_backward": _FusedBackward,
+    }
+    for name, function in functions.items():
+        torch.library.register_autograd(
+            f"ms_deform_attn::{name}", function.backward, setup_context=function.setup_context
         )
-
-    for name in ("backward", "fused_backward"):
-        torch.library.register_autograd(f"ms_deform_attn::{name}", backward, setup_context=setup)
 
 
 if LIBRARY is not None:
-    _register_plain()
-    _register_fused()
-    _refuse_double_backward()
+    _register_fakes()
+    _register_autograd()

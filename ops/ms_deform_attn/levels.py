@@ -21,6 +21,8 @@ def split_levels(spatial_shapes: Tensor | Sizes) -> tuple[list[int], Tensor | No
     """Level sizes as the operators take them: ([h0, w0, h1, ...], None) or ([], tensor)."""
     if isinstance(spatial_shapes, Tensor):
         return [], spatial_shapes
+    if any(len(pair) != 2 for pair in spatial_shapes):
+        raise RuntimeError("ms_deform_attn: spatial_shapes must hold pairs (height, width)")
     return [size for pair in spatial_shapes for size in pair], None
 
 

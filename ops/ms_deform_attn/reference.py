@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .checks import check_levels, check_shapes
 from .levels import level_sizes
 
 
@@ -14,19 +15,25 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _corner(rows: Tensor, x: Tensor, y: Tensor, width: int, height: int, weight: Tensor) -> Tensor:
-    """Value at integer pixels (x, y) times weight; zero outside the level. rows: (B, H * W, D); x, y: (B, P)."""
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)  # (B, P)
+def _corner(rows: Tensor, near: Tensor, x: Tensor, y: Tensor, size: tuple[int, int], weight: Tensor) -> Tensor:
+    """Value at integer pixels (x, y) times weight; zero where `near` is false or the pixel is outside the level.
+
+    rows: (B, H * W, D); all others but size: (B, P). Returns (B, P, D).
+    """
+    height, width = size
+    inside = near & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     index = torch.where(inside, y * width + x, 0).long()
-    value = rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))  # (B, P, D)
-    return torch.where(inside[..., None], value * weight[..., None], 0)
+    value = rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+    # Both factors are masked, not their product: zero times a NaN at pixel 0 would be NaN, in the gradient too.
+    return torch.where(inside[..., None], value, 0) * torch.where(inside, weight, 0)[..., None]
 
 
-def _sample_level(rows: Tensor, location: Tensor, attention: Tensor, height: int, width: int) -> Tensor:
+def _sample_level(rows: Tensor, location: Tensor, attention: Tensor, size: tuple[int, int]) -> Tensor:
     """Attention-weighted bilinear samples of one level.
 
     rows: (B, H * W, D); location: (B, P, 2) as (x, y) in [0, 1]; attention: (B, P). Returns (B, P, D).
     """
+    height, width = size
     x = location[..., 0] * width - 0.5
     y = location[..., 1] * height - 0.5
     near = (x > -1) & (x < width) & (y > -1) & (y < height)  # False for NaN
@@ -35,11 +42,10 @@ def _sample_level(rows: Tensor, location: Tensor, attention: Tensor, height: int
     x0, y0 = x.detach().floor(), y.detach().floor()
     fx, fy = x - x0, y - y0
     top, bottom = attention * (1 - fy), attention * fy
-    total = _corner(rows, x0, y0, width, height, top * (1 - fx))
-    total = total + _corner(rows, x0 + 1, y0, width, height, top * fx)
-    total = total + _corner(rows, x0, y0 + 1, width, height, bottom * (1 - fx))
-    total = total + _corner(rows, x0 + 1, y0 + 1, width, height, bottom * fx)
-    return torch.where(near[..., None], total, 0)
+    total = _corner(rows, near, x0, y0, size, top * (1 - fx))
+    total = total + _corner(rows, near, x0 + 1, y0, size, top * fx)
+    total = total + _corner(rows, near, x0, y0 + 1, size, bottom * (1 - fx))
+    return total + _corner(rows, near, x0 + 1, y0 + 1, size, bottom * fx)
 
 
 def ms_deform_attn_reference(
@@ -54,18 +60,20 @@ def ms_deform_attn_reference(
     Same arguments and result as :func:`ms_deform_attn.ms_deform_attn`. Computed in float32 (float64 for float64
     value) and rounded once to the type of value. Differentiable any number of times.
     """
-    n, _, m, d = value.shape
+    check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    n, rows_given, m, d = value.shape
     q, levels, k = sampling_locations.shape[1], sampling_locations.shape[3], sampling_locations.shape[4]
     sizes = level_sizes(spatial_shapes)
+    check_levels(rows_given, sizes, level_start_index)
     dtype = _accumulator(value.dtype)
-    rows = value.to(dtype).permute(0, 2, 1, 3).reshape(n * m, -1, d)  # (N*M, S, D)
+    rows = value.to(dtype).permute(0, 2, 1, 3).reshape(n * m, rows_given, d)  # (N*M, S, D)
     location = sampling_locations.to(dtype).permute(3, 0, 2, 1, 4, 5).reshape(levels, n * m, q * k, 2)
     attention = attention_weights.to(dtype).permute(3, 0, 2, 1, 4).reshape(levels, n * m, q * k)
     output = rows.new_zeros(n * m, q, d)
     start = 0
     for level, (height, width) in enumerate(sizes):
         part = rows[:, start : start + height * width]
-        samples = _sample_level(part, location[level], attention[level], height, width)  # (N*M, Q*K, D)
+        samples = _sample_level(part, location[level], attention[level], (height, width))  # (N*M, Q*K, D)
         output = output + samples.reshape(n * m, q, k, d).sum(2)
         start += height * width
     return output.reshape(n, m, q, d).transpose(1, 2).reshape(n, q, m * d).to(value.dtype)
@@ -109,8 +117,9 @@ def ms_deform_attn_fused_reference(
     attention_logits: Tensor,
 ) -> Tensor:
     """Same arguments and result as :func:`ms_deform_attn.ms_deform_attn_fused`, in plain PyTorch."""
+    check_shapes(value, spatial_shapes, sampling_offsets, attention_logits, reference_points)
     dtype = _accumulator(value.dtype)
     location, weights = locations_and_weights(
         spatial_shapes, reference_points.to(dtype), sampling_offsets.to(dtype), attention_logits.to(dtype)
     )
-    return ms_deform_attn_reference(value, spatial_shapes, level_start_index, location, weights)
+    return ms_deform_attn_reference(value.to(dtype), spatial_shapes, level_start_index, location, weights).to(value.dtype)

@@ -1,0 +1,95 @@
+"""Inputs and comparisons that the operator's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import ms_deform_attn as msda
+from ms_deform_attn.reference import ms_deform_attn_fused_reference
+
+Shapes = Sequence[tuple[int, int]]
+
+# Largest error relative to the largest element: a few roundings of the accumulation, then one of the storage type.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@dataclass(frozen=True)
+class Size:
+    n: int
+    shapes: tuple[tuple[int, int], ...]
+    m: int
+    d: int
+    q: int
+    k: int
+
+    @property
+    def rows(self) -> int:
+        return sum(h * w for h, w in self.shapes)
+
+
+SIZES = [
+    Size(2, ((7, 5), (3, 4)), 3, 5, 11, 3),
+    Size(1, ((6, 6),), 8, 32, 300, 4),  # copied slice
+    Size(1, ((20, 20),), 8, 32, 2, 4),  # in place
+    Size(2, ((9, 2), (1, 1), (2, 2), (3, 3), (1, 7)), 2, 33, 1, 1),
+    Size(1, ((5, 5),), 1, 1, 40, 3),
+    Size(1, ((30, 30), (4, 5)), 2, 160, 7, 2),
+    Size(3, ((4, 3),), 2, 48, 33, 5),
+    Size(1, ((11, 13),), 2, 33, 2, 1),  # in place, channels that end inside a vector
+    Size(1, ((3, 3), (2, 2)), 1, 8, 19, 9),
+    Size(0, ((4, 3),), 2, 8, 5, 2),
+    Size(2, ((4, 3),), 2, 8, 0, 2),
+]
+
+
+def make_plain(size: Size, dtype: torch.dtype, seed: int = 0, spread: float = 1.6) -> list[Tensor]:
+    """value, locations (some outside [0, 1]) and weights."""
+    g = torch.Generator().manual_seed(seed)
+    levels = len(size.shapes)
+    value = torch.randn(size.n, size.rows, size.m, size.d, generator=g, dtype=torch.float64)
+    loc = torch.rand(size.n, size.q, size.m, levels, size.k, 2, generator=g, dtype=torch.float64)
+    loc = loc * spread - (spread - 1) / 2
+    weights = torch.randn(size.n, size.q, size.m, levels, size.k, generator=g, dtype=torch.float64)
+    return [t.to(dtype) for t in (value, loc, weights)]
+
+
+def make_fused(size: Size, dtype: torch.dtype, values: int, seed: int = 0) -> list[Tensor]:
+    """value, reference points, offsets and logits."""
+    g = torch.Generator().manual_seed(seed + 1)
+    value, loc, logits = make_plain(size, torch.float64, seed)
+    reference = torch.rand(size.n, size.q, len(size.shapes), values, generator=g, dtype=torch.float64)
+    offsets = 2 * torch.randn(loc.shape, generator=g, dtype=torch.float64)
+    return [t.to(dtype) for t in (value, reference, offsets, logits)]
+
+
+def grad_like_output(size: Size, dtype: torch.dtype) -> Tensor:
+    g = torch.Generator().manual_seed(99)
+    return torch.randn(size.n, size.q, size.m * size.d, generator=g, dtype=torch.float64).to(dtype)
+
+
+def forward_backward(function: Callable[..., Tensor], tensors: Sequence[Tensor], shapes: object, grad: Tensor) -> list[Tensor]:
+    """Output and the gradients of all tensors; the tensors keep their strides."""
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    output = function(leaves[0], shapes, None, *leaves[1:])
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+
+PLAIN = (msda.ms_deform_attn, msda.ms_deform_attn_reference)
+FUSED = (msda.ms_deform_attn_fused, ms_deform_attn_fused_reference)
+
+
+def assert_near(ours: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: float) -> None:
+    for i, (a, b) in enumerate(zip(ours, wanted, strict=True)):
+        assert a.shape == b.shape and a.dtype == b.dtype, (i, a.shape, b.shape, a.dtype, b.dtype)
+        if b.numel() == 0:
+            continue
+        a, b = a.double(), b.double()
+        assert torch.equal(a.isfinite(), b.isfinite()), f"tensor {i}: non-finite elements differ"
+        finite = b.isfinite()
+        scale = b[finite].abs().max().clamp_min(1e-30) if finite.any() else torch.tensor(1.0)
+        error = ((a - b)[finite].abs().max() / scale).item() if finite.any() else 0.0
+        assert error <= tolerance, f"tensor {i}: relative error {error:.2e} > {tolerance:.1e}"

@@ -1,0 +1,204 @@
+"""The operator as a citizen of PyTorch: opcheck, compile, export, autocast, checkpointing, functional transforms."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from op_helpers import Size, grad_like_output, make_fused, make_plain
+from torch.utils.checkpoint import checkpoint
+
+import ms_deform_attn as msda
+
+SIZE = Size(2, ((6, 5), (3, 4)), 2, 8, 7, 3)
+IN_PLACE = Size(1, ((20, 20),), 2, 32, 2, 2)
+FLAT = [6, 5, 3, 4]
+OPS = torch.ops.ms_deform_attn
+
+
+def flat(size: Size) -> list[int]:
+    return [x for pair in size.shapes for x in pair]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [SIZE, IN_PLACE], ids=["copied", "in place"])
+def test_opcheck(size: Size, dtype: torch.dtype) -> None:
+    low = {"atol": 1e-2, "rtol": 1e-1} if dtype.itemsize == 2 else {}
+    value, loc, weights = (t.requires_grad_() for t in make_plain(size, dtype))
+    arguments = (value, flat(size), None, None, loc, weights)
+    torch.library.opcheck(OPS.forward.default, arguments, **low)
+    shapes, start = torch.tensor(size.shapes), torch.tensor([0, 30][: len(size.shapes)])
+    torch.library.opcheck(OPS.forward.default, (value, [], shapes, start, loc, weights), **low)
+    fused = [t.requires_grad_() for t in make_fused(size, dtype, 4)]
+    torch.library.opcheck(OPS.fused_forward.default, (fused[0], flat(size), None, None, *fused[1:]), **low)
+
+
+def test_opcheck_of_backward() -> None:
+    value, loc, weights = make_plain(SIZE, torch.float32)
+    grad = grad_like_output(SIZE, torch.float32)
+    torch.library.opcheck(OPS.backward.default, (grad, value, FLAT, None, None, loc, weights))
+    fused = make_fused(SIZE, torch.float32, 2)
+    for wanted in (True, False):
+        torch.library.opcheck(OPS.fused_backward.default, (grad, fused[0], FLAT, None, None, *fused[1:], wanted))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_has_no_graph_break(dynamic: bool) -> None:
+    module = msda.MSDeformAttn(16, 2, 2, 3).eval()
+    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for shapes in ([(6, 5), (3, 4)], [(7, 3), (4, 2)]):
+        rows = sum(h * w for h, w in shapes)
+        tokens = torch.randn(2, rows, 16, requires_grad=True)
+        points = torch.rand(2, rows, 2, 2)
+        torch.testing.assert_close(compiled(tokens, points, tokens, shapes), module(tokens, points, tokens, shapes))
+        as_tensor = torch.tensor(shapes)
+        got = compiled(tokens, points, tokens, as_tensor)
+        torch.testing.assert_close(got, module(tokens, points, tokens, shapes))
+        (grad,) = torch.autograd.grad(got.sum(), tokens)
+        (wanted,) = torch.autograd.grad(module(tokens, points, tokens, shapes).sum(), tokens)
+        torch.testing.assert_close(grad, wanted)
+
+
+def test_export() -> None:
+    module = msda.MSDeformAttn(16, 2, 2, 3).eval()
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = module
+
+        def forward(self, query: torch.Tensor, points: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            return self.attention(query, points, tokens, [(6, 5), (3, 4)])
+
+    example = (torch.randn(1, 9, 16), torch.rand(1, 9, 2, 2), torch.randn(1, 42, 16))
+    queries = torch.export.Dim("queries", min=2, max=1000)
+    dims = {"query": {1: queries}, "points": {1: queries}, "tokens": None}
+    program = torch.export.export(Wrapper(), example, dynamic_shapes=dims)
+    assert "ms_deform_attn.fused_forward" in str(program.graph)
+    other = (torch.randn(1, 33, 16), torch.rand(1, 33, 2, 2), torch.randn(1, 42, 16))
+    torch.testing.assert_close(program.module()(*other), Wrapper()(*other))
+
+
+@pytest.mark.slow
+def test_inductor_and_aot_inductor(tmp_path) -> None:
+    module = msda.MSDeformAttn(16, 2, 2, 3).eval()
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = module
+
+        def forward(self, query: torch.Tensor, points: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            return self.attention(query, points, tokens, [(6, 5), (3, 4)])
+
+    example = (torch.randn(1, 9, 16), torch.rand(1, 9, 2, 2), torch.randn(1, 42, 16))
+    wanted = Wrapper()(*example)
+    torch.testing.assert_close(torch.compile(Wrapper(), fullgraph=True)(*example), wanted)
+    with torch.no_grad():
+        program = torch.export.export(Wrapper(), example)
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        torch.testing.assert_close(torch._inductor.aoti_load_package(package)(*example), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    """Stated policy: value in the autocast type, everything that says where to look in float32."""
+    value, loc, weights = make_plain(SIZE, torch.float32)
+    shapes = SIZE.shapes
+    with torch.autocast("cpu", dtype):
+        output = msda.ms_deform_attn(value, shapes, None, loc, weights)
+        fused = msda.ms_deform_attn_fused(value, shapes, None, torch.rand(2, 7, 2, 2), loc, weights)
+        module_output = msda.MSDeformAttn(16, 2, 2, 3)(torch.randn(2, 7, 16), torch.rand(2, 7, 2, 2), torch.randn(2, 42, 16), shapes)
+    assert output.dtype == fused.dtype == module_output.dtype == dtype
+    assert torch.equal(output, msda.ms_deform_attn(value.to(dtype), shapes, None, loc, weights))
+    value, loc, weights = (t.double() for t in (value, loc, weights))
+    with torch.autocast("cpu", dtype):
+        assert msda.ms_deform_attn(value, shapes, None, loc, weights).dtype == torch.float64
+
+
+def test_checkpoint() -> None:
+    tensors = [t.requires_grad_() for t in make_plain(SIZE, torch.float32)]
+
+    def run(value, loc, weights):
+        return msda.ms_deform_attn(value, SIZE.shapes, None, loc, weights).square().sum()
+
+    wanted = torch.autograd.grad(run(*tensors), tensors)
+    got = torch.autograd.grad(checkpoint(run, *tensors, use_reentrant=False), tensors)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_func_grad() -> None:
+    value, loc, weights = make_plain(SIZE, torch.float64)
+
+    def run(value, loc, weights):
+        return msda.ms_deform_attn(value, SIZE.shapes, None, loc, weights).square().sum()
+
+    got = torch.func.grad(run, argnums=(0, 1, 2))(value, loc, weights)
+    leaves = [t.clone().requires_grad_() for t in (value, loc, weights)]
+    wanted = torch.autograd.grad(run(*leaves), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_double_backward_says_so(fused: bool) -> None:
+    tensors = [t.requires_grad_() for t in (make_fused(SIZE, torch.float64, 2) if fused else make_plain(SIZE, torch.float64))]
+    function = msda.ms_deform_attn_fused if fused else msda.ms_deform_attn
+    output = function(tensors[0], SIZE.shapes, None, *tensors[1:])
+    (grad,) = torch.autograd.grad(output.square().sum(), tensors[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match="gradient of the gradient"):
+        grad.sum().backward()
+
+
+def test_forward_mode_says_so() -> None:
+    value, loc, weights = make_plain(SIZE, torch.float64)
+    with pytest.raises((RuntimeError, NotImplementedError), match="forward"):
+        torch.func.jvp(lambda v: msda.ms_deform_attn(v, SIZE.shapes, None, loc, weights), (value,), (value,))
+
+
+def test_needs_no_gradient_no_graph() -> None:
+    value, loc, weights = make_plain(SIZE, torch.float32)
+    assert not msda.ms_deform_attn(value, SIZE.shapes, None, loc, weights).requires_grad
+
+
+def test_flops_handler() -> None:
+    fvcore = pytest.importorskip("fvcore.nn")
+    from ms_deform_attn.flops import HANDLERS, multiply_adds
+
+    class Wrapper(torch.nn.Module):
+        def forward(self, value, loc, weights):
+            return msda.ms_deform_attn(value, SIZE.shapes, None, loc, weights)
+
+    tensors = tuple(make_plain(SIZE, torch.float32))
+    counter = fvcore.FlopCountAnalysis(Wrapper(), tensors).set_op_handle(**HANDLERS)
+    assert counter.total() == multiply_adds(2, 7, 2, 8, 2, 3) == 4 * 2 * 7 * 2 * 2 * 3 * 8
+
+
+_ISA = """
+import sys, torch, ms_deform_attn as msda
+torch.manual_seed(0)
+v, x, w = torch.randn(2, 42, 2, 33), torch.rand(2, 50, 2, 2, 3, 2) * 1.4 - 0.2, torch.rand(2, 50, 2, 2, 3)
+leaves = [t.requires_grad_() for t in (v, x, w)]
+o = msda.ms_deform_attn(v, [(6, 5), (3, 4)], None, x, w)
+r = msda.ms_deform_attn_reference(v, [(6, 5), (3, 4)], None, x, w)
+g = torch.randn_like(o)
+for a, b in zip([o, *torch.autograd.grad(o, leaves, g)], [r, *torch.autograd.grad(r, leaves, g)]):
+    assert (a - b).abs().max() <= 2e-6 * b.abs().max(), (a - b).abs().max()
+for t in (torch.float16, torch.bfloat16):
+    o = msda.ms_deform_attn(v.to(t), [(6, 5), (3, 4)], None, x, w)
+    r = msda.ms_deform_attn_reference(v.to(t), [(6, 5), (3, 4)], None, x, w)
+    assert (o - r).abs().max() <= 1.6e-2 * r.abs().max()
+    assert torch.isnan(msda.ms_deform_attn(v.to(t) * float("nan"), [(6, 5), (3, 4)], None, x, w)).any()
+"""
+
+
+@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
+def test_every_instruction_set(isa: str) -> None:
+    import os
+
+    from ms_deform_attn._library import FOLDER
+
+    environment = os.environ | {"MS_DEFORM_ATTN_ISA": isa, "PYTHONPATH": str(FOLDER.parent)}
+    done = subprocess.run([sys.executable, "-c", _ISA], env=environment, capture_output=True, text=True)
+    if done.returncode and "offer only" in done.stderr:
+        pytest.skip(f"this processor has no {isa}")
+    assert done.returncode == 0, done.stderr

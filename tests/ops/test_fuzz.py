@@ -1,0 +1,95 @@
+"""Random shapes, types, strides and values: always the reference's answer, or the reference's error.
+
+MS_DEFORM_ATTN_FUZZ=10000 runs that many examples instead of the few hundred of CI.
+"""
+
+import os
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_helpers import FUSED, PLAIN, TOLERANCE, Size, assert_near, forward_backward, grad_like_output, make_fused, make_plain
+
+EXAMPLES = int(os.environ.get("MS_DEFORM_ATTN_FUZZ", "150"))
+SPECIAL = [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 1e-40, 0.0, -0.0, 0.5, 1.0]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+sizes = st.builds(
+    Size,
+    n=st.integers(0, 2),
+    shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4).map(tuple),
+    m=st.integers(1, 3),
+    d=st.one_of(st.integers(1, 40), st.sampled_from([16, 32, 64, 130])),
+    q=st.one_of(st.integers(0, 3), st.integers(0, 60)),
+    k=st.integers(1, 5),
+)
+
+
+def poison(t: torch.Tensor, values: list[float], seed: int) -> torch.Tensor:
+    if t.numel() == 0:
+        return t
+    index = torch.randint(t.numel(), (len(values),), generator=torch.Generator().manual_seed(seed))
+    t.view(-1)[index] = torch.tensor(values, dtype=torch.float64).to(t.dtype)
+    return t
+
+
+def restride(t: torch.Tensor, how: int) -> torch.Tensor:
+    if how == 0:
+        return t
+    if how == 1:
+        return t.transpose(0, -1).contiguous().transpose(0, -1)
+    wide = t.new_empty(*t.shape[:-1], 2 * t.shape[-1])
+    wide[..., ::2] = t
+    return wide[..., ::2]
+
+
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES < 1000, database=None)
+@given(
+    size=sizes,
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**31),
+    bad_points=st.lists(st.sampled_from(SPECIAL), max_size=6),
+    bad_values=st.lists(st.sampled_from(SPECIAL), max_size=3),
+    strides=st.lists(st.integers(0, 2), min_size=4, max_size=4),
+    values=st.sampled_from([0, 2, 4]),
+)
+def test_fuzz(size, dtype, seed, bad_points, bad_values, strides, values) -> None:
+    fused = values > 0
+    tensors = make_fused(size, dtype, values, seed) if fused else make_plain(size, dtype, seed)
+    poison(tensors[0], bad_values, seed)
+    # Where to look: the location or offset. 16-bit and fused cases keep finite weights, whose products are compared.
+    poison(tensors[2 if fused else 1], bad_points, seed + 1)
+    tensors = [restride(t, s) for t, s in zip(tensors, strides, strict=False)]
+    grad = grad_like_output(size, dtype)
+    ours, wanted = (forward_backward(f, tensors, list(size.shapes), grad) for f in (FUSED if fused else PLAIN))
+    assert_near(ours, wanted, 4 * TOLERANCE[dtype])
+
+
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES < 1000, database=None)
+@given(data=st.data(), size=sizes, dtype=st.sampled_from(DTYPES))
+def test_fuzz_wrong_arguments(data, size, dtype) -> None:
+    """One argument changed at random: kernel and reference accept or refuse alike, and agree when they accept."""
+    tensors = make_plain(size, dtype)
+    which = data.draw(st.integers(0, 2))
+    t = tensors[which]
+    kind = data.draw(st.sampled_from(["drop", "grow", "flatten", "dtype"]))
+    dim = data.draw(st.integers(0, t.dim() - 1))
+    if kind == "drop":
+        t = t.narrow(dim, 0, max(t.shape[dim] - 1, 0))
+    elif kind == "grow":
+        t = torch.cat([t, t.narrow(dim, 0, min(1, t.shape[dim]))], dim)
+    elif kind == "flatten":
+        t = t.flatten(0, 1)
+    else:
+        t = t.to(data.draw(st.sampled_from([*DTYPES, torch.int64, torch.bool])))
+    tensors[which] = t
+    results = []
+    for function in PLAIN:
+        try:
+            results.append(function(tensors[0], list(size.shapes), None, *tensors[1:]))
+        except RuntimeError as error:
+            assert str(error).startswith("ms_deform_attn: "), error
+            results.append(None)
+    assert (results[0] is None) == (results[1] is None), results
+    if results[0] is not None:
+        assert_near(results[:1], results[1:], TOLERANCE[results[1].dtype])
