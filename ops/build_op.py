@@ -174,6 +174,7 @@ def _cuda_jobs(nvcc: str, compiler: list[str], torch: Path, objects: Path) -> li
     arch = architecture_flags(os.environ.get("MS_DEFORM_ATTN_CUDA_ARCH", CUDA_ARCH))
     flags = ["-std=c++17", "-O3", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TARGET_TORCH}", "--expt-relaxed-constexpr"]
     flags += ["-isystem", str(torch / "include"), "-ccbin", compiler[0], "--threads", "0"]
+    flags += _cuda_include(nvcc, torch)
     sources = [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "call.cpp"]
     jobs = []
     for source in sources:
@@ -182,11 +183,19 @@ def _cuda_jobs(nvcc: str, compiler: list[str], torch: Path, objects: Path) -> li
     return jobs
 
 
+def _cuda_include(nvcc: str, torch: Path) -> list[str]:
+    """The CUDA runtime's headers, where nvcc comes without them: torch's own dependencies hold a copy."""
+    beside_nvcc = Path(shutil.which(nvcc) or nvcc).resolve().parent.parent / "include" / "cuda_runtime.h"
+    if beside_nvcc.is_file():
+        return []
+    return [f"-I{folder}" for folder in sorted((torch.parent / "nvidia").glob("cu*/include"))]
+
+
 def _link_flags(torch: Path, extra: list[str] | None = None, nvcc: bool = False) -> list[str]:
     libraries = [f"-l{name}" for name in ("torch", "torch_cpu", *(extra or []))]
     if sys.platform == "darwin":
         return [f"-L{torch / 'lib'}", *libraries]
-    keep = ["-Xlinker", "--no-as-needed"] if nvcc else ["-Wl,--no-as-needed"]
+    keep = ["-Xlinker=--no-as-needed"] if nvcc else ["-Wl,--no-as-needed"]
     return [f"-L{torch / 'lib'}", *keep, *libraries]
 
 

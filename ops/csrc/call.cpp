@@ -164,8 +164,8 @@ Call::Call(Inputs arguments, bool cuda) : inputs(std::move(arguments)) {
 
   p.value_type = floating_type(inputs.value, "value");
   p.point_type = floating_type(inputs.xy, xy_name);
-  const bool wide = p.point_type == DType::kFloat32 &&
-                    (p.value_type == DType::kFloat16 || p.value_type == DType::kBFloat16);
+  const bool wide =
+      p.point_type == DType::kFloat32 && (p.value_type == DType::kFloat16 || p.value_type == DType::kBFloat16);
   if (p.point_type != p.value_type && !wide) {
     fail(xy_name, " must be ", name_of(inputs.value.scalar_type()),
          " like value, or float32 beside a 16-bit value, got ", name_of(inputs.xy.scalar_type()));

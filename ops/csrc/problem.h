@@ -36,10 +36,10 @@ struct Problem {
   const void* value;
   int64_t value_stride_n, value_stride_s, value_stride_m;
   // All others are contiguous.
-  const void* xy;          // sampling_locations or sampling_offsets
-  const void* attention;   // attention_weights or attention_logits
-  const void* reference;   // reference_points, or null
-  void* output;            // (N, Q, M * D), forward only
+  const void* xy;           // sampling_locations or sampling_offsets
+  const void* attention;    // attention_weights or attention_logits
+  const void* reference;    // reference_points, or null
+  void* output;             // (N, Q, M * D), forward only
   const void* grad_output;  // (N, Q, M * D), backward only
   void* grad_value;         // (N, S, M, D), contiguous
   void* grad_xy;

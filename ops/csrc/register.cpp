@@ -1,5 +1,6 @@
 // Registration with PyTorch's dispatcher, through its stable ABI: this library links neither Python nor the C++
 // classes of libtorch, so that one build serves every Python and every torch from 2.11 on.
+#include <string>
 #include <tuple>
 
 #include "call.h"
@@ -61,9 +62,9 @@ Tensor forward(const Tensor& value, Sizes sizes, MaybeTensor shapes, MaybeTensor
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& value, Sizes sizes,
                                             MaybeTensor shapes, MaybeTensor start, const Tensor& locations,
-                                            const Tensor& weights) {
-  Gradients g = run_backward(
-      grad_output, {value, {std::move(sizes), shapes, start}, std::nullopt, locations, weights}, false);
+                                            const Tensor& weights, bool /*deterministic: always*/) {
+  Gradients g =
+      run_backward(grad_output, {value, {std::move(sizes), shapes, start}, std::nullopt, locations, weights}, false);
   return {g.value, g.xy, g.attention};
 }
 
@@ -75,11 +76,14 @@ Tensor fused_forward(const Tensor& value, Sizes sizes, MaybeTensor shapes, Maybe
 std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(const Tensor& grad_output, const Tensor& value, Sizes sizes,
                                                           MaybeTensor shapes, MaybeTensor start,
                                                           const Tensor& reference, const Tensor& offsets,
-                                                          const Tensor& logits, bool want_reference) {
-  Gradients g = run_backward(
-      grad_output, {value, {std::move(sizes), shapes, start}, reference, offsets, logits}, want_reference);
+                                                          const Tensor& logits, bool want_reference,
+                                                          bool /*deterministic: always*/) {
+  Gradients g =
+      run_backward(grad_output, {value, {std::move(sizes), shapes, start}, reference, offsets, logits}, want_reference);
   return {g.value, g.reference, g.xy, g.attention};
 }
+
+std::string cpu_isa() { return cpu_kernels().name; }
 
 }  // namespace
 }  // namespace msda
@@ -87,12 +91,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(const Tensor& grad_out
 // "spatial_shapes" holds h0, w0, h1, w1, ...; it is empty when "shapes_tensor" is given instead. The fused
 // backward returns the gradient of the reference points per head, (N, M, Q, L, R), or nothing when unwanted.
 STABLE_TORCH_LIBRARY(ms_deform_attn, m) {
+  m.def("cpu_isa() -> str");
   m.def(
       "forward(Tensor value, SymInt[] spatial_shapes, Tensor? shapes_tensor, Tensor? level_start_index, "
       "Tensor sampling_locations, Tensor attention_weights) -> Tensor");
   m.def(
       "backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor? shapes_tensor, "
-      "Tensor? level_start_index, Tensor sampling_locations, Tensor attention_weights) "
+      "Tensor? level_start_index, Tensor sampling_locations, Tensor attention_weights, bool deterministic) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
       "fused_forward(Tensor value, SymInt[] spatial_shapes, Tensor? shapes_tensor, Tensor? level_start_index, "
@@ -100,7 +105,7 @@ STABLE_TORCH_LIBRARY(ms_deform_attn, m) {
   m.def(
       "fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor? shapes_tensor, "
       "Tensor? level_start_index, Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
-      "bool want_reference) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool want_reference, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ms_deform_attn, CPU, m) {
@@ -108,4 +113,8 @@ STABLE_TORCH_LIBRARY_IMPL(ms_deform_attn, CPU, m) {
   m.impl("backward", TORCH_BOX(&msda::backward));
   m.impl("fused_forward", TORCH_BOX(&msda::fused_forward));
   m.impl("fused_backward", TORCH_BOX(&msda::fused_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ms_deform_attn, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&msda::cpu_isa));
 }

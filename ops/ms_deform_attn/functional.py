@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import LIBRARY, warn_reference
+from ._library import LIBRARIES, use_kernel
 from .checks import check_shapes
 from .levels import Sizes, split_levels, start_tensor
 from .reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
@@ -59,8 +59,7 @@ def ms_deform_attn(
         RuntimeError: an argument has the wrong rank, size, type or device; the message names it.
     """
     value, locations, weights = _autocast(value, sampling_locations, attention_weights)
-    if LIBRARY is None:
-        warn_reference()
+    if not use_kernel(value.device.type):
         return ms_deform_attn_reference(value, spatial_shapes, level_start_index, locations, weights)
     sizes, tensor = split_levels(spatial_shapes)
     start = start_tensor(level_start_index)
@@ -93,8 +92,7 @@ def ms_deform_attn_fused(
         RuntimeError: an argument has the wrong rank, size, type or device; the message names it.
     """
     value, reference, offsets, logits = _autocast(value, reference_points, sampling_offsets, attention_logits)
-    if LIBRARY is None:
-        warn_reference()
+    if not use_kernel(value.device.type):
         return ms_deform_attn_fused_reference(value, spatial_shapes, level_start_index, reference, offsets, logits)
     sizes, tensor = split_levels(spatial_shapes)
     start = start_tensor(level_start_index)
@@ -113,6 +111,11 @@ def _dense(t: Tensor) -> Tensor:
     return torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
+def _deterministic() -> bool:
+    """Whether CUDA must add the gradients of value in a fixed order; the CPU kernels always do."""
+    return torch.are_deterministic_algorithms_enabled()
+
+
 class _PlainFunction(torch.autograd.Function):
     """Autograd formula of the operator; registered with the dispatcher, and applied directly under torch.func."""
 
@@ -128,7 +131,8 @@ class _PlainFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         value, shapes, start, locations, weights = ctx.saved_tensors
-        grads = _dispatch(_PlainBackward, grad, value, ctx.sizes, shapes, start, locations, weights)
+        inputs = (grad, value, ctx.sizes, shapes, start, locations, weights, _deterministic())
+        grads = _dispatch(_PlainBackward, *inputs)
         return grads[0], None, None, None, grads[1], grads[2]
 
     @staticmethod
@@ -152,7 +156,7 @@ class _FusedFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         value, shapes, start, reference, offsets, logits = ctx.saved_tensors
         wanted = ctx.needs_input_grad[4]
-        inputs = (grad, value, ctx.sizes, shapes, start, reference, offsets, logits, wanted)
+        inputs = (grad, value, ctx.sizes, shapes, start, reference, offsets, logits, wanted, _deterministic())
         grads = _dispatch(_FusedBackward, *inputs)
         grad_reference = grads[1].sum(1).to(reference.dtype) if wanted else None
         return grads[0], None, None, None, grad_reference, grads[2], grads[3]
@@ -211,7 +215,7 @@ def _register_fakes() -> None:
         return _fake_output(value, locations)
 
     @torch.library.register_fake("ms_deform_attn::backward")
-    def _(grad, value, sizes, shapes, start, locations, weights):  # type: ignore[no-untyped-def]
+    def _(grad, value, sizes, shapes, start, locations, weights, deterministic):  # type: ignore[no-untyped-def]
         return _dense(value), _dense(locations), _dense(weights)
 
     @torch.library.register_fake("ms_deform_attn::fused_forward")
@@ -220,7 +224,9 @@ def _register_fakes() -> None:
         return _fake_output(value, offsets)
 
     @torch.library.register_fake("ms_deform_attn::fused_backward")
-    def _(grad, value, sizes, shapes, start, reference, offsets, logits, want_reference):  # type: ignore[no-untyped-def]
+    def _(  # type: ignore[no-untyped-def]
+        grad, value, sizes, shapes, start, reference, offsets, logits, want_reference, deterministic
+    ):
         n, q, levels, r = reference.shape
         dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
         partial = value.new_empty((n, value.shape[2], q, levels, r) if want_reference else (0,), dtype=dtype)
@@ -240,6 +246,6 @@ def _register_autograd() -> None:
         )
 
 
-if LIBRARY is not None:
+if LIBRARIES:
     _register_fakes()
     _register_autograd()

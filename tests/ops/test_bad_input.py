@@ -95,4 +95,4 @@ def test_grad_output_is_checked() -> None:
     value, loc, weights = make_plain(SIZE, torch.float32)
     for grad in (torch.randn(2, 7, 15), torch.randn(2, 7, 16).double(), torch.randn(2, 7 * 16)):
         with pytest.raises(RuntimeError, match="grad_output must"):
-            torch.ops.ms_deform_attn.backward(grad, value, [6, 5, 3, 4], None, None, loc, weights)
+            torch.ops.ms_deform_attn.backward(grad, value, [6, 5, 3, 4], None, None, loc, weights, False)

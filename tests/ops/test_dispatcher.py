@@ -36,10 +36,10 @@ def test_opcheck(size: Size, dtype: torch.dtype) -> None:
 def test_opcheck_of_backward() -> None:
     value, loc, weights = make_plain(SIZE, torch.float32)
     grad = grad_like_output(SIZE, torch.float32)
-    torch.library.opcheck(OPS.backward.default, (grad, value, FLAT, None, None, loc, weights))
+    torch.library.opcheck(OPS.backward.default, (grad, value, FLAT, None, None, loc, weights, False))
     fused = make_fused(SIZE, torch.float32, 2)
     for wanted in (True, False):
-        torch.library.opcheck(OPS.fused_backward.default, (grad, fused[0], FLAT, None, None, *fused[1:], wanted))
+        torch.library.opcheck(OPS.fused_backward.default, (grad, fused[0], FLAT, None, None, *fused[1:], wanted, False))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -104,8 +104,7 @@ template <typename T>
 inline Corners<T> corners_of(T* base, int64_t row, int64_t line, int64_t row_stride, int32_t mask, T* zero) {
   T* r = base + row * row_stride;
   return {(mask & kCorner00) ? r : zero, (mask & kCorner01) ? r + row_stride : zero,
-          (mask & kCorner10) ? r + line * row_stride : zero,
-          (mask & kCorner11) ? r + (line + 1) * row_stride : zero};
+          (mask & kCorner10) ? r + line * row_stride : zero, (mask & kCorner11) ? r + (line + 1) * row_stride : zero};
 }
 
 inline void prefetch(const void* p, int64_t bytes) {
@@ -173,8 +172,8 @@ inline Vec<A> update_row(const A* row, A* grad_row, const Vec<A> (&grad)[kN], A 
 // Backward, for rows of accumulation type whose gradient lies `to_grad` elements after (padded) the value.
 // `grads` is [items][grad_size] with the run's channels at its start.
 template <int kN, typename A>
-void update_padded(const Problem& p, const Lanes<A>& lanes, const Block<A>& b, int64_t items, A* rows,
-                   int64_t row_size, int64_t to_grad, const A* grads, int64_t grad_size, bool first_run) {
+void update_padded(const Problem& p, const Lanes<A>& lanes, const Block<A>& b, int64_t items, A* rows, int64_t row_size,
+                   int64_t to_grad, const A* grads, int64_t grad_size, bool first_run) {
   constexpr int kWidth = Vec<A>::kWidth;
   const Vec<A> zero = Vec<A>::zero();
   for (int32_t level = 0; level < p.levels; ++level) {

@@ -272,8 +272,8 @@ struct Backward {
       prepare(s.lanes, s.block, items);
       load_grads(p, s, items, n, q, m);
       for_each_run<4>(vectors, [&](int64_t first, auto run) {
-        update_padded<decltype(run)::value>(p, s.lanes, s.block, items, s.rows + first * kWidth, 2 * channels,
-                                            channels, s.grads + first * kWidth, channels, first == 0);
+        update_padded<decltype(run)::value>(p, s.lanes, s.block, items, s.rows + first * kWidth, 2 * channels, channels,
+                                            s.grads + first * kWidth, channels, first == 0);
       });
       for (int64_t i = 0; i < items; ++i) store_item<P>(p, s.lanes, s.block, i, n, q + i, m);
     }
@@ -365,8 +365,8 @@ bool run_typed(const Problem& p) {
 }  // namespace
 }  // namespace msda
 
-#define MSDA_DEFINE_TABLE(isa)                                                                    \
-  namespace msda {                                                                                \
-  extern const KernelTable kernels_##isa;                                                         \
+#define MSDA_DEFINE_TABLE(isa)                                                       \
+  namespace msda {                                                                   \
+  extern const KernelTable kernels_##isa;                                            \
   const KernelTable kernels_##isa = {#isa, run_typed<Forward>, run_typed<Backward>}; \
   }

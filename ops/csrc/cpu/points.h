@@ -21,20 +21,20 @@ struct Lanes {
   A* width;
   A* height;
   int32_t* level;
-  int32_t* base;    // row index of pixel (0, 0)
-  int32_t* stride;  // rows from one image line to the next
+  int32_t* base;     // row index of pixel (0, 0)
+  int32_t* stride;   // rows from one image line to the next
   int32_t* outside;  // row index for a point that contributes nothing
 };
 
 template <typename A>
 struct Block {
-  A *x, *y, *attention;     // [kBlock][padded]; after prepare() x and y hold the fractions fx and fy
+  A *x, *y, *attention;      // [kBlock][padded]; after prepare() x and y hold the fractions fx and fy
   A *w00, *w01, *w10, *w11;  // [kBlock][padded]
   // Backward only: [kBlock][padded][4], a point's four dot products at dot_slot(point) of its item.
   A* dots;
   // Backward only, [kBlock][padded]: gradients, in the memory of weights that are no longer needed.
   A *grad_x, *grad_y, *grad_attention;
-  int32_t *row, *mask;      // [kBlock][padded]
+  int32_t *row, *mask;  // [kBlock][padded]
 };
 
 template <typename A>
@@ -53,8 +53,7 @@ Lanes<A> make_lanes(const Problem& p, Arena& arena) {
 }
 
 template <typename A>
-void fill_lanes(const Problem& p, Lanes<A>& lanes, const int32_t* base, const int32_t* stride,
-                const int32_t* outside) {
+void fill_lanes(const Problem& p, Lanes<A>& lanes, const int32_t* base, const int32_t* stride, const int32_t* outside) {
   for (int32_t i = 0; i < lanes.padded; ++i) {
     const int32_t level = i < lanes.count ? i / p.points : p.levels - 1;
     lanes.level[i] = level;
@@ -252,8 +251,7 @@ void through_offsets(const Problem& p, const Lanes<A>& lanes, const Block<A>& b,
   const P* offsets = static_cast<const P*>(p.xy) + 2 * item_offset(p, n, q, m);
   A* grad_reference = nullptr;
   if (p.grad_reference != nullptr) {
-    grad_reference = static_cast<A*>(p.grad_reference) +
-                     ((n * p.heads + m) * p.queries + q) * p.levels * p.ref_width;
+    grad_reference = static_cast<A*>(p.grad_reference) + ((n * p.heads + m) * p.queries + q) * p.levels * p.ref_width;
     for (int32_t i = 0; i < p.levels * p.ref_width; ++i) grad_reference[i] = 0;
   }
   A mean = 0;

@@ -93,29 +93,33 @@ struct alignas(kBytes) Bytes {
 };
 template <int kVector, typename T>
 MSDA_DEVICE void load_vector(const T* p, T (&out)[kVector]) {
-  using Raw = Bytes<kVector * int(sizeof(T))>;
+  using Raw = Bytes<kVector* int(sizeof(T))>;
   *reinterpret_cast<Raw*>(out) = *reinterpret_cast<const Raw*>(p);
 }
 template <int kVector, typename T>
 MSDA_DEVICE void store_vector(const T (&x)[kVector], T* p) {
-  using Raw = Bytes<kVector * int(sizeof(T))>;
+  using Raw = Bytes<kVector* int(sizeof(T))>;
   *reinterpret_cast<Raw*>(p) = *reinterpret_cast<const Raw*>(x);
 }
 
 template <int kVector, typename A>
 MSDA_DEVICE void add_vector(A* p, A weight, const A (&x)[kVector]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (sizeof(A) == 4 && kVector >= 4) {  // one 16-byte reduction instead of four
-#pragma unroll
-    for (int v = 0; v < kVector; v += 4) {
-      atomicAdd(reinterpret_cast<float4*>(p + v),
-                make_float4(weight * x[v], weight * x[v + 1], weight * x[v + 2], weight * x[v + 3]));
-    }
-    return;
-  }
+  constexpr int kStep = sizeof(A) == 4 && kVector % 4 == 0 ? 4 : 1;  // one 16-byte reduction instead of four
+#else
+  constexpr int kStep = 1;
 #endif
 #pragma unroll
-  for (int v = 0; v < kVector; ++v) atomicAdd(p + v, weight * x[v]);
+  for (int v = 0; v < kVector; v += kStep) {
+    if constexpr (kStep == 4) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+      atomicAdd(reinterpret_cast<float4*>(p + v),
+                make_float4(weight * x[v], weight * x[v + 1], weight * x[v + 2], weight * x[v + 3]));
+#endif
+    } else {
+      atomicAdd(p + v, weight * x[v]);
+    }
+  }
 }
 
 }  // namespace msda

@@ -8,8 +8,6 @@
 
 namespace msda {
 
-constexpr int kMaxVector = 8;
-
 // Sizes of the levels: by value with the kernel's arguments, or in device memory, so that no call waits for the GPU.
 struct DeviceLevels {
   const int64_t* shapes;  // (L, 2) on the device, or null
@@ -53,8 +51,8 @@ MSDA_DEVICE Softmax<A> softmax_of(const P* logits, int32_t count) {
 }
 
 template <typename P, typename A>
-MSDA_DEVICE Point<A> point_at(const Problem& p, const Level& level, const P* xy, const P* attention,
-                              const P* reference, const Softmax<A>& softmax, int32_t i) {
+MSDA_DEVICE Point<A> point_at(const Problem& p, const Level& level, const P* xy, const P* attention, const P* reference,
+                              const Softmax<A>& softmax, int32_t i) {
   Point<A> point = {to_acc(xy[2 * i]), to_acc(xy[2 * i + 1]), to_acc(attention[i])};
   if (p.source == PointSource::kOffsets) {
     point.attention = exp_of(point.attention - softmax.largest) / softmax.sum;
@@ -95,8 +93,8 @@ MSDA_DEVICE void forward_channels(const Problem& p, const DeviceLevels& levels, 
     level = next_level(levels, l, level);
     const int64_t line = level.width * p.value_stride_s;
     for (int32_t k = 0; k < p.points; ++k) {
-      const Point<A> point =
-          point_at(p, level, xy, attention, reference ? reference + l * p.ref_width : nullptr, softmax, l * p.points + k);
+      const Point<A> point = point_at(p, level, xy, attention, reference ? reference + l * p.ref_width : nullptr,
+                                      softmax, l * p.points + k);
       const Sample<A> s = sample_at(point.x, point.y, A(level.width), A(level.height));
       A w00, w01, w10, w11;
       corner_weights(s, point.attention, w00, w01, w10, w11);

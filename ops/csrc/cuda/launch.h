@@ -16,11 +16,11 @@
 namespace msda {
 
 struct Plan {
-  int32_t vector;   // channels per thread and step: 1, 2, 4 or 8
-  int32_t lanes;    // threads per item: a power of two up to 32
-  int32_t block;    // threads per block
-  int64_t items;    // N * Q * M
-  int64_t blocks;   // grid size; the kernel strides over the rest
+  int32_t vector;  // channels per thread and step: 1, 2, 4 or 8
+  int32_t lanes;   // threads per item: a power of two up to 32
+  int32_t block;   // threads per block
+  int64_t items;   // N * Q * M
+  int64_t blocks;  // grid size; the kernel strides over the rest
 };
 
 struct Place {

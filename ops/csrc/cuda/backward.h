@@ -1,0 +1,212 @@
+// Backward kernel: gradients of the points, and of value by atomic addition where Args::grad_rows says so (otherwise
+// the ordered kernel computes them). Chunks of points as in the forward kernel.
+#pragma once
+
+#include "points.h"
+
+namespace msda {
+
+template <typename T, typename P, int kVector, bool kFused>
+struct BackwardKernel {
+  using A = Acc<T>;
+  static constexpr const char* kName = kFused ? "fused backward" : "backward";
+
+  // What a thread remembers of the point that it prepared.
+  struct Mine {
+    Sample<A> sample;
+    A attention;
+    int32_t level, index;
+  };
+  struct Shared {
+    Level<A>* levels;
+    Pack<A, 4>*weights, *dots;
+    Pack<int32_t, 4>* rows;
+    A* stash;
+  };
+
+  template <typename Thread>
+  static MSDA_DEVICE Shared carve(const Args& a, const Thread& thread) {
+    Shared s;
+    s.levels = reinterpret_cast<Level<A>*>(thread.shared());
+    s.weights = reinterpret_cast<Pack<A, 4>*>(thread.shared() + level_bytes(backward_need(sizeof(A), kFused), a.levels));
+    s.dots = s.weights + thread.block_size();
+    s.rows = reinterpret_cast<Pack<int32_t, 4>*>(s.dots + thread.block_size());
+    s.stash = reinterpret_cast<A*>(s.rows + thread.block_size());
+    return s;
+  }
+
+  // Dot products of grad_output with the four corners, over this thread's channels; scatters the gradient of value.
+  template <typename Thread>
+  static MSDA_DEVICE void touch(const Thread& thread, const Corners<A>& c, const char* value, int32_t stride,
+                                A* grad_rows, int32_t grad_stride, const A (&grad)[kVector], A (&dots)[4]) {
+    Pack<T, kVector> row[4] = {};
+    MSDA_UNROLL()
+    for (int i = 0; i < 4; ++i) {
+      if (c.row.at[i] >= 0) row[i] = load_pack<kVector, T>(value + int64_t(c.row.at[i]) * stride);
+    }
+    MSDA_UNROLL()
+    for (int i = 0; i < 4; ++i) {
+      dots[i] = 0;
+      MSDA_UNROLL()
+      for (int v = 0; v < kVector; ++v) dots[i] += grad[v] * to_acc(row[i].at[v]);
+    }
+    if (grad_rows == nullptr) return;
+    MSDA_UNROLL()
+    for (int i = 0; i < 4; ++i) {
+      if (c.row.at[i] >= 0) {
+        thread.template add<kVector>(grad_rows + int64_t(c.row.at[i]) * grad_stride, c.weight.at[i], grad);
+      }
+    }
+  }
+
+  static MSDA_DEVICE void load_grad(const T* address, A (&grad)[kVector]) {
+    const Pack<T, kVector> pack = load_pack<kVector, T>(address);
+    MSDA_UNROLL()
+    for (int v = 0; v < kVector; ++v) grad[v] = to_acc(pack.at[v]);
+  }
+
+  template <typename Thread>
+  static MSDA_DEVICE void run(const Args& a, const Thread& thread) {
+    const Shared s = carve(a, thread);
+    build_levels(a, thread, s.levels);
+    const Group<Thread> group(a, thread);
+    const int32_t per_block = thread.block_size() >> a.lanes_log2;
+    for (int64_t first = thread.block() * per_block; first < a.items; first += thread.blocks() * per_block) {
+      const bool active = first + group.number < a.items;
+      const Place at = place_of(a, active ? first + group.number : a.items - 1);
+      const PointReader<P, A, kFused> points(a, s.levels, at, group);
+      A* stash = nullptr;
+      if constexpr (kFused) {
+        stash = a.stash ? static_cast<A*>(a.stash) + 3 * at.item * a.count : s.stash + 3 * int64_t(group.number) * a.count;
+      }
+      run_item(a, group, s, points, at, active, stash);
+    }
+  }
+
+  template <typename Thread>
+  static MSDA_DEVICE void run_item(const Args& a, const Group<Thread>& group, const Shared& s,
+                                   const PointReader<P, A, kFused>& points, const Place& at, bool active, A* stash) {
+    A mean = 0;  // of the weights' gradients, weighted: this thread's share
+    Point<A> next = {};
+    if (group.lane < a.count) next = points.read(group.lane);
+    for (int32_t chunk = 0; chunk < a.count; chunk += group.lanes) {
+      const int32_t index = chunk + group.lane;
+      const bool has_point = active && index < a.count;
+      Mine mine = {{}, next.attention, next.level, index};
+      Corners<A> c = no_corners<A>();
+      if (has_point) {
+        const Level<A> level = s.levels[next.level];
+        mine.sample = sample_at(next.x, next.y, level.width, level.height);
+        c = corners_of(mine.sample, next.attention, level);
+        if constexpr (kFused) save_point(a, at, next, index);
+      }
+      group.thread.sync_warp();
+      s.weights[group.record(group.lane)] = c.weight;
+      s.rows[group.record(group.lane)] = c.row;
+      group.thread.sync_warp();
+      if (index + group.lanes < a.count) next = points.read(index + group.lanes);
+      gather_chunk(a, group, s, at, a.count - chunk < group.lanes ? a.count - chunk : group.lanes);
+      group.thread.sync_warp();
+      if (has_point) mean += finish_point(a, s, at, mine, s.dots[group.record(group.lane)], stash);
+    }
+    if constexpr (kFused) {
+      mean = group.sum(mean);
+      group.thread.sync_warp();  // the stash is written
+      if (active) finish_fused(a, group, s, points, at, mean, stash);
+      group.thread.sync_warp();  // and read
+    }
+  }
+
+  // For the ordered kernel, which then need not know of the softmax.
+  static MSDA_DEVICE void save_point(const Args& a, const Place& at, const Point<A>& point, int32_t index) {
+    if (a.saved_xy == nullptr) return;
+    const int64_t i = at.item * a.count + index;
+    static_cast<A*>(a.saved_xy)[2 * i] = point.x;
+    static_cast<A*>(a.saved_xy)[2 * i + 1] = point.y;
+    static_cast<A*>(a.saved_attention)[i] = point.attention;
+  }
+
+  // All points of the chunk, for all channels; leaves the dot products in shared memory.
+  template <typename Thread>
+  static MSDA_DEVICE void gather_chunk(const Args& a, const Group<Thread>& group, const Shared& s, const Place& at,
+                                       int32_t here) {
+    const int32_t grad_stride = a.heads * a.channels;
+    for (int32_t base = 0; base < a.channels; base += group.lanes * kVector) {
+      const int32_t channel = base + group.lane * kVector;
+      const bool inside = channel < a.channels;
+      A grad[kVector] = {};
+      if (inside) load_grad(static_cast<const T*>(a.grad_output) + at.item * a.channels + channel, grad);
+      const char* value = a.value + at.n * a.value_stride_n + at.m * a.value_stride_m + int64_t(channel) * sizeof(T);
+      A* grad_rows = static_cast<A*>(a.grad_rows);
+      if (grad_rows) grad_rows += (at.n * a.rows * a.heads + at.m) * a.channels + channel;
+      for (int32_t j = 0; j < here; ++j) {
+        A dots[4] = {};
+        if (inside) {
+          touch(group.thread, {s.weights[group.record(j)], s.rows[group.record(j)]}, value, a.value_stride_s, grad_rows,
+                grad_stride, grad, dots);
+        }
+        group.sum_four(dots, s.dots[group.record(j)].at, base > 0);
+      }
+    }
+  }
+
+  // Gradients of the thread's own point. Returns its share of the softmax's mean.
+  static MSDA_DEVICE A finish_point(const Args& a, const Shared& s, const Place& at, const Mine& mine,
+                                    const Pack<A, 4>& dots, A* stash) {
+    const Level<A> level = s.levels[mine.level];
+    A grad_x, grad_y, grad_attention;
+    point_gradients(mine.sample.fx, mine.sample.fy, mine.sample.mask, mine.attention, level.width, level.height,
+                    dots.at[0], dots.at[1], dots.at[2], dots.at[3], grad_x, grad_y, grad_attention);
+    if constexpr (kFused) {
+      A* own = stash + 3 * int64_t(mine.index);
+      own[0] = grad_x;
+      own[1] = grad_y;
+      own[2] = grad_attention;
+    } else {
+      const int64_t i = at.item * a.count + mine.index;
+      P* grad_xy = static_cast<P*>(a.grad_xy) + 2 * i;
+      from_acc(grad_x, grad_xy[0]);
+      from_acc(grad_y, grad_xy[1]);
+      from_acc(grad_attention, static_cast<P*>(a.grad_attention)[i]);
+    }
+    return mine.attention * grad_attention;
+  }
+
+  // Chain rule through softmax and location arithmetic, from the stash.
+  template <typename Thread>
+  static MSDA_DEVICE void finish_fused(const Args& a, const Group<Thread>& group, const Shared& s,
+                                       const PointReader<P, A, kFused>& points, const Place& at, A mean,
+                                       const A* stash) {
+    const int64_t first = at.item * a.count;
+    for (int32_t i = group.lane; i < a.count; i += group.lanes) {
+      const int32_t l = i / a.points;
+      const P* ref = points.reference + l * a.ref_width;
+      const A* grad = stash + 3 * int64_t(i);
+      P* grad_xy = static_cast<P*>(a.grad_xy) + 2 * (first + i);
+      from_acc(through_offset(a, grad[0], ref, s.levels[l], 0), grad_xy[0]);
+      from_acc(through_offset(a, grad[1], ref, s.levels[l], 1), grad_xy[1]);
+      from_acc(points.weight(i) * (grad[2] - mean), static_cast<P*>(a.grad_attention)[first + i]);
+    }
+    if (a.grad_reference == nullptr) return;
+    A* out = static_cast<A*>(a.grad_reference) + ((at.n * a.heads + at.m) * a.queries + at.q) * a.levels * a.ref_width;
+    // One thread per level adds its points up, in their order.
+    for (int32_t l = group.lane; l < a.levels; l += group.lanes) {
+      A sum[4] = {};
+      for (int32_t i = l * a.points; i < (l + 1) * a.points; ++i) {
+        const A* grad = stash + 3 * int64_t(i);
+        sum[0] += grad[0];
+        sum[1] += grad[1];
+        if (a.ref_width == 4) {
+          sum[2] += grad[0] * (to_acc(points.xy[2 * i]) / A(a.points) * A(0.5));
+          sum[3] += grad[1] * (to_acc(points.xy[2 * i + 1]) / A(a.points) * A(0.5));
+        }
+      }
+      MSDA_UNROLL()
+      for (int r = 0; r < 4; ++r) {
+        if (r < a.ref_width) out[l * a.ref_width + r] = sum[r];
+      }
+    }
+  }
+};
+
+}  // namespace msda

@@ -1,0 +1,45 @@
+"""``python -m ms_deform_attn``: what was built, for which devices, which path a call takes, and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+from . import __version__
+from ._library import LIBRARIES, find_library
+
+
+def cpu_path() -> str:
+    """Which CPU kernels a call takes, and why."""
+    if "cpu" not in LIBRARIES:
+        if find_library() is None:
+            return "reference, because no library was built (no compiler, or no torch, when it was installed)"
+        return "reference, because MS_DEFORM_ATTN_REFERENCE is set"
+    wanted = os.environ.get("MS_DEFORM_ATTN_ISA")
+    why = "MS_DEFORM_ATTN_ISA asks for it" if wanted else "the best that this processor has"
+    return f"compiled, {torch.ops.ms_deform_attn.cpu_isa()} instructions ({why})"
+
+
+def cuda_path() -> str:
+    """Which CUDA kernels a call takes, and why."""
+    if "cuda" in LIBRARIES:
+        return "compiled" if torch.cuda.is_available() else "compiled, but this machine has no usable GPU"
+    if find_library("_C_cuda") is None:
+        return "reference, because no CUDA library was built (no nvcc, or FORCE_CUDA=0)"
+    return "reference, because this torch has no CUDA" if torch.version.cuda is None else "reference"
+
+
+def main() -> None:
+    print(f"ms_deform_attn {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    for stem, content in (("_C", "CPU kernels"), ("_C_cuda", "CUDA kernels")):
+        path = find_library(stem)
+        print(f"{content}: {path if path else 'not built'}")
+    print(f"a call on the CPU takes: {cpu_path()}")
+    print(f"a call on CUDA takes: {cuda_path()}")
+    print(f"threads: {torch.get_num_threads()}")
+
+
+if __name__ == "__main__":
+    main()
