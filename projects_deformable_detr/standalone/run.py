@@ -26,7 +26,7 @@ from .data import load_training_records
 from .evaluation import CocoEvaluator
 from .launch import launch
 from .module import DetectionModule
-from .setup import Summaries, configure, inspect, is_first, processes_here, register, set_up
+from .setup import Summaries, configure, inspect, is_first, processes_here, register, set_up, start_log
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ def main(args: Namespace) -> dict[str, Any]:
     """
     register(args)
     cfg = configure(args)
+    start_log(cfg)
     summaries = inspect(args, cfg)
     processes = processes_here(args)
     return launch(_run, processes, args.num_machines, args.machine_rank, args.dist_url, args, cfg, summaries)

@@ -109,13 +109,11 @@ def register(args: Namespace) -> None:
 
 
 def set_up(args: Namespace, cfg: Any, summaries: Summaries) -> None:
-    """Log file, config file, seed, precision, threads of one process."""
+    """Catalog, log, config file, seed, precision, threads of one process."""
     register(args)  # again: a process that was started has a fresh catalog
-    output_dir = Path(cfg.OUTPUT_DIR)
+    start_log(cfg)
     if is_first():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(cfg.dump())
-    _log_to(output_dir)
+        Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
     for summary in summaries.values():
         counts = (summary.num_images, summary.num_annotations, len(summary.class_names))
         logger.info("%s: %d images, %d objects, %d classes", summary.name, *counts)
@@ -143,8 +141,11 @@ class _Handler(logging.StreamHandler):
         sys.stdout.flush()
 
 
-def _log_to(output_dir: Path) -> None:
-    """The first process tells stdout and ``log.txt``; others only what is a warning."""
+def start_log(cfg: Any) -> None:
+    """The first process tells stdout and ``OUTPUT_DIR/log.txt``; others only what is a warning."""
+    output_dir = Path(cfg.OUTPUT_DIR)
+    if is_first():
+        output_dir.mkdir(parents=True, exist_ok=True)
     package = logging.getLogger("projects_deformable_detr")
     package.setLevel(logging.INFO)
     handlers = [_Handler()] + ([logging.FileHandler(output_dir / "log.txt")] if is_first() else [])
