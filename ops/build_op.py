@@ -175,7 +175,7 @@ def _cuda_jobs(nvcc: str, compiler: list[str], torch: Path, objects: Path) -> li
     flags = ["-std=c++17", "-O3", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TARGET_TORCH}", "--expt-relaxed-constexpr"]
     flags += ["-isystem", str(torch / "include"), "-ccbin", compiler[0], "--threads", "0"]
     flags += _cuda_include(nvcc, torch)
-    sources = [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "call.cpp"]
+    sources = [*sorted((CSRC / "cuda").glob("*.cu")), *(CSRC / "cuda").glob("*.cpp"), CSRC / "call.cpp"]
     jobs = []
     for source in sources:
         extra = arch if source.suffix == ".cu" else ["-x", "cu", *arch[:2]]

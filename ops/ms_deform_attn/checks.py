@@ -73,7 +73,9 @@ def check_shapes(
 ) -> None:
     """Checks ranks, sizes, types and devices; reads no tensor."""
     levels = count_levels(spatial_shapes)
-    names = ("sampling_locations", "attention_weights") if reference is None else ("sampling_offsets", "attention_logits")
+    names = (
+        ("sampling_locations", "attention_weights") if reference is None else ("sampling_offsets", "attention_logits")
+    )
     _check_points(value, levels, xy, attention, names)
     if reference is None:
         return

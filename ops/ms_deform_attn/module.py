@@ -24,7 +24,12 @@ class MSDeformAttn(nn.Module):
 
     def __init__(self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4) -> None:
         super().__init__()
-        for name, number in (("d_model", d_model), ("n_levels", n_levels), ("n_heads", n_heads), ("n_points", n_points)):
+        for name, number in (
+            ("d_model", d_model),
+            ("n_levels", n_levels),
+            ("n_heads", n_heads),
+            ("n_points", n_points),
+        ):
             if number < 1:
                 raise ValueError(f"MSDeformAttn: {name} must be at least 1, got {number}")
         if d_model % n_heads:

@@ -122,4 +122,6 @@ def ms_deform_attn_fused_reference(
     location, weights = locations_and_weights(
         spatial_shapes, reference_points.to(dtype), sampling_offsets.to(dtype), attention_logits.to(dtype)
     )
-    return ms_deform_attn_reference(value.to(dtype), spatial_shapes, level_start_index, location, weights).to(value.dtype)
+    return ms_deform_attn_reference(value.to(dtype), spatial_shapes, level_start_index, location, weights).to(
+        value.dtype
+    )

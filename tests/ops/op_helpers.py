@@ -71,7 +71,9 @@ def grad_like_output(size: Size, dtype: torch.dtype) -> Tensor:
     return torch.randn(size.n, size.q, size.m * size.d, generator=g, dtype=torch.float64).to(dtype)
 
 
-def forward_backward(function: Callable[..., Tensor], tensors: Sequence[Tensor], shapes: object, grad: Tensor) -> list[Tensor]:
+def forward_backward(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], shapes: object, grad: Tensor
+) -> list[Tensor]:
     """Output and the gradients of all tensors; the tensors keep their strides."""
     leaves = [t.detach().requires_grad_() for t in tensors]
     output = function(leaves[0], shapes, None, *leaves[1:])

@@ -58,7 +58,9 @@ def test_borders_and_pixel_centres(queries: int) -> None:
     for level, (h, w) in enumerate(size.shapes):
         g = torch.Generator().manual_seed(level)
         steps = torch.tensor([w, h]) * 2  # half pixels, from one pixel outside to one pixel outside
-        index = torch.stack([torch.randint(-2, int(s) + 3, loc[:, :, :, 0, :, 0].shape, generator=g) for s in steps], -1)
+        index = torch.stack(
+            [torch.randint(-2, int(s) + 3, loc[:, :, :, 0, :, 0].shape, generator=g) for s in steps], -1
+        )
         loc[:, :, :, level] = index / steps
     assert_near(*both(PLAIN, [value, loc, weights], size, grad_like_output(size, torch.float32)), 2e-6)
 
@@ -107,7 +109,9 @@ def test_strides() -> None:
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     expanded = [value[:1].expand(2, -1, -1, -1), loc[:1].expand(2, *loc.shape[1:]), weights]
     got = forward_backward(msda.ms_deform_attn, expanded, size.shapes, grad[:, :1].expand_as(grad))
-    dense = forward_backward(msda.ms_deform_attn, [t.contiguous() for t in expanded], size.shapes, grad[:, :1].expand_as(grad))
+    dense = forward_backward(
+        msda.ms_deform_attn, [t.contiguous() for t in expanded], size.shapes, grad[:, :1].expand_as(grad)
+    )
     assert all(torch.equal(a, b) for a, b in zip(got, dense, strict=True))
 
 

@@ -19,7 +19,10 @@ def good() -> dict[str, object]:
 CASES = {
     "value rank": (lambda a: a | {"value": a["value"][0]}, "value must have 4 dimensions .*got 3"),
     "value rows": (lambda a: a | {"value": a["value"][:, 1:]}, "value must have as many rows.* 42, got 41"),
-    "value heads": (lambda a: a | {"value": a["value"][:, :, :1]}, "sampling_locations must have size 1 in dimension 2"),
+    "value heads": (
+        lambda a: a | {"value": a["value"][:, :, :1]},
+        "sampling_locations must have size 1 in dimension 2",
+    ),
     "no heads": (lambda a: a | {"value": a["value"][:, :, :0]}, "value must have at least one head"),
     "no channels": (lambda a: a | {"value": a["value"][..., :0]}, "value must have at least one head"),
     "value integer": (lambda a: a | {"value": a["value"].int()}, "value must be float32.*got"),
@@ -27,15 +30,33 @@ CASES = {
     "batch": (lambda a: a | {"loc": a["loc"][:1]}, "sampling_locations must have size 2 in dimension 0"),
     "loc rank": (lambda a: a | {"loc": a["loc"][..., 0]}, "sampling_locations must have 6 dimensions"),
     "loc levels": (lambda a: a | {"loc": a["loc"][:, :, :, :1]}, "sampling_locations must have size 2 in dimension 3"),
-    "loc pairs": (lambda a: a | {"loc": a["loc"].repeat(1, 1, 1, 1, 1, 2)}, "sampling_locations must have size 2 in dimension 5"),
+    "loc pairs": (
+        lambda a: a | {"loc": a["loc"].repeat(1, 1, 1, 1, 1, 2)},
+        "sampling_locations must have size 2 in dimension 5",
+    ),
     "no points": (lambda a: a | {"loc": a["loc"][..., :0, :], "weights": a["weights"][..., :0]}, "at least one point"),
-    "loc bfloat16": (lambda a: a | {"loc": a["loc"].bfloat16()}, "sampling_locations must be .*float32 like value.*bfloat16"),
+    "loc bfloat16": (
+        lambda a: a | {"loc": a["loc"].bfloat16()},
+        "sampling_locations must be .*float32 like value.*bfloat16",
+    ),
     "weights shape": (lambda a: a | {"weights": a["weights"][..., :2]}, "attention_weights must have"),
     "weights rank": (lambda a: a | {"weights": a["weights"][..., None]}, "attention_weights must have"),
-    "weights type": (lambda a: a | {"weights": a["weights"].double()}, "attention_weights must be .*float32 like sampling_loc"),
-    "meta": (lambda a: a | {"loc": a["loc"].to("meta")}, "(sampling_locations must be on the device|[Mm]eta|[Tt]ensor)"),
-    "negative": (lambda a: a | {"shapes": [(-6, -5), (3, 4)]}, r"spatial_shapes must be positive, got \(-6, -5\) for level 0"),
-    "empty level": (lambda a: a | {"shapes": [(6, 7), (0, 4)]}, r"spatial_shapes must be positive, got \(0, 4\) for level 1"),
+    "weights type": (
+        lambda a: a | {"weights": a["weights"].double()},
+        "attention_weights must be .*float32 like sampling_loc",
+    ),
+    "meta": (
+        lambda a: a | {"loc": a["loc"].to("meta")},
+        "(sampling_locations must be on the device|[Mm]eta|[Tt]ensor)",
+    ),
+    "negative": (
+        lambda a: a | {"shapes": [(-6, -5), (3, 4)]},
+        r"spatial_shapes must be positive, got \(-6, -5\) for level 0",
+    ),
+    "empty level": (
+        lambda a: a | {"shapes": [(6, 7), (0, 4)]},
+        r"spatial_shapes must be positive, got \(0, 4\) for level 1",
+    ),
     "sum": (lambda a: a | {"shapes": [(6, 5), (3, 5)]}, "value must have as many rows.* 45, got 42"),
     "triples": (lambda a: a | {"shapes": [(6, 5, 1), (3, 4, 1)]}, "spatial_shapes must hold pairs"),
     "no levels": (lambda a: a | {"shapes": []}, "spatial_shapes must have 1 to 64 levels, got 0"),

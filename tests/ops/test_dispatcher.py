@@ -108,7 +108,9 @@ def test_autocast(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype):
         output = msda.ms_deform_attn(value, shapes, None, loc, weights)
         fused = msda.ms_deform_attn_fused(value, shapes, None, torch.rand(2, 7, 2, 2), loc, weights)
-        module_output = msda.MSDeformAttn(16, 2, 2, 3)(torch.randn(2, 7, 16), torch.rand(2, 7, 2, 2), torch.randn(2, 42, 16), shapes)
+        module_output = msda.MSDeformAttn(16, 2, 2, 3)(
+            torch.randn(2, 7, 16), torch.rand(2, 7, 2, 2), torch.randn(2, 42, 16), shapes
+        )
     assert output.dtype == fused.dtype == module_output.dtype == dtype
     assert torch.equal(output, msda.ms_deform_attn(value.to(dtype), shapes, None, loc, weights))
     value, loc, weights = (t.double() for t in (value, loc, weights))
@@ -141,7 +143,9 @@ def test_func_grad() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_double_backward_says_so(fused: bool) -> None:
-    tensors = [t.requires_grad_() for t in (make_fused(SIZE, torch.float64, 2) if fused else make_plain(SIZE, torch.float64))]
+    tensors = [
+        t.requires_grad_() for t in (make_fused(SIZE, torch.float64, 2) if fused else make_plain(SIZE, torch.float64))
+    ]
     function = msda.ms_deform_attn_fused if fused else msda.ms_deform_attn
     output = function(tensors[0], SIZE.shapes, None, *tensors[1:])
     (grad,) = torch.autograd.grad(output.square().sum(), tensors[0], create_graph=True)

@@ -8,7 +8,17 @@ import os
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_helpers import FUSED, PLAIN, TOLERANCE, Size, assert_near, forward_backward, grad_like_output, make_fused, make_plain
+from op_helpers import (
+    FUSED,
+    PLAIN,
+    TOLERANCE,
+    Size,
+    assert_near,
+    forward_backward,
+    grad_like_output,
+    make_fused,
+    make_plain,
+)
 
 EXAMPLES = int(os.environ.get("MS_DEFORM_ATTN_FUZZ", "150"))
 SPECIAL = [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 1e-40, 0.0, -0.0, 0.5, 1.0]

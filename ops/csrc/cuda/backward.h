@@ -28,7 +28,7 @@ struct BackwardKernel {
   static MSDA_DEVICE Shared carve(const Args& a, const Thread& thread) {
     Shared s;
     s.levels = reinterpret_cast<Level<A>*>(thread.shared());
-    s.weights = reinterpret_cast<Pack<A, 4>*>(thread.shared() + level_bytes(backward_need(sizeof(A), kFused), a.levels));
+    s.weights = reinterpret_cast<Pack<A, 4>*>(thread.shared() + a.level_bytes);
     s.dots = s.weights + thread.block_size();
     s.rows = reinterpret_cast<Pack<int32_t, 4>*>(s.dots + thread.block_size());
     s.stash = reinterpret_cast<A*>(s.rows + thread.block_size());

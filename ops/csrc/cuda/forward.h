@@ -28,7 +28,7 @@ struct ForwardKernel {
   template <typename Thread>
   static MSDA_DEVICE void run(const Args& a, const Thread& thread) {
     Level<A>* levels = reinterpret_cast<Level<A>*>(thread.shared());
-    char* const after = thread.shared() + level_bytes(forward_need(sizeof(A)), a.levels);
+    char* const after = thread.shared() + a.level_bytes;
     Pack<A, 4>* weights = reinterpret_cast<Pack<A, 4>*>(after);
     Pack<int32_t, 4>* rows = reinterpret_cast<Pack<int32_t, 4>*>(weights + thread.block_size());
     build_levels(a, thread, levels);

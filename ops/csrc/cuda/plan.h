@@ -22,8 +22,10 @@ struct Args {
   int64_t items, queries, rows;
   int32_t heads, channels, levels, points, count;  // count = levels * points
   int32_t ref_width;
-  int32_t lanes_log2, block;
-  bool queries_inner;  // order of items: (n, m, q) or (n, q, m)
+  int32_t lanes_log2;
+  int32_t level_bytes;  // of shared memory, for the table of levels
+  bool queries_inner;    // order of items: (n, m, q) or (n, q, m)
+  int64_t tiles, slabs;  // of the ordered kernel: tiles of rows over all levels, slabs of channels
 
   const int64_t* shapes;  // (L, 2) on the device, or null: height and width below
   int32_t height[kMaxLevels], width[kMaxLevels];
@@ -38,7 +40,7 @@ struct Args {
   void* grad_value;  // (N, S, M, D) of the value type: the ordered kernel's result
   void *grad_xy, *grad_attention, *grad_reference;
   void* stash;                            // 3 numbers per point, where shared memory has no room for them; else null
-  void *saved_xy, *saved_attention;       // the fused backward's locations and weights, for the ordered kernel; or null
+  void *saved_xy, *saved_attention;  // the fused backward's locations and weights, for the ordered kernel; or null
 };
 
 struct Plan {
@@ -53,16 +55,16 @@ struct Plan {
 // Bytes of shared memory: the table of levels, and per thread one point's four weights, four rows and, in the
 // backward, four dot products; a fused backward also keeps three numbers for all points of its items.
 struct SharedNeed {
-  int64_t per_level, per_thread, per_point;
+  int32_t acc_size, per_thread, per_point;
 };
-inline SharedNeed forward_need(int32_t acc_size) { return {2 * acc_size + 8, 4 * acc_size + 16, 0}; }
+inline SharedNeed forward_need(int32_t acc_size) { return {acc_size, 4 * acc_size + 16, 0}; }
 inline SharedNeed backward_need(int32_t acc_size, bool fused) {
-  return {2 * acc_size + 8, 8 * acc_size + 16, fused ? 3 * acc_size : 0};
+  return {acc_size, 8 * acc_size + 16, fused ? 3 * acc_size : 0};
 }
-inline int64_t level_bytes(const SharedNeed& need, int32_t levels) { return (need.per_level * levels + 31) / 32 * 32; }
+inline int32_t level_bytes(int32_t acc_size, int32_t levels) { return ((2 * acc_size + 8) * levels + 31) / 32 * 32; }
 inline int64_t shared_bytes(const SharedNeed& need, const Plan& plan, int32_t levels, int64_t count) {
   const int64_t stash = plan.stash_in_shared ? plan.block / plan.lanes * count * need.per_point : 0;
-  return level_bytes(need, levels) + plan.block * need.per_thread + stash;
+  return level_bytes(need.acc_size, levels) + plan.block * need.per_thread + stash;
 }
 
 // aligned: value, its gradient and the output may be accessed 16 bytes at a time.
@@ -114,7 +116,7 @@ inline bool is_aligned(const Problem& p, int32_t element_size) {
 }
 
 // Everything of Args that follows from the problem and the plan; buffers are the caller's.
-inline Args make_args(const Problem& p, const Plan& plan, int32_t element_size) {
+inline Args make_args(const Problem& p, const Plan& plan, int32_t element_size, int32_t acc_size) {
   Args a = {};
   a.items = p.batch * p.queries * p.heads;
   a.queries = p.queries;
@@ -126,7 +128,7 @@ inline Args make_args(const Problem& p, const Plan& plan, int32_t element_size) 
   a.count = p.levels * p.points;
   a.ref_width = p.ref_width;
   while ((1 << a.lanes_log2) < plan.lanes) ++a.lanes_log2;
-  a.block = plan.block;
+  a.level_bytes = level_bytes(acc_size, p.levels);
   a.queries_inner = plan.queries_inner;
   for (int32_t l = 0; l < p.levels; ++l) {
     a.height[l] = int32_t(p.height[l]);
@@ -146,6 +148,21 @@ inline Args make_args(const Problem& p, const Plan& plan, int32_t element_size) 
   a.grad_attention = p.grad_attention;
   a.grad_reference = p.grad_reference;
   return a;
+}
+
+// Changes the arguments of a backward kernel into those of the ordered kernel; returns the number of blocks.
+inline int64_t make_ordered(const Problem& p, bool shapes_on_device, Args& a) {
+  if (shapes_on_device) {
+    a.tiles = p.rows / kTileRows + p.levels;  // at least as many as there can be
+  } else {
+    a.tiles = 0;
+    for (int32_t l = 0; l < p.levels; ++l) a.tiles += (p.height[l] * p.width[l] + kTileRows - 1) / kTileRows;
+  }
+  a.slabs = (p.channels + kTileChannels - 1) / kTileChannels;
+  a.lanes_log2 = 0;
+  while ((1 << a.lanes_log2) < p.channels && (1 << a.lanes_log2) < kTileChannels) ++a.lanes_log2;
+  const int64_t tasks = p.batch * p.heads * a.slabs * a.tiles;
+  return tasks < kMaxBlocks ? tasks : kMaxBlocks;
 }
 
 }  // namespace msda

@@ -76,18 +76,36 @@ struct alignas(sizeof(T) * kCount) Pack {
   T at[kCount];
 };
 
+#if defined(__CUDACC__)
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<2> {
+  using type = unsigned short;
+};
+template <>
+struct WordOf<4> {
+  using type = unsigned int;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+#endif
+
 template <int kCount, typename T>
 MSDA_DEVICE Pack<T, kCount> load_pack(const void* address) {
 #if defined(__CUDACC__)
   // Through the read-only path: nothing that a kernel reads this way is written while it runs.
-  if constexpr (sizeof(T) * kCount == 16) {
-    const uint4 raw = __ldg(static_cast<const uint4*>(address));
-    Pack<T, kCount> pack;
-    memcpy(&pack, &raw, 16);
-    return pack;
-  } else {
-    return *static_cast<const Pack<T, kCount>*>(address);
-  }
+  using Raw = typename WordOf<sizeof(T) * kCount>::type;
+  const Raw raw = __ldg(static_cast<const Raw*>(address));
+  Pack<T, kCount> pack;
+  memcpy(&pack, &raw, sizeof(pack));
+  return pack;
 #else
   return *static_cast<const Pack<T, kCount>*>(address);  // the emulation checks alignment here (-fsanitize=alignment)
 #endif
@@ -120,18 +138,21 @@ struct GpuThread {
   template <int kCount, typename A>
   MSDA_DEVICE void add(A* target, A weight, const A (&x)[kCount]) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if constexpr (sizeof(A) == 4 && kCount % 4 == 0) {  // one 16-byte reduction instead of four
+    constexpr bool kWide = sizeof(A) == 4 && kCount % 4 == 0;  // one 16-byte reduction instead of four
+#else
+    constexpr bool kWide = false;
+#endif
+    if constexpr (kWide) {
       MSDA_UNROLL()
       for (int i = 0; i < kCount; i += 4) {
         asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target + i), "f"(weight * x[i]),
                      "f"(weight * x[i + 1]), "f"(weight * x[i + 2]), "f"(weight * x[i + 3])
                      : "memory");
       }
-      return;
+    } else {
+      MSDA_UNROLL()
+      for (int i = 0; i < kCount; ++i) atomicAdd(target + i, weight * x[i]);
     }
-#endif
-    MSDA_UNROLL()
-    for (int i = 0; i < kCount; ++i) atomicAdd(target + i, weight * x[i]);
   }
 
   // As in PyTorch's own kernels, an error found on the GPU stops the context: the host hears of it later.

@@ -1,0 +1,97 @@
+// One call as a sequence of launches, for any device that can launch, allocate and clear: the GPU, or the emulation.
+#pragma once
+
+#include "backward.h"
+#include "forward.h"
+#include "ordered.h"
+
+namespace msda {
+
+struct Options {
+  const int64_t* shapes;  // level sizes (L, 2) on the device; null: those of the problem
+  bool deterministic;
+};
+
+template <typename T, typename P, bool kFused, typename Device>
+void forward_pass(const Problem& p, const Options& options, Device& device) {
+  constexpr int kFull = 16 / int(sizeof(T));
+  const SharedNeed need = forward_need(sizeof(Acc<T>));
+  const Plan plan = make_plan(p, sizeof(T), sizeof(P), is_aligned(p, sizeof(T)), need);
+  if (plan.blocks == 0) return;
+  Args a = make_args(p, plan, sizeof(T), sizeof(Acc<T>));
+  a.shapes = options.shapes;
+  const int64_t shared = shared_bytes(need, plan, p.levels, a.count);
+  if (plan.vector == kFull) {
+    device.template launch<ForwardKernel<T, P, kFull, kFused>>(a, plan.blocks, plan.block, shared);
+  } else {
+    device.template launch<ForwardKernel<T, P, 1, kFused>>(a, plan.blocks, plan.block, shared);
+  }
+}
+
+// Points and weights of the fused operator, computed by its backward kernel, read as those of the plain one.
+template <typename T, typename P, typename Device>
+void ordered_pass(const Problem& p, const Options& options, Args a, Device& device) {
+  const int64_t blocks = make_ordered(p, options.shapes != nullptr, a);
+  device.template launch<OrderedKernel<T, P>>(a, blocks, kOrderedBlock, OrderedKernel<T, P>::shared_bytes(p.levels));
+}
+
+template <typename T, typename P, bool kFused, typename Device>
+void backward_pass(const Problem& p, const Options& options, Device& device) {
+  using A = Acc<T>;
+  constexpr int kFull = 16 / int(sizeof(T));
+  constexpr bool kSame = sizeof(T) == sizeof(A);
+  const SharedNeed need = backward_need(sizeof(A), kFused);
+  const Plan plan = make_plan(p, sizeof(T), sizeof(P), is_aligned(p, sizeof(T)), need);
+  const int64_t values = p.batch * p.rows * p.heads * p.channels;
+  if (plan.blocks == 0) return device.zero(p.grad_value, values * int64_t(sizeof(T)));
+  Args a = make_args(p, plan, sizeof(T), sizeof(Acc<T>));
+  a.shapes = options.shapes;
+  const int64_t stash = stash_elements(p, plan, kFused);
+  if (stash > 0) a.stash = device.allocate(stash * int64_t(sizeof(A)));
+  if (!options.deterministic) {
+    a.grad_rows = kSame ? p.grad_value : device.allocate(values * int64_t(sizeof(A)));
+    device.zero(a.grad_rows, values * int64_t(sizeof(A)));
+  } else if (kFused) {
+    a.saved_xy = device.allocate(a.items * a.count * 2 * int64_t(sizeof(A)));
+    a.saved_attention = device.allocate(a.items * a.count * int64_t(sizeof(A)));
+  }
+  const int64_t shared = shared_bytes(need, plan, p.levels, a.count);
+  if (plan.vector == kFull) {
+    device.template launch<BackwardKernel<T, P, kFull, kFused>>(a, plan.blocks, plan.block, shared);
+  } else {
+    device.template launch<BackwardKernel<T, P, 1, kFused>>(a, plan.blocks, plan.block, shared);
+  }
+  if (options.deterministic) {
+    if constexpr (kFused) {
+      a.xy = a.saved_xy;
+      a.attention = a.saved_attention;
+      ordered_pass<T, A>(p, options, a, device);
+    } else {
+      ordered_pass<T, P>(p, options, a, device);
+    }
+  } else if constexpr (!kSame) {
+    a.items = values;
+    const int64_t blocks = (values + 1023) / 1024;
+    device.template launch<RoundKernel<T>>(a, blocks < kMaxBlocks ? blocks : kMaxBlocks, 256, 0);
+  }
+}
+
+template <typename T, typename P, typename Device>
+void run_source(const Problem& p, const Options& options, bool backward, Device& device) {
+  const bool fused = p.source == PointSource::kOffsets;
+  if (backward) {
+    return fused ? backward_pass<T, P, true>(p, options, device) : backward_pass<T, P, false>(p, options, device);
+  }
+  return fused ? forward_pass<T, P, true>(p, options, device) : forward_pass<T, P, false>(p, options, device);
+}
+
+// T is the problem's value type; the points have the same type or, beside a 16-bit value, float32.
+template <typename T, typename Device>
+void run_typed(const Problem& p, const Options& options, bool backward, Device& device) {
+  if constexpr (sizeof(T) == 2) {
+    if (p.point_type == DType::kFloat32) return run_source<T, float>(p, options, backward, device);
+  }
+  run_source<T, T>(p, options, backward, device);
+}
+
+}  // namespace msda

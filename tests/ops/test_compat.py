@@ -1,0 +1,99 @@
+"""The interfaces of other implementations, as this project understands them."""
+
+import sys
+
+import pytest
+import torch
+from op_helpers import Size, make_plain
+
+import ms_deform_attn as msda
+from ms_deform_attn import compat
+
+SIZE = Size(2, ((6, 5), (3, 4)), 2, 8, 7, 3)
+SHAPES, START = torch.tensor(SIZE.shapes), torch.tensor([0, 30])
+
+
+@pytest.fixture
+def extension():
+    compat.install()
+    import MultiScaleDeformableAttention
+
+    yield MultiScaleDeformableAttention
+    for name in compat.NAMES:
+        del sys.modules[name]
+
+
+def test_extension(extension) -> None:
+    value, loc, weights = make_plain(SIZE, torch.float64)
+    output = extension.ms_deform_attn_forward(value, SHAPES, START, loc, weights, 64)
+    leaves = [t.clone().requires_grad_() for t in (value, loc, weights)]
+    wanted = msda.ms_deform_attn_reference(leaves[0], SHAPES, START, *leaves[1:])
+    torch.testing.assert_close(output, wanted)
+    grad = torch.randn_like(output)
+    grads = extension.ms_deform_attn_backward(value, SHAPES, START, loc, weights, grad, 64)
+    torch.testing.assert_close(grads, torch.autograd.grad(wanted, leaves, grad))
+
+
+def test_custom_function_around_the_extension(extension) -> None:
+    """What callers of the extension do: an autograd.Function of their own, batch not divisible by im2col_step."""
+
+    class Theirs(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value, shapes, start, loc, weights, step):
+            ctx.step = step
+            ctx.save_for_backward(value, shapes, start, loc, weights)
+            return extension.ms_deform_attn_forward(value, shapes, start, loc, weights, step)
+
+        @staticmethod
+        def backward(ctx, grad):
+            value, shapes, start, loc, weights = ctx.saved_tensors
+            grads = extension.ms_deform_attn_backward(value, shapes, start, loc, weights, grad, ctx.step)
+            return grads[0], None, None, grads[1], grads[2], None
+
+    leaves = [t.requires_grad_() for t in make_plain(SIZE, torch.float64)]
+    assert torch.autograd.gradcheck(lambda v, x, w: Theirs.apply(v, SHAPES, START, x, w, 3), leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("function", [compat.MSDeformAttnFunction, compat.MultiScaleDeformableAttnFunction])
+def test_functions(function) -> None:
+    leaves = [t.requires_grad_() for t in make_plain(SIZE, torch.float64)]
+    output = function.apply(leaves[0], SHAPES, START, leaves[1], leaves[2], 64)
+    wanted = msda.ms_deform_attn_reference(leaves[0], SHAPES, START, *leaves[1:])
+    torch.testing.assert_close(output, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(output.square().sum(), leaves), torch.autograd.grad(wanted.square().sum(), leaves)
+    )
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_module_with_residual(batch_first: bool) -> None:
+    theirs = compat.MultiScaleDeformableAttention(16, 2, 2, 3, dropout=0.0, batch_first=batch_first)
+    ours = msda.MSDeformAttn(16, 2, 2, 3)
+    ours.load_state_dict(theirs.state_dict())
+    query, pos, tokens = torch.randn(2, 7, 16), torch.randn(2, 7, 16), torch.randn(2, 42, 16)
+    mask, points = torch.rand(2, 42) < 0.2, torch.rand(2, 7, 2, 4)
+    wanted = ours(query + pos, points, tokens, SHAPES, START, mask) + query
+
+    def turn(t: torch.Tensor) -> torch.Tensor:
+        return t if batch_first else t.transpose(0, 1)
+
+    output = theirs(
+        turn(query),
+        None,
+        turn(tokens),
+        query_pos=turn(pos),
+        key_padding_mask=mask,
+        reference_points=points,
+        spatial_shapes=SHAPES,
+        level_start_index=START,
+    )
+    torch.testing.assert_close(turn(output), wanted)
+
+
+def test_install_does_not_hide_another_implementation() -> None:
+    sys.modules["MultiScaleDeformableAttention"] = sys
+    try:
+        with pytest.raises(ImportError, match="is imported already"):
+            compat.install()
+    finally:
+        del sys.modules["MultiScaleDeformableAttention"]

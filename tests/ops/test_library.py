@@ -1,0 +1,69 @@
+"""What happens without a compiled library, and with one that is broken."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ms_deform_attn._library import FOLDER
+
+USE = """
+import warnings, torch
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    import ms_deform_attn as m
+    for _ in range(3):
+        out = m.ms_deform_attn(torch.rand(1, 6, 2, 4), [(2, 3)], None, torch.rand(1, 5, 2, 1, 3, 2), torch.rand(1, 5, 2, 1, 3))
+    fused = m.MSDeformAttn(8, 1, 2, 3)(torch.rand(1, 5, 8), torch.rand(1, 5, 1, 2), torch.rand(1, 6, 8), [(2, 3)])
+print(sum("reference runs" in str(w.message) for w in seen), tuple(out.shape), tuple(fused.shape))
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    shutil.copytree(FOLDER, tmp_path / "ms_deform_attn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return tmp_path
+
+
+def run(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(folder)} | environment
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_library_the_reference_runs_and_says_so_once(copy: Path) -> None:
+    done = run(copy, USE)
+    assert done.stdout.split("\n")[0] == "1 (1, 5, 8) (1, 5, 8)", done.stdout + done.stderr
+
+
+def test_reference_on_request() -> None:
+    done = run(FOLDER.parent, USE, MS_DEFORM_ATTN_REFERENCE="1")
+    assert done.stdout.startswith("1 (1, 5, 8)"), done.stderr
+
+
+def test_compiled_library_is_silent() -> None:
+    done = run(FOLDER.parent, USE)
+    assert done.stdout.startswith("0 (1, 5, 8)"), done.stdout + done.stderr
+
+
+def test_broken_library_raises_and_names_the_file(copy: Path) -> None:
+    broken = copy / "ms_deform_attn" / "_C.abi3.so"
+    broken.write_bytes(b"not a library")
+    done = run(copy, "import ms_deform_attn")
+    assert done.returncode != 0
+    assert "ImportError" in done.stderr and str(broken) in done.stderr and "Rebuild it" in done.stderr
+
+
+def test_unknown_instruction_set_is_an_error() -> None:
+    done = run(FOLDER.parent, USE, MS_DEFORM_ATTN_ISA="altivec")
+    assert done.returncode != 0 and "MS_DEFORM_ATTN_ISA is 'altivec'" in done.stderr
+
+
+def test_report(copy: Path) -> None:
+    code = "import runpy; runpy.run_module('ms_deform_attn', run_name='__main__')"
+    assert "a call on the CPU takes: compiled" in run(FOLDER.parent, code).stdout
+    assert "reference, because no library was built" in run(copy, code).stdout
