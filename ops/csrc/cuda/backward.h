@@ -77,7 +77,8 @@ struct BackwardKernel {
       const PointReader<P, A, kFused> points(a, s.levels, at, group);
       A* stash = nullptr;
       if constexpr (kFused) {
-        stash = a.stash ? static_cast<A*>(a.stash) + 3 * at.item * a.count : s.stash + 3 * int64_t(group.number) * a.count;
+        stash =
+            a.stash ? static_cast<A*>(a.stash) + 3 * at.item * a.count : s.stash + 3 * int64_t(group.number) * a.count;
       }
       run_item(a, group, s, points, at, active, stash);
     }

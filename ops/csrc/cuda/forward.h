@@ -56,10 +56,9 @@ struct ForwardKernel {
   }
 
   template <typename Thread>
-  static MSDA_DEVICE void sum_points(const Args& a, const Group<Thread>& group,
-                                     const PointReader<P, A, kFused>& points, const Level<A>* levels,
-                                     Pack<A, 4>* weights, Pack<int32_t, 4>* rows, bool inside, const char* value,
-                                     A (&sum)[kVector]) {
+  static MSDA_DEVICE void sum_points(const Args& a, const Group<Thread>& group, const PointReader<P, A, kFused>& points,
+                                     const Level<A>* levels, Pack<A, 4>* weights, Pack<int32_t, 4>* rows, bool inside,
+                                     const char* value, A (&sum)[kVector]) {
     Point<A> next = {};
     if (group.lane < a.count) next = points.read(group.lane);
     for (int32_t chunk = 0; chunk < a.count; chunk += group.lanes) {

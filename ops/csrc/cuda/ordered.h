@@ -1,9 +1,9 @@
 // The gradient of value in a fixed order, without atomics, for torch.use_deterministic_algorithms(True).
 //
 // A block owns kTileRows rows of one level, for one (batch, head) and up to kTileChannels channels, and keeps their
-// sums in shared memory. It looks at all Q * K points of the level, a block's width at a time; the points that touch its
-// rows are listed in their order, and each row is added to by one thread per channel, in the order of the list.
-// The cost over the atomic path: every point is looked at by each tile of its level, that is H * W / 64 times.
+// sums in shared memory. It looks at all Q * K points of the level, a block's width at a time; the points that touch
+// its rows are listed in their order, and each row is added to by one thread per channel, in the order of the list. The
+// cost over the atomic path: every point is looked at by each tile of its level, that is H * W / 64 times.
 #pragma once
 
 #include "points.h"
@@ -149,8 +149,7 @@ struct OrderedKernel {
       thread.sync_block();  // the list has been read
     }
     if (channel >= a.channels) return;
-    T* out = static_cast<T*>(a.grad_value) +
-             ((tile.n * a.rows + tile.first) * a.heads + tile.m) * a.channels + channel;
+    T* out = static_cast<T*>(a.grad_value) + ((tile.n * a.rows + tile.first) * a.heads + tile.m) * a.channels + channel;
     for (int32_t r = owner; r < tile.rows; r += owners) {
       from_acc(sums[r * width], out[int64_t(r) * a.heads * a.channels]);
     }

@@ -4,8 +4,8 @@
 // `vector` adjacent channels and, where D is larger than lanes * vector, walks over the rest in steps of that many.
 #pragma once
 
-#include <cstdint>
 #include <cstddef>
+#include <cstdint>
 
 #include "../problem.h"
 
@@ -23,7 +23,7 @@ struct Args {
   int32_t heads, channels, levels, points, count;  // count = levels * points
   int32_t ref_width;
   int32_t lanes_log2;
-  int32_t level_bytes;  // of shared memory, for the table of levels
+  int32_t level_bytes;   // of shared memory, for the table of levels
   bool queries_inner;    // order of items: (n, m, q) or (n, q, m)
   int64_t tiles, slabs;  // of the ordered kernel: tiles of rows over all levels, slabs of channels
 
@@ -39,7 +39,7 @@ struct Args {
   void* grad_rows;   // (N, S, M, D) of the accumulation type, zeroed: receives atomic additions; null for none
   void* grad_value;  // (N, S, M, D) of the value type: the ordered kernel's result
   void *grad_xy, *grad_attention, *grad_reference;
-  void* stash;                            // 3 numbers per point, where shared memory has no room for them; else null
+  void* stash;                       // 3 numbers per point, where shared memory has no room for them; else null
   void *saved_xy, *saved_attention;  // the fused backward's locations and weights, for the ordered kernel; or null
 };
 
