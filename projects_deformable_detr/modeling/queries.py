@@ -26,7 +26,9 @@ class LearnedQueries(nn.Module):
     def forward(self, memory: Tensor, tokens: Tokens) -> Queries:
         """Memory (N, S, C) gives the batch size only."""
         batch = memory.shape[0]
-        reference = self.reference_points(self.position).sigmoid()
+        # In float32 under autocast too: bfloat16 would round a point to 0.4 % of the image, several pixels.
+        with torch.autocast(memory.device.type, enabled=False):
+            reference = self.reference_points(self.position).sigmoid()
         return Queries(
             self.content.expand(batch, -1, -1),
             self.position.expand(batch, -1, -1),
