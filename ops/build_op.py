@@ -170,7 +170,9 @@ def _common_flags(torch: Path) -> list[str]:
 
 
 def _cuda_jobs(nvcc: str, compiler: list[str], torch: Path, objects: Path) -> list[tuple[list[str], Path]]:
-    host = ["-Xcompiler", ",".join(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"])]
+    host_flags = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"]
+    host_flags += [f"-ffile-prefix-map={CSRC}=csrc", f"-ffile-prefix-map={torch}=torch"]
+    host = ["-Xcompiler", ",".join(host_flags)]
     arch = architecture_flags(os.environ.get("MS_DEFORM_ATTN_CUDA_ARCH", CUDA_ARCH))
     flags = ["-std=c++17", "-O3", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TARGET_TORCH}", "--expt-relaxed-constexpr"]
     flags += ["-isystem", str(torch / "include"), "-ccbin", compiler[0], "--threads", "0"]

@@ -60,11 +60,15 @@ MSDA_DEVICE void from_acc(float x, BFloat16& out) {  // to nearest, ties to even
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   out.bits = x != x ? uint16_t(0x7fc0u) : uint16_t(rounded);
 }
+MSDA_DEVICE float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+MSDA_DEVICE double add_rounded(double a, double b) { return __dadd_rn(a, b); }
 MSDA_DEVICE float exp_of(float x) { return expf(x); }
 MSDA_DEVICE double exp_of(double x) { return exp(x); }
 
 #else
 
+inline float add_rounded(float a, float b) { return a + b; }
+inline double add_rounded(double a, double b) { return a + b; }
 inline float exp_of(float x) { return std::exp(x); }
 inline double exp_of(double x) { return std::exp(x); }
 

@@ -162,8 +162,9 @@ struct PointReader {
         point.x = to_acc(ref[0]) + point.x / levels[point.level].width;
         point.y = to_acc(ref[1]) + point.y / levels[point.level].height;
       } else {
-        point.x = location_from_box(to_acc(ref[0]), point.x, to_acc(ref[2]), A(a.points));
-        point.y = location_from_box(to_acc(ref[1]), point.y, to_acc(ref[3]), A(a.points));
+        // As location_from_box(), but rounded before the addition: a fused one would move points across pixel centres.
+        point.x = add_rounded(to_acc(ref[0]), point.x / A(a.points) * to_acc(ref[2]) * A(0.5));
+        point.y = add_rounded(to_acc(ref[1]), point.y / A(a.points) * to_acc(ref[3]) * A(0.5));
       }
     }
     return point;
