@@ -19,14 +19,7 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="{" + ",".join(ENGINES) + "}",
         help="what runs it; auto takes Detectron2 where it is importable (default: auto)",
     )
-    parser.add_argument(
-        "--register",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGE_ROOT"),
-        help="name a COCO-format data set for DATASETS.TRAIN and DATASETS.TEST (repeatable)",
-    )
+    add_register_argument(parser)
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -53,3 +46,15 @@ def argument_parser() -> argparse.ArgumentParser:
         help="config keys and values at the end of the command: KEY VALUE KEY VALUE …",
     )
     return parser
+
+
+def add_register_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--register NAME JSON IMAGE_ROOT``, which may be repeated."""
+    parser.add_argument(
+        "--register",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGE_ROOT"),
+        help="name a COCO-format data set for DATASETS.TRAIN and DATASETS.TEST (repeatable)",
+    )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import visualize
+from .cli import add_register_argument
 from .data import catalog, coco
 from .data.images import read_image
 from .errors import UserError
@@ -52,14 +53,7 @@ def main() -> None:
     """Writes one picture an image, and a grid of them, to ``--out``."""
     parser = argparse.ArgumentParser(description="Draws an evaluation's detections.")
     parser.add_argument("--dataset", required=True, help="name of the data set that was evaluated")
-    parser.add_argument(
-        "--register",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGE_ROOT"),
-        help="as in train_net.py",
-    )
+    add_register_argument(parser)
     parser.add_argument("--results", required=True, help="OUTPUT_DIR/inference/coco_instances_results.json")
     parser.add_argument("--out", required=True, type=Path, help="folder to write to")
     parser.add_argument("--count", type=int, default=12, help="how many images (default: 12)")

@@ -84,19 +84,20 @@ def _in_channels(backbone: nn.Module, wanted: list[str]) -> dict[str, int]:
     return {name: shapes[name].channels for name in wanted}
 
 
+def _layer_arguments(detr: Any, points: int) -> dict[str, Any]:
+    return {
+        "channels": detr.HIDDEN_DIM,
+        "heads": detr.NHEADS,
+        "levels": detr.NUM_FEATURE_LEVELS,
+        "points": points,
+        "hidden": detr.DIM_FEEDFORWARD,
+        "dropout": detr.DROPOUT,
+        "activation": detr.ACTIVATION,
+    }
+
+
 def _build_encoder(detr: Any) -> Encoder:
-    layers = [
-        EncoderLayer(
-            detr.HIDDEN_DIM,
-            detr.NHEADS,
-            detr.NUM_FEATURE_LEVELS,
-            detr.ENC_N_POINTS,
-            detr.DIM_FEEDFORWARD,
-            detr.DROPOUT,
-            detr.ACTIVATION,
-        )
-        for _ in range(detr.ENC_LAYERS)
-    ]
+    layers = [EncoderLayer(**_layer_arguments(detr, detr.ENC_N_POINTS)) for _ in range(detr.ENC_LAYERS)]
     _xavier(layers)
     return Encoder(layers, recompute=detr.ACTIVATION_CHECKPOINTING)
 
@@ -109,18 +110,7 @@ def _build_queries(detr: Any) -> nn.Module:
 
 
 def _build_decoder(detr: Any) -> Decoder:
-    layers = [
-        DecoderLayer(
-            detr.HIDDEN_DIM,
-            detr.NHEADS,
-            detr.NUM_FEATURE_LEVELS,
-            detr.DEC_N_POINTS,
-            detr.DIM_FEEDFORWARD,
-            detr.DROPOUT,
-            detr.ACTIVATION,
-        )
-        for _ in range(detr.DEC_LAYERS)
-    ]
+    layers = [DecoderLayer(**_layer_arguments(detr, detr.DEC_N_POINTS)) for _ in range(detr.DEC_LAYERS)]
     _xavier(layers)
     # One head for all layers, or, with refinement, one for each: only the first then starts from a bare point.
     heads = detr.DEC_LAYERS if detr.WITH_BOX_REFINE else 1
