@@ -12,6 +12,8 @@ compared.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import functools
 import json
 import os
 import statistics
@@ -26,10 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ops"))
-import ms_deform_attn as msda  # noqa: E402
+import ms_deform_attn as msda
 
 SHAPES = [(100, 134), (50, 67), (25, 34), (13, 17)]
 HEADS, CHANNELS, POINTS = 8, 32, 4
+# BENCH_CLOCK=cpu with OMP_NUM_THREADS=1 measures processor time, which other load on the machine disturbs less.
+CLOCK = time.thread_time if os.environ.get("BENCH_CLOCK") == "cpu" else time.perf_counter
 RETAINING = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 
 
@@ -117,29 +121,30 @@ def measure(functions: dict[str, Callable[[], object]], repeat: int) -> dict[str
     times: dict[str, list[float]] = {name: [] for name in functions}
     for i in range(repeat + 2):
         for name, function in functions.items():
-            begin = time.perf_counter()
+            begin = CLOCK()
             function()
             if i >= 2:
-                times[name].append(1e3 * (time.perf_counter() - begin))
+                times[name].append(1e3 * (CLOCK() - begin))
     return {name: statistics.median(t) for name, t in times.items()}
+
+
+def _runs(x: dict[str, Tensor], bf16: dict[str, Tensor], backward: bool) -> dict[str, Callable[[], object]]:
+    runs: dict[str, Callable[[], object]] = {}
+    for name, function in CANDIDATES.items():
+        names = OFFSET_NAMES if name in ("ours_from_offsets", "ours_fused") else POINTS_NAMES
+        runs[name] = functools.partial(backward_of(function, names) if backward else function, x)
+    runs["ours_bf16"] = functools.partial(backward_of(ours, POINTS_NAMES) if backward else ours, bf16)
+    return runs
 
 
 def worker(repeat: int) -> dict[str, dict[str, float]]:
     results = {}
     for case, queries in (("ENC", None), ("DEC", 300)):
         x, b = with_grad_output(make_inputs(queries)), with_grad_output(make_inputs(queries, torch.bfloat16))
-        forward: dict[str, Callable[[], object]] = {}
-        both: dict[str, Callable[[], object]] = {}
-        for name, function in CANDIDATES.items():
-            names = OFFSET_NAMES if name in ("ours_from_offsets", "ours_fused") else POINTS_NAMES
-            forward[name] = lambda function=function: function(x)
-            both[name] = lambda function=function, names=names: backward_of(function, names)(x)
-        forward["ours_bf16"] = lambda: ours(b)
-        both["ours_bf16"] = lambda: backward_of(ours, POINTS_NAMES)(b)
         count = repeat if case == "ENC" else 10 * repeat
         with torch.no_grad():
-            results[f"{case} forward"] = measure(forward, count)
-        results[f"{case} forward + backward"] = measure(both, count)
+            results[f"{case} forward"] = measure(_runs(x, b, False), count)
+        results[f"{case} forward + backward"] = measure(_runs(x, b, True), count)
     return results
 
 
@@ -152,6 +157,7 @@ def peak_memory(name: str, backward: bool) -> float:
     x = with_grad_output(make_inputs(None))
     keep = ("value", "grad_output", *(names if "offsets" in names else POINTS_NAMES), "reference")
     x = {k: t for k, t in x.items() if k in keep}
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that is still resident would hide what the call allocates
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the present size
     before = _status("VmRSS")
     with torch.set_grad_enabled(backward):
@@ -180,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", action="store_true")
     parser.add_argument("--memory", nargs=2, metavar=("NAME", "forward|both"))
+    parser.add_argument("--only", help="run only the tables whose title contains this")
     parser.add_argument("--repeat", type=int, default=7, help="interleaved runs of ENC; DEC takes ten times as many")
     args = parser.parse_args()
     if args.worker:
@@ -192,6 +199,8 @@ def main() -> None:
     runs = {"default malloc": {}, "retaining malloc": RETAINING}
     runs |= {"default malloc, AVX2": {"MS_DEFORM_ATTN_ISA": "avx2"}, "plain": {"MS_DEFORM_ATTN_ISA": "plain"}}
     for title, environment in runs.items():
+        if args.only and args.only not in title:
+            continue
         _table(title, json.loads(_spawn(["--worker", "--repeat", str(args.repeat)], environment)))
     print("\nmemory above the inputs, ENC, MB (forward / forward + backward)")
     for name in CANDIDATES:

@@ -153,9 +153,9 @@ class BuildOp(build_ext):
         newest = max(f.stat().st_mtime for f in CSRC.rglob("*") if f.is_file())
         note = target.with_suffix(".command")
         text = shlex.join(command)
-        if not self.force and target.is_file() and target.stat().st_mtime > newest:
-            if note.is_file() and note.read_text() == text:
-                return
+        fresh = not self.force and target.is_file() and target.stat().st_mtime > newest
+        if fresh and note.is_file() and note.read_text() == text:
+            return
         _run([*command, "-o", str(target)])
         note.write_text(text)
 

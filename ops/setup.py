@@ -6,6 +6,6 @@ from pathlib import Path
 from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from build_op import extension_kwargs  # noqa: E402
+from build_op import extension_kwargs
 
 setup(**extension_kwargs())

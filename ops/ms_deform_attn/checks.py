@@ -81,7 +81,8 @@ def check_shapes(
         return
     if reference.dim() != 4 or reference.shape[:3] != (xy.shape[0], xy.shape[1], levels):
         _fail(
-            f"reference_points must have shape ({xy.shape[0]}, {xy.shape[1]}, {levels}, 2 or 4), got {_shape(reference)}"
+            f"reference_points must have shape ({xy.shape[0]}, {xy.shape[1]}, {levels}, 2 or 4), "
+            f"got {_shape(reference)}"
         )
     if reference.shape[3] not in (2, 4):
         _fail(f"reference_points must have 2 or 4 values in dimension 3, got shape {_shape(reference)}")

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .functional import _deterministic, ms_deform_attn, ms_deform_attn_fused, use_kernel
+from ._library import use_kernel
+from .functional import _deterministic, ms_deform_attn, ms_deform_attn_fused
 from .module import MSDeformAttn
 
 NAMES = ("MultiScaleDeformableAttention", "MSDA")
@@ -46,7 +47,7 @@ def ms_deform_attn_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The original extension's backward: gradients of value, sampling_locations and attention_weights."""
     if use_kernel(value.device.type):
-        return torch.ops.ms_deform_attn.backward(
+        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.ms_deform_attn.backward(
             grad_output,
             value,
             [],
@@ -56,6 +57,7 @@ def ms_deform_attn_backward(
             attention_weights,
             _deterministic(),
         )
+        return grads
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in (value, sampling_locations, attention_weights)]
         output = ms_deform_attn(leaves[0], spatial_shapes, level_start_index, leaves[1], leaves[2])
@@ -149,7 +151,8 @@ class MultiScaleDeformableAttention(nn.Module):
         points = reference_points.to(offsets.dtype)
         output = ms_deform_attn_fused(value, spatial_shapes, level_start_index, points, offsets, logits)
         output = self.output_proj(output)
-        return self.dropout(output if self.batch_first else output.transpose(0, 1)) + identity
+        result: Tensor = self.dropout(output if self.batch_first else output.transpose(0, 1)) + identity
+        return result
 
 
 def install() -> None:

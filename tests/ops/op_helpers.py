@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 import ms_deform_attn as msda
+import torch
 from ms_deform_attn.reference import ms_deform_attn_fused_reference
+from torch import Tensor
 
 Shapes = Sequence[tuple[int, int]]
 

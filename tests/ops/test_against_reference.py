@@ -1,5 +1,6 @@
 """The compiled operator against the reference: every element type, odd sizes, odd places, odd strides."""
 
+import ms_deform_attn as msda
 import pytest
 import torch
 from op_helpers import (
@@ -14,8 +15,6 @@ from op_helpers import (
     make_fused,
     make_plain,
 )
-
-import ms_deform_attn as msda
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 

@@ -1,11 +1,10 @@
 """Every wrong argument is an error that names it, what it was and what it must be; same in kernel and reference."""
 
+import ms_deform_attn as msda
 import pytest
 import torch
-from op_helpers import Size, make_fused, make_plain
-
-import ms_deform_attn as msda
 from ms_deform_attn.reference import ms_deform_attn_fused_reference
+from op_helpers import Size, make_fused, make_plain
 
 SIZE = Size(2, ((6, 5), (3, 4)), 2, 8, 7, 3)
 START = [0, 30]

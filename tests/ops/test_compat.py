@@ -2,12 +2,11 @@
 
 import sys
 
+import ms_deform_attn as msda
 import pytest
 import torch
-from op_helpers import Size, make_plain
-
-import ms_deform_attn as msda
 from ms_deform_attn import compat
+from op_helpers import Size, make_plain
 
 SIZE = Size(2, ((6, 5), (3, 4)), 2, 8, 7, 3)
 SHAPES, START = torch.tensor(SIZE.shapes), torch.tensor([0, 30])

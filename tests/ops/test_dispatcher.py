@@ -3,12 +3,11 @@
 import subprocess
 import sys
 
+import ms_deform_attn as msda
 import pytest
 import torch
 from op_helpers import Size, grad_like_output, make_fused, make_plain
 from torch.utils.checkpoint import checkpoint
-
-import ms_deform_attn as msda
 
 SIZE = Size(2, ((6, 5), (3, 4)), 2, 8, 7, 3)
 IN_PLACE = Size(1, ((20, 20),), 2, 32, 2, 2)

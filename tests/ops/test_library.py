@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from ms_deform_attn._library import FOLDER
 
 USE = """
@@ -16,7 +15,8 @@ with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     import ms_deform_attn as m
     for _ in range(3):
-        out = m.ms_deform_attn(torch.rand(1, 6, 2, 4), [(2, 3)], None, torch.rand(1, 5, 2, 1, 3, 2), torch.rand(1, 5, 2, 1, 3))
+        points = torch.rand(1, 5, 2, 1, 3, 2), torch.rand(1, 5, 2, 1, 3)
+        out = m.ms_deform_attn(torch.rand(1, 6, 2, 4), [(2, 3)], None, *points)
     fused = m.MSDeformAttn(8, 1, 2, 3)(torch.rand(1, 5, 8), torch.rand(1, 5, 1, 2), torch.rand(1, 6, 8), [(2, 3)])
 print(sum("reference runs" in str(w.message) for w in seen), tuple(out.shape), tuple(fused.shape))
 """

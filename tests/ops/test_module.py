@@ -1,9 +1,8 @@
 """MSDeformAttn: the paper's start, padding, and the fused operator inside it."""
 
+import ms_deform_attn as msda
 import pytest
 import torch
-
-import ms_deform_attn as msda
 from ms_deform_attn.reference import locations_and_weights
 
 SHAPES = [(6, 5), (3, 4)]
