@@ -1,0 +1,276 @@
+"""The CUDA kernels on a GPU. Their arithmetic is tested without one in test_cuda_emulation.py; here are the compiler's
+code, atomic additions, streams, graphs and errors. ops/gpu_check.py runs this file among other checks."""
+
+from collections.abc import Sequence
+
+import ms_deform_attn as msda
+import pytest
+import torch
+from ms_deform_attn._library import LIBRARIES
+from op_helpers import (
+    FUSED,
+    PLAIN,
+    SIZES,
+    TOLERANCE,
+    Size,
+    assert_near,
+    forward_backward,
+    grad_like_output,
+    make_fused,
+    make_plain,
+)
+from torch import Tensor
+
+if not torch.cuda.is_available():
+    pytest.skip("no GPU", allow_module_level=True)
+if "cuda" not in LIBRARIES:
+    pytest.skip("ms_deform_attn was built without CUDA kernels", allow_module_level=True)
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+USUAL = Size(2, ((20, 27), (10, 14), (5, 7), (3, 4)), 8, 32, 300, 4)
+CUDA_SIZES = [
+    *SIZES,
+    USUAL,
+    Size(1, ((9, 7), (4, 4)), 4, 64, 50, 4),
+    Size(1, ((9, 7), (4, 4)), 4, 128, 50, 4),
+    Size(1, ((9, 7),), 2, 8, 1, 1),
+    Size(1, ((40, 40), (20, 20)), 8, 32, 3000, 4),  # blocks of 256 threads
+    Size(1, ((5, 4), (2, 2)), 2, 8, 2, 700),  # more points than shared memory holds
+]
+
+
+def gpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.cuda() for t in tensors]
+
+
+def cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.cpu() for t in tensors]
+
+
+def make(size: Size, dtype: torch.dtype, values: int) -> list[Tensor]:
+    return make_fused(size, dtype, values) if values else make_plain(size, dtype)
+
+
+def wanted_of(size: Size, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    """The reference on the CPU, in float64; in float32 for 16-bit points, which lie on pixel centres so often that both
+    must round a location alike to be on the same side of the kink."""
+    dtype = torch.float32 if tensors[-1].element_size() == 2 else torch.float64
+    function = (FUSED if len(tensors) == 4 else PLAIN)[1]
+    exact = forward_backward(function, [t.to(dtype) for t in tensors], list(size.shapes), grad.to(dtype))
+    return [t.to(like.dtype) for t, like in zip(exact, [grad, *tensors], strict=True)]
+
+
+def ours_of(size: Size, tensors: Sequence[Tensor], grad: Tensor, shapes: object = None) -> list[Tensor]:
+    function = (FUSED if len(tensors) == 4 else PLAIN)[0]
+    return forward_backward(function, tensors, shapes if shapes is not None else list(size.shapes), grad)
+
+
+def check(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    for ours, exact in zip(cpu(got), wanted, strict=True):
+        assert_near([ours], [exact], {torch.float32: 4e-6}.get(exact.dtype, 2 * TOLERANCE[exact.dtype]))
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["atomic", "ordered"])
+@pytest.mark.parametrize("values", [0, 2, 4], ids=["plain", "fused2", "fused4"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", CUDA_SIZES, ids=str)
+def test_against_reference(size: Size, dtype: torch.dtype, values: int, ordered: bool) -> None:
+    tensors, grad = make(size, dtype, values), grad_like_output(size, dtype)
+    torch.use_deterministic_algorithms(ordered)
+    try:
+        got = ours_of(size, gpu(tensors), grad.cuda())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    check(got, wanted_of(size, tensors, grad))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("values", [0, 4], ids=["plain", "fused"])
+def test_wide_points_beside_16_bit_value(dtype: torch.dtype, values: int) -> None:
+    value, *points = make(USUAL, torch.float32, values)
+    tensors, grad = [value.to(dtype), *points], grad_like_output(USUAL, dtype)
+    check(ours_of(USUAL, gpu(tensors), grad.cuda()), wanted_of(USUAL, tensors, grad))
+
+
+@pytest.mark.parametrize("values", [0, 4], ids=["plain", "fused"])
+def test_deterministic(deterministic: None, values: int) -> None:
+    """Bit by bit the same in twenty runs, where many queries meet in few pixels."""
+    size = Size(2, ((6, 5), (3, 3)), 4, 32, 4000, 4)
+    tensors, grad = gpu(make(size, torch.float32, values)), grad_like_output(size, torch.float32).cuda()
+    first = ours_of(size, tensors, grad)
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(ours_of(size, tensors, grad), first, strict=True))
+
+
+def test_strides() -> None:
+    tensors, grad = gpu(make_plain(USUAL, torch.float32)), grad_like_output(USUAL, torch.float32).cuda()
+    value, loc, weights = tensors
+    wanted = cpu(ours_of(USUAL, tensors, grad))
+    wide = torch.randn(*value.shape[:3], 65, device="cuda")
+    wide[..., 16:48] = value
+    heads_first = value.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
+    channels_apart = value.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    points = [loc.flip(0).contiguous().flip(0), weights.transpose(1, 4).contiguous().transpose(1, 4)]
+    for strange in (heads_first, channels_apart, wide[..., 16:48]):
+        assert not strange.is_contiguous()
+        check(ours_of(USUAL, [strange, *points], grad.flip(0).contiguous().flip(0)), wanted)
+
+
+def test_non_finite_locations_contribute_nothing() -> None:
+    tensors, grad = make_plain(USUAL, torch.float32), grad_like_output(USUAL, torch.float32)
+    for i, bad in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e38)):
+        tensors[1][:, 7 * i : 7 * i + 5, i % 8, i % 4, i % 4, i % 2] = bad
+    got = ours_of(USUAL, gpu(tensors), grad.cuda())
+    assert all(t.isfinite().all() for t in got)
+    check(got, wanted_of(USUAL, tensors, grad))
+
+
+def test_shapes_as_tensors() -> None:
+    """On the CPU, and on the GPU, where they are read by the kernel."""
+    tensors, grad = gpu(make_plain(USUAL, torch.float32)), grad_like_output(USUAL, torch.float32).cuda()
+    wanted = cpu(ours_of(USUAL, tensors, grad))
+    table = torch.tensor(USUAL.shapes)
+    for shapes in (table, table.cuda(), table.t().contiguous().t().cuda()):
+        check(ours_of(USUAL, tensors, grad, shapes), wanted)
+
+
+def test_no_synchronisation() -> None:
+    tensors, grad = gpu(make_fused(USUAL, torch.bfloat16, 2)), grad_like_output(USUAL, torch.bfloat16).cuda()
+    shapes = torch.tensor(USUAL.shapes).cuda()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for given in (list(USUAL.shapes), shapes):
+            ours_of(USUAL, tensors, grad, given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["atomic", "ordered"])
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["integers", "tensor"])
+def test_graph_capture(on_gpu: bool, ordered: bool) -> None:
+    """A captured forward and backward computes from what its inputs hold at the replay."""
+    tensors, grad = gpu(make_fused(USUAL, torch.float16, 4)), grad_like_output(USUAL, torch.float16).cuda()
+    shapes: object = torch.tensor(USUAL.shapes).cuda() if on_gpu else list(USUAL.shapes)
+    torch.use_deterministic_algorithms(ordered)
+    try:
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            ours_of(USUAL, tensors, grad, shapes)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = ours_of(USUAL, tensors, grad, shapes)
+        fresh = make_fused(USUAL, torch.float16, 4, seed=7)
+        for t, new in zip(tensors, fresh, strict=True):
+            t.copy_(new)
+        graph.replay()
+        torch.cuda.synchronize()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    check(captured, wanted_of(USUAL, fresh, grad.cpu()))
+
+
+def test_current_stream() -> None:
+    """The kernels wait for work on the current stream, and no other."""
+    tensors, grad = make_plain(USUAL, torch.float32), grad_like_output(USUAL, torch.float32)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        late = [torch.zeros_like(t, device="cuda") for t in tensors]
+        torch.cuda._sleep(50_000_000)
+        for t, source in zip(late, gpu(tensors), strict=True):
+            t.copy_(source)
+        got = ours_of(USUAL, late, grad.cuda())
+    side.synchronize()
+    check(got, wanted_of(USUAL, tensors, grad))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_device_of_the_tensors_not_the_current_one() -> None:
+    tensors, grad = make_plain(USUAL, torch.float32), grad_like_output(USUAL, torch.float32)
+    with torch.cuda.device(0):
+        got = ours_of(USUAL, [t.to("cuda:1") for t in tensors], grad.to("cuda:1"))
+        assert torch.cuda.current_device() == 0
+    assert all(t.device == torch.device("cuda:1") for t in got)
+    check(got, wanted_of(USUAL, tensors, grad))
+
+
+def test_wrong_devices_are_named() -> None:
+    value, loc, weights = gpu(make_plain(USUAL, torch.float32))
+    shapes = list(USUAL.shapes)
+    for name, arguments in {
+        "sampling_locations": (value, loc.cpu(), weights),
+        "attention_weights": (value, loc, weights.cpu()),
+        "value|sampling_locations": (value.cpu(), loc, weights),
+    }.items():
+        with pytest.raises(RuntimeError, match=name):
+            msda.ms_deform_attn(arguments[0], shapes, None, *arguments[1:])
+    with pytest.raises(RuntimeError, match="spatial_shapes|value"):
+        msda.ms_deform_attn(value.cpu(), torch.tensor(shapes).cuda(), None, loc.cpu(), weights.cpu())
+
+
+def test_wrong_sizes_are_named() -> None:
+    value, loc, weights = gpu(make_plain(USUAL, torch.float32))
+    with pytest.raises(RuntimeError, match="value must have as many rows"):
+        msda.ms_deform_attn(value[:, 1:], list(USUAL.shapes), None, loc, weights)
+    with pytest.raises(RuntimeError, match="float16"):
+        msda.ms_deform_attn(value, list(USUAL.shapes), None, loc.half(), weights.half())
+
+
+def test_compile() -> None:
+    """One graph, dynamic number of queries, the same result."""
+
+    def function(value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        return msda.ms_deform_attn_fused(value * 2, list(USUAL.shapes), None, reference, offsets, logits).relu()
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True)
+    for queries in (300, 200):
+        size = Size(USUAL.n, USUAL.shapes, USUAL.m, USUAL.d, queries, USUAL.k)
+        tensors = [t.requires_grad_() for t in gpu(make_fused(size, torch.float32, 2))]
+        outputs = [f(*tensors) for f in (compiled, function)]
+        grads = [torch.autograd.grad(o.sum(), tensors) for o in outputs]
+        assert_near(cpu([outputs[0].detach(), *grads[0]]), cpu([outputs[1].detach(), *grads[1]]), 4e-6)
+
+
+@pytest.mark.parametrize("values", [0, 2])
+def test_opcheck(values: int) -> None:
+    size = Size(1, ((6, 5), (3, 2)), 2, 8, 5, 2)
+    tensors = [t.requires_grad_() for t in gpu(make(size, torch.float32, values))]
+    sizes = [n for pair in size.shapes for n in pair]
+    name = "fused_forward" if values else "forward"
+    torch.library.opcheck(getattr(torch.ops.ms_deform_attn, name), (tensors[0], sizes, None, None, *tensors[1:]))
+
+
+def test_autocast() -> None:
+    value, loc, weights = gpu(make_plain(USUAL, torch.float32))
+    with torch.autocast("cuda", torch.bfloat16):
+        output = msda.ms_deform_attn(value, list(USUAL.shapes), None, loc, weights)
+    assert output.dtype == torch.bfloat16
+    exact = msda.ms_deform_attn(value.bfloat16(), list(USUAL.shapes), None, loc, weights)
+    assert torch.equal(output, exact)
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_elements() -> None:
+    """Offsets beyond 32 bits, in bytes and in elements: the last of many images is computed like the first."""
+    if torch.cuda.get_device_properties(0).total_memory < 40e9:
+        pytest.skip("needs 40 GB of GPU memory")
+    size = Size(1, ((100, 100),), 8, 64, 10, 4)
+    copies = 2**31 // (size.rows * size.m * size.d) + 2
+    value, loc, weights = make_plain(size, torch.float16)
+    many = torch.zeros(copies, *value.shape[1:], dtype=torch.float16, device="cuda")
+    many[-1] = value[0].cuda()
+    loc, weights = (t.cuda().expand(copies, *t.shape[1:]).contiguous() for t in (loc, weights))
+    many.requires_grad_()
+    output = msda.ms_deform_attn(many, list(size.shapes), None, loc, weights)
+    alone = msda.ms_deform_attn(value.cuda(), list(size.shapes), None, loc[:1], weights[:1])
+    assert torch.equal(output[-1], alone[0]) and not output[:-1].any()
+    (grad,) = torch.autograd.grad(output[-1].sum(), many)
+    assert grad[-1].any() and not grad[:-1].any()
