@@ -41,6 +41,7 @@ format: $(STAMP)
 	$(BIN)/python -m ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'ops/csrc/*.h' 'ops/csrc/*.cpp' 'ops/csrc/*.cu' 'ops/csrc/*.cuh')
 
+# Only what building made: data sets and trained models stay.
 clean:
-	rm -rf $(VENV) build ops/build *.egg-info ops/*.egg-info output datasets
+	rm -rf $(VENV) build ops/build *.egg-info ops/*.egg-info
 	find . -name '*.so' -path '*ms_deform_attn*' -delete

@@ -13,7 +13,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from projects_deformable_detr.cli import argument_parser
-from projects_deformable_detr.engine import choose_engine
+from projects_deformable_detr.engine import check_can_train, choose_engine
 from projects_deformable_detr.errors import UserError
 
 
@@ -22,6 +22,7 @@ def main() -> int:
     args = argument_parser().parse_args()
     try:
         engine = choose_engine(args.engine)
+        check_can_train(engine)
         print(f"Engine: {engine.name} ({engine.reason}).", flush=True)
         if engine.name == "detectron2":
             from projects_deformable_detr.detectron2_plugin import main as run

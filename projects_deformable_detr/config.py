@@ -112,7 +112,7 @@ def get_cfg(engine: str = _AUTO) -> Any:
         engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` for Detectron2 where it is importable.
 
     Raises:
-        UserError: for another name, or if that engine's library is not installed.
+        UserError: for another name, or for ``"detectron2"`` where it is not installed.
     """
     from .engine import choose_engine  # late: choosing looks at what is installed
 

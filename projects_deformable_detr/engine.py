@@ -26,8 +26,8 @@ def choose_engine(wanted: str = "auto") -> EngineChoice:
     """Resolves ``auto`` and checks that a named engine can run.
 
     Raises:
-        UserError: if ``wanted`` is none of ``auto``, ``detectron2``, ``standalone``, or the library that the
-            engine needs is not installed.
+        UserError: if ``wanted`` is none of ``auto``, ``detectron2``, ``standalone``, or Detectron2 was named and
+            is not installed.
     """
     if wanted not in ENGINES:
         raise UserError(f"unknown engine {wanted!r}: choose one of {', '.join(ENGINES)}")
@@ -43,8 +43,16 @@ def choose_engine(wanted: str = "auto") -> EngineChoice:
             "engine 'detectron2' was asked for, but detectron2 is not installed: install it from its "
             "repository, or use --engine standalone"
         )
-    if wanted == "standalone" and not is_installed("lightning"):
-        raise UserError(
-            f"the standalone engine ({reason}) needs lightning, which is not installed: pip install lightning"
-        )
     return EngineChoice(wanted, reason)
+
+
+def check_can_train(engine: EngineChoice) -> None:
+    """Checks for what training and evaluating need beyond the config and the model.
+
+    Raises:
+        UserError: if the standalone engine is to run and lightning is not installed.
+    """
+    if engine.name == "standalone" and not is_installed("lightning"):
+        raise UserError(
+            f"the standalone engine ({engine.reason}) needs lightning, which is not installed: pip install lightning"
+        )

@@ -20,8 +20,11 @@ def convert(source: str, target: str, config_file: str, opts: list[str]) -> str:
         UserError: if the file is of no known kind, is a backbone only, or does not fit the config.
     """
     cfg = get_cfg()
-    cfg.merge_from_file(config_file)
-    cfg.merge_from_list(opts)
+    try:
+        cfg.merge_from_file(config_file)
+        cfg.merge_from_list(opts)
+    except (AssertionError, KeyError, ValueError, OSError) as error:
+        raise UserError(f"config {config_file} {' '.join(opts)}: {error}") from error
     state = read_state(source)
     kind = recognise(state)
     if kind in ("unknown", "resnet"):

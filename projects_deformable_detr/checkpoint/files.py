@@ -1,6 +1,8 @@
 """Checkpoint files: read without running code, written whole or not at all."""
 
+import argparse
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,13 +33,20 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # The official repositories keep their command line beside the weights: a Namespace holds values, no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the unpickler: KeyError, struct.error, …
-        reason = (str(error).strip() or "it ends too early").splitlines()[0]
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint that can be read without running code from it ({reason})"
+            f"{path}: damaged, or not a checkpoint that can be read without running code from it ({_reason(error)})"
         ) from error
     return _find_weights(path, content)
+
+
+def _reason(error: Exception) -> str:
+    """The part of torch's long advice that names what is wrong: the refused type, or else its first line."""
+    refused = re.search(r"Unsupported (?:global|class)[^\n.]*(?:GLOBAL|class)? ?[\w.]+", str(error))
+    return refused.group() if refused else (str(error).strip() or "it ends too early").splitlines()[0]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

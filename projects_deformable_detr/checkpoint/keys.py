@@ -79,9 +79,9 @@ _HUGGING_FACE_RULES = [
     (r"model\.enc_output_norm\.(.+)", r"queries.output_norm.\1"),
     (r"model\.pos_trans\.(.+)", r"queries.query.\1"),
     (r"model\.pos_trans_norm\.(.+)", r"queries.query_norm.\1"),
-    (r"class_embed\.(\d+)\.(weight|bias)", r"decoder.class_heads.\1.\2"),
-    (r"bbox_embed\.(\d+)\.layers\.(\d)\.(weight|bias)", r"decoder.box_heads.\1.layers.\2.\3"),
-    (r"model\.decoder\.(class_embed|bbox_embed)\..+", r""),
+    # Refining models tie the heads to the decoder's; a saved file has one of the two names only.
+    (r"(?:model\.decoder\.)?class_embed\.(\d+)\.(weight|bias)", r"decoder.class_heads.\1.\2"),
+    (r"(?:model\.decoder\.)?bbox_embed\.(\d+)\.layers\.(\d)\.(weight|bias)", r"decoder.box_heads.\1.layers.\2.\3"),
 ]
 
 
@@ -166,6 +166,11 @@ def _split_queries(state: State) -> State:
 def _unshare_heads(state: State) -> State:
     """Heads that all layers share are kept once; a two-stage model's last head is that of the proposals."""
     layers = len({key.split(".")[2] for key in state if key.startswith("decoder.layers.")})
+    if "decoder.box_heads.1.layers.0.weight" in state and "decoder.class_heads.1.weight" not in state:
+        # transformers ties the class heads of a refining model, and then saves the first alone.
+        for index in range(1, layers):
+            for tail in ("weight", "bias"):
+                state[f"decoder.class_heads.{index}.{tail}"] = state[f"decoder.class_heads.0.{tail}"]
     if f"decoder.class_heads.{layers}.weight" in state:
         for key in [
             key for key in state if key.startswith((f"decoder.class_heads.{layers}.", f"decoder.box_heads.{layers}."))

@@ -14,6 +14,10 @@ from .keys import State, recognise, to_ours
 logger = logging.getLogger(__name__)
 _TORCHVISION = "torchvision://"
 _SHOWN = 8
+_ONLY_A_BACKBONE = (
+    "these are weights of a backbone; to evaluate, set MODEL.WEIGHTS to a trained detector, such as "
+    "OUTPUT_DIR/model_final.pth"
+)
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,25 @@ class LoadReport:
     mismatched: tuple[str, ...] = ()
 
 
-def load_weights(detector: nn.Module, source: str | Path, *, allow_partial: bool = False) -> LoadReport:
+def load_weights(
+    detector: nn.Module, source: str | Path, *, allow_partial: bool = False, for_evaluation: bool = False
+) -> LoadReport:
     """Loads a file, or ``torchvision://resnet50`` (its ImageNet weights), into the detector, in place.
 
     Backbone weights fill the backbone and leave the rest as it is. A whole detector must fit exactly, unless
     ``allow_partial`` is set: then what fits is loaded and the rest is warned of, by name. ImageNet weights that
-    cannot be downloaded are a warning, and the backbone starts from scratch.
+    cannot be downloaded are a warning, and the backbone starts from scratch; not so ``for_evaluation``, which needs
+    a whole, trained detector.
 
     Raises:
         CheckpointError: if the file cannot be read, is of no known kind, or does not fit; it lists what is
-            missing, unexpected and of another shape. The detector is unchanged then.
+            missing, unexpected and of another shape. The detector is unchanged then. With ``for_evaluation``
+            also for an empty source and for weights of a backbone alone.
     """
+    if for_evaluation and not str(source):
+        raise CheckpointError("evaluation needs MODEL.WEIGHTS: a checkpoint, such as OUTPUT_DIR/model_final.pth")
+    if for_evaluation and str(source).startswith(_TORCHVISION):
+        raise CheckpointError(f"{source}: {_ONLY_A_BACKBONE}")
     state = _torchvision_weights(str(source)) if str(source).startswith(_TORCHVISION) else read_state(source)
     if state is None:
         _warn_from_scratch(detector, source)
@@ -53,6 +65,8 @@ def load_weights(detector: nn.Module, source: str | Path, *, allow_partial: bool
         raise CheckpointError(
             f"{source}: its keys ({', '.join(list(state)[:4])} …) are of no detector or backbone that is known here"
         )
+    if for_evaluation and kind == "resnet":
+        raise CheckpointError(f"{source}: {_ONLY_A_BACKBONE}")
     return _load(detector, to_ours(state, kind), kind, str(source), allow_partial)
 
 

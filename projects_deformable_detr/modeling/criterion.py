@@ -107,7 +107,7 @@ class SetCriterion(nn.Module):
 
 def _average_count(count: int, device: torch.device) -> Tensor:
     """The number of boxes averaged over the ranks, at least 1, as a scalar tensor."""
-    total = torch.tensor(float(count), device=device)
+    total = torch.full((), float(count), device=device)
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(total)
         total = total / distributed.get_world_size()

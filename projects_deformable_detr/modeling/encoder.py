@@ -18,13 +18,17 @@ def encoder_reference_points(tokens: Tokens) -> Tensor:
     ratios = tokens.valid_ratios
     points = []
     for level, (height, width) in enumerate(tokens.spatial_shapes):
-        y = torch.arange(height, device=ratios.device, dtype=ratios.dtype) + 0.5
-        x = torch.arange(width, device=ratios.device, dtype=ratios.dtype) + 0.5
-        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-        grid = torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)  # (H_l * W_l, 2)
-        size = torch.tensor((width, height), device=ratios.device, dtype=ratios.dtype)
-        points.append(grid[None] / (ratios[:, level, None] * size))
+        x, y = cell_centres(height, width, ratios)  # (H_l * W_l,)
+        points.append(torch.stack((x / (ratios[:, level, :1] * width), y / (ratios[:, level, 1:] * height)), dim=-1))
     return torch.cat(points, dim=1)[:, :, None] * ratios[:, None]
+
+
+def cell_centres(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y (H * W,) of the centres of a level's cells, in cells, row by row; dtype and device of ``like``."""
+    # Sizes stay Python numbers: a tensor made of them would have to be copied to the device, and waited for.
+    y = torch.arange(height, device=like.device, dtype=like.dtype) + 0.5
+    x = torch.arange(width, device=like.device, dtype=like.dtype) + 0.5
+    return x.repeat(height), y.repeat_interleave(width)
 
 
 class EncoderLayer(nn.Module):

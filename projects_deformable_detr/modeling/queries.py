@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .encoder import cell_centres
 from .heads import BoxHead, inverse_sigmoid
 from .position_encoding import sine_box_embedding
 from .structures import Queries, Tokens
@@ -83,11 +84,9 @@ def proposal_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
     """
     boxes = []
     for level, (height, width) in enumerate(tokens.spatial_shapes):
-        size = tokens.valid_ratios.new_tensor((width, height)) * tokens.valid_ratios[:, level]  # (N, 2)
-        y = torch.arange(height, device=size.device, dtype=size.dtype) + 0.5
-        x = torch.arange(width, device=size.device, dtype=size.dtype) + 0.5
-        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-        centre = torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)[None] / size[:, None]
+        ratio = tokens.valid_ratios[:, level]
+        x, y = cell_centres(height, width, ratio)
+        centre = torch.stack((x / (ratio[:, :1] * width), y / (ratio[:, 1:] * height)), dim=-1)
         boxes.append(torch.cat((centre, torch.full_like(centre, 0.05 * 2.0**level)), dim=-1))
     anchors = torch.cat(boxes, dim=1)
     usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1) & ~tokens.padding_mask

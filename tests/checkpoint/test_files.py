@@ -1,5 +1,6 @@
 """Checkpoint files: what is written, and what is refused."""
 
+import argparse
 import os
 import pickle
 
@@ -133,3 +134,17 @@ def test_safetensors(tmp_path):
     state = {"conv1.weight": torch.randn(2, 3)}
     save_file(state, tmp_path / "some.safetensors")
     assert states_equal(read_state(tmp_path / "some.safetensors"), state)
+
+
+def test_the_official_repositories_files_are_read(detector, tmp_path):
+    """They keep their command line, an argparse.Namespace, beside the weights."""
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": detector.state_dict(), "args": argparse.Namespace(lr=2e-4, backbone="resnet50")}, path)
+    assert states_equal(read_state(path), detector.state_dict())
+
+
+def test_a_refused_type_is_named(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": {}, "extra": pytest.approx(1.0)}, path)
+    with pytest.raises(CheckpointError, match=r"Unsupported global: GLOBAL _pytest.python_api.ApproxScalar"):
+        read_state(path)

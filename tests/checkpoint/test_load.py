@@ -181,3 +181,19 @@ def test_a_damaged_download_is_an_error(detector, monkeypatch):
 def test_an_unknown_torchvision_model_is_named(detector, name):
     with pytest.raises(CheckpointError, match=f"torchvision://{name}: torchvision has no such"):
         load_weights(detector, f"torchvision://{name}")
+
+
+@pytest.mark.parametrize("source", ["", "torchvision://resnet18"])
+def test_evaluation_needs_a_whole_detector(detector, source):
+    with pytest.raises(CheckpointError, match="MODEL.WEIGHTS"):
+        load_weights(detector, source, for_evaluation=True)
+
+
+def test_evaluation_refuses_a_backbone_file(make_cfg, tmp_path):
+    detector = build_detector(make_cfg())
+    torch.save(detector.backbone.state_dict(), tmp_path / "resnet.pth")
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    assert load_weights(detector, tmp_path / "resnet.pth").kind == "resnet"
+    with pytest.raises(CheckpointError, match="weights of a backbone"):
+        load_weights(detector, tmp_path / "resnet.pth", for_evaluation=True)
+    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())

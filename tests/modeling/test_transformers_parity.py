@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from projects_deformable_detr import build_criterion, build_detector, get_cfg
-from projects_deformable_detr.checkpoint import recognise, to_ours
+from projects_deformable_detr.checkpoint import load_weights, recognise, to_ours
 from projects_deformable_detr.modeling import Targets, batch_images
 
 transformers = pytest.importorskip("transformers", reason="transformers is the independent implementation")
@@ -135,6 +135,21 @@ def test_predictions_losses_and_gradients_agree(variant):
     sum(total.values()).backward()
     sum(ours_total.values()).backward()
     compare_gradients(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage"])
+def test_saved_files_hold_every_head(variant, tmp_path):
+    """save_pretrained keeps one name of each tied tensor, and not always the outer one."""
+    theirs = make_theirs(**VARIANTS[variant])
+    theirs.save_pretrained(tmp_path)
+    ours, _ = make_ours(theirs)
+    expected = {name: value.clone() for name, value in ours.state_dict().items()}
+    for parameter in ours.parameters():
+        torch.nn.init.zeros_(parameter)
+    report = load_weights(ours, tmp_path / "model.safetensors")
+    assert report.kind == "hugging-face" and not report.missing and not report.unexpected
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, expected[name]), name
 
 
 def compare_gradients(ours, theirs):
