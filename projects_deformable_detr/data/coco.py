@@ -25,7 +25,7 @@ from .problems import DatasetError, Problems
 
 Record = dict[str, Any]
 _logger = logging.getLogger(__name__)
-_KEYS = ("images", "annotations", "categories")
+_KEYS = ("images", "categories", "annotations")
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,10 @@ def inspect(
     Args:
         spec: where it lies.
         invalid_boxes: ``"error"`` or ``"drop"``: what becomes of boxes without area.
-        max_objects: the number of queries; an image with more objects is an error. None: any number.
-        for_evaluation: also ask for ``area`` and ``iscrowd``, which pycocotools needs in every annotation.
+        max_objects: the number of queries, for a set to train on; an image with more objects is an error. None: any
+            number.
+        for_evaluation: also ask for ``area`` and ``iscrowd``, which pycocotools needs in every annotation. Without
+            ``max_objects``, the file may then have no objects, and no list of annotations, as COCO's test-dev.
 
     Raises:
         DatasetError: for everything that is wrong, at once: files, records, remedies. Annotations are looked at
@@ -78,7 +80,9 @@ def inspect(
     return load(spec, invalid_boxes, max_objects, for_evaluation=for_evaluation)[0]
 
 
-def load_records(spec: DatasetSpec, invalid_boxes: str = "error", filter_empty: bool = False) -> list[Record]:
+def load_records(
+    spec: DatasetSpec, invalid_boxes: str = "error", filter_empty: bool = False, *, for_evaluation: bool = False
+) -> list[Record]:
     """Detectron2's standard records, one an image, in the order of the image ids.
 
     Each has ``file_name``, ``height``, ``width``, ``image_id`` and ``annotations``: ``bbox`` as [x, y, width,
@@ -89,11 +93,12 @@ def load_records(spec: DatasetSpec, invalid_boxes: str = "error", filter_empty: 
         spec: where the data set lies.
         invalid_boxes: as for `inspect`.
         filter_empty: leave out images without an object to train on.
+        for_evaluation: as for `inspect`.
 
     Raises:
         DatasetError: as `inspect`.
     """
-    records = load(spec, invalid_boxes)[1]
+    records = load(spec, invalid_boxes, for_evaluation=for_evaluation)[1]
     if filter_empty:
         records = [record for record in records if any(not item["iscrowd"] for item in record["annotations"])]
     return records
@@ -122,7 +127,9 @@ def load(
     """`inspect` and `load_records` in one reading of the file."""
     if invalid_boxes not in ("error", "drop"):
         raise ValueError(f"DATASETS.INVALID_BOXES is {invalid_boxes!r}: choose error or drop")
-    content = _read_json(spec)
+    may_be_empty = for_evaluation and max_objects is None
+    content = _read_json(spec, _KEYS[:2] if may_be_empty else _KEYS)
+    annotations = content.get("annotations", [])
     problems = Problems()
     if not os.path.isdir(spec.image_root):
         problems.add("missing image folder", str(spec.image_root), "Correct the path, or put the images there.")
@@ -131,14 +138,21 @@ def load(
     problems.raise_if_any(spec.name, spec.json_file)
 
     reader = AnnotationReader(records, categories, problems, invalid_boxes == "drop", for_evaluation)
-    for annotation in content["annotations"]:
+    for annotation in annotations:
         reader.read(annotation)
     most_objects = _check_counts(records, reader, max_objects, problems)
+    if reader.kept == reader.crowds:
+        if not may_be_empty:
+            problems.add(
+                "empty list of objects", "'annotations' has none to train on", "List the objects' boxes there."
+            )
+        else:
+            _warn_once(f"data set {spec.name} ({spec.json_file}) has no objects: there are no metrics to compute on it")
     problems.raise_if_any(spec.name, spec.json_file)
     if reader.dropped:
         _warn_once(
             f"data set {spec.name} ({spec.json_file}): boxes without area, left out as DATASETS.INVALID_BOXES is "
-            f"drop: {len(reader.dropped)} of {len(content['annotations'])} (annotation ids "
+            f"drop: {len(reader.dropped)} of {len(annotations)} (annotation ids "
             f"{', '.join(map(str, reader.dropped[:5]))}{', …' if len(reader.dropped) > 5 else ''})"
         )
     summary = CocoSummary(
@@ -177,7 +191,8 @@ def _class_names(spec: DatasetSpec, modified: int, size: int) -> tuple[str, ...]
     return tuple(categories.values())
 
 
-def _read_json(spec: DatasetSpec) -> dict[str, Any]:
+def _read_json(spec: DatasetSpec, needed: tuple[str, ...] = _KEYS[:2]) -> dict[str, Any]:
+    """The file's object; those of ``needed`` are lists in it, and ``annotations`` where it is there."""
     where = f"data set {spec.name}: annotation file {spec.json_file}"
     try:
         content = json.loads(Path(spec.json_file).read_bytes())
@@ -195,7 +210,7 @@ def _read_json(spec: DatasetSpec) -> dict[str, Any]:
             f"{where} holds a {type(content).__name__}{hint}, not an object with images, annotations and categories: "
             "name a JSON file in COCO's instances format"
         )
-    wrong = [key for key in _KEYS if not isinstance(content.get(key), list)]
+    wrong = [key for key in _KEYS if (key in needed or key in content) and not isinstance(content.get(key), list)]
     if wrong:
         raise DatasetError(
             f"{where} has no list {', '.join(repr(key) for key in wrong)} (its keys: {', '.join(content) or 'none'}): "
@@ -280,8 +295,6 @@ def _check_counts(
     records: dict[int, Record], reader: AnnotationReader, max_objects: int | None, problems: Problems
 ) -> int:
     """The most objects to train on in an image, which ``max_objects`` must allow."""
-    if reader.kept == reader.crowds:
-        problems.add("empty list of objects", "'annotations' has none to train on", "List the objects' boxes there.")
     most = max(reader.objects.values(), default=0)
     if max_objects is not None and most > max_objects:
         remedy = f"A query finds one object: set MODEL.DETR.NUM_OBJECT_QUERIES to at least {most}."

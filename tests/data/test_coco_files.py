@@ -238,6 +238,23 @@ def test_more_objects_than_queries(write, content):
     assert coco.inspect(write(content), max_objects=1).most_objects == 1
 
 
+@pytest.mark.parametrize("change", [lambda c: c.pop("annotations"), lambda c: c["annotations"].clear()])
+def test_no_objects_are_needed_where_only_results_are_wanted(write, content, change, caplog):
+    change(content)
+    spec = write(content)
+    assert coco.inspect(spec, for_evaluation=True).num_annotations == 0
+    assert "tiny" in caplog.text and "has no objects" in caplog.text
+    assert [record["annotations"] for record in coco.load_records(spec, for_evaluation=True)] == [[], [], []]
+    assert coco.read_class_names(spec) == ("four", "seven", "nine")
+    assert "annotations" in refusal(spec)
+    assert "annotations" in refusal(spec, max_objects=5, for_evaluation=True)  # a set to train on as well
+
+
+def test_annotations_that_are_no_list_are_never_allowed(write, content):
+    content["annotations"] = {}
+    assert "no list 'annotations'" in refusal(write(content), for_evaluation=True)
+
+
 @pytest.mark.parametrize("key", ["area", "iscrowd"])
 def test_what_only_the_evaluation_needs(write, content, key):
     del content["annotations"][1][key]
