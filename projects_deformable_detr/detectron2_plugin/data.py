@@ -1,6 +1,7 @@
 """The project's data sets in Detectron2's catalogs, and what must be known of any data set before training."""
 
 import logging
+import os
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode
@@ -25,8 +26,16 @@ def register(name: str, json_file: str, image_root: str) -> None:
     """Registers a COCO-format data set under ``name``; the same call again is harmless.
 
     Raises:
-        DatasetError: if the name stands for other files already.
+        DatasetError: if the name stands for other files already, here or in Detectron2.
     """
+    if name in DatasetCatalog:
+        metadata = MetadataCatalog.get(name)
+        known = metadata.get("json_file"), metadata.get("image_root")
+        if [os.path.abspath(path or "") for path in known] != [os.path.abspath(json_file), os.path.abspath(image_root)]:
+            raise DatasetError(
+                f"data set {name!r} is in Detectron2's catalog with json_file {known[0]} and image_root {known[1]}, "
+                f"not {json_file} with images in {image_root}: choose another name"
+            )
     catalog.register(name, json_file, image_root)
     if name not in DatasetCatalog:
         _register(catalog.get(name))
@@ -38,6 +47,8 @@ def _register(spec: DatasetSpec) -> None:
 
 def check(cfg: CfgNode, names: Iterable[str], *, for_evaluation: bool) -> None:
     """Checks every data set that is a COCO-format JSON file, in full, before anything is built.
+
+    A data set registered as a function, whose metadata has no image folder, is that function's affair.
 
     A set to train on must not have more objects in an image than there are queries; one to evaluate on must have
     the fields that COCO's evaluation reads.
@@ -51,6 +62,8 @@ def check(cfg: CfgNode, names: Iterable[str], *, for_evaluation: bool) -> None:
     for name in names:
         metadata = MetadataCatalog.get(name)
         if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
+            continue
+        if metadata.get("image_root") is None:
             continue
         spec = DatasetSpec(name, metadata.json_file, metadata.image_root)
         summary = coco.inspect(

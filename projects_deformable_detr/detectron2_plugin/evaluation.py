@@ -20,7 +20,10 @@ from ..errors import UserError
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-    """The evaluator that fits the data set's ``evaluator_type``; results go to ``OUTPUT_DIR/inference``.
+    """The evaluator that fits the data set's ``evaluator_type``.
+
+    Results go to ``OUTPUT_DIR/inference``, where each of several test sets has a folder of its name. COCO's metrics
+    count ``TEST.DETECTIONS_PER_IMAGE`` detections of an image.
 
     A data set that names no type, one that was registered as a plain list of records, gets the COCO evaluator,
     which makes the ground truth in COCO's format from the records.
@@ -28,10 +31,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     Raises:
         UserError: for a type that no evaluator is known for.
     """
-    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    several = len(cfg.DATASETS.TEST) > 1
+    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", *[dataset_name] * several)
+    most = cfg.TEST.DETECTIONS_PER_IMAGE
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type") or "coco"
     if kind == "coco":
-        return COCOEvaluator(dataset_name, output_dir=folder)
+        return COCOEvaluator(dataset_name, output_dir=folder, max_dets_per_image=most)
     if kind == "coco_panoptic_seg":
         return DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder))
     if kind == "lvis":
@@ -51,7 +56,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 
 def _panoptic_evaluators(cfg: CfgNode, dataset_name: str, folder: str) -> list[DatasetEvaluator]:
     """Boxes always; segmentation where the model has masks to give."""
-    evaluators: list[DatasetEvaluator] = [COCOEvaluator(dataset_name, output_dir=folder)]
+    most = cfg.TEST.DETECTIONS_PER_IMAGE
+    evaluators: list[DatasetEvaluator] = [COCOEvaluator(dataset_name, output_dir=folder, max_dets_per_image=most)]
     if cfg.MODEL.MASK_ON:
         evaluators += [
             SemSegEvaluator(dataset_name, output_dir=folder),

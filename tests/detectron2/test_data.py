@@ -63,6 +63,23 @@ def test_register_is_repeatable_and_keeps_its_word(coco_files):
         data.register("registered_by_ours", coco_files[0], "/elsewhere")
 
 
+def test_register_refuses_a_name_that_detectron2_gives_other_files(tiny_name, coco_files):
+    data.register(tiny_name, *coco_files)
+    with pytest.raises(UserError) as caught:
+        data.register("coco_2017_val_100", *coco_files)
+    for path in ("instances_val2017_100.json", "coco/val2017", *coco_files):
+        assert path in str(caught.value)
+    DatasetCatalog.register("a_function", lambda: [])
+    with pytest.raises(UserError, match="a_function.*json_file None"):
+        data.register("a_function", *coco_files)
+
+
+def test_a_json_file_without_an_image_folder_is_its_functions_affair(make_cfg, coco_files):
+    DatasetCatalog.register("own_paths", lambda: [])
+    MetadataCatalog.get("own_paths").set(json_file=coco_files[0], evaluator_type="coco")
+    data.check(make_cfg(), ["own_paths"], for_evaluation=True)
+
+
 def test_a_plain_list_of_records_is_a_data_set_too(make_cfg, coco_files):
     DatasetCatalog.register("plain_records", lambda: [])
     MetadataCatalog.get("plain_records").thing_classes = ["a", "b", "c"]
@@ -86,3 +103,15 @@ def test_an_unknown_evaluator_type_lists_the_known(make_cfg):
     MetadataCatalog.get("odd_type").evaluator_type = "sculpture"
     with pytest.raises(UserError, match="odd_type.*sculpture.*coco"):
         build_evaluator(make_cfg(), "odd_type")
+
+
+def test_coco_counts_as_many_detections_as_the_model_gives(make_cfg, tiny_name):
+    found = build_evaluator(make_cfg(TEST__DETECTIONS_PER_IMAGE=7), tiny_name)
+    assert found._max_dets_per_image == [1, 10, 7]
+
+
+def test_several_test_sets_have_a_folder_each(make_cfg, tiny_name, tmp_path):
+    cfg = make_cfg(OUTPUT_DIR=tmp_path)
+    assert build_evaluator(cfg, tiny_name)._output_dir == str(tmp_path / "inference")
+    cfg.DATASETS.TEST = (tiny_name, "another")
+    assert build_evaluator(cfg, tiny_name)._output_dir == str(tmp_path / "inference" / tiny_name)
