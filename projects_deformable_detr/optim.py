@@ -11,6 +11,11 @@ from .errors import UserError
 # Sampling offsets and the projection that tells reference points learn slower (arXiv 2010.04159, appendix A.4).
 _SAMPLING_NAMES = ("sampling_offsets", "reference_points")
 
+# Detectron2's keys that treat norms and biases apart, with its defaults, which every config carries. The papers decay
+# every parameter alike; so here the defaults mean "as the papers do", WEIGHT_DECAY_NORM's 0.0 too, and any other
+# value is refused.
+_ALL_ALIKE = {"WEIGHT_DECAY_NORM": 0.0, "WEIGHT_DECAY_BIAS": None, "BIAS_LR_FACTOR": 1.0}
+
 
 def parameter_groups(module: nn.Module, base_lr: float, backbone_lr: float, sampling_lr: float) -> list[dict]:
     """Trainable parameters in three groups, told by their names: backbone, sampling, the rest.
@@ -43,9 +48,11 @@ def build_optimizer(cfg: Any, module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that ``cfg.SOLVER`` describes. Weight decay is on every parameter, as in the papers.
 
     Raises:
-        UserError: for a ``SOLVER.OPTIMIZER`` other than ``ADAMW`` and ``SGD``.
+        UserError: for a ``SOLVER.OPTIMIZER`` other than ``ADAMW`` and ``SGD``, or a key that asks for what the
+            optimizer does not do.
     """
     solver = cfg.SOLVER
+    _check(solver)
     groups = parameter_groups(
         module,
         solver.BASE_LR,
@@ -57,8 +64,25 @@ def build_optimizer(cfg: Any, module: nn.Module) -> torch.optim.Optimizer:
         fused = not solver.AMP.ENABLED
         return torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused)
     if solver.OPTIMIZER == "SGD":
-        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
+        return torch.optim.SGD(
+            groups,
+            lr=solver.BASE_LR,
+            momentum=solver.MOMENTUM,
+            nesterov=solver.NESTEROV,
+            weight_decay=solver.WEIGHT_DECAY,
+        )
     raise UserError(f"SOLVER.OPTIMIZER {solver.OPTIMIZER!r} is not known: choose ADAMW or SGD")
+
+
+def _check(solver: Any) -> None:
+    for key, default in _ALL_ALIKE.items():
+        if solver[key] != default:
+            raise UserError(
+                f"SOLVER.{key} {solver[key]!r} is not followed here: rate and weight decay are the same for norms, "
+                f"biases and weights, as in the papers; leave it at Detectron2's default {default!r}"
+            )
+    if solver.NESTEROV and not (solver.OPTIMIZER == "SGD" and solver.MOMENTUM > 0):
+        raise UserError("SOLVER.NESTEROV True needs SOLVER.OPTIMIZER SGD and a SOLVER.MOMENTUM above 0")
 
 
 def clip_gradients(cfg: Any, parameters: Iterable[Tensor]) -> Tensor | None:

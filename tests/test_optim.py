@@ -73,6 +73,30 @@ def test_sgd_and_unknown_optimizers(make_cfg):
         build_optimizer(cfg, detector)
 
 
+def test_sgd_with_nesterov_momentum(make_cfg):
+    cfg = make_cfg()
+    detector = build_detector(cfg)
+    cfg.SOLVER.NESTEROV = True
+    with pytest.raises(UserError, match="NESTEROV True needs"):  # of AdamW
+        build_optimizer(cfg, detector)
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    assert build_optimizer(cfg, detector).param_groups[0]["nesterov"]
+    cfg.SOLVER.MOMENTUM = 0.0
+    with pytest.raises(UserError, match="NESTEROV True needs .*MOMENTUM above 0"):
+        build_optimizer(cfg, detector)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("WEIGHT_DECAY_NORM", 1e-4), ("WEIGHT_DECAY_BIAS", 0.0), ("BIAS_LR_FACTOR", 2.0)]
+)
+def test_keys_that_tell_norms_and_biases_apart_are_refused(make_cfg, key, value):
+    cfg = make_cfg()
+    detector = build_detector(cfg)
+    cfg.SOLVER[key] = value
+    with pytest.raises(UserError, match=f"SOLVER.{key} {value}"):
+        build_optimizer(cfg, detector)
+
+
 def test_the_fused_step_is_off_with_mixed_precision(make_cfg):
     cfg = make_cfg()
     detector = build_detector(cfg)

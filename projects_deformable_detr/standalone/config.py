@@ -57,6 +57,8 @@ _DEFAULTS: dict[str, Any] = {
         "NESTEROV": False,
         "WEIGHT_DECAY": 0.0001,
         "WEIGHT_DECAY_NORM": 0.0,
+        "WEIGHT_DECAY_BIAS": None,
+        "BIAS_LR_FACTOR": 1.0,
         "GAMMA": 0.1,
         "STEPS": (30000,),
         "WARMUP_FACTOR": 1.0 / 1000,
@@ -84,14 +86,15 @@ _ONLY_DETECTRON2: dict[str, Any] = {
     "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, False, False],
     "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
-    "SOLVER.BIAS_LR_FACTOR": 1.0,
-    "SOLVER.WEIGHT_DECAY_BIAS": None,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "TEST.EXPECTED_RESULTS": [],
     "TEST.AUG.ENABLED": False,
     "TEST.PRECISE_BN.ENABLED": False,
     "VIS_PERIOD": 0,
 }
+
+# What Detectron2 looks up by name. This engine has what the project sets, and nothing else to look up.
+_ONE_VALUE = ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME")
 
 # Keys, and whole sections, that do nothing for this project's models in Detectron2 either, or only refine a key above.
 _NO_EFFECT = (
@@ -142,7 +145,12 @@ class CfgNode(_CfgNode):
         """The keys that this config has; unknown ones raise, those without an effect are left out."""
         known, kept, wrong = dict(_leaves(self)), {}, []
         for key, value in given.items():
-            if key in known:
+            if key in _ONE_VALUE and value != known[key]:
+                wrong.append(
+                    f"{key} {value!r} is not in this engine, which has {known[key]!r} only: use --engine detectron2, "
+                    "which has every one that is registered with Detectron2, or leave the key out"
+                )
+            elif key in known:
                 kept[key] = value
             elif any(name.startswith(key + ".") for name in known):
                 wrong.append(f"{key} is a section, not a key: name the key within it")

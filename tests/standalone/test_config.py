@@ -79,6 +79,16 @@ def test_a_key_that_only_detectron2_follows_is_refused_unless_it_is_off(merged: 
     assert merged("MODEL: {RESNETS: {DEFORM_ON_PER_STAGE: [false, false, false, false]}}")
 
 
+@pytest.mark.parametrize(
+    ("key", "other"), [("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"), ("MODEL.BACKBONE.NAME", "build_resnet_backbone")]
+)
+def test_what_is_registered_with_detectron2_only_is_refused(key: str, other: str) -> None:
+    cfg = get_cfg("standalone")
+    cfg.merge_from_list([key, _leaves(cfg)[key]])
+    with pytest.raises(ConfigError, match=f"{key} '{other}' is not in this engine.* --engine detectron2"):
+        cfg.merge_from_list([key, other])
+
+
 def test_sections_of_other_architectures_have_no_effect(merged: Callable[[str], Any]) -> None:
     assert "RPN" not in merged("MODEL: {RPN: {IN_FEATURES: [p2]}}").MODEL
 
