@@ -1,5 +1,6 @@
 """Images and ground truth as batches: torchvision's transforms v2, carrying out the shared augmentation policy."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,6 +87,8 @@ class DetectionDataset(Dataset[Item]):
         records: from ``data.coco.load_records``.
         policy: the augmentation.
         seed: random decisions are a function of it and of the draw's position, and of nothing else.
+
+    The records themselves are not kept: with their outlines they are many times as large as what is.
     """
 
     def __init__(self, records: Records, policy: AugmentationPolicy, seed: int = 0) -> None:
@@ -95,6 +98,26 @@ class DetectionDataset(Dataset[Item]):
         self.image_ids = [record["image_id"] for record in records]
         self.sizes = [(record["height"], record["width"]) for record in records]
         self.objects = [_objects(record) for record in records]
+
+    def with_seed(self, seed: int) -> "DetectionDataset":
+        """The same images with other random decisions."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
+
+    def check_classes(self, num_classes: int) -> None:
+        """Looks at every object's class before any reaches a GPU, where a wrong one ends the process unexplained.
+
+        Raises:
+            UserError: naming the first image file with an id that is not in 0 … ``num_classes`` - 1.
+        """
+        for file, (_, labels) in zip(self.files, self.objects, strict=True):
+            wrong = labels[(labels < 0) | (labels >= num_classes)]
+            if wrong.size:
+                raise UserError(
+                    f"{file}: an object has class id {wrong[0]}, but the model has {num_classes} classes, 0 to "
+                    f"{num_classes - 1}: set MODEL.DETR.NUM_CLASSES to the data set's number of categories"
+                )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -184,13 +207,13 @@ def collate(items: Sequence[Item]) -> Batch:
     )
 
 
-def load_training_records(cfg: Any) -> Records:
-    """The records of all ``DATASETS.TRAIN``, one after another.
+def load_training_set(cfg: Any) -> DetectionDataset:
+    """The images of all ``DATASETS.TRAIN``, one data set after another.
 
     Raises:
-        UserError: if no image is left to train on.
+        UserError: if no image is left to train on, or an object's class is not one of the model's.
     """
-    records = []
+    records: Records = []
     for name in cfg.DATASETS.TRAIN:
         records += coco.load_records(
             catalog.get(name),
@@ -199,20 +222,21 @@ def load_training_records(cfg: Any) -> Records:
         )
     if not records:
         raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image with an object to train on")
-    return records
+    dataset = DetectionDataset(records, AugmentationPolicy.from_cfg(cfg, is_train=True))
+    dataset.check_classes(cfg.MODEL.DETR.NUM_CLASSES)
+    return dataset
 
 
 def training_loader(
-    cfg: Any, records: Records, seed: int, *, start: int = 0, rank: int = 0, world_size: int = 1
+    cfg: Any, dataset: DetectionDataset, seed: int, *, start: int = 0, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Item]:
     """Endless batches of this rank, beginning with iteration ``start``."""
-    dataset = DetectionDataset(records, AugmentationPolicy.from_cfg(cfg, is_train=True), seed)
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     groups = [int(grouping and width > height) for height, width in dataset.sizes]
     sampler = TrainingBatchSampler(
         groups, cfg.SOLVER.IMS_PER_BATCH, seed, start=start, rank=rank, world_size=world_size
     )
-    return _loader(cfg, dataset, sampler)
+    return _loader(cfg, dataset.with_seed(seed), sampler)
 
 
 def evaluation_loader(cfg: Any, name: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[Item]:

@@ -21,16 +21,16 @@ class DetectionModule(L.LightningModule):
 
     Args:
         cfg: the config, with the number of classes and the device resolved.
-        records: training images; None where only evaluation is wanted.
+        dataset: training images; None where only evaluation is wanted.
         evaluators: one for each of ``DATASETS.TEST``.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True  # a rank may find no test image left for it
 
-    def __init__(self, cfg: Any, records: data.Records | None, evaluators: list[CocoEvaluator]) -> None:
+    def __init__(self, cfg: Any, dataset: data.DetectionDataset | None, evaluators: list[CocoEvaluator]) -> None:
         super().__init__()
         self.cfg = cfg
-        self.records = records
+        self.dataset = dataset
         self.evaluators = evaluators
         self.detector = build_detector(cfg)
         self.criterion = build_criterion(cfg)
@@ -50,10 +50,10 @@ class DetectionModule(L.LightningModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Lightning asks for it after it has restored a checkpoint: the loader begins where that run stood."""
-        assert self.records is not None
+        assert self.dataset is not None
         return data.training_loader(
             self.cfg,
-            self.records,
+            self.dataset,
             self.seed,
             start=self.trainer.global_step,
             rank=self.global_rank,

@@ -22,7 +22,7 @@ from .callbacks import (
     forget_last_checkpoint,
 )
 from .config import ConfigError
-from .data import load_training_records
+from .data import load_training_set
 from .evaluation import CocoEvaluator
 from .launch import launch
 from .module import DetectionModule
@@ -60,8 +60,8 @@ def _run(args: Namespace, cfg: Any, summaries: Summaries, results: MutableMappin
     evaluators = [
         CocoEvaluator(catalog.get(name), summaries[name], cfg.TEST.DETECTIONS_PER_IMAGE) for name in cfg.DATASETS.TEST
     ]
-    records = None if args.eval_only else load_training_records(cfg)
-    module = DetectionModule(cfg, records, evaluators)
+    dataset = None if args.eval_only else load_training_set(cfg)
+    module = DetectionModule(cfg, dataset, evaluators)
     trainer = build_trainer(args, cfg)
     if args.eval_only:
         _load_for_evaluation(args, cfg, module)
@@ -87,7 +87,7 @@ def _train(args: Namespace, cfg: Any, module: DetectionModule, trainer: L.Traine
     parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     logger.info(
         "Training %.2f M parameters on %d images until iteration %d, on %s, seed %d",
-        parameters / 1e6, len(module.records or ()), cfg.SOLVER.MAX_ITER, cfg.MODEL.DEVICE, module.seed,
+        parameters / 1e6, len(module.dataset or ()), cfg.SOLVER.MAX_ITER, cfg.MODEL.DEVICE, module.seed,
     )  # fmt: skip
     trainer.fit(module, ckpt_path=last, weights_only=True)
     if module.evaluators and module.evaluated_at != cfg.SOLVER.MAX_ITER:

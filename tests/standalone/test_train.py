@@ -16,7 +16,7 @@ from projects_deformable_detr import get_cfg
 from projects_deformable_detr.checkpoint import load_weights
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.standalone import main
-from projects_deformable_detr.standalone.data import load_training_records, training_loader
+from projects_deformable_detr.standalone.data import load_training_set, training_loader
 from projects_deformable_detr.standalone.module import DetectionModule
 
 Make = Callable[..., Namespace]
@@ -64,7 +64,7 @@ def _loss(folder: Path, checkpoint: Path | None) -> float:
     if checkpoint is not None:
         load_weights(module.detector, checkpoint)
     cfg.SOLVER.IMS_PER_BATCH = 8
-    batch = next(iter(training_loader(cfg, load_training_records(cfg), cfg.SEED)))
+    batch = next(iter(training_loader(cfg, load_training_set(cfg), cfg.SEED)))
     with torch.no_grad():
         return float(sum(module.criterion(module(batch), batch.targets).values()))
 
