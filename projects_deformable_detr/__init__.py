@@ -12,4 +12,10 @@ from .version import __version__
 __all__ = ["__version__", "add_deformable_detr_config", "build_criterion", "build_detector", "get_cfg"]
 
 if is_installed("detectron2"):
-    from . import detectron2_plugin as detectron2_plugin
+    try:
+        from . import detectron2_plugin as detectron2_plugin
+    except ImportError as error:
+        raise ImportError(
+            f"detectron2 is installed but cannot be imported ({error}): build it against the torch that is installed, "
+            "or uninstall it to use the standalone engine"
+        ) from error

@@ -112,7 +112,9 @@ def test_without_detectron2():
 
 
 def test_without_lightning():
-    result = run_python({"lightning"}, "project.build_detector, project.build_criterion")
+    # Without any engine: config, model and criterion in plain PyTorch.
+    code = "cfg = project.get_cfg('standalone'); cfg.MODEL.DETR.NUM_CLASSES = 3\n"
+    result = run_python({"lightning"}, code + "project.build_detector(cfg), project.build_criterion(cfg)")
     assert result.returncode == 0, result.stderr
     loaded = {"projects_deformable_detr.detectron2_plugin", "detectron2"}
     assert set(result.stdout.split()) == (loaded if engine.is_installed("detectron2") else set())
@@ -182,4 +184,4 @@ def test_the_choice_of_the_engine(monkeypatch, installed, wanted, name):
 def test_an_engine_that_cannot_run_is_refused(monkeypatch, installed, wanted, named):
     monkeypatch.setattr(engine, "is_installed", installed.__contains__)
     with pytest.raises(UserError, match=named):
-        engine.choose_engine(wanted)
+        engine.check_can_train(engine.choose_engine(wanted))
