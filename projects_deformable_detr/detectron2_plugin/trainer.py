@@ -45,10 +45,12 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     @classmethod
-    def build_checkpointer(cls, cfg: CfgNode, model: nn.Module, **checkpointables: Any) -> DetectorCheckpointer:
+    def build_checkpointer(
+        cls, cfg: CfgNode, model: nn.Module, *, for_evaluation: bool = False, **checkpointables: Any
+    ) -> DetectorCheckpointer:
         """The checkpointer of ``OUTPUT_DIR``, which training, resuming and evaluating share."""
-        allow_partial = cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS
-        return DetectorCheckpointer(model, cfg.OUTPUT_DIR, allow_partial=allow_partial, **checkpointables)
+        options = {"allow_partial": cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS, "for_evaluation": for_evaluation}
+        return DetectorCheckpointer(model, cfg.OUTPUT_DIR, **options, **checkpointables)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

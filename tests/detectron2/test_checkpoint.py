@@ -143,6 +143,52 @@ def test_a_backbone_file_with_a_gap_is_refused(make_cfg, tmp_path):
         load(model, cfg, detectron2_backbone_file(model, tmp_path, drop="res3.0.conv1.weight"))
 
 
+@pytest.mark.parametrize("source", ["", "torchvision://resnet18", "file"])
+def test_evaluation_needs_a_detector(make_cfg, tmp_path, source):
+    cfg = make_cfg(MODEL__BACKBONE__NAME="build_resnet_backbone", MODEL__DETR__ALLOW_PARTIAL_WEIGHTS=True, **FULL_WIDTH)
+    model = build_model(cfg)
+    source = str(detectron2_backbone_file(model, tmp_path)) if source == "file" else source
+    with pytest.raises(CheckpointError, match="MODEL.WEIGHTS|backbone"):
+        Trainer.build_checkpointer(cfg, model, for_evaluation=True).resume_or_load(source, resume=False)
+
+
+def test_a_long_list_of_keys_is_cut_short(model, make_cfg, tmp_path):
+    cfg = make_cfg(OUTPUT_DIR=tmp_path)
+    Trainer.build_checkpointer(cfg, model).save("model_final")
+    deeper = build_model(make_cfg(MODEL__DETR__ENC_LAYERS=3))
+    with pytest.raises(CheckpointError, match=r"and \d+ more") as caught:
+        Trainer.build_checkpointer(cfg, deeper).resume_or_load("", resume=True)
+    assert str(caught.value).count("missing in the file") == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("model_0000004.ckpt", r"last_checkpoint names model_0000004\.ckpt.*--engine standalone.*MODEL\.WEIGHTS"),
+        ("", "last_checkpoint is empty"),
+        ("model_0000004.pth", r"last_checkpoint names model_0000004\.pth, which is not there"),
+    ],
+)
+def test_what_cannot_be_resumed_from_is_named(model, make_cfg, tmp_path, content, said):
+    (tmp_path / "last_checkpoint").write_text(content)
+    (tmp_path / "model_0000004.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=said):
+        Trainer.build_checkpointer(make_cfg(OUTPUT_DIR=tmp_path), model).resume_or_load("", resume=True)
+
+
+def test_the_pointer_is_written_whole_or_not_at_all(model, tmp_path, monkeypatch):
+    checkpointer = DetectorCheckpointer(model, str(tmp_path))
+    checkpointer.tag_last_checkpoint("model_0000001.pth")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpointer.tag_last_checkpoint("model_0000002.pth")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
 def test_a_save_that_fails_leaves_the_last_file_whole(model, tmp_path, monkeypatch):
     checkpointer = DetectorCheckpointer(model, str(tmp_path))
     checkpointer.save("model_final")

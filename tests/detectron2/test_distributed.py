@@ -1,5 +1,7 @@
 """Two processes on gloo compute the gradients of one process with twice the batch."""
 
+from urllib.error import URLError
+
 import pytest
 import torch
 
@@ -9,8 +11,9 @@ from detectron2.engine import create_ddp_model, launch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from torchvision.models import resnet18
 
-import projects_deformable_detr  # noqa: F401  (registers, in the processes too)
+from projects_deformable_detr.detectron2_plugin import Trainer  # its import registers, in the processes too
 
 
 def batch():
@@ -54,3 +57,29 @@ def test_two_processes_give_the_gradients_of_twice_the_batch(make_cfg, tmp_path,
         torch.testing.assert_close(
             ranks[0][name], expected, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
         )
+
+
+def load_where_one_download_fails(cfg, path):
+    torch.set_num_threads(1)
+
+    def download(*args, **kwargs):
+        if comm.get_rank() == 1:
+            raise URLError("no network")
+        return resnet18().state_dict()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+        model = build_model(cfg)
+        Trainer.build_checkpointer(cfg, model).resume_or_load("torchvision://resnet18", resume=False)
+    torch.save(model.state_dict(), f"{path}/{comm.get_rank()}.pth")
+
+
+def test_a_download_that_fails_for_one_process_leaves_all_with_the_same_weights(make_cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    full_width = {"MODEL__RESNETS__STEM_OUT_CHANNELS": 64, "MODEL__RESNETS__RES2_OUT_CHANNELS": 64}
+    cfg = make_cfg(MODEL__DETR__NUM_CLASSES=2, MODEL__RESNETS__NORM="FrozenBN", **full_width)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    launch(load_where_one_download_fails, 2, dist_url="auto", args=(cfg, str(tmp_path)))
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    for name, expected in first.items():
+        torch.testing.assert_close(second[name], expected, rtol=0, atol=0, msg=name)
