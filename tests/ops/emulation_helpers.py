@@ -142,6 +142,10 @@ class Emulation:
         address = device_shapes.data_ptr() if shapes_on_device else None
         self.report = ""
         for backward in (0, 1):
+            if backward:  # as entry.cpp does
+                value = guarded(value) if value.stride(1) != size.m * size.d else value
+                p.value = value.data_ptr()
+                p.value_stride_n, p.value_stride_s, p.value_stride_m = value.stride()[:3]
             settings = _Settings(address, max_blocks, backward, int(deterministic), int(falling))
             good = self._library.emulate(ctypes.byref(p), ctypes.byref(settings))
             report = self._library.last_report().decode()

@@ -6,9 +6,10 @@
 
 namespace msda {
 
-template <typename T, typename P, int kVector, bool kFused>
+template <typename T, typename P, int kVector, int kChannels, bool kFused>
 struct BackwardKernel {
   using A = Acc<T>;
+  static constexpr int kBlocksPerSm = 3;
   static constexpr const char* kName = kFused ? "fused backward" : "backward";
 
   // What a thread remembers of the point that it prepared.
@@ -37,12 +38,12 @@ struct BackwardKernel {
 
   // Dot products of grad_output with the four corners, over this thread's channels; scatters the gradient of value.
   template <typename Thread>
-  static MSDA_DEVICE void touch(const Thread& thread, const Corners<A>& c, const char* value, int32_t stride,
-                                A* grad_rows, int32_t grad_stride, const A (&grad)[kVector], A (&dots)[4]) {
+  static MSDA_DEVICE void touch(const Thread& thread, const Corners<A>& c, const Pack<T, kVector>* value,
+                                Pack<A, kVector>* grad_rows, const A (&grad)[kVector], A (&dots)[4]) {
     Pack<T, kVector> row[4] = {};
     MSDA_UNROLL()
     for (int i = 0; i < 4; ++i) {
-      if (c.row.at[i] >= 0) row[i] = load_pack<kVector, T>(value + int64_t(c.row.at[i]) * stride);
+      if (c.row.at[i] >= 0) row[i] = load_pack<kVector, T>(value + uint32_t(c.row.at[i]));
     }
     MSDA_UNROLL()
     for (int i = 0; i < 4; ++i) {
@@ -54,7 +55,7 @@ struct BackwardKernel {
     MSDA_UNROLL()
     for (int i = 0; i < 4; ++i) {
       if (c.row.at[i] >= 0) {
-        thread.template add<kVector>(grad_rows + int64_t(c.row.at[i]) * grad_stride, c.weight.at[i], grad);
+        thread.add(grad_rows[uint32_t(c.row.at[i])], c.weight.at[i], grad);
       }
     }
   }
@@ -69,8 +70,8 @@ struct BackwardKernel {
   static MSDA_DEVICE void run(const Args& a, const Thread& thread) {
     const Shared s = carve(a, thread);
     build_levels(a, thread, s.levels);
-    const Group<Thread> group(a, thread);
-    const int32_t per_block = thread.block_size() >> a.lanes_log2;
+    const Group<Thread, kChannels / kVector> group(a, thread);
+    const int32_t per_block = thread.block_size() / group.lanes;
     for (int64_t first = thread.block() * per_block; first < a.items; first += thread.blocks() * per_block) {
       const bool active = first + group.number < a.items;
       const Place at = place_of(a, active ? first + group.number : a.items - 1);
@@ -85,7 +86,7 @@ struct BackwardKernel {
   }
 
   template <typename Thread>
-  static MSDA_DEVICE void run_item(const Args& a, const Group<Thread>& group, const Shared& s,
+  static MSDA_DEVICE void run_item(const Args& a, const Group<Thread, kChannels / kVector>& group, const Shared& s,
                                    const PointReader<P, A, kFused>& points, const Place& at, bool active, A* stash) {
     A mean = 0;  // of the weights' gradients, weighted: this thread's share
     Point<A> next = {};
@@ -98,7 +99,7 @@ struct BackwardKernel {
       if (has_point) {
         const Level<A> level = s.levels[next.level];
         mine.sample = sample_at(next.x, next.y, level.width, level.height);
-        c = corners_of(mine.sample, next.attention, level);
+        c = corners_of(mine.sample, next.attention, level, a.value_step);
         if constexpr (kFused) save_point(a, at, next, index);
       }
       group.thread.sync_warp();
@@ -129,23 +130,25 @@ struct BackwardKernel {
 
   // All points of the chunk, for all channels; leaves the dot products in shared memory.
   template <typename Thread>
-  static MSDA_DEVICE void gather_chunk(const Args& a, const Group<Thread>& group, const Shared& s, const Place& at,
-                                       int32_t here) {
-    const int32_t grad_stride = a.heads * a.channels;
-    for (int32_t base = 0; base < a.channels; base += group.lanes * kVector) {
+  static MSDA_DEVICE void gather_chunk(const Args& a, const Group<Thread, kChannels / kVector>& group, const Shared& s,
+                                       const Place& at, int32_t here) {
+    const int32_t channels = kChannels ? kChannels : a.channels;
+    for (int32_t base = 0; base < channels; base += group.lanes * kVector) {
       const int32_t channel = base + group.lane * kVector;
-      const bool inside = channel < a.channels;
+      const bool inside = kChannels > 0 || channel < channels;
       A grad[kVector] = {};
-      if (inside) load_grad(static_cast<const T*>(a.grad_output) + at.item * a.channels + channel, grad);
-      const char* value = a.value + at.n * a.value_stride_n + at.m * a.value_stride_m + int64_t(channel) * sizeof(T);
-      A* grad_rows = static_cast<A*>(a.grad_rows);
-      if (grad_rows) grad_rows += (at.n * a.rows * a.heads + at.m) * a.channels + channel;
+      if (inside) load_grad(static_cast<const T*>(a.grad_output) + at.item * channels + channel, grad);
+      const char* slice = a.value + at.n * a.value_stride_n + at.m * a.value_stride_m;
+      const auto* value = reinterpret_cast<const Pack<T, kVector>*>(slice + int64_t(channel) * sizeof(T));
+      A* sums = static_cast<A*>(a.grad_rows);
+      if (sums) sums += (at.n * a.rows * a.heads + at.m) * channels + channel;
+      auto* grad_rows = settled(reinterpret_cast<Pack<A, kVector>*>(sums));
+      value = settled(value);
+      MSDA_UNROLL(2)
       for (int32_t j = 0; j < here; ++j) {
         A dots[4] = {};
-        if (inside) {
-          touch(group.thread, {s.weights[group.record(j)], s.rows[group.record(j)]}, value, a.value_stride_s, grad_rows,
-                grad_stride, grad, dots);
-        }
+        if (inside)
+          touch(group.thread, {s.weights[group.record(j)], s.rows[group.record(j)]}, value, grad_rows, grad, dots);
         group.sum_four(dots, s.dots[group.record(j)].at, base > 0);
       }
     }
@@ -175,7 +178,7 @@ struct BackwardKernel {
 
   // Chain rule through softmax and location arithmetic, from the stash.
   template <typename Thread>
-  static MSDA_DEVICE void finish_fused(const Args& a, const Group<Thread>& group, const Shared& s,
+  static MSDA_DEVICE void finish_fused(const Args& a, const Group<Thread, kChannels / kVector>& group, const Shared& s,
                                        const PointReader<P, A, kFused>& points, const Place& at, A mean,
                                        const A* stash) {
     const int64_t first = at.item * a.count;

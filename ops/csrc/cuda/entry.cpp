@@ -72,15 +72,28 @@ struct GpuCall {
     if (p.heads > INT32_MAX || p.channels > INT32_MAX || p.heads * p.channels > INT32_MAX / 16) {
       fail("value has too many channels: M=", p.heads, ", D=", p.channels);
     }
-    if (p.value_stride_s > INT32_MAX / 16) {  // the kernels multiply row and stride as 32-bit numbers
-      Tensor& value = call.inputs.value;
-      value = torch::stable::clone(value);
-      if (value.stride(1) > INT32_MAX / 16 || value.stride(3) != 1) fail("value must be contiguous");
-      p.value = value.const_data_ptr();
-      p.value_stride_n = value.stride(0);
-      p.value_stride_s = value.stride(1);
-      p.value_stride_m = value.stride(2);
+    // The kernels count the elements of an image in 32 bits, and images, heads and queries in 64.
+    if (p.rows * p.heads * p.channels > INT32_MAX) {
+      fail("value has too many elements per image: S=", p.rows, ", M=", p.heads, ", D=", p.channels);
     }
+    if (p.rows * p.value_stride_s > INT32_MAX) make_value_dense();
+  }
+
+  // Rows M * D elements apart, as those of the gradient: the backward kernels rely on it.
+  void make_value_dense() {
+    Problem& p = call.problem;
+    if (p.value_stride_s == p.heads * p.channels) return;
+    Tensor& value = call.inputs.value;
+    value = torch::stable::contiguous(value);
+    if (value.stride(1) != p.heads * p.channels) {  // a view with one row, or none, may be as it is
+      const Tensor copy = allocate(value, size_of(value), value.scalar_type());
+      torch::stable::copy_(const_cast<Tensor&>(copy), value);
+      value = copy;
+    }
+    p.value = value.const_data_ptr();
+    p.value_stride_n = value.stride(0);
+    p.value_stride_s = value.stride(1);
+    p.value_stride_m = value.stride(2);
   }
 
   static int32_t device_of(const Inputs& inputs) {
@@ -123,6 +136,7 @@ struct Gradients {
 Gradients run_backward(const Tensor& grad_output, Inputs inputs, bool want_reference, bool deterministic) {
   GpuCall gpu(std::move(inputs), deterministic);
   const Tensor grad = gpu.call.take_grad_output(grad_output);
+  gpu.make_value_dense();
   Problem& p = gpu.call.problem;
   const Tensor &value = gpu.call.inputs.value, &xy = gpu.call.inputs.xy, &attention = gpu.call.inputs.attention;
   Gradients g;

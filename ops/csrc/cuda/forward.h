@@ -6,17 +6,19 @@
 
 namespace msda {
 
-template <typename T, typename P, int kVector, bool kFused>
+template <typename T, typename P, int kVector, int kChannels, bool kFused>
 struct ForwardKernel {
   using A = Acc<T>;
+  // At least so many: leaves 64 or 80 registers, for several rows on their way at a time.
+  static constexpr int kBlocksPerSm = kVector > 4 ? 3 : 4;
   static constexpr const char* kName = kFused ? "fused forward" : "forward";
 
   // sum += the corners' rows, weighted. `value` points at this thread's channels of row 0.
-  static MSDA_DEVICE void gather(const Corners<A>& c, const char* value, int32_t stride, A (&sum)[kVector]) {
+  static MSDA_DEVICE void gather(const Corners<A>& c, const Pack<T, kVector>* value, A (&sum)[kVector]) {
     Pack<T, kVector> row[4] = {};
     MSDA_UNROLL()
     for (int i = 0; i < 4; ++i) {
-      if (c.row.at[i] >= 0) row[i] = load_pack<kVector, T>(value + int64_t(c.row.at[i]) * stride);
+      if (c.row.at[i] >= 0) row[i] = load_pack<kVector, T>(value + uint32_t(c.row.at[i]));
     }
     MSDA_UNROLL()
     for (int i = 0; i < 4; ++i) {
@@ -32,21 +34,23 @@ struct ForwardKernel {
     Pack<A, 4>* weights = reinterpret_cast<Pack<A, 4>*>(after);
     Pack<int32_t, 4>* rows = reinterpret_cast<Pack<int32_t, 4>*>(weights + thread.block_size());
     build_levels(a, thread, levels);
-    const Group<Thread> group(a, thread);
-    const int32_t per_block = thread.block_size() >> a.lanes_log2;
+    const Group<Thread, kChannels / kVector> group(a, thread);
+    const int32_t per_block = thread.block_size() / group.lanes;
     for (int64_t first = thread.block() * per_block; first < a.items; first += thread.blocks() * per_block) {
       // A group beyond the last item repeats that item and stores nothing: a warp stays together.
       const bool active = first + group.number < a.items;
       const Place at = place_of(a, active ? first + group.number : a.items - 1);
       const PointReader<P, A, kFused> points(a, levels, at, group);
       const char* slice = a.value + at.n * a.value_stride_n + at.m * a.value_stride_m;
-      T* out = static_cast<T*>(a.output) + at.item * a.channels;
-      for (int32_t base = 0; base < a.channels; base += group.lanes * kVector) {
+      const int32_t channels = kChannels ? kChannels : a.channels;
+      T* out = static_cast<T*>(a.output) + at.item * channels;
+      for (int32_t base = 0; base < channels; base += group.lanes * kVector) {
         const int32_t channel = base + group.lane * kVector;
+        const bool inside = kChannels > 0 || channel < channels;
+        const auto* value = reinterpret_cast<const Pack<T, kVector>*>(slice + int64_t(channel) * sizeof(T));
         A sum[kVector] = {};
-        sum_points(a, group, points, levels, weights, rows, channel < a.channels, slice + int64_t(channel) * sizeof(T),
-                   sum);
-        if (!active || channel >= a.channels) continue;
+        sum_points(a, group, points, levels, weights, rows, inside, settled(value), sum);
+        if (!active || !inside) continue;
         Pack<T, kVector> pack;
         MSDA_UNROLL()
         for (int v = 0; v < kVector; ++v) from_acc(sum[v], pack.at[v]);
@@ -56,9 +60,10 @@ struct ForwardKernel {
   }
 
   template <typename Thread>
-  static MSDA_DEVICE void sum_points(const Args& a, const Group<Thread>& group, const PointReader<P, A, kFused>& points,
-                                     const Level<A>* levels, Pack<A, 4>* weights, Pack<int32_t, 4>* rows, bool inside,
-                                     const char* value, A (&sum)[kVector]) {
+  static MSDA_DEVICE void sum_points(const Args& a, const Group<Thread, kChannels / kVector>& group,
+                                     const PointReader<P, A, kFused>& points, const Level<A>* levels,
+                                     Pack<A, 4>* weights, Pack<int32_t, 4>* rows, bool inside,
+                                     const Pack<T, kVector>* value, A (&sum)[kVector]) {
     Point<A> next = {};
     if (group.lane < a.count) next = points.read(group.lane);
     for (int32_t chunk = 0; chunk < a.count; chunk += group.lanes) {
@@ -66,7 +71,7 @@ struct ForwardKernel {
       Corners<A> c = no_corners<A>();
       if (mine < a.count) {
         const Level<A> level = levels[next.level];
-        c = corners_of(sample_at(next.x, next.y, level.width, level.height), next.attention, level);
+        c = corners_of(sample_at(next.x, next.y, level.width, level.height), next.attention, level, a.value_step);
       }
       group.thread.sync_warp();  // the last chunk has been read
       weights[group.record(group.lane)] = c.weight;
@@ -76,9 +81,9 @@ struct ForwardKernel {
       if (mine + group.lanes < a.count) next = points.read(mine + group.lanes);
       if (!inside) continue;
       const int32_t here = a.count - chunk < group.lanes ? a.count - chunk : group.lanes;
-      MSDA_UNROLL(2)
+      MSDA_UNROLL((kVector > 4 ? 2 : 4))
       for (int32_t j = 0; j < here; ++j) {
-        gather({weights[group.record(j)], rows[group.record(j)]}, value, a.value_stride_s, sum);
+        gather({weights[group.record(j)], rows[group.record(j)]}, value, sum);
       }
     }
   }

@@ -38,7 +38,7 @@ void run_bf16(const Problem& p, const Options& options, bool backward, Gpu& gpu)
 #if defined(__CUDACC__)
 
 template <typename Kernel>
-__global__ void __launch_bounds__(256) entry(const __grid_constant__ Args args) {
+__global__ void __launch_bounds__(256, Kernel::kBlocksPerSm) entry(const __grid_constant__ Args args) {
   extern __shared__ __align__(32) char memory[];
   Kernel::run(args, GpuThread{memory});
 }

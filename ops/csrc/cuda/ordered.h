@@ -13,6 +13,7 @@ namespace msda {
 template <typename T, typename P>
 struct OrderedKernel {
   using A = Acc<T>;
+  static constexpr int kBlocksPerSm = 1;
   static constexpr const char* kName = "ordered gradient of value";
 
   struct Shared {
@@ -75,7 +76,7 @@ struct OrderedKernel {
     const int64_t at = item * a.count + tile.level * a.points + (i - query * a.points);
     const P* xy = static_cast<const P*>(a.xy) + 2 * at;
     const Sample<A> s = sample_at(A(to_acc(xy[0])), A(to_acc(xy[1])), level.width, level.height);
-    c = corners_of(s, A(to_acc(static_cast<const P*>(a.attention)[at])), level);
+    c = corners_of(s, A(to_acc(static_cast<const P*>(a.attention)[at])), level, 1);
     bool hit = false;
     MSDA_UNROLL()
     for (int k = 0; k < 4; ++k) {
@@ -172,6 +173,7 @@ struct OrderedKernel {
 // Rounds the float32 sums of a 16-bit gradient.
 template <typename T>
 struct RoundKernel {
+  static constexpr int kBlocksPerSm = 1;
   static constexpr const char* kName = "rounding of the gradient of value";
 
   template <typename Thread>

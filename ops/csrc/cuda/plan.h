@@ -32,7 +32,7 @@ struct Args {
 
   const char* value;
   int64_t value_stride_n, value_stride_m;  // bytes
-  int32_t value_stride_s;                  // bytes: a row's offset is one 32 x 32 -> 64 bit multiplication
+  int32_t value_step;                      // from row to row of value, in vectors of a thread
   const void *xy, *attention, *reference;
   void* output;
   const void* grad_output;
@@ -137,7 +137,7 @@ inline Args make_args(const Problem& p, const Plan& plan, int32_t element_size, 
   a.value = static_cast<const char*>(p.value);
   a.value_stride_n = p.value_stride_n * element_size;
   a.value_stride_m = p.value_stride_m * element_size;
-  a.value_stride_s = int32_t(p.value_stride_s * element_size);
+  a.value_step = int32_t(p.value_stride_s / plan.vector);
   a.xy = p.xy;
   a.attention = p.attention;
   a.reference = p.reference;

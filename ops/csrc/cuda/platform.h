@@ -114,6 +114,15 @@ MSDA_DEVICE Pack<T, kCount> load_pack(const void* address) {
   return *static_cast<const Pack<T, kCount>*>(address);  // the emulation checks alignment here (-fsanitize=alignment)
 #endif
 }
+// A pointer that the compiler takes as it is, instead of computing it anew from kernel arguments at every use.
+template <typename T>
+MSDA_DEVICE T* settled(T* pointer) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+l"(pointer));
+#endif
+  return pointer;
+}
+
 template <int kCount, typename T>
 MSDA_DEVICE void store_pack(const Pack<T, kCount>& pack, void* address) {
   *static_cast<Pack<T, kCount>*>(address) = pack;
@@ -138,9 +147,10 @@ struct GpuThread {
   }
   MSDA_DEVICE uint32_t ballot(bool x) const { return __ballot_sync(0xffffffffu, x); }
 
-  // target[i] += weight * x[i], atomically per element.
+  // Adds weight * x to `pack`, atomically per element.
   template <int kCount, typename A>
-  MSDA_DEVICE void add(A* target, A weight, const A (&x)[kCount]) const {
+  MSDA_DEVICE void add(Pack<A, kCount>& pack, A weight, const A (&x)[kCount]) const {
+    A* const target = pack.at;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     constexpr bool kWide = sizeof(A) == 4 && kCount % 4 == 0;  // one 16-byte reduction instead of four
 #else

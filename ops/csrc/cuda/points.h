@@ -61,18 +61,19 @@ MSDA_DEVICE Place place_of(const Args& a, int64_t item) {
   return place;
 }
 
-// The threads that serve one item, and how they add up. All 32 threads of a warp call these together.
-template <typename Thread>
+// The threads that serve one item, kLanes of them (0: any number), and how they add up. All 32 threads of a warp call
+// these together.
+template <typename Thread, int kLanes>
 struct Group {
   const Thread& thread;
-  int32_t lanes, lane, number, slot;
+  const int32_t lanes;
+  int32_t lane, number, slot;
 
-  MSDA_DEVICE Group(const Args& a, const Thread& t) : thread(t) {
-    lanes = 1 << a.lanes_log2;
+  MSDA_DEVICE Group(const Args& a, const Thread& t) : thread(t), lanes(kLanes ? kLanes : 1 << a.lanes_log2) {
     lane = t.index() & (lanes - 1);
-    number = t.index() >> a.lanes_log2;
+    number = t.index() / lanes;
     // Per-thread records of a warp are interleaved by group, so that its groups read different banks.
-    slot = (t.index() & ~31) + ((t.index() & 31) >> a.lanes_log2);
+    slot = (t.index() & ~31) + (t.index() & 31) / lanes;
   }
   // Where the group keeps the record of its j-th lane.
   MSDA_DEVICE int32_t record(int32_t j) const { return slot + j * (32 / lanes); }
@@ -129,8 +130,8 @@ struct PointReader {
   const P *xy, *attention, *reference;
   A largest, sum;  // of the softmax
 
-  template <typename Thread>
-  MSDA_DEVICE PointReader(const Args& args, const Level<A>* table, const Place& at, const Group<Thread>& group)
+  template <typename Group>
+  MSDA_DEVICE PointReader(const Args& args, const Level<A>* table, const Place& at, const Group& group)
       : a(args), levels(table) {
     xy = static_cast<const P*>(a.xy) + 2 * at.item * a.count;
     attention = static_cast<const P*>(a.attention) + at.item * a.count;
@@ -171,7 +172,8 @@ struct PointReader {
   }
 };
 
-// A point as the gathering threads want it: the four corners' weights, and rows of value, -1 for a corner outside.
+// A point as the gathering threads want it: the four corners' weights, and where their rows are: row number times
+// `step`, -1 for a corner outside.
 template <typename A>
 struct Corners {
   Pack<A, 4> weight;
@@ -179,14 +181,15 @@ struct Corners {
 };
 
 template <typename A>
-MSDA_DEVICE Corners<A> corners_of(const Sample<A>& s, A attention, const Level<A>& level) {
+MSDA_DEVICE Corners<A> corners_of(const Sample<A>& s, A attention, const Level<A>& level, int32_t step) {
   Corners<A> c;
   corner_weights(s, attention, c.weight.at[0], c.weight.at[1], c.weight.at[2], c.weight.at[3]);
-  const int32_t row = level.start + s.y0 * level.stride + s.x0;
+  const int32_t row = (level.start + s.y0 * level.stride + s.x0) * step;
+  const int32_t line = level.stride * step;
   c.row.at[0] = s.mask & kCorner00 ? row : -1;
-  c.row.at[1] = s.mask & kCorner01 ? row + 1 : -1;
-  c.row.at[2] = s.mask & kCorner10 ? row + level.stride : -1;
-  c.row.at[3] = s.mask & kCorner11 ? row + level.stride + 1 : -1;
+  c.row.at[1] = s.mask & kCorner01 ? row + step : -1;
+  c.row.at[2] = s.mask & kCorner10 ? row + line : -1;
+  c.row.at[3] = s.mask & kCorner11 ? row + line + step : -1;
   return c;
 }
 

@@ -1,6 +1,8 @@
 // One call as a sequence of launches, for any device that can launch, allocate and clear: the GPU, or the emulation.
 #pragma once
 
+#include <type_traits>
+
 #include "backward.h"
 #include "forward.h"
 #include "ordered.h"
@@ -12,20 +14,31 @@ struct Options {
   bool deterministic;
 };
 
+// Calls launch(vector, channels) with constants: kernels of their own for the usual 32 channels, general ones (0) for
+// the rest.
+template <typename T, typename Launch>
+void with_shape(const Problem& p, const Plan& plan, Launch launch) {
+  constexpr std::integral_constant<int, 16 / int(sizeof(T))> full{};
+  constexpr std::integral_constant<int, 0> any{};
+  if (plan.vector == 1) return launch(std::integral_constant<int, 1>{}, any);
+  if constexpr (sizeof(T) < 8) {
+    if (p.channels == 32) return launch(full, std::integral_constant<int, 32>{});
+  }
+  launch(full, any);
+}
+
 template <typename T, typename P, bool kFused, typename Device>
 void forward_pass(const Problem& p, const Options& options, Device& device) {
-  constexpr int kFull = 16 / int(sizeof(T));
   const SharedNeed need = forward_need(sizeof(Acc<T>));
   const Plan plan = make_plan(p, sizeof(T), sizeof(P), is_aligned(p, sizeof(T)), need);
   if (plan.blocks == 0) return;
   Args a = make_args(p, plan, sizeof(T), sizeof(Acc<T>));
   a.shapes = options.shapes;
   const int64_t shared = shared_bytes(need, plan, p.levels, a.count);
-  if (plan.vector == kFull) {
-    device.template launch<ForwardKernel<T, P, kFull, kFused>>(a, plan.blocks, plan.block, shared);
-  } else {
-    device.template launch<ForwardKernel<T, P, 1, kFused>>(a, plan.blocks, plan.block, shared);
-  }
+  with_shape<T>(p, plan, [&](auto vector, auto channels) {
+    using Kernel = ForwardKernel<T, P, decltype(vector)::value, decltype(channels)::value, kFused>;
+    device.template launch<Kernel>(a, plan.blocks, plan.block, shared);
+  });
 }
 
 // Points and weights of the fused operator, computed by its backward kernel, read as those of the plain one.
@@ -35,10 +48,10 @@ void ordered_pass(const Problem& p, const Options& options, Args a, Device& devi
   device.template launch<OrderedKernel<T, P>>(a, blocks, kOrderedBlock, OrderedKernel<T, P>::shared_bytes(p.levels));
 }
 
+// The rows of value must be as far apart as those of its gradient: M * D elements.
 template <typename T, typename P, bool kFused, typename Device>
 void backward_pass(const Problem& p, const Options& options, Device& device) {
   using A = Acc<T>;
-  constexpr int kFull = 16 / int(sizeof(T));
   constexpr bool kSame = sizeof(T) == sizeof(A);
   const SharedNeed need = backward_need(sizeof(A), kFused);
   const Plan plan = make_plan(p, sizeof(T), sizeof(P), is_aligned(p, sizeof(T)), need);
@@ -56,11 +69,10 @@ void backward_pass(const Problem& p, const Options& options, Device& device) {
     a.saved_attention = device.allocate(a.items * a.count * int64_t(sizeof(A)));
   }
   const int64_t shared = shared_bytes(need, plan, p.levels, a.count);
-  if (plan.vector == kFull) {
-    device.template launch<BackwardKernel<T, P, kFull, kFused>>(a, plan.blocks, plan.block, shared);
-  } else {
-    device.template launch<BackwardKernel<T, P, 1, kFused>>(a, plan.blocks, plan.block, shared);
-  }
+  with_shape<T>(p, plan, [&](auto vector, auto channels) {
+    using Kernel = BackwardKernel<T, P, decltype(vector)::value, decltype(channels)::value, kFused>;
+    device.template launch<Kernel>(a, plan.blocks, plan.block, shared);
+  });
   if (options.deterministic) {
     if constexpr (kFused) {
       a.xy = a.saved_xy;

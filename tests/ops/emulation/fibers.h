@@ -169,8 +169,8 @@ struct Thread {
     return bits;
   }
   template <int kCount, typename A>
-  void add(A* target, A weight, const A (&x)[kCount]) const {
-    for (int i = 0; i < kCount; ++i) target[i] += weight * x[i];
+  void add(msda::Pack<A, kCount>& pack, A weight, const A (&x)[kCount]) const {
+    for (int i = 0; i < kCount; ++i) pack.at[i] += weight * x[i];
   }
   void check_shapes(bool good) const {
     if (!good) owner->stop(thread, "spatial_shapes do not add up to the rows of value");
