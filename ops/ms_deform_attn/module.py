@@ -104,11 +104,14 @@ class MSDeformAttn(nn.Module):
         value = value.view(n, input_flatten.shape[1], m, self.d_model // m)
         offsets = self.sampling_offsets(query).view(n, q, m, levels, k, 2)
         logits = self.attention_weights(query).view(n, q, m, levels, k)
+        # Under autocast the operator takes points in float32: rounding these to 16 bits first would move every sample.
+        if not torch.is_autocast_enabled(query.device.type):
+            reference_points = reference_points.to(offsets.dtype)
         output = ms_deform_attn_fused(
             value,
             input_spatial_shapes,
             input_level_start_index,
-            reference_points.to(offsets.dtype),
+            reference_points,
             offsets,
             logits,
         )

@@ -56,3 +56,17 @@ def test_reference_points_get_a_gradient() -> None:
     points = torch.rand(1, 5, 2, 4).double().requires_grad_()
     query, tokens = torch.randn(1, 5, 16).double(), torch.randn(1, 42, 16).double()
     assert torch.autograd.gradcheck(lambda p: module(query, p, tokens, SHAPES), points, fast_mode=True)
+
+
+def test_reference_points_keep_their_precision_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded to bfloat16, a point on a level 160 wide would move by a third of a pixel."""
+    import ms_deform_attn.module as code
+
+    seen = []
+    operator = code.ms_deform_attn_fused
+    monkeypatch.setattr(code, "ms_deform_attn_fused", lambda *args: seen.append(args[3]) or operator(*args))
+    module = msda.MSDeformAttn(d_model=32, n_levels=1, n_heads=4, n_points=1)
+    points = torch.rand(1, 3, 1, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        module(torch.randn(1, 3, 32), points, torch.randn(1, 160, 32), [(1, 160)])
+    assert torch.equal(seen[0], points)
