@@ -3,7 +3,7 @@
 import argparse
 import multiprocessing
 import os
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, MutableSequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing.spawn import ProcessException
 from yaml import YAMLError
 
 from ..config import get_cfg
@@ -31,6 +32,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         Detectron2's metrics of the test data sets, such as ``{"bbox": {"AP": …}}`` in percent; empty on machines
         other than the first.
+
+    Raises:
+        UserError: for input that cannot be used, also where only a process of several finds that out.
     """
     _register(args)
     cfg = setup(args)
@@ -39,16 +43,21 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         results: dict[str, Any] = {}
         launch(run, 1, args=(args, cfg, results))
         return results
-    with multiprocessing.Manager() as manager:  # launch returns nothing: the first process leaves its results here
-        shared = manager.dict()
-        launch(
-            run,
-            processes,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args, cfg, shared),
-        )
+    with multiprocessing.Manager() as manager:  # launch returns nothing: the processes leave here what is to be known
+        shared, refusals = manager.dict(), manager.list()
+        try:
+            launch(
+                _run_in_process,
+                processes,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args, cfg, shared, refusals),
+            )
+        except ProcessException:
+            if refusals:
+                raise UserError(refusals[0]) from None
+            raise
         return dict(shared)
 
 
@@ -56,25 +65,60 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the file and options, checked, with device and number of classes resolved, frozen.
 
     Raises:
-        UserError: if a file or key of the config does not exist, it asks for a device that is not there, a data set
-            has a fault, or numbers of classes disagree.
+        UserError: if a file or key of the config does not exist, it asks for a device that is not there or cannot do
+            what it should, names no data set where one is needed, a data set has a fault, or numbers of classes
+            disagree.
     """
     cfg = get_cfg("detectron2")
     cfg.MODEL.DEVICE = "auto"  # Detectron2's own default is cuda: to see whether the user asks for that
     try:
         if args.config_file:
-            cfg.merge_from_file(args.config_file)
+            cfg.merge_from_file(args.config_file, allow_unsafe=False)
         cfg.merge_from_list(args.opts)
     except (AssertionError, KeyError, ValueError, OSError, YAMLError) as error:
         reason = error.args[0] if isinstance(error, KeyError) else error  # KeyError's text is in quotes
         raise UserError(f"config {args.config_file or ''} {' '.join(args.opts)}: {reason}") from error
     cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE, args.num_gpus)
+    _check(args, cfg)
     _setup_logger(cfg)
     data.check(cfg, [] if args.eval_only else cfg.DATASETS.TRAIN, for_evaluation=False)
     data.check(cfg, cfg.DATASETS.TEST, for_evaluation=True)
     cfg.MODEL.DETR.NUM_CLASSES = data.resolve_num_classes(cfg)
     cfg.freeze()
     return cfg
+
+
+def _check(args: argparse.Namespace, cfg: CfgNode) -> None:
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise UserError("--dist-url auto finds a port on one machine only: give tcp://HOST:PORT of machine 0")
+    several = max(args.num_gpus or 1, 1) * args.num_machines > 1
+    if several and cfg.MODEL.DEVICE == "cpu" and torch.cuda.is_available():
+        raise UserError(
+            "MODEL.DEVICE is cpu, but Detectron2 connects several processes for GPUs where it sees one: put "
+            "CUDA_VISIBLE_DEVICES= before the command"
+        )
+    if args.eval_only:
+        if not cfg.DATASETS.TEST:
+            raise UserError("--eval-only needs DATASETS.TEST to name a data set")
+        return
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: name a data set to train on")
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise UserError(
+            "SOLVER.AMP.ENABLED is True, but Detectron2 trains in mixed precision on a GPU only: set it to False, or "
+            "train with --engine standalone, which does so on the CPU too"
+        )
+
+
+def _run_in_process(
+    args: argparse.Namespace, cfg: CfgNode, results: MutableMapping[str, Any], refusals: MutableSequence[str]
+) -> None:
+    """`run` in one of several processes: what a person can mend goes to the parent as a message."""
+    try:
+        run(args, cfg, results)
+    except UserError as error:
+        refusals.append(str(error))
+        raise
 
 
 def run(args: argparse.Namespace, cfg: CfgNode, results: MutableMapping[str, Any]) -> None:
@@ -98,7 +142,7 @@ def _train(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 
 def _evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     model = Trainer.build_model(cfg)
-    Trainer.build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    Trainer.build_checkpointer(cfg, model, for_evaluation=True).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -132,8 +176,8 @@ def _device(wanted: str, num_gpus: int | None) -> str:
         raise UserError(f"MODEL.DEVICE is {wanted}, but PyTorch finds no GPU here: add MODEL.DEVICE cpu")
     if (num_gpus or 0) > available and wanted != "cpu":
         raise UserError(
-            f"--num-gpus {num_gpus}, but PyTorch finds {available} here: ask for fewer, or add MODEL.DEVICE cpu to run "
-            "as many processes on the CPU"
+            f"--num-gpus {num_gpus}, but PyTorch finds {available} here: ask for fewer, or put CUDA_VISIBLE_DEVICES= "
+            "before the command and add MODEL.DEVICE cpu to run as many processes on the CPU"
         )
     if wanted != "auto":
         return wanted
