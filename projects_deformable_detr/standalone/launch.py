@@ -3,12 +3,13 @@
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from torch.multiprocessing import start_processes
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
+from ..errors import UserError
 from .config import ConfigError
 
 Work = Callable[..., None]
@@ -25,6 +26,7 @@ def launch(
 
     Raises:
         ConfigError: if the address is missing or not of that form.
+        UserError: as ``work`` has raised it, in whichever process.
     """
     results: dict[str, Any] = {}
     if processes * machines == 1:
@@ -32,17 +34,34 @@ def launch(
         return results
     host, port = _address(dist_url, machines)
     with multiprocessing.Manager() as manager:
-        shared = manager.dict()
+        shared, errors = manager.dict(), manager.list()
         environment = {"MASTER_ADDR": host, "MASTER_PORT": str(port), "NODE_RANK": str(machine_rank)}
-        start_processes(_run, (work, environment, (*arguments, shared)), nprocs=processes, start_method="spawn")
+        try:
+            start_processes(
+                _run, (work, environment, (*arguments, shared), errors), nprocs=processes, start_method="spawn"
+            )
+        except (ProcessExitedException, ProcessRaisedException):  # the other processes have been ended
+            if errors:
+                raise UserError(errors[0]) from None
+            raise
         results.update(shared)
     return results
 
 
-def _run(local_rank: int, work: Work, environment: dict[str, str], arguments: tuple[Any, ...]) -> None:
+def _run(
+    local_rank: int,
+    work: Work,
+    environment: dict[str, str],
+    arguments: tuple[Any, ...],
+    errors: MutableSequence[str],
+) -> None:
     """Lightning takes a process with LOCAL_RANK for one that was started for it."""
     os.environ.update(environment, LOCAL_RANK=str(local_rank))
-    work(*arguments)
+    try:
+        work(*arguments)
+    except UserError as error:  # for the parent, which would get a traceback only
+        errors.append(str(error))
+        raise
 
 
 def _address(dist_url: str, machines: int) -> tuple[str, int]:
