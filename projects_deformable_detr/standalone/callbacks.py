@@ -16,6 +16,7 @@ from fvcore.common.history_buffer import HistoryBuffer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
 from tqdm import tqdm
 
 from ..checkpoint import save_detector, write_atomically
@@ -66,6 +67,33 @@ def forget_last_checkpoint(output_dir: Path) -> None:
     (output_dir / _POINTER).unlink(missing_ok=True)
 
 
+class SameBeginning(L.Callback):
+    """Every machine has looked for the last checkpoint in its own OUTPUT_DIR: all must have found the same.
+
+    Args:
+        last: the checkpoint that this process begins with; None: at the start.
+    """
+
+    def __init__(self, last: Path | None) -> None:
+        self.name = last.name if last else "none"
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        """Compares.
+
+        Raises:
+            UserError: on every rank, so that none waits for another.
+        """
+        if not distributed.is_initialized():
+            return
+        names = [""] * distributed.get_world_size()
+        distributed.all_gather_object(names, self.name)
+        if len(set(names)) > 1:
+            raise UserError(
+                f"the machines found different last checkpoints ({', '.join(sorted(set(names)))}): give --resume to "
+                "all of them or to none, and an OUTPUT_DIR that they share"
+            )
+
+
 class PeriodicCheckpoint(L.Callback):
     """Saves the whole state every ``period`` iterations and at the end, and the network as ``model_final.pth``."""
 
@@ -73,6 +101,11 @@ class PeriodicCheckpoint(L.Callback):
         self.output_dir = output_dir
         self.period = period
         self.cfg_text = cfg_text
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """An older run's checkpoint is not this one's; not before everything else has proved sound."""
+        if trainer.is_global_zero and trainer.global_step == 0:
+            forget_last_checkpoint(self.output_dir)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """Counts iterations as Detectron2 names its files: from 0, the one just done."""

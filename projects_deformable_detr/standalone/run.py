@@ -18,15 +18,14 @@ from .callbacks import (
     JsonLogger,
     PeriodicCheckpoint,
     Progress,
+    SameBeginning,
     find_last_checkpoint,
-    forget_last_checkpoint,
 )
-from .config import ConfigError
 from .data import load_training_set
 from .evaluation import CocoEvaluator
 from .launch import launch
 from .module import DetectionModule
-from .setup import Summaries, configure, inspect, is_first, processes_here, register, set_up, start_log
+from .setup import Summaries, configure, inspect, processes_here, register, set_up, start_log
 
 logger = logging.getLogger(__name__)
 
@@ -50,31 +49,33 @@ def main(args: Namespace) -> dict[str, Any]:
     cfg = configure(args)
     start_log(cfg)
     summaries = inspect(args, cfg)
+    # Looked up once, before any process could change what another finds.
+    last = find_last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume else None
     processes = processes_here(args)
-    return launch(_run, processes, args.num_machines, args.machine_rank, args.dist_url, args, cfg, summaries)
+    return launch(_run, processes, args.num_machines, args.machine_rank, args.dist_url, args, cfg, summaries, last)
 
 
-def _run(args: Namespace, cfg: Any, summaries: Summaries, results: MutableMapping[str, Any]) -> None:
-    """One process of the job; the first puts its metrics into ``results``."""
+def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None, results: MutableMapping[str, Any]) -> None:
+    """One process of the job, which goes on from ``last``; the first puts its metrics into ``results``."""
     set_up(args, cfg, summaries)
     evaluators = [
         CocoEvaluator(catalog.get(name), summaries[name], cfg.TEST.DETECTIONS_PER_IMAGE) for name in cfg.DATASETS.TEST
     ]
     dataset = None if args.eval_only else load_training_set(cfg)
     module = DetectionModule(cfg, dataset, evaluators)
-    trainer = build_trainer(args, cfg)
+    trainer = build_trainer(args, cfg, last)
     if args.eval_only:
-        _load_for_evaluation(args, cfg, module)
+        allow_partial = cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS
+        load_weights(module.detector, last or cfg.MODEL.WEIGHTS, allow_partial=allow_partial, for_evaluation=True)
         trainer.validate(module, verbose=False)
     else:
-        _train(args, cfg, module, trainer)
+        _train(args, cfg, module, trainer, last)
     if trainer.is_global_zero:
         results.update(module.metrics)
 
 
-def _train(args: Namespace, cfg: Any, module: DetectionModule, trainer: L.Trainer) -> None:
+def _train(args: Namespace, cfg: Any, module: DetectionModule, trainer: L.Trainer, last: Path | None) -> None:
     output_dir = Path(cfg.OUTPUT_DIR)
-    last = find_last_checkpoint(output_dir) if args.resume else None
     if last is not None:
         logger.info("Resuming from %s", last)
     else:
@@ -82,8 +83,6 @@ def _train(args: Namespace, cfg: Any, module: DetectionModule, trainer: L.Traine
             logger.info("There is no checkpoint in %s to resume from: training starts at the beginning", output_dir)
         if cfg.MODEL.WEIGHTS:
             load_weights(module.detector, cfg.MODEL.WEIGHTS, allow_partial=cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS)
-        if is_first():
-            forget_last_checkpoint(output_dir)
     parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     logger.info(
         "Training %.2f M parameters on %d images until iteration %d, on %s, seed %d",
@@ -94,15 +93,7 @@ def _train(args: Namespace, cfg: Any, module: DetectionModule, trainer: L.Traine
         trainer.validate(module, verbose=False)
 
 
-def _load_for_evaluation(args: Namespace, cfg: Any, module: DetectionModule) -> None:
-    last = find_last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume else None
-    source = last or cfg.MODEL.WEIGHTS
-    if not source:
-        raise ConfigError("--eval-only needs MODEL.WEIGHTS: a checkpoint, such as OUTPUT_DIR/model_final.pth")
-    load_weights(module.detector, source, allow_partial=cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS)
-
-
-def build_trainer(args: Namespace, cfg: Any) -> L.Trainer:
+def build_trainer(args: Namespace, cfg: Any, last: Path | None) -> L.Trainer:
     """Lightning's trainer; its own bar, summary and checkpoints are off, ours are callbacks."""
     device, _, index = cfg.MODEL.DEVICE.partition(":")
     processes = processes_here(args)
@@ -110,12 +101,18 @@ def build_trainer(args: Namespace, cfg: Any) -> L.Trainer:
     if cfg.SOLVER.AMP.ENABLED:
         precision = "16-mixed" if device == "cuda" else "bf16-mixed"  # float16 as in Detectron2; CPUs have bfloat16
     output_dir = Path(cfg.OUTPUT_DIR)
-    distributed = processes * args.num_machines > 1
+    strategy: DDPStrategy | str = "auto"
+    if processes * args.num_machines > 1:
+        # Stages of the backbone that only lead to features that are not used get no gradient.
+        unused = set(cfg.MODEL.RESNETS.OUT_FEATURES) - set(cfg.MODEL.DETR.IN_FEATURES)
+        strategy = DDPStrategy(
+            broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=bool(unused)
+        )
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=[int(index)] if index else processes,
         num_nodes=args.num_machines,
-        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if distributed else "auto",
+        strategy=strategy,
         precision=precision,
         max_steps=cfg.SOLVER.MAX_ITER,
         max_epochs=-1,
@@ -129,7 +126,11 @@ def build_trainer(args: Namespace, cfg: Any) -> L.Trainer:
         enable_model_summary=False,
         enable_checkpointing=False,
         logger=False if args.eval_only else build_loggers(output_dir),
-        callbacks=[Progress(), PeriodicCheckpoint(output_dir, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.dump())],
+        callbacks=[
+            SameBeginning(last),
+            Progress(),
+            PeriodicCheckpoint(output_dir, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.dump()),
+        ],
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         default_root_dir=output_dir,
     )

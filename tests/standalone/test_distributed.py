@@ -1,14 +1,19 @@
-"""Two processes on gloo: the gradients and the evaluation of one process with the whole batch."""
+"""Two processes on gloo: the gradients and the evaluation of one process with the whole batch, and errors."""
 
 import json
+import socket
 from argparse import Namespace
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
+from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.standalone import main
+from projects_deformable_detr.standalone.callbacks import SameBeginning
 
 
 def test_two_processes_do_what_one_does(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
@@ -38,3 +43,57 @@ def test_two_processes_do_what_one_does(make_args: Callable[..., Namespace], tmp
     )
     assert [row["image_id"] for row in found] == [row["image_id"] for row in expected]
     assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-4)
+
+
+def test_features_that_are_not_used(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
+    """The last stage gets no gradient: the second step would wait for it."""
+    options = ("MODEL.DETR.IN_FEATURES", "['res4']", "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")
+    main(make_args(tmp_path, "--num-gpus", 2, *options))
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_an_error_in_a_process_is_its_message(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        main(make_args(tmp_path, "--num-gpus", 2, "--eval-only", "MODEL.WEIGHTS", "nowhere.pth"))
+    assert str(error.value).startswith("nowhere.pth: there is no such")
+    assert "Traceback" not in str(error.value)
+
+
+def test_ranks_compare_where_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the other rank had found the seventh iteration's."""
+
+    def gather(names: list[str], own: str) -> None:
+        names[:] = [own, "model_0000007.ckpt"]
+
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gather_object", gather)
+    SameBeginning(Path("model_0000007.ckpt")).setup()
+    with pytest.raises(UserError, match=r"different last checkpoints \(model_0000007.ckpt, none\)"):
+        SameBeginning(None).setup()
+
+
+@pytest.mark.slow
+def test_machines_that_would_begin_at_different_checkpoints(
+    make_args: Callable[..., Namespace], tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    (tmp_path / "0" / "last_checkpoint").write_text("model_0000007.ckpt")
+    (tmp_path / "0" / "model_0000007.ckpt").write_bytes(b"not read")
+
+    def machine(rank: int) -> BaseException | None:
+        flags = ("--num-machines", 2, "--machine-rank", rank, "--dist-url", url, "--resume")
+        try:
+            main(make_args(tmp_path / str(rank), *flags))
+        except Exception as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        errors = list(pool.map(machine, range(2)))
+    assert [type(error) for error in errors] == [UserError] * 2
+    assert "different last checkpoints (model_0000007.ckpt, none)" in str(errors[0])

@@ -15,7 +15,7 @@ import torch
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.checkpoint import load_weights
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.standalone import main
+from projects_deformable_detr.standalone import main, run
 from projects_deformable_detr.standalone.data import load_training_set, training_loader
 from projects_deformable_detr.standalone.module import DetectionModule
 
@@ -171,6 +171,16 @@ def test_a_checkpoint_that_cannot_be_resumed(make_args: Make, tmp_path: Path, po
         main(make_args(tmp_path, "--resume"))
 
 
+def test_one_process_decides_where_all_begin(make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[Any] = []
+    monkeypatch.setattr(run, "launch", lambda *arguments: launched.append(arguments[-1]))
+    (tmp_path / "last_checkpoint").write_text("model_0000007.ckpt")
+    (tmp_path / "model_0000007.ckpt").write_bytes(b"")
+    main(make_args(tmp_path))
+    main(make_args(tmp_path, "--resume"))
+    assert launched == [None, tmp_path / "model_0000007.ckpt"]
+
+
 def test_workers_and_mixed_precision(make_args: Make, tmp_path: Path, trained: tuple[Path, dict[str, Any]]) -> None:
     options = ("SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()")
     main(make_args(tmp_path / "plain", *options))
@@ -227,6 +237,7 @@ def test_several_test_sets_are_told_apart(
         (["DATASETS.TRAIN", "('nowhere',)"], "nowhere"),
         (["--eval-only", "DATASETS.TEST", "()"], "DATASETS.TEST"),
         (["--eval-only"], "MODEL.WEIGHTS"),
+        (["--eval-only", "MODEL.WEIGHTS", "torchvision://resnet18"], "weights of a backbone"),
         (["--eval-only", "MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
         (["MODEL.DETR.NUM_CLASSES", "3"], "NUM_CLASSES is 3.* 2 categories"),
         (["MODEL.DETR.NUM_OBJECT_QUERIES", "1"], "more objects than the 1 queries"),
