@@ -14,6 +14,7 @@ from detectron2.utils.visualizer import Visualizer
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from ..data.problems import DatasetError
 from ..modeling import (
     Detections,
     Predictions,
@@ -24,6 +25,8 @@ from ..modeling import (
     postprocess,
 )
 from .data import resolve_num_classes
+
+_LOG_PERIOD = 20  # iterations between two lines of Detectron2's writers
 
 
 class SetPredictionModel(nn.Module):
@@ -96,6 +99,9 @@ class SetPredictionModel(nn.Module):
         Returns:
             In training, weighted scalar losses by name: their sum is to be minimised. Else one
             ``{"instances": Instances}`` per image with ``pred_boxes``, ``scores`` and ``pred_classes``, best first.
+
+        Raises:
+            DatasetError: if a ``gt_classes`` is not one of the model's classes.
         """
         images = self._preprocess(batched_inputs)
         predictions = self.detector(images.tensor, _padding_mask(images))
@@ -106,11 +112,13 @@ class SetPredictionModel(nn.Module):
             ]
             detections = postprocess(predictions, sizes, topk=self.topk)
             return [{"instances": _instances(*pair)} for pair in zip(detections, sizes, strict=True)]
+        _check_classes(batched_inputs, predictions.logits.shape[-1])
         targets = [_targets(record["instances"]).to(self.device) for record in batched_inputs]
         losses: dict[str, Tensor] = self.criterion(predictions, targets)
         if has_event_storage():
             storage = get_event_storage()
-            storage.put_scalar("cardinality_error", cardinality_error(predictions, targets))
+            if (storage.iter + 1) % _LOG_PERIOD == 0:  # the storage fetches it at once, for which the host has to wait
+                storage.put_scalar("cardinality_error", cardinality_error(predictions, targets))
             if self.vis_period > 0 and storage.iter % self.vis_period == 0:
                 self._visualize(batched_inputs[0], predictions, images.image_sizes)
         return losses
@@ -144,6 +152,23 @@ def _padding_mask(images: ImageList) -> Tensor:
     for index, (height, width) in enumerate(images.image_sizes):
         mask[index, :height, :width] = False
     return mask
+
+
+def _check_classes(batched_inputs: list[dict[str, Any]], classes: int) -> None:
+    """Looks at labels where the mapper left them, on the CPU: on a GPU the criterion does not, nor could it say where.
+
+    Raises:
+        DatasetError: naming the image.
+    """
+    for index, record in enumerate(batched_inputs):
+        labels = record["instances"].gt_classes
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if len(wrong):
+            raise DatasetError(
+                f"{record.get('file_name', f'image {index} of the batch')} has class id {int(wrong[0])}, but the model "
+                f"has {classes} classes (0 to {classes - 1}): ids must be contiguous and MODEL.DETR.NUM_CLASSES their "
+                "number"
+            )
 
 
 def _targets(instances: Instances) -> Targets:

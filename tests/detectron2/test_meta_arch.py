@@ -13,7 +13,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from projects_deformable_detr import build_criterion, build_detector
+from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.detectron2_plugin import DeformableDETR
+from projects_deformable_detr.modeling import Predictions
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -54,13 +56,30 @@ def test_explicit_arguments_build_the_same_model(make_cfg):
 
 def test_training_gives_weighted_losses_and_logs_cardinality_apart(make_cfg):
     model = build_model(make_cfg())
-    with EventStorage() as storage:
+    with EventStorage(start_iter=19) as storage:
         losses = model([record(), record(80, 64, boxes=(), labels=())])
     assert {"loss_ce", "loss_bbox", "loss_giou", "loss_ce_0"} <= losses.keys()
     assert not any("cardinality" in name for name in losses)
     assert storage.latest()["cardinality_error"][0] >= 0
     sum(losses.values()).backward()
     assert [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
+
+
+def test_cardinality_is_fetched_only_when_it_is_written(make_cfg):
+    model = build_model(make_cfg())
+    with EventStorage(start_iter=18) as storage:
+        model([record()])
+        assert not storage.latest()
+        storage.step()
+        model([record()])
+        assert "cardinality_error" in storage.latest()
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_that_is_no_class_is_named_with_its_image(make_cfg, label):
+    named = record(labels=(label,)) | {"file_name": "street.jpg"}
+    with pytest.raises(DatasetError, match=rf"street\.jpg has class id {label}, but the model has 2 classes"):
+        build_model(make_cfg())([record(), named])
 
 
 def test_mixed_precision_computes_losses_in_full(make_cfg):
@@ -78,21 +97,22 @@ def test_a_loop_without_event_storage_trains_too(make_cfg):
 
 
 class Recorder(nn.Module):
-    """Stands for a module and keeps what it was called with."""
+    """Stands for a module, keeps what it was called with and returns always the same."""
 
-    def __init__(self, backbone=None):
+    def __init__(self, result, backbone=None):
         super().__init__()
+        self.result = result
         self.backbone = backbone
         self.calls = []
 
     def forward(self, *arguments):
         self.calls.append(arguments)
-        return {}
+        return self.result
 
 
 def test_targets_are_normalised_by_each_images_own_size(make_cfg):
     model = build_model(make_cfg())
-    model.criterion = Recorder()
+    model.criterion = Recorder({})
     model([record(64, 80), record(40, 40, boxes=((0.0, 0.0, 40.0, 20.0),), labels=(0,))])
     (_, targets), *_ = model.criterion.calls
     torch.testing.assert_close(targets[0].boxes, torch.tensor([[0.3, 0.5, 0.4, 0.5]]))
@@ -105,7 +125,8 @@ def test_images_are_normalised_then_padded_with_zeros_under_the_mask(make_cfg, d
     backbone = nn.Identity()
     backbone.size_divisibility, backbone.padding_constraints = divisibility, {}
     mean, std = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
-    model = DeformableDETR(detector=Recorder(backbone), criterion=Recorder(), pixel_mean=mean, pixel_std=std)
+    detector = Recorder(Predictions(torch.zeros(1, 2, 5, 2), torch.zeros(1, 2, 5, 4), None), backbone)
+    model = DeformableDETR(detector=detector, criterion=Recorder({}), pixel_mean=mean, pixel_std=std)
     sizes = [(80, 60), (50, 100)]
     model(
         [{"image": torch.full((3, *size), 40, dtype=torch.uint8), "instances": record()["instances"]} for size in sizes]
