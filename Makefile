@@ -6,10 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
+# Set up for this machine: the CUDA kernels take minutes, and without a GPU nothing would run them. `make test` compiles
+# them wherever there is nvcc. FORCE_CUDA=1 builds them all the same.
+export FORCE_CUDA ?= $(if $(shell command -v nvidia-smi),,0)
 # Files whose change asks for a new installation or a new build of the op.
 SOURCES := setup.py pyproject.toml $(wildcard ops/*.py ops/csrc/*.* ops/csrc/*/*.*)
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint cuda-compile format clean
 
 help:
 	@sed -n '1,3s/^# //p' $(MAKEFILE_LIST)
@@ -27,7 +30,7 @@ $(STAMP): $(SOURCES)
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py
 
-test: $(STAMP) lint
+test: $(STAMP) lint cuda-compile
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
@@ -35,6 +38,10 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'ops/csrc/*.h' 'ops/csrc/*.cpp' 'ops/csrc/*.cu' 'ops/csrc/*.cuh')
+
+cuda-compile: $(STAMP)
+	@if command -v nvcc >/dev/null; then $(MAKE) -C ops cuda-compile PYTHON=$(abspath $(BIN)/python); \
+	else echo "There is no nvcc here: the CUDA kernels are not compiled."; fi
 
 format: $(STAMP)
 	$(BIN)/python -m ruff check --fix .

@@ -124,6 +124,13 @@ class BuildOp(build_ext):
                 raise RuntimeError(f"ms_deform_attn: {reason}") from None
             print(f"ms_deform_attn: no compiled operator, the slow reference will run: {reason}", file=sys.stderr)
 
+    def copy_extensions_to_source(self) -> None:
+        """An editable installation copies the extension that setuptools knows; the CUDA library goes beside it."""
+        super().copy_extensions_to_source()
+        folder = Path(self.get_finalized_command("build_py").get_package_dir("ms_deform_attn"))
+        for library in (Path(self.build_lib) / "ms_deform_attn").glob("_C_cuda.*"):
+            shutil.copy2(library, folder / library.name)
+
     def _build_operator(self, library: Path) -> None:
         if sys.platform == "win32":
             raise CannotBuild("Windows is not supported")
