@@ -1,6 +1,6 @@
 # make demo   a trained small detector, its COCO table and pictures, from nothing
 # make test   everything that CI runs
-# Others: setup, lint, format, op-test, clean. PYTHON and VENV may be set.
+# Others: setup, lint, cuda-compile, format, clean. PYTHON and VENV may be set.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
