@@ -30,9 +30,11 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "ops")]
-import bench_op  # noqa: E402
+sys.path.append(str(HERE.parent / "ops"))  # at the end: an installed operator, or one on PYTHONPATH, goes first
 import ms_deform_attn as msda  # noqa: E402
+
+# isort: split
+import bench_op  # noqa: E402
 
 Inputs = dict[str, Tensor]
 FULL = ((100, 134), (50, 67), (25, 34), (13, 17))
