@@ -40,7 +40,9 @@ void* acquire_scratch(size_t bytes) {
     scratch.memory = nullptr;
     scratch.size = 0;
     const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
-    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    // Whole huge pages where they fit; the rest in small ones, or each thread would hold up to 2 MB for nothing.
+    const size_t page = bytes >= kHugePage ? 4096 : 64;
+    const size_t rounded = (bytes + page - 1) / page * page;
     void* memory = nullptr;
     if (posix_memalign(&memory, alignment, rounded) != 0) throw std::bad_alloc();
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
