@@ -241,7 +241,7 @@ def training_loader(
 
 def evaluation_loader(cfg: Any, name: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[Item]:
     """Every image of a data set once, over all ranks, in batches of equal sizes."""
-    records = coco.load_records(catalog.get(name), invalid_boxes=cfg.DATASETS.INVALID_BOXES)
+    records = coco.load_records(catalog.get(name), invalid_boxes=cfg.DATASETS.INVALID_BOXES, for_evaluation=True)
     policy = AugmentationPolicy.from_cfg(cfg, is_train=False)
     dataset = DetectionDataset(records, policy)
     sizes = [resized(*size, policy.min_sizes[0], policy.max_size) for size in dataset.sizes]
