@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Through Python: where a system package provides it, .venv/bin has no script of that name.
+CLANG_FORMAT := $(BIN)/python -c 'import clang_format; clang_format.clang_format()'
 STAMP := $(VENV)/.installed
 # Set up for this machine: the CUDA kernels take minutes, and without a GPU nothing would run them. `make test` compiles
 # them wherever there is nvcc. FORCE_CUDA=1 builds them all the same.
@@ -37,7 +39,7 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'ops/csrc/*.h' 'ops/csrc/*.cpp' 'ops/csrc/*.cu' 'ops/csrc/*.cuh')
+	$(CLANG_FORMAT) --dry-run --Werror $$(git ls-files 'ops/csrc/*.h' 'ops/csrc/*.cpp' 'ops/csrc/*.cu' 'ops/csrc/*.cuh')
 
 cuda-compile: $(STAMP)
 	@if command -v nvcc >/dev/null; then $(MAKE) -C ops cuda-compile PYTHON=$(abspath $(BIN)/python); \
@@ -46,7 +48,7 @@ cuda-compile: $(STAMP)
 format: $(STAMP)
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'ops/csrc/*.h' 'ops/csrc/*.cpp' 'ops/csrc/*.cu' 'ops/csrc/*.cuh')
+	$(CLANG_FORMAT) -i $$(git ls-files 'ops/csrc/*.h' 'ops/csrc/*.cpp' 'ops/csrc/*.cu' 'ops/csrc/*.cuh')
 
 # Only what building made: data sets and trained models stay.
 clean:
