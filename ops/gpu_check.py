@@ -32,7 +32,7 @@ ROOT = OPS.parent
 TESTS = ROOT / "tests" / "ops"
 STEPS = ("build", "tests", "memcheck", "racecheck", "benchmark")
 # compute-sanitizer slows kernels down a hundred times: the usual size and the odd ones, no compile, no large memory.
-SANITIZED = "test_cuda.py and (test_against_reference or test_many or test_non_finite) and not 3000 and not opcheck"
+SANITIZED = "test_cuda.py and (test_against_reference or test_non_finite) and not 3000 and not opcheck"
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--confcutdir={TESTS}", "--import-mode=importlib"]
 
 
@@ -49,8 +49,8 @@ class Check:
         self.report |= {"dry run": args.dry_run, "commit": _text(["git", "-C", str(ROOT), "rev-parse", "HEAD"])}
         self.report["steps"] = {}
 
-    def run(self, name: str, command: Sequence[str], good: Sequence[int] = (0,), **environment: str) -> bool:
-        """Runs a command with its output in a file; records and says how it ended. `good`: exit statuses of success."""
+    def run(self, name: str, command: Sequence[str], **environment: str) -> bool:
+        """Runs a command with its output in a file; records and says how it ended."""
         log = self.out / f"{name}.log"
         env = os.environ | {"PYTHONPATH": str(self.package), "MS_DEFORM_ATTN_REQUIRE": "1"} | environment
         begin = time.monotonic()
@@ -84,10 +84,10 @@ class Check:
         )
 
     def tests(self) -> bool:
-        paths, good = [str(TESTS)], [0]
-        if self.args.dry_run:  # test_cuda.py must import, and skip: "no tests collected"
-            paths, good = [str(TESTS / "test_cuda.py")], [5]
-        return self.run("tests", [sys.executable, *PYTEST, "-rs", "-m", self.args.marks, *paths], good)
+        paths = [str(TESTS)]
+        if self.args.dry_run:  # test_cuda.py must import, and skip
+            paths = [str(TESTS / "test_cuda.py")]
+        return self.run("tests", [sys.executable, *PYTEST, "-rs", "-m", self.args.marks, *paths])
 
     def _sanitize(self, tool: str) -> bool:
         found = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
