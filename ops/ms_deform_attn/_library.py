@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).resolve().parent
+# What tells a library of another version apart: the schemas are registered in it, and called from here.
+FUSED_BACKWARD_ARGUMENTS = 10
 
 
 def find_library(stem: str = "_C") -> Path | None:
@@ -48,6 +50,11 @@ def load_libraries() -> dict[str, Path]:
     _load(path)
     if not hasattr(torch.ops.ms_deform_attn, "forward"):
         raise ImportError(f"ms_deform_attn: {path} registers no operator; rebuild it")
+    if len(torch.ops.ms_deform_attn.fused_backward.default._schema.arguments) != FUSED_BACKWARD_ARGUMENTS:
+        raise ImportError(
+            f"ms_deform_attn: {path} was built from another version of the source than this Python code; rebuild it "
+            "(make setup, or pip install ./ops)"
+        )
     cuda = find_library("_C_cuda")
     if cuda is None or torch.version.cuda is None:
         return {"cpu": path}

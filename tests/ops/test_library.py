@@ -58,6 +58,14 @@ def test_broken_library_raises_and_names_the_file(copy: Path) -> None:
     assert "ImportError" in done.stderr and str(broken) in done.stderr and "Rebuild it" in done.stderr
 
 
+def test_library_of_another_version_raises_and_says_to_rebuild(copy: Path) -> None:
+    shutil.copy(next(FOLDER.glob("_C.*so")), copy / "ms_deform_attn")
+    code = copy / "ms_deform_attn" / "_library.py"
+    code.write_text(code.read_text().replace("FUSED_BACKWARD_ARGUMENTS = 10", "FUSED_BACKWARD_ARGUMENTS = 11"))
+    done = run(copy, "import ms_deform_attn")
+    assert "ImportError" in done.stderr and "another version" in done.stderr, done.stderr
+
+
 def test_unknown_instruction_set_is_an_error() -> None:
     done = run(FOLDER.parent, USE, MS_DEFORM_ATTN_ISA="altivec")
     assert done.returncode != 0 and "MS_DEFORM_ATTN_ISA is 'altivec'" in done.stderr
