@@ -72,11 +72,14 @@ class Scene:
     Attributes:
         image: (H, W, 3) uint8, RGB.
         owners: (FINE * H, FINE * W) uint8: the ``index`` of the object seen there; 0 is the background.
+        stuff: (H, W) uint8: what the background is there, or would be without objects: index into
+            ``textures.STUFF_NAMES``.
         objects: from the back to the front.
     """
 
     image: Pixels
     owners: Mask
+    stuff: Mask
     objects: tuple[SceneObject, ...]
 
 
@@ -107,11 +110,11 @@ def draw_scene(draws: Draws, height: int, width: int, objects: tuple[int, int] =
     """
     owners = np.zeros((height * FINE, width * FINE), np.uint8)
     placed = _place(draws, owners, draws.integer(*objects))
-    image = background(draws, height, width)
+    image, stuff = background(draws, height, width)
     for shape in placed:
         _paint(draws, image, shape)
     found = tuple(SceneObject(shape.label, i, shape.seen / shape.area) for i, shape in enumerate(placed, 1))
-    return Scene(_photograph(draws, image), owners, found)
+    return Scene(_photograph(draws, image), owners, stuff, found)
 
 
 def _place(draws: Draws, owners: Mask, count: int) -> list[_Placed]:

@@ -6,6 +6,8 @@ Six classes of shapes, from 6 pixels to most of the image, overlap in front of t
 Boxes, areas and polygons are those of the *visible* part of a shape inside the image, as in COCO; at least 70 % of
 every shape is visible. Image i of a split depends on the seed, the split and i alone: a larger data set begins
 with the images of a smaller one.
+
+The same images have panoptic annotations: the shapes are things, the surfaces behind them stuff of three kinds.
 """
 
 import argparse
@@ -21,8 +23,10 @@ import numpy as np
 from .catalog import datasets_root
 from .draws import Draws
 from .outlines import mask_to_polygons
+from .panoptic_format import encode_png, ids_to_colours
 from .problems import DatasetError
 from .scene import CLASS_NAMES, FINE, Scene, draw_scene
+from .textures import STUFF_NAMES
 
 VERSION = 1  # of the scenes: raised when the same seed gives other ones
 _SPLITS = ("train", "val")
@@ -58,6 +62,28 @@ def annotate(scene: Scene) -> list[dict[str, Any]]:
     return annotations
 
 
+def annotate_panoptic(scene: Scene) -> tuple[np.ndarray[Any, np.dtype[np.int32]], list[dict[str, Any]]]:
+    """A scene's segments: all pixels of one kind of stuff are one segment, as in COCO's panoptic format.
+
+    Returns:
+        (H, W) segment ids, each pixel's that of its middle, and for each segment its ``id``, ``category_id`` (shapes
+        from 1 in the order of `CLASS_NAMES`, then `STUFF_NAMES`), ``area`` and ``bbox`` in pixels, and ``iscrowd``.
+    """
+    owners = scene.owners[FINE // 2 :: FINE, FINE // 2 :: FINE].astype(np.int32)
+    first = len(scene.objects) + 1
+    ids = np.where(owners > 0, owners, scene.stuff + first).astype(np.int32)
+    categories = {item.index: item.label + 1 for item in scene.objects}
+    categories |= {first + index: len(CLASS_NAMES) + 1 + index for index in range(len(STUFF_NAMES))}
+    segments = []
+    for identifier in np.unique(ids).tolist():
+        mask = (ids == identifier).astype(np.uint8)
+        box = [int(value) for value in cv2.boundingRect(mask)]
+        area = int(np.count_nonzero(mask))
+        category = categories[identifier]
+        segments.append({"id": identifier, "category_id": category, "area": area, "bbox": box, "iscrowd": 0})
+    return ids, segments
+
+
 def generate(
     root: str | Path,
     *,
@@ -68,7 +94,8 @@ def generate(
 ) -> None:
     """Writes ``train/``, ``val/`` and ``annotations/instances_{train,val}.json`` below ``root``.
 
-    An annotation file appears only when all its images are there.
+    Beside them, the panoptic annotations: ``panoptic_train/``, ``panoptic_val/`` and
+    ``annotations/panoptic_{train,val}.json``. An annotation file appears only when all its images are there.
 
     Args:
         num_train, num_val: numbers of images; a split of 0 images is not written.
@@ -92,30 +119,42 @@ def generate(
 
 
 def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> None:
-    folder, json_file = root / split, root / "annotations" / f"instances_{split}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.unlink(missing_ok=True)  # it would describe other images while these are written
+    folder, segments_folder, annotation_folder = root / split, root / f"panoptic_{split}", root / "annotations"
+    for made in (folder, segments_folder, annotation_folder):
+        made.mkdir(parents=True, exist_ok=True)
+    kinds = ("instances", "panoptic")
+    for kind in kinds:  # they would describe other images while these are written
+        (annotation_folder / f"{kind}_{split}.json").unlink(missing_ok=True)
     images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    panoptic: list[dict[str, Any]] = []
     for index in range(count):
         scene = make_scene(seed, split, index, size)
-        name = f"{index + 1:06d}.jpg"
+        identifier = {"image_id": index + 1}
+        name, segments_name = f"{index + 1:06d}.jpg", f"{index + 1:06d}.png"
         _write_image(folder / name, scene)
         height, width = scene.image.shape[:2]
         images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
-        for item in annotate(scene):
-            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **item})
-    content = {
+        instances += [{"id": len(instances) + i, **identifier, **item} for i, item in enumerate(annotate(scene), 1)]
+        ids, segments = annotate_panoptic(scene)
+        (segments_folder / segments_name).write_bytes(encode_png(ids_to_colours(ids)))
+        panoptic.append({**identifier, "file_name": segments_name, "segments_info": segments})
+    things = [{"id": index, "name": name} for index, name in enumerate(CLASS_NAMES, 1)]
+    classes = [{**item, "isthing": 1} for item in things]
+    classes += [{"id": i, "name": name, "isthing": 0} for i, name in enumerate(STUFF_NAMES, len(things) + 1)]
+    common = {
         "info": {"description": "Synthetic shapes", "version": VERSION, "seed": seed, "size": list(size)},
         "licenses": [],
-        "categories": [{"id": index, "name": name} for index, name in enumerate(CLASS_NAMES, 1)],
-        "images": images,
-        "annotations": annotations,
     }
-    partial = json_file.with_suffix(".partial")
+    for kind, categories, annotations in zip(kinds, (things, classes), (instances, panoptic), strict=True):
+        content = {**common, "categories": categories, "images": images, "annotations": annotations}
+        _write_json(annotation_folder / f"{kind}_{split}.json", content)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-    os.replace(partial, json_file)
+    os.replace(partial, path)
 
 
 def _write_image(path: Path, scene: Scene) -> None:

@@ -104,23 +104,35 @@ _KINDS = {
 KINDS = tuple(_KINDS)
 
 
-def background(draws: Draws, height: int, width: int) -> Pixels:
-    """(height, width, 3): one textured surface, or two that meet along a straight line, with clutter on them."""
-    pixels = _ground(draws, height, width)
+# The stuff of a scene: what a background's texture looks like.
+_STUFF = {"gradient": "smooth", "clouds": "smooth", "stripes": "pattern", "checks": "pattern", "grain": "grain"}
+STUFF_NAMES = ("smooth", "pattern", "grain")
+
+
+def background(draws: Draws, height: int, width: int) -> tuple[Pixels, Pixels]:
+    """One textured surface, or two that meet along a straight line, with clutter on them.
+
+    Returns:
+        pixels (height, width, 3), and (height, width) the surface's index into `STUFF_NAMES`; clutter is part of it.
+    """
+    pixels, kind = _ground(draws, height, width)
+    stuff = np.full((height, width), STUFF_NAMES.index(_STUFF[kind]), np.uint8)
     if draws.chance(0.4):
         beyond = _along(draws, height, width) > draws.uniform(-0.3, 0.3) * min(height, width)
-        pixels = np.where(beyond[..., None], _ground(draws, height, width), pixels)
+        other, kind = _ground(draws, height, width)
+        pixels = np.where(beyond[..., None], other, pixels)
+        stuff[beyond] = STUFF_NAMES.index(_STUFF[kind])
     pixels = np.ascontiguousarray(pixels)
     for _ in range(draws.integer(1, 6)):
         draws.choice((_lines, _arc, _blob, _scribble, _specks))(draws, pixels)
-    return pixels
+    return pixels, stuff
 
 
-def _ground(draws: Draws, height: int, width: int) -> Pixels:
+def _ground(draws: Draws, height: int, width: int) -> tuple[Pixels, str]:
     colour = dull_colour(draws)
     kind = draws.choice(("gradient", "clouds", "clouds", "stripes", "checks", "grain"))
     contrast = 70 if kind in ("gradient", "clouds") else 28  # sharp patterns hide objects sooner than soft ones
-    return texture(draws, kind, height, width, colour, shifted(draws, colour, contrast))
+    return texture(draws, kind, height, width, colour, shifted(draws, colour, contrast)), kind
 
 
 def _clutter_colour(draws: Draws) -> Colour:
