@@ -36,18 +36,26 @@ def _add_model_keys(cfg: Any, node_type: type) -> None:
     detr.HIDDEN_DIM = 256
     detr.NHEADS = 8
     detr.ENC_LAYERS = 6
-    detr.DEC_LAYERS = 6
+    detr.DEC_LAYERS = 6  # 0: the encoder-only detector, Deformable DETR's first stage on its own
     detr.DIM_FEEDFORWARD = 1024
     detr.DROPOUT = 0.1
     detr.ACTIVATION = "relu"  # relu | gelu
+    detr.PRE_NORM = False  # norms before each part; DETR only
+    detr.POSITION_EMBEDDING = "sine"  # sine | learned
+    detr.POSITION_EMBEDDING_SIZE = 50  # learned: the most rows and columns of a feature map
     detr.ENC_N_POINTS = 4  # sampled points per head, level and query (K of the paper)
     detr.DEC_N_POINTS = 4
+    # False: an encoder token samples its own level only (arXiv 2010.04159, table 2, "MS attention"). The paper does not
+    # say on which level an object query would then sample: decoders sample all of them.
+    detr.MULTI_SCALE_ATTENTION = True
     detr.WITH_BOX_REFINE = False
     detr.TWO_STAGE = False  # NUM_OBJECT_QUERIES proposals; needs WITH_BOX_REFINE
     # Recompute encoder layers in the backward: less memory for a slower step.
     detr.ACTIVATION_CHECKPOINTING = False
 
-    # Matching cost and loss.
+    # Matching cost and loss. auto: softmax with a logit for no object in DETR, focal in Deformable DETR.
+    detr.CLASS_LOSS = "auto"  # auto | softmax | focal
+    detr.NO_OBJECT_WEIGHT = 0.1  # of queries without an object, softmax only
     detr.COST_CLASS = 2.0
     detr.COST_BBOX = 5.0
     detr.COST_GIOU = 2.0
@@ -60,10 +68,17 @@ def _add_model_keys(cfg: Any, node_type: type) -> None:
 
     # Initial weights. A checkpoint that does not fit is refused, unless a partial load is asked for.
     detr.ALLOW_PARTIAL_WEIGHTS = False
+    # Take a file's class head as it is: no mapping onto the data set's classes by name, no new head for others.
+    detr.KEEP_CLASS_LOGITS = False
 
-    # The project's backbone; every other registered Detectron2 backbone works in that engine.
+    # build_deformable_detr_{resnet,swin,timm}_backbone, and the same with _fpn_backbone, whose pyramid MODEL.FPN
+    # describes; every other registered Detectron2 backbone works in that engine.
     cfg.MODEL.BACKBONE.NAME = "build_deformable_detr_resnet_backbone"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2  # 1: the stem (Swin: the patches' embedding), 2: and res2, …; 0: nothing
+    # Of backbones that are no ResNet.
+    cfg.MODEL.BACKBONE.VARIANT = "swin_t"  # swin_t | swin_s | swin_b | swin_l; with timm, its name of a network
+    cfg.MODEL.BACKBONE.OUT_FEATURES = ["res3", "res4", "res5"]  # the names stand for strides: res2 is 4, … res5 is 32
+    cfg.MODEL.BACKBONE.DROP_PATH_RATE = 0.2  # stochastic depth of the last block, Swin and ViT
     cfg.MODEL.RESNETS.DEPTH = 50
     cfg.MODEL.RESNETS.NORM = "FrozenBN"  # FrozenBN | BN | SyncBN | GN; training from scratch needs a live one
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
@@ -103,6 +118,11 @@ def _add_input_keys(cfg: Any) -> None:
     # Ground-truth boxes that leave no area inside their image: "error" names them before training;
     # "drop" leaves them out and warns with their count. NaN and infinite boxes are always an error.
     cfg.DATASETS.INVALID_BOXES = "error"
+
+
+def most_objects(cfg: Any) -> int | None:
+    """The most objects that an image to train on may have: one for each query; None where every token is a query."""
+    return cfg.MODEL.DETR.NUM_OBJECT_QUERIES if cfg.MODEL.DETR.DEC_LAYERS else None
 
 
 def get_cfg(engine: str = _AUTO) -> Any:

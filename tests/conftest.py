@@ -15,6 +15,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "multi_scale": {},
     "box_refine": {"WITH_BOX_REFINE": True},
     "two_stage": {"WITH_BOX_REFINE": True, "TWO_STAGE": True},
+    "encoder_only": {"DEC_LAYERS": 0},
+    "own_level": {"MULTI_SCALE_ATTENTION": False},
+    "detr": {"META_ARCHITECTURE": "DETR", "IN_FEATURES": ["res5"], "NUM_FEATURE_LEVELS": 1},
+    "detr_pre_norm": {
+        "META_ARCHITECTURE": "DETR",
+        "IN_FEATURES": ["res5"],
+        "NUM_FEATURE_LEVELS": 1,
+        "PRE_NORM": True,
+        "POSITION_EMBEDDING": "learned",
+    },
+    "detr_dc5_plus": {
+        "META_ARCHITECTURE": "DETR",
+        "IN_FEATURES": ["res5"],
+        "NUM_FEATURE_LEVELS": 1,
+        "DEPTH": 50,
+        "RES5_DILATION": 2,
+        "CLASS_LOSS": "focal",
+    },
 }
 _RESNETS = ("DEPTH", "RES5_DILATION", "NORM")
 
@@ -39,7 +57,8 @@ def make_cfg() -> Callable[..., Any]:
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
         resnets.DEPTH, resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS = 18, 16, 16
         for key, value in {**VARIANTS[variant], **changes}.items():
-            (resnets if key in _RESNETS else detr)[key] = value
+            section = cfg.MODEL if key == "META_ARCHITECTURE" else resnets if key in _RESNETS else detr
+            section[key] = value
         if resnets.DEPTH >= 50:
             resnets.RES2_OUT_CHANNELS = 32
         resnets.OUT_FEATURES = list(detr.IN_FEATURES)

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from ..config import most_objects
 from ..data import catalog, coco
 from ..data.catalog import DatasetSpec
 from ..data.problems import DatasetError
@@ -69,7 +70,7 @@ def check(cfg: CfgNode, names: Iterable[str], *, for_evaluation: bool) -> None:
         summary = coco.inspect(
             spec,
             cfg.DATASETS.INVALID_BOXES,
-            max_objects=None if for_evaluation else cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
+            max_objects=None if for_evaluation else most_objects(cfg),
             for_evaluation=for_evaluation,
         )
         _logger.info(

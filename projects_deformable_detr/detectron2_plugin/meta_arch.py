@@ -1,7 +1,7 @@
 """The project's meta-architectures: a pure PyTorch detector between Detectron2's inputs and outputs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class SetPredictionModel(nn.Module):
         input_format: ``"RGB"`` or ``"BGR"``, needed for the pictures.
     """
 
+    architecture: ClassVar[str]  # as in `build_detector`; subclasses under other names keep it
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -74,8 +75,8 @@ class SetPredictionModel(nn.Module):
             cfg.defrost()
             cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
         return {
-            "detector": build_detector(cfg, build_backbone(cfg)),
-            "criterion": build_criterion(cfg),
+            "detector": build_detector(cfg, build_backbone(cfg), cls.architecture),
+            "criterion": build_criterion(cfg, cls.architecture),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "topk": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -112,7 +113,7 @@ class SetPredictionModel(nn.Module):
             ]
             detections = postprocess(predictions, sizes, topk=self.topk)
             return [{"instances": _instances(*pair)} for pair in zip(detections, sizes, strict=True)]
-        _check_classes(batched_inputs, predictions.logits.shape[-1])
+        _check_classes(batched_inputs, predictions.num_classes)
         targets = [_targets(record["instances"]).to(self.device) for record in batched_inputs]
         losses: dict[str, Tensor] = self.criterion(predictions, targets)
         if has_event_storage():
@@ -186,3 +187,12 @@ def _instances(detections: Detections, size: tuple[int, int]) -> Instances:
 @META_ARCH_REGISTRY.register()
 class DeformableDETR(SetPredictionModel):
     """Deformable DETR (arXiv 2010.04159) in every variant that ``cfg.MODEL.DETR`` describes."""
+
+    architecture = "DeformableDETR"
+
+
+@META_ARCH_REGISTRY.register()
+class DETR(SetPredictionModel):
+    """DETR (arXiv 2005.12872) in every variant that ``cfg.MODEL.DETR`` describes."""
+
+    architecture = "DETR"

@@ -2,14 +2,14 @@
 
 from .build import build_criterion, build_detector
 from .criterion import SetCriterion, cardinality_error
-from .detector import DeformableDetector, batch_images
+from .detector import Detector, batch_images
 from .matcher import HungarianMatcher
 from .postprocess import postprocess
 from .structures import Detections, Predictions, Targets
 
 __all__ = [
-    "DeformableDetector",
     "Detections",
+    "Detector",
     "HungarianMatcher",
     "Predictions",
     "SetCriterion",

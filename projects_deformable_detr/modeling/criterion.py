@@ -1,10 +1,12 @@
 """The set-prediction loss (arXiv 2005.12872, eq. 2; 2010.04159, appendix A.4), for all layers at once."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, distributed, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from .classification import FocalClassification
+from .classification import calls_object
 from .matcher import HungarianMatcher, Match
 from .structures import Predictions, Targets
 
@@ -13,8 +15,7 @@ class SetCriterion(nn.Module):
     """Matches predictions to targets and sums class, L1 and GIoU losses.
 
     Args:
-        matcher: the Hungarian matcher.
-        classification: the class loss; the very object that the matcher uses.
+        matcher: the Hungarian matcher; its classification is the class loss too.
         weights: factors of ``loss_ce``, ``loss_bbox`` and ``loss_giou``.
         deep_supervision: also train every earlier decoder layer.
     """
@@ -22,13 +23,11 @@ class SetCriterion(nn.Module):
     def __init__(
         self,
         matcher: HungarianMatcher,
-        classification: FocalClassification,
         weights: dict[str, float],
         deep_supervision: bool = True,
     ) -> None:
         super().__init__()
         self.matcher = matcher
-        self.classification = classification
         self.weights = dict(weights)
         self.deep_supervision = deep_supervision
 
@@ -50,7 +49,7 @@ class SetCriterion(nn.Module):
         """
         self._check(predictions, targets)
         first = 0 if self.deep_supervision else len(predictions.logits) - 1
-        predictions = Predictions(predictions.logits[first:], predictions.boxes[first:], predictions.proposals)
+        predictions = replace(predictions, logits=predictions.logits[first:], boxes=predictions.boxes[first:])
         match, proposal_match = self.matcher(predictions, targets, first_layer=first)
         labels = torch.cat([target.labels for target in targets])
         boxes = torch.cat([target.boxes for target in targets]).to(predictions.boxes.dtype)
@@ -81,16 +80,20 @@ class SetCriterion(nn.Module):
         overlap = generalized_box_iou_loss(
             box_convert(found, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy"), reduction="none"
         )
-        sums = {
-            "loss_ce": self.classification.loss(logits.float(), matched),
-            "loss_bbox": (found - wanted).abs().sum((1, 2)),
-            "loss_giou": overlap.sum(1),
+        losses = {
+            "loss_ce": self.matcher.classification.loss(logits.float(), matched, count),
+            "loss_bbox": (found - wanted).abs().sum((1, 2)) / count,
+            "loss_giou": overlap.sum(1) / count,
         }
-        return {name: value * (self.weights[name] / count) for name, value in sums.items()}
+        return {name: value * self.weights[name] for name, value in losses.items()}
 
-    @staticmethod
-    def _check(predictions: Predictions, targets: list[Targets]) -> None:
-        batch, classes = predictions.logits.shape[1], predictions.logits.shape[-1]
+    def _check(self, predictions: Predictions, targets: list[Targets]) -> None:
+        batch, classes = predictions.logits.shape[1], predictions.num_classes
+        if predictions.no_object != self.matcher.classification.no_object:
+            raise ValueError(
+                f"predictions {'have' if predictions.no_object else 'lack'} a logit for no object, unlike the class "
+                "loss: build detector and criterion from one config"
+            )
         if len(targets) != batch:
             raise ValueError(f"predictions are of {batch} images, targets of {len(targets)}")
         for image, target in enumerate(targets):
@@ -118,8 +121,8 @@ def _average_count(count: int, device: torch.device) -> Tensor:
 def cardinality_error(predictions: Predictions, targets: list[Targets]) -> Tensor:
     """The mean over images of | queries of the last layer that call an object - objects |: logged, not trained.
 
-    A query of a sigmoid head calls an object when its best class has a probability over one half.
+    What it is to call an object is `calls_object`'s affair.
     """
-    called = FocalClassification().foreground(predictions.logits[-1]).sum(-1)  # (N,)
+    called = calls_object(predictions.logits[-1], predictions.no_object).sum(-1)  # (N,)
     objects = called.new_tensor([len(target) for target in targets])
     return (called - objects).abs().float().mean()

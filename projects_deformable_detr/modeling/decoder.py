@@ -73,9 +73,11 @@ class Decoder(nn.Module):
         self.box_heads = nn.ModuleList(box_heads)
         self.refine = refine
 
-    def forward(self, queries: Queries, memory: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Logits (layers, N, Q, classes) and boxes (layers, N, Q, 4) as normalised (cx, cy, w, h)."""
+    def forward(self, queries: Queries, memory: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (layers, N, Q, classes), boxes (layers, N, Q, 4) as normalised (cx, cy, w, h), and the last layer's
+        hidden states (N, Q, C)."""
         x, reference = queries.content, queries.reference
+        assert reference is not None
         logits, boxes = [], []
         for index, layer in enumerate(self.layers):
             x = layer(x, queries.positions, _on_levels(reference, tokens.valid_ratios), memory, tokens)
@@ -84,7 +86,7 @@ class Decoder(nn.Module):
             boxes.append(layer_boxes)
             if self.refine:
                 reference = layer_boxes.detach()
-        return torch.stack(logits), torch.stack(boxes)
+        return torch.stack(logits), torch.stack(boxes), x
 
     @staticmethod
     def _head(heads: nn.ModuleList, index: int) -> nn.Module:

@@ -1,32 +1,34 @@
-"""Deformable DETR (arXiv 2010.04159): images in, boxes and class logits of every decoder layer out."""
+"""DETR and Deformable DETR as one chain of parts: images in, boxes and class logits of every decoder layer out."""
 
 import torch
 from torch import Tensor, nn
 
-from .decoder import Decoder
-from .encoder import Encoder
 from .neck import Tokenizer
 from .structures import Predictions
 
 
-class DeformableDetector(nn.Module):
-    """The detector in four parts.
+class Detector(nn.Module):
+    """A set-prediction detector in its parts.
 
     Args:
         backbone: images (N, 3, H, W) to feature maps by name.
         tokenizer: feature maps and mask to tokens.
         encoder: tokens to memory (N, S, C).
-        queries: memory and tokens to the decoder's queries, learned or proposed.
-        decoder: queries, memory and tokens to logits and boxes.
+        queries: memory and tokens to the decoder's queries, learned or proposed; without a decoder, memory and tokens
+            to logits and boxes.
+        decoder: queries, memory and tokens to logits, boxes and the last layer's hidden states (N, Q, C); None for an
+            encoder-only detector.
+        no_object: whether the last logit stands for "no object".
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         tokenizer: Tokenizer,
-        encoder: Encoder,
+        encoder: nn.Module,
         queries: nn.Module,
-        decoder: Decoder,
+        decoder: nn.Module | None,
+        no_object: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -34,6 +36,7 @@ class DeformableDetector(nn.Module):
         self.encoder = encoder
         self.queries = queries
         self.decoder = decoder
+        self.no_object = no_object
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> Predictions:
         """Detects.
@@ -44,9 +47,12 @@ class DeformableDetector(nn.Module):
         """
         tokens = self.tokenizer(self.backbone(images), padding_mask)
         memory = self.encoder(tokens)
+        if self.decoder is None:
+            logits, boxes = self.queries(memory, tokens)
+            return Predictions(logits[None], boxes[None], no_object=self.no_object)
         queries = self.queries(memory, tokens)
-        logits, boxes = self.decoder(queries, memory, tokens)
-        return Predictions(logits, boxes, queries.proposals)
+        logits, boxes, _ = self.decoder(queries, memory, tokens)
+        return Predictions(logits, boxes, queries.proposals, no_object=self.no_object)
 
 
 def batch_images(images: list[Tensor], size_divisibility: int = 0) -> tuple[Tensor, Tensor]:

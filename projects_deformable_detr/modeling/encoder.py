@@ -32,7 +32,16 @@ def cell_centres(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention to sampled points of every level, then a feed-forward network; norms come after."""
+    """Self-attention to sampled points, then a feed-forward network; norms come after.
+
+    Args:
+        channels, heads, levels, points: C, M, L, K of the attention (arXiv 2010.04159, equation 3).
+        hidden: width of the feed-forward network.
+        dropout: probability.
+        activation: ``"relu"`` or ``"gelu"``.
+        multi_scale: points of every level; False: of the token's own level alone, with the same weights on all
+            levels, so that nothing passes between levels (table 2 of the paper, "MS attention").
+    """
 
     def __init__(
         self,
@@ -43,16 +52,23 @@ class EncoderLayer(nn.Module):
         hidden: int,
         dropout: float,
         activation: str,
+        multi_scale: bool = True,
     ) -> None:
         super().__init__()
-        self.self_attn = MSDeformAttn(channels, levels, heads, points)
+        self.multi_scale = multi_scale
+        self.self_attn = MSDeformAttn(channels, levels if multi_scale else 1, heads, points)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(channels)
         self.ffn = FeedForward(channels, hidden, dropout, activation)
 
     def forward(self, x: Tensor, reference_points: Tensor, tokens: Tokens) -> Tensor:
         """x (N, S, C), reference_points (N, S, L, 2) to (N, S, C)."""
-        attended = self.self_attn(
+        attend = self._attend if self.multi_scale else self._attend_own_level
+        attended = attend(x, reference_points, tokens)
+        return self.ffn(self.norm(x + self.dropout(attended)))
+
+    def _attend(self, x: Tensor, reference_points: Tensor, tokens: Tokens) -> Tensor:
+        return self.self_attn(
             x + tokens.positions,
             reference_points,
             x,
@@ -60,7 +76,14 @@ class EncoderLayer(nn.Module):
             tokens.level_start_index,
             tokens.padding_mask,
         )
-        return self.ffn(self.norm(x + self.dropout(attended)))
+
+    def _attend_own_level(self, x: Tensor, reference_points: Tensor, tokens: Tokens) -> Tensor:
+        query, parts = x + tokens.positions, []
+        for level, (start, size) in enumerate(zip(tokens.level_start_index, tokens.spatial_shapes, strict=True)):
+            rows = slice(start, start + size[0] * size[1])
+            own = reference_points[:, rows, level : level + 1]
+            parts.append(self.self_attn(query[:, rows], own, x[:, rows], [size], [0], tokens.padding_mask[:, rows]))
+        return torch.cat(parts, dim=1)
 
 
 class Encoder(nn.Module):

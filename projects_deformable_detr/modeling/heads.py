@@ -18,10 +18,11 @@ def make_activation(name: str) -> nn.Module:
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a residual and a norm after it: (N, S, C) to (N, S, C)."""
+    """Two linear layers with a residual and a norm after it, or before them (``pre_norm``): (N, S, C) to (N, S, C)."""
 
-    def __init__(self, channels: int, hidden: int, dropout: float, activation: str) -> None:
+    def __init__(self, channels: int, hidden: int, dropout: float, activation: str, pre_norm: bool = False) -> None:
         super().__init__()
+        self.pre_norm = pre_norm
         self.linear1 = nn.Linear(channels, hidden)
         self.activation = make_activation(activation)
         self.dropout1 = nn.Dropout(dropout)
@@ -30,21 +31,25 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout1(self.activation(self.linear1(x)))
-        return self.norm(x + self.dropout2(self.linear2(hidden)))
+        hidden = self.dropout1(self.activation(self.linear1(self.norm(x) if self.pre_norm else x)))
+        x = x + self.dropout2(self.linear2(hidden))
+        return x if self.pre_norm else self.norm(x)
 
 
 class BoxHead(nn.Module):
     """Three linear layers: (…, C) to (…, 4), an offset to a reference before the sigmoid.
 
     It starts as the constant ``(0, 0, size_bias, size_bias)``: -2 gives boxes of 12 % of the image around a
-    reference point; 0 leaves four-value references as they are.
+    reference point; 0 leaves four-value references as they are. None keeps PyTorch's own start, as DETR does, which
+    has no references.
     """
 
-    def __init__(self, channels: int, size_bias: float = 0.0) -> None:
+    def __init__(self, channels: int, size_bias: float | None = 0.0) -> None:
         super().__init__()
         last = nn.Linear(channels, 4)
         self.layers = nn.ModuleList([nn.Linear(channels, channels), nn.Linear(channels, channels), last])
+        if size_bias is None:
+            return
         nn.init.zeros_(last.weight)
         with torch.no_grad():
             last.bias.copy_(torch.tensor([0.0, 0.0, size_bias, size_bias]))
@@ -53,8 +58,13 @@ class BoxHead(nn.Module):
         return self.layers[2](self.layers[1](self.layers[0](x).relu()).relu())
 
 
-def make_class_head(channels: int, num_classes: int, prior: float = 0.01) -> nn.Linear:
-    """A linear layer whose sigmoid starts at ``prior``, the focal loss's start (arXiv 1708.02002, 4.1)."""
+def make_class_head(channels: int, num_classes: int, *, prior: float = 0.01, no_object: bool = False) -> nn.Linear:
+    """A linear layer whose sigmoid starts at ``prior``, the focal loss's start (arXiv 1708.02002, 4.1).
+
+    ``no_object`` gives it a last logit for no object and leaves PyTorch's own start, for a softmax.
+    """
+    if no_object:
+        return nn.Linear(channels, num_classes + 1)
     head = nn.Linear(channels, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
     return head
@@ -62,7 +72,12 @@ def make_class_head(channels: int, num_classes: int, prior: float = 0.01) -> nn.
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """log(x / (1 - x)) of x clamped to [eps, 1 - eps], in at least float32, where eps is not rounded away."""
-    return torch.logit(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, eps=eps)
+    return torch.logit(at_least_float32(x), eps=eps)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Coordinates of 16 bits in float32: bfloat16 rounds a sigmoid to 0.4 % of the image."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def apply_box_delta(delta: Tensor, reference: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from ..errors import UserError
-from .classification import FocalClassification
+from .classification import Classification
 from .structures import Predictions, Targets
 
 
@@ -38,7 +38,7 @@ class HungarianMatcher:
     """
 
     def __init__(
-        self, classification: FocalClassification, class_weight: float, l1_weight: float, giou_weight: float
+        self, classification: Classification, class_weight: float, l1_weight: float, giou_weight: float
     ) -> None:
         if class_weight == l1_weight == giou_weight == 0:
             raise UserError("all matching costs are 0: set one of MODEL.DETR.COST_CLASS, COST_BBOX, COST_GIOU")

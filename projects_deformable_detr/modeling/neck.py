@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from .position_encoding import SinePositionEmbedding
 from .structures import Tokens
 
 
@@ -17,11 +16,23 @@ class Tokenizer(nn.Module):
 
     Args:
         in_channels: channels of the feature maps, by name, finest first.
-        channels: C, a multiple of the 32 groups of the norm.
+        channels: C, a multiple of the 32 groups of the norm where there is one.
         num_levels: L, at least the number of feature maps.
+        position_embedding: masks (N, H, W) to embeddings (N or 1, C, H, W).
+        norm: group norm after the projections; without it they start as PyTorch's own convolutions, as in DETR.
+        level_embed: add a learned embedding of each level to its positions.
     """
 
-    def __init__(self, in_channels: dict[str, int], channels: int, num_levels: int) -> None:
+    def __init__(
+        self,
+        in_channels: dict[str, int],
+        channels: int,
+        num_levels: int,
+        position_embedding: nn.Module,
+        *,
+        norm: bool = True,
+        level_embed: bool = True,
+    ) -> None:
         super().__init__()
         if num_levels < len(in_channels):
             raise UserError(
@@ -30,29 +41,21 @@ class Tokenizer(nn.Module):
             )
         self.in_features = tuple(in_channels)
         widths = list(in_channels.values())
-        projections = [self._projection(width, channels, 1) for width in widths]
+        make = _normed_projection if norm else _plain_projection
+        projections = [make(width, channels, 1) for width in widths]
         for index in range(num_levels - len(widths)):
-            projections.append(self._projection(widths[-1] if index == 0 else channels, channels, 3))
+            projections.append(make(widths[-1] if index == 0 else channels, channels, 3))
         self.projections = nn.ModuleList(projections)
-        self.position_embedding = SinePositionEmbedding(channels)
-        self.level_embed = nn.Parameter(torch.empty(num_levels, channels))
-        nn.init.normal_(self.level_embed)
-
-    @staticmethod
-    def _projection(width: int, channels: int, kernel: int) -> nn.Sequential:
-        convolution = nn.Conv2d(width, channels, kernel, stride=1 if kernel == 1 else 2, padding=kernel // 2)
-        nn.init.xavier_uniform_(convolution.weight)
-        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]  # there is one, by default
-        return nn.Sequential(convolution, nn.GroupNorm(32, channels))
+        self.position_embedding = position_embedding
+        self.level_embed = nn.Parameter(torch.randn(num_levels, channels)) if level_embed else None
 
     def forward(self, features: dict[str, Tensor], padding_mask: Tensor) -> Tokens:
         """Feature maps (N, C_l, H_l, W_l) by name and the images' mask (N, H, W) to tokens."""
         maps = self._levels(features)
         masks = [_resize_mask(padding_mask, level.shape[-2:]) for level in maps]
-        positions = [
-            self.position_embedding(mask).flatten(2).transpose(1, 2) + embed
-            for mask, embed in zip(masks, self.level_embed, strict=True)
-        ]
+        positions = [self.position_embedding(mask).flatten(2).transpose(1, 2) for mask in masks]
+        if self.level_embed is not None:
+            positions = [grid + embed for grid, embed in zip(positions, self.level_embed, strict=True)]
         return Tokens(
             values=torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1),
             positions=torch.cat(positions, dim=1),
@@ -69,6 +72,18 @@ class Tokenizer(nn.Module):
             source = project(source)
             maps.append(source)
         return maps
+
+
+def _plain_projection(width: int, channels: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(width, channels, kernel, stride=1 if kernel == 1 else 2, padding=kernel // 2))
+
+
+def _normed_projection(width: int, channels: int, kernel: int) -> nn.Sequential:
+    projection = _plain_projection(width, channels, kernel)
+    weight, bias = projection.parameters()
+    nn.init.xavier_uniform_(weight)
+    nn.init.zeros_(bias)
+    return projection.append(nn.GroupNorm(32, channels))
 
 
 def _size(level: Tensor) -> tuple[int, int]:

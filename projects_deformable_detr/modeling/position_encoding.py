@@ -1,9 +1,12 @@
 """Sine position embeddings, of grids and of boxes."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..errors import UserError
 
 _TEMPERATURE = 10000.0
 
@@ -46,6 +49,53 @@ class SinePositionEmbedding(nn.Module):
         y_embedding = _interleaved_sine(y[..., None] / wavelengths)
         x_embedding = _interleaved_sine(x[..., None] / wavelengths)
         return torch.cat((y_embedding, x_embedding), dim=-1).permute(0, 3, 1, 2)
+
+
+class LearnedPositionEmbedding(nn.Module):
+    """An embedding for every column and row, DETR's alternative to sines (arXiv 2005.12872, table 3).
+
+    Args:
+        channels: C, even; the first half tells x, the second y.
+        size: the most rows and columns that a feature map may have.
+    """
+
+    def __init__(self, channels: int, size: int = 50) -> None:
+        super().__init__()
+        if channels % 2:
+            raise ValueError(f"the learned embedding needs an even number of channels, got {channels}")
+        self.column = nn.Parameter(torch.rand(size, channels // 2))
+        self.row = nn.Parameter(torch.rand(size, channels // 2))
+
+    def forward(self, padding_mask: Tensor) -> Tensor:
+        """Mask (N, H, W) to an embedding (N, C, H, W), counted from the corner, the same for every image.
+
+        Raises:
+            UserError: if the map is larger than the embedding.
+        """
+        batch, height, width = padding_mask.shape
+        if max(height, width) > len(self.row):
+            raise UserError(
+                f"a feature map of {height} x {width} is larger than the {len(self.row)} learned positions: raise "
+                "MODEL.DETR.POSITION_EMBEDDING_SIZE, or set MODEL.DETR.POSITION_EMBEDDING sine"
+            )
+        x = self.column[:width].expand(height, -1, -1)
+        y = self.row[:height, None].expand(-1, width, -1)
+        return torch.cat((x, y), dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1)
+
+
+def build_position_embedding(detr: Any, centred: bool) -> nn.Module:
+    """The embedding that ``cfg.MODEL.DETR`` describes; ``centred`` as in `SinePositionEmbedding`.
+
+    Raises:
+        UserError: for a ``POSITION_EMBEDDING`` other than ``"sine"`` and ``"learned"``, or a size below 1.
+    """
+    if detr.POSITION_EMBEDDING == "sine":
+        return SinePositionEmbedding(detr.HIDDEN_DIM, centred)
+    if detr.POSITION_EMBEDDING != "learned":
+        raise UserError(f"MODEL.DETR.POSITION_EMBEDDING {detr.POSITION_EMBEDDING!r}: choose sine or learned")
+    if detr.POSITION_EMBEDDING_SIZE < 1:
+        raise UserError(f"MODEL.DETR.POSITION_EMBEDDING_SIZE must be at least 1, got {detr.POSITION_EMBEDDING_SIZE}")
+    return LearnedPositionEmbedding(detr.HIDDEN_DIM, detr.POSITION_EMBEDDING_SIZE)
 
 
 def sine_box_embedding(boxes: Tensor, features: int) -> Tensor:

@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from .classification import class_scores
 from .structures import Detections, Predictions
 
 
 @torch.no_grad()
 def postprocess(predictions: Predictions, image_sizes: Sequence[tuple[int, int]], topk: int = 100) -> list[Detections]:
-    """Detections of every image, best first (arXiv 2010.04159, appendix A.4: sigmoid scores).
+    """Detections of every image, best first.
 
-    A query gives one detection for each class among the ``min(topk, Q * classes)`` best scores of its image.
+    Sigmoid scores (arXiv 2010.04159, appendix A.4): a query gives one detection for each class among the
+    ``min(topk, Q * classes)`` best scores of its image. Softmax (arXiv 2005.12872, section 4): a query gives one
+    detection, of its best class, "no object" apart; the ``min(topk, Q)`` best.
 
     Args:
         predictions: of N images.
@@ -27,14 +31,21 @@ def postprocess(predictions: Predictions, image_sizes: Sequence[tuple[int, int]]
         raise ValueError(f"predictions are of {len(logits)} images, image_sizes of {len(image_sizes)}")
     if topk < 1:
         raise ValueError(f"topk must be at least 1, got {topk}")
-    classes = logits.shape[-1]
-    scores = logits.sigmoid().flatten(1)
-    scores, best = scores.topk(min(topk, scores.shape[1]), dim=1)
-    labels = best % classes
-    query = torch.div(best, classes, rounding_mode="floor")
+    scores, labels, query = _best(class_scores(logits, predictions.no_object), topk, one_each=predictions.no_object)
     corners = box_convert(boxes, "cxcywh", "xyxy").gather(1, query[..., None].expand(-1, -1, 4))
     detections = []
     for corner, score, label, (height, width) in zip(corners, scores, labels, image_sizes, strict=True):
         scaled = corner * corner.new_tensor((width, height, width, height))
         detections.append(Detections(clip_boxes_to_image(scaled, (height, width)), score, label))
     return detections
+
+
+def _best(scores: Tensor, topk: int, one_each: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores (N, Q, classes) to the best scores, their classes and queries, (N, K) each; ``one_each``: of a query."""
+    if one_each:
+        scores, labels = scores.max(-1)
+        scores, query = scores.topk(min(topk, scores.shape[1]), dim=1)
+        return scores, labels.gather(1, query), query
+    classes = scores.shape[-1]
+    scores, best = scores.flatten(1).topk(min(topk, scores.shape[1] * classes), dim=1)
+    return scores, best % classes, torch.div(best, classes, rounding_mode="floor")

@@ -1,4 +1,7 @@
-"""Where the decoder starts: learned object queries, or the encoder's best proposals (two-stage)."""
+"""Where the decoder starts: learned object queries, or the encoder's best proposals (two-stage).
+
+An encoder-only detector ends here, with the boxes of all tokens.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +12,7 @@ from .position_encoding import sine_box_embedding
 from .structures import Queries, Tokens
 
 # The unactivated coordinate of a proposal that must not be chosen: its sigmoid is 1 in every precision, and it
-# is finite in half precision, so that adding to it never makes a NaN.
+# is finite in half precision, so that adding to it never makes a NaN. Negated, the logit of what is no object.
 _OUTSIDE = 1e4
 
 
@@ -37,8 +40,54 @@ class LearnedQueries(nn.Module):
         )
 
 
-class ProposalQueries(nn.Module):
-    """Two-stage: every token proposes a box, the best Q become queries (arXiv 2010.04159, appendix A.4).
+class PositionQueries(nn.Module):
+    """DETR's object queries (arXiv 2005.12872, section 3.2): Q learned positions, a content of zeros."""
+
+    def __init__(self, num_queries: int, channels: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(num_queries, channels))
+
+    def forward(self, memory: Tensor, tokens: Tokens) -> Queries:
+        """Memory (N, S, C) gives the batch size only."""
+        positions = self.position.expand(memory.shape[0], -1, -1)
+        return Queries(torch.zeros_like(positions), positions, None)
+
+
+class TokenBoxes(nn.Module):
+    """Every token tells a box and its classes: the first stage of Deformable DETR (arXiv 2010.04159, section 4.3).
+
+    Args:
+        channels: C.
+        class_head: (…, C) to (…, classes).
+        box_head: (…, C) to (…, 4), an offset to the token's own anchor.
+    """
+
+    def __init__(self, channels: int, class_head: nn.Module, box_head: BoxHead) -> None:
+        super().__init__()
+        self.output = nn.Linear(channels, channels)
+        self.output_norm = nn.LayerNorm(channels)
+        self.class_head = class_head
+        self.box_head = box_head
+        nn.init.xavier_uniform_(self.output.weight)
+
+    def tell(self, memory: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory (N, S, C) to logits (N, S, classes), boxes (N, S, 4), and usable (N, S): see `proposal_anchors`."""
+        anchors, usable = proposal_anchors(tokens)
+        features = self.output_norm(self.output(memory.masked_fill(~usable[..., None], 0.0)))
+        return self.class_head(features), (self.box_head(features) + anchors).sigmoid(), usable
+
+
+class EncoderDetections(TokenBoxes):
+    """The encoder-only detector (arXiv 2010.04159, section 4.3): each pixel is an object query of its own."""
+
+    def forward(self, memory: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Memory (N, S, C) to logits (N, S, classes), by which no unusable token is an object, and boxes (N, S, 4)."""
+        logits, boxes, usable = self.tell(memory, tokens)
+        return logits.masked_fill(~usable[..., None], -_OUTSIDE), boxes
+
+
+class ProposalQueries(TokenBoxes):
+    """Two-stage: of the tokens' boxes the best Q become queries (arXiv 2010.04159, appendix A.4).
 
     Args:
         num_queries: Q; fewer where the images have fewer tokens.
@@ -48,24 +97,15 @@ class ProposalQueries(nn.Module):
     """
 
     def __init__(self, num_queries: int, channels: int, class_head: nn.Module, box_head: BoxHead) -> None:
-        super().__init__()
+        super().__init__(channels, class_head, box_head)
         self.num_queries = num_queries
-        self.output = nn.Linear(channels, channels)
-        self.output_norm = nn.LayerNorm(channels)
-        self.class_head = class_head
-        self.box_head = box_head
         self.query = nn.Linear(2 * channels, 2 * channels)
         self.query_norm = nn.LayerNorm(2 * channels)
-        for linear in (self.output, self.query):
-            nn.init.xavier_uniform_(linear.weight)
+        nn.init.xavier_uniform_(self.query.weight)
 
     def forward(self, memory: Tensor, tokens: Tokens) -> Queries:
         """Memory (N, S, C) to Q queries with four-value references, which carry no gradient."""
-        anchors, usable = proposal_anchors(tokens)
-        features = self.output_norm(self.output(memory.masked_fill(~usable[..., None], 0.0)))
-        logits = self.class_head(features)
-        boxes = (self.box_head(features) + anchors).sigmoid()
-
+        logits, boxes, usable = self.tell(memory, tokens)
         chosen = _choose(logits[..., 0].detach(), usable, self.num_queries)
         reference = boxes.detach().gather(1, chosen[..., None].expand(-1, -1, 4))
         embedding = sine_box_embedding(reference, memory.shape[-1] // 2)

@@ -41,13 +41,14 @@ class Queries:
     Attributes:
         content: (N, Q, C).
         positions: (N, Q, C), added to queries and keys of the self-attention and to the cross-attention's query.
-        reference: (N, Q, 2) as (x, y), or (N, Q, 4) as (cx, cy, w, h), in [0, 1] of the image without padding.
+        reference: (N, Q, 2) as (x, y), or (N, Q, 4) as (cx, cy, w, h), in [0, 1] of the image without padding; None
+            in DETR, whose queries have no place.
         proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder's proposals, two-stage only.
     """
 
     content: Tensor
     positions: Tensor
-    reference: Tensor
+    reference: Tensor | None
     proposals: tuple[Tensor, Tensor] | None = None
 
 
@@ -56,14 +57,23 @@ class Predictions:
     """What a detector returns.
 
     Attributes:
-        logits: (layers, N, Q, classes), the last decoder layer last.
+        logits: (layers, N, Q, classes), the last decoder layer last; one more with ``no_object``.
         boxes: (layers, N, Q, 4) as (cx, cy, w, h), normalised by the size of the image without padding.
         proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder, or None for one-stage models.
+        masks: (N, Q, h, w) mask logits of the last layer, over the padded image, or None for models of boxes only.
+        no_object: whether the last logit stands for "no object" (softmax, as in DETR) or all are classes (sigmoid).
     """
 
     logits: Tensor
     boxes: Tensor
     proposals: tuple[Tensor, Tensor] | None = None
+    masks: Tensor | None = None
+    no_object: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of objects, "no object" not counted."""
+        return self.logits.shape[-1] - self.no_object
 
 
 @dataclass(frozen=True)
@@ -73,14 +83,20 @@ class Targets:
     Attributes:
         labels: (T,) int64 contiguous class ids, 0 <= id < classes.
         boxes: (T, 4) float32 as (cx, cy, w, h), normalised by the image's size.
+        masks: (T, h, w) bool at the image's size without padding, or None where there are none.
     """
 
     labels: Tensor
     boxes: Tensor
+    masks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Targets":
         """The same targets on ``device``."""
-        return Targets(self.labels.to(device, non_blocking=True), self.boxes.to(device, non_blocking=True))
+        return Targets(
+            self.labels.to(device, non_blocking=True),
+            self.boxes.to(device, non_blocking=True),
+            None if self.masks is None else self.masks.to(device, non_blocking=True),
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,8 +110,10 @@ class Detections:
         boxes: (K, 4) as (x1, y1, x2, y2), in pixels of the size that was asked for, clipped to it.
         scores: (K,) in [0, 1].
         labels: (K,) int64 contiguous class ids.
+        masks: (K, H, W) bool in the size that was asked for, or None for models of boxes only.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    masks: Tensor | None = None

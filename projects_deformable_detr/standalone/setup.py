@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 from yaml import YAMLError
 
-from ..config import get_cfg
+from ..config import get_cfg, most_objects
 from ..data import catalog, coco
 from .config import ConfigError
 
@@ -95,7 +95,7 @@ def inspect(args: Namespace, cfg: Any) -> Summaries:
     training = [] if args.eval_only else list(cfg.DATASETS.TRAIN)
     summaries = {}
     for name in dict.fromkeys([*training, *cfg.DATASETS.TEST]):
-        limit = cfg.MODEL.DETR.NUM_OBJECT_QUERIES if name in training else None
+        limit = most_objects(cfg) if name in training else None
         summaries[name] = coco.inspect(
             catalog.get(name), cfg.DATASETS.INVALID_BOXES, limit, for_evaluation=name in cfg.DATASETS.TEST
         )

@@ -1,5 +1,7 @@
 """The set criterion against a re-computation one query, class and box at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import distributed
@@ -52,10 +54,15 @@ def test_equals_the_naive_losses_by_name(naive, make_random, make_cfg, sizes, ch
         assert losses[name].item() == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-def test_matcher_and_loss_share_one_classification(make_cfg):
-    criterion = build_criterion(make_cfg(FOCAL_ALPHA=0.4, FOCAL_GAMMA=3.0))
-    assert criterion.classification is criterion.matcher.classification
-    assert (criterion.classification.alpha, criterion.classification.gamma) == (0.4, 3.0)
+def test_focal_keys_reach_the_matcher_and_the_loss(make_cfg):
+    classification = build_criterion(make_cfg(FOCAL_ALPHA=0.4, FOCAL_GAMMA=3.0)).matcher.classification
+    assert (classification.alpha, classification.gamma) == (0.4, 3.0)
+
+
+def test_predictions_of_another_class_loss_are_refused(make_random, make_cfg):
+    predictions = replace(make_random.predictions(classes=4), no_object=True)
+    with pytest.raises(ValueError, match="a logit for no object.*from one config"):
+        build_criterion(make_cfg())(predictions, make_random.targets((1, 1), classes=3))
 
 
 def test_without_deep_supervision_the_last_layer_and_the_proposals_remain(make_random, make_cfg):

@@ -44,7 +44,7 @@ def transformer(detector, tokens):
     """Memory of the tokens that are image, references, logits and boxes, for each image."""
     memory = detector.encoder(tokens)
     queries = detector.queries(memory, tokens)
-    logits, boxes = detector.decoder(queries, memory, tokens)
+    logits, boxes, _ = detector.decoder(queries, memory, tokens)
     return [
         (memory[index][~tokens.padding_mask[index]], queries.reference[index], logits[:, index], boxes[:, index])
         for index in range(len(memory))
@@ -65,7 +65,7 @@ def test_every_image_of_a_padded_batch_has_what_it_has_alone(make_cfg, shake, va
 
 
 def tokenize(images):
-    tokenizer = Tokenizer({"res4": 8, "res5": 8}, CHANNELS, 3).eval()
+    tokenizer = Tokenizer({"res4": 8, "res5": 8}, CHANNELS, 3, SinePositionEmbedding(CHANNELS)).eval()
     batch, mask = batch_images(images)
     height, width = batch.shape[-2:]
     sizes = [(-(-height // stride), -(-width // stride)) for stride in (16, 32)]
