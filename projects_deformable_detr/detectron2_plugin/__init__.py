@@ -1,14 +1,15 @@
 """The Detectron2 engine, and the only folder that imports Detectron2.
 
-Importing it registers the project's backbone, meta-architectures and data sets in Detectron2's registries.
+Importing it registers the project's backbones, meta-architectures and data sets in Detectron2's registries.
 """
 
-from . import backbone, data, meta_arch
+from . import backbones, checkpoint, data, meta_arch
 from .launch import main
 from .mapper import DetrDatasetMapper
-from .meta_arch import DeformableDETR
+from .meta_arch import DETR, DeformableDETR
 from .trainer import Trainer
 
 data.register_builtin()
+checkpoint.register()
 
-__all__ = ["DeformableDETR", "DetrDatasetMapper", "Trainer", "backbone", "main", "meta_arch"]
+__all__ = ["DETR", "DeformableDETR", "DetrDatasetMapper", "Trainer", "backbones", "main", "meta_arch"]

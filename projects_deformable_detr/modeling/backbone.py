@@ -4,7 +4,7 @@ torchvision's own ``ResNet`` fixes the width of its stages and ends in a classif
 and its parameter names (``conv1``, ``bn1``, ``layer1`` …), so that its ImageNet weights load as they are.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..errors import UserError
+from .deform_conv import DeformableConv2d
 
 _DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
@@ -62,9 +63,12 @@ class ResNet(nn.Module):
         stem_channels: channels of the stem, 64 in the paper.
         res2_channels: channels of the first stage's output, 64 (depth 18, 34) or 256 in the paper; each stage
             doubles them.
+        deform: for res2 … res5, whether the stage's 3x3 convolutions are deformable (depth 50 and 101).
+        deform_modulated: these also weigh their taps (arXiv 1811.11168).
+        deform_groups: groups of channels with offsets of their own.
 
     Raises:
-        UserError: for an unknown depth, feature or norm.
+        UserError: for an unknown depth, feature or norm, and deformable convolution without bottleneck blocks.
     """
 
     def __init__(
@@ -77,10 +81,14 @@ class ResNet(nn.Module):
         freeze_at: int = 0,
         stem_channels: int = 64,
         res2_channels: int | None = None,
+        deform: Sequence[bool] = (False, False, False, False),
+        deform_modulated: bool = False,
+        deform_groups: int = 1,
     ) -> None:
         super().__init__()
         self.out_features = tuple(out_features)
         _check_arguments(depth, self.out_features, norm)
+        _check_deform(depth, deform, deform_groups)
         block, blocks = _DEPTHS[depth]
         planes = (res2_channels or 64 * block.expansion) // block.expansion
         self.conv1 = nn.Conv2d(3, stem_channels, 7, stride=2, padding=3, bias=False)
@@ -104,6 +112,8 @@ class ResNet(nn.Module):
                 block is Bottleneck,
                 _choose_norm(norm, freeze_at >= index + 2),
             )
+            if deform[index]:
+                _deform(stage, deform_modulated, deform_groups)
             self.add_module(f"layer{index + 1}", stage)
             channels, stride, planes = planes * block.expansion, stride * step, planes * 2
             self._specs[_STAGES[index]] = FeatureSpec(channels, stride)
@@ -114,6 +124,9 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, DeformableConv2d):
+                module.start()
 
     def _freeze(self, freeze_at: int) -> None:
         frozen = [self.conv1, self.bn1] if freeze_at >= 1 else []
@@ -147,6 +160,32 @@ def _check_arguments(depth: int, out_features: tuple[str, ...], norm: str) -> No
         )
     if norm not in _NORMS:
         raise UserError(f"MODEL.RESNETS.NORM {norm!r} is not known: choose one of {', '.join(_NORMS)}")
+
+
+def _check_deform(depth: int, deform: Sequence[bool], groups: int) -> None:
+    if len(deform) != len(_STAGES):
+        raise UserError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE {list(deform)}: one of True and False for each of {_STAGES}"
+        )
+    if any(deform) and _DEPTHS[depth][0] is not Bottleneck:
+        raise UserError("MODEL.RESNETS.DEFORM_ON_PER_STAGE needs bottleneck blocks: DEPTH 50 or 101")
+    if groups < 1:
+        raise UserError(f"MODEL.RESNETS.DEFORM_NUM_GROUPS must be at least 1, got {groups}")
+
+
+def _deform(stage: nn.Sequential, modulated: bool, groups: int) -> None:
+    """Makes the 3x3 convolution of every bottleneck block of a stage deformable."""
+    for block in stage:
+        plain: Any = block.conv2
+        if plain.in_channels % groups:
+            raise UserError(f"MODEL.RESNETS.DEFORM_NUM_GROUPS {groups} must divide the {plain.in_channels} channels")
+        block.conv2 = DeformableConv2d(
+            plain.in_channels,
+            stride=plain.stride[0],
+            dilation=plain.dilation[0],
+            modulated=modulated,
+            groups=groups,
+        )
 
 
 def _frozen_stages(freeze_at: int) -> set[str]:
@@ -200,4 +239,7 @@ def build_resnet(cfg: Any) -> ResNet:
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         stem_channels=resnets.STEM_OUT_CHANNELS,
         res2_channels=None if width == 256 else width,
+        deform=resnets.DEFORM_ON_PER_STAGE,
+        deform_modulated=resnets.DEFORM_MODULATED,
+        deform_groups=resnets.DEFORM_NUM_GROUPS,
     )

@@ -13,6 +13,7 @@ from typing import Any
 from fvcore.common.config import CfgNode as _CfgNode
 
 from ..errors import UserError
+from ..modeling.backbones import BACKBONES
 
 VERSION = 2
 
@@ -34,7 +35,11 @@ _DEFAULTS: dict[str, Any] = {
             "RES5_DILATION": 1,
             "RES2_OUT_CHANNELS": 256,
             "STEM_OUT_CHANNELS": 64,
+            "DEFORM_ON_PER_STAGE": [False, False, False, False],  # res2 … res5
+            "DEFORM_MODULATED": False,
+            "DEFORM_NUM_GROUPS": 1,
         },
+        "FPN": {"IN_FEATURES": [], "OUT_CHANNELS": 256, "NORM": "", "FUSE_TYPE": "sum"},
     },
     "INPUT": {
         "MIN_SIZE_TRAIN": (800,),
@@ -84,7 +89,6 @@ _ONLY_DETECTRON2: dict[str, Any] = {
     "MODEL.MASK_ON": False,
     "MODEL.RESNETS.NUM_GROUPS": 1,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, False, False],
     "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "TEST.EXPECTED_RESULTS": [],
@@ -93,15 +97,17 @@ _ONLY_DETECTRON2: dict[str, Any] = {
     "VIS_PERIOD": 0,
 }
 
-# What Detectron2 looks up by name. This engine has what the project sets, and nothing else to look up.
-_ONE_VALUE = ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME")
+# What Detectron2 looks up by name. This engine has what the project brings, and nothing else to look up.
+_CHOICES = {
+    "MODEL.META_ARCHITECTURE": ("DeformableDETR", "DETR"),
+    "MODEL.BACKBONE.NAME": tuple(BACKBONES),
+}
 
 # Keys, and whole sections, that do nothing for this project's models in Detectron2 either, or only refine a key above.
 _NO_EFFECT = (
-    "MODEL.FPN", "MODEL.PROPOSAL_GENERATOR", "MODEL.ANCHOR_GENERATOR", "MODEL.RPN", "MODEL.ROI_HEADS",
+    "MODEL.PROPOSAL_GENERATOR", "MODEL.ANCHOR_GENERATOR", "MODEL.RPN", "MODEL.ROI_HEADS",
     "MODEL.ROI_BOX_HEAD", "MODEL.ROI_BOX_CASCADE_HEAD", "MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD",
-    "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "MODEL.RETINANET", "MODEL.RESNETS.DEFORM_MODULATED",
-    "MODEL.RESNETS.DEFORM_NUM_GROUPS", "INPUT.MASK_FORMAT", "DATASETS.PROPOSAL_FILES_TRAIN",
+    "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "MODEL.RETINANET", "INPUT.MASK_FORMAT", "DATASETS.PROPOSAL_FILES_TRAIN",
     "DATASETS.PROPOSAL_FILES_TEST", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "DATALOADER.REPEAT_THRESHOLD", "DATALOADER.REPEAT_SQRT",
     "SOLVER.NUM_DECAYS", "TEST.KEYPOINT_OKS_SIGMAS", "TEST.AUG", "TEST.PRECISE_BN", "GLOBAL",
@@ -145,10 +151,10 @@ class CfgNode(_CfgNode):
         """The keys that this config has; unknown ones raise, those without an effect are left out."""
         known, kept, wrong = dict(_leaves(self)), {}, []
         for key, value in given.items():
-            if key in _ONE_VALUE and value != known[key]:
+            if value not in _CHOICES.get(key, (value,)):
                 wrong.append(
-                    f"{key} {value!r} is not in this engine, which has {known[key]!r} only: use --engine detectron2, "
-                    "which has every one that is registered with Detectron2, or leave the key out"
+                    f"{key} {value!r} is not in this engine, which has {', '.join(_CHOICES[key])} only: choose one "
+                    "of these, or use --engine detectron2, which has every one that is registered with Detectron2"
                 )
             elif key in known:
                 kept[key] = value

@@ -76,7 +76,7 @@ def test_a_key_that_only_detectron2_follows_is_refused_unless_it_is_off(merged: 
     with pytest.raises(ConfigError, match="TEST.AUG.ENABLED = True .* only Detectron2's engine does"):
         merged("TEST: {AUG: {ENABLED: true}}")
     assert "AUG" not in merged("TEST: {AUG: {ENABLED: false, MAX_SIZE: 3}}").TEST
-    assert merged("MODEL: {RESNETS: {DEFORM_ON_PER_STAGE: [false, false, false, false]}}")
+    assert merged("MODEL: {RESNETS: {NUM_GROUPS: 1}}")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""Backbones in Detectron2's registry: the project's, and Detectron2's own Swin and ViT, which only LazyConfig has there."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyramid, SwinTransformer, ViT
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from torch import nn
+
+from ..errors import UserError
+from ..modeling.backbone import ResNet
+from ..modeling.backbones import BACKBONES
+from ..modeling.fpn import PyramidBackbone
+from ..modeling.swin import VARIANTS as SWIN_VARIANTS
+from ..modeling.swin import SwinBackbone
+from ..modeling.timm_backbone import TimmBackbone
+
+# They already speak Detectron2's protocol. Virtual subclasses instead of wrappers keep parameter names, and so
+# checkpoints, the same in both engines.
+for kind in (ResNet, PyramidBackbone, SwinBackbone, TimmBackbone):
+    Backbone.register(kind)
+
+# By the names of arXiv 2010.11929, table 1, and arXiv 2012.12877, table 1.
+_VIT = {
+    "vit_t": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "vit_s": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "vit_l": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
+
+
+def _register(name: str, build: Callable[[Any], nn.Module]) -> None:
+    """Under the name that the standalone engine knows too."""
+
+    def adapted(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
+        _check_channels(input_shape)
+        backbone: Any = build(cfg)
+        # What Detectron2's Backbone adds to the protocol: any height and width will do.
+        backbone.size_divisibility, backbone.padding_constraints = 0, {}
+        return backbone
+
+    adapted.__name__ = name
+    adapted.__doc__ = f"The project's ``{name}``; it also serves Detectron2's other meta-architectures."
+    BACKBONE_REGISTRY.register(adapted)
+
+
+for registered, builder in BACKBONES.items():
+    _register(registered, builder)
+
+
+@BACKBONE_REGISTRY.register()
+def build_deformable_detr_d2_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer:
+    """Detectron2's own Swin Transformer, with feature maps ``p0`` … ``p3`` of the strides 4 … 32.
+
+    ``MODEL.BACKBONE.VARIANT`` is ``swin_t``, ``swin_s``, ``swin_b`` or ``swin_l``; ``MODEL.DETR.IN_FEATURES`` says
+    which maps are wanted, since each has a norm that would be left without a gradient. ``FREEZE_AT`` counts as the
+    project's Swin counts it.
+    """
+    _check_channels(input_shape)
+    backbone = cfg.MODEL.BACKBONE
+    wanted = list(cfg.MODEL.DETR.IN_FEATURES)
+    known = [f"p{index}" for index in range(4)]
+    if any(name not in known for name in wanted):
+        raise UserError(f"MODEL.DETR.IN_FEATURES {wanted}: Detectron2's Swin gives {known}")
+    return SwinTransformer(
+        **_variant(SWIN_VARIANTS, backbone.VARIANT),
+        drop_path_rate=backbone.DROP_PATH_RATE,
+        out_indices=sorted(known.index(name) for name in wanted),
+        frozen_stages=backbone.FREEZE_AT or -1,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_deformable_detr_d2_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
+    """Detectron2's ViTDet (arXiv 2203.16527): a plain ViT with windowed attention in all blocks but four, and its
+    simple pyramid ``p2`` … ``p6``.
+
+    ``MODEL.BACKBONE.VARIANT`` is ``vit_t``, ``vit_s``, ``vit_b`` or ``vit_l``; ``MODEL.FPN.OUT_CHANNELS`` is the
+    pyramid's. All of it trains: FREEZE_AT must be 0.
+    """
+    _check_channels(input_shape)
+    backbone = cfg.MODEL.BACKBONE
+    if backbone.FREEZE_AT != 0:
+        raise UserError(f"MODEL.BACKBONE.FREEZE_AT {backbone.FREEZE_AT}: a ViT has no stages to freeze; set it to 0")
+    size = _variant(_VIT, backbone.VARIANT)
+    depth = size["depth"]
+    whole_image = [depth // 4 * part - 1 for part in range(1, 5)]
+    net = ViT(
+        **size,
+        drop_path_rate=backbone.DROP_PATH_RATE,
+        window_size=14,
+        window_block_indexes=[index for index in range(depth) if index not in whole_image],
+        use_rel_pos=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+    # From the finest level in use to the coarsest: another one's parameters would be left without a gradient.
+    scales = {"p2": 4.0, "p3": 2.0, "p4": 1.0, "p5": 0.5}
+    wanted = list(cfg.MODEL.DETR.IN_FEATURES)
+    if any(name not in (*scales, "p6") for name in wanted):
+        raise UserError(f"MODEL.DETR.IN_FEATURES {wanted}: Detectron2's ViT pyramid gives {[*scales, 'p6']}")
+    return SimpleFeaturePyramid(
+        net,
+        "last_feat",
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        [scale for name, scale in scales.items() if min(*wanted, "p5") <= name <= max(wanted)],
+        top_block=LastLevelMaxPool() if "p6" in wanted else None,
+    )
+
+
+def _check_channels(input_shape: ShapeSpec) -> None:
+    if input_shape.channels != 3:
+        raise UserError(f"the backbone takes 3 channels, but MODEL.PIXEL_MEAN has {input_shape.channels}")
+
+
+def _variant(known: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    if name not in known:
+        raise UserError(f"MODEL.BACKBONE.VARIANT {name!r} is not known here: choose one of {', '.join(known)}")
+    return known[name]
