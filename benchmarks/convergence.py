@@ -129,7 +129,7 @@ def table(curves: dict[str, list[tuple[float, float, float]]]) -> str:
     base, *_ = curves.values()
     epochs, ap, small = base[-1]
     lines = [
-        f"| model | epochs | AP | AP_small | epochs to DETR's AP {ap:.1f} | times fewer | to its AP_small {small:.1f} |",
+        f"| model | epochs | AP | AP_small | epochs to DETR's AP {ap:.1f} | times fewer | its AP_small {small:.1f} |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, curve in curves.items():
