@@ -1,23 +1,39 @@
-"""python -m projects_deformable_detr.checkpoint convert SRC DST --config-file F [KEY VALUE …]"""
+"""Other projects' checkpoints to ours, and ours to theirs.
+
+python -m projects_deformable_detr.checkpoint {convert,export-official,export-hf} SRC DST --config-file F [KEY VALUE …]
+"""
 
 import argparse
+import logging
 import sys
+from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from ..cli import add_register_argument
 from ..config import get_cfg
+from ..data import catalog
+from ..data.coco import read_class_names
 from ..errors import UserError
 from ..modeling import build_detector
-from .files import read_state, save_detector
-from .keys import recognise, to_ours
-from .load import load_weights
+from . import coco_classes, export
+from .files import read_weights, save_detector
+from .keys import recognise
+from .load import LoadOptions, file_classes, fit
+
+_COMMANDS = {
+    "convert": "other projects' weights to this project's, in one file",
+    "export-official": "to the names of the official repositories, in one file",
+    "export-hf": "to a folder that Hugging Face's from_pretrained reads",
+}
 
 
-def convert(source: str, target: str, config_file: str, opts: list[str]) -> str:
-    """Rewrites a whole detector's weights as this project's, and says whose they were.
-
-    ``MODEL.DETR.NUM_CLASSES`` follows the file unless it is set.
+def read_cfg(config_file: str, opts: list[str]) -> Any:
+    """The config of a file and of options.
 
     Raises:
-        UserError: if the file is of no known kind, is a backbone only, or does not fit the config.
+        UserError: if they are no config.
     """
     cfg = get_cfg()
     try:
@@ -25,37 +41,101 @@ def convert(source: str, target: str, config_file: str, opts: list[str]) -> str:
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError, ValueError, OSError) as error:
         raise UserError(f"config {config_file} {' '.join(opts)}: {error}") from error
-    state = read_state(source)
-    kind = recognise(state)
-    if kind in ("unknown", "resnet"):
-        what = "a backbone, not a detector" if kind == "resnet" else "of no detector that is known here"
+    return cfg
+
+
+def load(source: str, cfg: Any) -> tuple[nn.Module, str, tuple[str, ...] | None]:
+    """A detector with a file's weights, whose they were, and its class names where they are known.
+
+    ``MODEL.DETR.NUM_CLASSES`` 0 becomes the number of classes of the config's data sets where these are known, and
+    otherwise the file's, as with ``MODEL.DETR.KEEP_CLASS_LOGITS``.
+
+    Raises:
+        UserError: if the file is of no known kind, is a backbone only, or does not fit the config.
+    """
+    weights = read_weights(source)
+    kind = recognise(weights.state)
+    if kind == "unknown" or kind.startswith("resnet"):
+        what = "of no detector that is known here" if kind == "unknown" else "a backbone, not a detector"
         raise UserError(f"{source}: these weights are {what}; a backbone needs no conversion, name it in MODEL.WEIGHTS")
+    keep = cfg.MODEL.DETR.KEEP_CLASS_LOGITS
+    names = None if keep else _class_names(cfg)
+    count, told = file_classes(weights, _is_softmax(cfg))
     if cfg.MODEL.DETR.NUM_CLASSES == 0:
-        cfg.MODEL.DETR.NUM_CLASSES = len(to_ours(state, kind)["decoder.class_heads.0.bias"])
+        cfg.MODEL.DETR.NUM_CLASSES = len(names) if names else count
     detector = build_detector(cfg)
-    load_weights(detector, source, allow_partial=cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS)
-    save_detector(target, detector, iteration=-1, cfg_text=cfg.dump())
-    return f"{target}: {kind} weights with {cfg.MODEL.DETR.NUM_CLASSES} classes"
+    fitting, _ = fit(detector, weights, source, LoadOptions.of(cfg, for_evaluation=True, class_names=names))
+    detector.load_state_dict(fitting, strict=False)
+    if names is None and told is not None and len(told) == cfg.MODEL.DETR.NUM_CLASSES:
+        names = tuple(name or "N/A" for name in told)
+    return detector.eval(), kind, names
+
+
+def _is_softmax(cfg: Any) -> bool:
+    loss = cfg.MODEL.DETR.CLASS_LOSS
+    return loss == "softmax" or (loss == "auto" and cfg.MODEL.META_ARCHITECTURE == "DETR")
+
+
+def _class_names(cfg: Any) -> tuple[str, ...] | None:
+    """Of the first of the config's data sets that is COCO's or has its file here."""
+    for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
+        if name.startswith("coco_2017_"):
+            return coco_classes.THINGS_AND_STUFF if "panoptic" in name else coco_classes.THINGS
+        if name in catalog.names() and Path(catalog.get(name).json_file).is_file():
+            return read_class_names(catalog.get(name))
+    return None
 
 
 def main() -> int:
     """Returns the exit status: 0, or 2 for input that the message on stderr explains."""
-    parser = argparse.ArgumentParser(prog="python -m projects_deformable_detr.checkpoint")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("convert", help="other projects' weights to this project's")
-    command.add_argument("source", help="official or Hugging Face Deformable DETR weights, or this project's")
-    command.add_argument("target", help="the file to write")
-    command.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
-    args, opts = parser.parse_known_args()  # what is left are config keys and values
-    flags = [word for word in opts if word.startswith("--")]
-    if flags:
-        parser.error(f"unknown flags: {' '.join(flags)}")
+    args, opts = _parse()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        print(convert(args.source, args.target, args.config_file, opts))
+        for item in args.register:
+            catalog.register(*item)
+        cfg = read_cfg(args.config_file, opts)
+        if args.keep_logits:
+            cfg.MODEL.DETR.KEEP_CLASS_LOGITS = True
+        detector, kind, names = load(args.source, cfg)
+        classes = cfg.MODEL.DETR.NUM_CLASSES
+        if args.command == "convert":
+            save_detector(args.target, detector, iteration=-1, cfg_text=cfg.dump(), class_names=names)
+        elif args.command == "export-official":
+            export.write_official(args.target, detector, (names or ()) if args.coco_ids else None)
+        else:
+            export.write_hugging_face(args.target, detector, cfg, names)
+        print(f"{args.target}: {kind} weights with {classes} classes")
     except UserError as error:
         print(f"checkpoint: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog="python -m projects_deformable_detr.checkpoint")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"Rewrites {text}.")
+        command.add_argument("source", help="a file of this project's, official, Hugging Face's or detrex's")
+        command.add_argument("target", help="the folder to write" if name == "export-hf" else "the file to write")
+        command.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
+        command.add_argument(
+            "--keep-logits",
+            action="store_true",
+            help="take the class head as it is (91 logits of COCO's models), whatever the config's data sets are",
+        )
+        add_register_argument(command)
+        if name == "export-official":
+            command.add_argument(
+                "--coco-ids",
+                action="store_true",
+                help="put COCO's classes back at their category ids: 91 logits (250 of a panoptic model)",
+            )
+    args, opts = parser.parse_known_args()  # what is left are config keys and values
+    flags = [word for word in opts if word.startswith("--")]
+    if flags:
+        parser.error(f"unknown flags: {' '.join(flags)}")
+    return args, opts
 
 
 if __name__ == "__main__":

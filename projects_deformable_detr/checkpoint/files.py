@@ -1,10 +1,12 @@
 """Checkpoint files: read without running code, written whole or not at all."""
 
 import argparse
+import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +14,87 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .pickles import as_tensors, read_pickle
+
+CLASS_NAMES = "class_names"  # the key beside the weights in this project's files
+_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be read, or that does not fit the model."""
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.safetensors`` file, on the CPU.
+@dataclass(frozen=True)
+class Weights:
+    """What a checkpoint file holds.
 
-    The weights may stand alone, under ``model`` (Detectron2, the official repositories) or under ``state_dict``
-    (Lightning).
+    Attributes:
+        state: tensors by their names, on the CPU.
+        class_names: of the class head's logits in their order, where the file or its config tells them.
+    """
+
+    state: dict[str, Tensor]
+    class_names: tuple[str, ...] | None = None
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of `read_weights`."""
+    return read_weights(path).state
+
+
+def read_weights(path: str | Path) -> Weights:
+    """The weights in a ``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.safetensors`` or ``.pkl`` file, on the CPU.
+
+    They may stand alone, under ``model`` (Detectron2, the official repositories) or under ``state_dict`` (Lightning).
+    A folder of Hugging Face's with one file of weights is read too; the class names are in the ``config.json`` beside.
 
     Raises:
         CheckpointError: if there is no such file, it holds anything but tensors and plain values, or no weights.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint file (MODEL.WEIGHTS)")
+    path = _file_of(Path(path))
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return Weights(_read_safetensors(path), _hugging_face_classes(path))
     try:
-        # The official repositories keep their command line beside the weights: a Namespace holds values, no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read_torch_or_pickle(path)
     except Exception as error:  # a damaged file can fail anywhere in the unpickler: KeyError, struct.error, …
         raise CheckpointError(
             f"{path}: damaged, or not a checkpoint that can be read without running code from it ({_reason(error)})"
         ) from error
-    return _find_weights(path, content)
+    names = content.get(CLASS_NAMES) if isinstance(content, Mapping) else None
+    told = tuple(map(str, names)) if isinstance(names, list | tuple) else _hugging_face_classes(path)
+    return Weights(_find_weights(path, content), told)
+
+
+def _file_of(path: Path) -> Path:
+    if path.is_dir():
+        found = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
+        if not found:
+            raise CheckpointError(f"{path}: a folder with neither of {' and '.join(_IN_FOLDERS)}: name a file in it")
+        return found[0]
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint file (MODEL.WEIGHTS)")
+    return path
+
+
+def _read_torch_or_pickle(path: Path) -> Any:
+    if path.suffix == ".pkl":
+        content = read_pickle(path)
+        # Caffe2's detectors keep theirs under "blobs".
+        content = content.get("blobs", content) if isinstance(content, dict) else content
+        weights = content.get("model", content) if isinstance(content, dict) else None
+        return as_tensors(weights) if isinstance(weights, dict) else content
+    # The official repositories keep their command line beside the weights: a Namespace holds values, no code.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _hugging_face_classes(path: Path) -> tuple[str, ...] | None:
+    """``id2label`` of the ``config.json`` in the same folder, where there is one."""
+    try:
+        labels = json.loads(path.with_name("config.json").read_text())["id2label"]
+        return tuple(str(labels[str(index)]) for index in range(len(labels)))
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or not Hugging Face's
+        return None
 
 
 def _reason(error: Exception) -> str:
@@ -73,7 +127,9 @@ def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
     raise CheckpointError(f"{path}: holds no weights (no tensors at the top, under 'model' or 'state_dict')")
 
 
-def save_detector(path: str | Path, detector: nn.Module, *, iteration: int, cfg_text: str) -> None:
+def save_detector(
+    path: str | Path, detector: nn.Module, *, iteration: int, cfg_text: str, class_names: Sequence[str] | None = None
+) -> None:
     """Writes the detector so that both engines, and ``load_weights``, read it.
 
     The file appears whole or not at all: it is written beside its place and then moved there.
@@ -83,9 +139,11 @@ def save_detector(path: str | Path, detector: nn.Module, *, iteration: int, cfg_
         detector: the network; its keys get the prefix ``detector.``.
         iteration: the last one that was trained, counted from 0, as Detectron2 stores it.
         cfg_text: the config as YAML.
+        class_names: of the classes in their order, where they are known.
     """
     state = {f"detector.{key}": value.detach().cpu() for key, value in detector.state_dict().items()}
-    write_atomically(path, {"model": state, "iteration": iteration, "config": cfg_text, "format": 1})
+    content = {"model": state, "iteration": iteration, "config": cfg_text, "format": 1}
+    write_atomically(path, content | ({CLASS_NAMES: list(class_names)} if class_names else {}))
 
 
 def write_atomically(path: str | Path, content: Any) -> None:

@@ -1,19 +1,28 @@
 """Loading weights of any known kind into a detector, never silently in part."""
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlparse
 
+import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
-from .files import CheckpointError, read_state
-from .keys import State, recognise, to_ours
+from . import stem
+from .classes import Heads, Names, Outcome, fit_class_heads, names_in_file
+from .files import CheckpointError, Weights, read_weights
+from .keys import recognise, to_dialect_of, to_ours
+from .layout import is_deformable
+from .names import State
 
 logger = logging.getLogger(__name__)
-_TORCHVISION = "torchvision://"
+TORCHVISION = "torchvision://"
 _SHOWN = 8
+_OFFSETS = re.compile(r"\.conv2(\.|_)offset\.")  # ours and Detectron2's
 _ONLY_A_BACKBONE = (
     "these are weights of a backbone; to evaluate, set MODEL.WEIGHTS to a trained detector, such as "
     "OUTPUT_DIR/model_final.pth"
@@ -21,70 +30,113 @@ _ONLY_A_BACKBONE = (
 
 
 @dataclass(frozen=True)
+class LoadOptions:
+    """What a load may do, and what is known of the model beyond its modules.
+
+    Attributes:
+        allow_partial: load what fits, and leave the rest as it is (``MODEL.DETR.ALLOW_PARTIAL_WEIGHTS``).
+        for_evaluation: refuse what would leave parameters untrained.
+        keep_logits: take class heads as they are (``MODEL.DETR.KEEP_CLASS_LOGITS``).
+        class_names: of the model's classes in their order, where they are known.
+        input_format: ``"RGB"`` or ``"BGR"`` (``INPUT.FORMAT``).
+    """
+
+    allow_partial: bool = False
+    for_evaluation: bool = False
+    keep_logits: bool = False
+    class_names: tuple[str, ...] | None = None
+    input_format: str = "RGB"
+
+    @staticmethod
+    def of(cfg: Any, *, for_evaluation: bool = False, class_names: tuple[str, ...] | None = None) -> "LoadOptions":
+        """Those of a config."""
+        detr = cfg.MODEL.DETR
+        return LoadOptions(
+            detr.ALLOW_PARTIAL_WEIGHTS, for_evaluation, detr.KEEP_CLASS_LOGITS, class_names, cfg.INPUT.FORMAT
+        )
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """What a load did.
 
     Attributes:
-        kind: ``"ours"``, ``"official"``, ``"hugging-face"``, ``"resnet"``, or ``"none"`` if nothing was loaded.
+        kind: as `keys.recognise` tells it, or ``"none"`` if nothing was loaded.
         missing: parameters that kept their initial values.
         unexpected: weights of the file that the model has no place for.
         mismatched: weights whose shape differs from the model's; these kept their initial values too.
+        classes: what became of the class heads.
     """
 
     kind: str
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
+    classes: Outcome = Outcome("none")
 
 
-def load_weights(
-    detector: nn.Module, source: str | Path, *, allow_partial: bool = False, for_evaluation: bool = False
-) -> LoadReport:
+def load_weights(detector: nn.Module, source: str | Path, options: LoadOptions | None = None) -> LoadReport:
     """Loads a file, or ``torchvision://resnet50`` (its ImageNet weights), into the detector, in place.
 
-    Backbone weights fill the backbone and leave the rest as it is. A whole detector must fit exactly, unless
-    ``allow_partial`` is set: then what fits is loaded and the rest is warned of, by name. ImageNet weights that
-    cannot be downloaded are a warning, and the backbone starts from scratch; not so ``for_evaluation``, which needs
-    a whole, trained detector.
+    Backbone weights fill the backbone and leave the rest as it is. A whole detector must fit exactly but for its class
+    heads (see `classes`), unless a partial load is allowed: then what fits is loaded and the rest is warned of, by
+    name. ImageNet weights that cannot be downloaded are a warning, and the backbone starts from scratch; not so for
+    evaluation, which needs a whole, trained detector.
 
     Raises:
         CheckpointError: if the file cannot be read, is of no known kind, or does not fit; it lists what is
-            missing, unexpected and of another shape. The detector is unchanged then. With ``for_evaluation``
-            also for an empty source and for weights of a backbone alone.
+            missing, unexpected and of another shape. The detector is unchanged then. For evaluation also for an empty
+            source and for weights of a backbone alone.
     """
-    if for_evaluation and not str(source):
+    options = options or LoadOptions()
+    if options.for_evaluation and not str(source):
         raise CheckpointError("evaluation needs MODEL.WEIGHTS: a checkpoint, such as OUTPUT_DIR/model_final.pth")
-    if for_evaluation and str(source).startswith(_TORCHVISION):
-        raise CheckpointError(f"{source}: {_ONLY_A_BACKBONE}")
-    state = _torchvision_weights(str(source)) if str(source).startswith(_TORCHVISION) else read_state(source)
-    if state is None:
-        _warn_from_scratch(detector, source)
-        return LoadReport("none")
-    kind = recognise(state)
-    if kind == "unknown":
+    if str(source).startswith(TORCHVISION):
+        if options.for_evaluation:
+            raise CheckpointError(f"{source}: {_ONLY_A_BACKBONE}")
+        try:
+            source = download(str(source))
+        except CannotDownloadError as error:
+            logger.warning("%s", error)
+            _warn_from_scratch(detector, source)
+            return LoadReport("none")
+    weights = read_weights(source)
+    if recognise(weights.state) == "unknown":
         raise CheckpointError(
-            f"{source}: its keys ({', '.join(list(state)[:4])} …) are of no detector or backbone that is known here"
+            f"{source}: its keys ({', '.join(list(weights.state)[:4])} …) are of no detector or backbone that is known "
+            "here"
         )
-    if for_evaluation and kind == "resnet":
-        raise CheckpointError(f"{source}: {_ONLY_A_BACKBONE}")
-    return _load(detector, to_ours(state, kind), kind, str(source), allow_partial)
+    fitting, report = fit(detector, weights, str(source), options)
+    detector.load_state_dict(fitting, strict=False)
+    return report
 
 
-def _torchvision_weights(source: str) -> State | None:
-    name = source.removeprefix(_TORCHVISION)
+class CannotDownloadError(CheckpointError):
+    """ImageNet weights that the network does not give."""
+
+
+def download(source: str) -> Path:
+    """The file of ``torchvision://NAME``, in the cache of ``torch.hub``.
+
+    Raises:
+        CheckpointError: if torchvision has no such weights, they are damaged, or cannot be downloaded.
+    """
+    name = source.removeprefix(TORCHVISION)
     try:
         weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     except (ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{source}: torchvision has no such ImageNet weights; try torchvision://resnet50"
         ) from error
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
+        if not file.is_file():
+            weights.get_state_dict(progress=False, check_hash=True)
+        return file
     except RuntimeError as error:  # the file's hash
-        raise CheckpointError(f"{source}: the download is damaged ({error}): delete it and start again") from error
+        raise CheckpointError(f"{source}: the download is damaged ({error}): start again") from error
     except (URLError, OSError) as error:
-        logger.warning("%s could not be downloaded (%s).", source, error)
-        return None
+        raise CannotDownloadError(f"{source} could not be downloaded ({error}).") from error
 
 
 def _warn_from_scratch(detector: nn.Module, source: str | Path) -> None:
@@ -97,40 +149,110 @@ def _warn_from_scratch(detector: nn.Module, source: str | Path) -> None:
     logger.warning("Without the weights %s the backbone starts FROM SCRATCH.%s", source, advice)
 
 
-def _load(detector: nn.Module, state: State, kind: str, source: str, allow_partial: bool) -> LoadReport:
+def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions) -> tuple[State, LoadReport]:
+    """The weights that ``detector.load_state_dict`` is to be given, by its names, and what to say of them, in the log.
+
+    Args:
+        detector: unchanged.
+        weights: of a recognised kind.
+        source: its name in messages.
+        options: see there.
+
+    Raises:
+        CheckpointError: if they do not fit.
+    """
+    kind = recognise(weights.state)
+    is_backbone = kind.startswith("resnet")
+    if options.for_evaluation and is_backbone:
+        raise CheckpointError(f"{source}: {_ONLY_A_BACKBONE}")
+    if kind == "resnet-caffe2":
+        stem.check_caffe2(detector, weights.state, source, options.input_format)
     own = detector.state_dict()
+    state = to_dialect_of(own, to_ours(weights.state, kind))
     state = {key: value for key, value in state.items() if not _is_counter(key, own)}
-    scope = [key for key in own if kind != "resnet" or key.startswith("backbone.")]
+    state, classes = _fit_classes(detector, state, own, kind, weights, options)
+    scope = _imagenet_keys(own) if is_backbone else list(own)
     mismatched = tuple(key for key in state if key in own and own[key].shape != state[key].shape)
     unexpected = tuple(key for key in state if key not in own and not _is_unbuilt_stage(key, own, kind))
     missing = tuple(key for key in scope if key not in state and not key.endswith("num_batches_tracked"))
-    report = LoadReport(kind, missing, unexpected, mismatched)
-    if missing or unexpected or mismatched:
-        text = _describe(report, own, state)
-        if not allow_partial:
-            raise CheckpointError(
-                f"{source} ({kind} weights) is of another architecture than the config:\n{text}\nUse its own "
-                "config, or set MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load what fits and train the rest anew."
-            )
-        logger.warning("%s (%s weights) was loaded in part:\n%s", source, kind, text)
+    report = LoadReport(kind, missing, unexpected, mismatched, classes)
     fitting = {key: value for key, value in state.items() if key in own and key not in mismatched}
-    detector.load_state_dict(fitting, strict=False)
-    logger.info("Loaded %d of %d tensors from %s (%s weights)", len(fitting), len(own), source, kind)
-    return report
+    _tell(report, own, state, f"{source} ({kind} weights)", options)
+    logger.info("Loading %d of %d tensors from %s (%s weights)", len(fitting), len(own), source, kind)
+    return fitting, report
 
 
-def _is_counter(key: str, own: dict[str, Tensor]) -> bool:
+def _fit_classes(
+    detector: nn.Module, state: State, own: State, kind: str, weights: Weights, options: LoadOptions
+) -> tuple[State, Outcome]:
+    softmax = bool(getattr(detector, "no_object", False))
+    theirs = _heads(state, kind, weights, softmax)
+    if theirs is None:
+        return state, Outcome("none")
+    return fit_class_heads(state, own, theirs, Heads(options.class_names, softmax), keep_logits=options.keep_logits)
+
+
+def _heads(state: State, kind: str, weights: Weights, softmax: bool) -> Heads | None:
+    """What is known of a file's class heads; ``softmax`` says it of our own, which nothing in a file tells."""
+    head = next((key for key in state if key.startswith(("decoder.class_heads.0.", "queries.class_head."))), None)
+    if head is None:
+        return None
+    softmax = softmax if kind == "ours" else not is_deformable(state)
+    return Heads(names_in_file(kind, len(state[head]) - softmax, weights.class_names), softmax)
+
+
+def file_classes(weights: Weights, softmax: bool) -> tuple[int, Names | None]:
+    """The number of classes of a whole detector's file, and their names where they are known.
+
+    ``softmax`` says whether a file of ours is of a detector with a logit for no object.
+    """
+    kind = recognise(weights.state)
+    state = to_ours(weights.state, kind)
+    heads = _heads(state, kind, weights, softmax)
+    head = next((key for key in state if key.startswith(("decoder.class_heads.0.", "queries.class_head."))), None)
+    if heads is None or head is None:
+        return 0, None
+    return len(state[head]) - heads.no_object, heads.names
+
+
+def _tell(report: LoadReport, own: State, state: State, source: str, options: LoadOptions) -> None:
+    """Refuses, or warns of, what is not as it should be."""
+    classes = report.classes
+    if report.missing or report.unexpected or report.mismatched:
+        text = _describe(report, own, state)
+        if not options.allow_partial:
+            raise CheckpointError(
+                f"{source} is of another architecture than the config:\n{text}\nUse its own config, or set "
+                "MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load what fits and train the rest anew."
+            )
+        logger.warning("%s was loaded in part:\n%s", source, text)
+    if classes.new and options.for_evaluation and not options.allow_partial:
+        raise CheckpointError(
+            f"{source} does not know all of the model's classes. {classes.sentence} To take the file's own logits as "
+            "they are, set MODEL.DETR.KEEP_CLASS_LOGITS True and their number in MODEL.DETR.NUM_CLASSES."
+        )
+    if classes.sentence:
+        logger.log(logging.WARNING if classes.new else logging.INFO, "%s: %s", source, classes.sentence)
+
+
+def _imagenet_keys(own: State) -> list[str]:
+    """What weights of a ResNet have to fill: not the pyramid on top, nor the offsets of deformable convolutions."""
+    prefix = "backbone.bottom_up." if any(key.startswith("backbone.bottom_up.") for key in own) else "backbone."
+    return [key for key in own if key.startswith(prefix) and not _OFFSETS.search(key)]
+
+
+def _is_counter(key: str, own: State) -> bool:
     """Batch norm's step counter, which a frozen norm does not have."""
     return key.endswith("num_batches_tracked") and key not in own
 
 
-def _is_unbuilt_stage(key: str, own: dict[str, Tensor], kind: str) -> bool:
+def _is_unbuilt_stage(key: str, own: State, kind: str) -> bool:
     """Stages of an ImageNet model beyond the last feature map in use."""
-    stage = ".".join(key.split(".")[:2]) + "."
-    return kind == "resnet" and key.startswith("backbone.layer") and not any(name.startswith(stage) for name in own)
+    stage = re.match(r".*\.(?:layer|res)\d\.", key)
+    return kind.startswith("resnet") and stage is not None and not any(name.startswith(stage[0]) for name in own)
 
 
-def _describe(report: LoadReport, own: dict[str, Tensor], state: State) -> str:
+def _describe(report: LoadReport, own: State, state: State) -> str:
     def listed(keys: tuple[str, ...]) -> str:
         return ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
 

@@ -1,5 +1,12 @@
-"""Detectron2's checkpointer, which refuses a file that fits only in part and knows the project's other formats."""
+"""Weights in Detectron2: its checkpointer, which refuses a file that fits only in part, and what plain ones learn here.
 
+Detectron2's own ``DetectionCheckpointer``, and with it ``DefaultPredictor`` and ``DefaultTrainer``, reads other
+projects' files too: `read_foreign_weights` renames them as the model loads them, `register` teaches its path manager
+``torchvision://NAME`` and PyTorch the one type, beyond tensors, that the official files hold.
+"""
+
+import argparse
+import dataclasses
 import itertools
 import os
 from pathlib import Path
@@ -8,13 +15,28 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathHandler, PathManager
 from torch import distributed, nn
 
-from ..checkpoint import CheckpointError, load_weights, write_atomically
+from ..checkpoint import (
+    CLASS_NAMES,
+    CheckpointError,
+    LoadOptions,
+    Weights,
+    download,
+    fit,
+    load_weights,
+    read_pickle,
+    read_weights,
+    recognise,
+    write_atomically,
+)
 
-# Detectron2 matches the names of these formats itself: Caffe2's and its own model zoo's, and pycls's.
-_MATCHED_BY_DETECTRON2 = (".pkl", ".pyth", "?matching_heuristics=True")
+# Detectron2 matches the names of these formats itself: pycls's, and whatever is said to need it.
+_MATCHED_BY_DETECTRON2 = (".pyth", "?matching_heuristics=True")
+_TORCHVISION = "torchvision://"
 _POINTER = "last_checkpoint"  # fvcore's name for it
+_DETECTOR = "detector."
 _BACKBONE = "detector.backbone."
 _SHOWN = 8  # keys of a kind in a message
 
@@ -22,29 +44,21 @@ _SHOWN = 8  # keys of a kind in a message
 class DetectorCheckpointer(DetectionCheckpointer):
     """Resumes and saves as Detectron2 does, and loads initial weights with nothing left out in silence.
 
-    Initial weights may be a checkpoint of either engine, a torchvision ResNet's, or a backbone of Detectron2's own
-    model zoo.
+    Initial weights may be a checkpoint of either engine, of another project that `checkpoint.recognise` knows, or a
+    backbone of torchvision's or of Detectron2's own model zoo.
 
     Args:
         model: a meta-architecture with its weights in ``detector``, or one wrapped for distributed training.
         save_dir: where checkpoints are written and looked for.
-        allow_partial: load what fits, and leave the rest as it is (``MODEL.DETR.ALLOW_PARTIAL_WEIGHTS``).
-        for_evaluation: refuse no weights at all, and weights of a backbone alone.
+        options: what loading may do.
         checkpointables: as in Detectron2.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        save_dir: str = "",
-        *,
-        allow_partial: bool = False,
-        for_evaluation: bool = False,
-        **checkpointables: Any,
+        self, model: nn.Module, save_dir: str = "", options: LoadOptions | None = None, **checkpointables: Any
     ):
         super().__init__(model, save_dir, **checkpointables)
-        self.allow_partial = allow_partial
-        self.for_evaluation = for_evaluation
+        self.options = options or LoadOptions()
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Loads a checkpoint; with ``checkpointables=[]``, which means initial weights, in any format known.
@@ -56,22 +70,38 @@ class DetectorCheckpointer(DetectionCheckpointer):
         """
         if checkpointables != []:
             return super().load(path, checkpointables)
-        if path.endswith(_MATCHED_BY_DETECTRON2) or not (path or self.for_evaluation):
+        rest: dict[str, Any] = {}
+        if path and not path.startswith(_TORCHVISION) and not path.endswith(_MATCHED_BY_DETECTRON2):
+            path = self.path_manager.get_local_path(path)
+        if self._is_matched_by_detectron2(path):
             rest = super().load(path, checkpointables)
         else:
-            source = path if path.startswith("torchvision://") or not path else self.path_manager.get_local_path(path)
-            options = {"allow_partial": self.allow_partial, "for_evaluation": self.for_evaluation}
-            load_weights(self.model.detector, source, **options)
-            rest = {}
+            load_weights(self.model.detector, path, self.options)
         _broadcast(self.model)
         return rest
+
+    def _is_matched_by_detectron2(self, path: str) -> bool:
+        """Pickles of other networks than ResNets are Detectron2's affair, like no weights at all."""
+        if path.endswith(".pkl") and recognise(read_weights(path).state) == "unknown":
+            return True
+        return path.endswith(_MATCHED_BY_DETECTRON2) or not (path or self.options.for_evaluation)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Pickles are read without running code from them, which Detectron2's own reader would do."""
+        if not filename.endswith(".pkl"):
+            return super()._load_file(filename)
+        read_weights(filename)  # refuses what is no checkpoint
+        content = read_pickle(filename)
+        if "model" in content and "__author__" in content:
+            return content
+        return {"model": content.get("blobs", content), "__author__": "Caffe2", "matching_heuristics": True}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         is_backbone_only = checkpoint.get("matching_heuristics", False)
         keys = super()._load_model(checkpoint)
         missing, unexpected = list(keys.missing_keys), list(keys.unexpected_keys)
         if is_backbone_only:
-            if self.for_evaluation and any(not key.startswith(_BACKBONE) for key in missing):
+            if self.options.for_evaluation and any(not key.startswith(_BACKBONE) for key in missing):
                 raise CheckpointError("MODEL.WEIGHTS has a backbone only: evaluation needs a whole, trained detector")
             # These files have a classifier that is left over and no transformer; the backbone must be whole.
             missing, unexpected = [key for key in missing if key.startswith(_BACKBONE)], []
@@ -79,7 +109,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         problems = _listed([f"missing in the file: {key}" for key in missing])
         problems += _listed([f"unexpected in the file: {key}" for key in unexpected])
         problems += _listed(shapes)
-        if problems and not self.allow_partial:
+        if problems and not self.options.allow_partial:
             raise CheckpointError(
                 "the checkpoint does not fit the model; choose the config that it was trained with, or set "
                 "MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load what fits:\n  " + "\n  ".join(problems)
@@ -93,7 +123,8 @@ class DetectorCheckpointer(DetectionCheckpointer):
         parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        write_atomically(path, {"model": self.model.state_dict(), **parts, **kwargs})
+        names = {CLASS_NAMES: list(self.options.class_names)} if self.options.class_names else {}
+        write_atomically(path, {"model": self.model.state_dict(), **parts, **names, **kwargs})
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -121,6 +152,40 @@ class DetectorCheckpointer(DetectionCheckpointer):
         if not path.is_file():
             raise CheckpointError(f"{pointer} names {path.name}, which is not there: put it back, or remove {pointer}")
         return str(path)
+
+
+class _TorchvisionHandler(PathHandler):
+    """``torchvision://resnet50`` as the file of its ImageNet weights."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [_TORCHVISION]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return str(download(path))
+
+
+def register() -> None:
+    """Teaches Detectron2's path manager, and PyTorch's safe unpickler, what foreign checkpoints need."""
+    PathManager.register_handler(_TorchvisionHandler(), allow_override=True)
+    # The official repositories keep their command line beside the weights: a Namespace holds values, no code.
+    torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+def read_foreign_weights(model: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A pre-hook of ``load_state_dict``: renames another project's weights, in place, to the model's.
+
+    Whatever already has the model's names, or no known ones, is left alone. A model in evaluation mode, such as
+    ``DefaultPredictor``'s, takes only what leaves no class untrained.
+
+    Raises:
+        CheckpointError: as `load_weights`, for another project's weights that do not fit.
+    """
+    if prefix or any(key.startswith(_DETECTOR) for key in state) or recognise(state) == "unknown":
+        return
+    options = dataclasses.replace(model.load_options, for_evaluation=not model.training)
+    fitting = fit(model.detector, Weights(dict(state)), "the checkpoint", options)[0]
+    state.clear()
+    state.update({f"{_DETECTOR}{key}": value for key, value in fitting.items()})
 
 
 def _listed(lines: list[str]) -> list[str]:

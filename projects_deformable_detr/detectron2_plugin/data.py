@@ -93,6 +93,15 @@ def resolve_num_classes(cfg: CfgNode) -> int:
     return catalog.resolve_num_classes(cfg, _class_names)
 
 
+def known_class_names(cfg: CfgNode) -> tuple[str, ...] | None:
+    """Of the first of ``cfg``'s data sets whose metadata has them already; no file is read for it."""
+    for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
+        classes = MetadataCatalog.get(name).get("thing_classes") if name in DatasetCatalog else None
+        if classes:
+            return tuple(classes)
+    return None
+
+
 def _class_names(name: str) -> tuple[str, ...]:
     if name not in DatasetCatalog:
         raise DatasetError(f"data set {name} is not in Detectron2's catalog: --register {name} JSON IMAGE_ROOT")

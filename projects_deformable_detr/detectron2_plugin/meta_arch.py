@@ -14,6 +14,7 @@ from detectron2.utils.visualizer import Visualizer
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from ..checkpoint import LoadOptions
 from ..data.problems import DatasetError
 from ..modeling import (
     Detections,
@@ -24,7 +25,8 @@ from ..modeling import (
     cardinality_error,
     postprocess,
 )
-from .data import resolve_num_classes
+from .checkpoint import read_foreign_weights
+from .data import known_class_names, resolve_num_classes
 
 _LOG_PERIOD = 20  # iterations between two lines of Detectron2's writers
 
@@ -40,6 +42,7 @@ class SetPredictionModel(nn.Module):
         topk: detections per image, at most.
         vis_period: iterations between pictures of ground truth and predictions in the event storage; 0: none.
         input_format: ``"RGB"`` or ``"BGR"``, needed for the pictures.
+        load_options: what loading another project's weights may do.
     """
 
     architecture: ClassVar[str]  # as in `build_detector`; subclasses under other names keep it
@@ -57,6 +60,7 @@ class SetPredictionModel(nn.Module):
         topk: int = 100,
         vis_period: int = 0,
         input_format: str = "RGB",
+        load_options: LoadOptions | None = None,
     ) -> None:
         super().__init__()
         self.detector = detector
@@ -64,6 +68,8 @@ class SetPredictionModel(nn.Module):
         self.topk = topk
         self.vis_period = vis_period
         self.input_format = input_format
+        self.load_options = load_options or LoadOptions()
+        self.register_load_state_dict_pre_hook(read_foreign_weights)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -82,6 +88,7 @@ class SetPredictionModel(nn.Module):
             "topk": cfg.TEST.DETECTIONS_PER_IMAGE,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
+            "load_options": LoadOptions.of(cfg, class_names=known_class_names(cfg)),
         }
 
     @property

@@ -12,9 +12,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint import LoadOptions
 from ..optim import build_optimizer, clip_gradients
 from .checkpoint import DetectorCheckpointer
-from .data import resolve_num_classes
+from .data import known_class_names, resolve_num_classes
 from .evaluation import build_evaluator
 from .mapper import DetrDatasetMapper
 
@@ -49,8 +50,8 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, *, for_evaluation: bool = False, **checkpointables: Any
     ) -> DetectorCheckpointer:
         """The checkpointer of ``OUTPUT_DIR``, which training, resuming and evaluating share."""
-        options = {"allow_partial": cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS, "for_evaluation": for_evaluation}
-        return DetectorCheckpointer(model, cfg.OUTPUT_DIR, **options, **checkpointables)
+        options = LoadOptions.of(cfg, for_evaluation=for_evaluation, class_names=known_class_names(cfg))
+        return DetectorCheckpointer(model, cfg.OUTPUT_DIR, options, **checkpointables)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -97,10 +97,11 @@ class SameBeginning(L.Callback):
 class PeriodicCheckpoint(L.Callback):
     """Saves the whole state every ``period`` iterations and at the end, and the network as ``model_final.pth``."""
 
-    def __init__(self, output_dir: Path, period: int, cfg_text: str) -> None:
+    def __init__(self, output_dir: Path, period: int, cfg_text: str, class_names: tuple[str, ...] = ()) -> None:
         self.output_dir = output_dir
         self.period = period
         self.cfg_text = cfg_text
+        self.class_names = class_names
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """An older run's checkpoint is not this one's; not before everything else has proved sound."""
@@ -116,7 +117,13 @@ class PeriodicCheckpoint(L.Callback):
             logger.info("Saved %s", path)
         if step == trainer.max_steps and trainer.is_global_zero:
             path = self.output_dir / "model_final.pth"
-            save_detector(path, module.detector, iteration=step - 1, cfg_text=self.cfg_text)
+            save_detector(
+                path,
+                module.detector,
+                iteration=step - 1,
+                cfg_text=self.cfg_text,
+                class_names=self.class_names,
+            )
             logger.info("Saved %s", path)
 
 

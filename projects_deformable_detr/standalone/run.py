@@ -11,7 +11,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from ..checkpoint import load_weights
+from ..checkpoint import LoadOptions, load_weights
 from ..data import catalog
 from .callbacks import (
     AtomicCheckpointIO,
@@ -63,18 +63,21 @@ def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None, res
     ]
     dataset = None if args.eval_only else load_training_set(cfg)
     module = DetectionModule(cfg, dataset, evaluators)
-    trainer = build_trainer(args, cfg, last)
+    class_names = next(iter(summaries.values())).class_names  # all data sets of a run have the same
+    trainer = build_trainer(args, cfg, last, class_names)
+    options = LoadOptions.of(cfg, for_evaluation=args.eval_only, class_names=class_names)
     if args.eval_only:
-        allow_partial = cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS
-        load_weights(module.detector, last or cfg.MODEL.WEIGHTS, allow_partial=allow_partial, for_evaluation=True)
+        load_weights(module.detector, last or cfg.MODEL.WEIGHTS, options)
         trainer.validate(module, verbose=False)
     else:
-        _train(args, cfg, module, trainer, last)
+        _train(args, cfg, module, trainer, last, options)
     if trainer.is_global_zero:
         results.update(module.metrics)
 
 
-def _train(args: Namespace, cfg: Any, module: DetectionModule, trainer: L.Trainer, last: Path | None) -> None:
+def _train(
+    args: Namespace, cfg: Any, module: DetectionModule, trainer: L.Trainer, last: Path | None, options: LoadOptions
+) -> None:
     output_dir = Path(cfg.OUTPUT_DIR)
     if last is not None:
         logger.info("Resuming from %s", last)
@@ -82,7 +85,7 @@ def _train(args: Namespace, cfg: Any, module: DetectionModule, trainer: L.Traine
         if args.resume:
             logger.info("There is no checkpoint in %s to resume from: training starts at the beginning", output_dir)
         if cfg.MODEL.WEIGHTS:
-            load_weights(module.detector, cfg.MODEL.WEIGHTS, allow_partial=cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS)
+            load_weights(module.detector, cfg.MODEL.WEIGHTS, options)
     parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     logger.info(
         "Training %.2f M parameters on %d images until iteration %d, on %s, seed %d",
@@ -93,7 +96,7 @@ def _train(args: Namespace, cfg: Any, module: DetectionModule, trainer: L.Traine
         trainer.validate(module, verbose=False)
 
 
-def build_trainer(args: Namespace, cfg: Any, last: Path | None) -> L.Trainer:
+def build_trainer(args: Namespace, cfg: Any, last: Path | None, class_names: tuple[str, ...]) -> L.Trainer:
     """Lightning's trainer; its own bar, summary and checkpoints are off, ours are callbacks."""
     device, _, index = cfg.MODEL.DEVICE.partition(":")
     processes = processes_here(args)
@@ -129,7 +132,7 @@ def build_trainer(args: Namespace, cfg: Any, last: Path | None) -> L.Trainer:
         callbacks=[
             SameBeginning(last),
             Progress(),
-            PeriodicCheckpoint(output_dir, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.dump()),
+            PeriodicCheckpoint(output_dir, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.dump(), class_names),
         ],
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         default_root_dir=output_dir,

@@ -110,7 +110,7 @@ def test_a_damaged_file_is_named(tmp_path, write, name):
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.pth: there is no such checkpoint file"):
         read_state(tmp_path / "none.pth")
-    with pytest.raises(CheckpointError, match="there is no such checkpoint file"):
+    with pytest.raises(CheckpointError, match=r"a folder with neither of model\.safetensors and pytorch_model\.bin"):
         read_state(tmp_path)
 
 

@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import load_weights, recognise, to_ours
+from projects_deformable_detr.checkpoint import LoadOptions, load_weights, recognise, to_ours
 
 _LAYER_PARTS = {
     "encoder": {"self_attn": "self_attn", "norm": "norm1", "ffn.norm": "norm2"},
@@ -98,7 +98,7 @@ def test_a_key_that_no_rule_knows_is_kept_and_so_reported(make_cfg, tmp_path):
     state = official_state(detector, refine=False) | {"transformer.decoder.extra.weight": torch.zeros(1)}
     assert "transformer.decoder.extra.weight" in to_ours(state, "official")
     torch.save(state, tmp_path / "official.pth")
-    report = load_weights(detector, tmp_path / "official.pth", allow_partial=True)
+    report = load_weights(detector, tmp_path / "official.pth", LoadOptions(allow_partial=True))
     assert report.unexpected == ("transformer.decoder.extra.weight",)
 
 

@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import CheckpointError, load_weights, save_detector
+from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, save_detector
 
 
 def copy_state(detector):
@@ -79,7 +79,7 @@ def test_allow_partial_loads_what_fits_and_warns_of_the_rest(make_cfg, detector,
     before = copy_state(other)
     path = write(spoil(copy_state(detector)), tmp_path / "spoilt.pth")
     with caplog.at_level(logging.WARNING):
-        report = load_weights(other, path, allow_partial=True)
+        report = load_weights(other, path, LoadOptions(allow_partial=True))
     assert report.missing == ("tokenizer.level_embed",)
     assert report.unexpected == ("decoder.extra.weight",)
     assert report.mismatched == ("queries.content",)
@@ -90,7 +90,7 @@ def test_allow_partial_loads_what_fits_and_warns_of_the_rest(make_cfg, detector,
     assert same(other.state_dict(), expected)
 
 
-@pytest.mark.parametrize("changes", [{"NUM_CLASSES": 3}, {"DEC_LAYERS": 2}, {"NUM_FEATURE_LEVELS": 3}])
+@pytest.mark.parametrize("changes", [{"HIDDEN_DIM": 32}, {"DEC_LAYERS": 2}, {"NUM_FEATURE_LEVELS": 3}])
 def test_another_architecture_is_refused(make_cfg, detector, tmp_path, changes):
     save_detector(tmp_path / "model.pth", detector, iteration=0, cfg_text="")
     with pytest.raises(CheckpointError, match="another architecture"):
@@ -138,31 +138,41 @@ def test_a_backbone_of_another_depth_is_refused(make_cfg, detector, tmp_path):
         load_weights(detector, path)
 
 
-def replace_download(monkeypatch, result):
-    """Lets torchvision's download return or raise ``result``."""
+@pytest.fixture
+def replace_download(monkeypatch, tmp_path):
+    """Lets torchvision's download, into an empty cache, write or raise what it is given."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
 
-    def download(url, *args, **kwargs):
-        if isinstance(result, Exception):
-            raise result
-        return result
+    def replace(result):
+        def download(url, *args, **kwargs):
+            if isinstance(result, Exception):
+                raise result
+            file = tmp_path / "cache" / "hub" / "checkpoints" / url.rpartition("/")[2]
+            file.parent.mkdir(parents=True)
+            torch.save(result, file)
+            return result
 
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+
+    return replace
 
 
-def test_torchvision_weights_by_name(make_cfg, monkeypatch):
+def test_torchvision_weights_by_name(make_cfg, replace_download):
     cfg = make_cfg()
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     detector, state = build_detector(cfg), torchvision.models.resnet18(weights=None).state_dict()
-    replace_download(monkeypatch, state)
+    replace_download(state)
     assert load_weights(detector, "torchvision://resnet18").kind == "resnet"
     assert torch.equal(detector.backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    replace_download(AssertionError("it is in the cache"))
+    assert load_weights(detector, "torchvision://resnet18").kind == "resnet"
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
-def test_weights_that_cannot_be_downloaded_are_a_warning(make_cfg, monkeypatch, caplog, norm):
+def test_weights_that_cannot_be_downloaded_are_a_warning(make_cfg, replace_download, caplog, norm):
     detector = build_detector(make_cfg(NORM=norm))
     before = copy_state(detector)
-    replace_download(monkeypatch, URLError("no network"))
+    replace_download(URLError("no network"))
     with caplog.at_level(logging.WARNING):
         assert load_weights(detector, "torchvision://resnet18").kind == "none"
     assert same(detector.state_dict(), before)
@@ -171,8 +181,8 @@ def test_weights_that_cannot_be_downloaded_are_a_warning(make_cfg, monkeypatch, 
     assert ("MODEL.RESNETS.NORM" in caplog.text) == (norm == "FrozenBN")  # advice, where it is needed
 
 
-def test_a_damaged_download_is_an_error(detector, monkeypatch):
-    replace_download(monkeypatch, RuntimeError('invalid hash value (expected "f37072fd", got "00")'))
+def test_a_damaged_download_is_an_error(detector, replace_download):
+    replace_download(RuntimeError('invalid hash value (expected "f37072fd", got "00")'))
     with pytest.raises(CheckpointError, match=r"torchvision://resnet18.*damaged.*invalid hash"):
         load_weights(detector, "torchvision://resnet18")
 
@@ -186,7 +196,7 @@ def test_an_unknown_torchvision_model_is_named(detector, name):
 @pytest.mark.parametrize("source", ["", "torchvision://resnet18"])
 def test_evaluation_needs_a_whole_detector(detector, source):
     with pytest.raises(CheckpointError, match="MODEL.WEIGHTS"):
-        load_weights(detector, source, for_evaluation=True)
+        load_weights(detector, source, LoadOptions(for_evaluation=True))
 
 
 def test_evaluation_refuses_a_backbone_file(make_cfg, tmp_path):
@@ -195,5 +205,5 @@ def test_evaluation_refuses_a_backbone_file(make_cfg, tmp_path):
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     assert load_weights(detector, tmp_path / "resnet.pth").kind == "resnet"
     with pytest.raises(CheckpointError, match="weights of a backbone"):
-        load_weights(detector, tmp_path / "resnet.pth", for_evaluation=True)
+        load_weights(detector, tmp_path / "resnet.pth", LoadOptions(for_evaluation=True))
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
