@@ -23,9 +23,10 @@ def make(cfg: Any, detector: nn.Module, names: Sequence[str] | None) -> dict[str
         CheckpointError: naming the key of ours that transformers has no match for.
     """
     detr = cfg.MODEL.DETR
+    masks = getattr(detector, "mask_head", None) is not None
     labels = list(names) if names else [f"LABEL_{index}" for index in range(detr.NUM_CLASSES)]
     config = {
-        "backbone_config": _backbone(cfg),
+        "backbone_config": _backbone(cfg, masks),
         "num_queries": detr.NUM_OBJECT_QUERIES,
         "d_model": detr.HIDDEN_DIM,
         "encoder_layers": detr.ENC_LAYERS,
@@ -37,22 +38,30 @@ def make(cfg: Any, detector: nn.Module, names: Sequence[str] | None) -> dict[str
         "activation_function": detr.ACTIVATION,
         "dropout": detr.DROPOUT,
         "position_embedding_type": detr.POSITION_EMBEDDING,
-        "auxiliary_loss": detr.DEEP_SUPERVISION,
-        "class_cost": detr.COST_CLASS,
-        "bbox_cost": detr.COST_BBOX,
-        "giou_cost": detr.COST_GIOU,
+        **_costs(detr),
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
     }
-    return config | (_deformable(detr) if cfg.MODEL.META_ARCHITECTURE == "DeformableDETR" else _detr(detr, detector))
+    return config | (
+        _deformable(detr, masks) if cfg.MODEL.META_ARCHITECTURE == "DeformableDETR" else _detr(detr, detector, masks)
+    )
 
 
-def _deformable(detr: Any) -> dict[str, Any]:
+def _costs(detr: Any) -> dict[str, int]:
+    """Of matching, for training only: transformers wants whole numbers, and keeps its own for others."""
+    costs = {"class_cost": detr.COST_CLASS, "bbox_cost": detr.COST_BBOX, "giou_cost": detr.COST_GIOU}
+    return {name: int(cost) for name, cost in costs.items() if cost == int(cost)}
+
+
+def _deformable(detr: Any, masks: bool) -> dict[str, Any]:
+    if masks:
+        raise CheckpointError("transformers has no Deformable DETR with masks")
     if not detr.MULTI_SCALE_ATTENTION:
         raise CheckpointError("MODEL.DETR.MULTI_SCALE_ATTENTION False has no match in transformers")
     return {
         "architectures": ["DeformableDetrForObjectDetection"],
         "model_type": "deformable_detr",
+        "auxiliary_loss": detr.DEEP_SUPERVISION,
         "num_feature_levels": detr.NUM_FEATURE_LEVELS,
         "encoder_n_points": detr.ENC_N_POINTS,
         "decoder_n_points": detr.DEC_N_POINTS,
@@ -63,24 +72,25 @@ def _deformable(detr: Any) -> dict[str, Any]:
     }
 
 
-def _detr(detr: Any, detector: nn.Module) -> dict[str, Any]:
+def _detr(detr: Any, detector: nn.Module, masks: bool) -> dict[str, Any]:
     if detr.PRE_NORM:
         raise CheckpointError("MODEL.DETR.PRE_NORM True has no match in transformers")
+    if detr.POSITION_EMBEDDING == "learned" and detr.POSITION_EMBEDDING_SIZE != 50:
+        raise CheckpointError(f"MODEL.DETR.POSITION_EMBEDDING_SIZE {detr.POSITION_EMBEDDING_SIZE}: transformers has 50")
     if not getattr(detector, "no_object", False):
         raise CheckpointError("MODEL.DETR.CLASS_LOSS focal has no match in transformers' DETR, which is softmax")
-    masks = getattr(detector, "mask_head", None) is not None
     return {
         "architectures": ["DetrForSegmentation" if masks else "DetrForObjectDetection"],
         "model_type": "detr",
+        # True makes the decoder of transformers (5.23) pass each layer's norm on to the next layer: other results.
+        "auxiliary_loss": False,
         "eos_coefficient": detr.NO_OBJECT_WEIGHT,
     }
 
 
-def _backbone(cfg: Any) -> dict[str, Any]:
+def _backbone(cfg: Any, masks: bool) -> dict[str, Any]:
     resnets = cfg.MODEL.RESNETS
-    features = cfg.MODEL.DETR.IN_FEATURES
-    if cfg.MODEL.MASK_ON:
-        features = _STAGES  # the mask head reads the finer ones
+    features = _STAGES if masks else cfg.MODEL.DETR.IN_FEATURES  # the mask head reads the finer ones
     if resnets.RES5_DILATION != 1:
         return _timm_backbone(resnets, features)
     layer_type, depths = _RESNETS[resnets.DEPTH]
