@@ -1,4 +1,4 @@
-"""Backbones in Detectron2's registry: the project's, and Detectron2's own Swin and ViT, which only LazyConfig has there."""
+"""Backbones in Detectron2's registry: the project's, and Detectron2's own Swin and ViT, not registered there."""
 
 from collections.abc import Callable
 from functools import partial

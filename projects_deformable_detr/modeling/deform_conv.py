@@ -23,7 +23,7 @@ class DeformableConv2d(DeformConv2d):
 
     def __init__(self, channels: int, *, stride: int, dilation: int, modulated: bool, groups: int) -> None:
         super().__init__(channels, channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
-        self.sizes = (2 * groups * _TAPS, groups * _TAPS if modulated else 0)
+        self.sizes = [2 * groups * _TAPS, groups * _TAPS if modulated else 0]
         self.offset = nn.Conv2d(channels, sum(self.sizes), 3, stride=stride, padding=dilation, dilation=dilation)
         self.start()
 

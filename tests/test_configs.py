@@ -1,0 +1,157 @@
+"""Every config: both engines build it, with one set of names, and take one step; its recipe is what its name says.
+
+Detectron2's part runs where it is installed: the same weights must give the same losses and gradients there, and the
+optimizer is one function for both.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from projects_deformable_detr import build_criterion, build_detector, get_cfg
+from projects_deformable_detr.modeling import Targets, batch_images
+from projects_deformable_detr.optim import build_optimizer, clip_gradients
+
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+PATHS = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.yaml"))}
+COCO_IMAGES = 118_287  # of train2017
+# Epochs and the epoch of the learning rate's drop: arXiv 2005.12872, section 4; arXiv 2010.04159, section 5.1.
+DROPS = {50: 40, 300: 200, 500: 400}
+CLASSES = 5
+SIZES = ((64, 96), (48, 64))  # two images, of which one is padded
+
+
+def read(name, engine="standalone"):
+    cfg = get_cfg(engine)
+    cfg.merge_from_file(str(PATHS[name]))
+    cfg.MODEL.DEVICE, cfg.MODEL.DETR.NUM_CLASSES = "cpu", CLASSES
+    return cfg
+
+
+def is_base(name):
+    return Path(name).name.startswith("Base-")
+
+
+def images_and_targets():
+    """Images (3, h, w) in 0-255; two objects in the first, none in the second."""
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in SIZES]
+    boxes = torch.tensor([[0.25, 0.5, 0.25, 0.5], [0.5, 0.5, 0.5, 0.25]])  # whole pixels
+    return images, [Targets(torch.tensor([1, 3]), boxes), Targets(torch.zeros(0, dtype=torch.int64), boxes[:0])]
+
+
+def unique_models():
+    """A name of each model: configs that differ in their recipe only are tested once."""
+    return list({read(name).MODEL.dump(): name for name in PATHS}.values())
+
+
+def run_standalone(cfg, detector):
+    """Losses by name, after the backward."""
+    images, targets = images_and_targets()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+    batch, mask = batch_images([(image - mean) / std for image in images])
+    torch.manual_seed(1)  # of dropout
+    losses = build_criterion(cfg)(detector.train()(batch, mask), targets)
+    sum(losses.values()).backward()
+    return losses
+
+
+def run_detectron2(name, weights, monkeypatch):
+    """The meta-architecture that Detectron2's registry builds with these weights, and its losses after the backward."""
+    from detectron2.modeling import build_model
+    from detectron2.structures import Boxes, Instances
+
+    with monkeypatch.context() as patch:
+        for function in ("kaiming_normal_", "kaiming_uniform_", "xavier_uniform_", "trunc_normal_"):
+            patch.setattr(torch.nn.init, function, lambda tensor, *_, **__: tensor)  # slow, and overwritten next
+        model = build_model(read(name, "detectron2"))
+    model.detector.load_state_dict(weights, assign=True)
+    records = []
+    for image, target, (height, width) in zip(*images_and_targets(), SIZES, strict=True):
+        centre, size = (target.boxes * torch.tensor([width, height, width, height])).split(2, dim=1)
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.cat([centre - size / 2, centre + size / 2], dim=1))
+        instances.gt_classes = target.labels
+        records.append({"image": image, "instances": instances})
+    torch.manual_seed(1)
+    losses = model.train()(records)
+    sum(losses.values()).backward()
+    return model, losses
+
+
+@pytest.mark.parametrize("name", unique_models())
+def test_both_engines_build_it_and_take_one_step(name, monkeypatch):
+    cfg = read(name)
+    detector = build_detector(cfg)
+    losses = run_standalone(cfg, detector)
+    trained = {key: value for key, value in detector.named_parameters() if value.requires_grad}
+    assert all(value.isfinite() for value in losses.values())
+    assert [key for key, value in trained.items() if value.grad is None] == []
+    if importlib.util.find_spec("detectron2"):
+        model, found = run_detectron2(name, detector.state_dict(), monkeypatch)
+        values = [{key: value.item() for key, value in item.items()} for item in (found, losses)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-5)
+        theirs = {key: value for key, value in model.detector.named_parameters() if value.requires_grad}
+        assert theirs.keys() == trained.keys()
+        norms = [torch.stack([item[key].grad.norm() for key in trained]) for item in (theirs, trained)]
+        torch.testing.assert_close(*norms, rtol=1e-2, atol=1e-4 * norms[1].max().item())
+        del model, theirs
+    optimizer = build_optimizer(cfg, detector)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
+    assert clip_gradients(cfg, trained.values()).isfinite()  # of all gradients together
+    before = {key: value.detach().sum() for key, value in trained.items()}
+    optimizer.step()
+    moved = [key for key, value in trained.items() if not torch.equal(value.sum(), before[key])]
+    assert len(moved) > 0.8 * len(trained)
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if re.search(r"\d+ep$", name)])
+def test_recipe_is_the_papers(name):
+    cfg = read(name)
+    epochs = int(re.search(r"(\d+)ep$", name)[1])
+    per_epoch = COCO_IMAGES / cfg.SOLVER.IMS_PER_BATCH
+    is_detr = cfg.MODEL.META_ARCHITECTURE == "DETR"
+    assert cfg.SOLVER.IMS_PER_BATCH == (64 if is_detr else 32)
+    assert round(epochs * per_epoch) == cfg.SOLVER.MAX_ITER
+    assert tuple(cfg.SOLVER.STEPS) == (round(DROPS[epochs] * per_epoch),)
+    assert (1e-4 if is_detr else 2e-4) == cfg.SOLVER.BASE_LR
+    rates = {group["name"]: group["lr"] for group in build_optimizer(cfg, build_parts()).param_groups}
+    factor = 1.0 if is_detr else 0.1
+    assert rates == pytest.approx({"rest": cfg.SOLVER.BASE_LR, "backbone": 0.1 * cfg.SOLVER.BASE_LR,
+                                   "sampling": factor * cfg.SOLVER.BASE_LR})  # fmt: skip
+    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.GAMMA) == ("ADAMW", 1e-4, 0.1)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    assert (clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE) == (True, "full_model", 0.1)
+    assert tuple(cfg.DATASETS.TRAIN) == ("coco_2017_train",)
+    detr = cfg.MODEL.DETR
+    assert (detr.HIDDEN_DIM, detr.NHEADS, detr.DROPOUT, detr.ENC_LAYERS) == (256, 8, 0.1, 6)
+    assert (2048 if is_detr else 1024) == detr.DIM_FEEDFORWARD
+    focal = not is_detr or "plus" in name
+    assert (300 if focal else 100) == detr.NUM_OBJECT_QUERIES
+    assert (detr.CLASS_WEIGHT, detr.L1_WEIGHT, detr.GIOU_WEIGHT, detr.COST_CLASS) == (
+        (2, 5, 2, 2) if focal else (1, 5, 2, 1)
+    )
+
+
+def build_parts():
+    """One parameter of each group."""
+    return torch.nn.ModuleDict({name: torch.nn.Linear(1, 1) for name in ("backbone", "sampling_offsets", "rest")})
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_names_agree_with_what_is_in_the_file(name):
+    cfg = read(name)
+    depth = re.search(r"_r(\d+)_", name)
+    if depth:
+        assert int(depth[1]) == cfg.MODEL.RESNETS.DEPTH
+    if cfg.MODEL.WEIGHTS:
+        swin = "swin" in cfg.MODEL.BACKBONE.NAME
+        network = cfg.MODEL.BACKBONE.VARIANT if swin else f"resnet{cfg.MODEL.RESNETS.DEPTH}"
+        assert f"torchvision://{network}" == cfg.MODEL.WEIGHTS
+    assert (2 if "dc5" in name else 1) == cfg.MODEL.RESNETS.RES5_DILATION
+    assert ("two_stage" in name) == cfg.MODEL.DETR.TWO_STAGE or "ep" not in name
+    if not is_base(name):
+        assert Path("output", name) == Path(cfg.OUTPUT_DIR)
