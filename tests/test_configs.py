@@ -114,7 +114,7 @@ def test_recipe_is_the_papers(name):
     epochs = int(re.search(r"(\d+)ep$", name)[1])
     per_epoch = COCO_IMAGES / cfg.SOLVER.IMS_PER_BATCH
     is_detr = cfg.MODEL.META_ARCHITECTURE == "DETR"
-    assert cfg.SOLVER.IMS_PER_BATCH == (64 if is_detr else 32)
+    assert (64 if is_detr else 32) == cfg.SOLVER.IMS_PER_BATCH
     assert round(epochs * per_epoch) == cfg.SOLVER.MAX_ITER
     assert tuple(cfg.SOLVER.STEPS) == (round(DROPS[epochs] * per_epoch),)
     assert (1e-4 if is_detr else 2e-4) == cfg.SOLVER.BASE_LR
@@ -131,8 +131,11 @@ def test_recipe_is_the_papers(name):
     assert (2048 if is_detr else 1024) == detr.DIM_FEEDFORWARD
     focal = not is_detr or "plus" in name
     assert (300 if focal else 100) == detr.NUM_OBJECT_QUERIES
-    assert (detr.CLASS_WEIGHT, detr.L1_WEIGHT, detr.GIOU_WEIGHT, detr.COST_CLASS) == (
-        (2, 5, 2, 2) if focal else (1, 5, 2, 1)
+    assert ((2, 5, 2, 2) if focal else (1, 5, 2, 1)) == (
+        detr.CLASS_WEIGHT,
+        detr.L1_WEIGHT,
+        detr.GIOU_WEIGHT,
+        detr.COST_CLASS,
     )
 
 
