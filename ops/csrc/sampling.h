@@ -163,8 +163,8 @@ MSDA_HOST_DEVICE void point_gradients(A fx, A fy, typename Integer<A>::type mask
 // offsets in pixels of the level; a four-value one (cx, cy, w, h) takes them in units of half the box over the
 // number of points (arXiv 2010.04159, appendix A.4). offset_scale() is d location / d offset.
 template <typename A>
-MSDA_HOST_DEVICE A location_from_box(A center, A offset, A extent, A points) {
-  return center + offset / points * extent * A(0.5);
+MSDA_HOST_DEVICE A location_from_box(A center, A offset, A extent, typename Scalar<A>::type points) {
+  return center + offset / points * extent * typename Scalar<A>::type(0.5);
 }
 
 }  // namespace

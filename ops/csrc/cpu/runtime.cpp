@@ -16,8 +16,16 @@
 
 namespace msda {
 
-void parallel_for(int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
-  if (count > 0) TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, body, context));
+void parallel_for(int64_t count, int64_t work, void (*body)(int64_t, int64_t, void*), void* context) {
+  if (count <= 0) return;
+  // Waking a thread takes some ten microseconds, and milliseconds where another program has its core.
+  constexpr int64_t kWorthAThread = int64_t(1) << 18;  // multiply-adds: about 20 microseconds
+  const int64_t grain = work >= kWorthAThread ? 1 : kWorthAThread / (work > 0 ? work : 1);
+  if (count <= grain) {
+    body(0, count, context);
+  } else {
+    TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, body, context));
+  }
 }
 
 namespace {
@@ -32,7 +40,28 @@ struct ThreadScratch {
 };
 thread_local ThreadScratch scratch;
 
+// One write into each of the huge pages [begin, end) makes the system provide them.
+void touch(int64_t begin, int64_t end, void* memory) {
+  for (int64_t page = begin; page < end; ++page) static_cast<volatile char*>(memory)[page * int64_t(kHugePage)] = 0;
+}
+
 }  // namespace
+
+void touch_pages(void* memory, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes < 2 * int64_t(kHugePage)) return;
+  // Only whole huge pages inside the memory, so that nothing beside it grows. Where the system has none to give, or
+  // the memory is in use already, this changes nothing.
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
+  const int64_t pages = int64_t((reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes) - begin) / kHugePage);
+  if (pages < 1 || madvise(reinterpret_cast<void*>(begin), size_t(pages) * kHugePage, MADV_HUGEPAGE) != 0) return;
+  // The threads write all over the memory: they would meet, and wait, in the same page.
+  parallel_for(pages, kHugePage, touch, reinterpret_cast<void*>(begin));
+#else
+  (void)memory;
+  (void)bytes;
+#endif
+}
 
 void* acquire_scratch(size_t bytes) {
   if (bytes > scratch.size) {
