@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..modeling import build_detector
 from . import coco_classes, export
 from .files import read_weights, save_detector
-from .keys import recognise
+from .keys import is_backbone, recognise
 from .load import LoadOptions, file_classes, fit
 
 _COMMANDS = {
@@ -55,7 +55,7 @@ def load(source: str, cfg: Any) -> tuple[nn.Module, str, tuple[str, ...] | None]
     """
     weights = read_weights(source)
     kind = recognise(weights.state)
-    if kind == "unknown" or kind.startswith("resnet"):
+    if kind == "unknown" or is_backbone(kind):
         what = "of no detector that is known here" if kind == "unknown" else "a backbone, not a detector"
         raise UserError(f"{source}: these weights are {what}; a backbone needs no conversion, name it in MODEL.WEIGHTS")
     keep = cfg.MODEL.DETR.KEEP_CLASS_LOGITS

@@ -16,6 +16,7 @@ _MARKS = {
 }
 # Prefixes of whole files: distributed training's, ours; of the detector in a model with masks, once or twice.
 _PREFIXES = ("module.", "detector.", "detr.", "detr.")
+_SWIN = {"features.0.0.weight", "features.1.0.attn.qkv.weight"}  # torchvision's
 
 
 def recognise(keys: Mapping[str, object]) -> str:
@@ -24,16 +25,23 @@ def recognise(keys: Mapping[str, object]) -> str:
     Returns:
         ``"ours"``, ``"official"``, ``"detrex"`` or ``"hugging-face"`` for a whole detector, DETR or Deformable DETR;
         ``"resnet"`` for a backbone, ``"resnet-caffe2"`` for one that was trained in Caffe2 (BGR images, by Detectron2's
-        model zoo); ``"unknown"`` for all else.
+        model zoo), ``"swin"`` for torchvision's; ``"unknown"`` for all else.
     """
     names = {_without_prefixes(key) for key in keys}
     for kind, mark in _MARKS.items():
         if mark in names:
             return kind
+    if names >= _SWIN:
+        return "swin"
     dialect = resnet.dialect(names)
     if dialect is None:
         return "unknown"
     return "resnet-caffe2" if dialect == "caffe2" else "resnet"
+
+
+def is_backbone(kind: str) -> bool:
+    """Whether weights of that kind fill a backbone and nothing else."""
+    return kind in ("resnet", "resnet-caffe2", "swin")
 
 
 def to_ours(state: Mapping[str, Tensor], kind: str) -> State:
@@ -46,6 +54,8 @@ def to_ours(state: Mapping[str, Tensor], kind: str) -> State:
     if kind in ("resnet", "resnet-caffe2"):
         renamed = resnet.to_torchvision(bare, resnet.dialect(bare) or "")
         return {f"backbone.{key}": value for key, value in renamed.items()}
+    if kind == "swin":  # its last norm and its head are the classifier's
+        return {f"backbone.{key}": value for key, value in bare.items() if key.startswith("features.")}
     deformable = layout.is_deformable(bare)
     if kind == "official":
         bare = (official.DEFORMABLE_DETR if deformable else official.DETR).to_ours(bare)
@@ -70,8 +80,10 @@ def backbone_names(state: State, wanted: str = "torchvision", prefix: str = "bac
 
 
 def to_dialect_of(own: Iterable[str], state: State) -> State:
-    """Our names of the ResNet to those of a model whose backbone is Detectron2's, also inside an FPN."""
+    """Our names of the backbone to those of a model that has it inside an FPN, or has Detectron2's ResNet."""
     own = list(own)
+    if any(key.startswith("backbone.bottom_up.features.") for key in own):
+        return {key.replace("backbone.features.", "backbone.bottom_up.features."): state[key] for key in state}
     for prefix in ("backbone.", "backbone.bottom_up."):
         dialect = resnet.dialect(key.removeprefix(prefix) for key in own if key.startswith(prefix))
         if dialect is not None:

@@ -15,14 +15,15 @@ from torch import nn
 from . import stem
 from .classes import Heads, Names, Outcome, fit_class_heads, names_in_file
 from .files import CheckpointError, Weights, read_weights
-from .keys import recognise, to_dialect_of, to_ours
+from .keys import is_backbone, recognise, to_dialect_of, to_ours
 from .layout import is_deformable
 from .names import State
 
 logger = logging.getLogger(__name__)
 TORCHVISION = "torchvision://"
 _SHOWN = 8
-_OFFSETS = re.compile(r"\.conv2(\.|_)offset\.")  # ours and Detectron2's
+# Offsets of deformable convolutions, ours and Detectron2's, and the norms of a Swin Transformer's feature maps.
+_NEW = re.compile(r"\.conv2(\.|_)offset\.|\.norms\.res\d\.")
 _ONLY_A_BACKBONE = (
     "these are weights of a backbone; to evaluate, set MODEL.WEIGHTS to a trained detector, such as "
     "OUTPUT_DIR/model_final.pth"
@@ -162,8 +163,7 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
         CheckpointError: if they do not fit.
     """
     kind = recognise(weights.state)
-    is_backbone = kind.startswith("resnet")
-    if options.for_evaluation and is_backbone:
+    if options.for_evaluation and is_backbone(kind):
         raise CheckpointError(f"{source}: {_ONLY_A_BACKBONE}")
     if kind == "resnet-caffe2":
         stem.check_caffe2(detector, weights.state, source, options.input_format)
@@ -171,7 +171,7 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
     state = to_dialect_of(own, to_ours(weights.state, kind))
     state = {key: value for key, value in state.items() if not _is_counter(key, own)}
     state, classes = _fit_classes(detector, state, own, kind, weights, options)
-    scope = _imagenet_keys(own) if is_backbone else list(own)
+    scope = _imagenet_keys(own) if is_backbone(kind) else list(own)
     mismatched = tuple(key for key in state if key in own and own[key].shape != state[key].shape)
     unexpected = tuple(key for key in state if key not in own and not _is_unbuilt_stage(key, own, kind))
     missing = tuple(key for key in scope if key not in state and not key.endswith("num_batches_tracked"))
@@ -236,9 +236,9 @@ def _tell(report: LoadReport, own: State, state: State, source: str, options: Lo
 
 
 def _imagenet_keys(own: State) -> list[str]:
-    """What weights of a ResNet have to fill: not the pyramid on top, nor the offsets of deformable convolutions."""
+    """What weights of a backbone have to fill: not the pyramid on top, nor what ImageNet models do not have."""
     prefix = "backbone.bottom_up." if any(key.startswith("backbone.bottom_up.") for key in own) else "backbone."
-    return [key for key in own if key.startswith(prefix) and not _OFFSETS.search(key)]
+    return [key for key in own if key.startswith(prefix) and not _NEW.search(key)]
 
 
 def _is_counter(key: str, own: State) -> bool:
@@ -248,8 +248,8 @@ def _is_counter(key: str, own: State) -> bool:
 
 def _is_unbuilt_stage(key: str, own: State, kind: str) -> bool:
     """Stages of an ImageNet model beyond the last feature map in use."""
-    stage = re.match(r".*\.(?:layer|res)\d\.", key)
-    return kind.startswith("resnet") and stage is not None and not any(name.startswith(stage[0]) for name in own)
+    stage = re.match(r".*\.(?:layer|res|features\.)\d\.", key)
+    return is_backbone(kind) and stage is not None and not any(name.startswith(stage[0]) for name in own)
 
 
 def _describe(report: LoadReport, own: State, state: State) -> str:
