@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, read_weights
+from projects_deformable_detr.checkpoint import LoadOptions, load_weights, read_weights, recognise
 from projects_deformable_detr.checkpoint.export import write_hugging_face
 from projects_deformable_detr.modeling import batch_images
 
@@ -20,7 +21,7 @@ CLASSES = {
 
 
 @pytest.fixture
-def make_detector(make_cfg):
+def make_detector(make_cfg, shake):
     """A detector in which every tensor matters, and its config."""
 
     def make(variant):
@@ -28,19 +29,9 @@ def make_detector(make_cfg):
         if variant == "detr_learned":
             variant, changes = "detr", {"POSITION_EMBEDDING": "learned"}
         cfg = make_cfg(variant, **changes)
-        detector = build_detector(cfg).eval()
-        shake(detector)
-        return detector, cfg
+        return shake(build_detector(cfg)), cfg
 
     return make
-
-
-def shake(detector):
-    for name, tensor in detector.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 1.5)
-        elif tensor.is_floating_point():
-            tensor.add_(torch.randn(tensor.shape), alpha=0.02 if name.startswith("backbone") else 0.1)
 
 
 def theirs_in(folder):
@@ -60,15 +51,8 @@ def check_equal_outputs(detector, theirs):
     torch.testing.assert_close(ours.boxes[-1], other.pred_boxes, rtol=1e-4, atol=1e-4)
 
 
-def check_same_weights(one, other):
-    one, other = one.state_dict(), other.state_dict()
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert torch.equal(value, other[key]), key
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_folder_for_transformers_gives_equal_outputs_and_comes_back(make_detector, tmp_path, variant):
+def test_a_folder_for_transformers_gives_equal_outputs_and_comes_back(make_detector, check_same, tmp_path, variant):
     detector, cfg = make_detector(variant)
     names = ["ant", "bee", "cat", "dog", "eel"]
     write_hugging_face(tmp_path, detector, cfg, names)
@@ -78,4 +62,47 @@ def test_a_folder_for_transformers_gives_equal_outputs_and_comes_back(make_detec
     check_equal_outputs(detector, theirs)
     back = build_detector(cfg)
     assert load_weights(back, tmp_path, LoadOptions(class_names=tuple(names))).kind == "hugging-face"
-    check_same_weights(back, detector)
+    check_same(back, detector)
+
+
+@pytest.mark.parametrize("variant", ["single_scale_dc5", "detr_dc5"])
+def test_dilated_models_go_through_timms_resnet(make_cfg, shake, check_same, tmp_path, variant):
+    pytest.importorskip("timm", reason="transformers has dilation with timm's ResNets only")
+    changes = {"META_ARCHITECTURE": "DETR"} if variant == "detr_dc5" else {}
+    cfg = make_cfg("single_scale_dc5", **changes)
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64, 256
+    detector = shake(build_detector(cfg))
+    write_hugging_face(tmp_path, detector, cfg)
+    check_equal_outputs(detector, theirs_in(tmp_path))
+    back = build_detector(cfg)
+    load_weights(back, tmp_path / "model.safetensors")
+    check_same(back, detector)
+
+
+def written_by_transformers(detector, cfg, folder, how):
+    """The folder of a model that transformers has loaded and saved, in one of the layouts that it has had."""
+    write_hugging_face(folder / "ours", detector, cfg)
+    theirs, saved = theirs_in(folder / "ours"), folder / "theirs"
+    theirs.save_pretrained(saved)
+    if how == "safetensors":
+        return saved
+    state = theirs.state_dict()  # with the names of transformers 5
+    if how == "old_bin":
+        state = load_file(saved / "model.safetensors")  # with those of the published files
+        assert any(".conv_encoder." in key for key in state) and any(".out_proj." in key for key in state)
+    else:
+        assert any(".o_proj." in key for key in state) and any(".mlp.fc1." in key for key in state)
+    (saved / "model.safetensors").unlink()
+    torch.save(state, saved / "pytorch_model.bin")
+    return saved
+
+
+@pytest.mark.parametrize("how", ["safetensors", "old_bin", "new_bin"])
+@pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr"])
+def test_what_transformers_saves_loads(make_detector, check_same, tmp_path, variant, how):
+    detector, cfg = make_detector(variant)
+    folder = written_by_transformers(detector, cfg, tmp_path, how)
+    back = build_detector(cfg).eval()
+    assert load_weights(back, folder).kind == "hugging-face"
+    check_same(back, detector)
+    assert recognise(read_weights(folder).state) == "hugging-face"
