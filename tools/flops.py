@@ -1,14 +1,20 @@
 #!/usr/bin/env python3
-"""Parameters and FLOPs of the configs beside the paper's (arXiv 2010.04159, table 1).
+"""Parameters and FLOPs of the configs beside the papers' (arXiv 2005.12872, table 1; arXiv 2010.04159, table 1).
 
-tools/flops.py [--height 800 --width 1066] [CONFIG …]
+tools/flops.py [--sizes 800x1066 800x1120] [--classes 91] [CONFIG …]
 
-A multiply-add counts as one FLOP, as in the papers. Matrix products, convolutions and the attention op are counted;
-norms and activations are not.
+A multiply-add counts as one FLOP, as in the papers. Matrix products, convolutions, attention and the sampling of
+deformable attention and convolution are counted; norms, activations and resizing are not. The papers average over the
+first 100 images of COCO val2017, resized to 800 pixels, most of them wider than 4:3: hence two sizes. They have COCO's
+91 logits. Without CONFIG: every config of configs/ that is made for COCO, and Detectron2's Faster R-CNN R50-FPN where
+Detectron2 is installed.
 """
 
 import argparse
+import importlib.util
 import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +26,23 @@ from torch import Tensor, nn
 from projects_deformable_detr import build_detector, get_cfg
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-# Config: (parameters in millions, FLOPs in billions) of the paper, for COCO's 91 logits.
+FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
+# Config: (parameters in millions, FLOPs in billions) of the papers.
 PAPER = {
+    "detr_r50_500ep": (41, 86),
+    "detr_r50_300ep": (41, 86),
+    "detr_r50_dc5_500ep": (41, 187),
+    "detr_r50_dc5_plus_50ep": (41, 187),
+    "detr_r101_500ep": (60, 152),
+    "detr_r101_dc5_500ep": (60, 253),
     "deformable_detr_r50_single_scale_50ep": (34, 78),
     "deformable_detr_r50_single_scale_dc5_50ep": (34, 128),
     "deformable_detr_r50_50ep": (40, 173),
     "deformable_detr_r50_box_refine_50ep": (41, 173),
     "deformable_detr_r50_two_stage_50ep": (41, 173),
+    FASTER_RCNN: (42, 180),
 }
+Size = tuple[int, int]
 
 
 class _Tensors(nn.Module):
@@ -49,40 +64,110 @@ def _attention_products(inputs: Any, outputs: Any) -> int:
     return 2 * batch * heads * queries * keys * channels
 
 
-def count(config: Path, height: int, width: int, num_classes: int = 80) -> tuple[float, float]:
-    """Parameters in millions and FLOPs in billions of one image (3, height, width)."""
-    cfg = get_cfg("standalone")
-    cfg.merge_from_file(str(config))
+def _deformable_convolution(inputs: Any, outputs: Any) -> int:
+    """Multiply-adds of deform_conv2d: those of a convolution, and four for each channel that a tap samples."""
+    out_channels, in_channels, *kernel = inputs[1].type().sizes()
+    batch, _, height, width = outputs[0].type().sizes()
+    return batch * height * width * math.prod(kernel) * in_channels * (out_channels + 4)
+
+
+_HANDLERS: dict[str, Callable[[Any, Any], int]] = {
+    "aten::scaled_dot_product_attention": _attention_products,
+    "torchvision::deform_conv2d": _deformable_convolution,
+    **HANDLERS,
+}
+_NOT_COUNTED = ("norm", "upsample", "pool")
+
+
+@torch.no_grad()
+def count_flops(module: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """FLOPs of one forward, in billions."""
+    analysis = FlopCountAnalysis(module, inputs).set_op_handle(**_HANDLERS)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    counted = analysis.by_operator().items()
+    return sum(value for name, value in counted if not any(word in name for word in _NOT_COUNTED)) / 1e9
+
+
+def _parameters(module: nn.Module) -> float:
+    """In millions."""
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def count(cfg: Any, sizes: list[Size], num_classes: int = 91) -> tuple[float, list[float]]:
+    """Parameters in millions, and FLOPs in billions of one image (3, height, width) of each size."""
     cfg.MODEL.DETR.NUM_CLASSES = num_classes
     detector = build_detector(cfg).eval()
-    parameters = sum(parameter.numel() for parameter in detector.parameters())
-    images = torch.zeros(1, 3, height, width)
-    mask = torch.zeros(1, height, width, dtype=torch.bool)
-    with torch.no_grad():
-        analysis = FlopCountAnalysis(_Tensors(detector), (images, mask))
-        analysis.set_op_handle(**{"aten::scaled_dot_product_attention": _attention_products, **HANDLERS})
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        flops = sum(analysis.by_operator().values()) - _norms(analysis)
-    return parameters / 1e6, flops / 1e9
+    flops = []
+    for height, width in sizes:
+        images, mask = torch.zeros(1, 3, height, width), torch.zeros(1, height, width, dtype=torch.bool)
+        flops.append(count_flops(_Tensors(detector), (images, mask)))
+    return _parameters(detector), flops
 
 
-def _norms(analysis: FlopCountAnalysis) -> int:
-    return sum(value for name, value in analysis.by_operator().items() if "norm" in name)
+def count_faster_rcnn(sizes: list[Size]) -> tuple[float, list[float]]:
+    """The same of Detectron2's Faster R-CNN, with random weights and COCO's 80 classes."""
+    from detectron2 import model_zoo
+    from detectron2.export import TracingAdapter
+    from detectron2.modeling import build_model
+
+    cfg = model_zoo.get_config(FASTER_RCNN)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RPN.NMS_THRESH = 1.0  # as many proposals as a trained model keeps: untrained ones lie on each other
+    model = build_model(cfg).eval()
+    flops = []
+    for height, width in sizes:
+        adapter = TracingAdapter(model, [{"image": torch.zeros(3, height, width)}], allow_non_tensor=True)
+        flops.append(count_flops(adapter, adapter.flattened_inputs))
+    return _parameters(model), flops
+
+
+def coco_configs() -> list[Path]:
+    """Every config of the folder for COCO: they start from ImageNet weights, the small ones from none."""
+    paths = [path for path in sorted(CONFIGS.rglob("*.yaml")) if not path.name.startswith("Base-")]
+    return [path for path in paths if _read(path).MODEL.WEIGHTS]
+
+
+def _read(path: Path) -> Any:
+    cfg = get_cfg("standalone")
+    cfg.merge_from_file(str(path))
+    return cfg
+
+
+def _size(text: str) -> Size:
+    height, _, width = text.partition("x")
+    return int(height), int(width)
+
+
+def _row(name: str, parameters: float, flops: list[float]) -> None:
+    paper = PAPER.get(name.rpartition("/")[2] if name not in PAPER else name, ("–", "–"))
+    cells = [f"`{name}`", f"{parameters:.1f}", paper[0], *(f"{value:.0f}" for value in flops), paper[1]]
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("configs", nargs="*", type=Path, default=[CONFIGS / f"{name}.yaml" for name in PAPER])
-    parser.add_argument("--height", type=int, default=800)
-    parser.add_argument("--width", type=int, default=1066)
+    parser.add_argument("configs", nargs="*", type=Path)
+    parser.add_argument("--sizes", nargs="+", type=_size, default=[(800, 1066), (800, 1120)], metavar="HxW")
+    parser.add_argument("--classes", type=int, default=91)
     args = parser.parse_args()
     logging.getLogger("fvcore").setLevel(logging.ERROR)
-    print(f"| config ({args.height} x {args.width}) | parameters, M | paper | FLOPs, G | paper |")
-    print("|---|---|---|---|---|")
-    for config in args.configs:
-        parameters, flops = count(config, args.height, args.width)
-        paper = PAPER.get(config.stem, ("", ""))
-        print(f"| {config.stem} | {parameters:.1f} | {paper[0]} | {flops:.0f} | {paper[1]} |", flush=True)
+    sizes = " | ".join(f"FLOPs, G, {height} x {width}" for height, width in args.sizes)
+    print(f"| config ({args.classes} classes) | parameters, M | paper | {sizes} | paper |")
+    print("|---|---|---|" + "---|" * (len(args.sizes) + 1))
+    known: dict[str, tuple[float, list[float]]] = {}  # configs that differ in their recipe only are one model
+    for path in args.configs or coco_configs():
+        name = (
+            str(path.resolve().relative_to(CONFIGS).with_suffix(""))
+            if path.resolve().is_relative_to(CONFIGS)
+            else path.stem
+        )
+        cfg = _read(path)
+        model = cfg.MODEL.dump()
+        if model not in known:
+            known[model] = count(cfg, args.sizes, args.classes)
+        _row(name, *known[model])
+    if not args.configs and importlib.util.find_spec("detectron2"):
+        _row(FASTER_RCNN, *count_faster_rcnn(args.sizes))
 
 
 if __name__ == "__main__":

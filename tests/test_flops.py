@@ -1,0 +1,63 @@
+"""tools/flops.py: each kind of arithmetic against a count by hand."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from projects_deformable_detr.modeling.backbone import ResNet
+from projects_deformable_detr.modeling.deform_conv import DeformableConv2d
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def flops():
+    spec = importlib.util.spec_from_file_location("flops", ROOT / "tools" / "flops.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Attention(nn.Module):
+    def forward(self, queries, keys):
+        return nn.functional.scaled_dot_product_attention(queries, keys, keys)
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes", "expected"),
+    [
+        (nn.Conv2d(4, 8, 3, stride=2, padding=1), [(1, 4, 9, 7)], 5 * 4 * 8 * 4 * 9),
+        (nn.Linear(6, 5), [(2, 3, 6)], 2 * 3 * 6 * 5),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.LayerNorm(7), nn.MaxPool2d(2)), [(1, 4, 8, 7)], 0),
+        (Attention(), [(1, 2, 5, 8), (1, 2, 7, 8)], 2 * (2 * 5 * 7 * 8)),
+        (
+            DeformableConv2d(4, stride=2, dilation=1, modulated=True, groups=2),
+            [(1, 4, 8, 6)],
+            12 * 9 * 4 * (4 + 4) + 12 * 9 * 4 * 54,  # with its sampling; its offsets and weights
+        ),
+    ],
+)
+def test_multiply_adds(flops, module, shapes, expected):
+    counted = flops.count_flops(module.eval(), tuple(torch.randn(shape) for shape in shapes))
+    assert counted * 1e9 == pytest.approx(expected)
+
+
+def test_resnet50_has_the_flops_that_torchvision_tells(flops):
+    # torchvision's page of resnet50: 4.09 GFLOPS at 224 x 224, of which the classifier is 2048 * 1000.
+    counted = flops.count_flops(ResNet(50).eval(), (torch.zeros(1, 3, 224, 224),))
+    assert counted + 2048 * 1000 / 1e9 == pytest.approx(4.09, abs=0.005)
+
+
+def test_a_detector_costs_in_proportion_to_its_image(flops, make_cfg):
+    parameters, (small, large) = flops.count(make_cfg(), [(64, 96), (128, 96)], num_classes=5)
+    assert parameters > 0
+    assert large == pytest.approx(2 * small, rel=0.1)  # but for the queries
+
+
+def test_the_papers_models_are_configs(flops):
+    names = {str(path.relative_to(flops.CONFIGS).with_suffix("")) for path in flops.coco_configs()}
+    assert set(flops.PAPER) - {flops.FASTER_RCNN} <= names
+    assert not any("Base" in name or name in ("quickstart", "small_r18_scratch") for name in names)
