@@ -11,22 +11,33 @@ from .problems import DatasetError
 
 _logger = logging.getLogger(__name__)
 
-# Name: (JSON file, image folder) below $DETECTRON2_DATASETS. COCO's are where Detectron2 looks for them.
+# Name: (folder, split) below $DETECTRON2_DATASETS. COCO's files are where Detectron2 looks for them.
 _BUILTIN = {
-    "shapes_train": ("shapes/annotations/instances_train.json", "shapes/train"),
-    "shapes_val": ("shapes/annotations/instances_val.json", "shapes/val"),
-    "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
-    "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
+    "shapes_train": ("shapes", "train"),
+    "shapes_val": ("shapes", "val"),
+    "coco_2017_train": ("coco", "train2017"),
+    "coco_2017_val": ("coco", "val2017"),
 }
+_PANOPTIC = "_panoptic"  # what Detectron2 puts behind the name for the panoptic annotations of the same images
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Where a data set in COCO's instances format lies: its name, its JSON file and its folder of images."""
+    """Where a data set in COCO's instances or panoptic format lies.
+
+    Attributes:
+        name: of the data set.
+        json_file: its annotations, in the instances format, or in the panoptic one if there is a ``panoptic_root``.
+        image_root: the folder of its images.
+        panoptic_root: the folder of its panoptic PNGs; None for instances.
+        instances_json: the things of a panoptic data set in the instances format, to measure AP on; None for none.
+    """
 
     name: str
     json_file: str | Path
     image_root: str | Path
+    panoptic_root: str | Path | None = None
+    instances_json: str | Path | None = None
 
 
 _registered: dict[str, DatasetSpec] = {}
@@ -39,7 +50,7 @@ def datasets_root() -> Path:
 
 def names() -> list[str]:
     """All known names: built-in first, then in order of registration."""
-    return [*_BUILTIN, *_registered]
+    return [*_BUILTIN, *(name + _PANOPTIC for name in _BUILTIN), *_registered]
 
 
 def get(name: str) -> DatasetSpec:
@@ -48,9 +59,14 @@ def get(name: str) -> DatasetSpec:
     Raises:
         DatasetError: for an unknown name; the message lists the known ones.
     """
-    if name in _BUILTIN:
-        json_file, image_root = _BUILTIN[name]
-        return DatasetSpec(name, datasets_root() / json_file, datasets_root() / image_root)
+    plain = name.removesuffix(_PANOPTIC)
+    if plain in _BUILTIN:
+        folder, split = datasets_root() / _BUILTIN[plain][0], _BUILTIN[plain][1]
+        instances = folder / f"annotations/instances_{split}.json"
+        if plain == name:
+            return DatasetSpec(name, instances, folder / split)
+        annotations, segments = folder / f"annotations/panoptic_{split}.json", folder / f"panoptic_{split}"
+        return DatasetSpec(name, annotations, folder / split, segments, instances)
     if name not in _registered:
         raise DatasetError(
             f"unknown data set {name!r}: known are {', '.join(names())}; "

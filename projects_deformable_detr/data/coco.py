@@ -42,6 +42,7 @@ class CocoSummary:
         dropped: boxes without area, left out (``invalid_boxes="drop"``).
         clipped: boxes that reached out of their image.
         most_objects: the largest number of objects to train on in one image.
+        num_things: how many classes, the first ones, are things; all of them unless the data set is panoptic.
     """
 
     name: str
@@ -53,6 +54,7 @@ class CocoSummary:
     dropped: int
     clipped: int
     most_objects: int
+    num_things: int | None = None
 
 
 def inspect(
@@ -105,7 +107,7 @@ def load_records(
 
 
 @contextlib.contextmanager
-def _paused_gc() -> Iterator[None]:
+def paused_gc() -> Iterator[None]:
     """Millions of new objects, none of them garbage: looking for it takes as long as the work itself."""
     enabled = gc.isenabled()
     gc.disable()
@@ -116,7 +118,7 @@ def _paused_gc() -> Iterator[None]:
             gc.enable()
 
 
-@_paused_gc()
+@paused_gc()
 def load(
     spec: DatasetSpec,
     invalid_boxes: str = "error",
@@ -127,14 +129,18 @@ def load(
     """`inspect` and `load_records` in one reading of the file."""
     if invalid_boxes not in ("error", "drop"):
         raise ValueError(f"DATASETS.INVALID_BOXES is {invalid_boxes!r}: choose error or drop")
+    if spec.panoptic_root is not None:
+        from . import panoptic  # late: it reads files and images as this module does
+
+        return panoptic.load(spec, max_objects)
     may_be_empty = for_evaluation and max_objects is None
-    content = _read_json(spec, _KEYS[:2] if may_be_empty else _KEYS)
+    content = read_json(spec, _KEYS[:2] if may_be_empty else _KEYS)
     annotations = content.get("annotations", [])
     problems = Problems()
     if not os.path.isdir(spec.image_root):
         problems.add("missing image folder", str(spec.image_root), "Correct the path, or put the images there.")
-    categories = _read_categories(content["categories"], problems)
-    records = _read_images(content["images"], spec, problems)
+    categories = read_categories(content["categories"], problems)
+    records = read_images(content["images"], spec, problems)
     problems.raise_if_any(spec.name, spec.json_file)
 
     reader = AnnotationReader(records, categories, problems, invalid_boxes == "drop", for_evaluation)
@@ -170,14 +176,14 @@ def load(
 
 
 def read_class_names(spec: DatasetSpec) -> tuple[str, ...]:
-    """The names of class 0, 1, …: the file's categories in the order of their ids.
+    """The names of class 0, 1, …: the file's categories in the order of their ids; in panoptic files things first.
 
     Raises:
         DatasetError: if the file is missing, not in COCO's format, or has unusable categories.
     """
     path = Path(spec.json_file)
     if not path.is_file():
-        _read_json(spec)  # raises
+        read_json(spec)  # raises
     status = path.stat()
     return _class_names(spec, status.st_mtime_ns, status.st_size)
 
@@ -186,14 +192,20 @@ def read_class_names(spec: DatasetSpec) -> tuple[str, ...]:
 def _class_names(spec: DatasetSpec, modified: int, size: int) -> tuple[str, ...]:
     """Cached for as long as the file does not change: COCO's takes seconds to parse."""
     problems = Problems()
-    categories = _read_categories(_read_json(spec)["categories"], problems)
+    entries = read_json(spec)["categories"]
+    categories = read_categories(entries, problems)
     problems.raise_if_any(spec.name, spec.json_file)
+    if spec.panoptic_root is not None:
+        from . import panoptic
+
+        return tuple(item.name for item in panoptic.read_classes(entries, spec))
     return tuple(categories.values())
 
 
-def _read_json(spec: DatasetSpec, needed: tuple[str, ...] = _KEYS[:2]) -> dict[str, Any]:
+def read_json(spec: DatasetSpec, needed: tuple[str, ...] = _KEYS[:2]) -> dict[str, Any]:
     """The file's object; those of ``needed`` are lists in it, and ``annotations`` where it is there."""
     where = f"data set {spec.name}: annotation file {spec.json_file}"
+    wanted = f"name a JSON file in COCO's {'instances' if spec.panoptic_root is None else 'panoptic'} format"
     try:
         content = json.loads(Path(spec.json_file).read_bytes())
     except FileNotFoundError as error:
@@ -201,20 +213,20 @@ def _read_json(spec: DatasetSpec, needed: tuple[str, ...] = _KEYS[:2]) -> dict[s
     except OSError as error:
         raise DatasetError(f"{where} cannot be read ({error.strerror}): name a file that can") from error
     except ValueError as error:  # not JSON, or not text
-        raise DatasetError(f"{where} is not JSON ({error}): name a JSON file in COCO's instances format") from error
+        raise DatasetError(f"{where} is not JSON ({error}): {wanted}") from error
     if not isinstance(content, dict):
         hint = ""
         if isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]:
             hint = " (it looks like a file of results)"
         raise DatasetError(
             f"{where} holds a {type(content).__name__}{hint}, not an object with images, annotations and categories: "
-            "name a JSON file in COCO's instances format"
+            f"{wanted}"
         )
     wrong = [key for key in _KEYS if (key in needed or key in content) and not isinstance(content.get(key), list)]
     if wrong:
         raise DatasetError(
             f"{where} has no list {', '.join(repr(key) for key in wrong)} (its keys: {', '.join(content) or 'none'}): "
-            "name a JSON file in COCO's instances format"
+            f"{wanted}"
         )
     return content
 
@@ -227,7 +239,7 @@ def _how_to_get(spec: DatasetSpec) -> str:
     return "correct the path"
 
 
-def _read_categories(entries: list[Any], problems: Problems) -> dict[int, str]:
+def read_categories(entries: list[Any], problems: Problems) -> dict[int, str]:
     """Category id → name, in the order of the ids."""
     found: dict[int, str] = {}
     for index, entry in enumerate(entries):
@@ -245,7 +257,7 @@ def _read_categories(entries: list[Any], problems: Problems) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def _read_images(entries: list[Any], spec: DatasetSpec, problems: Problems) -> dict[int, Record]:
+def read_images(entries: list[Any], spec: DatasetSpec, problems: Problems) -> dict[int, Record]:
     """Image id → record without annotations."""
     found: dict[int, Record] = {}
     for index, entry in enumerate(entries):
