@@ -66,6 +66,8 @@ def _add_model_keys(cfg: Any, node_type: type) -> None:
     detr.FOCAL_GAMMA = 2.0
     detr.DEEP_SUPERVISION = True
 
+    _add_mask_keys(detr, node_type)
+
     # Initial weights. A checkpoint that does not fit is refused, unless a partial load is asked for.
     detr.ALLOW_PARTIAL_WEIGHTS = False
     # Take a file's class head as it is: no mapping onto the data set's classes by name, no new head for others.
@@ -85,6 +87,23 @@ def _add_model_keys(cfg: Any, node_type: type) -> None:
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.280, 103.530]
     cfg.MODEL.PIXEL_STD = [58.395, 57.120, 57.375]
+
+
+def _add_mask_keys(detr: Any, node_type: type) -> None:
+    """MODEL.MASK_ON, Detectron2's key, switches the mask head on; data sets then need masks."""
+    detr.MASKS = masks = node_type()
+    # The finer feature maps of the mask head, coarsest first; the backbone's OUT_FEATURES must have them.
+    masks.IN_FEATURES = ["res4", "res3", "res2"]
+    masks.MASK_WEIGHT = 1.0  # focal loss
+    masks.DICE_WEIGHT = 1.0
+    masks.FREEZE_DETECTOR = False  # train the mask head only, of a detector from MODEL.WEIGHTS
+    detr.PANOPTIC = panoptic = node_type()
+    # Give a panoptic segmentation too: for models of data sets in the panoptic format, whose things and stuff are
+    # classes of one list.
+    panoptic.ENABLED = False
+    panoptic.NUM_THING_CLASSES = 0  # the first ones; 0: the data set's number. A number that disagrees is an error.
+    panoptic.SCORE_THRESH = 0.85  # a query takes part above it; sigmoid scores are lower than softmax ones
+    panoptic.MIN_AREA = 4  # segments of at most so many pixels are dropped
 
 
 def _add_recipe_keys(cfg: Any) -> None:

@@ -36,7 +36,9 @@ def test_iou_false_positives_and_false_negatives():
     # thing 1: 10 pixels, found 8 of them and 2 beside: IoU 8/12. thing 2 is not found; segment 3 is nothing.
     true_ids = strip((1, 10), (2, 10), (7, 20))
     found_ids = strip((5, 2), (1, 8), (1, 2), (9, 8), (5, 20))
-    metrics = measured(true_ids, segments(s1=THING, s2=THING, s7=STUFF), found_ids, segments(s1=THING, s9=OTHER, s5=STUFF))
+    metrics = measured(
+        true_ids, segments(s1=THING, s2=THING, s7=STUFF), found_ids, segments(s1=THING, s9=OTHER, s5=STUFF)
+    )
     # stuff: 20 of 22 pixels: IoU 20/22. thing: TP 1 (8/12), FN 1. other: FP 1.
     thing, stuff = (8 / 12) / (1 + 0.5), 20 / 22
     assert metrics["PQ-thing"] == pytest.approx(100 * thing)

@@ -30,7 +30,9 @@ def to_rle(segmentation: Any, height: int, width: int, where: str) -> Rle:
             return dict(segmentation)
     # What pycocotools raises for other things: plain Exception, too.
     except Exception as error:
-        raise DatasetError(f"{where} has an unusable segmentation ({error}): correct or remove the annotation") from error
+        raise DatasetError(
+            f"{where} has an unusable segmentation ({error}): correct or remove the annotation"
+        ) from error
     raise DatasetError(
         f"{where} has a segmentation of {segmentation['size'][0]} x {segmentation['size'][1]} pixels (height x width), "
         f"but its image is {height} x {width}: correct the annotation"

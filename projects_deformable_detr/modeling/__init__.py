@@ -4,6 +4,7 @@ from .build import build_criterion, build_detector
 from .criterion import SetCriterion, cardinality_error
 from .detector import Detector, batch_images
 from .matcher import HungarianMatcher
+from .panoptic import PanopticSegmentation, panoptic_postprocess
 from .postprocess import postprocess
 from .structures import Detections, Predictions, Targets
 
@@ -11,6 +12,7 @@ __all__ = [
     "Detections",
     "Detector",
     "HungarianMatcher",
+    "PanopticSegmentation",
     "Predictions",
     "SetCriterion",
     "Targets",
@@ -18,5 +20,6 @@ __all__ = [
     "build_criterion",
     "build_detector",
     "cardinality_error",
+    "panoptic_postprocess",
     "postprocess",
 ]

@@ -11,6 +11,8 @@ from .build_detr import build_detr
 from .classification import Classification, FocalClassification, SoftmaxClassification
 from .criterion import SetCriterion
 from .detector import Detector
+from .mask_head import MaskHead
+from .masks import MaskLoss
 from .matcher import HungarianMatcher
 
 _BUILDERS = {"DeformableDETR": build_deformable_detr, "DETR": build_detr}
@@ -42,7 +44,8 @@ def build_detector(cfg: Any, backbone: nn.Module | None = None, architecture: st
     build = _BUILDERS[_architecture(cfg, architecture)]
     backbone = build_backbone(cfg) if backbone is None else backbone
     classification = _build_classification(cfg, architecture)
-    return build(detr, backbone, _in_channels(backbone, detr.IN_FEATURES), classification.no_object)
+    mask_head = _build_mask_head(cfg, backbone)
+    return build(detr, backbone, _in_channels(backbone, detr.IN_FEATURES), classification.no_object, mask_head)
 
 
 def _architecture(cfg: Any, architecture: str | None) -> str:
@@ -79,6 +82,37 @@ def _in_channels(backbone: nn.Module, wanted: list[str]) -> dict[str, int]:
     return {name: shapes[name].channels for name in wanted}
 
 
+def _build_mask_head(cfg: Any, backbone: nn.Module) -> MaskHead | None:
+    detr = cfg.MODEL.DETR
+    if not cfg.MODEL.MASK_ON:
+        for key, value in (
+            ("MASKS.FREEZE_DETECTOR", detr.MASKS.FREEZE_DETECTOR),
+            ("PANOPTIC.ENABLED", detr.PANOPTIC.ENABLED),
+        ):
+            if value:
+                raise UserError(f"MODEL.DETR.{key} True needs MODEL.MASK_ON True: there is no mask head without it")
+        return None
+    if detr.DEC_LAYERS == 0:
+        raise UserError(
+            "MODEL.MASK_ON True needs a decoder: masks are those of its queries; set DEC_LAYERS to 1 or more"
+        )
+    if detr.HIDDEN_DIM % 128 or detr.NHEADS % 8:
+        raise UserError(
+            f"MODEL.DETR.HIDDEN_DIM {detr.HIDDEN_DIM} must be a multiple of 128 and NHEADS {detr.NHEADS} one of 8 with "
+            "MODEL.MASK_ON: the mask head narrows them to a sixteenth, in norms of 8 groups"
+        )
+    wanted = list(detr.MASKS.IN_FEATURES)
+    shapes: dict[str, Any] = backbone.output_shape()  # type: ignore[operator]  # as in _in_channels
+    if len(wanted) != 3 or any(name not in shapes for name in wanted):
+        raise UserError(
+            f"MODEL.DETR.MASKS.IN_FEATURES {wanted}: the mask head needs three of the backbone's feature maps, coarsest "
+            f"first, but it gives {list(shapes)}; add them to its OUT_FEATURES (MODEL.RESNETS.OUT_FEATURES or "
+            "MODEL.BACKBONE.OUT_FEATURES)"
+        )
+    fine = {name: shapes[name].channels for name in wanted}
+    return MaskHead(detr.HIDDEN_DIM, detr.NHEADS, len(detr.IN_FEATURES) - 1, fine)
+
+
 def build_criterion(cfg: Any, architecture: str | None = None) -> SetCriterion:
     """The criterion that ``cfg.MODEL.DETR`` describes: ``criterion(predictions, targets)`` gives weighted losses.
 
@@ -88,7 +122,8 @@ def build_criterion(cfg: Any, architecture: str | None = None) -> SetCriterion:
     classification = _build_classification(cfg, architecture)
     matcher = HungarianMatcher(classification, detr.COST_CLASS, detr.COST_BBOX, detr.COST_GIOU)
     weights = {"loss_ce": detr.CLASS_WEIGHT, "loss_bbox": detr.L1_WEIGHT, "loss_giou": detr.GIOU_WEIGHT}
-    return SetCriterion(matcher, weights, detr.DEEP_SUPERVISION)
+    masks = MaskLoss(detr.MASKS.MASK_WEIGHT, detr.MASKS.DICE_WEIGHT) if cfg.MODEL.MASK_ON else None
+    return SetCriterion(matcher, weights, detr.DEEP_SUPERVISION, masks)
 
 
 def _build_classification(cfg: Any, architecture: str | None) -> Classification:

@@ -17,7 +17,9 @@ from .queries import EncoderDetections, LearnedQueries, ProposalQueries
 _SIZE_BIAS = -2.0
 
 
-def build_deformable_detr(detr: Any, backbone: nn.Module, in_channels: dict[str, int], no_object: bool) -> Detector:
+def build_deformable_detr(
+    detr: Any, backbone: nn.Module, in_channels: dict[str, int], no_object: bool, mask_head: nn.Module | None
+) -> Detector:
     """The detector (arXiv 2010.04159) with a backbone whose features are ``in_channels``; UserError names a bad key."""
     _check(detr)
     position_embedding = build_position_embedding(detr, centred=True)
@@ -27,7 +29,9 @@ def build_deformable_detr(detr: Any, backbone: nn.Module, in_channels: dict[str,
         class_head = make_class_head(detr.HIDDEN_DIM, detr.NUM_CLASSES)
         detections = EncoderDetections(detr.HIDDEN_DIM, class_head, BoxHead(detr.HIDDEN_DIM))
         return Detector(backbone, tokenizer, encoder, detections, None)
-    return Detector(backbone, tokenizer, encoder, _build_queries(detr), _build_decoder(detr, no_object), no_object)
+    queries, decoder = _build_queries(detr), _build_decoder(detr, no_object)
+    freeze = detr.MASKS.FREEZE_DETECTOR
+    return Detector(backbone, tokenizer, encoder, queries, decoder, no_object, mask_head, freeze)
 
 
 def _check(detr: Any) -> None:

@@ -13,7 +13,9 @@ from .queries import PositionQueries
 from .transformer import TransformerDecoder, TransformerDecoderLayer, TransformerEncoder, TransformerEncoderLayer
 
 
-def build_detr(detr: Any, backbone: nn.Module, in_channels: dict[str, int], no_object: bool) -> Detector:
+def build_detr(
+    detr: Any, backbone: nn.Module, in_channels: dict[str, int], no_object: bool, mask_head: nn.Module | None
+) -> Detector:
     """The detector (arXiv 2005.12872) with a backbone whose feature is ``in_channels``; UserError names a bad key."""
     _check(detr)
     channels = detr.HIDDEN_DIM
@@ -42,7 +44,8 @@ def build_detr(detr: Any, backbone: nn.Module, in_channels: dict[str, int], no_o
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
     queries = PositionQueries(detr.NUM_OBJECT_QUERIES, channels)
-    return Detector(backbone, tokenizer, encoder, queries, decoder, no_object)
+    freeze = detr.MASKS.FREEZE_DETECTOR
+    return Detector(backbone, tokenizer, encoder, queries, decoder, no_object, mask_head, freeze)
 
 
 def _check(detr: Any) -> None:

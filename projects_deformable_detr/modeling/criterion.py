@@ -7,6 +7,7 @@ from torch import Tensor, distributed, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from .classification import calls_object
+from .masks import MaskLoss
 from .matcher import HungarianMatcher, Match
 from .structures import Predictions, Targets
 
@@ -18,6 +19,7 @@ class SetCriterion(nn.Module):
         matcher: the Hungarian matcher; its classification is the class loss too.
         weights: factors of ``loss_ce``, ``loss_bbox`` and ``loss_giou``.
         deep_supervision: also train every earlier decoder layer.
+        masks: the loss of the last layer's masks; None for models of boxes only.
     """
 
     def __init__(
@@ -25,11 +27,13 @@ class SetCriterion(nn.Module):
         matcher: HungarianMatcher,
         weights: dict[str, float],
         deep_supervision: bool = True,
+        masks: MaskLoss | None = None,
     ) -> None:
         super().__init__()
         self.matcher = matcher
         self.weights = dict(weights)
         self.deep_supervision = deep_supervision
+        self.masks = masks
 
     def forward(self, predictions: Predictions, targets: list[Targets]) -> dict[str, Tensor]:
         """Losses, already weighted; their sum is what to minimise.
@@ -40,7 +44,7 @@ class SetCriterion(nn.Module):
 
         Returns:
             ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last layer, with ``_0``, ``_1`` … of the earlier
-            ones and ``_enc`` of the proposals: scalars, divided by the number of boxes of all ranks' batches
+            ones and ``_enc`` of the proposals, and with masks ``loss_mask`` and ``loss_dice``: scalars, divided by the number of boxes of all ranks' batches
             averaged over the ranks (at least 1).
 
         Raises:
@@ -66,6 +70,8 @@ class SetCriterion(nn.Module):
             objects = torch.zeros_like(labels)  # proposals tell objects from background only
             encoder = self._layers(logits, proposed, objects, boxes, proposal_match, count)
             losses |= {f"{name}_enc": values[0] for name, values in encoder.items()}
+        if self.masks is not None and predictions.masks is not None:
+            losses |= self.masks(predictions.masks, match, targets, count)
         return losses
 
     def _layers(

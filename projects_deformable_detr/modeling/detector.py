@@ -19,6 +19,9 @@ class Detector(nn.Module):
         decoder: queries, memory and tokens to logits, boxes and the last layer's hidden states (N, Q, C); None for an
             encoder-only detector.
         no_object: whether the last logit stands for "no object".
+        mask_head: feature maps, tokens, memory, hidden states and mask to mask logits; None for boxes only.
+        freeze_detector: train the mask head only: everything else gets no gradient, and stays in evaluation mode, so
+            that it is the detector that was trained before (no dropout, no new statistics of its norms).
     """
 
     def __init__(
@@ -29,6 +32,8 @@ class Detector(nn.Module):
         queries: nn.Module,
         decoder: nn.Module | None,
         no_object: bool = False,
+        mask_head: nn.Module | None = None,
+        freeze_detector: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -37,6 +42,22 @@ class Detector(nn.Module):
         self.queries = queries
         self.decoder = decoder
         self.no_object = no_object
+        self.mask_head = mask_head
+        self.freeze_detector = freeze_detector
+        if freeze_detector:
+            for part in self._detector_parts():
+                part.requires_grad_(False)
+
+    def _detector_parts(self) -> list[nn.Module]:
+        return [part for name, part in self.named_children() if name != "mask_head"]
+
+    def train(self, mode: bool = True) -> "Detector":
+        """As ``nn.Module``'s; a frozen detector stays in evaluation mode."""
+        super().train(mode)
+        if self.freeze_detector:
+            for part in self._detector_parts():
+                part.eval()
+        return self
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> Predictions:
         """Detects.
@@ -45,14 +66,18 @@ class Detector(nn.Module):
             images: (N, 3, H, W), normalised float32 RGB, zero on padding.
             padding_mask: (N, H, W) bool, True on padding, which lies right of and below each image.
         """
-        tokens = self.tokenizer(self.backbone(images), padding_mask)
+        features = self.backbone(images)
+        tokens = self.tokenizer(features, padding_mask)
         memory = self.encoder(tokens)
         if self.decoder is None:
             logits, boxes = self.queries(memory, tokens)
             return Predictions(logits[None], boxes[None], no_object=self.no_object)
         queries = self.queries(memory, tokens)
-        logits, boxes, _ = self.decoder(queries, memory, tokens)
-        return Predictions(logits, boxes, queries.proposals, no_object=self.no_object)
+        logits, boxes, hidden = self.decoder(queries, memory, tokens)
+        masks = None
+        if self.mask_head is not None:
+            masks = self.mask_head(features, tokens, memory, hidden, padding_mask)
+        return Predictions(logits, boxes, queries.proposals, masks, self.no_object)
 
 
 def batch_images(images: list[Tensor], size_divisibility: int = 0) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from .classification import class_scores
+from .masks import instance_masks
 from .structures import Detections, Predictions
 
 
@@ -20,7 +21,7 @@ def postprocess(predictions: Predictions, image_sizes: Sequence[tuple[int, int]]
 
     Args:
         predictions: of N images.
-        image_sizes: N sizes (H, W) in pixels in which boxes are wanted, usually those of the original files.
+        image_sizes: N sizes (H, W) in pixels in which boxes and masks are wanted, usually those of the original files.
         topk: how many detections at the most, >= 1.
 
     Raises:
@@ -34,9 +35,13 @@ def postprocess(predictions: Predictions, image_sizes: Sequence[tuple[int, int]]
     scores, labels, query = _best(class_scores(logits, predictions.no_object), topk, one_each=predictions.no_object)
     corners = box_convert(boxes, "cxcywh", "xyxy").gather(1, query[..., None].expand(-1, -1, 4))
     detections = []
-    for corner, score, label, (height, width) in zip(corners, scores, labels, image_sizes, strict=True):
-        scaled = corner * corner.new_tensor((width, height, width, height))
-        detections.append(Detections(clip_boxes_to_image(scaled, (height, width)), score, label))
+    for image, (height, width) in enumerate(image_sizes):
+        scaled = corners[image] * corners.new_tensor((width, height, width, height))
+        masks = None
+        if predictions.masks is not None:
+            masks = instance_masks(predictions.masks, image, query[image], (height, width))
+        boxes = clip_boxes_to_image(scaled, (height, width))
+        detections.append(Detections(boxes, scores[image], labels[image], masks))
     return detections
 
 

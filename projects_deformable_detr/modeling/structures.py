@@ -1,5 +1,6 @@
 """What flows through the model: small frozen dataclasses, one for each station."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -53,6 +54,39 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class MaskLogits:
+    """Mask logits of the last layer's queries, computed where they are asked for: a loss needs the matched ones only.
+
+    Attributes:
+        select: image (M,) and query (M,), int64, to logits (M, h, w) that cover the padded image.
+        padding_mask: (N, H, W) bool of the batch of images, True on padding.
+        num_queries: Q.
+    """
+
+    select: Callable[[Tensor, Tensor], Tensor]
+    padding_mask: Tensor
+    num_queries: int
+
+    def __call__(self, image: Tensor, query: Tensor) -> Tensor:
+        """The logits (M, h, w) of chosen queries."""
+        return self.select(image, query)
+
+    def all(self) -> Tensor:
+        """(N, Q, h, w)."""
+        batch, device = len(self.padding_mask), self.padding_mask.device
+        image = torch.arange(batch, device=device).repeat_interleave(self.num_queries)
+        query = torch.arange(self.num_queries, device=device).repeat(batch)
+        return self(image, query).unflatten(0, (batch, self.num_queries))
+
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image without padding."""
+        inside = ~self.padding_mask
+        sizes = torch.stack((inside[:, :, 0].sum(1), inside[:, 0].sum(1)), dim=1).tolist()
+        return [(height, width) for height, width in sizes]
+
+
+@dataclass(frozen=True)
 class Predictions:
     """What a detector returns.
 
@@ -60,14 +94,14 @@ class Predictions:
         logits: (layers, N, Q, classes), the last decoder layer last; one more with ``no_object``.
         boxes: (layers, N, Q, 4) as (cx, cy, w, h), normalised by the size of the image without padding.
         proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder, or None for one-stage models.
-        masks: (N, Q, h, w) mask logits of the last layer, over the padded image, or None for models of boxes only.
+        masks: mask logits of the last layer's queries; ``masks.all()`` is (N, Q, h, w). None for models of boxes only.
         no_object: whether the last logit stands for "no object" (softmax, as in DETR) or all are classes (sigmoid).
     """
 
     logits: Tensor
     boxes: Tensor
     proposals: tuple[Tensor, Tensor] | None = None
-    masks: Tensor | None = None
+    masks: MaskLogits | None = None
     no_object: bool = False
 
     @property
