@@ -137,7 +137,7 @@ def resolve_num_classes(cfg: Any, class_names: Callable[[str], tuple[str, ...]] 
         if first is None:
             first = (name, found)
         else:
-            _check_same_classes(*first, name, found)
+            check_same_classes(*first, name, found)
     if first is None and not wanted:
         raise DatasetError(
             "MODEL.DETR.NUM_CLASSES is 0 and DATASETS.TRAIN and DATASETS.TEST are empty: there is nothing to take "
@@ -146,7 +146,46 @@ def resolve_num_classes(cfg: Any, class_names: Callable[[str], tuple[str, ...]] 
     return wanted or len(first[1] if first else ())
 
 
-def _check_same_classes(name_a: str, a: tuple[str, ...], name_b: str, b: tuple[str, ...]) -> None:
+def resolve_num_things(cfg: Any, num_things: Callable[[str], int | None] | None = None) -> int:
+    """How many of the model's classes, the first ones, are things; 0 where it is not known.
+
+    It is the number of things of the panoptic ones of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and of all classes of
+    the others, which must agree with each other and with ``MODEL.DETR.PANOPTIC.NUM_THING_CLASSES`` where it is set.
+
+    Args:
+        cfg: a config of either engine with the number of classes resolved.
+        num_things: data set name → its number of things, or None if that is not known; by default from the JSON file.
+
+    Raises:
+        DatasetError: if numbers disagree, or a panoptic segmentation is asked for and there is nothing to take the
+            number from.
+    """
+    key = "MODEL.DETR.PANOPTIC.NUM_THING_CLASSES"
+    number, source = int(cfg.MODEL.DETR.PANOPTIC.NUM_THING_CLASSES), key
+    for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+        found = (num_things or _num_things)(name)
+        if found is None:
+            continue
+        if number and found != number:
+            raise DatasetError(
+                f"{source} has {number} classes of things, but data set {name} has {found}: use data sets of the same "
+                f"classes, and leave {key} at 0, which takes the number from them"
+            )
+        number, source = found, f"data set {name}"
+    if cfg.MODEL.DETR.PANOPTIC.ENABLED and not number:
+        raise DatasetError(f"{key} is 0 and no data set tells the number: set it")
+    return number
+
+
+def _num_things(name: str) -> int | None:
+    from .coco import read_num_things
+
+    spec = get(name)
+    return read_num_things(spec) if Path(spec.json_file).is_file() else None
+
+
+def check_same_classes(name_a: str, a: tuple[str, ...], name_b: str, b: tuple[str, ...]) -> None:
+    """Raises a DatasetError unless two data sets, named for the message, have the same classes in the same order."""
     if len(a) != len(b):
         raise DatasetError(
             f"data set {name_a} has {len(a)} categories, but {name_b} has {len(b)}: data sets of one run need the "

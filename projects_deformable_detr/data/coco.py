@@ -63,6 +63,7 @@ def inspect(
     max_objects: int | None = None,
     *,
     for_evaluation: bool = False,
+    masks: bool = False,
 ) -> CocoSummary:
     """Checks a data set in full, its pixels excepted.
 
@@ -73,17 +74,23 @@ def inspect(
             number.
         for_evaluation: also ask for ``area`` and ``iscrowd``, which pycocotools needs in every annotation. Without
             ``max_objects``, the file may then have no objects, and no list of annotations, as COCO's test-dev.
+        masks: also ask for a ``segmentation`` in every annotation.
 
     Raises:
         DatasetError: for everything that is wrong, at once: files, records, remedies. Annotations are looked at
             only when images and categories are sound.
         ValueError: for another ``invalid_boxes``.
     """
-    return load(spec, invalid_boxes, max_objects, for_evaluation=for_evaluation)[0]
+    return load(spec, invalid_boxes, max_objects, for_evaluation=for_evaluation, masks=masks)[0]
 
 
 def load_records(
-    spec: DatasetSpec, invalid_boxes: str = "error", filter_empty: bool = False, *, for_evaluation: bool = False
+    spec: DatasetSpec,
+    invalid_boxes: str = "error",
+    filter_empty: bool = False,
+    *,
+    for_evaluation: bool = False,
+    masks: bool = False,
 ) -> list[Record]:
     """Detectron2's standard records, one an image, in the order of the image ids.
 
@@ -95,15 +102,21 @@ def load_records(
         spec: where the data set lies.
         invalid_boxes: as for `inspect`.
         filter_empty: leave out images without an object to train on.
-        for_evaluation: as for `inspect`.
+        for_evaluation, masks: as for `inspect`.
 
     Raises:
         DatasetError: as `inspect`.
     """
-    records = load(spec, invalid_boxes, for_evaluation=for_evaluation)[1]
+    records = load(spec, invalid_boxes, for_evaluation=for_evaluation, masks=masks)[1]
     if filter_empty:
-        records = [record for record in records if any(not item["iscrowd"] for item in record["annotations"])]
+        records = [record for record in records if any(not item["iscrowd"] for item in objects(record))]
     return records
+
+
+def objects(record: Record) -> list[dict[str, Any]]:
+    """The annotations of a record, or the segments of a panoptic one; crowds among them."""
+    found: list[dict[str, Any]] = record["segments_info"] if "segments_info" in record else record["annotations"]
+    return found
 
 
 @contextlib.contextmanager
@@ -125,6 +138,7 @@ def load(
     max_objects: int | None = None,
     *,
     for_evaluation: bool = False,
+    masks: bool = False,
 ) -> tuple[CocoSummary, list[Record]]:
     """`inspect` and `load_records` in one reading of the file."""
     if invalid_boxes not in ("error", "drop"):
@@ -143,7 +157,7 @@ def load(
     records = read_images(content["images"], spec, problems)
     problems.raise_if_any(spec.name, spec.json_file)
 
-    reader = AnnotationReader(records, categories, problems, invalid_boxes == "drop", for_evaluation)
+    reader = AnnotationReader(records, categories, problems, invalid_boxes == "drop", for_evaluation, masks)
     for annotation in annotations:
         reader.read(annotation)
     most_objects = _check_counts(records, reader, max_objects, problems)
@@ -181,25 +195,40 @@ def read_class_names(spec: DatasetSpec) -> tuple[str, ...]:
     Raises:
         DatasetError: if the file is missing, not in COCO's format, or has unusable categories.
     """
+    return _classes(spec)[0]
+
+
+def read_num_things(spec: DatasetSpec) -> int:
+    """How many of the classes, the first ones, are things: all of them unless the data set is panoptic.
+
+    Raises:
+        DatasetError: as `read_class_names`.
+    """
+    return _classes(spec)[1]
+
+
+def _classes(spec: DatasetSpec) -> tuple[tuple[str, ...], int]:
     path = Path(spec.json_file)
     if not path.is_file():
         read_json(spec)  # raises
     status = path.stat()
-    return _class_names(spec, status.st_mtime_ns, status.st_size)
+    return _read_classes(spec, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=64)
-def _class_names(spec: DatasetSpec, modified: int, size: int) -> tuple[str, ...]:
-    """Cached for as long as the file does not change: COCO's takes seconds to parse."""
+def _read_classes(spec: DatasetSpec, modified: int, size: int) -> tuple[tuple[str, ...], int]:
+    """The names of all classes, and how many are things; kept while the file does not change, since COCO's takes
+    seconds to parse."""
     problems = Problems()
     entries = read_json(spec)["categories"]
     categories = read_categories(entries, problems)
     problems.raise_if_any(spec.name, spec.json_file)
-    if spec.panoptic_root is not None:
-        from . import panoptic
+    if spec.panoptic_root is None:
+        return tuple(categories.values()), len(categories)
+    from . import panoptic
 
-        return tuple(item.name for item in panoptic.read_classes(entries, spec))
-    return tuple(categories.values())
+    classes = panoptic.read_classes(entries, spec)
+    return tuple(item.name for item in classes), sum(item.is_thing for item in classes)
 
 
 def read_json(spec: DatasetSpec, needed: tuple[str, ...] = _KEYS[:2]) -> dict[str, Any]:

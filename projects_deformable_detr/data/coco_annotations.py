@@ -19,6 +19,7 @@ class AnnotationReader:
         problems: where faults go.
         drop: leave out boxes without area; otherwise they are faults.
         for_evaluation: an annotation without ``area`` or ``iscrowd`` is a fault.
+        masks: an annotation without ``segmentation`` is a fault.
 
     Attributes:
         kept: number of annotations appended, of which ``crowds`` are crowds.
@@ -34,6 +35,7 @@ class AnnotationReader:
         problems: Problems,
         drop: bool,
         for_evaluation: bool,
+        masks: bool = False,
     ) -> None:
         self.kept = self.crowds = self.clipped = 0
         self.dropped: list[Any] = []
@@ -43,6 +45,7 @@ class AnnotationReader:
         self._problems = problems
         self._drop = drop
         self._required = _REQUIRED | _FOR_EVALUATION if for_evaluation else _REQUIRED
+        self._masks = masks
         self._seen: set[int] = set()
 
     def read(self, item: Any) -> None:
@@ -62,6 +65,10 @@ class AnnotationReader:
             return
         box = self._clipped_box(item, record)
         if box is None:
+            return
+        if self._masks and not item.get("segmentation"):
+            remedy = "Add polygons or run lengths, or set MODEL.MASK_ON to False."
+            self._problems.add("annotations without a segmentation", _name(item, record), remedy)
             return
         crowd = item.get("iscrowd", 0)
         kept = {"bbox": box, "bbox_mode": _XYWH_ABS, "category_id": label, "iscrowd": crowd}

@@ -60,7 +60,7 @@ def segment_masks(ids: Ids, segments: list[dict[str, Any]], path: object) -> np.
     empty = wanted[~masks.any((1, 2))]
     if empty.size:
         raise DatasetError(
-            f"{path} has no pixel of segment {int(empty[0])}, which segments_info lists for it: remove the segment from "
-            "the JSON file, or replace the PNG"
+            f"{path} has no pixel of segment {int(empty[0])}, which segments_info lists for it: remove the segment "
+            "from the JSON file, or replace the PNG"
         )
     return np.asarray(masks, bool)

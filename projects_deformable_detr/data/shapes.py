@@ -28,6 +28,11 @@ from .problems import DatasetError
 from .scene import CLASS_NAMES, FINE, Scene, draw_scene
 from .textures import STUFF_NAMES
 
+# Of the panoptic annotations; the instances' are the things among them.
+CATEGORIES = tuple(
+    {"id": index, "name": name, "isthing": int(index <= len(CLASS_NAMES))}
+    for index, name in enumerate((*CLASS_NAMES, *STUFF_NAMES), 1)
+)
 VERSION = 1  # of the scenes: raised when the same seed gives other ones
 _SPLITS = ("train", "val")
 _MIN_SIDE = 32
@@ -139,14 +144,12 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
         ids, segments = annotate_panoptic(scene)
         (segments_folder / segments_name).write_bytes(encode_png(ids_to_colours(ids)))
         panoptic.append({**identifier, "file_name": segments_name, "segments_info": segments})
-    things = [{"id": index, "name": name} for index, name in enumerate(CLASS_NAMES, 1)]
-    classes = [{**item, "isthing": 1} for item in things]
-    classes += [{"id": i, "name": name, "isthing": 0} for i, name in enumerate(STUFF_NAMES, len(things) + 1)]
+    things = [{"id": item["id"], "name": item["name"]} for item in CATEGORIES if item["isthing"]]
     common = {
         "info": {"description": "Synthetic shapes", "version": VERSION, "seed": seed, "size": list(size)},
         "licenses": [],
     }
-    for kind, categories, annotations in zip(kinds, (things, classes), (instances, panoptic), strict=True):
+    for kind, categories, annotations in zip(kinds, (things, CATEGORIES), (instances, panoptic), strict=True):
         content = {**common, "categories": categories, "images": images, "annotations": annotations}
         _write_json(annotation_folder / f"{kind}_{split}.json", content)
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import register_coco_instances, register_coco_panoptic
 
 from ..config import most_objects
-from ..data import catalog, coco
+from ..data import catalog, coco, shapes
 from ..data.catalog import DatasetSpec
 from ..data.problems import DatasetError
 
@@ -43,7 +43,41 @@ def register(name: str, json_file: str, image_root: str) -> None:
 
 
 def _register(spec: DatasetSpec) -> None:
-    register_coco_instances(spec.name, {}, str(spec.json_file), str(spec.image_root))
+    if spec.panoptic_root is None:
+        register_coco_instances(spec.name, {}, str(spec.json_file), str(spec.image_root))
+        return
+    # Things and stuff in one list of classes, Detectron2's "standard" panoptic format. Of the built-in ones, only
+    # the shapes get here: Detectron2 has COCO itself.
+    names = [str(item["name"]) for item in shapes.CATEGORIES]
+    things, stuff = (
+        {item["id"]: index for index, item in enumerate(shapes.CATEGORIES) if item["isthing"] == kind}
+        for kind in (1, 0)
+    )
+    metadata = {
+        "thing_classes": names,
+        "stuff_classes": names,
+        "thing_dataset_id_to_contiguous_id": things,
+        "stuff_dataset_id_to_contiguous_id": stuff,
+    }
+    files = [str(path) for path in (spec.image_root, spec.panoptic_root, spec.json_file, spec.instances_json)]
+    register_coco_panoptic(spec.name, metadata, *files)
+
+
+def is_panoptic(name: str) -> bool:
+    """Whether a data set has segments of things and stuff in its records: Detectron2's "standard" panoptic format.
+
+    Its "separated" format has annotations of things beside, and is a data set of instances here.
+    """
+    metadata = MetadataCatalog.get(name)
+    return metadata.get("evaluator_type") == "coco_panoptic_seg" and metadata.get("sem_seg_root") is None
+
+
+def panoptic_spec(name: str) -> DatasetSpec:
+    """Where a panoptic data set of Detectron2's catalog lies."""
+    metadata = MetadataCatalog.get(name)
+    return DatasetSpec(
+        name, metadata.panoptic_json, metadata.image_root, metadata.panoptic_root, metadata.get("json_file")
+    )
 
 
 def check(cfg: CfgNode, names: Iterable[str], *, for_evaluation: bool) -> None:
@@ -62,16 +96,20 @@ def check(cfg: CfgNode, names: Iterable[str], *, for_evaluation: bool) -> None:
     """
     for name in names:
         metadata = MetadataCatalog.get(name)
-        if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
-            continue
         if metadata.get("image_root") is None:
             continue
-        spec = DatasetSpec(name, metadata.json_file, metadata.image_root)
+        if is_panoptic(name):
+            spec = panoptic_spec(name)
+        elif metadata.get("evaluator_type") == "coco" and metadata.get("json_file"):
+            spec = DatasetSpec(name, metadata.json_file, metadata.image_root)
+        else:
+            continue
         summary = coco.inspect(
             spec,
             cfg.DATASETS.INVALID_BOXES,
             max_objects=None if for_evaluation else most_objects(cfg),
             for_evaluation=for_evaluation,
+            masks=cfg.MODEL.MASK_ON,
         )
         _logger.info(
             "%s: %d images, %d objects, %d classes",
@@ -91,6 +129,24 @@ def resolve_num_classes(cfg: CfgNode) -> int:
         DatasetError: if the data sets, or one of them and the config, disagree; the message has both numbers.
     """
     return catalog.resolve_num_classes(cfg, _class_names)
+
+
+def resolve_num_things(cfg: CfgNode) -> int:
+    """How many of the classes, the first ones, are things; see ``catalog.resolve_num_things``."""
+    return catalog.resolve_num_things(cfg, _num_things)
+
+
+def _num_things(name: str) -> int | None:
+    if name not in DatasetCatalog:
+        return None
+    if not is_panoptic(name):
+        return len(MetadataCatalog.get(name).get("thing_classes", ())) or None
+    things = sorted(MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id.values())
+    if things != list(range(len(things))):
+        raise DatasetError(
+            f"data set {name} has things of the contiguous ids {things}: number its things first, then its stuff"
+        )
+    return len(things)
 
 
 def known_class_names(cfg: CfgNode) -> tuple[str, ...] | None:

@@ -84,6 +84,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     data.check(cfg, [] if args.eval_only else cfg.DATASETS.TRAIN, for_evaluation=False)
     data.check(cfg, cfg.DATASETS.TEST, for_evaluation=True)
     cfg.MODEL.DETR.NUM_CLASSES = data.resolve_num_classes(cfg)
+    cfg.MODEL.DETR.PANOPTIC.NUM_THING_CLASSES = data.resolve_num_things(cfg)
     cfg.freeze()
     return cfg
 

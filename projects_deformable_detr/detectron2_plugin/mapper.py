@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, Instances
 
 from ..augmentation import AugmentationPolicy
+from ..data import masks, panoptic
 from ..data.images import read_image
 
 
@@ -31,13 +34,18 @@ def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
 
 
 class DetrDatasetMapper(DatasetMapper):
-    """Detectron2's mapper, with the augmentations of ``AugmentationPolicy`` and errors that name the image."""
+    """Detectron2's mapper, with the augmentations of ``AugmentationPolicy`` and errors that name the image.
+
+    Masks are bitmaps from the start, whatever ``INPUT.MASK_FORMAT`` says: both engines then see the same ones, and a
+    crop needs no polygon library. The segments of a panoptic record, things and stuff, become its instances.
+    """
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Detectron2's arguments with the augmentations replaced."""
         policy = AugmentationPolicy.from_cfg(cfg, is_train)
-        return {**super().from_config(cfg, is_train), "augmentations": build_augmentations(policy)}
+        own = {"augmentations": build_augmentations(policy), "instance_mask_format": "bitmask"}
+        return {**super().from_config(cfg, is_train), **own}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """One record of a data set, as an input of the model.
@@ -45,6 +53,9 @@ class DetrDatasetMapper(DatasetMapper):
         Raises:
             DatasetError: if the image is missing, cannot be decoded or has another size than its record says.
         """
+        if self.is_train and "segments_info" in dataset_dict and "annotations" not in dataset_dict:
+            kept = {key: value for key, value in dataset_dict.items() if key != "segments_info"}
+            dataset_dict = {**kept, "annotations": panoptic.as_annotations(dataset_dict)}
         try:
             return super().__call__(dataset_dict)
         except Exception:
@@ -52,3 +63,22 @@ class DetrDatasetMapper(DatasetMapper):
             size = (dataset_dict["height"], dataset_dict["width"]) if "height" in dataset_dict else None
             read_image(dataset_dict["file_name"], self.image_format, size)
             raise
+
+    def _transform_annotations(
+        self, dataset_dict: dict[str, Any], transforms: Any, image_shape: tuple[int, int]
+    ) -> None:
+        objects = [item for item in dataset_dict["annotations"] if not item.get("iscrowd", 0)]
+        if self.use_instance_mask and not objects:  # of which Detectron2's would make instances without masks
+            dataset_dict.pop("annotations")
+            dataset_dict["instances"] = Instances(
+                image_shape,
+                gt_boxes=Boxes(torch.zeros(0, 4)),
+                gt_classes=torch.zeros(0, dtype=torch.int64),
+                gt_masks=BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool)),
+            )
+            return
+        if self.use_instance_mask:
+            height, width, where = dataset_dict["height"], dataset_dict["width"], dataset_dict["file_name"]
+            for item in objects:
+                item["segmentation"] = masks.to_rle(item.get("segmentation"), height, width, f"an object of {where}")
+        super()._transform_annotations(dataset_dict, transforms, image_shape)

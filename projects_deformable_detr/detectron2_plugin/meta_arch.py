@@ -1,6 +1,7 @@
 """The project's meta-architectures: a pure PyTorch detector between Detectron2's inputs and outputs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.visualizer import Visualizer
 from torch import Tensor, nn
@@ -23,10 +24,11 @@ from ..modeling import (
     build_criterion,
     build_detector,
     cardinality_error,
+    panoptic_postprocess,
     postprocess,
 )
 from .checkpoint import read_foreign_weights
-from .data import known_class_names, resolve_num_classes
+from .data import known_class_names, resolve_num_classes, resolve_num_things
 
 _LOG_PERIOD = 20  # iterations between two lines of Detectron2's writers
 
@@ -42,6 +44,8 @@ class SetPredictionModel(nn.Module):
         topk: detections per image, at most.
         vis_period: iterations between pictures of ground truth and predictions in the event storage; 0: none.
         input_format: ``"RGB"`` or ``"BGR"``, needed for the pictures.
+        num_things: classes of things, the first ones; the others, stuff, are no instances. 0: all are things.
+        panoptic: give a panoptic segmentation too, with these arguments of `panoptic_postprocess`; None: do not.
         load_options: what loading another project's weights may do.
     """
 
@@ -60,6 +64,8 @@ class SetPredictionModel(nn.Module):
         topk: int = 100,
         vis_period: int = 0,
         input_format: str = "RGB",
+        num_things: int = 0,
+        panoptic: dict[str, Any] | None = None,
         load_options: LoadOptions | None = None,
     ) -> None:
         super().__init__()
@@ -68,6 +74,8 @@ class SetPredictionModel(nn.Module):
         self.topk = topk
         self.vis_period = vis_period
         self.input_format = input_format
+        self.num_things = num_things
+        self.panoptic = panoptic
         self.load_options = load_options or LoadOptions()
         self.register_load_state_dict_pre_hook(read_foreign_weights)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -80,6 +88,8 @@ class SetPredictionModel(nn.Module):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
+        keys, num_things = cfg.MODEL.DETR.PANOPTIC, resolve_num_things(cfg)
+        panoptic = {"num_things": num_things, "score_threshold": keys.SCORE_THRESH, "min_area": keys.MIN_AREA}
         return {
             "detector": build_detector(cfg, build_backbone(cfg), cls.architecture),
             "criterion": build_criterion(cfg, cls.architecture),
@@ -88,6 +98,8 @@ class SetPredictionModel(nn.Module):
             "topk": cfg.TEST.DETECTIONS_PER_IMAGE,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
+            "num_things": num_things,
+            "panoptic": panoptic if keys.ENABLED else None,
             "load_options": LoadOptions.of(cfg, class_names=known_class_names(cfg)),
         }
 
@@ -96,17 +108,19 @@ class SetPredictionModel(nn.Module):
         """Where the model is, and where its inputs are moved."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses in training, detections otherwise.
 
         Args:
             batched_inputs: one dict per image, as Detectron2's dataset mapper makes them: ``image`` (3, h, w) in
-                0–255; ``instances`` with ``gt_boxes`` and ``gt_classes`` in training; ``height`` and ``width``, the
-                size in which detections are wanted, which is the image's own without them.
+                0–255; in training ``instances`` with ``gt_boxes``, ``gt_classes`` and, for a mask head, ``gt_masks``;
+                ``height`` and ``width``, the size in which detections are wanted, by default the image's own.
 
         Returns:
             In training, weighted scalar losses by name: their sum is to be minimised. Else one
-            ``{"instances": Instances}`` per image with ``pred_boxes``, ``scores`` and ``pred_classes``, best first.
+            ``{"instances": Instances}`` per image with ``pred_boxes``, ``scores``, ``pred_classes`` and, with a mask
+            head, ``pred_masks``, best first; for a panoptic model also ``"panoptic_seg"``: segment ids (H, W) and
+            Detectron2's list of segments.
 
         Raises:
             DatasetError: if a ``gt_classes`` is not one of the model's classes.
@@ -118,8 +132,16 @@ class SetPredictionModel(nn.Module):
                 (int(record.get("height", size[0])), int(record.get("width", size[1])))
                 for record, size in zip(batched_inputs, images.image_sizes, strict=True)
             ]
-            detections = postprocess(predictions, sizes, topk=self.topk)
-            return [{"instances": _instances(*pair)} for pair in zip(detections, sizes, strict=True)]
+            detections = postprocess(predictions, sizes, self.topk, self.num_things or None)
+            results: list[dict[str, Any]] = [
+                {"instances": _instances(*pair)} for pair in zip(detections, sizes, strict=True)
+            ]
+            if self.panoptic is not None:
+                for result, found in zip(
+                    results, panoptic_postprocess(predictions, sizes, **self.panoptic), strict=True
+                ):
+                    result["panoptic_seg"] = found.ids, found.segments
+            return results
         _check_classes(batched_inputs, predictions.num_classes)
         targets = [_targets(record["instances"]).to(self.device) for record in batched_inputs]
         losses: dict[str, Tensor] = self.criterion(predictions, targets)
@@ -145,7 +167,7 @@ class SetPredictionModel(nn.Module):
     def _visualize(self, record: dict[str, Any], predictions: Predictions, image_sizes: list[tuple[int, int]]) -> None:
         """Puts ground truth beside the 20 best predictions of a training image into the event storage."""
         image = convert_image_to_rgb(record["image"].permute(1, 2, 0), self.input_format)
-        best = postprocess(predictions, image_sizes, topk=20)[0]
+        best = postprocess(replace(predictions, masks=None), image_sizes, topk=20)[0]
         pictures = [
             Visualizer(image).overlay_instances(boxes=boxes.float().cpu().numpy()).get_image()
             for boxes in (record["instances"].gt_boxes.tensor, best.boxes)
@@ -184,11 +206,18 @@ def _targets(instances: Instances) -> Targets:
     height, width = instances.image_size
     boxes = instances.gt_boxes.tensor.float()
     boxes = box_convert(boxes, "xyxy", "cxcywh") / boxes.new_tensor([width, height, width, height])
-    return Targets(instances.gt_classes.long(), boxes)
+    masks = instances.gt_masks if instances.has("gt_masks") else None
+    if isinstance(masks, PolygonMasks):  # of another mapper than ours
+        masks = BitMasks.from_polygon_masks(masks, height, width)
+    return Targets(instances.gt_classes.long(), boxes, None if masks is None else masks.tensor)
 
 
 def _instances(detections: Detections, size: tuple[int, int]) -> Instances:
-    return Instances(size, pred_boxes=Boxes(detections.boxes), scores=detections.scores, pred_classes=detections.labels)
+    found = Instances(size, pred_boxes=Boxes(detections.boxes), scores=detections.scores)
+    found.pred_classes = detections.labels
+    if detections.masks is not None:
+        found.pred_masks = detections.masks
+    return found
 
 
 @META_ARCH_REGISTRY.register()

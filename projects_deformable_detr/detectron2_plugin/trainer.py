@@ -84,7 +84,8 @@ class Trainer(DefaultTrainer):
 
 def _distributed_options(cfg: CfgNode, model: Any) -> dict[str, Any]:
     """What Detectron2's defaults leave out: processes on CPUs, and backbones with more features than are used."""
-    unused = set(model.detector.backbone.output_shape()) - set(cfg.MODEL.DETR.IN_FEATURES)
+    used = [*cfg.MODEL.DETR.IN_FEATURES, *(cfg.MODEL.DETR.MASKS.IN_FEATURES if cfg.MODEL.MASK_ON else [])]
+    unused = set(model.detector.backbone.output_shape()) - set(used)
     devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
     return {"find_unused_parameters": bool(unused), **devices}
 

@@ -105,8 +105,8 @@ def _build_mask_head(cfg: Any, backbone: nn.Module) -> MaskHead | None:
     shapes: dict[str, Any] = backbone.output_shape()  # type: ignore[operator]  # as in _in_channels
     if len(wanted) != 3 or any(name not in shapes for name in wanted):
         raise UserError(
-            f"MODEL.DETR.MASKS.IN_FEATURES {wanted}: the mask head needs three of the backbone's feature maps, coarsest "
-            f"first, but it gives {list(shapes)}; add them to its OUT_FEATURES (MODEL.RESNETS.OUT_FEATURES or "
+            f"MODEL.DETR.MASKS.IN_FEATURES {wanted}: the mask head needs three of the backbone's feature maps, "
+            f"coarsest first, but it gives {list(shapes)}; add them to its OUT_FEATURES (MODEL.RESNETS.OUT_FEATURES or "
             "MODEL.BACKBONE.OUT_FEATURES)"
         )
     fine = {name: shapes[name].channels for name in wanted}

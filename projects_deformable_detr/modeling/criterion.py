@@ -44,8 +44,8 @@ class SetCriterion(nn.Module):
 
         Returns:
             ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last layer, with ``_0``, ``_1`` … of the earlier
-            ones and ``_enc`` of the proposals, and with masks ``loss_mask`` and ``loss_dice``: scalars, divided by the number of boxes of all ranks' batches
-            averaged over the ranks (at least 1).
+            ones and ``_enc`` of the proposals; with masks, ``loss_mask`` and ``loss_dice`` of the last layer. Scalars,
+            divided by the number of boxes of all ranks' batches averaged over the ranks (at least 1).
 
         Raises:
             ValueError: if the batch sizes differ, a label is not a class, an image has more targets than

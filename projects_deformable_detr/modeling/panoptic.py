@@ -95,7 +95,7 @@ def _listed(
 ) -> PanopticSegmentation:
     """Segments numbered from 1, of owners (H, W): the query that each pixel's segment is named after."""
     numbers = torch.zeros(len(labels), dtype=torch.int32, device=owners.device)
-    segments = []
+    segments: list[dict[str, Any]] = []
     for index in areas.nonzero()[:, 0].tolist():
         numbers[index] = len(segments) + 1
         segments.append(

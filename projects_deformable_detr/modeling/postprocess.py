@@ -12,7 +12,12 @@ from .structures import Detections, Predictions
 
 
 @torch.no_grad()
-def postprocess(predictions: Predictions, image_sizes: Sequence[tuple[int, int]], topk: int = 100) -> list[Detections]:
+def postprocess(
+    predictions: Predictions,
+    image_sizes: Sequence[tuple[int, int]],
+    topk: int = 100,
+    num_things: int | None = None,
+) -> list[Detections]:
     """Detections of every image, best first.
 
     Sigmoid scores (arXiv 2010.04159, appendix A.4): a query gives one detection for each class among the
@@ -23,6 +28,7 @@ def postprocess(predictions: Predictions, image_sizes: Sequence[tuple[int, int]]
         predictions: of N images.
         image_sizes: N sizes (H, W) in pixels in which boxes and masks are wanted, usually those of the original files.
         topk: how many detections at the most, >= 1.
+        num_things: leave out detections of other classes than the first ``num_things``, which are stuff; None: none.
 
     Raises:
         ValueError: if the number of sizes is not N or topk is less than 1.
@@ -36,12 +42,13 @@ def postprocess(predictions: Predictions, image_sizes: Sequence[tuple[int, int]]
     corners = box_convert(boxes, "cxcywh", "xyxy").gather(1, query[..., None].expand(-1, -1, 4))
     detections = []
     for image, (height, width) in enumerate(image_sizes):
-        scaled = corners[image] * corners.new_tensor((width, height, width, height))
+        kept = labels[image] < (predictions.num_classes if num_things is None else num_things)
+        scaled = corners[image, kept] * corners.new_tensor((width, height, width, height))
         masks = None
         if predictions.masks is not None:
-            masks = instance_masks(predictions.masks, image, query[image], (height, width))
+            masks = instance_masks(predictions.masks, image, query[image, kept], (height, width))
         boxes = clip_boxes_to_image(scaled, (height, width))
-        detections.append(Detections(boxes, scores[image], labels[image], masks))
+        detections.append(Detections(boxes, scores[image, kept], labels[image, kept], masks))
     return detections
 
 

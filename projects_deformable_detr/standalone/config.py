@@ -23,6 +23,7 @@ _DEFAULTS: dict[str, Any] = {
         # auto: cuda where there is one, else cpu. The engine says which it took.
         "DEVICE": "auto",
         "META_ARCHITECTURE": "",
+        "MASK_ON": False,
         "WEIGHTS": "",
         "PIXEL_MEAN": [103.530, 116.280, 123.675],
         "PIXEL_STD": [1.0, 1.0, 1.0],
@@ -86,7 +87,6 @@ _DEFAULTS: dict[str, Any] = {
 _ONLY_DETECTRON2: dict[str, Any] = {
     "MODEL.LOAD_PROPOSALS": False,
     "MODEL.KEYPOINT_ON": False,
-    "MODEL.MASK_ON": False,
     "MODEL.RESNETS.NUM_GROUPS": 1,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
     "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",

@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as transforms
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Mask
 
 from ..augmentation import AugmentationPolicy
-from ..data import catalog, coco
+from ..data import catalog, coco, masks, panoptic
 from ..data.images import read_image
 from ..errors import UserError
 from ..modeling import Targets, batch_images
 from .sampler import Draw, TrainingBatchSampler, evaluation_batches
 
 Records = list[dict[str, Any]]
+_OF_IMAGE = ("file_name", "image_id", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,11 @@ class Batch:
         padding_mask: (N, H, W) bool, True on padding.
         labels: (T,) class ids of all images' objects.
         boxes: (T, 4) of them, as in ``Targets``.
+        masks: (T, H, W) bool of them, False on padding, or None without masks.
         counts: N numbers of objects, whose sum is T.
+        image_sizes: N sizes (height, width) without padding.
         image_ids: N ids of the JSON file.
+        file_names: N image files.
         original_sizes: N sizes (height, width) of the image files.
     """
 
@@ -42,15 +46,22 @@ class Batch:
     padding_mask: Tensor
     labels: Tensor
     boxes: Tensor
+    masks: Tensor | None
     counts: list[int]
+    image_sizes: list[tuple[int, int]]
     image_ids: list[int]
+    file_names: list[str]
     original_sizes: list[tuple[int, int]]
 
     @property
     def targets(self) -> list[Targets]:
         """The objects of each image."""
-        pairs = zip(self.labels.split(self.counts), self.boxes.split(self.counts), strict=True)
-        return [Targets(labels, boxes) for labels, boxes in pairs]
+        labels, boxes = self.labels.split(self.counts), self.boxes.split(self.counts)
+        shapes: list[Tensor | None] = [None] * len(self.counts)
+        if self.masks is not None:
+            parts = zip(self.masks.split(self.counts), self.image_sizes, strict=True)
+            shapes = [part[:, :height, :width] for part, (height, width) in parts]
+        return [Targets(*parts) for parts in zip(labels, boxes, shapes, strict=True)]
 
     def _with(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
@@ -59,6 +70,7 @@ class Batch:
             padding_mask=move(self.padding_mask),
             labels=move(self.labels),
             boxes=move(self.boxes),
+            masks=None if self.masks is None else move(self.masks),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -77,6 +89,7 @@ class Item:
     pixels: Tensor
     targets: Targets
     image_id: int
+    file_name: str
     original_size: tuple[int, int]
 
 
@@ -87,17 +100,21 @@ class DetectionDataset(Dataset[Item]):
         records: from ``data.coco.load_records``.
         policy: the augmentation.
         seed: random decisions are a function of it and of the draw's position, and of nothing else.
+        with_masks: give masks, too.
 
     The records themselves are not kept: with their outlines they are many times as large as what is.
     """
 
-    def __init__(self, records: Records, policy: AugmentationPolicy, seed: int = 0) -> None:
+    def __init__(
+        self, records: Records, policy: AugmentationPolicy, seed: int = 0, *, with_masks: bool = False
+    ) -> None:
         self.policy = policy
         self.seed = seed
+        self.with_masks = with_masks
         self.files = [record["file_name"] for record in records]
         self.image_ids = [record["image_id"] for record in records]
         self.sizes = [(record["height"], record["width"]) for record in records]
-        self.objects = [_objects(record) for record in records]
+        self.objects = [Objects.of(record, with_masks) for record in records]
 
     def with_seed(self, seed: int) -> "DetectionDataset":
         """The same images with other random decisions."""
@@ -111,7 +128,8 @@ class DetectionDataset(Dataset[Item]):
         Raises:
             UserError: naming the first image file with an id that is not in 0 … ``num_classes`` - 1.
         """
-        for file, (_, labels) in zip(self.files, self.objects, strict=True):
+        for file, objects in zip(self.files, self.objects, strict=True):
+            labels = objects.labels
             wrong = labels[(labels < 0) | (labels >= num_classes)]
             if wrong.size:
                 raise UserError(
@@ -126,32 +144,82 @@ class DetectionDataset(Dataset[Item]):
         position, index = draw
         size = self.sizes[index]
         image = Image.fromarray(read_image(self.files[index], expected_size=size))
-        boxes, labels = self.objects[index]
+        boxes, labels, shapes = self.objects[index].read(size, self.files[index], self.with_masks)
         corners = BoundingBoxes(torch.from_numpy(boxes), format=BoundingBoxFormat.XYXY, canvas_size=size)
-        image, corners = augment(image, corners, self.policy, np.random.default_rng((self.seed, position)))
+        rng = np.random.default_rng((self.seed, position))
+        image, corners, outlines = augment(image, corners, self.policy, rng, shapes)
         pixels = transforms.pil_to_tensor(image)
         if self.policy.image_format == "BGR":
             pixels = pixels.flip(0)
-        targets = _targets(corners, torch.from_numpy(labels))
-        return Item(pixels, targets, self.image_ids[index], size)
+        # What a crop leaves of an object need not reach its cropped box: Detectron2 then takes the mask's, too.
+        targets = _targets(corners, torch.from_numpy(labels), outlines, boxes_of_masks=self.policy.crop_prob > 0)
+        return Item(pixels, targets, self.image_ids[index], self.files[index], size)
 
 
-def _objects(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(T, 4) corners and (T,) class ids of the objects to train on, compact: there can be millions."""
-    annotations = [item for item in record.get("annotations", []) if not item.get("iscrowd", 0)]
-    boxes = np.array([item["bbox"] for item in annotations], dtype=np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes, np.array([item["category_id"] for item in annotations], dtype=np.int64)
+@dataclass(frozen=True)
+class Objects:
+    """The objects to train on in an image, compact: there can be millions.
+
+    Attributes:
+        labels: (T,) class ids.
+        boxes: (T, 4) corners in pixels; None for those that are told by the PNG of a panoptic record.
+        segmentations: of COCO's kinds, where masks are wanted.
+        panoptic: of the record, what tells the PNG and its segments.
+    """
+
+    labels: np.ndarray
+    boxes: np.ndarray | None
+    segmentations: list[Any] | None = None
+    panoptic: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, record: dict[str, Any], with_masks: bool) -> "Objects":
+        """From a record of either kind."""
+        items = [item for item in coco.objects(record) if not item.get("iscrowd", 0)]
+        labels = np.array([item["category_id"] for item in items], dtype=np.int64)
+        if "segments_info" in record:
+            part = {"pan_seg_file_name": record["pan_seg_file_name"], "segments_info": items}
+            return cls(labels, None, panoptic=part)
+        boxes = np.array([item["bbox"] for item in items], dtype=np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return cls(labels, boxes, [masks.compact(item["segmentation"]) for item in items] if with_masks else None)
+
+    def read(
+        self, size: tuple[int, int], file: str, with_masks: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Boxes (T, 4), labels (T,), and masks (T, H, W) bool where they are wanted."""
+        if self.boxes is None:
+            assert self.panoptic is not None
+            boxes, labels, found = panoptic.read_objects({**self.panoptic, "height": size[0], "width": size[1]})
+            return boxes, labels, found if with_masks else None
+        if self.segmentations is None:
+            return self.boxes, self.labels, None
+        where = f"an object of {file}"
+        rles = [masks.to_rle(segmentation, *size, where) for segmentation in self.segmentations]
+        return self.boxes, self.labels, masks.decode(rles, *size)
 
 
 def augment(
-    image: Image.Image, boxes: BoundingBoxes, policy: AugmentationPolicy, rng: np.random.Generator
-) -> tuple[Image.Image, BoundingBoxes]:
-    """Carries out the policy with decisions drawn from ``rng``; boxes are clipped and may lose their area."""
+    image: Image.Image,
+    boxes: BoundingBoxes,
+    policy: AugmentationPolicy,
+    rng: np.random.Generator,
+    shapes: np.ndarray | None = None,
+) -> tuple[Image.Image, BoundingBoxes, Tensor | None]:
+    """Carries out the policy with decisions drawn from ``rng``; boxes are clipped and may lose their area.
+
+    ``shapes``: masks (T, H, W) bool, or None; they become a tensor of the new size, resized by nearest neighbour.
+    """
+    outlines = None if shapes is None else Mask(torch.from_numpy(shapes))
 
     def both(operation: Callable[..., Any], *arguments: Any) -> None:
-        nonlocal image, boxes
+        nonlocal image, boxes, outlines
         image, boxes = operation(image, *arguments), operation(boxes, *arguments)
+        if outlines is not None and operation is transforms.resize:  # its own takes a pixel's corner for its middle
+            wanted = {"size": arguments[0], "mode": "nearest-exact"}
+            outlines = Mask(nn.functional.interpolate(outlines[None].to(torch.uint8), **wanted)[0].bool())
+        elif outlines is not None:
+            outlines = operation(outlines, *arguments)
 
     if policy.flip_prob and rng.random() < policy.flip_prob:
         both(transforms.horizontal_flip)
@@ -167,7 +235,7 @@ def augment(
     size = resized(image.height, image.width, shorter, policy.max_size)
     if size != (image.height, image.width):
         both(transforms.resize, list(size))
-    return image, boxes
+    return image, boxes, None if outlines is None else outlines.as_subclass(Tensor)
 
 
 def resized(height: int, width: int, shorter: int, longest: int | None = None) -> tuple[int, int]:
@@ -185,26 +253,46 @@ def resized(height: int, width: int, shorter: int, longest: int | None = None) -
     return int(new_height + 0.5), int(new_width + 0.5)
 
 
-def _targets(corners: BoundingBoxes, labels: Tensor) -> Targets:
-    """Normalised (cx, cy, w, h) of the boxes that still have an area."""
+def _targets(corners: BoundingBoxes, labels: Tensor, outlines: Tensor | None, *, boxes_of_masks: bool) -> Targets:
+    """Of the objects whose box still has an area, and whose mask, if they have one, a pixel."""
     height, width = corners.canvas_size
-    boxes = box_convert(corners.as_subclass(Tensor), "xyxy", "cxcywh")
-    kept = (boxes[:, 2:] > 0).all(1)
-    return Targets(labels[kept], boxes[kept] / boxes.new_tensor([width, height, width, height]))
+    boxes = corners.as_subclass(Tensor)
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    if outlines is not None:
+        kept &= outlines.flatten(1).any(1)
+        outlines = outlines[kept]
+    boxes = boxes[kept]
+    if outlines is not None and boxes_of_masks:
+        boxes = torch.from_numpy(panoptic.mask_boxes(outlines.numpy()))
+    boxes = box_convert(boxes, "xyxy", "cxcywh") / boxes.new_tensor([width, height, width, height])
+    return Targets(labels[kept], boxes, outlines)
 
 
 def collate(items: Sequence[Item]) -> Batch:
     """Pads to the largest height and width."""
     images, padding_mask = batch_images([item.pixels for item in items])
+    sizes = [(item.pixels.shape[1], item.pixels.shape[2]) for item in items]
     return Batch(
         images,
         padding_mask,
         torch.cat([item.targets.labels for item in items]),
         torch.cat([item.targets.boxes for item in items]),
+        _join_masks([item.targets.masks for item in items], images.shape[-2:]),
         [len(item.targets) for item in items],
+        sizes,
         [item.image_id for item in items],
+        [item.file_name for item in items],
         [item.original_size for item in items],
     )
+
+
+def _join_masks(parts: list[Tensor | None], size: torch.Size) -> Tensor | None:
+    """Masks of all images (T, *size), padded."""
+    found = [part for part in parts if part is not None]
+    if len(found) < len(parts):
+        return None
+    height, width = size
+    return torch.cat([nn.functional.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in found])
 
 
 def load_training_set(cfg: Any) -> DetectionDataset:
@@ -219,10 +307,12 @@ def load_training_set(cfg: Any) -> DetectionDataset:
             catalog.get(name),
             invalid_boxes=cfg.DATASETS.INVALID_BOXES,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            masks=cfg.MODEL.MASK_ON,
         )
     if not records:
         raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image with an object to train on")
-    dataset = DetectionDataset(records, AugmentationPolicy.from_cfg(cfg, is_train=True))
+    policy = AugmentationPolicy.from_cfg(cfg, is_train=True)
+    dataset = DetectionDataset(records, policy, with_masks=cfg.MODEL.MASK_ON)
     dataset.check_classes(cfg.MODEL.DETR.NUM_CLASSES)
     return dataset
 
@@ -242,6 +332,8 @@ def training_loader(
 def evaluation_loader(cfg: Any, name: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[Item]:
     """Every image of a data set once, over all ranks, in batches of equal sizes."""
     records = coco.load_records(catalog.get(name), invalid_boxes=cfg.DATASETS.INVALID_BOXES, for_evaluation=True)
+    # The evaluators read the truth themselves.
+    records = [{key: record[key] for key in _OF_IMAGE} | {"annotations": []} for record in records]
     policy = AugmentationPolicy.from_cfg(cfg, is_train=False)
     dataset = DetectionDataset(records, policy)
     sizes = [resized(*size, policy.min_sizes[0], policy.max_size) for size in dataset.sizes]

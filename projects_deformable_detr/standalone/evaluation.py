@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -15,12 +15,16 @@ from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 from torch import distributed
 
+from ..data import masks
 from ..data.catalog import DatasetSpec
 from ..data.coco import CocoSummary
 from ..modeling import Detections
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 Result = dict[str, Any]
+# The id of an image; (K, 6): x1, y1, x2, y2, score, class; K masks as run lengths, or None.
+Found = tuple[int, np.ndarray, list[masks.Rle] | None]
 
 # Name of the metric, IoU threshold (None: the mean over 0.50, 0.55 … 0.95), and object size.
 _METRICS = (
@@ -37,7 +41,7 @@ class CocoEvaluator:
     """Gathers detections of one data set, over all ranks, and computes its metrics.
 
     Args:
-        spec: the data set; its JSON file is the ground truth, as it stands.
+        spec: the data set; its JSON file, in the instances format, is the ground truth, as it stands.
         summary: its class names and category ids.
         max_detections: per image, the best first.
     """
@@ -46,7 +50,7 @@ class CocoEvaluator:
         self.spec = spec
         self.summary = summary
         self.max_detections = max_detections
-        self._found: list[tuple[int, np.ndarray]] = []
+        self._found: list[Found] = []
         self._truth: COCO | None = None
 
     def reset(self) -> None:
@@ -58,21 +62,30 @@ class CocoEvaluator:
         for image_id, found in zip(image_ids, detections, strict=True):
             columns = [found.boxes, found.scores[:, None], found.labels[:, None].to(found.boxes.dtype)]
             table = np.concatenate([column.float().cpu().numpy() for column in columns], axis=1)
-            self._found.append((image_id, table))  # (K, 6): x1, y1, x2, y2, score, class
+            rles = None if found.masks is None else [masks.encode(mask) for mask in found.masks.cpu().numpy()]
+            self._found.append((image_id, table, rles))
 
     def evaluate(self, output_dir: Path) -> dict[str, dict[str, float]]:
-        """Writes COCO's results file and returns ``{"bbox": metrics}`` in percent; ``{}`` on ranks other than 0."""
-        found = _gather(self._found)
-        if found is None:
+        """Writes COCO's results file and returns metrics in percent: ``{"bbox": …}``, with masks also ``{"segm": …}``.
+
+        ``{}`` on ranks other than 0.
+        """
+        gathered = gather(self._found)
+        if gathered is None:
             return {}
+        # One order however the work was shared: equal scores are ranked by it.
+        found = sorted(gathered, key=lambda item: item[0])
         results = self._results(found)
         path = output_dir / "coco_instances_results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results))
         logger.info("%s: %d detections written to %s", self.spec.name, len(results), path)
-        metrics = compute_metrics(self.truth, results, self.summary.class_names, self.max_detections)
-        logger.info("Results of %s (bbox):\n%s", self.spec.name, format_metrics(metrics))
-        return {"bbox": metrics}
+        metrics = {}
+        for kind in ("bbox", "segm") if any(item[2] is not None for item in found) else ("bbox",):
+            names, most = self.summary.class_names, self.max_detections
+            metrics[kind] = compute_metrics(self.truth, results, names, most, kind)
+            logger.info("Results of %s (%s):\n%s", self.spec.name, kind, format_metrics(metrics[kind]))
+        return metrics
 
     @property
     def truth(self) -> COCO:
@@ -82,35 +95,37 @@ class CocoEvaluator:
                 self._truth = COCO(str(self.spec.json_file))
         return self._truth
 
-    def _results(self, found: list[tuple[int, np.ndarray]]) -> list[Result]:
+    def _results(self, found: list[Found]) -> list[Result]:
         """COCO's results format: corners become (x, y, w, h), contiguous ids the file's categories."""
-        return [
-            {
-                "image_id": image_id,
-                "category_id": self.summary.category_ids[int(label)],
-                "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
-                "score": float(score),
-            }
-            for image_id, table in found
-            for x1, y1, x2, y2, score, label in table
-        ]
+        results = []
+        for image_id, table, rles in found:
+            for index, (x1, y1, x2, y2, score, label) in enumerate(table):
+                result = {
+                    "image_id": image_id,
+                    "category_id": self.summary.category_ids[int(label)],
+                    "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
+                    "score": float(score),
+                }
+                if rles is not None:
+                    result["segmentation"] = rles[index]
+                results.append(result)
+        return results
 
 
-def _gather(found: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]] | None:
-    """All ranks' detections on rank 0, in the order of image ids; None on others."""
+def gather(found: list[T]) -> list[T] | None:
+    """All ranks' items on rank 0; None on others."""
     if distributed.is_available() and distributed.is_initialized():
         rank = distributed.get_rank()
         parts: list[Any] | None = [None] * distributed.get_world_size() if rank == 0 else None
         distributed.gather_object(found, parts)
         if parts is None:
             return None
-        found = [item for part in parts for item in part]
-    # One order however the work was shared: equal scores are ranked by it.
-    return sorted(found, key=lambda item: item[0])
+        return [item for part in parts for item in part]
+    return found
 
 
 def compute_metrics(
-    truth: COCO, results: list[Result], class_names: Sequence[str], max_detections: int = 100
+    truth: COCO, results: list[Result], class_names: Sequence[str], max_detections: int = 100, kind: str = "bbox"
 ) -> dict[str, float]:
     """AP, AP50, AP75, APs, APm, APl and AP of each class, in percent; NaN where there is nothing to measure.
 
@@ -119,12 +134,15 @@ def compute_metrics(
         results: in COCO's results format.
         class_names: in the order of the file's sorted category ids.
         max_detections: detections of an image that count, the best first; COCO's own is 100.
+        kind: ``"bbox"`` or ``"segm"``.
     """
+    if kind == "segm":  # pycocotools takes the box's area where there is one, and sizes are to be those of masks
+        results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
     if not results:
         logger.warning("There are no detections at all: every metric is NaN.")
         return {name: math.nan for name, _, _ in _METRICS}
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(results), kind)
         evaluation.params.maxDets = [1, 10, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..modeling import build_criterion, build_detector, cardinality_error, postprocess
+from ..modeling import build_criterion, build_detector, cardinality_error, panoptic_postprocess, postprocess
 from ..optim import build_optimizer, clip_gradients
 from . import data
-from .evaluation import CocoEvaluator
+from .evaluators import Evaluator
 from .schedule import build_scheduler
 
 
@@ -27,7 +27,7 @@ class DetectionModule(L.LightningModule):
 
     allow_zero_length_dataloader_with_multiple_devices = True  # a rank may find no test image left for it
 
-    def __init__(self, cfg: Any, dataset: data.DetectionDataset | None, evaluators: list[CocoEvaluator]) -> None:
+    def __init__(self, cfg: Any, dataset: data.DetectionDataset | None, evaluators: list[Evaluator]) -> None:
         super().__init__()
         self.cfg = cfg
         self.dataset = dataset
@@ -121,8 +121,12 @@ class DetectionModule(L.LightningModule):
         """Detects in full precision: mixed precision is for training, as in Detectron2."""
         with torch.autocast(self.device.type, enabled=False):
             predictions = self(batch)
-        found = postprocess(predictions, batch.original_sizes, self.cfg.TEST.DETECTIONS_PER_IMAGE)
-        self.evaluators[dataloader_idx].add(batch.image_ids, found)
+        panoptic, sizes, segmented = self.cfg.MODEL.DETR.PANOPTIC, batch.original_sizes, None
+        things = panoptic.NUM_THING_CLASSES
+        found = postprocess(predictions, sizes, self.cfg.TEST.DETECTIONS_PER_IMAGE, things or None)
+        if panoptic.ENABLED:
+            segmented = panoptic_postprocess(predictions, sizes, things, panoptic.SCORE_THRESH, panoptic.MIN_AREA)
+        self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, found, segmented)
 
     def on_validation_epoch_end(self) -> None:
         """Computes the metrics of each data set on rank 0 and logs them under Detectron2's names on all."""

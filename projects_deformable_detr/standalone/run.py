@@ -22,7 +22,7 @@ from .callbacks import (
     find_last_checkpoint,
 )
 from .data import load_training_set
-from .evaluation import CocoEvaluator
+from .evaluators import Evaluator
 from .launch import launch
 from .module import DetectionModule
 from .setup import Summaries, configure, inspect, processes_here, register, set_up, start_log
@@ -58,9 +58,7 @@ def main(args: Namespace) -> dict[str, Any]:
 def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None, results: MutableMapping[str, Any]) -> None:
     """One process of the job, which goes on from ``last``; the first puts its metrics into ``results``."""
     set_up(args, cfg, summaries)
-    evaluators = [
-        CocoEvaluator(catalog.get(name), summaries[name], cfg.TEST.DETECTIONS_PER_IMAGE) for name in cfg.DATASETS.TEST
-    ]
+    evaluators = [Evaluator(catalog.get(name), summaries[name], cfg) for name in cfg.DATASETS.TEST]
     dataset = None if args.eval_only else load_training_set(cfg)
     module = DetectionModule(cfg, dataset, evaluators)
     class_names = next(iter(summaries.values())).class_names  # all data sets of a run have the same
@@ -107,7 +105,8 @@ def build_trainer(args: Namespace, cfg: Any, last: Path | None, class_names: tup
     strategy: DDPStrategy | str = "auto"
     if processes * args.num_machines > 1:
         # Stages of the backbone that only lead to features that are not used get no gradient.
-        unused = set(cfg.MODEL.RESNETS.OUT_FEATURES) - set(cfg.MODEL.DETR.IN_FEATURES)
+        used = [*cfg.MODEL.DETR.IN_FEATURES, *(cfg.MODEL.DETR.MASKS.IN_FEATURES if cfg.MODEL.MASK_ON else [])]
+        unused = set(cfg.MODEL.RESNETS.OUT_FEATURES) - set(used)
         strategy = DDPStrategy(
             broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=bool(unused)
         )

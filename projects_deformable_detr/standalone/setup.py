@@ -45,6 +45,7 @@ def configure(args: Namespace) -> Any:
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only needs DATASETS.TEST to name a data set")
     cfg.MODEL.DETR.NUM_CLASSES = catalog.resolve_num_classes(cfg)
+    cfg.MODEL.DETR.PANOPTIC.NUM_THING_CLASSES = catalog.resolve_num_things(cfg)
     cfg.freeze()
     return cfg
 
@@ -97,7 +98,11 @@ def inspect(args: Namespace, cfg: Any) -> Summaries:
     for name in dict.fromkeys([*training, *cfg.DATASETS.TEST]):
         limit = most_objects(cfg) if name in training else None
         summaries[name] = coco.inspect(
-            catalog.get(name), cfg.DATASETS.INVALID_BOXES, limit, for_evaluation=name in cfg.DATASETS.TEST
+            catalog.get(name),
+            cfg.DATASETS.INVALID_BOXES,
+            limit,
+            for_evaluation=name in cfg.DATASETS.TEST,
+            masks=cfg.MODEL.MASK_ON,
         )
     return summaries
 

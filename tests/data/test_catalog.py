@@ -50,7 +50,7 @@ def test_registering(tmp_path):
 
 def test_an_unknown_name_lists_the_known(tmp_path):
     catalog.register("mine", tmp_path / "a.json", tmp_path)
-    with pytest.raises(UserError, match="'yours'.*shapes_train.*coco_2017_val, mine; .*--register"):
+    with pytest.raises(UserError, match="'yours'.*shapes_train.*coco_2017_val, .*mine; .*--register"):
         catalog.get("yours")
 
 

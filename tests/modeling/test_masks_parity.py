@@ -59,7 +59,7 @@ def make_theirs():
 
 
 def renamed(theirs):
-    """Our name: the sum of their tensors (one, or three of a stacked projection) for every weight but the backbone's."""
+    """Their tensors by our names, joined where ours stack several; the backbone is left out."""
     names = {"queries.position": ["detr.model.query_position_embeddings.weight"]}
 
     def add(ours, *parts):

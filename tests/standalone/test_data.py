@@ -43,7 +43,7 @@ def test_boxes_stay_on_their_objects(seed: int) -> None:
     image, corners = scene()
     boxes = BoundingBoxes(corners, format=BoundingBoxFormat.XYXY, canvas_size=(80, 120))
     everything = policy(flip_prob=0.5, crop_prob=0.5, min_sizes=(48, 64, 96))
-    image, boxes = augment(image, boxes, everything, np.random.default_rng(seed))
+    image, boxes, _ = augment(image, boxes, everything, np.random.default_rng(seed))
     assert boxes.canvas_size == (image.height, image.width)
     found = boxes.as_subclass(torch.Tensor)[0]
     if (found[2:] - found[:2]).min() > 2:  # else the crop has missed it
@@ -53,7 +53,7 @@ def test_boxes_stay_on_their_objects(seed: int) -> None:
 def test_policy_without_flip_and_crop_only_resizes() -> None:
     image, corners = scene()
     boxes = BoundingBoxes(corners, format=BoundingBoxFormat.XYXY, canvas_size=(80, 120))
-    image, boxes = augment(image, boxes, policy(), np.random.default_rng(0))
+    image, boxes, _ = augment(image, boxes, policy(), np.random.default_rng(0))
     assert (image.height, image.width) == (60, 90)
     assert boxes.tolist() == [[22.5, 15.0, 67.5, 37.5]]
 
@@ -85,7 +85,7 @@ def test_evaluation_pixels_are_detectron2s() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
     theirs = transforms.ResizeShortestEdge((40, 40), 50).get_transform(pixels).apply_image(pixels)
     boxes = BoundingBoxes(torch.zeros(0, 4), format=BoundingBoxFormat.XYXY, canvas_size=(61, 83))
-    ours, _ = augment(Image.fromarray(pixels), boxes, policy(min_sizes=(40,), max_size=50), np.random.default_rng(0))
+    ours, _, _ = augment(Image.fromarray(pixels), boxes, policy(min_sizes=(40,), max_size=50), np.random.default_rng(0))
     assert np.array_equal(np.asarray(ours), theirs)
 
 
