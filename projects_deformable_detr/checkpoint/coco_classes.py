@@ -29,7 +29,7 @@ _CATEGORIES = """
 
 CATEGORIES: dict[int, str] = {
     int(identifier): name
-    for identifier, name in (item.split(maxsplit=1) for item in _CATEGORIES.replace("\n", " ").split(","))
+    for identifier, name in (item.split(maxsplit=1) for item in _CATEGORIES.replace("\n", " ").strip().split(","))
 }
 THINGS = tuple(name for identifier, name in CATEGORIES.items() if identifier < _THINGS_END)
 THINGS_AND_STUFF = tuple(CATEGORIES.values())

@@ -1,0 +1,190 @@
+"""Class heads: which of a file's classes are which of the model's."""
+
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from projects_deformable_detr import build_detector
+from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, save_detector
+from projects_deformable_detr.checkpoint.coco_classes import CATEGORIES, THINGS, THINGS_AND_STUFF
+from projects_deformable_detr.checkpoint.export import write_official
+
+PERSON, BICYCLE, CAR, TOOTHBRUSH = 1, 2, 3, 90
+ALL_HEADS = ("decoder.class_heads.", "queries.class_head.")
+
+
+@pytest.fixture
+def make_file(make_cfg, shake, tmp_path):
+    """An official file with a number of classes, its detector, and a function that makes others to load it into."""
+
+    def make(variant, classes):
+        source = shake(build_detector(make_cfg(variant, NUM_CLASSES=classes)))
+        write_official(tmp_path / "official.pth", source)
+        return tmp_path / "official.pth", source, lambda count: build_detector(make_cfg(variant, NUM_CLASSES=count))
+
+    return make
+
+
+def head(detector, name="decoder.class_heads.0"):
+    return detector.get_submodule(name)
+
+
+def test_the_category_ids_are_cocos():
+    assert (len(THINGS), len(THINGS_AND_STUFF), len(CATEGORIES)) == (80, 133, 133)
+    assert [CATEGORIES[index] for index in (1, 18, 44, 90, 200)] == [
+        "person",
+        "dog",
+        "bottle",
+        "toothbrush",
+        "rug-merged",
+    ]
+    assert not {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91} & CATEGORIES.keys()
+    assert list(CATEGORIES) == sorted(CATEGORIES)
+    categories = pytest.importorskip("torchvision").models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta
+    for index, name in enumerate(categories["categories"]):
+        assert CATEGORIES.get(index, "N/A") == ("N/A" if name == "__background__" else name)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr"])
+def test_91_logits_become_cocos_80_classes(make_file, caplog, variant, named):
+    path, source, make = make_file(variant, 91)
+    target = make(80)
+    with caplog.at_level(logging.INFO):
+        report = load_weights(target, path, LoadOptions(class_names=THINGS if named else None, for_evaluation=True))
+    assert (report.classes.action, report.classes.new) == ("mapped", ())
+    logits = 92 if variant == "detr" else 91
+    assert f"80 of 80 classes took over their logits of the file's {logits}" in caplog.text
+    rows = [index for index in CATEGORIES if index < 91]
+    no_object = [91] if variant == "detr" else []
+    for index, theirs in enumerate(source.decoder.class_heads):
+        ours = head(target, f"decoder.class_heads.{index}")
+        assert torch.equal(ours.weight, theirs.weight[rows + no_object])
+        assert torch.equal(ours.bias, theirs.bias[rows + no_object])
+    if variant == "two_stage":  # objectness stays the first logit
+        assert torch.equal(target.queries.class_head.weight, source.queries.class_head.weight[:80])
+
+
+def test_panoptic_ids_become_133_classes(make_file):
+    path, source, make = make_file("detr", 250)
+    target = make(133)
+    load_weights(target, path, LoadOptions(class_names=THINGS_AND_STUFF, for_evaluation=True))
+    assert torch.equal(head(target).weight, head(source).weight[[*CATEGORIES, 250]])
+
+
+def test_a_data_set_of_some_of_cocos_classes_in_its_own_order(make_file):
+    """Names are compared without case and separators."""
+    path, source, make = make_file("multi_scale", 91)
+    target = make(4)
+    names = ("Car", "toothbrush", "PERSON", "hair-drier")
+    load_weights(target, path, LoadOptions(class_names=names, for_evaluation=True))
+    assert torch.equal(head(target).weight, head(source).weight[[CAR, TOOTHBRUSH, PERSON, 89]])
+
+
+@pytest.mark.parametrize("variant", ["multi_scale", "detr"])
+def test_classes_that_the_file_lacks_start_anew(make_file, caplog, variant):
+    path, source, make = make_file(variant, 91)
+    target = make(3)
+    before = head(target).weight.clone()
+    names = ("person", "white blood cell", "bicycle")
+    with caplog.at_level(logging.WARNING):
+        report = load_weights(target, path, LoadOptions(class_names=names))
+    assert (report.classes.action, report.classes.new) == ("mapped", ("white blood cell",))
+    assert "The others start anew: white blood cell" in caplog.text
+    found = head(target).weight
+    assert torch.equal(found[[0, 2]], head(source).weight[[PERSON, BICYCLE]])
+    assert torch.equal(found[1], before[1])
+    with pytest.raises(CheckpointError, match="does not know all of the model's classes.*white blood cell"):
+        load_weights(make(3), path, LoadOptions(class_names=names, for_evaluation=True))
+
+
+@pytest.mark.parametrize("names", [("ellipse", "star", "ring", "cross"), None])
+@pytest.mark.parametrize("variant", ["two_stage", "detr"])
+def test_other_classes_start_with_a_new_head(make_file, caplog, variant, names):
+    path, source, make = make_file(variant, 91)
+    target = make(4)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with caplog.at_level(logging.WARNING):
+        report = load_weights(target, path, LoadOptions(class_names=names))
+    assert report.classes.action == "new"
+    assert "The class head of 4 classes" in caplog.text and "starts anew" in caplog.text
+    assert names is None or "ellipse, star, ring, cross" in caplog.text
+    for key, value in target.state_dict().items():
+        if key.startswith("decoder.class_heads."):
+            assert torch.equal(value, before[key]), key
+        elif not key.startswith("queries.class_head."):
+            assert torch.equal(value, source.state_dict()[key]), key
+    if variant == "two_stage":  # proposals are of all classes
+        assert torch.equal(target.queries.class_head.weight, source.queries.class_head.weight[:4])
+    with pytest.raises(CheckpointError, match="does not know all of the model's classes"):
+        load_weights(make(4), path, LoadOptions(class_names=names, for_evaluation=True))
+
+
+def test_logits_are_kept_on_request(make_file, check_same):
+    path, source, make = make_file("multi_scale", 91)
+    target = make(91)
+    options = LoadOptions(class_names=THINGS + tuple("abcdefghijk"), keep_logits=True, for_evaluation=True)
+    assert load_weights(target, path, options).classes.action == "kept"
+    check_same(target, source)
+    with pytest.raises(CheckpointError, match=r"class_heads\.0\.weight: \(91, 64\) in the file, \(80, 64\) here"):
+        load_weights(make(80), path, LoadOptions(keep_logits=True))
+
+
+def test_unknown_classes_of_the_same_number_are_kept(make_file, check_same, caplog):
+    path, source, make = make_file("multi_scale", 6)
+    target = make(6)
+    with caplog.at_level(logging.INFO):
+        load_weights(target, path, LoadOptions(class_names=tuple("abcdef"), for_evaluation=True))
+    check_same(target, source)
+    assert "6 logits were taken as they are" in caplog.text
+
+
+def test_softmax_and_sigmoid_heads_do_not_replace_each_other(make_file, make_cfg, caplog):
+    path, source, _ = make_file("detr", 80)
+    target = build_detector(make_cfg("detr", NUM_CLASSES=80, CLASS_LOSS="focal"))
+    before = head(target).weight.clone()
+    with caplog.at_level(logging.WARNING):
+        assert load_weights(target, path).classes.action == "new"
+    assert "the file's is softmax with a logit for no object, the model's is not (MODEL.DETR.CLASS_LOSS)" in caplog.text
+    assert torch.equal(head(target).weight, before)
+    assert torch.equal(target.decoder.norm.weight, source.decoder.norm.weight)
+
+
+def test_our_files_tell_their_classes(make_cfg, shake, tmp_path, caplog):
+    source = shake(build_detector(make_cfg(NUM_CLASSES=3)))
+    save_detector(tmp_path / "ours.pth", source, iteration=0, cfg_text="", class_names=["ant", "bee", "cat"])
+    target = build_detector(make_cfg(NUM_CLASSES=3))
+    load_weights(target, tmp_path / "ours.pth", LoadOptions(class_names=("cat", "ant", "bee"), for_evaluation=True))
+    assert torch.equal(head(target).weight, head(source).weight[[2, 0, 1]])
+    with caplog.at_level(logging.WARNING):
+        report = load_weights(target, tmp_path / "ours.pth", LoadOptions(class_names=("dog", "eel", "fox")))
+    assert report.classes.action == "new" and "none of its classes is among the file's (ant, bee, cat)" in caplog.text
+
+
+def test_hugging_faces_config_tells_its_classes(make_cfg, shake, tmp_path):
+    source = shake(build_detector(make_cfg(NUM_CLASSES=2)))
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "ant", "1": "bee"}}))
+    target = build_detector(make_cfg(NUM_CLASSES=2))
+    load_weights(target, tmp_path, LoadOptions(class_names=("bee", "ant")))
+    assert torch.equal(head(target).weight, head(source).weight[[1, 0]])
+
+
+def test_coco_ids_are_put_back(make_cfg, shake, tmp_path):
+    """The other direction: 80 classes at their category ids, objectness in its place, the rest never called."""
+    source = shake(build_detector(make_cfg("two_stage", NUM_CLASSES=80)))
+    write_official(tmp_path / "official.pth", source, THINGS)
+    state = torch.load(tmp_path / "official.pth", weights_only=True)["model"]
+    assert state["class_embed.0.weight"].shape == (91, 64)
+    assert torch.equal(state["class_embed.0.bias"][TOOTHBRUSH], source.decoder.class_heads[0].bias[79])
+    assert state["class_embed.0.bias"][12].sigmoid() == 0
+    assert torch.equal(state["class_embed.3.bias"][0], source.queries.class_head.bias[0])
+    target = build_detector(make_cfg("two_stage", NUM_CLASSES=80))
+    load_weights(target, tmp_path / "official.pth", LoadOptions(class_names=THINGS))
+    for key, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[key], value), key
+    with pytest.raises(CheckpointError, match="--coco-ids is for COCO's 80"):
+        write_official(tmp_path / "official.pth", source, ["ant"] * 80)

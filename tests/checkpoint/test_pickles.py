@@ -1,0 +1,155 @@
+"""Detectron2's .pkl files: ResNets by its names and by Caffe2's, and pickles that want more than arrays."""
+
+import pickle
+import re
+from collections import OrderedDict
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from projects_deformable_detr import build_detector
+from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, read_state, recognise
+
+BGR = LoadOptions(input_format="BGR")
+
+
+def write(path, content, protocol=2):
+    path.write_bytes(pickle.dumps(content, protocol))
+    return path
+
+
+@pytest.fixture
+def resnet_50(make_cfg, shake):
+    """A narrow detector with bottleneck blocks: ``resnet_50(NORM="GN")``."""
+    return lambda **changes: shake(build_detector(make_cfg(DEPTH=50, **changes)))
+
+
+def backbone_arrays(detector):
+    return {
+        key.removeprefix("backbone."): value.numpy()
+        for key, value in detector.state_dict().items()
+        if key.startswith("backbone.") and not key.endswith("num_batches_tracked")
+    }
+
+
+def detectron2_name(key):
+    key = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", key)
+    key = key if key.startswith("res") else f"stem.{key}"
+    key = key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+    return re.sub(r"\bbn(\d)", r"conv\1.norm", key)
+
+
+def caffe2_name(key, norm):
+    """The name of an affine norm's or a convolution's tensor; None for running statistics, which are folded in."""
+    key = re.sub(r"^layer(\d)\.(\d+)", lambda match: f"res{int(match[1]) + 1}_{match[2]}", key)
+    key = re.sub(r"\.conv([123])\.weight", lambda match: f"_branch2{'abc'[int(match[1]) - 1]}_w", key)
+    key = key.replace(".downsample.0.weight", "_branch1_w").replace("conv1.weight", "conv1_w")
+    key = re.sub(r"\.bn([123])\.", lambda match: f"_branch2{'abc'[int(match[1]) - 1]}_{norm}.", key)
+    stem = "res_conv1_bn." if norm == "bn" else "conv1_gn."
+    key = re.sub(r"^bn1\.", stem, key.replace(".downsample.1.", f"_branch1_{norm}."))
+    return None if ".running" in key else key.replace(".weight", "_s").replace(".bias", "_b")
+
+
+def caffe2_arrays(detector, norm):
+    named = {caffe2_name(key, norm): value for key, value in backbone_arrays(detector).items()}
+    named.pop(None, None)
+    width = len(named["conv1_w"])
+    return named | {"fc1000_w": np.zeros((9, 8)), "fc1000_b": np.zeros(9), "conv1_b": np.zeros(width)}
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_torchvisions_weights_converted_for_detectron2(resnet_50, tmp_path, protocol):
+    """``R-50.pkl`` of "torchvision": Detectron2's names."""
+    source, target = resnet_50(), resnet_50()
+    arrays = {detectron2_name(key): value for key, value in backbone_arrays(source).items()}
+    arrays |= {"stem.fc.weight": np.zeros((9, 8)), "stem.fc.bias": np.zeros(9)}
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    report = load_weights(target, write(tmp_path / "R-50.pkl", content, protocol))
+    assert (report.kind, report.missing, report.unexpected) == ("resnet", (), ())
+    check_backbones(source, target)
+
+
+def check_backbones(source, target):
+    expected, found = source.backbone.state_dict(), target.backbone.state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    assert not torch.equal(source.encoder.layers[0].norm.weight, target.encoder.layers[0].norm.weight)
+
+
+def test_group_norm_of_caffe2_loads_where_images_are_bgr(resnet_50, tmp_path):
+    source, target = resnet_50(NORM="GN"), resnet_50(NORM="GN")
+    path = write(tmp_path / "R-50-GN.pkl", {"blobs": caffe2_arrays(source, "gn")})
+    with pytest.raises(CheckpointError, match=r"the model has RGB images.*Set INPUT\.FORMAT BGR.*PIXEL_STD \[57\.375"):
+        load_weights(target, path)
+    report = load_weights(target, path, BGR)
+    assert (report.kind, report.missing, report.unexpected) == ("resnet-caffe2", (), ())
+    check_backbones(source, target)
+
+
+def test_msras_resnet_is_refused_by_ours_which_strides_elsewhere(resnet_50, tmp_path):
+    source, target = resnet_50(), resnet_50()
+    path = write(tmp_path / "R-50.pkl", caffe2_arrays(source, "bn"))
+    assert recognise(read_state(path)) == "resnet-caffe2"
+    for options in (None, BGR):
+        with pytest.raises(CheckpointError) as caught:
+            load_weights(target, path, options)
+        text = str(caught.value)
+        for key in ("R-50.pkl", "strides in the 3x3", "STRIDE_IN_1X1 True", "build_resnet_backbone", "[1.0,1.0,1.0]"):
+            assert key in text
+
+
+class Calls:
+    """A pickle that calls a function when it is read."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (Calls(eval, "open('made_by_a_pickle', 'w')"), "builtin(s|__).eval"),
+        (Calls(exec, "open('made_by_a_pickle', 'w')"), "builtin(s|__).exec"),
+        (Calls(open, "made_by_a_pickle", "w"), "io.open|_io.open"),
+        (Calls(partial, open, "made_by_a_pickle", "w"), "functools.partial"),
+        (Calls(getattr, "text", "upper"), "builtin(s|__).getattr"),
+        (Calls(torch.load, "other.pkl"), "torch.serialization.load"),
+        (Calls(np.load, "other.npy"), "numpy.load|numpy.lib"),
+        (Calls(np.fromfile, "other.npy"), "fromfile"),
+    ],
+)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_that_names_anything_else_is_refused_and_not_run(tmp_path, monkeypatch, call, named, protocol):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "R-50.pkl", {"model": {"stem.conv1.weight": call}, "__author__": "someone"}, protocol)
+    with pytest.raises(CheckpointError, match=rf"R-50\.pkl: .*without running code.*({named})"):
+        read_state(path)
+    assert not (tmp_path / "made_by_a_pickle").exists()
+
+
+def test_text_is_encoded_as_latin_1_only(tmp_path):
+    """Python 3 writes bytes for Python 2 as a call of ``codecs.encode``, which knows much else."""
+    assert read_state(write(tmp_path / "a.pkl", {"model": {"w": np.ones(2)}, "note": b"\xff"})).keys() == {"w"}
+    import codecs
+
+    path = write(tmp_path / "b.pkl", {"model": {"w": np.ones(2)}, "note": Calls(codecs.encode, "text", "rot13")})
+    with pytest.raises(CheckpointError, match="'rot13'"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, -1])
+def test_a_damaged_pickle_is_named(tmp_path, cut):
+    path = write(tmp_path / "R-50.pkl", {"model": OrderedDict(weight=np.ones(100))})
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CheckpointError, match=r"R-50\.pkl: damaged"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, {"model": [1]}, [1, 2], "text", {"model": {"name": "text"}}])
+def test_a_pickle_without_weights_is_named(tmp_path, content):
+    with pytest.raises(CheckpointError, match=r"odd\.pkl: holds no weights"):
+        read_state(write(tmp_path / "odd.pkl", content))
