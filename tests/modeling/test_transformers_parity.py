@@ -1,4 +1,4 @@
-"""The same weights in Hugging Face transformers' Deformable DETR and in ours give the same numbers."""
+"""The same weights in Hugging Face transformers' DETR and Deformable DETR and in ours give the same numbers."""
 
 import pytest
 import torch
@@ -17,11 +17,25 @@ VARIANTS = {
     "single_scale": {"num_feature_levels": 1},
     "single_scale_refine": {"num_feature_levels": 1, "with_box_refine": True},
     "one_point": {"encoder_n_points": 1, "decoder_n_points": 1},
+    "detr": {},
+    "detr_learned": {"position_embedding_type": "learned"},
+}
+COMMON = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "dropout": 0.0,
+    "num_queries": QUERIES,
+    "num_labels": CLASSES,
 }
 
 
-def make_theirs(**options):
-    single = options.get("num_feature_levels") == 1
+def make_theirs(variant):
+    options = VARIANTS[variant]
+    detr = variant.startswith("detr")
+    single = detr or options.get("num_feature_levels") == 1
     backbone = transformers.ResNetConfig(
         embedding_size=16,
         hidden_sizes=[16, 32, 64, 128],
@@ -29,22 +43,14 @@ def make_theirs(**options):
         layer_type="basic",
         out_features=["stage4"] if single else ["stage2", "stage3", "stage4"],
     )
-    config = transformers.DeformableDetrConfig(
-        backbone_config=backbone,
-        d_model=64,
-        encoder_layers=2,
-        decoder_layers=3,
-        encoder_ffn_dim=96,
-        decoder_ffn_dim=96,
-        dropout=0.0,
-        num_queries=QUERIES,
-        two_stage_num_proposals=QUERIES,
-        num_labels=CLASSES,
-        class_cost=2,
-        auxiliary_loss=True,
-        **options,
-    )
-    model = transformers.DeformableDetrForObjectDetection(config)
+    if detr:
+        # With auxiliary losses, its decoder in 5.23 gives a layer the normed output of the one before, unlike DETR.
+        config = transformers.DetrConfig(backbone_config=backbone, auxiliary_loss=False, **COMMON, **options)
+        model = transformers.DetrForObjectDetection(config)
+    else:
+        options = {"two_stage_num_proposals": QUERIES, "class_cost": 2, "auxiliary_loss": True, **options}
+        config = transformers.DeformableDetrConfig(backbone_config=backbone, **COMMON, **options)
+        model = transformers.DeformableDetrForObjectDetection(config)
     model.requires_grad_(True)  # transformers freezes some of the backbone by name
     shake(model)
     return model
@@ -59,7 +65,7 @@ def shake(model):
     for name, buffer in model.named_buffers():
         if name.endswith("running_var"):
             buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
-    if model.config.two_stage:
+    if getattr(model.config, "two_stage", False):
         # transformers lets padded tokens, which are zeroed, be chosen as proposals; ours never does. Here they
         # score lowest, so that neither chooses them.
         zeroed = model.model.enc_output_norm(model.model.enc_output.bias)
@@ -69,16 +75,24 @@ def shake(model):
 def make_ours(theirs):
     config = theirs.config
     cfg = get_cfg("standalone")
-    features = ["res5"] if config.num_feature_levels == 1 else ["res3", "res4", "res5"]
+    levels = getattr(config, "num_feature_levels", 1)
+    features = ["res5"] if levels == 1 else ["res3", "res4", "res5"]
     detr = cfg.MODEL.DETR
     cfg.MODEL.RESNETS.DEPTH = 18
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
     cfg.MODEL.RESNETS.OUT_FEATURES = detr.IN_FEATURES = features
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, detr.NUM_FEATURE_LEVELS = CLASSES, QUERIES, config.num_feature_levels
+    detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, detr.NUM_FEATURE_LEVELS = CLASSES, QUERIES, levels
     detr.HIDDEN_DIM, detr.DIM_FEEDFORWARD, detr.ENC_LAYERS, detr.DEC_LAYERS = 64, 96, 2, 3
-    detr.ENC_N_POINTS, detr.DEC_N_POINTS = config.encoder_n_points, config.decoder_n_points
-    detr.WITH_BOX_REFINE, detr.TWO_STAGE, detr.DROPOUT = config.with_box_refine, config.two_stage, 0.0
+    detr.DROPOUT = 0.0
+    if config.model_type == "detr":
+        cfg.MODEL.META_ARCHITECTURE = "DETR"
+        detr.POSITION_EMBEDDING = config.position_embedding_type
+        detr.COST_CLASS = detr.CLASS_WEIGHT = 1.0
+        detr.DEEP_SUPERVISION = False
+    else:
+        detr.ENC_N_POINTS, detr.DEC_N_POINTS = config.encoder_n_points, config.decoder_n_points
+        detr.WITH_BOX_REFINE, detr.TWO_STAGE = config.with_box_refine, config.two_stage
     detector = build_detector(cfg)
     state = theirs.state_dict()
     assert recognise(state) == "hugging-face"
@@ -106,7 +120,7 @@ def close(ours, theirs, tolerance):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_predictions_losses_and_gradients_agree(variant):
-    theirs = make_theirs(**VARIANTS[variant])
+    theirs = make_theirs(variant)
     ours, criterion = make_ours(theirs)
     images, mask, targets = make_batch()
     labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
@@ -114,15 +128,16 @@ def test_predictions_losses_and_gradients_agree(variant):
     predictions = ours(images, mask)
     close(predictions.logits[-1], expected.logits, 1e-4)
     close(predictions.boxes[-1], expected.pred_boxes, 1e-4)
-    for index, layer in enumerate(expected.auxiliary_outputs):
+    for index, layer in enumerate(expected.auxiliary_outputs or ()):
         close(predictions.logits[index], layer["logits"], 1e-4)
         close(predictions.boxes[index], layer["pred_boxes"], 1e-4)
-    if theirs.config.two_stage:
+    assert (predictions.proposals is not None) == (variant == "two_stage")
+    if predictions.proposals is not None:
         close(predictions.proposals[0], expected.enc_outputs_class, 1e-4)
         close(predictions.proposals[1], expected.enc_outputs_coord_logits.sigmoid(), 1e-4)
 
     losses = criterion(predictions, targets)
-    weights = {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
+    weights = {"loss_ce": 1.0 if variant.startswith("detr") else 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
     total = {}
     for name, value in expected.loss_dict.items():
         stem = "_".join(name.split("_")[:2])
@@ -137,10 +152,10 @@ def test_predictions_losses_and_gradients_agree(variant):
     compare_gradients(ours, theirs)
 
 
-@pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage"])
+@pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr"])
 def test_saved_files_hold_every_head(variant, tmp_path):
     """save_pretrained keeps one name of each tied tensor, and not always the outer one."""
-    theirs = make_theirs(**VARIANTS[variant])
+    theirs = make_theirs(variant)
     theirs.save_pretrained(tmp_path)
     ours, _ = make_ours(theirs)
     expected = {name: value.clone() for name, value in ours.state_dict().items()}
