@@ -83,8 +83,10 @@ def _read_torch_or_pickle(path: Path) -> Any:
         content = content.get("blobs", content) if isinstance(content, dict) else content
         weights = content.get("model", content) if isinstance(content, dict) else None
         return as_tensors(weights) if isinstance(weights, dict) else content
-    # The official repositories keep their command line beside the weights: a Namespace holds values, no code.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    # The official repositories keep their command line beside the weights: a Namespace holds values, no code. When it
+    # ends, the context forgets what it was given, also what had been allowed before.
+    new = {argparse.Namespace}.difference(torch.serialization.get_safe_globals())
+    with torch.serialization.safe_globals(list(new)):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -148,3 +148,16 @@ def test_a_refused_type_is_named(tmp_path):
     torch.save({"model": {}, "extra": pytest.approx(1.0)}, path)
     with pytest.raises(CheckpointError, match=r"Unsupported global: GLOBAL _pytest.python_api.ApproxScalar"):
         read_state(path)
+
+
+def test_what_was_allowed_before_a_read_stays_allowed(detector, tmp_path):
+    """Detectron2's own reader needs the type too: the plugin allows it once."""
+    torch.save({"model": detector.state_dict(), "args": argparse.Namespace()}, tmp_path / "checkpoint.pth")
+    before = list(torch.serialization.get_safe_globals())
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        read_state(tmp_path / "checkpoint.pth")
+        assert argparse.Namespace in torch.serialization.get_safe_globals()
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)

@@ -1,0 +1,191 @@
+"""Other projects' weights in Detectron2: through our trainer's checkpointer, and through Detectron2's own."""
+
+import argparse
+import os
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+from projects_deformable_detr.checkpoint import CheckpointError
+from projects_deformable_detr.checkpoint.export import write_hugging_face, write_official
+from projects_deformable_detr.detectron2_plugin import Trainer
+
+BATCH_NORM = {"MODEL__RESNETS__NORM": "FrozenBN"}
+CAFFE2 = {
+    **BATCH_NORM,
+    "MODEL__BACKBONE__NAME": "build_resnet_backbone",
+    "MODEL__RESNETS__DEPTH": 50,
+    "MODEL__RESNETS__RES2_OUT_CHANNELS": 64,
+    "MODEL__RESNETS__STRIDE_IN_1X1": True,
+    "INPUT__FORMAT": "BGR",
+}
+
+
+@pytest.fixture
+def make_model(make_cfg):
+    """A model with noise in all of its weights, and its config."""
+
+    def make(**overrides):
+        cfg = make_cfg(**BATCH_NORM | overrides)
+        model = build_model(cfg).eval()
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            else:
+                tensor.add_(0.05 * torch.randn(tensor.shape))
+        return model, cfg
+
+    return make
+
+
+def write(model, path):
+    """An official file, with the command line beside the weights."""
+    write_official(path, model.detector)
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"args": argparse.Namespace(lr=2e-4)}, path)
+    return str(path)
+
+
+def check_same(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_default_predictor_reads_official_files(make_model, tmp_path):
+    model, cfg = make_model()
+    cfg.MODEL.WEIGHTS = write(model, tmp_path / "official.pth")
+    predictor = DefaultPredictor(cfg)
+    check_same(predictor.model, model)
+    instances = predictor(np.full((64, 80, 3), 128, np.uint8))["instances"]
+    assert len(instances) > 0
+
+
+def test_default_predictor_reads_hugging_faces_bin_files(make_model, tmp_path):
+    from safetensors.torch import load_file
+
+    model, cfg = make_model()
+    write_hugging_face(tmp_path, model.detector, cfg)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "pytorch_model.bin")
+    check_same(DefaultPredictor(cfg).model, model)
+
+
+def test_default_predictor_refuses_a_head_without_its_classes(make_model, make_cfg, tmp_path):
+    """The tiny data set is red and blue, which COCO is not."""
+    model, _ = make_model(MODEL__DETR__NUM_CLASSES=91, DATASETS__TRAIN="()", DATASETS__TEST="()")
+    cfg = make_cfg(**BATCH_NORM)
+    cfg.MODEL.WEIGHTS = write(model, tmp_path / "official.pth")
+    with pytest.raises(CheckpointError, match="does not know all of the model's classes"):
+        DefaultPredictor(cfg)
+
+
+def test_default_predictor_refuses_another_architecture(make_model, make_cfg, tmp_path):
+    model, _ = make_model()
+    cfg = make_cfg(**BATCH_NORM, MODEL__DETR__ENC_LAYERS=2)
+    cfg.MODEL.WEIGHTS = write(model, tmp_path / "official.pth")
+    with pytest.raises(CheckpointError, match=r"missing in the file \(\d+\): encoder\.layers\.1"):
+        DefaultPredictor(cfg)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_fine_tuning_starts_a_new_class_head_and_says_so(make_model, make_cfg, tmp_path, caplog, ours):
+    model, _ = make_model(MODEL__DETR__NUM_CLASSES=91, DATASETS__TRAIN="()", DATASETS__TEST="()")
+    cfg = make_cfg(**BATCH_NORM)
+    target = build_model(cfg)
+    before = target.detector.decoder.class_heads[0].weight.clone()
+    checkpointer = Trainer.build_checkpointer(cfg, target) if ours else DetectionCheckpointer(target)
+    with caplog.at_level("WARNING"):
+        checkpointer.resume_or_load(write(model, tmp_path / "official.pth"), resume=False)
+    assert "The class head of 2 classes (red, blue) starts anew" in caplog.text
+    assert torch.equal(target.detector.decoder.class_heads[0].weight, before)
+    assert torch.equal(target.detector.tokenizer.level_embed, model.detector.tokenizer.level_embed)
+
+
+def test_detectron2s_checkpointer_knows_torchvisions_names(make_cfg, tmp_path, monkeypatch):
+    from torchvision.models import resnet18
+
+    imagenet = resnet18()
+
+    def download(url, *args, **kwargs):
+        file = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
+        file.parent.mkdir(parents=True)
+        torch.save(imagenet.state_dict(), file)
+        return imagenet.state_dict()
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    model = build_model(
+        make_cfg(**BATCH_NORM, MODEL__RESNETS__RES2_OUT_CHANNELS=64, MODEL__RESNETS__STEM_OUT_CHANNELS=64)
+    )
+    DetectionCheckpointer(model).load("torchvision://resnet18")
+    assert torch.equal(model.detector.backbone.layer3[1].conv2.weight, imagenet.layer3[1].conv2.weight)
+
+
+def test_what_is_the_models_already_is_left_alone(make_model, make_cfg, tmp_path):
+    model, cfg = make_model()
+    Trainer.build_checkpointer(cfg, model).save("model_final")
+    cfg.MODEL.WEIGHTS = f"{cfg.OUTPUT_DIR}/model_final.pth"
+    check_same(DefaultPredictor(cfg).model, model)
+
+
+def caffe2_file(model, folder):
+    """MSRA's R-50.pkl: names of Caffe2, norms folded to affine layers."""
+    arrays = {}
+    for key, value in model.detector.backbone.state_dict().items():
+        if "running" in key:
+            continue
+        name = re.sub(r"^stem\.conv1\.norm\.", "res_conv1_bn.", key).replace("stem.conv1.weight", "conv1_w")
+        name = re.sub(r"(res\d)\.(\d+)\.conv([123])", lambda m: f"{m[1]}_{m[2]}_branch2{'abc'[int(m[3]) - 1]}", name)
+        name = re.sub(r"(res\d)\.(\d+)\.shortcut", r"\1_\2_branch1", name).replace(".norm.", "_bn.")
+        name = name.replace("_bn.weight", "_bn_s").replace("_bn.bias", "_bn_b").replace(".weight", "_w")
+        arrays[name] = value.numpy()
+    path = folder / "R-50.pkl"
+    path.write_bytes(pickle.dumps(arrays | {"fc1000_w": np.zeros((2, 2)), "conv1_b": np.zeros(16)}, 2))
+    return str(path)
+
+
+def test_msras_resnet_loads_as_detectron2_loads_it(make_model, make_cfg, tmp_path):
+    model, _ = make_model(**CAFFE2)
+    path = caffe2_file(model, tmp_path)
+    cfg = make_cfg(**CAFFE2)
+    ours, theirs = build_model(cfg), build_model(cfg)
+    Trainer.build_checkpointer(cfg, ours).resume_or_load(path, resume=False)
+    DetectionCheckpointer(theirs).load(path)
+    # Detectron2 forgets that its norm adds 1e-5 to the variance of 1.
+    torch.testing.assert_close(
+        ours.detector.backbone.state_dict(), theirs.detector.backbone.state_dict(), rtol=2e-5, atol=0
+    )
+    assert torch.equal(ours.detector.backbone.res4[2].conv2.weight, model.detector.backbone.res4[2].conv2.weight)
+
+
+@pytest.mark.parametrize("wrong", [{"INPUT__FORMAT": "RGB"}, {"MODEL__RESNETS__STRIDE_IN_1X1": False}])
+def test_msras_resnet_needs_bgr_and_strides_in_the_1x1(make_model, make_cfg, tmp_path, wrong):
+    path = caffe2_file(make_model(**CAFFE2)[0], tmp_path)
+    cfg = make_cfg(**CAFFE2 | wrong)
+    with pytest.raises(CheckpointError, match=r"INPUT\.FORMAT BGR.*STRIDE_IN_1X1 True"):
+        Trainer.build_checkpointer(cfg, build_model(cfg)).resume_or_load(path, resume=False)
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.mkdir, ("made_by_a_checkpoint",)
+
+
+@pytest.mark.parametrize("name", ["R-50.pkl", "model.pth"])
+def test_code_in_a_file_is_refused_and_not_run(make_model, tmp_path, monkeypatch, name):
+    model, cfg = make_model()
+    monkeypatch.chdir(tmp_path)
+    content = {"model": {"stem.conv1.weight": RunsCode()}, "__author__": "someone", "matching_heuristics": True}
+    (tmp_path / name).write_bytes(pickle.dumps(content, 2))
+    with pytest.raises(CheckpointError, match=f"{name}: .*without running code"):
+        Trainer.build_checkpointer(cfg, model).resume_or_load(str(tmp_path / name), resume=False)
+    assert not (tmp_path / "made_by_a_checkpoint").exists()
