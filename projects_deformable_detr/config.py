@@ -92,7 +92,10 @@ def _add_model_keys(cfg: Any, node_type: type) -> None:
 def _add_mask_keys(detr: Any, node_type: type) -> None:
     """MODEL.MASK_ON, Detectron2's key, switches the mask head on; data sets then need masks."""
     detr.MASKS = masks = node_type()
-    # The finer feature maps of the mask head, coarsest first; the backbone's OUT_FEATURES must have them.
+    # Queries attend to the memory at the level of this one of DETR.IN_FEATURES; "": the last, of stride 32 as published.
+    masks.ATTENTION_FEATURE = ""
+    # Three feature maps to upsample with, coarsest first; the backbone's OUT_FEATURES must have them. Masks have the
+    # last one's stride.
     masks.IN_FEATURES = ["res4", "res3", "res2"]
     masks.MASK_WEIGHT = 1.0  # focal loss
     masks.DICE_WEIGHT = 1.0

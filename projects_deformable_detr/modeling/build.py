@@ -109,8 +109,14 @@ def _build_mask_head(cfg: Any, backbone: nn.Module) -> MaskHead | None:
             f"coarsest first, but it gives {list(shapes)}; add them to its OUT_FEATURES (MODEL.RESNETS.OUT_FEATURES or "
             "MODEL.BACKBONE.OUT_FEATURES)"
         )
-    fine = {name: shapes[name].channels for name in wanted}
-    return MaskHead(detr.HIDDEN_DIM, detr.NHEADS, len(detr.IN_FEATURES) - 1, fine)
+    features = list(detr.IN_FEATURES)
+    attended = detr.MASKS.ATTENTION_FEATURE or features[-1]
+    if attended not in features:
+        raise UserError(
+            f"MODEL.DETR.MASKS.ATTENTION_FEATURE {attended!r} is not one of MODEL.DETR.IN_FEATURES {features}"
+        )
+    fine = [(name, shapes[name].channels) for name in wanted]
+    return MaskHead(detr.HIDDEN_DIM, detr.NHEADS, features.index(attended), fine)
 
 
 def build_criterion(cfg: Any, architecture: str | None = None) -> SetCriterion:

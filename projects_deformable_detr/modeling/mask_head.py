@@ -21,9 +21,9 @@ class MaskHead(nn.Module):
     backbone and adding it, brought to the same width by a 1x1 convolution. One more gives the mask's logits, at the
     finest map's stride: 4 for res2.
 
-    The level is that of the coarsest feature map of the backbone, which is DETR's only one. In Deformable DETR it is
-    the last of ``IN_FEATURES``, of stride 32 in the published models; coarser levels, which have no feature map of the
-    backbone, and finer ones are not attended to: a softmax over all positions of an image needs a short list of them.
+    The level is that of one feature map of the backbone: DETR has no other, and in Deformable DETR it is by default the
+    last of ``IN_FEATURES``, of stride 32 in the published models. The other levels are not attended to: a softmax over
+    all positions of an image needs a short list of them.
 
     Args:
         channels: C of tokens, memory and queries; a multiple of ``heads`` and of 128.
@@ -32,10 +32,10 @@ class MaskHead(nn.Module):
         fine: names and channels of the three finer feature maps, coarsest first.
     """
 
-    def __init__(self, channels: int, heads: int, level: int, fine: dict[str, int]) -> None:
+    def __init__(self, channels: int, heads: int, level: int, fine: list[tuple[str, int]]) -> None:
         super().__init__()
         self.level = level
-        self.fine = tuple(fine)
+        self.fine = tuple(name for name, _ in fine)
         self.attention = AttentionMaps(channels, heads)
         widths = [channels + heads, channels + heads, *(channels // 2**power for power in range(1, 5))]
         self.convs = nn.ModuleList(
@@ -43,7 +43,7 @@ class MaskHead(nn.Module):
             for width, following in zip(widths[:-1], widths[1:], strict=True)
         )
         self.adapters = nn.ModuleList(
-            nn.Conv2d(width, own, 1) for width, own in zip(fine.values(), widths[2:-1], strict=True)
+            nn.Conv2d(width, own, 1) for (_, width), own in zip(fine, widths[2:-1], strict=True)
         )
         self.output = nn.Conv2d(widths[-1], 1, 3, padding=1)
         for module in self.modules():
