@@ -92,7 +92,7 @@ def _add_model_keys(cfg: Any, node_type: type) -> None:
 def _add_mask_keys(detr: Any, node_type: type) -> None:
     """MODEL.MASK_ON, Detectron2's key, switches the mask head on; data sets then need masks."""
     detr.MASKS = masks = node_type()
-    # Queries attend to the memory at the level of this one of DETR.IN_FEATURES; "": the last, of stride 32 as published.
+    # Queries attend to the memory at the level of this one of DETR.IN_FEATURES; "": the last (stride 32 as published).
     masks.ATTENTION_FEATURE = ""
     # Three feature maps to upsample with, coarsest first; the backbone's OUT_FEATURES must have them. Masks have the
     # last one's stride.

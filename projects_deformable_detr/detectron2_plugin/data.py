@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_coco_panoptic
 
 from ..config import most_objects
-from ..data import catalog, coco, shapes
+from ..data import catalog, coco
 from ..data.catalog import DatasetSpec
 from ..data.problems import DatasetError
 
@@ -46,6 +46,8 @@ def _register(spec: DatasetSpec) -> None:
     if spec.panoptic_root is None:
         register_coco_instances(spec.name, {}, str(spec.json_file), str(spec.image_root))
         return
+    from ..data import shapes  # late: this module is imported before `python -m …data.shapes` runs that one
+
     # Things and stuff in one list of classes, Detectron2's "standard" panoptic format. Of the built-in ones, only
     # the shapes get here: Detectron2 has COCO itself.
     names = [str(item["name"]) for item in shapes.CATEGORIES]
