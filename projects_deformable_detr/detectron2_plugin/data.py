@@ -82,6 +82,25 @@ def panoptic_spec(name: str) -> DatasetSpec:
     )
 
 
+def things_of(name: str) -> str:
+    """The name of a data set's things alone in the metadata catalog, for evaluators of instances.
+
+    Detectron2's "standard" panoptic metadata has stuff among its thing_classes, which its own evaluator refuses.
+    """
+    if not is_panoptic(name):
+        return name
+    whole, things = MetadataCatalog.get(name), MetadataCatalog.get(f"{name}_things")
+    ids = whole.thing_dataset_id_to_contiguous_id
+    things.set(
+        json_file=whole.json_file,
+        image_root=whole.image_root,
+        evaluator_type="coco",
+        thing_classes=list(whole.thing_classes[: len(ids)]),
+        thing_dataset_id_to_contiguous_id=ids,
+    )
+    return f"{name}_things"
+
+
 def check(cfg: CfgNode, names: Iterable[str], *, for_evaluation: bool) -> None:
     """Checks every data set that is a COCO-format JSON file, in full, before anything is built.
 

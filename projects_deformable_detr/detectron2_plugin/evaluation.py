@@ -24,7 +24,7 @@ from detectron2.utils import comm
 from .. import panoptic_evaluation
 from ..errors import UserError
 from ..panoptic_evaluation import PanopticResult
-from .data import is_panoptic, panoptic_spec
+from .data import is_panoptic, panoptic_spec, things_of
 
 _logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def _panoptic_evaluators(cfg: CfgNode, dataset_name: str, folder: str) -> list[D
     instances = MetadataCatalog.get(dataset_name).get("json_file")
     if instances and os.path.isfile(instances):
         most = cfg.TEST.DETECTIONS_PER_IMAGE
-        evaluators.append(COCOEvaluator(dataset_name, output_dir=folder, max_dets_per_image=most))
+        evaluators.append(COCOEvaluator(things_of(dataset_name), output_dir=folder, max_dets_per_image=most))
     else:
         _logger.info("%s: there is no %s, so AP is not measured", dataset_name, instances)
     if cfg.MODEL.DETR.PANOPTIC.ENABLED and is_panoptic(dataset_name):
