@@ -57,11 +57,12 @@ def make_cfg() -> Callable[..., Any]:
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
         resnets.DEPTH, resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS = 18, 16, 16
         for key, value in {**VARIANTS[variant], **changes}.items():
-            section = cfg.MODEL if key == "META_ARCHITECTURE" else resnets if key in _RESNETS else detr
+            section = cfg.MODEL if key in ("META_ARCHITECTURE", "MASK_ON") else resnets if key in _RESNETS else detr
             section[key] = value
         if resnets.DEPTH >= 50:
             resnets.RES2_OUT_CHANNELS = 32
-        resnets.OUT_FEATURES = list(detr.IN_FEATURES)
+        used = {*detr.IN_FEATURES, *(detr.MASKS.IN_FEATURES if cfg.MODEL.MASK_ON else [])}
+        resnets.OUT_FEATURES = sorted(used)
         return cfg
 
     return make

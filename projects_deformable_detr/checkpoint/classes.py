@@ -102,8 +102,10 @@ def _choose_rows(found: int, wanted: int, theirs: Heads, ours: Heads) -> tuple[d
         loss = "softmax with a logit for no object" if theirs.no_object else "sigmoid"
         return {}, _new(found, wanted, ours, f"the file's is {loss}, the model's is not (MODEL.DETR.CLASS_LOSS)")
     extra = int(ours.no_object)
-    names = ours.names or _assumed(theirs.names, wanted - extra)
-    if theirs.names is None or names is None or len(names) != wanted - extra:
+    names = ours.names if ours.names and len(ours.names) == wanted - extra else None
+    by_coco = names is None
+    names = names or _assumed(theirs.names, wanted - extra)
+    if theirs.names is None or names is None:
         if found == wanted:
             return _identity(found), Outcome("kept", f"The class head's {found} logits were taken as they are.")
         return {}, _new(found, wanted, ours, f"the file has {found} logits, of classes that are not known")
@@ -117,7 +119,7 @@ def _choose_rows(found: int, wanted: int, theirs: Heads, ours: Heads) -> tuple[d
     if rows == _identity(found) and found == wanted:
         return rows, Outcome("kept", f"The class head's {found} logits are of the model's classes.")
     sentence = f"{len(names) - len(missing)} of {len(names)} classes took over their logits of the file's {found}"
-    sentence += " by COCO's categories." if ours.names is None else " by name."
+    sentence += " by COCO's categories." if by_coco else " by name."
     if missing:
         sentence += f" The others start anew: {_listed(list(missing))}."
     return rows, Outcome("mapped", sentence, missing)
@@ -130,8 +132,9 @@ def _assumed(theirs: Names | None, classes: int) -> Names | None:
 
 def _new(found: int, wanted: int, ours: Heads, reason: str) -> Outcome:
     count = wanted - int(ours.no_object)
-    names = tuple(map(str, ours.names)) if ours.names else tuple(map(str, range(count)))
-    what = f" ({_listed(list(names))})" if ours.names else ""
+    named = ours.names is not None and len(ours.names) == count
+    names = tuple(map(str, ours.names if named and ours.names else range(count)))
+    what = f" ({_listed(list(names))})" if named else ""
     return Outcome("new", f"The class head of {count} classes{what} starts anew: {reason}.", names)
 
 

@@ -37,7 +37,7 @@ def write_official(path: str | Path, detector: nn.Module, coco_names: Sequence[s
     deformable = layout.is_deformable(state)
     state = layout.join_queries(state)
     if not deformable:
-        write_atomically(path, {"model": _with_masks(_rename(state, official.DETR), "")})
+        write_atomically(path, {"model": _with_masks(_rename(state, official.DETR))})
         return
     state = _rename(layout.share_heads(state), official.DEFORMABLE_DETR)
     # A refining model's decoder holds the box heads once more, and a two-stage model's the class heads too.
@@ -66,7 +66,7 @@ def write_hugging_face(folder: str | Path, detector: nn.Module, cfg: Any, names:
     if deformable:
         state = _rename(layout.share_heads(state), hugging_face.DEFORMABLE_DETR)
     else:
-        state = _with_masks(_rename(state, hugging_face.DETR), "")
+        state = _with_masks(_rename(state, hugging_face.DETR))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Each a tensor of its own: the format does not store shared ones.
@@ -98,7 +98,7 @@ def _rename(state: State, table: NameTable) -> State:
         raise CheckpointError(f"the other project's models have nothing like {error.args[0]}") from error
 
 
-def _with_masks(state: State, prefix: str) -> State:
+def _with_masks(state: State) -> State:
     """A model with masks has the detector below ``detr.``."""
     masks = ("mask_head.", "bbox_attention.")
     if not any(key.startswith(masks) for key in state):

@@ -3,6 +3,7 @@
 The published names come first, and are what is written: every version of transformers reads them.
 """
 
+from . import official
 from .names import NameTable, Rule
 from .official import layer_rules
 
@@ -56,8 +57,17 @@ DEFORMABLE_DETR = NameTable(
     ]
 )
 
-# transformers 5 names the mask head's parts by what they do.
-MASKS: list[Rule] = []
+# Published as the official ones; transformers 5 names the parts by what they do.
+_CONVOLUTIONS = ("conv1", "conv2", "fpn_stages.0.refine", "fpn_stages.1.refine", "fpn_stages.2.refine")
+MASKS: list[Rule] = [
+    *official.MASKS,
+    ("mask_head.attention.query.{w}", "bbox_attention.q_proj.{w}"),
+    ("mask_head.attention.key.{w}", "bbox_attention.k_proj.{w}"),
+    *((f"mask_head.convs.{index}.0.{{w}}", f"mask_head.{name}.conv.{{w}}") for index, name in enumerate(_CONVOLUTIONS)),
+    *((f"mask_head.convs.{index}.1.{{w}}", f"mask_head.{name}.norm.{{w}}") for index, name in enumerate(_CONVOLUTIONS)),
+    *((f"mask_head.adapters.{index}.{{w}}", f"mask_head.fpn_stages.{index}.fpn_adapter.{{w}}") for index in range(3)),
+    ("mask_head.output.{w}", "mask_head.output_conv.{w}"),
+]
 
 DETR = NameTable(
     [

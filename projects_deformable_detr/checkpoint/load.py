@@ -5,23 +5,20 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlparse
 
-import torch
-import torchvision
 from torch import nn
 
 from . import stem
 from .classes import Heads, Names, Outcome, fit_class_heads, names_in_file
 from .files import CheckpointError, Weights, read_weights
+from .imagenet import TORCHVISION, CannotDownloadError, download
 from .keys import is_backbone, recognise, to_dialect_of, to_ours
 from .layout import is_deformable
 from .names import State
 
 logger = logging.getLogger(__name__)
-TORCHVISION = "torchvision://"
 _SHOWN = 8
+_MASKS = "mask_head."
 # Offsets of deformable convolutions, ours and Detectron2's, and the norms of a Swin Transformer's feature maps.
 _NEW = re.compile(r"\.conv2(\.|_)offset\.|\.norms\.res\d\.")
 _ONLY_A_BACKBONE = (
@@ -112,34 +109,6 @@ def load_weights(detector: nn.Module, source: str | Path, options: LoadOptions |
     return report
 
 
-class CannotDownloadError(CheckpointError):
-    """ImageNet weights that the network does not give."""
-
-
-def download(source: str) -> Path:
-    """The file of ``torchvision://NAME``, in the cache of ``torch.hub``.
-
-    Raises:
-        CheckpointError: if torchvision has no such weights, they are damaged, or cannot be downloaded.
-    """
-    name = source.removeprefix(TORCHVISION)
-    try:
-        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{source}: torchvision has no such ImageNet weights; try torchvision://resnet50"
-        ) from error
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
-    try:
-        if not file.is_file():
-            weights.get_state_dict(progress=False, check_hash=True)
-        return file
-    except RuntimeError as error:  # the file's hash
-        raise CheckpointError(f"{source}: the download is damaged ({error}): start again") from error
-    except (URLError, OSError) as error:
-        raise CannotDownloadError(f"{source} could not be downloaded ({error}).") from error
-
-
 def _warn_from_scratch(detector: nn.Module, source: str | Path) -> None:
     advice = ""
     if any(type(module).__name__ == "FrozenBatchNorm2d" for module in detector.modules()):
@@ -171,10 +140,12 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
     state = to_dialect_of(own, to_ours(weights.state, kind))
     state = {key: value for key, value in state.items() if not _is_counter(key, own)}
     state, classes = _fit_classes(detector, state, own, kind, weights, options)
+    state, new_masks = _fit_masks(state, own, f"{source} ({kind} weights)", options)
     scope = _imagenet_keys(own) if is_backbone(kind) else list(own)
     mismatched = tuple(key for key in state if key in own and own[key].shape != state[key].shape)
     unexpected = tuple(key for key in state if key not in own and not _is_unbuilt_stage(key, own, kind))
-    missing = tuple(key for key in scope if key not in state and not key.endswith("num_batches_tracked"))
+    given = {*state, *new_masks, *_counters(own)}
+    missing = tuple(key for key in scope if key not in given)
     report = LoadReport(kind, missing, unexpected, mismatched, classes)
     fitting = {key: value for key, value in state.items() if key in own and key not in mismatched}
     _tell(report, own, state, f"{source} ({kind} weights)", options)
@@ -190,6 +161,25 @@ def _fit_classes(
     if theirs is None:
         return state, Outcome("none")
     return fit_class_heads(state, own, theirs, Heads(options.class_names, softmax), keep_logits=options.keep_logits)
+
+
+def _fit_masks(state: State, own: State, source: str, options: LoadOptions) -> tuple[State, list[str]]:
+    """Boxes come before masks: a detector without them may start a model with a mask head, and the other way round.
+
+    Returns:
+        the state without masks that the model does not have, and the mask head's keys if it starts anew.
+    """
+    theirs = [key for key in state if key.startswith(_MASKS)]
+    ours = [key for key in own if key.startswith(_MASKS)]
+    if theirs and not ours:
+        logger.info("%s: the mask head is left out: MODEL.MASK_ON is False", source)
+        return {key: value for key, value in state.items() if key not in theirs}, []
+    if theirs or not ours or not any(key.startswith("encoder.") for key in state):
+        return state, []
+    if options.for_evaluation and not options.allow_partial:
+        raise CheckpointError(f"{source} has no mask head: set MODEL.MASK_ON False, or name a detector with masks")
+    logger.warning("%s has no mask head: it starts anew", source)
+    return state, ours
 
 
 def _heads(state: State, kind: str, weights: Weights, softmax: bool) -> Heads | None:
@@ -239,6 +229,10 @@ def _imagenet_keys(own: State) -> list[str]:
     """What weights of a backbone have to fill: not the pyramid on top, nor what ImageNet models do not have."""
     prefix = "backbone.bottom_up." if any(key.startswith("backbone.bottom_up.") for key in own) else "backbone."
     return [key for key in own if key.startswith(prefix) and not _NEW.search(key)]
+
+
+def _counters(own: State) -> list[str]:
+    return [key for key in own if key.endswith("num_batches_tracked")]
 
 
 def _is_counter(key: str, own: State) -> bool:

@@ -45,8 +45,15 @@ _SHARED_HEADS: list[Rule] = [
     ("decoder.class_heads.0.{w}", "class_embed.{w}"),
     ("decoder.box_heads.0.layers.{i}.{w}", "bbox_embed.layers.{i}.{w}"),
 ]
-# The heads of DETR's panoptic models: as the lay… and gn… of the repository that published them.
-MASKS: list[Rule] = []
+# The mask head of DETR's panoptic models, where the rest is below ``detr.``.
+MASKS: list[Rule] = [
+    ("mask_head.attention.query.{w}", "bbox_attention.q_linear.{w}"),
+    ("mask_head.attention.key.{w}", "bbox_attention.k_linear.{w}"),
+    *((f"mask_head.convs.{index}.0.{{w}}", f"mask_head.lay{index + 1}.{{w}}") for index in range(5)),
+    *((f"mask_head.convs.{index}.1.{{w}}", f"mask_head.gn{index + 1}.{{w}}") for index in range(5)),
+    *((f"mask_head.adapters.{index}.{{w}}", f"mask_head.adapter{index + 1}.{{w}}") for index in range(3)),
+    ("mask_head.output.{w}", "mask_head.out_lay.{w}"),
+]
 
 DEFORMABLE_DETR = NameTable(
     [

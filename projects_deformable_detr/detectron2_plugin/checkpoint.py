@@ -20,6 +20,7 @@ from torch import distributed, nn
 
 from ..checkpoint import (
     CLASS_NAMES,
+    TORCHVISION,
     CheckpointError,
     LoadOptions,
     Weights,
@@ -34,7 +35,6 @@ from ..checkpoint import (
 
 # Detectron2 matches the names of these formats itself: pycls's, and whatever is said to need it.
 _MATCHED_BY_DETECTRON2 = (".pyth", "?matching_heuristics=True")
-_TORCHVISION = "torchvision://"
 _POINTER = "last_checkpoint"  # fvcore's name for it
 _DETECTOR = "detector."
 _BACKBONE = "detector.backbone."
@@ -71,7 +71,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         if checkpointables != []:
             return super().load(path, checkpointables)
         rest: dict[str, Any] = {}
-        if path and not path.startswith(_TORCHVISION) and not path.endswith(_MATCHED_BY_DETECTRON2):
+        if path and not path.startswith(TORCHVISION) and not path.endswith(_MATCHED_BY_DETECTRON2):
             path = self.path_manager.get_local_path(path)
         if self._is_matched_by_detectron2(path):
             rest = super().load(path, checkpointables)
@@ -158,7 +158,7 @@ class _TorchvisionHandler(PathHandler):
     """``torchvision://resnet50`` as the file of its ImageNet weights."""
 
     def _get_supported_prefixes(self) -> list[str]:
-        return [_TORCHVISION]
+        return [TORCHVISION]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         return str(download(path))

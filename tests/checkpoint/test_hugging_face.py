@@ -13,9 +13,11 @@ from projects_deformable_detr.modeling import batch_images
 
 transformers = pytest.importorskip("transformers", reason="transformers reads and writes these files")
 
-VARIANTS = ["single_scale", "multi_scale", "box_refine", "two_stage", "detr", "detr_learned"]
+MASKS = {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8}
+VARIANTS = ["single_scale", "multi_scale", "box_refine", "two_stage", "detr", "detr_learned", "detr_masks"]
 CLASSES = {
     "DetrForObjectDetection": transformers.DetrForObjectDetection,
+    "DetrForSegmentation": transformers.DetrForSegmentation,
     "DeformableDetrForObjectDetection": transformers.DeformableDetrForObjectDetection,
 }
 
@@ -28,6 +30,8 @@ def make_detector(make_cfg, shake):
         changes = {}
         if variant == "detr_learned":
             variant, changes = "detr", {"POSITION_EMBEDDING": "learned"}
+        if variant == "detr_masks":
+            variant, changes = "detr", MASKS
         cfg = make_cfg(variant, **changes)
         return shake(build_detector(cfg)), cfg
 
@@ -49,6 +53,8 @@ def check_equal_outputs(detector, theirs):
         other = theirs(pixel_values=images, pixel_mask=(~mask).long())
     torch.testing.assert_close(ours.logits[-1], other.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.boxes[-1], other.pred_boxes, rtol=1e-4, atol=1e-4)
+    if ours.masks is not None:
+        torch.testing.assert_close(ours.masks.all(), other.pred_masks, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -98,7 +104,7 @@ def written_by_transformers(detector, cfg, folder, how):
 
 
 @pytest.mark.parametrize("how", ["safetensors", "old_bin", "new_bin"])
-@pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr"])
+@pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr", "detr_masks"])
 def test_what_transformers_saves_loads(make_detector, check_same, tmp_path, variant, how):
     detector, cfg = make_detector(variant)
     folder = written_by_transformers(detector, cfg, tmp_path, how)

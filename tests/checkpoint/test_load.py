@@ -207,3 +207,38 @@ def test_evaluation_refuses_a_backbone_file(make_cfg, tmp_path):
     with pytest.raises(CheckpointError, match="weights of a backbone"):
         load_weights(detector, tmp_path / "resnet.pth", LoadOptions(for_evaluation=True))
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
+
+
+@pytest.fixture
+def make_pair(make_cfg, tmp_path):
+    """A file of a DETR with or without masks, its detector, and another detector with or without them."""
+
+    def make(masks_in_file, masks_in_model):
+        detectors = []
+        for masks in (masks_in_file, masks_in_model):
+            changes = {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8} if masks else {"HIDDEN_DIM": 128}
+            detectors.append(build_detector(make_cfg("detr", DEPTH=18, **changes)))
+        save_detector(tmp_path / "detr.pth", detectors[0], iteration=0, cfg_text="")
+        return tmp_path / "detr.pth", *detectors
+
+    return make
+
+
+def test_boxes_come_before_masks(make_pair, caplog):
+    path, source, target = make_pair(False, True)
+    with pytest.raises(CheckpointError, match="has no mask head: set MODEL.MASK_ON False"):
+        load_weights(target, path, LoadOptions(for_evaluation=True))
+    before = {key: value.clone() for key, value in target.mask_head.state_dict().items()}
+    with caplog.at_level(logging.WARNING):
+        load_weights(target, path)
+    assert "has no mask head: it starts anew" in caplog.text
+    assert same(target.mask_head.state_dict(), before)
+    assert same(target.decoder.state_dict(), source.decoder.state_dict())
+
+
+def test_masks_are_left_out_where_the_model_has_none(make_pair, caplog):
+    path, source, target = make_pair(True, False)
+    with caplog.at_level(logging.INFO):
+        assert load_weights(target, path, LoadOptions(for_evaluation=True)).unexpected == ()
+    assert "the mask head is left out" in caplog.text
+    assert same(target.decoder.state_dict(), source.decoder.state_dict())

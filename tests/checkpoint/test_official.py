@@ -15,7 +15,8 @@ from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, lo
 from projects_deformable_detr.checkpoint.export import write_official
 
 DEFORMABLE = ["single_scale", "single_scale_dc5", "multi_scale", "box_refine", "two_stage"]
-DETR = ["detr", "detr_pre_norm"]
+DETR = ["detr", "detr_pre_norm", "detr_masks"]
+MASKS = {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8}
 
 # Keys of one layer and of what is around the layers, as in published files: official Deformable DETR …
 DEFORMABLE_KEYS = """
@@ -48,6 +49,11 @@ transformer.enc_output.weight transformer.enc_output_norm.bias transformer.pos_t
 transformer.pos_trans_norm.weight class_embed.3.weight bbox_embed.3.layers.1.weight
 transformer.decoder.class_embed.3.weight transformer.decoder.bbox_embed.3.layers.1.weight
 """
+MASK_KEYS = """
+bbox_attention.q_linear.weight bbox_attention.k_linear.bias mask_head.lay1.weight mask_head.gn1.bias
+mask_head.lay2.weight mask_head.lay5.bias mask_head.gn5.weight mask_head.adapter1.weight mask_head.adapter3.bias
+mask_head.out_lay.weight
+"""
 EXTRA_KEYS = {
     "single_scale": ["query_embed.weight", "transformer.reference_points.weight"],
     "multi_scale": ["input_proj.3.0.weight"],
@@ -68,7 +74,7 @@ def make_pair(make_cfg, shake, tmp_path):
     """A detector, its official state dict, and another detector to load into."""
 
     def make(variant, **changes):
-        cfg = make_cfg(variant, **changes)
+        cfg = make_cfg("detr", **MASKS) if variant == "detr_masks" else make_cfg(variant, **changes)
         detector = shake(build_detector(cfg))
         write_official(tmp_path / "official.pth", detector)
         return detector, read_state(tmp_path / "official.pth"), build_detector(cfg)
@@ -80,8 +86,10 @@ def make_pair(make_cfg, shake, tmp_path):
 def test_a_round_trip_is_exact(make_pair, check_same, tmp_path, variant):
     detector, state, other = make_pair(variant)
     wanted = DETR_KEYS if variant in DETR else DEFORMABLE_KEYS
+    below = "detr." if variant == "detr_masks" else ""
     for key in wanted.split() + EXTRA_KEYS.get(variant, []):
-        assert key in state, key
+        assert f"{below}{key}" in state, key
+    assert below == "" or set(MASK_KEYS.split()) <= state.keys()
     assert not set(state) & set(detector.state_dict())
     assert recognise(state) == "official"
     assert load_weights(other, write(tmp_path / "theirs.pth", state)).kind == "official"
