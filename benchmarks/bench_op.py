@@ -157,11 +157,15 @@ def peak_memory(name: str, backward: bool) -> float:
     x = with_grad_output(make_inputs(None))
     keep = ("value", "grad_output", *(names if "offsets" in names else POINTS_NAMES), "reference")
     x = {k: t for k, t in x.items() if k in keep}
+    with torch.set_grad_enabled(backward):
+        return peak_of(functools.partial(function, x))
+
+
+def peak_of(function: Callable[[], object]) -> float:
     ctypes.CDLL(None).malloc_trim(0)  # freed memory that is still resident would hide what the call allocates
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the present size
     before = _status("VmRSS")
-    with torch.set_grad_enabled(backward):
-        function(x)
+    function()
     return (_status("VmHWM") - before) / 1e6 * 1024
 
 

@@ -8,6 +8,11 @@ SIZES = [
     Size(1, ((12, 9), (5, 4)), 1, 32, 200, 4),  # one head: fewer slices than threads
     Size(2, ((12, 9), (5, 4)), 4, 40, 150, 3),
     Size(1, ((40, 40),), 8, 32, 3, 4),
+    Size(1, ((100, 100),), 8, 32, 600, 4),  # in place, with work for several threads
+    # Few heads, many queries: forward runs of queries, backward parts whose gradients are added up.
+    Size(1, ((12, 9), (5, 4)), 1, 32, 1500, 4),
+    Size(2, ((12, 9), (5, 4)), 1, 32, 1500, 4),
+    Size(1, ((12, 9), (5, 4)), 3, 30, 1500, 4),
 ]
 
 
@@ -24,7 +29,7 @@ def test_threads(size: Size, dtype: torch.dtype, threads) -> None:
     cases = [(PLAIN[0], make_plain(size, dtype)), (FUSED[0], make_fused(size, dtype, 4))]
     for function, tensors in cases:
         results = []
-        for count in (1, 2, 3, 7, 2):
+        for count in (1, 2, 3, 4, 7, 2):
             threads(count)
             results.append(forward_backward(function, tensors, size.shapes, grad_like_output(size, dtype)))
         for other in results[1:]:
