@@ -1,0 +1,137 @@
+"""The command line: convert, export-official, export-hf."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from projects_deformable_detr import build_detector
+from projects_deformable_detr.checkpoint import __main__ as command
+from projects_deformable_detr.checkpoint import load_weights, read_state, read_weights
+from projects_deformable_detr.checkpoint.coco_classes import THINGS
+from projects_deformable_detr.checkpoint.export import write_official
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command; its exit status and what it said."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["checkpoint", *map(str, words)])
+        status = command.main()
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    return call
+
+
+@pytest.fixture
+def make_files(make_cfg, shake, tmp_path, monkeypatch):
+    """An official file of so many classes, its detector, and a config file whose classes follow data set or file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "get_cfg", lambda: make_cfg())  # the tiny model's widths
+
+    def make(classes, datasets=()):
+        detector = shake(build_detector(make_cfg("two_stage", NUM_CLASSES=classes)))
+        write_official("official.pth", detector)
+        cfg = make_cfg("two_stage", NUM_CLASSES=0)
+        cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = datasets
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        return detector, "official.pth", "config.yaml"
+
+    return make
+
+
+def classes_in(path):
+    return len(read_state(path)["detector.decoder.class_heads.0.bias"])
+
+
+def test_convert_maps_onto_the_configs_data_set(make_files, run, caplog):
+    detector, source, config = make_files(91, ("coco_2017_val",))
+    with caplog.at_level("INFO"):
+        status, said = run("convert", source, "ours.pth", "--config-file", config)
+    assert status == 0 and "ours.pth: official weights with 80 classes" in said
+    assert "80 of 80 classes took over their logits of the file's 91 by name" in caplog.text
+    assert classes_in("ours.pth") == 80
+    assert read_weights("ours.pth").class_names == THINGS
+    bias = read_state("ours.pth")["detector.decoder.class_heads.0.bias"]
+    assert torch.equal(bias[0], detector.decoder.class_heads[0].bias[1])
+
+
+def test_convert_maps_onto_a_registered_data_set(make_files, run, tmp_path):
+    detector, source, config = make_files(91, ("pets",))
+    content = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "dog"}, {"id": 7, "name": "cat"}]}
+    (tmp_path / "pets.json").write_text(json.dumps(content))
+    arguments = (
+        "convert",
+        source,
+        "ours.pth",
+        "--config-file",
+        config,
+        "--register",
+        "pets",
+        tmp_path / "pets.json",
+        ".",
+    )
+    assert run(*arguments)[0] == 0
+    assert read_weights("ours.pth").class_names == ("dog", "cat")
+    bias = read_state("ours.pth")["detector.decoder.class_heads.1.bias"]
+    assert torch.equal(bias, detector.decoder.class_heads[1].bias[[18, 17]])
+
+
+@pytest.mark.parametrize("flag", [("--keep-logits",), ()])
+def test_convert_keeps_the_logits_on_request_or_where_no_data_set_is_known(make_files, run, check_same, make_cfg, flag):
+    detector, source, config = make_files(91, ("coco_2017_val",) if flag else ())
+    status, said = run("convert", source, "ours.pth", "--config-file", config, *flag)
+    assert status == 0 and "with 91 classes" in said
+    names = read_weights("ours.pth").class_names
+    assert names[:3] == ("N/A", "person", "bicycle") and len(names) == 91
+    target = build_detector(make_cfg("two_stage", NUM_CLASSES=91))
+    load_weights(target, "ours.pth")
+    check_same(target, detector)
+
+
+def test_a_round_trip_through_files_is_exact(make_files, run):
+    _, source, config = make_files(5)
+    assert run("convert", source, "ours.pth", "--config-file", config)[0] == 0
+    assert run("export-official", "ours.pth", "back.pth", "--config-file", config)[0] == 0
+    assert run("export-hf", "ours.pth", "folder", "--config-file", config)[0] == 0
+    assert run("export-official", "folder", "again.pth", "--config-file", config)[0] == 0
+    expected = read_state(source)
+    for name in ("back.pth", "again.pth"):
+        found = read_state(name)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(value, found[key]) for key, value in expected.items()), name
+
+
+def test_coco_ids_come_back(make_files, run):
+    _, source, config = make_files(91, ("coco_2017_val",))
+    assert run("convert", source, "ours.pth", "--config-file", config)[0] == 0
+    assert run("export-official", "ours.pth", "back.pth", "--config-file", config, "--coco-ids")[0] == 0
+    found, expected = read_state("back.pth"), read_state(source)
+    assert found["class_embed.0.bias"].shape == (91,)
+    assert torch.equal(found["class_embed.0.bias"][[1, 90]], expected["class_embed.0.bias"][[1, 90]])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("MODEL.DETR.DEC_LAYERS", "2"), "of another architecture than the config"),
+        (("MODEL.DETR.NUM_CLASSES", "7"), "does not know all of the model's classes"),
+        (("MODEL.DETR.NO_SUCH_KEY", "2"), "NO_SUCH_KEY"),
+    ],
+)
+def test_what_does_not_fit_is_told(make_files, run, options, said):
+    _, source, config = make_files(5)
+    status, text = run("convert", source, "ours.pth", "--config-file", config, *options)
+    assert status == 2 and said in text and "Traceback" not in text
+
+
+def test_a_backbone_and_others_weights_are_told(make_files, run):
+    _, _, config = make_files(5)
+    torch.save({"embedding.weight": torch.ones(2)}, "other.pth")
+    status, text = run("convert", "other.pth", "ours.pth", "--config-file", config)
+    assert status == 2 and "of no detector that is known here" in text
+    status, text = run("convert", "none.pth", "ours.pth", "--config-file", config)
+    assert status == 2 and "none.pth: there is no such checkpoint file" in text
