@@ -112,8 +112,10 @@ def count_faster_rcnn(sizes: list[Size]) -> tuple[float, list[float]]:
 
     cfg = model_zoo.get_config(FASTER_RCNN)
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RPN.NMS_THRESH = 1.0  # as many proposals as a trained model keeps: untrained ones lie on each other
+    # As many proposals as a trained model keeps, POST_NMS_TOPK_TEST: the anchors, even if they overlap.
+    cfg.MODEL.RPN.NMS_THRESH = 1.0
     model = build_model(cfg).eval()
+    nn.init.zeros_(model.proposal_generator.rpn_head.anchor_deltas.weight)
     flops = []
     for height, width in sizes:
         adapter = TracingAdapter(model, [{"image": torch.zeros(3, height, width)}], allow_non_tensor=True)
