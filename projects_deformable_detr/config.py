@@ -68,6 +68,12 @@ def _add_model_keys(cfg: Any, node_type: type) -> None:
 
     _add_mask_keys(detr, node_type)
 
+    # Detections below it are left out; 0 keeps the best TEST.DETECTIONS_PER_IMAGE, as evaluation wants them.
+    detr.SCORE_THRESH_TEST = 0.0
+    # With test-time augmentation (TEST.AUG, Detectron2's engine): detections of one class from several views of an
+    # image that overlap by more (IoU) are of one object.
+    detr.TTA_NMS_THRESH = 0.7
+
     # Initial weights. A checkpoint that does not fit is refused, unless a partial load is asked for.
     detr.ALLOW_PARTIAL_WEIGHTS = False
     # Take a file's class head as it is: no mapping onto the data set's classes by name, no new head for others.

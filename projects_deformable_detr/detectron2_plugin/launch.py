@@ -145,6 +145,8 @@ def _evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     model = Trainer.build_model(cfg)
     Trainer.build_checkpointer(cfg, model, for_evaluation=True).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
     return dict(results)

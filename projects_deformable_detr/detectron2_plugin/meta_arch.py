@@ -1,25 +1,22 @@
 """The project's meta-architectures: a pure PyTorch detector between Detectron2's inputs and outputs."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import get_event_storage, has_event_storage
-from detectron2.utils.visualizer import Visualizer
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from ..checkpoint import LoadOptions
 from ..data.problems import DatasetError
+from ..errors import UserError
 from ..modeling import (
     Detections,
-    Predictions,
     Targets,
     build_criterion,
     build_detector,
@@ -29,6 +26,7 @@ from ..modeling import (
 )
 from .checkpoint import read_foreign_weights
 from .data import known_class_names, resolve_num_classes, resolve_num_things
+from .pictures import put_matched
 
 _LOG_PERIOD = 20  # iterations between two lines of Detectron2's writers
 
@@ -42,7 +40,9 @@ class SetPredictionModel(nn.Module):
         pixel_mean: per channel, in the order of ``input_format`` and the range 0–255.
         pixel_std: the same.
         topk: detections per image, at most.
-        vis_period: iterations between pictures of ground truth and predictions in the event storage; 0: none.
+        score_threshold: leave out detections of lower scores.
+        vis_period: iterations between pictures of ground truth and matched predictions in the event storage; 0: none.
+            The criterion's ``matcher`` matches them.
         input_format: ``"RGB"`` or ``"BGR"``, needed for the pictures.
         num_things: classes of things, the first ones; the others, stuff, are no instances. 0: all are things.
         panoptic: give a panoptic segmentation too, with these arguments of `panoptic_postprocess`; None: do not.
@@ -62,6 +62,7 @@ class SetPredictionModel(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         topk: int = 100,
+        score_threshold: float = 0.0,
         vis_period: int = 0,
         input_format: str = "RGB",
         num_things: int = 0,
@@ -72,6 +73,7 @@ class SetPredictionModel(nn.Module):
         self.detector = detector
         self.criterion = criterion
         self.topk = topk
+        self.score_threshold = score_threshold
         self.vis_period = vis_period
         self.input_format = input_format
         self.num_things = num_things
@@ -90,12 +92,16 @@ class SetPredictionModel(nn.Module):
             cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
         keys, num_things = cfg.MODEL.DETR.PANOPTIC, resolve_num_things(cfg)
         panoptic = {"num_things": num_things, "score_threshold": keys.SCORE_THRESH, "min_area": keys.MIN_AREA}
+        detector = build_detector(cfg, build_backbone(cfg), cls.architecture)
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            _check_precise_bn(detector)
         return {
-            "detector": build_detector(cfg, build_backbone(cfg), cls.architecture),
+            "detector": detector,
             "criterion": build_criterion(cfg, cls.architecture),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "topk": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "score_threshold": cfg.MODEL.DETR.SCORE_THRESH_TEST,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
             "num_things": num_things,
@@ -132,7 +138,7 @@ class SetPredictionModel(nn.Module):
                 (int(record.get("height", size[0])), int(record.get("width", size[1])))
                 for record, size in zip(batched_inputs, images.image_sizes, strict=True)
             ]
-            detections = postprocess(predictions, sizes, self.topk, self.num_things or None)
+            detections = postprocess(predictions, sizes, self.topk, self.num_things or None, self.score_threshold)
             results: list[dict[str, Any]] = [
                 {"instances": _instances(*pair)} for pair in zip(detections, sizes, strict=True)
             ]
@@ -150,7 +156,9 @@ class SetPredictionModel(nn.Module):
             if (storage.iter + 1) % _LOG_PERIOD == 0:  # the storage fetches it at once, for which the host has to wait
                 storage.put_scalar("cardinality_error", cardinality_error(predictions, targets))
             if self.vis_period > 0 and storage.iter % self.vis_period == 0:
-                self._visualize(batched_inputs[0], predictions, images.image_sizes)
+                names = self.load_options.class_names
+                matcher = self.criterion.matcher
+                put_matched(batched_inputs[0], predictions, targets, matcher, self.input_format, names)
         return losses
 
     def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -163,17 +171,18 @@ class SetPredictionModel(nn.Module):
             padding_constraints=getattr(backbone, "padding_constraints", None),
         )
 
-    @torch.no_grad()
-    def _visualize(self, record: dict[str, Any], predictions: Predictions, image_sizes: list[tuple[int, int]]) -> None:
-        """Puts ground truth beside the 20 best predictions of a training image into the event storage."""
-        image = convert_image_to_rgb(record["image"].permute(1, 2, 0), self.input_format)
-        best = postprocess(replace(predictions, masks=None), image_sizes, topk=20)[0]
-        pictures = [
-            Visualizer(image).overlay_instances(boxes=boxes.float().cpu().numpy()).get_image()
-            for boxes in (record["instances"].gt_boxes.tensor, best.boxes)
-        ]
-        picture = np.concatenate(pictures, axis=1).transpose(2, 0, 1)
-        get_event_storage().put_image("Left: ground truth; right: 20 best predictions", picture)
+
+def _check_precise_bn(detector: nn.Module) -> None:
+    """Detectron2's hook is silent where it finds nothing to do.
+
+    Raises:
+        UserError: if no batch norm of the detector keeps statistics.
+    """
+    if not get_bn_modules(detector.train()):
+        raise UserError(
+            "TEST.PRECISE_BN.ENABLED True has no batch norm to measure: those of MODEL.RESNETS.NORM FrozenBN, and of "
+            "stages that FREEZE_AT freezes, never change; set it to False, or train with NORM BN or SyncBN"
+        )
 
 
 def _padding_mask(images: ImageList) -> Tensor:

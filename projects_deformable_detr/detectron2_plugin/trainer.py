@@ -1,23 +1,25 @@
 """Detectron2's default trainer with the papers' recipe."""
 
+import os
 import weakref
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import LoadOptions
-from ..optim import build_optimizer, clip_gradients
 from .checkpoint import DetectorCheckpointer
 from .data import known_class_names, resolve_num_classes
 from .evaluation import build_evaluator
+from .integration import build_optimizer
 from .mapper import DetrDatasetMapper
+from .tta import SetPredictionTTA
 
 
 class Trainer(DefaultTrainer):
@@ -55,16 +57,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """The papers' optimizer, which clips gradients at the start of each step.
-
-        In the step, as Detectron2 does it: mixed precision's scaler has then removed its scale from the gradients,
-        and has skipped the step where they overflowed.
-        """
-        optimizer = build_optimizer(cfg, model)
-        if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            optimizer.register_step_pre_hook(lambda *_: _clip(cfg, parameters))
-        return optimizer
+        """The papers' optimizer, which clips gradients at the start of each step."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -81,6 +75,22 @@ class Trainer(DefaultTrainer):
         """The evaluator that the data set's metadata asks for."""
         return build_evaluator(cfg, dataset_name, output_folder)
 
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Metrics with test-time augmentation, under Detectron2's names: ``{"bbox_TTA": …}``."""
+        several = len(cfg.DATASETS.TEST) > 1
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(folder, *[name] * several)) for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, SetPredictionTTA(cfg, model), evaluators)
+        return {f"{key}_TTA": value for key, value in results.items()}
+
+    def build_hooks(self) -> list[Any]:
+        """Detectron2's, and with TEST.AUG the evaluation of test-time augmentation at the end."""
+        own = [hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))] if self.cfg.TEST.AUG.ENABLED else []
+        return [*super().build_hooks(), *own]
+
 
 def _distributed_options(cfg: CfgNode, model: Any) -> dict[str, Any]:
     """What Detectron2's defaults leave out: processes on CPUs, and backbones with more features than are used."""
@@ -88,7 +98,3 @@ def _distributed_options(cfg: CfgNode, model: Any) -> dict[str, Any]:
     unused = set(model.detector.backbone.output_shape()) - set(used)
     devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
     return {"find_unused_parameters": bool(unused), **devices}
-
-
-def _clip(cfg: CfgNode, parameters: list[nn.Parameter]) -> None:
-    clip_gradients(cfg, parameters)  # its value is not the hook's: a step pre-hook that returns one replaces arguments

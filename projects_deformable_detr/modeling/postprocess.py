@@ -17,6 +17,7 @@ def postprocess(
     image_sizes: Sequence[tuple[int, int]],
     topk: int = 100,
     num_things: int | None = None,
+    score_threshold: float = 0.0,
 ) -> list[Detections]:
     """Detections of every image, best first.
 
@@ -29,6 +30,7 @@ def postprocess(
         image_sizes: N sizes (H, W) in pixels in which boxes and masks are wanted, usually those of the original files.
         topk: how many detections at the most, >= 1.
         num_things: leave out detections of other classes than the first ``num_things``, which are stuff; None: none.
+        score_threshold: leave out detections of lower scores.
 
     Raises:
         ValueError: if the number of sizes is not N or topk is less than 1.
@@ -43,6 +45,7 @@ def postprocess(
     detections = []
     for image, (height, width) in enumerate(image_sizes):
         kept = labels[image] < (predictions.num_classes if num_things is None else num_things)
+        kept &= scores[image] >= score_threshold
         scaled = corners[image, kept] * corners.new_tensor((width, height, width, height))
         masks = None
         if predictions.masks is not None:

@@ -123,7 +123,8 @@ class DetectionModule(L.LightningModule):
             predictions = self(batch)
         panoptic, sizes, segmented = self.cfg.MODEL.DETR.PANOPTIC, batch.original_sizes, None
         things = panoptic.NUM_THING_CLASSES
-        found = postprocess(predictions, sizes, self.cfg.TEST.DETECTIONS_PER_IMAGE, things or None)
+        most, threshold = self.cfg.TEST.DETECTIONS_PER_IMAGE, self.cfg.MODEL.DETR.SCORE_THRESH_TEST
+        found = postprocess(predictions, sizes, most, things or None, threshold)
         if panoptic.ENABLED:
             segmented = panoptic_postprocess(predictions, sizes, things, panoptic.SCORE_THRESH, panoptic.MIN_AREA)
         self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, found, segmented)
