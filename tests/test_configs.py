@@ -35,12 +35,16 @@ def is_base(name):
     return Path(name).name.startswith("Base-")
 
 
-def images_and_targets():
-    """Images (3, h, w) in 0-255; two objects in the first, none in the second."""
+def images_and_targets(with_masks):
+    """Images (3, h, w) in 0-255; two objects in the first, none in the second. Masks fill their boxes."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in SIZES]
     boxes = torch.tensor([[0.25, 0.5, 0.25, 0.5], [0.5, 0.5, 0.5, 0.25]])  # whole pixels
-    return images, [Targets(torch.tensor([1, 3]), boxes), Targets(torch.zeros(0, dtype=torch.int64), boxes[:0])]
+    masks = [torch.zeros(count, *size, dtype=torch.bool) for count, size in zip((2, 0), SIZES, strict=True)]
+    masks[0][0, 16:48, 12:36] = masks[0][1, 24:40, 24:72] = True
+    labels = [torch.tensor([1, 3]), torch.zeros(0, dtype=torch.int64)]
+    wanted = masks if with_masks else [None, None]
+    return images, [Targets(*parts) for parts in zip(labels, (boxes, boxes[:0]), wanted, strict=True)]
 
 
 def unique_models():
@@ -50,7 +54,7 @@ def unique_models():
 
 def run_standalone(cfg, detector):
     """Losses by name, after the backward."""
-    images, targets = images_and_targets()
+    images, targets = images_and_targets(cfg.MODEL.MASK_ON)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
     batch, mask = batch_images([(image - mean) / std for image in images])
     torch.manual_seed(1)  # of dropout
@@ -62,19 +66,22 @@ def run_standalone(cfg, detector):
 def run_detectron2(name, weights, monkeypatch):
     """The meta-architecture that Detectron2's registry builds with these weights, and its losses after the backward."""
     from detectron2.modeling import build_model
-    from detectron2.structures import Boxes, Instances
+    from detectron2.structures import BitMasks, Boxes, Instances
 
+    cfg = read(name, "detectron2")
     with monkeypatch.context() as patch:
         for function in ("kaiming_normal_", "kaiming_uniform_", "xavier_uniform_", "trunc_normal_"):
             patch.setattr(torch.nn.init, function, lambda tensor, *_, **__: tensor)  # slow, and overwritten next
-        model = build_model(read(name, "detectron2"))
+        model = build_model(cfg)
     model.detector.load_state_dict(weights, assign=True)
     records = []
-    for image, target, (height, width) in zip(*images_and_targets(), SIZES, strict=True):
+    for image, target, (height, width) in zip(*images_and_targets(cfg.MODEL.MASK_ON), SIZES, strict=True):
         centre, size = (target.boxes * torch.tensor([width, height, width, height])).split(2, dim=1)
         instances = Instances((height, width))
         instances.gt_boxes = Boxes(torch.cat([centre - size / 2, centre + size / 2], dim=1))
         instances.gt_classes = target.labels
+        if target.masks is not None:
+            instances.gt_masks = BitMasks(target.masks)
         records.append({"image": image, "instances": instances})
     torch.manual_seed(1)
     losses = model.train()(records)

@@ -61,3 +61,8 @@ def test_the_papers_models_are_configs(flops):
     names = {str(path.relative_to(flops.CONFIGS).with_suffix("")) for path in flops.coco_configs()}
     assert set(flops.PAPER) - {flops.FASTER_RCNN} <= names
     assert not any("Base" in name or name in ("quickstart", "small_r18_scratch") for name in names)
+
+
+def test_every_config_for_coco_has_its_row_in_the_documentation(flops):
+    text = (ROOT / "docs" / "models.md").read_text()
+    assert [path.stem for path in flops.coco_configs() if f"`{path.stem}`" not in text] == []
