@@ -1,0 +1,227 @@
+"""Masks and panoptic annotations: the shapes data's own, COCO's format, and what is wrong with a file of it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle_format
+
+from projects_deformable_detr.data import catalog, coco, masks, panoptic, shapes
+from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.data.panoptic_format import colours_to_ids, ids_to_colours, read_segment_ids
+from projects_deformable_detr.data.problems import DatasetError
+from projects_deformable_detr.data.scene import CLASS_NAMES
+from projects_deformable_detr.data.textures import STUFF_NAMES
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    shapes.generate(root / "shapes", num_train=12, num_val=4, size=(96, 128), seed=3)
+    return root
+
+
+@pytest.fixture
+def spec(made, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(made))
+    return catalog.get("shapes_train_panoptic")
+
+
+def test_names_of_panoptic_data_sets(monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/d")
+    spec = catalog.get("coco_2017_val_panoptic")
+    assert [str(path) for path in (spec.json_file, spec.image_root, spec.panoptic_root, spec.instances_json)] == [
+        "/d/coco/annotations/panoptic_val2017.json",
+        "/d/coco/val2017",
+        "/d/coco/panoptic_val2017",
+        "/d/coco/annotations/instances_val2017.json",
+    ]
+    assert catalog.get("coco_2017_val").panoptic_root is None
+
+
+def test_every_pixel_of_the_shapes_is_in_one_segment(spec):
+    summary, records = coco.load(spec, max_objects=20)
+    assert summary.class_names == (*CLASS_NAMES, *STUFF_NAMES) and summary.num_things == len(CLASS_NAMES)
+    assert coco.read_class_names(spec) == summary.class_names and coco.read_num_things(spec) == len(CLASS_NAMES)
+    assert (summary.num_images, summary.num_crowd) == (12, 0)
+    content = json.loads(spec.json_file.read_text())
+    listed = {item["image_id"]: item["segments_info"] for item in content["annotations"]}
+    kinds = set()
+    for record in records:
+        size = record["height"], record["width"]
+        ids = read_segment_ids(record["pan_seg_file_name"], size)
+        boxes, labels, found = panoptic.read_objects(record)
+        assert (found.sum(0) == 1).all() and set(np.unique(ids)) == {s["id"] for s in record["segments_info"]}
+        for box, mask, entry in zip(boxes, found, listed[record["image_id"]], strict=True):
+            assert entry["area"] == mask.sum()
+            x, y, w, h = entry["bbox"]
+            assert box.tolist() == [x, y, x + w, y + h]
+        stuff = labels[labels >= summary.num_things]
+        assert len(set(stuff)) == len(stuff)  # one segment of each kind
+        kinds |= set(stuff.tolist())
+    assert kinds == {6, 7, 8}
+
+
+def test_things_are_the_instances(spec):
+    """Segments of shapes are the polygons' masks, but for pixels on an edge."""
+    instances = coco.load_records(DatasetSpec("things", spec.instances_json, spec.image_root))
+    for record, other in zip(coco.load_records(spec), instances, strict=True):
+        _, labels, found = panoptic.read_objects(record)
+        size = record["height"], record["width"]
+        rles = [masks.to_rle(item["segmentation"], *size, "") for item in other["annotations"]]
+        polygons = masks.decode(rles, *size)
+        assert labels[labels < 6].tolist() == [item["category_id"] for item in other["annotations"]]
+        for mask, polygon in zip(found, polygons, strict=False):
+            assert (mask & polygon).sum() / (mask | polygon).sum() > (0.8 if polygon.sum() > 100 else 0.55)
+
+
+def test_instances_do_not_know_of_stuff(made):
+    content = json.loads((made / "shapes/annotations/instances_train.json").read_text())
+    assert len(content["categories"]) == len(CLASS_NAMES) and "isthing" not in content["categories"][0]
+
+
+def test_colours_are_cocos():
+    ids = np.array([[0, 1, 255, 256, 65536, 256**3 - 1]], np.int32)
+    colours = ids_to_colours(ids)
+    assert colours[0].tolist() == [[0, 0, 0], [1, 0, 0], [255, 0, 0], [0, 1, 0], [0, 0, 1], [255, 255, 255]]
+    np.testing.assert_array_equal(colours_to_ids(colours), ids)
+
+
+def test_segmentations_of_every_kind():
+    mask = np.zeros((6, 8), np.uint8)
+    mask[1:4, 2:7] = 1
+    compressed = rle_format.encode(np.asfortranarray(mask))
+    flat = mask.T.ravel()  # column by column, starting with a run of zeros
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    kinds = [
+        [[2, 1, 7, 1, 7, 4, 2, 4]],
+        [[2, 1, 5, 1, 5, 4, 2, 4], [4, 1, 7, 1, 7, 4, 4, 4]],
+        {"size": [6, 8], "counts": counts},
+        {"size": [6, 8], "counts": compressed["counts"].decode()},
+        compressed,
+        masks.encode(mask),
+        masks.compact([[2, 1, 7, 1, 7, 4, 2, 4]]),
+    ]
+    for kind in kinds:
+        np.testing.assert_array_equal(masks.decode([masks.to_rle(kind, 6, 8, "")], 6, 8)[0], mask > 0)
+    assert masks.decode([], 6, 8).shape == (0, 6, 8)
+    json.dumps(masks.encode(mask))
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [["a", "b"] * 4], {"size": [6, 8]}, {"size": [5, 8], "counts": [40]}])
+def test_unusable_segmentations(wrong):
+    with pytest.raises(DatasetError, match="an object of a.png has .*segmentation"):
+        masks.to_rle(wrong, 6, 8, "an object of a.png")
+
+
+def test_annotations_without_a_segmentation(content, write):
+    for item in content["annotations"][:3]:
+        item["segmentation"] = [[0, 0, 5, 0, 5, 5]]
+    spec = write(content)
+    assert coco.inspect(spec).num_annotations == 4
+    with pytest.raises(DatasetError, match=r"without a segmentation \(1\): annotation 4 .*b.png"):
+        coco.inspect(spec, masks=True)
+
+
+@pytest.fixture
+def write_panoptic(tmp_path):
+    """Two images of 4 x 6 pixels with a thing, stuff and a crowd; categories with stuff of the smallest id."""
+    for folder in ("images", "segments"):
+        (tmp_path / folder).mkdir()
+    ids = np.array([[5] * 3 + [9] * 3] * 3 + [[300] * 6], np.int32)
+    for name in "ab":
+        Image.new("RGB", (6, 4)).save(tmp_path / f"images/{name}.jpg")
+        Image.fromarray(ids_to_colours(ids)).save(tmp_path / f"segments/{name}.png")
+    segments = [{"id": 5, "category_id": 20, "iscrowd": 0}, {"id": 9, "category_id": 1, "iscrowd": 0},
+                {"id": 300, "category_id": 7, "iscrowd": 1}]  # fmt: skip
+    content = {
+        "images": [{"id": i, "file_name": f"{n}.jpg", "width": 6, "height": 4} for i, n in ((2, "b"), (1, "a"))],
+        "annotations": [{"image_id": i, "file_name": f"{n}.png", "segments_info": [dict(s) for s in segments]}
+                        for i, n in ((1, "a"), (2, "b"))],
+        "categories": [{"id": 20, "name": "cat", "isthing": 1}, {"id": 1, "name": "sky", "isthing": 0},
+                       {"id": 7, "name": "dog", "isthing": 1}],
+    }  # fmt: skip
+
+    def write(change=lambda content: None):
+        change(content)
+        (tmp_path / "panoptic.json").write_text(json.dumps(content))
+        return DatasetSpec("tiny", tmp_path / "panoptic.json", tmp_path / "images", tmp_path / "segments")
+
+    return write
+
+
+def test_things_come_first_and_crowds_are_no_objects(write_panoptic):
+    summary, records = coco.load(write_panoptic(), max_objects=2)
+    assert (summary.class_names, summary.category_ids) == (("dog", "cat", "sky"), (7, 20, 1))
+    assert (summary.num_things, summary.num_annotations, summary.num_crowd, summary.most_objects) == (2, 6, 2, 2)
+    assert [record["image_id"] for record in records] == [1, 2]
+    boxes, labels, found = panoptic.read_objects(records[0])
+    assert labels.tolist() == [1, 2] and boxes.tolist() == [[0, 0, 3, 3], [3, 0, 6, 3]]
+    assert found.sum((1, 2)).tolist() == [9, 9]
+    first = panoptic.as_annotations(records[0])[0]
+    assert (first["bbox"], first["bbox_mode"], first["category_id"]) == ([0, 0, 3, 3], 0, 1)
+    np.testing.assert_array_equal(rle_format.decode(first["segmentation"]), found[0])
+
+
+def _segment(content):
+    return content["annotations"][0]["segments_info"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["categories"][0].pop("isthing"), "'cat' has isthing None"),
+        (lambda c: _segment(c).update(category_id=4), r"segment 5 of a.png has category_id 4"),
+        (lambda c: _segment(c).update(id=0), "segments that are incomplete"),
+        (lambda c: _segment(c).update(id=9), "use a segment id twice"),
+        (lambda c: _segment(c).update(iscrowd=2), "segments that are incomplete"),
+        (lambda c: c["annotations"][1].update(image_id=8), "images that are not in 'images'"),
+        (lambda c: c["annotations"][1].update(image_id=1), "annotated twice"),
+        (lambda c: c["annotations"].pop(), r"images without an annotation \(1\).*b.jpg"),
+        (lambda c: c["annotations"][1].pop("segments_info"), "annotations that are incomplete"),
+        (lambda c: c["annotations"][1].update(file_name="c.png"), "PNGs that are missing.*c.png"),
+        (lambda c: c["images"][0].update(file_name="c.jpg"), "image files that are missing"),
+        (lambda c: c.pop("categories"), "COCO's panoptic format"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named(write_panoptic, change, said):
+    spec = write_panoptic(change)
+    with pytest.raises(DatasetError, match=said):
+        coco.load(spec)
+
+
+def test_too_many_segments_for_the_queries(write_panoptic):
+    with pytest.raises(DatasetError, match="(?s)more segments than the 1 queries.*at least 2"):
+        coco.load(write_panoptic(), max_objects=1)
+
+
+def test_what_is_wrong_with_a_png_is_named(write_panoptic):
+    spec = write_panoptic(lambda c: _segment(c).update(id=6))
+    with pytest.raises(DatasetError, match=r"a.png has no pixel of segment 6"):
+        panoptic.read_objects(coco.load_records(spec)[0])
+    Image.new("RGB", (5, 4)).save(f"{spec.panoptic_root}/a.png")
+    with pytest.raises(DatasetError, match=r"a.png is 5 x 4 pixels"):
+        panoptic.read_objects(coco.load_records(spec)[0])
+
+
+class _Cfg(dict):
+    __getattr__ = dict.__getitem__
+
+
+def _cfg(*train, number=0, enabled=True):
+    things = _Cfg(NUM_THING_CLASSES=number, ENABLED=enabled)
+    return _Cfg(MODEL=_Cfg(DETR=_Cfg(PANOPTIC=things)), DATASETS=_Cfg(TRAIN=train, TEST=()))
+
+
+def test_the_number_of_things(spec, made):
+    assert catalog.resolve_num_things(_cfg("shapes_train_panoptic", "shapes_train")) == 6
+    assert catalog.resolve_num_things(_cfg("coco_2017_train_panoptic", number=80)) == 80  # not on this machine
+    assert catalog.resolve_num_things(_cfg("coco_2017_train", enabled=False)) == 0
+    with pytest.raises(DatasetError, match="has 5 classes of things, but data set shapes_train_panoptic has 6"):
+        catalog.resolve_num_things(_cfg("shapes_train_panoptic", number=5))
+    with pytest.raises(DatasetError, match="no data set tells the number"):
+        catalog.resolve_num_things(_cfg("coco_2017_train_panoptic"))
