@@ -52,9 +52,10 @@ class _Tensors(nn.Module):
         super().__init__()
         self.detector = detector
 
-    def forward(self, images: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, padding_mask: Tensor) -> tuple[Tensor, ...]:
         predictions = self.detector(images, padding_mask)
-        return predictions.logits, predictions.boxes
+        masks = () if predictions.masks is None else (predictions.masks.all(),)
+        return predictions.logits, predictions.boxes, *masks
 
 
 def _attention_products(inputs: Any, outputs: Any) -> int:
