@@ -44,7 +44,7 @@ def build_detector(cfg: Any, backbone: nn.Module | None = None, architecture: st
     build = _BUILDERS[_architecture(cfg, architecture)]
     backbone = build_backbone(cfg) if backbone is None else backbone
     classification = _build_classification(cfg, architecture)
-    mask_head = _build_mask_head(cfg, backbone)
+    mask_head = _build_mask_head(cfg, backbone, architecture)
     return build(detr, backbone, _in_channels(backbone, detr.IN_FEATURES), classification.no_object, mask_head)
 
 
@@ -82,7 +82,7 @@ def _in_channels(backbone: nn.Module, wanted: list[str]) -> dict[str, int]:
     return {name: shapes[name].channels for name in wanted}
 
 
-def _build_mask_head(cfg: Any, backbone: nn.Module) -> MaskHead | None:
+def _build_mask_head(cfg: Any, backbone: nn.Module, architecture: str | None) -> MaskHead | None:
     detr = cfg.MODEL.DETR
     if not cfg.MODEL.MASK_ON:
         for key, value in (
@@ -116,7 +116,8 @@ def _build_mask_head(cfg: Any, backbone: nn.Module) -> MaskHead | None:
             f"MODEL.DETR.MASKS.ATTENTION_FEATURE {attended!r} is not one of MODEL.DETR.IN_FEATURES {features}"
         )
     fine = [(name, shapes[name].channels) for name in wanted]
-    return MaskHead(detr.HIDDEN_DIM, detr.NHEADS, features.index(attended), fine)
+    deformable = _architecture(cfg, architecture) == "DeformableDETR"
+    return MaskHead(detr.HIDDEN_DIM, detr.NHEADS, features.index(attended), fine, box_positions=deformable)
 
 
 def build_criterion(cfg: Any, architecture: str | None = None) -> SetCriterion:

@@ -19,7 +19,7 @@ class Detector(nn.Module):
         decoder: queries, memory and tokens to logits, boxes and the last layer's hidden states (N, Q, C); None for an
             encoder-only detector.
         no_object: whether the last logit stands for "no object".
-        mask_head: feature maps, tokens, memory, hidden states and mask to mask logits; None for boxes only.
+        mask_head: feature maps, tokens, memory, hidden states, boxes and mask to mask logits; None for boxes only.
         freeze_detector: train the mask head only: everything else gets no gradient, and stays in evaluation mode, so
             that it is the detector that was trained before (no dropout, no new statistics of its norms).
     """
@@ -76,7 +76,7 @@ class Detector(nn.Module):
         logits, boxes, hidden = self.decoder(queries, memory, tokens)
         masks = None
         if self.mask_head is not None:
-            masks = self.mask_head(features, tokens, memory, hidden, padding_mask)
+            masks = self.mask_head(features, tokens, memory, hidden, boxes[-1], padding_mask)
         return Predictions(logits, boxes, queries.proposals, masks, self.no_object)
 
 

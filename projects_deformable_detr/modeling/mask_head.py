@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .position_encoding import sine_box_embedding
 from .structures import MaskLogits, Tokens
 
 _GROUPS = 8  # of every norm, as published
@@ -23,18 +24,24 @@ class MaskHead(nn.Module):
 
     The level is that of one feature map of the backbone: DETR has no other, and in Deformable DETR it is by default the
     last of ``IN_FEATURES``, of stride 32 in the published models. The other levels are not attended to: a softmax over
-    all positions of an image needs a short list of them.
+    all positions of an image needs a short list of them. And there, unlike in DETR, hidden states tell boxes relative to
+    references that are known without them, and memory has positions in no key: the queries' boxes, embedded, are added
+    to the attention's queries, and the positions of the tokens to its keys.
 
     Args:
         channels: C of tokens, memory and queries; a multiple of ``heads`` and of 128.
         heads: of the attention.
         level: which level of the tokens, from 0.
         fine: names and channels of the three finer feature maps, coarsest first.
+        box_positions: add positions to the attention's queries and keys, for Deformable DETR.
     """
 
-    def __init__(self, channels: int, heads: int, level: int, fine: list[tuple[str, int]]) -> None:
+    def __init__(
+        self, channels: int, heads: int, level: int, fine: list[tuple[str, int]], *, box_positions: bool = False
+    ) -> None:
         super().__init__()
         self.level = level
+        self.position = nn.Linear(2 * channels, channels) if box_positions else None
         self.fine = tuple(name for name, _ in fine)
         self.attention = AttentionMaps(channels, heads)
         widths = [channels + heads, channels + heads, *(channels // 2**power for power in range(1, 5))]
@@ -52,7 +59,13 @@ class MaskHead(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # there is one, by default
 
     def forward(
-        self, features: dict[str, Tensor], tokens: Tokens, memory: Tensor, hidden: Tensor, padding_mask: Tensor
+        self,
+        features: dict[str, Tensor],
+        tokens: Tokens,
+        memory: Tensor,
+        hidden: Tensor,
+        boxes: Tensor,
+        padding_mask: Tensor,
     ) -> MaskLogits:
         """Mask logits on demand; what all queries of an image share is computed here.
 
@@ -61,12 +74,18 @@ class MaskHead(nn.Module):
             tokens: the projected feature maps.
             memory: (N, S, C).
             hidden: (N, Q, C), the decoder's last hidden states, with the norm if it has one.
+            boxes: (N, Q, 4), the decoder's last, normalised (cx, cy, w, h).
             padding_mask: (N, H, W) bool of the images, True on padding.
         """
         height, width = tokens.spatial_shapes[self.level]
         start = tokens.level_start_index[self.level]
         part = slice(start, start + height * width)
-        maps = self.attention(hidden, memory[:, part], tokens.padding_mask[:, part])
+        key = memory[:, part]
+        if self.position is not None:
+            embedding = sine_box_embedding(boxes.detach(), hidden.shape[-1] // 2)
+            hidden = hidden + self.position(embedding.to(hidden.dtype))
+            key = key + tokens.positions[:, part]
+        maps = self.attention(hidden, key, tokens.padding_mask[:, part])
         projected = tokens.values[:, part].transpose(1, 2).unflatten(2, (height, width))
         # The first convolution sees the same projected map for every query: its share is computed once an image.
         first: Any = self.convs[0]
