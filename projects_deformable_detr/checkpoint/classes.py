@@ -61,9 +61,9 @@ def names_in_file(kind: str, classes: int, told: Sequence[str] | None) -> Names 
         classes: their number.
         told: names that the file, or a config beside it, has.
     """
-    if told is not None and len(told) == classes:
-        named = tuple(None if name in ("N/A", "") else name for name in told)
-        return None if all(re.fullmatch(r"LABEL_\d+", name or "LABEL_0") for name in named) else named
+    # LABEL_7 is what Hugging Face's configs say of a class that nobody has named.
+    if told is not None and len(told) == classes and not any(re.fullmatch(r"LABEL_\d+", name) for name in told):
+        return tuple(None if name in ("N/A", "") else name for name in told)
     if kind in ("official", "hugging-face", "detrex") and classes in coco_classes.BY_ID:
         return coco_classes.BY_ID[classes]
     return coco_classes.CONTIGUOUS.get(classes) if kind == "detrex" else None

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, save_detector
+from projects_deformable_detr.checkpoint.classes import names_in_file
 from projects_deformable_detr.checkpoint.coco_classes import CATEGORIES, THINGS, THINGS_AND_STUFF
 from projects_deformable_detr.checkpoint.export import write_official
 
@@ -171,6 +172,14 @@ def test_hugging_faces_config_tells_its_classes(make_cfg, shake, tmp_path):
     target = build_detector(make_cfg(NUM_CLASSES=2))
     load_weights(target, tmp_path, LoadOptions(class_names=("bee", "ant")))
     assert torch.equal(head(target).weight, head(source).weight[[1, 0]])
+
+
+def test_labels_without_names_are_no_names():
+    unnamed = [f"LABEL_{index}" for index in range(250)]
+    assert names_in_file("hugging-face", 250, unnamed)[200] == "rug-merged"
+    assert names_in_file("hugging-face", 250, ["N/A", "person", *unnamed[2:]])[200] == "rug-merged"
+    assert names_in_file("hugging-face", 7, unnamed[:7]) is None
+    assert names_in_file("hugging-face", 3, ["N/A", "ant", "bee"]) == (None, "ant", "bee")
 
 
 def test_coco_ids_are_put_back(make_cfg, shake, tmp_path):

@@ -186,3 +186,16 @@ def test_models_that_the_official_code_lacks_are_refused(make_cfg, tmp_path, var
     with pytest.raises(CheckpointError, match=said):
         write_official(tmp_path / "official.pth", build_detector(make_cfg(variant, **changes)))
     assert not (tmp_path / "official.pth").exists()
+
+
+def test_detrexs_dilated_detr_has_torchvisions_backbone(make_pair, check_same, tmp_path):
+    detector, state, other = make_pair("detr")
+    theirs = {
+        key.replace("backbone.0.body.", "backbone.body.")
+        if key.startswith("backbone.")
+        else detrex_name(key, deformable=False): value
+        for key, value in state.items()
+    }
+    assert "backbone.body.layer1.0.bn1.weight" in theirs
+    assert load_weights(other, write(tmp_path / "detrex.pth", theirs)).kind == "detrex"
+    check_same(other, detector)
