@@ -46,7 +46,7 @@ class Detector(nn.Module):
         self.freeze_detector = freeze_detector
         if freeze_detector:
             for part in self._detector_parts():
-                part.requires_grad_(False)
+                part.requires_grad_(False).eval()  # from the start: not everyone calls train()
 
     def _detector_parts(self) -> list[nn.Module]:
         return [part for name, part in self.named_children() if name != "mask_head"]
