@@ -24,9 +24,9 @@ class MaskHead(nn.Module):
 
     The level is that of one feature map of the backbone: DETR has no other, and in Deformable DETR it is by default the
     last of ``IN_FEATURES``, of stride 32 in the published models. The other levels are not attended to: a softmax over
-    all positions of an image needs a short list of them. And there, unlike in DETR, hidden states tell boxes relative to
-    references that are known without them, and memory has positions in no key: the queries' boxes, embedded, are added
-    to the attention's queries, and the positions of the tokens to its keys.
+    all positions of an image needs a short list of them. In Deformable DETR, unlike in DETR, hidden states tell boxes
+    relative to references that are known without them, and no key has a position: there the queries' boxes, embedded,
+    are added to the attention's queries, and the positions of the tokens to its keys.
 
     Args:
         channels: C of tokens, memory and queries; a multiple of ``heads`` and of 128.

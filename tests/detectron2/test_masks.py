@@ -1,0 +1,177 @@
+"""Masks and panoptic segmentation through Detectron2: its records, its evaluators, a short training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="the real Detectron2 is not installed")
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_panoptic
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+
+from projects_deformable_detr import get_cfg
+from projects_deformable_detr.data import coco, masks, panoptic, shapes
+from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, Trainer
+from projects_deformable_detr.detectron2_plugin.data import check, is_panoptic, resolve_num_things
+from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
+from projects_deformable_detr.detectron2_plugin.meta_arch import _targets
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+THINGS = 6
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """A panoptic and an instance data set of shapes, registered by Detectron2's own functions."""
+    root = tmp_path_factory.mktemp("data")
+    shapes.generate(root, num_train=8, num_val=0, size=(64, 80), seed=3)
+    classes = [item["name"] for item in shapes.CATEGORIES]
+    ids = [{c["id"]: i for i, c in enumerate(shapes.CATEGORIES) if c["isthing"] == kind} for kind in (1, 0)]
+    metadata = {"thing_classes": classes, "stuff_classes": classes,
+                "thing_dataset_id_to_contiguous_id": ids[0], "stuff_dataset_id_to_contiguous_id": ids[1]}  # fmt: skip
+    files = [root / "train", root / "panoptic_train", root / "annotations/panoptic_train.json"]
+    instances = root / "annotations/instances_train.json"
+    register_coco_panoptic("tiny_panoptic", metadata, *map(str, (*files, instances)))
+    from detectron2.data.datasets import register_coco_instances
+
+    register_coco_instances("tiny_things", {}, str(instances), str(root / "train"))
+    return "tiny_panoptic", "tiny_things"
+
+
+def make_cfg(config, name, folder, *options):
+    cfg = get_cfg("detectron2")
+    cfg.merge_from_file(str(CONFIGS / config))
+    tiny = ["MODEL.DEVICE", "cpu", "MODEL.DETR.DEC_LAYERS", 1, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 4,
+            "INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64, "SEED", 2, "OUTPUT_DIR", str(folder),
+            "DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)]  # fmt: skip
+    cfg.merge_from_list([*tiny, *options])
+    return cfg
+
+
+def test_built_in_panoptic_data_sets():
+    metadata = MetadataCatalog.get("shapes_val_panoptic")
+    assert is_panoptic("shapes_val_panoptic") and is_panoptic("coco_2017_val_panoptic")
+    assert not is_panoptic("coco_2017_val_panoptic_separated") and not is_panoptic("shapes_val")
+    assert len(metadata.thing_classes) == 9 and metadata.thing_dataset_id_to_contiguous_id[1] == 0
+    assert metadata.stuff_dataset_id_to_contiguous_id == {7: 6, 8: 7, 9: 8}
+    cfg = get_cfg("detectron2")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("coco_2017_train_panoptic",), ("shapes_val_panoptic",)
+    with pytest.raises(ValueError, match="coco_2017_train_panoptic has 80.*|80.*shapes_val_panoptic has 6"):
+        resolve_num_things(cfg)
+
+
+def test_the_mapper_gives_the_standalone_engines_targets(names, tmp_path):
+    """Without random decisions, both engines have the same boxes, labels and masks."""
+    pytest.importorskip("lightning", reason="compares with the standalone engine")
+    from projects_deformable_detr.augmentation import AugmentationPolicy
+    from projects_deformable_detr.standalone.data import DetectionDataset
+
+    for name in names:
+        cfg = make_cfg("quickstart_instance.yaml", name, tmp_path, "INPUT.RANDOM_FLIP", "none")
+        cfg.INPUT.MIN_SIZE_TRAIN = (100,)
+        mapper = DetrDatasetMapper(cfg, True)
+        metadata = MetadataCatalog.get(name)
+        if is_panoptic(name):
+            spec = DatasetSpec(name, metadata.panoptic_json, metadata.image_root, metadata.panoptic_root)
+        else:
+            DatasetCatalog.get(name)
+            spec = DatasetSpec(name, metadata.json_file, metadata.image_root)
+        records = coco.load_records(spec)
+        dataset = DetectionDataset(records, AugmentationPolicy.from_cfg(cfg, True), with_masks=True)
+        for index, record in enumerate(sorted(DatasetCatalog.get(name), key=lambda item: item["image_id"])):
+            theirs, ours = _targets(mapper(record)["instances"]), dataset[(0, index)].targets
+            assert torch.equal(theirs.labels, ours.labels)
+            assert (theirs.masks != ours.masks).float().mean() < 0.01  # pixels halfway between two, rounded differently
+            torch.testing.assert_close(theirs.boxes, ours.boxes, rtol=0, atol=1e-5)
+            assert theirs.masks.shape[1] == 100 or theirs.masks.shape[2] == 100
+
+
+def test_masks_follow_a_crop_and_what_it_leaves_out_is_dropped(names, tmp_path):
+    options = ("INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [24, 40], "INPUT.CROP.RESIZE", [60, 80])
+    fewer = 0
+    for name in names:
+        mapper = DetrDatasetMapper(make_cfg("quickstart_instance.yaml", name, tmp_path, *options), True)
+        for record in DatasetCatalog.get(name) * 3:
+            instances = mapper(record)["instances"]
+            found = instances.gt_masks.tensor
+            assert found.flatten(1).any(1).all() and found.shape[1:] == instances.image_size
+            boxes = torch.from_numpy(panoptic.mask_boxes(found.numpy()))
+            torch.testing.assert_close(instances.gt_boxes.tensor, boxes)
+            fewer += len(instances) < len(record.get("segments_info") or record["annotations"])
+    assert fewer > 5
+
+
+def test_images_without_objects_have_empty_masks(names, tmp_path):
+    mapper = DetrDatasetMapper(
+        make_cfg("quickstart_instance.yaml", names[1], tmp_path, "INPUT.CROP.ENABLED", True), True
+    )
+    record = {**DatasetCatalog.get(names[1])[0], "annotations": []}
+    instances = mapper(record)["instances"]
+    assert len(instances) == 0 and instances.gt_masks.tensor.shape == (0, *instances.image_size)
+
+
+def test_polygons_of_another_mapper_are_understood():
+    instances = Instances((6, 8), gt_boxes=Boxes(torch.tensor([[2.0, 1, 7, 4]])), gt_classes=torch.tensor([0]))
+    instances.gt_masks = PolygonMasks([[np.array([2.0, 1, 7, 1, 7, 4, 2, 4])]])
+    assert _targets(instances).masks[0].sum() == 15
+
+
+def test_the_truth_as_predictions_gives_100(names, tmp_path):
+    cfg = make_cfg("quickstart_panoptic.yaml", names[0], tmp_path)
+    evaluator = build_evaluator(cfg, names[0])
+    evaluator.reset()
+    polygons = {record["image_id"]: record["annotations"] for record in DatasetCatalog.get(names[1])}
+    for record in DatasetCatalog.get(names[0]):
+        _, labels, found = panoptic.read_objects(record)
+        size = found.shape[1:]
+        ids = torch.from_numpy(sum((i + 1) * mask.astype(np.int32) for i, mask in enumerate(found)))
+        segments = [{"id": i + 1, "category_id": int(c), "isthing": bool(c < THINGS)} for i, c in enumerate(labels)]
+        truth = polygons[record["image_id"]]
+        instances = Instances(size, scores=torch.full((len(truth),), 0.9))
+        boxes = torch.tensor([item["bbox"] for item in truth])
+        instances.pred_boxes = Boxes(torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), dim=1))
+        instances.pred_classes = torch.tensor([item["category_id"] for item in truth])
+        rles = [masks.to_rle(item["segmentation"], *size, "") for item in truth]
+        instances.pred_masks = torch.from_numpy(masks.decode(rles, *size))
+        evaluator.process([record], [{"instances": instances, "panoptic_seg": (ids, segments)}])
+    metrics = evaluator.evaluate()
+    assert metrics["bbox"]["AP"] == pytest.approx(100) and metrics["segm"]["AP"] == pytest.approx(100)
+    assert metrics["panoptic_seg"]["PQ"] == metrics["panoptic_seg"]["PQ_st"] == pytest.approx(100)
+
+
+def test_a_short_panoptic_training(names, tmp_path):
+    options = ("SOLVER.MAX_ITER", 4, "MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.005, "TEST.DETECTIONS_PER_IMAGE", 10)
+    cfg = make_cfg("quickstart_panoptic.yaml", names[0], tmp_path / "out", *options)
+    check(cfg, names, for_evaluation=True)
+    Path(cfg.OUTPUT_DIR).mkdir()
+    trainer = Trainer(cfg)
+    trainer.train()
+    metrics = trainer._last_eval_results
+    assert set(metrics) == {"bbox", "segm", "panoptic_seg"} and 0 <= metrics["panoptic_seg"]["PQ"] <= 100
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    assert any(line.get("loss_mask", 0) > 0 and line["loss_dice"] > 0 for line in lines)
+    predictions = json.loads((tmp_path / "out/inference/predictions.json").read_text())
+    assert len(predictions["annotations"]) == 8
+
+
+def test_what_a_panoptic_model_returns(names, tmp_path):
+    cfg = make_cfg("quickstart_panoptic.yaml", names[0], tmp_path, "MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.0)
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        image = torch.randint(0, 256, (3, 64, 72))
+        (output,) = model([{"image": image, "height": 50, "width": 60}])
+    ids, segments = output["panoptic_seg"]
+    assert ids.shape == (50, 60) and set(ids.unique().tolist()) - {0} == {item["id"] for item in segments}
+    assert all(item["isthing"] == (item["category_id"] < THINGS) for item in segments)
+    instances = output["instances"]
+    assert instances.pred_masks.shape == (len(instances), 50, 60) and instances.pred_masks.dtype == torch.bool
+    assert (instances.pred_classes < THINGS).all()
+    assert isinstance(BitMasks(instances.pred_masks), BitMasks)

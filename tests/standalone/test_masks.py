@@ -1,0 +1,168 @@
+"""Masks through the standalone engine: augmentation, a short training, and metrics of the truth itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the standalone engine needs lightning")
+
+from projects_deformable_detr.augmentation import AugmentationPolicy
+from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.data import catalog, coco, panoptic, shapes
+from projects_deformable_detr.data.problems import DatasetError
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.modeling import Detections, PanopticSegmentation
+from projects_deformable_detr.standalone import main
+from projects_deformable_detr.standalone.data import DetectionDataset, collate
+from projects_deformable_detr.standalone.evaluation import CocoEvaluator
+from projects_deformable_detr.standalone.evaluators import Evaluator, PanopticEvaluator
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TINY = [
+    "MODEL.DEVICE", "cpu", "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.DETR.DIM_FEEDFORWARD", 32, "DATALOADER.NUM_WORKERS", 0,
+    "SOLVER.IMS_PER_BATCH", 4, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "SEED", 2,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    shapes.generate(root / "shapes", num_train=8, num_val=5, size=(64, 80), seed=3)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _datasets(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(made))
+
+
+def policy(**changes: Any) -> AugmentationPolicy:
+    values = {"flip_prob": 0.5, "min_sizes": (48, 72), "max_size": 120, "crop_prob": 1.0, "crop_resize": (60, 80),
+              "crop_range": (24, 50), "image_format": "RGB"}  # fmt: skip
+    return AugmentationPolicy(**{**values, **changes})
+
+
+@pytest.mark.parametrize("name", ["shapes_train", "shapes_train_panoptic"])
+def test_masks_stay_on_their_objects(name: str) -> None:
+    """Each mask's box is the target's, also after flip and crop; colours under it stay those of the object."""
+    records = coco.load_records(catalog.get(name), masks=True)
+    augmented = DetectionDataset(records, policy(), seed=1, with_masks=True)
+    fewer = 0
+    for position in range(24):
+        index = position % len(records)
+        item = augmented[(position, index)]
+        whole = len([s for s in coco.objects(records[index])])
+        fewer += len(item.targets) < whole
+        height, width = item.pixels.shape[1:]
+        assert item.targets.masks is not None and item.targets.masks.shape == (len(item.targets), height, width)
+        assert item.targets.masks.dtype == torch.bool and item.targets.masks.flatten(1).any(1).all()
+        corners = torch.from_numpy(panoptic.mask_boxes(item.targets.masks.numpy())) / torch.tensor([width, height] * 2)
+        centre = (corners[:, :2] + corners[:, 2:]) / 2
+        torch.testing.assert_close(item.targets.boxes, torch.cat((centre, corners[:, 2:] - corners[:, :2]), dim=1))
+        if "panoptic" in name:
+            assert (item.targets.masks.sum(0) == 1).all()
+    assert fewer > 3  # objects that a crop leaves out are no targets
+
+
+def test_a_batch_pads_masks_and_targets_have_their_images_size() -> None:
+    records = coco.load_records(catalog.get("shapes_train"), masks=True)
+    dataset = DetectionDataset(records, policy(), with_masks=True)
+    items = [dataset[(i, i)] for i in range(4)]
+    batch = collate(items)
+    assert batch.masks is not None and batch.masks.shape[1:] == batch.images.shape[2:]
+    for item, target in zip(items, batch.targets, strict=True):
+        assert target.masks is not None and torch.equal(target.masks, item.targets.masks)
+    assert collate([DetectionDataset(records, policy())[(0, 0)]]).masks is None
+
+
+def test_evaluating_the_truth_gives_100() -> None:
+    spec = catalog.get("shapes_val_panoptic")
+    summary, records = coco.load(spec)
+    things = catalog.get("shapes_val")
+    evaluator = CocoEvaluator(things, coco.inspect(things, for_evaluation=True, masks=True))
+    segments = PanopticEvaluator(spec, summary)
+    from projects_deformable_detr.data import masks
+
+    for record, other in zip(records, coco.load_records(things), strict=True):
+        size = record["height"], record["width"]
+        rles = [masks.to_rle(item["segmentation"], *size, "") for item in other["annotations"]]
+        boxes = torch.tensor([item["bbox"] for item in other["annotations"]])
+        boxes[:, 2:] += boxes[:, :2]
+        labels = torch.tensor([item["category_id"] for item in other["annotations"]])
+        found = Detections(boxes, torch.full((len(boxes),), 0.9), labels, torch.from_numpy(masks.decode(rles, *size)))
+        evaluator.add([record["image_id"]], [found])
+        _, labels, shapes_of = panoptic.read_objects(record)
+        ids = torch.zeros(size, dtype=torch.int32)
+        listed = []
+        for number, (label, mask) in enumerate(zip(labels.tolist(), shapes_of, strict=True), 1):
+            ids[torch.from_numpy(mask)] = number
+            listed.append({"id": number, "category_id": label, "isthing": label < 6})
+        segments.add([record["image_id"]], [record["file_name"]], [PanopticSegmentation(ids, listed)])
+    folder = Path(spec.json_file).parents[1] / "out"
+    metrics = evaluator.evaluate(folder) | segments.evaluate(folder)
+    assert metrics["bbox"]["AP"] == pytest.approx(100) and metrics["segm"]["AP"] == pytest.approx(100)
+    assert {key: value for key, value in metrics["panoptic_seg"].items() if not key.startswith("PQ-")} == pytest.approx(
+        {f"{kind}{part}": 100 for kind in ("PQ", "SQ", "RQ") for part in ("", "_th", "_st")}
+    )
+    written = json.loads((folder / "predictions.json").read_text())
+    assert written["annotations"][0]["segments_info"][0].keys() == {"id", "category_id"}
+    assert {file.name for file in (folder / "panoptic").iterdir()} == {a["file_name"] for a in written["annotations"]}
+
+
+def test_an_image_without_a_result_is_an_error(tmp_path: Path) -> None:
+    spec = catalog.get("shapes_val_panoptic")
+    with pytest.raises(DatasetError, match="5 images without a panoptic result"):
+        PanopticEvaluator(spec, coco.inspect(spec)).evaluate(tmp_path)
+
+
+def run(tmp_path: Path, config: str, *options: object) -> dict[str, Any]:
+    words = ["--config-file", CONFIGS / config, *TINY, *options, "OUTPUT_DIR", tmp_path]
+    return main(argument_parser().parse_args([str(word) for word in words]))
+
+
+def test_a_panoptic_training_and_its_evaluation(tmp_path: Path) -> None:
+    # Scores of an untrained model are about 0.01.
+    options = ("MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.005, "SOLVER.MAX_ITER", 6, "INPUT.CROP.ENABLED", True,
+               "INPUT.CROP.SIZE", "[32, 60]", "INPUT.CROP.RESIZE", "[64, 80]")  # fmt: skip
+    metrics = run(tmp_path, "quickstart_panoptic.yaml", *options)
+    assert set(metrics) == {"bbox", "segm", "panoptic_seg"}
+    assert {"PQ", "SQ", "RQ", "PQ_th", "PQ_st", "PQ-smooth", "PQ-ring"} <= metrics["panoptic_seg"].keys()
+    assert 0 <= metrics["panoptic_seg"]["PQ"] <= 100
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert all(np.isfinite(line["loss_mask"]) and line["loss_dice"] > 0 for line in lines if "loss_ce" in line)
+    assert any("panoptic_seg/PQ" in line for line in lines)
+    results = json.loads((tmp_path / "inference/coco_instances_results.json").read_text())
+    assert all(item["category_id"] <= 6 and item["segmentation"]["counts"] for item in results)
+    # Boxes alone of the same classes, and then the mask head on that detector, frozen.
+    (tmp_path / "boxes").mkdir()
+    boxes = run(tmp_path / "boxes", "quickstart_panoptic.yaml", "MODEL.MASK_ON", False,
+                "MODEL.DETR.PANOPTIC.ENABLED", False, "SOLVER.MAX_ITER", 2)  # fmt: skip
+    assert set(boxes) == {"bbox"}
+    weights = tmp_path / "boxes/model_final.pth"
+    (tmp_path / "frozen").mkdir()
+    run(tmp_path / "frozen", "quickstart_panoptic.yaml", "MODEL.WEIGHTS", weights, "SOLVER.MAX_ITER", 2,
+        "MODEL.DETR.MASKS.FREEZE_DETECTOR", True)  # fmt: skip
+    before, after = (torch.load(f, weights_only=True)["model"] for f in (weights, tmp_path / "frozen/model_final.pth"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {name.split(".")[1] for name in after.keys() - before.keys()} == {"mask_head"}
+    with pytest.raises(UserError, match="has no mask head"):
+        words = ["--eval-only", "--config-file", CONFIGS / "quickstart_panoptic.yaml", *TINY, "MODEL.WEIGHTS", weights]
+        main(argument_parser().parse_args([str(word) for word in (*words, "OUTPUT_DIR", tmp_path / "no")]))
+
+
+def test_things_of_a_panoptic_set_without_instances_are_not_measured(made: Path) -> None:
+    from dataclasses import replace
+
+    from projects_deformable_detr import get_cfg
+
+    cfg = get_cfg("standalone")
+    cfg.MODEL.DETR.PANOPTIC.ENABLED = True
+    spec = replace(catalog.get("shapes_val_panoptic"), instances_json=None)
+    evaluator = Evaluator(spec, coco.inspect(spec), cfg)
+    assert evaluator.coco is None and evaluator.panoptic is not None
