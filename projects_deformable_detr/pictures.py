@@ -15,6 +15,7 @@ from . import visualize
 from .cli import add_register_argument
 from .data import catalog, coco
 from .data.images import read_image
+from .data.masks import decode
 from .errors import UserError
 
 
@@ -40,12 +41,14 @@ def draw_record(record: dict, detections: list[dict], summary: Any, threshold: f
     ids = {category: index for index, category in enumerate(summary.category_ids)}
     boxes = np.array([detection["bbox"] for detection in kept], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
+    rles = [detection["segmentation"] for detection in kept if "segmentation" in detection]
     return visualize.draw(
         read_image(record["file_name"]),
         boxes,
         [ids[detection["category_id"]] for detection in kept],
         [detection["score"] for detection in kept],
         summary.class_names,
+        masks=decode(rles, record["height"], record["width"]) if rles else None,
     )
 
 

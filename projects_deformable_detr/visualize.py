@@ -34,9 +34,10 @@ def draw(
     scores: Any = None,
     class_names: Sequence[str] | None = None,
     *,
+    masks: Any = None,
     min_side: int = 480,
 ) -> Pixels:
-    """A copy of the image with boxes, class names and scores.
+    """A copy of the image with boxes, class names and scores, and masks if there are any.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -44,6 +45,7 @@ def draw(
         labels: (K,) class ids.
         scores: (K,) in [0, 1], shown in percent and the best drawn last; None for ground truth.
         class_names: of class 0, 1, …; None shows the ids.
+        masks: (K, H, W) bool, shown as a tint in the class's colour; None for boxes only.
         min_side: the shorter side is enlarged by a whole factor to at least this many pixels, so that lines and
             text stay thin on small images.
 
@@ -66,6 +68,10 @@ def draw(
     factor = max(1, -(-min_side // min(image.shape[:2])))
     canvas = _enlarged(image, factor)
     order = range(len(corners)) if numbers is None else np.argsort(numbers, kind="stable")
+    if masks is not None:
+        for index in order:
+            mask = np.kron(np.asarray(masks[index], bool), np.ones((factor, factor), bool))
+            canvas[mask] = (canvas[mask] // 2 + np.array(_colour(classes[index])) // 2).astype(np.uint8)
     scaled = np.rint(corners * factor).astype(int).tolist()
     for index in order:
         _draw_box(canvas, scaled[index], _colour(classes[index]))

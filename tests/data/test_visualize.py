@@ -83,3 +83,13 @@ def test_saving(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         visualize.save(tmp_path / "file" / "sheet.png", image)
+
+
+def test_masks_tint_what_they_cover():
+    image = np.full((40, 50, 3), 100, np.uint8)
+    masks = np.zeros((1, 40, 50), bool)
+    masks[0, 22:30, 12:30] = True
+    plain, tinted = (visualize.draw(image, [[10, 5, 32, 32]], [1], masks=shown, min_side=80) for shown in (None, masks))
+    changed = (plain != tinted).any(2)
+    covered = np.kron(masks[0], np.ones((2, 2), bool))
+    assert changed[covered].all() and not changed[~covered].any()
