@@ -1,96 +1,29 @@
-"""Images and ground truth as batches: torchvision's transforms v2, carrying out the shared augmentation policy."""
+"""The data sets of training and evaluation, and the loaders of their batches."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as transforms
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Mask
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from ..augmentation import AugmentationPolicy
 from ..data import catalog, coco, masks, panoptic
 from ..data.images import read_image
 from ..errors import UserError
-from ..modeling import Targets, batch_images
+from ..modeling import Targets
+from .augment import augment, resized
+from .batch import Item, collate
 from .sampler import Draw, TrainingBatchSampler, evaluation_batches
 
 Records = list[dict[str, Any]]
 _OF_IMAGE = ("file_name", "image_id", "height", "width")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images and what is known of them, in few tensors: each costs a loader's worker a message, and a GPU a copy.
-
-    Attributes:
-        images: (N, 3, H, W) uint8 in the config's channel order, zero on padding.
-        padding_mask: (N, H, W) bool, True on padding.
-        labels: (T,) class ids of all images' objects.
-        boxes: (T, 4) of them, as in ``Targets``.
-        masks: (T, H, W) bool of them, False on padding, or None without masks.
-        counts: N numbers of objects, whose sum is T.
-        image_sizes: N sizes (height, width) without padding.
-        image_ids: N ids of the JSON file.
-        file_names: N image files.
-        original_sizes: N sizes (height, width) of the image files.
-    """
-
-    images: Tensor
-    padding_mask: Tensor
-    labels: Tensor
-    boxes: Tensor
-    masks: Tensor | None
-    counts: list[int]
-    image_sizes: list[tuple[int, int]]
-    image_ids: list[int]
-    file_names: list[str]
-    original_sizes: list[tuple[int, int]]
-
-    @property
-    def targets(self) -> list[Targets]:
-        """The objects of each image."""
-        labels, boxes = self.labels.split(self.counts), self.boxes.split(self.counts)
-        shapes: list[Tensor | None] = [None] * len(self.counts)
-        if self.masks is not None:
-            parts = zip(self.masks.split(self.counts), self.image_sizes, strict=True)
-            shapes = [part[:, :height, :width] for part, (height, width) in parts]
-        return [Targets(*parts) for parts in zip(labels, boxes, shapes, strict=True)]
-
-    def _with(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        return replace(
-            self,
-            images=move(self.images),
-            padding_mask=move(self.padding_mask),
-            labels=move(self.labels),
-            boxes=move(self.boxes),
-            masks=None if self.masks is None else move(self.masks),
-        )
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on ``device``; Lightning calls it."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory; the data loader calls it."""
-        return self._with(Tensor.pin_memory)
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image, transformed: ``pixels`` (3, h, w) uint8."""
-
-    pixels: Tensor
-    targets: Targets
-    image_id: int
-    file_name: str
-    original_size: tuple[int, int]
 
 
 class DetectionDataset(Dataset[Item]):
@@ -199,60 +132,6 @@ class Objects:
         return self.boxes, self.labels, masks.decode(rles, *size)
 
 
-def augment(
-    image: Image.Image,
-    boxes: BoundingBoxes,
-    policy: AugmentationPolicy,
-    rng: np.random.Generator,
-    shapes: np.ndarray | None = None,
-) -> tuple[Image.Image, BoundingBoxes, Tensor | None]:
-    """Carries out the policy with decisions drawn from ``rng``; boxes are clipped and may lose their area.
-
-    ``shapes``: masks (T, H, W) bool, or None; they become a tensor of the new size, resized by nearest neighbour.
-    """
-    outlines = None if shapes is None else Mask(torch.from_numpy(shapes))
-
-    def both(operation: Callable[..., Any], *arguments: Any) -> None:
-        nonlocal image, boxes, outlines
-        image, boxes = operation(image, *arguments), operation(boxes, *arguments)
-        if outlines is not None and operation is transforms.resize:  # its own takes a pixel's corner for its middle
-            wanted = {"size": arguments[0], "mode": "nearest-exact"}
-            outlines = Mask(nn.functional.interpolate(outlines[None].to(torch.uint8), **wanted)[0].bool())
-        elif outlines is not None:
-            outlines = operation(outlines, *arguments)
-
-    if policy.flip_prob and rng.random() < policy.flip_prob:
-        both(transforms.horizontal_flip)
-    if policy.crop_prob and rng.random() < policy.crop_prob:
-        shorter = int(rng.choice(policy.crop_resize))
-        both(transforms.resize, list(resized(image.height, image.width, shorter)))
-        low, high = policy.crop_range
-        height, width = (int(rng.integers(min(low, side), min(high, side) + 1)) for side in (image.height, image.width))
-        top = int(rng.integers(image.height - height + 1))
-        left = int(rng.integers(image.width - width + 1))
-        both(transforms.crop, top, left, height, width)
-    shorter = policy.min_sizes[0] if len(policy.min_sizes) == 1 else int(rng.choice(policy.min_sizes))
-    size = resized(image.height, image.width, shorter, policy.max_size)
-    if size != (image.height, image.width):
-        both(transforms.resize, list(size))
-    return image, boxes, None if outlines is None else outlines.as_subclass(Tensor)
-
-
-def resized(height: int, width: int, shorter: int, longest: int | None = None) -> tuple[int, int]:
-    """(H, W) with the shorter side ``shorter``, or less if the longer would exceed ``longest``; 0 keeps the size.
-
-    Rounded as Detectron2 rounds, so that both engines see the same images.
-    """
-    if shorter == 0:
-        return height, width
-    scale = shorter / min(height, width)
-    new_height, new_width = height * scale, width * scale
-    if longest is not None and max(new_height, new_width) > longest:
-        scale = longest / max(new_height, new_width)
-        new_height, new_width = new_height * scale, new_width * scale
-    return int(new_height + 0.5), int(new_width + 0.5)
-
-
 def _targets(corners: BoundingBoxes, labels: Tensor, outlines: Tensor | None, *, boxes_of_masks: bool) -> Targets:
     """Of the objects whose box still has an area, and whose mask, if they have one, a pixel."""
     height, width = corners.canvas_size
@@ -266,33 +145,6 @@ def _targets(corners: BoundingBoxes, labels: Tensor, outlines: Tensor | None, *,
         boxes = torch.from_numpy(panoptic.mask_boxes(outlines.numpy()))
     boxes = box_convert(boxes, "xyxy", "cxcywh") / boxes.new_tensor([width, height, width, height])
     return Targets(labels[kept], boxes, outlines)
-
-
-def collate(items: Sequence[Item]) -> Batch:
-    """Pads to the largest height and width."""
-    images, padding_mask = batch_images([item.pixels for item in items])
-    sizes = [(item.pixels.shape[1], item.pixels.shape[2]) for item in items]
-    return Batch(
-        images,
-        padding_mask,
-        torch.cat([item.targets.labels for item in items]),
-        torch.cat([item.targets.boxes for item in items]),
-        _join_masks([item.targets.masks for item in items], images.shape[-2:]),
-        [len(item.targets) for item in items],
-        sizes,
-        [item.image_id for item in items],
-        [item.file_name for item in items],
-        [item.original_size for item in items],
-    )
-
-
-def _join_masks(parts: list[Tensor | None], size: torch.Size) -> Tensor | None:
-    """Masks of all images (T, *size), padded."""
-    found = [part for part in parts if part is not None]
-    if len(found) < len(parts):
-        return None
-    height, width = size
-    return torch.cat([nn.functional.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in found])
 
 
 def load_training_set(cfg: Any) -> DetectionDataset:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from ..modeling import build_criterion, build_detector, cardinality_error, panoptic_postprocess, postprocess
 from ..optim import build_optimizer, clip_gradients
 from . import data
+from .batch import Batch
 from .evaluators import Evaluator
 from .schedule import build_scheduler
 
@@ -75,17 +76,17 @@ class DetectionModule(L.LightningModule):
         """Clips as the config says; Lightning calls it with gradients that mixed precision no longer scales."""
         clip_gradients(self.cfg, [parameter for group in optimizer.param_groups for parameter in group["params"]])
 
-    def on_train_batch_start(self, batch: data.Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout becomes a function of seed, rank and iteration, so that a resumed run repeats it."""
         state = np.random.SeedSequence([self.seed, self.global_rank, self.global_step]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]) >> 1)
 
-    def forward(self, batch: data.Batch) -> Any:
+    def forward(self, batch: Batch) -> Any:
         """The detector's predictions for a batch of uint8 images."""
         images = (batch.images.float() - self.pixel_mean) / self.pixel_std
         return self.detector(images.masked_fill(batch.padding_mask[:, None], 0.0), batch.padding_mask)
 
-    def training_step(self, batch: data.Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of all weighted losses."""
         predictions = self(batch)
         targets = batch.targets
@@ -117,7 +118,7 @@ class DetectionModule(L.LightningModule):
         for evaluator in self.evaluators:
             evaluator.reset()
 
-    def validation_step(self, batch: data.Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Detects in full precision: mixed precision is for training, as in Detectron2."""
         with torch.autocast(self.device.type, enabled=False):
             predictions = self(batch)

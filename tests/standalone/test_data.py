@@ -14,7 +14,9 @@ from projects_deformable_detr import get_cfg
 from projects_deformable_detr.augmentation import AugmentationPolicy
 from projects_deformable_detr.data import catalog, coco
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.standalone.data import DetectionDataset, augment, collate, load_training_set, resized
+from projects_deformable_detr.standalone.augment import augment, resized
+from projects_deformable_detr.standalone.batch import collate
+from projects_deformable_detr.standalone.data import DetectionDataset, load_training_set
 from projects_deformable_detr.standalone.module import DetectionModule
 
 RED = (250, 10, 10)

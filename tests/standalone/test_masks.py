@@ -17,7 +17,8 @@ from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling import Detections, PanopticSegmentation
 from projects_deformable_detr.standalone import main
-from projects_deformable_detr.standalone.data import DetectionDataset, collate
+from projects_deformable_detr.standalone.batch import collate
+from projects_deformable_detr.standalone.data import DetectionDataset
 from projects_deformable_detr.standalone.evaluation import CocoEvaluator
 from projects_deformable_detr.standalone.evaluators import Evaluator, PanopticEvaluator
 
@@ -68,6 +69,21 @@ def test_masks_stay_on_their_objects(name: str) -> None:
         if "panoptic" in name:
             assert (item.targets.masks.sum(0) == 1).all()
     assert fewer > 3  # objects that a crop leaves out are no targets
+
+
+@pytest.mark.parametrize("name", ["shapes_train", "shapes_train_panoptic"])
+def test_images_without_objects_are_cropped_and_resized_too(name: str) -> None:
+    """None at all, or crowds only: no target, and masks of the image's new size all the same."""
+    record = coco.load_records(catalog.get(name), masks=True)[0]
+    key = "segments_info" if "panoptic" in name else "annotations"
+    for items in ([], [{**item, "iscrowd": 1} for item in record[key]]):
+        dataset = DetectionDataset([{**record, key: items}, record], policy(), with_masks=True)
+        item, other = dataset[(0, 0)], dataset[(1, 1)]
+        assert item.targets.masks is not None and item.targets.masks.shape == (0, *item.pixels.shape[1:])
+        assert item.targets.masks.dtype == torch.bool and item.targets.boxes.shape == (0, 4)
+        batch = collate([item, other])
+        assert batch.masks is not None and len(batch.masks) == len(other.targets) > 0
+        assert [len(target) for target in batch.targets] == [0, len(other.targets)]
 
 
 def test_a_batch_pads_masks_and_targets_have_their_images_size() -> None:
