@@ -9,9 +9,12 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "ops"))
 from build_op import extension_kwargs  # noqa: E402
 
+# An installed package carries configs/ within; where it runs from a checkout, model_zoo finds them beside it.
+CONFIGS = "projects_deformable_detr.configs"
+
 setup(
-    packages=[*find_packages(include=["projects_deformable_detr*"]), "ms_deform_attn"],
-    package_dir={"ms_deform_attn": "ops/ms_deform_attn"},
-    package_data={"ms_deform_attn": ["py.typed", "*.abi3.so"]},
+    packages=[*find_packages(include=["projects_deformable_detr*"]), CONFIGS, "ms_deform_attn"],
+    package_dir={"ms_deform_attn": "ops/ms_deform_attn", CONFIGS: "configs"},
+    package_data={"ms_deform_attn": ["py.typed", "*.abi3.so"], CONFIGS: ["**/*.yaml", "lazy/**/*.py"]},
     **extension_kwargs(),
 )

@@ -1,4 +1,4 @@
-"""Backbones in Detectron2's registry: the project's, and Detectron2's own Swin and ViT, not registered there."""
+"""Backbones in Detectron2's registry: the project's, and those that Detectron2 has but does not register there."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,8 +6,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyramid, SwinTransformer, ViT
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, MViT, SimpleFeaturePyramid, SwinTransformer, ViT
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
 from torch import nn
 
 from ..errors import UserError
@@ -29,6 +30,20 @@ _VIT = {
     "vit_s": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "vit_l": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
+
+# arXiv 2112.01526, table 1.
+_MVIT = {
+    "mvitv2_t": {"depth": 10, "last_block_indexes": (0, 2, 7, 9)},
+    "mvitv2_s": {"depth": 16, "last_block_indexes": (0, 2, 13, 15)},
+    "mvitv2_b": {"depth": 24, "last_block_indexes": (1, 4, 20, 23)},
+}
+# arXiv 2003.13678, appendix.
+_REGNET = {
+    "regnetx_400mf": {"depth": 22, "w_a": 24.48, "w_0": 24, "w_m": 2.54, "group_width": 16},
+    "regnety_400mf": {"depth": 16, "w_a": 27.89, "w_0": 48, "w_m": 2.09, "group_width": 8, "se_ratio": 0.25},
+    "regnetx_4gf": {"depth": 23, "w_a": 38.65, "w_0": 96, "w_m": 2.43, "group_width": 40},
+    "regnety_4gf": {"depth": 22, "w_a": 31.41, "w_0": 96, "w_m": 2.24, "group_width": 64, "se_ratio": 0.25},
 }
 
 
@@ -108,6 +123,53 @@ def build_deformable_detr_d2_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) 
         [scale for name, scale in scales.items() if min(*wanted, "p5") <= name <= max(wanted)],
         top_block=LastLevelMaxPool() if "p6" in wanted else None,
     )
+
+
+@BACKBONE_REGISTRY.register()
+def build_deformable_detr_d2_mvit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MViT:
+    """Detectron2's MViTv2 (arXiv 2112.01526), with feature maps ``scale2`` … ``scale5`` of the strides 4 … 32.
+
+    ``MODEL.BACKBONE.VARIANT`` is ``mvitv2_t``, ``mvitv2_s`` or ``mvitv2_b``. All of it trains: FREEZE_AT must be 0.
+    """
+    _check_channels(input_shape)
+    backbone = cfg.MODEL.BACKBONE
+    if backbone.FREEZE_AT != 0:
+        raise UserError(f"MODEL.BACKBONE.FREEZE_AT {backbone.FREEZE_AT}: nothing of MViT freezes; set it to 0")
+    return MViT(
+        **_variant(_MVIT, backbone.VARIANT),
+        drop_path_rate=backbone.DROP_PATH_RATE,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        out_features=_wanted(cfg, "MViT", [f"scale{index}" for index in range(2, 6)]),
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_deformable_detr_d2_regnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RegNet:
+    """Detectron2's RegNet (arXiv 2003.13678), with feature maps ``s1`` … ``s4`` of the strides 4 … 32.
+
+    ``MODEL.BACKBONE.VARIANT`` is ``regnetx_400mf``, ``regnety_400mf``, ``regnetx_4gf`` or ``regnety_4gf``; the norm is
+    ``MODEL.RESNETS.NORM``; ``FREEZE_AT`` counts the stem as 1, ``s1`` as 2.
+    """
+    _check_channels(input_shape)
+    return RegNet(
+        stem_class=SimpleStem,
+        stem_width=32,
+        block_class=ResBottleneckBlock,
+        **_variant(_REGNET, cfg.MODEL.BACKBONE.VARIANT),
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        norm=cfg.MODEL.RESNETS.NORM,
+        out_features=_wanted(cfg, "RegNet", [f"s{index}" for index in range(1, 5)]),
+    )
+
+
+def _wanted(cfg: CfgNode, name: str, known: list[str]) -> list[str]:
+    """``MODEL.DETR.IN_FEATURES``; the last map is computed in any case, and untrained if nothing reads it."""
+    wanted = list(cfg.MODEL.DETR.IN_FEATURES)
+    if any(feature not in known for feature in wanted) or known[-1] not in wanted:
+        raise UserError(
+            f"MODEL.DETR.IN_FEATURES {wanted}: Detectron2's {name} gives {known}; {known[-1]} must be in it"
+        )
+    return wanted
 
 
 def _check_channels(input_shape: ShapeSpec) -> None:

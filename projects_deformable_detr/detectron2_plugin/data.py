@@ -153,7 +153,14 @@ def resolve_num_classes(cfg: CfgNode) -> int:
 
 
 def resolve_num_things(cfg: CfgNode) -> int:
-    """How many of the classes, the first ones, are things; see ``catalog.resolve_num_things``."""
+    """How many of the classes, the first ones, are things, as ``catalog.resolve_num_things`` says; 0: all of them.
+
+    Without a panoptic data set or key nothing is stuff, also where a model has more classes than the data set.
+    """
+    keys, names = cfg.MODEL.DETR.PANOPTIC, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    is_asked_for = keys.ENABLED or keys.NUM_THING_CLASSES
+    if not is_asked_for and not any(name in DatasetCatalog and is_panoptic(name) for name in names):
+        return 0
     return catalog.resolve_num_things(cfg, _num_things)
 
 
@@ -172,11 +179,13 @@ def _num_things(name: str) -> int | None:
 
 def known_class_names(cfg: CfgNode) -> tuple[str, ...] | None:
     """Of the first of ``cfg``'s data sets whose metadata has them already; no file is read for it."""
-    for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
-        classes = MetadataCatalog.get(name).get("thing_classes") if name in DatasetCatalog else None
-        if classes:
-            return tuple(classes)
-    return None
+    return next(filter(None, map(class_names, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])), None)
+
+
+def class_names(dataset: str) -> tuple[str, ...] | None:
+    """A data set's, where its metadata has them already; no file is read for it."""
+    classes = MetadataCatalog.get(dataset).get("thing_classes") if dataset in DatasetCatalog else None
+    return tuple(classes) if classes else None
 
 
 def _class_names(name: str) -> tuple[str, ...]:

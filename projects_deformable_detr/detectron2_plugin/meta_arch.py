@@ -77,7 +77,7 @@ class SetPredictionModel(nn.Module):
         self.vis_period = vis_period
         self.input_format = input_format
         self.num_things = num_things
-        self.panoptic = panoptic
+        self.panoptic = None if panoptic is None else dict(panoptic)
         self.load_options = load_options or LoadOptions()
         self.register_load_state_dict_pre_hook(read_foreign_weights)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)

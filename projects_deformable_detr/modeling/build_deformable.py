@@ -56,23 +56,14 @@ def _check(detr: Any) -> None:
         )
 
 
-def _layer_arguments(detr: Any, points: int) -> dict[str, Any]:
-    return {
-        "channels": detr.HIDDEN_DIM,
-        "heads": detr.NHEADS,
-        "levels": detr.NUM_FEATURE_LEVELS,
-        "points": points,
-        "hidden": detr.DIM_FEEDFORWARD,
-        "dropout": detr.DROPOUT,
-        "activation": detr.ACTIVATION,
-    }
-
-
 def _build_encoder(detr: Any) -> Encoder:
-    arguments = _layer_arguments(detr, detr.ENC_N_POINTS)
-    layers = [EncoderLayer(**arguments, multi_scale=detr.MULTI_SCALE_ATTENTION) for _ in range(detr.ENC_LAYERS)]
-    _xavier(layers)
-    return Encoder(layers, recompute=detr.ACTIVATION_CHECKPOINTING)
+    return make_encoder(
+        detr.ENC_LAYERS,
+        **_layer_arguments(detr),
+        points=detr.ENC_N_POINTS,
+        multi_scale=detr.MULTI_SCALE_ATTENTION,
+        recompute=detr.ACTIVATION_CHECKPOINTING,
+    )
 
 
 def _build_queries(detr: Any) -> nn.Module:
@@ -83,14 +74,82 @@ def _build_queries(detr: Any) -> nn.Module:
 
 
 def _build_decoder(detr: Any, no_object: bool) -> Decoder:
-    layers = [DecoderLayer(**_layer_arguments(detr, detr.DEC_N_POINTS)) for _ in range(detr.DEC_LAYERS)]
+    return make_decoder(
+        detr.DEC_LAYERS,
+        detr.NUM_CLASSES,
+        **_layer_arguments(detr),
+        points=detr.DEC_N_POINTS,
+        refine=detr.WITH_BOX_REFINE,
+        proposals=detr.TWO_STAGE,
+        no_object=no_object,
+    )
+
+
+def _layer_arguments(detr: Any) -> dict[str, Any]:
+    return {
+        "channels": detr.HIDDEN_DIM,
+        "heads": detr.NHEADS,
+        "levels": detr.NUM_FEATURE_LEVELS,
+        "hidden": detr.DIM_FEEDFORWARD,
+        "dropout": detr.DROPOUT,
+        "activation": detr.ACTIVATION,
+    }
+
+
+def make_encoder(
+    num_layers: int = 6,
+    *,
+    channels: int = 256,
+    heads: int = 8,
+    levels: int = 4,
+    points: int = 4,
+    hidden: int = 1024,
+    dropout: float = 0.1,
+    activation: str = "relu",
+    multi_scale: bool = True,
+    recompute: bool = False,
+) -> Encoder:
+    """The encoder with its initial weights; arguments as in `EncoderLayer` and `Encoder`."""
+    layers = [
+        EncoderLayer(channels, heads, levels, points, hidden, dropout, activation, multi_scale)
+        for _ in range(num_layers)
+    ]
+    _xavier(layers)
+    return Encoder(layers, recompute)
+
+
+def make_decoder(
+    num_layers: int = 6,
+    num_classes: int = 80,
+    *,
+    channels: int = 256,
+    heads: int = 8,
+    levels: int = 4,
+    points: int = 4,
+    hidden: int = 1024,
+    dropout: float = 0.1,
+    activation: str = "relu",
+    refine: bool = False,
+    proposals: bool = False,
+    no_object: bool = False,
+) -> Decoder:
+    """The decoder and its heads with their initial weights.
+
+    Args:
+        num_layers: 1 or more.
+        num_classes: of the class heads, which have one logit more with ``no_object``.
+        channels, heads, levels, points, hidden, dropout, activation: as in `EncoderLayer`.
+        refine: as in `Decoder`; each layer then has heads of its own.
+        proposals: the queries come with boxes (two-stage), which the first layer leaves as they are at the start.
+        no_object: softmax classification.
+    """
+    layers = [DecoderLayer(channels, heads, levels, points, hidden, dropout, activation) for _ in range(num_layers)]
     _xavier(layers)
     # One head for all layers, or, with refinement, one for each: only the first then starts from a bare point.
-    heads = detr.DEC_LAYERS if detr.WITH_BOX_REFINE else 1
-    class_heads = [make_class_head(detr.HIDDEN_DIM, detr.NUM_CLASSES, no_object=no_object) for _ in range(heads)]
-    biases = [0.0 if detr.TWO_STAGE or index > 0 else _SIZE_BIAS for index in range(heads)]
-    box_heads = [BoxHead(detr.HIDDEN_DIM, bias) for bias in biases]
-    return Decoder(layers, class_heads, box_heads, refine=detr.WITH_BOX_REFINE)
+    count = num_layers if refine else 1
+    class_heads = [make_class_head(channels, num_classes, no_object=no_object) for _ in range(count)]
+    box_heads = [BoxHead(channels, 0.0 if proposals or index > 0 else _SIZE_BIAS) for index in range(count)]
+    return Decoder(layers, class_heads, box_heads, refine)
 
 
 def _xavier(layers: list[Any]) -> None:

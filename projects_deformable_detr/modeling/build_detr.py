@@ -30,22 +30,67 @@ def build_detr(
         "activation": detr.ACTIVATION,
         "pre_norm": detr.PRE_NORM,
     }
-    encoder = TransformerEncoder(
-        [TransformerEncoderLayer(**arguments) for _ in range(detr.ENC_LAYERS)],
-        nn.LayerNorm(channels) if detr.PRE_NORM else None,
-        recompute=detr.ACTIVATION_CHECKPOINTING,
-    )
-    decoder = TransformerDecoder(
-        [TransformerDecoderLayer(**arguments) for _ in range(detr.DEC_LAYERS)],
-        make_class_head(channels, detr.NUM_CLASSES, no_object=no_object),
-        BoxHead(channels, size_bias=None),
-    )
-    for parameter in [*encoder.parameters(), *decoder.layers.parameters()]:
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
+    encoder = make_transformer_encoder(detr.ENC_LAYERS, **arguments, recompute=detr.ACTIVATION_CHECKPOINTING)
+    decoder = make_transformer_decoder(detr.DEC_LAYERS, detr.NUM_CLASSES, **arguments, no_object=no_object)
     queries = PositionQueries(detr.NUM_OBJECT_QUERIES, channels)
     freeze = detr.MASKS.FREEZE_DETECTOR
     return Detector(backbone, tokenizer, encoder, queries, decoder, no_object, mask_head, freeze)
+
+
+def make_transformer_encoder(
+    num_layers: int = 6,
+    *,
+    channels: int = 256,
+    heads: int = 8,
+    hidden: int = 2048,
+    dropout: float = 0.1,
+    activation: str = "relu",
+    pre_norm: bool = False,
+    recompute: bool = False,
+) -> TransformerEncoder:
+    """DETR's encoder with its initial weights; arguments as in `TransformerEncoderLayer` and `TransformerEncoder`."""
+    encoder = TransformerEncoder(
+        [TransformerEncoderLayer(channels, heads, hidden, dropout, activation, pre_norm) for _ in range(num_layers)],
+        nn.LayerNorm(channels) if pre_norm else None,
+        recompute,
+    )
+    _xavier(encoder)
+    return encoder
+
+
+def make_transformer_decoder(
+    num_layers: int = 6,
+    num_classes: int = 80,
+    *,
+    channels: int = 256,
+    heads: int = 8,
+    hidden: int = 2048,
+    dropout: float = 0.1,
+    activation: str = "relu",
+    pre_norm: bool = False,
+    no_object: bool = True,
+) -> TransformerDecoder:
+    """DETR's decoder and its heads with their initial weights.
+
+    Args:
+        num_layers: 1 or more.
+        num_classes: of the class head, which has one logit more with ``no_object``.
+        channels, heads, hidden, dropout, activation, pre_norm: as in `TransformerEncoderLayer`.
+        no_object: softmax classification.
+    """
+    decoder = TransformerDecoder(
+        [TransformerDecoderLayer(channels, heads, hidden, dropout, activation, pre_norm) for _ in range(num_layers)],
+        make_class_head(channels, num_classes, no_object=no_object),
+        BoxHead(channels, size_bias=None),
+    )
+    _xavier(decoder.layers)
+    return decoder
+
+
+def _xavier(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
 
 
 def _check(detr: Any) -> None:

@@ -44,8 +44,9 @@ def postprocess(
     corners = box_convert(boxes, "cxcywh", "xyxy").gather(1, query[..., None].expand(-1, -1, 4))
     detections = []
     for image, (height, width) in enumerate(image_sizes):
-        kept = labels[image] < (predictions.num_classes if num_things is None else num_things)
-        kept &= scores[image] >= score_threshold
+        kept = scores[image] >= score_threshold
+        if num_things is not None:
+            kept &= labels[image] < num_things
         scaled = corners[image, kept] * corners.new_tensor((width, height, width, height))
         masks = None
         if predictions.masks is not None:

@@ -107,7 +107,7 @@ class Predictions:
     @property
     def num_classes(self) -> int:
         """Classes of objects, "no object" not counted."""
-        return self.logits.shape[-1] - self.no_object
+        return self.logits.shape[-1] - int(self.no_object)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ PYRAMID = {
     "MODEL__DETR__NUM_FEATURE_LEVELS": 4,
 }
 D2_SWIN, D2_VIT = "build_deformable_detr_d2_swin_backbone", "build_deformable_detr_d2_vit_backbone"
+FROZEN = {"MODEL__RESNETS__NORM": "FrozenBN"}
+D2_MVIT, D2_REGNET = "build_deformable_detr_d2_mvit_backbone", "build_deformable_detr_d2_regnet_backbone"
 
 
 def batch(height=64, width=80):
@@ -52,7 +54,7 @@ def train_one_step(cfg):
 
 
 def test_the_projects_backbones_have_one_name_in_both_engines():
-    assert all(name in BACKBONE_REGISTRY for name in [*BACKBONES, D2_SWIN, D2_VIT])
+    assert all(name in BACKBONE_REGISTRY for name in [*BACKBONES, D2_SWIN, D2_VIT, D2_MVIT, D2_REGNET])
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,9 @@ def test_the_projects_backbones_have_one_name_in_both_engines():
         (D2_SWIN, {"MODEL__DETR__IN_FEATURES": ["p1", "p3"]}),
         (D2_VIT, {**PYRAMID, "MODEL__BACKBONE__VARIANT": "vit_t"}),
         (D2_VIT, {"MODEL__BACKBONE__VARIANT": "vit_t", "MODEL__DETR__IN_FEATURES": ["p3", "p4"]}),
+        (D2_MVIT, {"MODEL__BACKBONE__VARIANT": "mvitv2_t", "MODEL__DETR__IN_FEATURES": ["scale3", "scale5"]}),
+        (D2_REGNET, {"MODEL__BACKBONE__VARIANT": "regnetx_400mf", "MODEL__DETR__IN_FEATURES": ["s2", "s4"]} | FROZEN),
+        (D2_REGNET, {"MODEL__BACKBONE__VARIANT": "regnety_400mf", "MODEL__DETR__IN_FEATURES": ["s4"]} | FROZEN),
     ],
 )
 def test_a_backbone_by_name_trains_and_detects(make_cfg, name, options):
@@ -142,6 +147,9 @@ def test_detectron2s_swin_freezes_as_ours_counts(make_cfg):
         (D2_VIT, {"MODEL__BACKBONE__VARIANT": "swin_t"}, "VARIANT 'swin_t'"),
         (D2_VIT, {"MODEL__BACKBONE__FREEZE_AT": 2}, "FREEZE_AT 2"),
         (D2_VIT, {"MODEL__BACKBONE__VARIANT": "vit_t"}, r"IN_FEATURES \['res3', 'res4', 'res5'\]"),
+        (D2_MVIT, {"MODEL__BACKBONE__VARIANT": "mvitv2_t", "MODEL__DETR__IN_FEATURES": ["scale3"]}, "scale5 must be"),
+        (D2_MVIT, {"MODEL__BACKBONE__FREEZE_AT": 1}, "FREEZE_AT 1"),
+        (D2_REGNET, {"MODEL__BACKBONE__VARIANT": "swin_t"}, "VARIANT 'swin_t'"),
         (D2_SWIN, {"MODEL__PIXEL_MEAN": [0.0], "MODEL__PIXEL_STD": [1.0]}, "3 channels"),
     ],
 )

@@ -1,0 +1,248 @@
+"""Detectron2's trainer hooks, schedules, samplers and switches with a tiny model of ours, by its ``DefaultTrainer``."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.data import DatasetCatalog, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, default_setup, hooks
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage, get_event_storage
+
+from projects_deformable_detr.detectron2_plugin import pictures
+from projects_deformable_detr.errors import UserError
+
+
+class Trainer(DefaultTrainer):
+    """What a user writes: the evaluator, and nothing about the model."""
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        return COCOEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR, "inference")))
+
+
+def train(cfg, *more):
+    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    trainer = Trainer(cfg)
+    trainer.register_hooks(more)
+    trainer.train()
+    return trainer
+
+
+def test_hooks_of_a_run_work_together(make_cfg):
+    cfg = make_cfg(
+        SOLVER__MAX_ITER=6,
+        SOLVER__STEPS="(4,)",
+        SOLVER__WARMUP_ITERS=2,
+        SOLVER__WARMUP_FACTOR=0.5,
+        SOLVER__CHECKPOINT_PERIOD=3,
+        TEST__EVAL_PERIOD=3,
+        MODEL__RESNETS__NORM="BN",
+        TEST__PRECISE_BN__ENABLED=True,
+        TEST__PRECISE_BN__NUM_ITER=2,
+        VIS_PERIOD=2,
+    )
+    rates, statistics = [], []
+
+    class Watch(hooks.HookBase):
+        def after_step(self):
+            rates.append(get_event_storage().latest()["lr"][0])
+            norms = [module for module in self.trainer.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+            statistics.append(norms[0].running_mean.clone())
+
+    seen = {}
+    profiler = hooks.TorchProfiler(lambda trainer: trainer.iter == 1, cfg.OUTPUT_DIR, activities=None)
+    trainer = Trainer(cfg)
+    # Before the writers, which write what it finds; the best checkpoint is that of the metric of Detectron2's name.
+    best = hooks.BestCheckpointer(cfg.TEST.EVAL_PERIOD, trainer.checkpointer, "bbox/AP50")
+    evaluation = hooks.CallbackHook(after_train=lambda _: seen.update(trainer._last_eval_results["bbox"]))
+    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    trainer.register_hooks([Watch(), best, profiler, evaluation])
+    assert any(isinstance(hook, hooks.PreciseBN) for hook in trainer._hooks)
+    trainer.train()
+
+    assert rates == pytest.approx([5e-4, 7.5e-4, 1e-3, 1e-3, 1e-4, 1e-4], rel=0.01)
+    folder = Path(cfg.OUTPUT_DIR)
+    assert {path.name for path in folder.glob("*.pth")} >= {"model_0000002.pth", "model_final.pth", "model_best.pth"}
+    assert {"AP", "AP50", "AP-red"} <= seen.keys()
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert any("bbox/AP" in line for line in lines) and any("total_loss" in line for line in lines)
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert list(folder.glob("log/profiler-tensorboard-iter1/*.pt.trace.json"))
+    assert not torch.equal(statistics[0], statistics[-1])
+
+
+def test_precise_bn_of_frozen_norms_is_an_error_that_says_so(make_cfg):
+    cfg = make_cfg(MODEL__RESNETS__NORM="FrozenBN", TEST__PRECISE_BN__ENABLED=True)
+    with pytest.raises(UserError, match=r"TEST.PRECISE_BN.ENABLED True has no batch norm to measure: .* FrozenBN"):
+        Trainer(cfg)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"SOLVER__LR_SCHEDULER_NAME": "WarmupCosineLR"}, [1.0, 0.8535, 0.5, 0.1465]),
+        ({"SOLVER__STEPS": "(1, 3)", "SOLVER__GAMMA": 0.5}, [1.0, 0.5, 0.5, 0.25]),
+        ({"SOLVER__LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR", "SOLVER__GAMMA": 0.5}, [1.0, 1.0, 0.5, 0.5]),
+        ({"SOLVER__WARMUP_ITERS": 4, "SOLVER__WARMUP_FACTOR": 0.2}, [0.2, 0.4, 0.6, 0.8]),
+        (
+            {"SOLVER__WARMUP_ITERS": 2, "SOLVER__WARMUP_METHOD": "constant", "SOLVER__WARMUP_FACTOR": 0.1},
+            [0.1, 0.1, 1, 1],
+        ),
+    ],
+)
+def test_schedules_move_every_group_alike(make_cfg, options, expected):
+    cfg = make_cfg(SOLVER__NUM_DECAYS=1, SOLVER__BACKBONE_MULTIPLIER=0.1, **options)
+    optimizer = DefaultTrainer.build_optimizer(cfg, build_model(cfg))
+    first = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    schedule = DefaultTrainer.build_lr_scheduler(cfg, optimizer)
+    found = []
+    for step in range(4):
+        factors = {group["lr"] / first[group["name"]] for group in optimizer.param_groups}
+        assert max(factors) == pytest.approx(min(factors))
+        found.append(max(factors))
+        optimizer.step()
+        if step < 3:  # at the very end Detectron2's fixed-gamma schedule raises an IndexError, for any model
+            schedule.step()
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def sampled(cfg, count):
+    """File names of the first ``count`` images that are trained on."""
+    loader = iter(build_detection_train_loader(cfg))
+    return [Path(record["file_name"]).name for _ in range(count // 2) for record in next(loader)]
+
+
+def test_aspect_ratio_grouping_batches_like_with_like(make_cfg):
+    loader = iter(build_detection_train_loader(make_cfg(DATALOADER__ASPECT_RATIO_GROUPING=True)))
+    for _ in range(6):
+        shapes = {record["image"].shape[1] > record["image"].shape[2] for record in next(loader)}
+        assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("filtering", [True, False])
+def test_images_without_objects_are_filtered_if_asked_for(make_cfg, filtering, tiny_name):
+    name = f"{tiny_name}_one_empty_{filtering}"
+    if name not in DatasetCatalog:
+        records = [dict(record) for record in DatasetCatalog.get(tiny_name)[:4]]
+        records[0]["annotations"] = []
+        DatasetCatalog.register(name, lambda: records)
+    cfg = make_cfg(DATASETS__TRAIN=f"('{name}',)", DATALOADER__FILTER_EMPTY_ANNOTATIONS=filtering)
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    assert ("0.png" in sampled(cfg, 16)) is not filtering
+
+
+@pytest.mark.parametrize(
+    ("options", "often"),
+    [
+        ({"SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "REPEAT_THRESHOLD": 1.0}, True),
+        ({"SAMPLER_TRAIN": "TrainingSampler"}, False),
+        ({"SAMPLER_TRAIN": "WeightedCategoryTrainingSampler", "REPEAT_THRESHOLD": 1.0}, True),
+        ({"SAMPLER_TRAIN": "RandomSubsetTrainingSampler", "RANDOM_SUBSET_RATIO": 0.25}, False),
+    ],
+)
+def test_samplers_repeat_images_of_rare_classes(make_cfg, options, often):
+    # Every second image has a blue object, every one a red one.
+    cfg = make_cfg(DATALOADER__ASPECT_RATIO_GROUPING=False)
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = [(cfg.DATASETS.TRAIN[0], 1.0)]  # read by Detectron2, but without a default there
+    for key, value in options.items():
+        cfg.DATALOADER[key] = value
+    names = sampled(cfg, 40)
+    blue = sum(int(name.removesuffix(".png")) % 2 for name in names)
+    if options["SAMPLER_TRAIN"] == "RandomSubsetTrainingSampler":
+        assert len(set(names)) == 2
+    elif often:
+        assert blue > 20  # 1.41 times as often as the others
+    else:
+        assert 15 <= blue <= 25  # every image as often, but for the last round
+
+
+@pytest.mark.parametrize("kind", ["full_model", "norm", "value"])
+def test_gradient_clipping_of_all_types_in_a_run(make_cfg, kind):
+    cfg = make_cfg(SOLVER__CLIP_GRADIENTS__CLIP_TYPE=kind, SOLVER__CLIP_GRADIENTS__CLIP_VALUE=0.01, SOLVER__MAX_ITER=1)
+    trainer = Trainer(cfg)
+    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    trainer.train()
+    gradients = [value.grad for value in trainer.model.parameters() if value.grad is not None]
+    norms = torch.stack([gradient.norm() for gradient in gradients])
+    largest = {
+        "full_model": norms.norm(),
+        "norm": norms.max(),
+        "value": torch.stack([g.abs().max() for g in gradients]).max(),
+    }
+    assert largest[kind].item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_mixed_precision_on_a_cpu_is_refused_by_detectron2(make_cfg):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(AssertionError):
+        Trainer(make_cfg(SOLVER__AMP__ENABLED=True)).train()
+
+
+def test_seed_repeats_a_run(make_cfg):
+    losses = []
+    for _ in range(2):
+        cfg = make_cfg(SEED=3, SOLVER__MAX_ITER=2)
+        default_setup(cfg, None)
+        assert torch.backends.cudnn.benchmark == cfg.CUDNN_BENCHMARK
+        trainer = Trainer(cfg)
+        trainer.train()
+        losses.append(trainer.storage.history("total_loss").latest())
+    assert losses[0] == losses[1]
+
+
+def test_cudnn_benchmark_is_switched_by_its_key(make_cfg, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    default_setup(make_cfg(CUDNN_BENCHMARK=True), None)
+    assert torch.backends.cudnn.benchmark
+
+
+def record():
+    instances = Instances((64, 80), gt_boxes=Boxes(torch.tensor([[8.0, 16.0, 40.0, 48.0], [4.0, 4.0, 30.0, 30.0]])))
+    instances.gt_classes = torch.tensor([1, 0])
+    return {"image": torch.randint(0, 256, (3, 64, 80), dtype=torch.uint8), "instances": instances}
+
+
+def test_scores_below_the_threshold_are_left_out(make_cfg):
+    model = build_model(make_cfg()).eval()
+    batch = [record()]
+    scores = model(batch)[0]["instances"].scores
+    model.score_threshold = make_cfg(MODEL__DETR__SCORE_THRESH_TEST=scores[4].item()).MODEL.DETR.SCORE_THRESH_TEST
+    assert model(batch)[0]["instances"].scores.tolist() == scores[:5].tolist()
+    assert build_model(make_cfg(MODEL__DETR__SCORE_THRESH_TEST=0.9)).score_threshold == 0.9
+
+
+def test_pictures_show_each_object_with_the_prediction_it_was_matched_with(make_cfg, monkeypatch):
+    drawn = []
+
+    class Recording(pictures.Visualizer):
+        def overlay_instances(self, *, boxes, labels, **kwargs):
+            drawn.append((torch.as_tensor(boxes), labels))
+            return super().overlay_instances(boxes=boxes, labels=labels, **kwargs)
+
+    monkeypatch.setattr(pictures, "Visualizer", Recording)
+    model, batch, kept = build_model(make_cfg(VIS_PERIOD=1)), [record(), record()], []
+    model.detector.register_forward_hook(lambda *event: kept.append(event[-1]))
+    with EventStorage() as storage:
+        model(batch)
+    (truth, names), (found, labels) = drawn
+    order = [int(torch.cdist(box[None], batch[0]["instances"].gt_boxes.tensor).argmin()) for box in truth]
+    assert sorted(order) == [0, 1]
+    torch.testing.assert_close(truth, batch[0]["instances"].gt_boxes.tensor[order])
+    classes = [batch[0]["instances"].gt_classes[index].item() for index in order]
+    known = ("red", "blue") if names[0] in ("red", "blue") else ("0", "1")
+    assert names == [known[label] for label in classes]
+    assert all(re.fullmatch(rf"{name} \d+%", label) for name, label in zip(names, labels, strict=True))
+    boxes = kept[0].boxes[-1, 0]
+    centres = (found[:, :2] + found[:, 2:]) / 2 / torch.tensor([80, 64])
+    assert torch.cdist(centres, boxes[:, :2]).min(1).values.max() < 1e-4
+    name, picture, *_ = storage._vis_data[0]
+    assert name == pictures.TITLE and picture.shape == (3, 64, 160)

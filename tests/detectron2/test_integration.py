@@ -1,0 +1,153 @@
+"""One import: Detectron2's own config, builders and trainer with the project's models, and unchanged with others."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+import detectron2.engine.defaults as engine_defaults
+import detectron2.solver as solver
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import nn
+
+from projects_deformable_detr.detectron2_plugin import DeformableDETR, DetrDatasetMapper, config, integration
+from projects_deformable_detr.optim import GradientClip, clip_in_step, make_optimizer
+
+_UNTOUCHED = """
+from detectron2.config import get_cfg
+before = get_cfg()
+from detectron2.solver import build_optimizer as early
+import projects_deformable_detr
+from detectron2.solver import build_optimizer as late
+after = get_cfg()
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+old, new = dict(leaves(before)), dict(leaves(after))
+assert old == {key: new[key] for key in old}, "a default changed"
+print(len(new) > len(old), early is late, late.__wrapped__ is early)
+"""
+
+
+def test_no_default_of_detectron2s_changes():
+    result = subprocess.run([sys.executable, "-c", _UNTOUCHED], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["True", "False", "True"]
+
+
+def test_a_second_time_changes_nothing():
+    cfg, function = get_cfg(), solver.build_optimizer
+    config.extend_defaults()
+    integration.install()
+    assert get_cfg() == cfg
+    assert solver.build_optimizer is function is engine_defaults.build_optimizer
+
+
+class Wrapper(nn.Module):
+    """As a distributed or compiled model, or one that holds a teacher."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.module = inner
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Wrapper])
+def test_our_models_get_the_papers_optimizer(make_cfg, wrap):
+    model = wrap(build_model(make_cfg()))
+    optimizer = DefaultTrainer.build_optimizer(make_cfg(), model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert {group["name"] for group in optimizer.param_groups} == {"backbone", "rest", "sampling"}
+
+
+def test_it_clips_the_whole_model_in_its_step(make_cfg):
+    model = build_model(make_cfg())
+    optimizer = solver.build_optimizer(make_cfg(), model)
+    for value in model.parameters():
+        value.grad = torch.ones_like(value)
+    optimizer.step()
+    norm = torch.stack([value.grad.norm() for value in model.parameters()]).norm()
+    assert norm.item() == pytest.approx(0.1, rel=1e-3)
+
+
+def test_every_other_model_gets_detectron2s_optimizer(make_cfg):
+    model, cfg = nn.Linear(2, 2), make_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+    optimizer = DefaultTrainer.build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (
+        type(optimizer).__name__ == type(maybe_add_gradient_clipping(cfg, torch.optim.SGD(model.parameters()))).__name__
+    )
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    with pytest.raises(ValueError, match="full_model"):  # what an import of the name before ours leads to
+        solver.build_optimizer.__wrapped__(cfg, build_model(make_cfg()))
+
+
+def test_loaders_take_detrs_mapper_for_our_models_and_the_given_one_always(make_cfg):
+    cfg = make_cfg()
+    own = integration.data_build._train_loader_from_config(cfg)["mapper"]
+    assert type(own) is DetrDatasetMapper and own.is_train
+    assert not integration.data_build._test_loader_from_config(cfg, cfg.DATASETS.TEST[0])["mapper"].is_train
+    given = DatasetMapper(cfg, True)
+    assert type(given) is DatasetMapper
+    assert integration.data_build._train_loader_from_config(cfg, mapper=given)["mapper"] is given
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    assert type(integration.data_build._train_loader_from_config(cfg)["mapper"]) is DatasetMapper
+    cfg.MODEL.META_ARCHITECTURE = "not registered"
+    assert type(integration.data_build._train_loader_from_config(cfg)["mapper"]) is DatasetMapper
+
+
+def test_loaders_give_batches(make_cfg):
+    cfg = make_cfg()
+    assert len(next(iter(build_detection_train_loader(cfg)))) == 2
+    assert "image" in next(iter(build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])))[0]
+
+
+def test_a_users_subclass_of_the_mapper_stays_itself(make_cfg):
+    class Own(integration.data_build.DatasetMapper):
+        pass
+
+    assert type(Own(make_cfg(), True)) is Own
+
+
+def test_a_registered_subclass_counts_as_ours(make_cfg):
+    cfg = make_cfg()
+    if "OwnDeformableDETR" not in META_ARCH_REGISTRY:
+        META_ARCH_REGISTRY.register(type("OwnDeformableDETR", (DeformableDETR,), {}))
+    cfg.MODEL.META_ARCHITECTURE = "OwnDeformableDETR"
+    assert integration.names_ours(cfg) and integration.is_ours(build_model(cfg))
+
+
+def test_detectron2s_default_trainer_trains_resumes_and_predicts(make_cfg):
+    """``DefaultTrainer`` as it is: plain ``get_cfg`` has made the config."""
+    cfg = make_cfg(SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=2)
+    assert set(get_cfg().MODEL.DETR) == set(cfg.MODEL.DETR) and isinstance(cfg, CfgNode)
+    Path(cfg.OUTPUT_DIR).mkdir()
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    cfg.SOLVER.MAX_ITER = 6
+    resumed = DefaultTrainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 4
+    saved, loaded = trainer.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(saved[key], loaded[key]) for key in saved)
+    states = resumed.optimizer.state_dict()["state"]
+    assert {int(state["step"]) for state in states.values()} == {4}
+
+
+def test_a_scaler_and_the_fused_step_do_not_go_together():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = make_optimizer([{"params": [weight]}], lr=0.1, weight_decay=0.0, fused=True)
+    clip_in_step(optimizer, GradientClip())
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(weight.sum()).backward()
+    with pytest.raises(ValueError, match="fused=False"):
+        scaler.step(optimizer)
