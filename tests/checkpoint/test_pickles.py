@@ -11,6 +11,7 @@ import torch
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, read_state, recognise
+from projects_deformable_detr.checkpoint.pickles import as_tensors, read_pickle
 
 BGR = LoadOptions(input_format="BGR")
 
@@ -153,3 +154,55 @@ def test_a_damaged_pickle_is_named(tmp_path, cut):
 def test_a_pickle_without_weights_is_named(tmp_path, content):
     with pytest.raises(CheckpointError, match=r"odd\.pkl: holds no weights"):
         read_state(write(tmp_path / "odd.pkl", content))
+
+
+class Calls:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2])
+@pytest.mark.parametrize(
+    "content",
+    [
+        Calls(np.ndarray, (1,), np.dtype("O"), b"A" * 8),  # an array of pointers that the file chooses
+        OrderedDict([("a", Calls(np.ndarray, (1,), np.dtype("O"), b"A" * 8))]),
+        np.array([{"a": 1}], dtype=object),
+        np.zeros(2, dtype=[("a", "f4"), ("b", "i4")]),
+        np.array(["text"]),
+        np.zeros(2, dtype="M8[s]"),
+    ],
+    ids=["pointers", "pointers-in-a-dict", "objects", "records", "text", "dates"],
+)
+def test_arrays_of_anything_but_numbers_are_refused(tmp_path, content, protocol):
+    with pytest.raises(CheckpointError, match="not of numbers"):
+        read_state(write(tmp_path / "R-50.pkl", {"model": {"weight": content}}, protocol))
+
+
+@pytest.mark.parametrize("shape", [(3,), (-1,), (2**62, 4)])
+def test_arrays_whose_bytes_are_not_as_many_as_their_shape_says_are_refused(tmp_path, shape):
+    class Lies(np.ndarray):
+        def __reduce__(self):
+            make, arguments, (version, _, *rest) = super().__reduce__()
+            return make, (np.ndarray, *arguments[1:]), (version, shape, *rest)
+
+    content = np.zeros(2, np.float32).view(Lies)
+    with pytest.raises(CheckpointError, match=r"with 8 bytes|not of numbers"):
+        read_state(write(tmp_path / "R-50.pkl", {"model": {"weight": content}}))
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f2", "<f8", "|i1", "|u1", ">i8", "|b1"])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_numbers_of_every_type_order_and_layout_are_read(tmp_path, kind, protocol):
+    wanted = np.arange(6).reshape(2, 3).astype(kind)
+    arrays = {"rows": wanted, "columns": np.asfortranarray(wanted), "empty": wanted[:0], "one": wanted[1, 1]}
+    found = read_pickle(write(tmp_path / "a.pkl", arrays, protocol))
+    tensors = as_tensors(found)
+    assert np.array_equal(found["rows"], wanted) and np.array_equal(found["columns"], wanted)
+    assert found["empty"].shape == (0, 3) and found["one"] == wanted[1, 1]
+    assert tensors["columns"].tolist() == wanted.tolist()
