@@ -157,7 +157,7 @@ class SetPredictionModel(nn.Module):
                 storage.put_scalar("cardinality_error", cardinality_error(predictions, targets))
             if self.vis_period > 0 and storage.iter % self.vis_period == 0:
                 names = self.load_options.class_names
-                matcher = self.criterion.matcher
+                matcher: Any = self.criterion.matcher
                 put_matched(batched_inputs[0], predictions, targets, matcher, self.input_format, names)
         return losses
 
