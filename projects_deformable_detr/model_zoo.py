@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .config import get_cfg
-from .data import shapes
+from .data.scene import CATEGORIES, CLASS_NAMES
 from .engine import choose_engine, is_installed
 from .errors import UserError
 from .modeling import build_detector
@@ -22,8 +22,8 @@ _CHECKOUT = Path(__file__).resolve().parents[1] / "configs"
 _NUM_CLASSES = {
     "coco_2017_train": 80,
     "coco_2017_train_panoptic": 133,
-    "shapes_train": len(shapes.CLASS_NAMES),
-    "shapes_train_panoptic": len(shapes.CATEGORIES),
+    "shapes_train": len(CLASS_NAMES),
+    "shapes_train_panoptic": len(CATEGORIES),
 }
 _SCHEDULE = re.compile(r"_\d+ep$")
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from .draws import Draws
-from .textures import Colour, Pixels, background, bright_colour, shifted, texture
+from .textures import STUFF_NAMES, Colour, Pixels, background, bright_colour, shifted, texture
 
 FINE = 4  # mask pixels per image pixel, each way
 MIN_VISIBLE = 0.7  # of a shape's area: a shape that would leave less of itself or of another one is not placed
@@ -48,6 +48,11 @@ SHAPES: dict[str, tuple[Outline, ...]] = {
     "cross": (_cross(0.32),),
 }
 CLASS_NAMES = tuple(SHAPES)
+# Of the panoptic annotations; the instances' are the things among them.
+CATEGORIES = tuple(
+    {"id": index, "name": name, "isthing": int(index <= len(CLASS_NAMES))}
+    for index, name in enumerate((*CLASS_NAMES, *STUFF_NAMES), 1)
+)
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,9 @@ from .draws import Draws
 from .outlines import mask_to_polygons
 from .panoptic_format import encode_png, ids_to_colours
 from .problems import DatasetError
-from .scene import CLASS_NAMES, FINE, Scene, draw_scene
+from .scene import CATEGORIES, CLASS_NAMES, FINE, Scene, draw_scene
 from .textures import STUFF_NAMES
 
-# Of the panoptic annotations; the instances' are the things among them.
-CATEGORIES = tuple(
-    {"id": index, "name": name, "isthing": int(index <= len(CLASS_NAMES))}
-    for index, name in enumerate((*CLASS_NAMES, *STUFF_NAMES), 1)
-)
 VERSION = 1  # of the scenes: raised when the same seed gives other ones
 _SPLITS = ("train", "val")
 _MIN_SIDE = 32

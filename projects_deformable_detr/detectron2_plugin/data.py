@@ -12,6 +12,7 @@ from ..config import most_objects
 from ..data import catalog, coco
 from ..data.catalog import DatasetSpec
 from ..data.problems import DatasetError
+from ..data.scene import CATEGORIES
 
 _logger = logging.getLogger(__name__)
 
@@ -46,14 +47,11 @@ def _register(spec: DatasetSpec) -> None:
     if spec.panoptic_root is None:
         register_coco_instances(spec.name, {}, str(spec.json_file), str(spec.image_root))
         return
-    from ..data import shapes  # late: this module is imported before `python -m …data.shapes` runs that one
-
     # Things and stuff in one list of classes, Detectron2's "standard" panoptic format. Of the built-in ones, only
     # the shapes get here: Detectron2 has COCO itself.
-    names = [str(item["name"]) for item in shapes.CATEGORIES]
+    names = [str(item["name"]) for item in CATEGORIES]
     things, stuff = (
-        {item["id"]: index for index, item in enumerate(shapes.CATEGORIES) if item["isthing"] == kind}
-        for kind in (1, 0)
+        {item["id"]: index for index, item in enumerate(CATEGORIES) if item["isthing"] == kind} for kind in (1, 0)
     )
     metadata = {
         "thing_classes": names,

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import LoadOptions
+from ..modeling.backbones import unused_features
 from .checkpoint import DetectorCheckpointer
 from .data import known_class_names, resolve_num_classes
 from .evaluation import build_evaluator
@@ -94,7 +95,6 @@ class Trainer(DefaultTrainer):
 
 def _distributed_options(cfg: CfgNode, model: Any) -> dict[str, Any]:
     """What Detectron2's defaults leave out: processes on CPUs, and backbones with more features than are used."""
-    used = [*cfg.MODEL.DETR.IN_FEATURES, *(cfg.MODEL.DETR.MASKS.IN_FEATURES if cfg.MODEL.MASK_ON else [])]
-    unused = set(model.detector.backbone.output_shape()) - set(used)
+    unused = unused_features(cfg, model.detector.backbone)
     devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
     return {"find_unused_parameters": bool(unused), **devices}

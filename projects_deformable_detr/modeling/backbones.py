@@ -33,6 +33,12 @@ BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
 }
 
 
+def unused_features(cfg: Any, backbone: Any) -> set[str]:
+    """Features that nothing reads: what leads to these alone gets no gradient, which distributed training must know."""
+    used = [*cfg.MODEL.DETR.IN_FEATURES, *(cfg.MODEL.DETR.MASKS.IN_FEATURES if cfg.MODEL.MASK_ON else [])]
+    return set(backbone.output_shape()) - set(used)
+
+
 def build_backbone(cfg: Any) -> nn.Module:
     """The backbone that ``cfg.MODEL.BACKBONE.NAME`` names.
 

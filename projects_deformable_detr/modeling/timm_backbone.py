@@ -44,10 +44,11 @@ class TimmBackbone(nn.Module):
                 f"MODEL.BACKBONE.VARIANT {variant!r} with OUT_FEATURES {names}: timm gives features of strides "
                 f"{strides}; take a convolutional network that has the strides wanted, of {_STRIDES}"
             )
-        self.body = body
-        self._at = {name: strides.index(_STRIDES[name]) for name in _STRIDES if name in names}
+        indices = {name: strides.index(_STRIDES[name]) for name in _STRIDES if name in names}
         channels = body.feature_info.channels()
-        self._specs = {name: FeatureSpec(channels[at], strides[at]) for name, at in self._at.items()}
+        self._specs = {name: FeatureSpec(channels[at], strides[at]) for name, at in indices.items()}
+        # Built once more without the stages beyond the last feature, which would get no gradient.
+        self.body = timm.create_model(variant, pretrained=False, features_only=True, out_indices=[*indices.values()])
 
     def output_shape(self) -> dict[str, FeatureSpec]:
         """Channels and stride of every feature map, finest first."""
@@ -58,8 +59,10 @@ class TimmBackbone(nn.Module):
         height, width = images.shape[-2:]
         # Some networks drop the pixels that fill no whole patch.
         found = self.body(F.pad(images, (0, -width % 32, 0, -height % 32)))
-        sizes = {name: (-(-height // spec.stride), -(-width // spec.stride)) for name, spec in self._specs.items()}
-        return {name: found[at][..., : sizes[name][0], : sizes[name][1]] for name, at in self._at.items()}
+        features = {}
+        for (name, spec), feature in zip(self._specs.items(), found, strict=True):
+            features[name] = feature[..., : -(-height // spec.stride), : -(-width // spec.stride)]
+        return features
 
 
 def build_timm(cfg: Any) -> TimmBackbone:

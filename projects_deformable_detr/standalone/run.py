@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from ..checkpoint import LoadOptions, load_weights
 from ..data import catalog
+from ..modeling.backbones import unused_features
 from .callbacks import (
     AtomicCheckpointIO,
     JsonLogger,
@@ -62,7 +63,7 @@ def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None, res
     dataset = None if args.eval_only else load_training_set(cfg)
     module = DetectionModule(cfg, dataset, evaluators)
     class_names = next(iter(summaries.values())).class_names  # all data sets of a run have the same
-    trainer = build_trainer(args, cfg, last, class_names)
+    trainer = build_trainer(args, cfg, module, last, class_names)
     options = LoadOptions.of(cfg, for_evaluation=args.eval_only, class_names=class_names)
     if args.eval_only:
         load_weights(module.detector, last or cfg.MODEL.WEIGHTS, options)
@@ -94,7 +95,9 @@ def _train(
         trainer.validate(module, verbose=False)
 
 
-def build_trainer(args: Namespace, cfg: Any, last: Path | None, class_names: tuple[str, ...]) -> L.Trainer:
+def build_trainer(
+    args: Namespace, cfg: Any, module: DetectionModule, last: Path | None, class_names: tuple[str, ...]
+) -> L.Trainer:
     """Lightning's trainer; its own bar, summary and checkpoints are off, ours are callbacks."""
     device, _, index = cfg.MODEL.DEVICE.partition(":")
     processes = processes_here(args)
@@ -104,9 +107,7 @@ def build_trainer(args: Namespace, cfg: Any, last: Path | None, class_names: tup
     output_dir = Path(cfg.OUTPUT_DIR)
     strategy: DDPStrategy | str = "auto"
     if processes * args.num_machines > 1:
-        # Stages of the backbone that only lead to features that are not used get no gradient.
-        used = [*cfg.MODEL.DETR.IN_FEATURES, *(cfg.MODEL.DETR.MASKS.IN_FEATURES if cfg.MODEL.MASK_ON else [])]
-        unused = set(cfg.MODEL.RESNETS.OUT_FEATURES) - set(used)
+        unused = unused_features(cfg, module.detector.backbone)
         strategy = DDPStrategy(
             broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=bool(unused)
         )

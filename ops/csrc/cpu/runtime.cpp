@@ -40,6 +40,16 @@ struct ThreadScratch {
 };
 thread_local ThreadScratch scratch;
 
+// MS_DEFORM_ATTN_HUGE_PAGES=0 leaves the pages of results as they come: better where memory that a virtual machine uses
+// for the first time is slow to get, as it is where the host takes free huge pages back.
+bool wants_huge_pages() {
+  static const bool wanted = [] {
+    const char* text = std::getenv("MS_DEFORM_ATTN_HUGE_PAGES");
+    return text == nullptr || std::strcmp(text, "0") != 0;
+  }();
+  return wanted;
+}
+
 // One write into each of the huge pages [begin, end) makes the system provide them.
 void touch(int64_t begin, int64_t end, void* memory) {
   for (int64_t page = begin; page < end; ++page) static_cast<volatile char*>(memory)[page * int64_t(kHugePage)] = 0;
@@ -49,7 +59,7 @@ void touch(int64_t begin, int64_t end, void* memory) {
 
 void touch_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (bytes < 2 * int64_t(kHugePage)) return;
+  if (bytes < 2 * int64_t(kHugePage) || !wants_huge_pages()) return;
   // Only whole huge pages inside the memory, so that nothing beside it grows. Where the system has none to give, or
   // the memory is in use already, this changes nothing.
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
