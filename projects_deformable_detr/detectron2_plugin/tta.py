@@ -102,5 +102,5 @@ def _masks(found: list[Instances], back: list[Any], kept: Tensor, size: tuple[in
     for row, place in enumerate(kept.tolist()):
         view, index = places[place]
         mask = found[view].pred_masks[index].cpu().numpy().astype(np.uint8)
-        masks[row] = torch.from_numpy(np.ascontiguousarray(back[view].apply_segmentation(mask))).to(device).bool()
+        masks[row] = torch.from_numpy(back[view].apply_segmentation(mask).copy()).to(device).bool()
     return masks
