@@ -3,6 +3,7 @@
 MS_DEFORM_ATTN_FUZZ=10000 runs that many examples instead of the few hundred of CI.
 """
 
+import math
 import os
 
 import torch
@@ -72,7 +73,27 @@ def test_fuzz(size, dtype, seed, bad_points, bad_values, strides, values) -> Non
     tensors = [restride(t, s) for t, s in zip(tensors, strides, strict=False)]
     grad = grad_like_output(size, dtype)
     ours, wanted = (forward_backward(f, tensors, list(size.shapes), grad) for f in (FUSED if fused else PLAIN))
-    assert_near(ours, wanted, 4 * TOLERANCE[dtype])
+    try:
+        assert_near(ours, wanted, 4 * TOLERANCE[dtype])
+    except AssertionError:
+        # A gradient of few points may nearly cancel: its error is that of the products it is the sum of.
+        exact = forward_backward(
+            (FUSED if fused else PLAIN)[1], [t.double() for t in tensors], list(size.shapes), grad.double()
+        )
+        finite_max = [t[t.isfinite()].double().abs().max().item() for t in (tensors[0], grad)]
+        side = max(max(shape) for shape in size.shapes)
+        products = torch.finfo(dtype).eps * math.sqrt(size.d) * finite_max[0] * finite_max[1] * side
+        assert_as_good(ours, wanted, exact, products)
+
+
+def assert_as_good(ours, wanted, exact, products) -> None:
+    """Of each tensor, the error against float64 is at most eight times the reference's own, or the products'."""
+    for i, (a, b, c) in enumerate(zip(ours, wanted, exact, strict=True)):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert torch.equal(a.isfinite(), b.isfinite()), f"tensor {i}: non-finite elements differ"
+        finite = a.isfinite() & c.isfinite()
+        error, own = ((t.double() - c)[finite].abs().max().item() if finite.any() else 0.0 for t in (a, b))
+        assert error <= max(8 * own, products), f"tensor {i}: error {error:.2e}, of the reference {own:.2e}"
 
 
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES < 1000, database=None)
