@@ -120,14 +120,15 @@ class DetectionModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Detects in full precision: mixed precision is for training, as in Detectron2."""
-        with torch.autocast(self.device.type, enabled=False):
-            predictions = self(batch)
         panoptic, sizes, segmented = self.cfg.MODEL.DETR.PANOPTIC, batch.original_sizes, None
         things = panoptic.NUM_THING_CLASSES
         most, threshold = self.cfg.TEST.DETECTIONS_PER_IMAGE, self.cfg.MODEL.DETR.SCORE_THRESH_TEST
-        found = postprocess(predictions, sizes, most, things or None, threshold)
-        if panoptic.ENABLED:
-            segmented = panoptic_postprocess(predictions, sizes, things, panoptic.SCORE_THRESH, panoptic.MIN_AREA)
+        with torch.autocast(self.device.type, enabled=False):
+            predictions = self(batch)
+            # Here, too: masks are computed when they are asked for.
+            found = postprocess(predictions, sizes, most, things or None, threshold)
+            if panoptic.ENABLED:
+                segmented = panoptic_postprocess(predictions, sizes, things, panoptic.SCORE_THRESH, panoptic.MIN_AREA)
         self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, found, segmented)
 
     def on_validation_epoch_end(self) -> None:

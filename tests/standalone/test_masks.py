@@ -16,6 +16,7 @@ from projects_deformable_detr.data import catalog, coco, panoptic, shapes
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling import Detections, PanopticSegmentation
+from projects_deformable_detr.modeling.mask_head import MaskHead
 from projects_deformable_detr.standalone import main
 from projects_deformable_detr.standalone.batch import collate
 from projects_deformable_detr.standalone.data import DetectionDataset
@@ -170,6 +171,22 @@ def test_a_panoptic_training_and_its_evaluation(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no mask head"):
         words = ["--eval-only", "--config-file", CONFIGS / "quickstart_panoptic.yaml", *TINY, "MODEL.WEIGHTS", weights]
         main(argument_parser().parse_args([str(word) for word in (*words, "OUTPUT_DIR", tmp_path / "no")]))
+
+
+def test_masks_are_in_full_precision_where_training_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mask logits are computed when the postprocess asks for them, which must not be under autocast."""
+    kinds: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    upsample = MaskHead.upsample
+
+    def noted(head: MaskHead, *arguments: Any) -> torch.Tensor:
+        logits = upsample(head, *arguments)
+        kinds[head.training].add(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(MaskHead, "upsample", noted)
+    run(tmp_path, "quickstart_panoptic.yaml", "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 1,
+        "MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.005)  # fmt: skip
+    assert kinds == {True: {torch.bfloat16}, False: {torch.float32}}
 
 
 def test_things_of_a_panoptic_set_without_instances_are_not_measured(made: Path) -> None:
