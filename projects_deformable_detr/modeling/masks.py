@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import sigmoid_focal_loss
 
 from ..errors import UserError
 from .matcher import Match
-from .structures import MaskLogits, Targets
+from .structures import MASKS_AT_ONCE, MaskLogits, Targets
 
-_CHUNK = 25  # masks that are computed together outside of training
+_IN_LOSS = 64  # masks whose activations a loss keeps for its backward pass
 
 
 @dataclass(frozen=True)
@@ -32,27 +33,42 @@ class MaskLoss:
         Only matched queries' masks are computed. Targets are padded to the batch, where masks are to be 0, and
         predictions are brought to its size (bilinear), as published.
 
+        Every mask has its own activations. Those of up to 64 masks are kept for the backward pass; of more, 64 are
+        computed at a time and once more in the backward pass, so that a crowded batch needs time and not memory.
+
         Raises:
-            UserError: if a target has no masks.
+            UserError: if a target with objects has no masks.
         """
         size = masks.padding_mask.shape[-2:]
-        wanted = _pad(targets, size)[match.target[-1]]
-        logits = resize(masks(match.image, match.query[-1]).float(), size).flatten(1)
-        wanted = wanted.flatten(1).to(logits.dtype)
-        focal = sigmoid_focal_loss(logits, wanted).mean(1)
-        probability = logits.sigmoid()
-        dice = 1 - (2 * (probability * wanted).sum(1) + 1) / (probability.sum(1) + wanted.sum(1) + 1)
-        return {
-            "loss_mask": focal.sum() * (self.mask_weight / count),
-            "loss_dice": dice.sum() * (self.dice_weight / count),
-        }
+        padded = _pad(targets, size)
+        chosen = [indices.split(_IN_LOSS) for indices in (match.image, match.query[-1], match.target[-1])]
+        if len(match.image) <= _IN_LOSS:
+            focal, dice = _losses(masks, padded, *(parts[0] for parts in chosen))
+        else:
+            sums = [
+                checkpoint(_losses, masks, padded, *part, use_reentrant=False) for part in zip(*chosen, strict=True)
+            ]
+            focal, dice = (torch.stack(part).sum() for part in zip(*sums, strict=True))
+        return {"loss_mask": focal * (self.mask_weight / count), "loss_dice": dice * (self.dice_weight / count)}
+
+
+def _losses(masks: MaskLogits, padded: Tensor, image: Tensor, query: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of focal and dice loss over the matched (M,) images, queries and rows of padded targets (T, H, W)."""
+    logits = resize(masks(image, query).float(), padded.shape[-2:]).flatten(1)
+    wanted = padded[target].flatten(1).to(logits.dtype)
+    focal = sigmoid_focal_loss(logits, wanted).mean(1)
+    probability = logits.sigmoid()
+    dice = 1 - (2 * (probability * wanted).sum(1) + 1) / (probability.sum(1) + wanted.sum(1) + 1)
+    return focal.sum(), dice.sum()
 
 
 def _pad(targets: list[Targets], size: torch.Size) -> Tensor:
     """All targets' masks (T, *size) bool."""
-    padded = []
+    padded = [torch.zeros(0, *size, dtype=torch.bool, device=targets[0].labels.device)]
     for image, target in enumerate(targets):
         if target.masks is None:
+            if len(target) == 0:
+                continue
             raise UserError(
                 f"image {image} of the batch has no masks, but MODEL.MASK_ON is True: its annotations need a "
                 "segmentation"
@@ -72,12 +88,12 @@ def resize(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
 def image_logits(masks: MaskLogits, image: int, queries: Tensor) -> Tensor:
     """Mask logits (K, h, w) of one image's queries (K,), in the size that the model has seen, padding cut off."""
     height, width = masks.image_sizes[image]
-    parts = [logits.new_zeros(0, height, width) for logits in (masks.padding_mask.float(),)]
-    for part in queries.split(_CHUNK):
+    found = masks.padding_mask.new_zeros(len(queries), height, width, dtype=torch.float32)
+    for into, part in zip(found.split(MASKS_AT_ONCE), queries.split(MASKS_AT_ONCE), strict=True):
         if len(part):
             logits = masks(torch.full_like(part, image), part).float()
-            parts.append(resize(logits, masks.padding_mask.shape[-2:])[:, :height, :width])
-    return torch.cat(parts)
+            into.copy_(resize(logits, masks.padding_mask.shape[-2:])[:, :height, :width])
+    return found
 
 
 def instance_masks(masks: MaskLogits, image: int, queries: Tensor, size: tuple[int, int]) -> Tensor:
@@ -87,11 +103,13 @@ def instance_masks(masks: MaskLogits, image: int, queries: Tensor, size: tuple[i
     ``size`` by nearest neighbour, as published.
     """
     distinct, place = queries.unique(return_inverse=True)
-    found = []
-    for part in distinct.split(_CHUNK):
-        seen = image_logits(masks, image, part) > 0
-        found.append(_nearest(seen, size))
-    return torch.cat(found)[place]
+    found = masks.padding_mask.new_zeros(len(queries), *size)  # filled in place: it can be most of the memory in use
+    for start, part in zip(range(0, len(distinct), MASKS_AT_ONCE), distinct.split(MASKS_AT_ONCE), strict=False):
+        whole = _nearest(image_logits(masks, image, part) > 0, size)
+        rows = ((place >= start) & (place < start + len(part))).nonzero()[:, 0]
+        for row, source in zip(rows.tolist(), (place[rows] - start).tolist(), strict=True):
+            found[row] = whole[source]
+    return found
 
 
 def _nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -40,6 +40,9 @@ def panoptic_postprocess(
     A pixel belongs to the mask with the largest logit there. Stuff masks of one class are one segment. Segments of at
     most ``min_area`` pixels are dropped and their pixels given to the other masks, until none is so small.
 
+    Unlike the published code, which merges the stuff of a class once and then drops all its masks but the first, giving
+    their pixels to the strongest mask that is left, all of them stay in the segment.
+
     Args:
         predictions: of N images, with masks.
         image_sizes: N sizes (H, W) in pixels, usually those of the original files.

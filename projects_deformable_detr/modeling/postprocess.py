@@ -29,7 +29,9 @@ def postprocess(
         predictions: of N images.
         image_sizes: N sizes (H, W) in pixels in which boxes and masks are wanted, usually those of the original files.
         topk: how many detections at the most, >= 1.
-        num_things: leave out detections of other classes than the first ``num_things``, which are stuff; None: none.
+        num_things: give detections of the first ``num_things`` classes only, the others being stuff; None: of all.
+            Stuff takes none of the ``topk``: its sigmoid scores are not looked at, and softmax queries whose best class
+            it is are left out.
         score_threshold: leave out detections of lower scores.
 
     Raises:
@@ -40,13 +42,14 @@ def postprocess(
         raise ValueError(f"predictions are of {len(logits)} images, image_sizes of {len(image_sizes)}")
     if topk < 1:
         raise ValueError(f"topk must be at least 1, got {topk}")
-    scores, labels, query = _best(class_scores(logits, predictions.no_object), topk, one_each=predictions.no_object)
+    num_things = predictions.num_classes if num_things is None else num_things
+    scores, labels, query = _best(
+        class_scores(logits, predictions.no_object), topk, num_things, one_each=predictions.no_object
+    )
     corners = box_convert(boxes, "cxcywh", "xyxy").gather(1, query[..., None].expand(-1, -1, 4))
     detections = []
     for image, (height, width) in enumerate(image_sizes):
-        kept = scores[image] >= score_threshold
-        if num_things is not None:
-            kept &= labels[image] < num_things
+        kept = (labels[image] < num_things) & (scores[image] >= score_threshold)
         scaled = corners[image, kept] * corners.new_tensor((width, height, width, height))
         masks = None
         if predictions.masks is not None:
@@ -56,12 +59,17 @@ def postprocess(
     return detections
 
 
-def _best(scores: Tensor, topk: int, one_each: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (N, Q, classes) to the best scores, their classes and queries, (N, K) each; ``one_each``: of a query."""
+def _best(scores: Tensor, topk: int, num_things: int, one_each: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores (N, Q, classes) to the best scores, their classes and queries, (N, K) each; ``one_each``: of a query.
+
+    With ``one_each``, queries of stuff come last, where there are not ``topk`` others.
+    """
     if one_each:
         scores, labels = scores.max(-1)
+        scores = scores.masked_fill(labels >= num_things, -1.0)
         scores, query = scores.topk(min(topk, scores.shape[1]), dim=1)
         return scores, labels.gather(1, query), query
+    scores = scores[..., :num_things]
     classes = scores.shape[-1]
     scores, best = scores.flatten(1).topk(min(topk, scores.shape[1] * classes), dim=1)
     return scores, best % classes, torch.div(best, classes, rounding_mode="floor")

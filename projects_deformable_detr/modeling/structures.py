@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 SpatialShapes = tuple[tuple[int, int], ...]
+MASKS_AT_ONCE = 25  # masks that are computed together outside of training
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,17 @@ class MaskLogits:
         return self.select(image, query)
 
     def all(self) -> Tensor:
-        """(N, Q, h, w)."""
+        """(N, Q, h, w).
+
+        `MASKS_AT_ONCE` are computed together, so that without gradients the memory of no more is needed.
+        """
         batch, device = len(self.padding_mask), self.padding_mask.device
         image = torch.arange(batch, device=device).repeat_interleave(self.num_queries)
         query = torch.arange(self.num_queries, device=device).repeat(batch)
-        return self(image, query).unflatten(0, (batch, self.num_queries))
+        parts = zip(image.split(MASKS_AT_ONCE), query.split(MASKS_AT_ONCE), strict=True)
+        return torch.cat([self(*part) for part in parts]).unflatten(0, (batch, self.num_queries))
 
-    @property
+    @cached_property
     def image_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each image without padding."""
         inside = ~self.padding_mask

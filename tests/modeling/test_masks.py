@@ -126,6 +126,48 @@ def test_targets_without_masks_are_an_error(make_mask_cfg):
         build_criterion(cfg)(build_detector(cfg)(images, mask), targets)
 
 
+def test_images_without_objects_need_no_masks(make_mask_cfg):
+    cfg = make_mask_cfg()
+    detector, criterion = build_detector(cfg), build_criterion(cfg)
+    for counts in ((3, 0), (0, 0)):
+        images, mask, targets = inputs(counts)
+        predictions = detector(images, mask)
+        bare = [Targets(t.labels, t.boxes, t.masks if len(t) else None) for t in targets]
+        losses, expected = criterion(predictions, bare), criterion(predictions, targets)
+        for name in ("loss_mask", "loss_dice"):
+            torch.testing.assert_close(losses[name], expected[name])
+
+
+def test_many_masks_a_few_at_a_time(make_mask_cfg, monkeypatch):
+    """The losses and the gradients of all at once, with never more than two masks computed together."""
+    cfg = make_mask_cfg("two_stage")
+    detector, (images, mask, targets) = build_detector(cfg).eval(), inputs((3, 2))
+    together, upsample = [], detector.mask_head.upsample
+    monkeypatch.setattr(
+        detector.mask_head, "upsample", lambda *args: (together.append(len(args[0])), upsample(*args))[1]
+    )
+
+    def losses_and_gradients():
+        detector.zero_grad()
+        losses = build_criterion(cfg)(detector(images, mask), targets)
+        (losses["loss_mask"] + losses["loss_dice"]).backward()
+        gradients = [part.grad.clone() for part in detector.parameters() if part.grad is not None]
+        return [losses["loss_mask"].detach(), losses["loss_dice"].detach(), *gradients]
+
+    expected = losses_and_gradients()
+    assert together == [5]
+    monkeypatch.setattr("projects_deformable_detr.modeling.masks._IN_LOSS", 2)
+    together.clear()
+    found = losses_and_gradients()
+    assert sorted(together) == [1, 1, 2, 2, 2, 2]  # each once forward, once for its backward
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    together.clear()
+    assert detector(images, mask).masks.all().shape[:2] == (2, 7) and together == [14]
+    monkeypatch.setattr("projects_deformable_detr.modeling.structures.MASKS_AT_ONCE", 5)
+    together.clear()
+    assert detector(images, mask).masks.all().shape[:2] == (2, 7) and together == [5, 5, 4]
+
+
 def test_instance_masks_in_the_images_own_size():
     """A mask on a padded batch, brought to the size of the file: padding is cut off first."""
     logits = torch.full((1, 2, 10, 12), -5.0)
@@ -147,9 +189,22 @@ def test_detections_have_the_masks_of_their_queries_and_stuff_is_left_out():
     predictions = Predictions(logits, torch.rand(1, 1, 3, 4) * 0.2 + 0.4, masks=fixed(masks))
     (found,) = postprocess(predictions, [(4, 4)], topk=3)
     assert found.labels.tolist() == [2, 0, 1] and found.masks.any(2).nonzero()[:, 1].tolist() == [2, 0, 1]
-    (things,) = postprocess(predictions, [(4, 4)], topk=3, num_things=2)
+    (things,) = postprocess(predictions, [(4, 4)], topk=2, num_things=2)
     assert things.labels.tolist() == [0, 1] and things.masks.any(2).nonzero()[:, 1].tolist() == [0, 1]
     assert len(things.boxes) == len(things.scores) == 2
+
+
+@pytest.mark.parametrize("no_object", [False, True])
+def test_stuff_takes_no_place_among_the_best(no_object):
+    """Two of three queries see stuff, the last class, more clearly than anything; two detections are asked for."""
+    logits = torch.tensor([[-2.0, -3, 5, -9], [-1.0, -4, 5, -9], [1.0, -5, 0, -9]])
+    logits = logits if no_object else logits[:, :3]
+    predictions = Predictions(logits[None, None], torch.rand(1, 1, 3, 4) * 0.2 + 0.4, no_object=no_object)
+    (found,) = postprocess(predictions, [(4, 4)], topk=2, num_things=2)
+    assert found.labels.tolist() == ([0] if no_object else [0, 0])
+    expected = logits.softmax(-1)[[2], 0] if no_object else logits.sigmoid()[[2, 1], 0]
+    torch.testing.assert_close(found.scores, expected)
+    assert postprocess(predictions, [(4, 4)], topk=2)[0].labels.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,12 @@ def test_stuff_of_one_class_is_one_segment_and_things_are_not():
     assert stuff["score"] == pytest.approx(0.95) and stuff["isthing"] is False
 
 
+def test_every_mask_of_a_stuff_segment_keeps_its_pixels():
+    """Also against a mask that is the strongest there among those of other segments, which would win as published."""
+    found = segment([(2, 0.9, (LEFT, 5.0)), (2, 0.9, (RIGHT, 5.0)), (0, 0.9, (ALL, 1.0))])
+    assert [(s["category_id"], s["area"]) for s in found.segments] == [(2, 64)]
+
+
 def test_tiny_segments_are_dropped_until_none_is_left():
     rows = [
         (0, 0.9, (ALL, 1.0)),
