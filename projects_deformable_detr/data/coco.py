@@ -39,7 +39,7 @@ class CocoSummary:
         num_images: in the file.
         num_annotations: kept, crowds included.
         num_crowd: crowds among them.
-        dropped: boxes without area, left out (``invalid_boxes="drop"``).
+        dropped: boxes without area and masks of short polygons, left out (``invalid_boxes="drop"``).
         clipped: boxes that reached out of their image.
         most_objects: the largest number of objects to train on in one image.
         num_things: how many classes, the first ones, are things; all of them unless the data set is panoptic.
@@ -171,7 +171,7 @@ def load(
     problems.raise_if_any(spec.name, spec.json_file)
     if reader.dropped:
         _warn_once(
-            f"data set {spec.name} ({spec.json_file}): boxes without area, left out as DATASETS.INVALID_BOXES is "
+            f"data set {spec.name} ({spec.json_file}): boxes or masks without area, left out as DATASETS.INVALID_BOXES is "
             f"drop: {len(reader.dropped)} of {len(annotations)} (annotation ids "
             f"{', '.join(map(str, reader.dropped[:5]))}{', …' if len(reader.dropped) > 5 else ''})"
         )

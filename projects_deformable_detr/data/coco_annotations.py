@@ -7,6 +7,7 @@ from .problems import Problems
 
 _XYWH_ABS = 1  # detectron2.structures.BoxMode.XYWH_ABS
 _REQUIRED = frozenset(("id", "image_id", "category_id", "bbox"))
+_TRIANGLE = 6  # numbers
 _FOR_EVALUATION = frozenset(("area", "iscrowd"))
 
 
@@ -19,11 +20,11 @@ class AnnotationReader:
         problems: where faults go.
         drop: leave out boxes without area; otherwise they are faults.
         for_evaluation: an annotation without ``area`` or ``iscrowd`` is a fault.
-        masks: an annotation without ``segmentation`` is a fault.
+        masks: an annotation without a usable ``segmentation`` is a fault.
 
     Attributes:
         kept: number of annotations appended, of which ``crowds`` are crowds.
-        dropped: annotation ids of boxes that were left out.
+        dropped: annotation ids that were left out, for their box or segmentation.
         clipped: number of boxes that reached out of their image.
         objects: image id → number of objects to train on, where there are any.
     """
@@ -70,10 +71,13 @@ class AnnotationReader:
             remedy = "Add polygons or run lengths, or set MODEL.MASK_ON to False."
             self._problems.add("annotations without a segmentation", _name(item, record), remedy)
             return
+        segmentation = self._segmentation(item, record) if self._masks else item.get("segmentation")
+        if self._masks and segmentation is None:
+            return
         crowd = item.get("iscrowd", 0)
         kept = {"bbox": box, "bbox_mode": _XYWH_ABS, "category_id": label, "iscrowd": crowd}
-        if item.get("segmentation"):
-            kept["segmentation"] = item["segmentation"]
+        if segmentation:
+            kept["segmentation"] = segmentation
         record["annotations"].append(kept)
         self.kept += 1
         if crowd:
@@ -136,6 +140,51 @@ class AnnotationReader:
             size = f" in an image of {record['width']} x {record['height']}"
             self._problems.add("boxes without area inside their image", _name(item, record, "bbox") + size, remedy)
         return None
+
+    def _segmentation(self, item: dict[str, Any], record: dict[str, Any]) -> Any:
+        """The segmentation, or None where it is a fault or left out.
+
+        Where boxes without area are left out, polygons of fewer than three points are too, as by Detectron2's loader.
+        """
+        found, remedy = item["segmentation"], "Correct or remove the annotation."
+        fault = _fault(found, record["height"], record["width"])
+        if fault is not None:
+            self._problems.add("unusable segmentations", f"{_name(item, record)} has {fault}", remedy)
+            return None
+        if isinstance(found, dict) or all(len(polygon) >= _TRIANGLE for polygon in found):
+            return found
+        if not self._drop:
+            remedy += " Or set DATASETS.INVALID_BOXES to drop, which leaves such polygons out."
+            self._problems.add("polygons of fewer than three points", _name(item, record), remedy)
+            return None
+        found = [polygon for polygon in found if len(polygon) >= _TRIANGLE]
+        if not found:
+            self.dropped.append(item["id"])
+        return found or None
+
+
+def _fault(segmentation: Any, height: int, width: int) -> str | None:
+    """What is wrong with a segmentation of an image of that size, apart from polygons that are too short."""
+    if isinstance(segmentation, dict):
+        if segmentation.get("size") != [height, width]:
+            size = segmentation.get("size")
+            return f"run lengths of size {size!r}, but its image is {height} x {width} (height x width)"
+        counts = segmentation.get("counts")
+        if isinstance(counts, str):
+            return None
+        if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+            return "run lengths whose counts are neither a text nor whole numbers"
+        return None if sum(counts) == height * width else f"run lengths of {sum(counts)} pixels, not {height * width}"
+    if not isinstance(segmentation, list):
+        return f"a {type(segmentation).__name__}, neither polygons nor run lengths"
+    for polygon in segmentation:
+        try:
+            if isinstance(polygon, list) and len(polygon) % 2 == 0 and all(map(isfinite, polygon)):
+                continue
+        except (TypeError, OverflowError):
+            pass
+        return f"the polygon {polygon!r:.60}, not a list of x and y in turn, all finite numbers"
+    return None
 
 
 def _name(item: dict[str, Any], record: dict[str, Any], key: str | None = None) -> str:

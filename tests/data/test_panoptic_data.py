@@ -225,3 +225,48 @@ def test_the_number_of_things(spec, made):
         catalog.resolve_num_things(_cfg("shapes_train_panoptic", number=5))
     with pytest.raises(DatasetError, match="no data set tells the number"):
         catalog.resolve_num_things(_cfg("coco_2017_train_panoptic"))
+
+
+@pytest.fixture
+def with_masks(content):
+    """``with_masks(segmentation)``: the content of a file whose annotation 4, in an image of 20 x 50, has it."""
+
+    def make(segmentation):
+        for item in content["annotations"]:
+            item["segmentation"] = [[1, 2, 11, 2, 11, 12]]
+        content["annotations"][3]["segmentation"] = segmentation
+        return content
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "named"),
+    [
+        ([[1, 2, 11, 2, 11]], "unusable segmentations .*annotation 4 .*the polygon"),
+        ([[1, 2, 11, 2, 11, None]], "unusable segmentations .*annotation 4 .*the polygon"),
+        ([[1, 2, 11, 2, 11, float("nan")]], "unusable segmentations .*annotation 4 .*finite"),
+        ([1, 2, 11, 2, 11, 12], "unusable segmentations .*annotation 4 .*the polygon 1"),
+        ("text", "unusable segmentations .*annotation 4 .*a str"),
+        ({"size": [50, 20], "counts": [1000]}, r"run lengths of size \[50, 20\], but its image is 20 x 50"),
+        ({"size": [20, 50], "counts": [999]}, "run lengths of 999 pixels, not 1000"),
+        ({"size": [20, 50], "counts": [1001, -1]}, "neither a text nor whole numbers"),
+        ({"size": [20, 50]}, "neither a text nor whole numbers"),
+        ([[1, 2, 11, 2]], "fewer than three points .*annotation 4 .*DATASETS.INVALID_BOXES to drop"),
+    ],
+)
+def test_segmentations_are_checked_where_masks_are_wanted(with_masks, write, segmentation, named):
+    spec = write(with_masks(segmentation))
+    with pytest.raises(DatasetError, match="(?s)" + named):
+        coco.inspect(spec, masks=True)
+    assert coco.inspect(spec).num_annotations == 4  # boxes alone do not need them
+
+
+def test_short_polygons_are_left_out_where_boxes_without_area_are(with_masks, write):
+    spec = write(with_masks([[1, 2, 11, 2]]))
+    summary = coco.inspect(spec, "drop", masks=True)
+    assert (summary.num_annotations, summary.dropped) == (3, 1)
+    spec = write(with_masks([[1, 2, 11, 2], [1, 2, 11, 2, 11, 12]]))
+    records = coco.load_records(spec, "drop", masks=True)
+    found = [item for record in records for item in record["annotations"] if item["bbox"] == [5, 5, 5, 5]]
+    assert len(found) == 1 and len(found[0]["segmentation"]) == 1
