@@ -171,8 +171,8 @@ def load(
     problems.raise_if_any(spec.name, spec.json_file)
     if reader.dropped:
         _warn_once(
-            f"data set {spec.name} ({spec.json_file}): boxes or masks without area, left out as DATASETS.INVALID_BOXES is "
-            f"drop: {len(reader.dropped)} of {len(annotations)} (annotation ids "
+            f"data set {spec.name} ({spec.json_file}): boxes or masks without area, left out as DATASETS.INVALID_BOXES "
+            f"is drop: {len(reader.dropped)} of {len(annotations)} (annotation ids "
             f"{', '.join(map(str, reader.dropped[:5]))}{', …' if len(reader.dropped) > 5 else ''})"
         )
     summary = CocoSummary(
