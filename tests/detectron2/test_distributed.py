@@ -1,5 +1,6 @@
 """Two processes on gloo compute the gradients of one process with twice the batch."""
 
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -62,12 +63,17 @@ def test_two_processes_give_the_gradients_of_twice_the_batch(make_cfg, tmp_path,
 def load_where_one_download_fails(cfg, path):
     torch.set_num_threads(1)
 
-    def download(*args, **kwargs):
+    cache = Path(path, f"cache{comm.get_rank()}")  # of each machine its own
+
+    def download(url, *args, **kwargs):
         if comm.get_rank() == 1:
             raise URLError("no network")
-        return resnet18().state_dict()
+        file = cache / "hub" / "checkpoints" / url.rpartition("/")[2]
+        file.parent.mkdir(parents=True)
+        torch.save(resnet18().state_dict(), file)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(cache))
         patch.setattr("torchvision.models._api.load_state_dict_from_url", download)
         model = build_model(cfg)
         Trainer.build_checkpointer(cfg, model).resume_or_load("torchvision://resnet18", resume=False)
