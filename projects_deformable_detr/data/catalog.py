@@ -174,6 +174,11 @@ def resolve_num_things(cfg: Any, num_things: Callable[[str], int | None] | None 
         number, source = found, f"data set {name}"
     if cfg.MODEL.DETR.PANOPTIC.ENABLED and not number:
         raise DatasetError(f"{key} is 0 and no data set tells the number: set it")
+    if cfg.MODEL.DETR.PANOPTIC.ENABLED and number >= cfg.MODEL.DETR.NUM_CLASSES > 0:
+        raise DatasetError(
+            f"MODEL.DETR.PANOPTIC.ENABLED is True, but all {cfg.MODEL.DETR.NUM_CLASSES} classes of {source} are "
+            "things: name panoptic data sets, such as shapes_train_panoptic, or set it to False"
+        )
     return number
 
 

@@ -214,7 +214,7 @@ class _Cfg(dict):
 
 def _cfg(*train, number=0, enabled=True):
     things = _Cfg(NUM_THING_CLASSES=number, ENABLED=enabled)
-    return _Cfg(MODEL=_Cfg(DETR=_Cfg(PANOPTIC=things)), DATASETS=_Cfg(TRAIN=train, TEST=()))
+    return _Cfg(MODEL=_Cfg(DETR=_Cfg(PANOPTIC=things, NUM_CLASSES=133)), DATASETS=_Cfg(TRAIN=train, TEST=()))
 
 
 def test_the_number_of_things(spec, made):
@@ -270,3 +270,15 @@ def test_short_polygons_are_left_out_where_boxes_without_area_are(with_masks, wr
     records = coco.load_records(spec, "drop", masks=True)
     found = [item for record in records for item in record["annotations"] if item["bbox"] == [5, 5, 5, 5]]
     assert len(found) == 1 and len(found[0]["segmentation"]) == 1
+
+
+def test_a_panoptic_model_needs_stuff(make_cfg):
+    cfg = make_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ()
+    cfg.MODEL.DETR.NUM_CLASSES = 6
+    assert catalog.resolve_num_things(cfg, lambda name: 6) == 6
+    cfg.MODEL.DETR.PANOPTIC.ENABLED = True
+    with pytest.raises(
+        DatasetError, match="ENABLED is True, but all 6 classes of data set shapes_train are things"
+    ):
+        catalog.resolve_num_things(cfg, lambda name: 6)
