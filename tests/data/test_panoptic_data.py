@@ -278,7 +278,5 @@ def test_a_panoptic_model_needs_stuff(make_cfg):
     cfg.MODEL.DETR.NUM_CLASSES = 6
     assert catalog.resolve_num_things(cfg, lambda name: 6) == 6
     cfg.MODEL.DETR.PANOPTIC.ENABLED = True
-    with pytest.raises(
-        DatasetError, match="ENABLED is True, but all 6 classes of data set shapes_train are things"
-    ):
+    with pytest.raises(DatasetError, match="ENABLED is True, but all 6 classes of data set shapes_train are things"):
         catalog.resolve_num_things(cfg, lambda name: 6)
