@@ -4,6 +4,7 @@ Keys that the original DETR's Detectron2 wrapper has keep their name and meaning
 YAML files read naturally here. Every other key is documented where it is defined.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 _AUTO = "auto"
@@ -111,6 +112,7 @@ def _add_mask_keys(detr: Any, node_type: type) -> None:
     # classes of one list.
     panoptic.ENABLED = False
     panoptic.NUM_THING_CLASSES = 0  # the first ones; 0: the data set's number. A number that disagrees is an error.
+    panoptic.THING_CLASSES = []  # their contiguous ids, of data sets where they are not the first (Cityscapes)
     panoptic.SCORE_THRESH = 0.85  # a query takes part above it; sigmoid scores are lower than softmax ones
     panoptic.MIN_AREA = 4  # segments of at most so many pixels are dropped
 
@@ -151,6 +153,19 @@ def _add_input_keys(cfg: Any) -> None:
 def most_objects(cfg: Any) -> int | None:
     """The most objects that an image to train on may have: one for each query; None where every token is a query."""
     return cfg.MODEL.DETR.NUM_OBJECT_QUERIES if cfg.MODEL.DETR.DEC_LAYERS else None
+
+
+def things(cfg: Any) -> tuple[int, ...]:
+    """The contiguous ids of the classes that are things, where the config says them; () where it does not."""
+    keys = cfg.MODEL.DETR.PANOPTIC
+    return tuple(keys.THING_CLASSES) or tuple(range(keys.NUM_THING_CLASSES))
+
+
+def set_things(cfg: Any, classes: Sequence[int]) -> None:
+    """Writes what `things` reads."""
+    keys = cfg.MODEL.DETR.PANOPTIC
+    keys.NUM_THING_CLASSES = len(classes)
+    keys.THING_CLASSES = [] if list(classes) == list(range(len(classes))) else list(classes)
 
 
 def get_cfg(engine: str = _AUTO) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import config
 from .problems import DatasetError
 
 _logger = logging.getLogger(__name__)
@@ -146,47 +147,54 @@ def resolve_num_classes(cfg: Any, class_names: Callable[[str], tuple[str, ...]] 
     return wanted or len(first[1] if first else ())
 
 
-def resolve_num_things(cfg: Any, num_things: Callable[[str], int | None] | None = None) -> int:
-    """How many of the model's classes, the first ones, are things; 0 where it is not known.
+def resolve_things(cfg: Any, things: Callable[[str], tuple[int, ...] | None] | None = None) -> tuple[int, ...]:
+    """Which of the model's classes are things; () where it is not known.
 
-    It is the number of things of the panoptic ones of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and of all classes of
-    the others, which must agree with each other and with ``MODEL.DETR.PANOPTIC.NUM_THING_CLASSES`` where it is set.
+    They are the things of the panoptic ones of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and all classes of the others,
+    which must agree with each other and with ``MODEL.DETR.PANOPTIC.NUM_THING_CLASSES`` and ``THING_CLASSES`` where
+    these are set.
 
     Args:
         cfg: a config of either engine with the number of classes resolved.
-        num_things: data set name → its number of things, or None if that is not known; by default from the JSON file.
+        things: data set name → its classes of things, or None if they are not known; by default from the JSON file,
+            whose things are its first classes.
 
     Raises:
-        DatasetError: if numbers disagree, or a panoptic segmentation is asked for and there is nothing to take the
-            number from.
+        DatasetError: if they disagree, or a panoptic segmentation is asked for and there is nothing to take them from,
+            or nothing but things.
     """
     key = "MODEL.DETR.PANOPTIC.NUM_THING_CLASSES"
-    number, source = int(cfg.MODEL.DETR.PANOPTIC.NUM_THING_CLASSES), key
+    known, source = config.things(cfg), key
     for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
-        found = (num_things or _num_things)(name)
+        found = (things or _things)(name)
         if found is None:
             continue
-        if number and found != number:
+        if known and len(found) != len(known):
             raise DatasetError(
-                f"{source} has {number} classes of things, but data set {name} has {found}: use data sets of the same "
-                f"classes, and leave {key} at 0, which takes the number from them"
+                f"{source} has {len(known)} classes of things, but data set {name} has {len(found)}: use data sets of "
+                f"the same classes, and leave {key} at 0, which takes the number from them"
             )
-        number, source = found, f"data set {name}"
-    if cfg.MODEL.DETR.PANOPTIC.ENABLED and not number:
+        if known and found != known:
+            raise DatasetError(
+                f"{source} has the things {list(known)}, but data set {name} {list(found)}: use data sets of the same "
+                f"classes, and leave MODEL.DETR.PANOPTIC.THING_CLASSES and NUM_THING_CLASSES to them ([] and 0)"
+            )
+        known, source = found, f"data set {name}"
+    if cfg.MODEL.DETR.PANOPTIC.ENABLED and not known:
         raise DatasetError(f"{key} is 0 and no data set tells the number: set it")
-    if cfg.MODEL.DETR.PANOPTIC.ENABLED and number >= cfg.MODEL.DETR.NUM_CLASSES > 0:
+    if cfg.MODEL.DETR.PANOPTIC.ENABLED and len(known) >= cfg.MODEL.DETR.NUM_CLASSES > 0:
         raise DatasetError(
             f"MODEL.DETR.PANOPTIC.ENABLED is True, but all {cfg.MODEL.DETR.NUM_CLASSES} classes of {source} are "
             "things: name panoptic data sets, such as shapes_train_panoptic, or set it to False"
         )
-    return number
+    return known
 
 
-def _num_things(name: str) -> int | None:
+def _things(name: str) -> tuple[int, ...] | None:
     from .coco import read_num_things
 
     spec = get(name)
-    return read_num_things(spec) if Path(spec.json_file).is_file() else None
+    return tuple(range(read_num_things(spec))) if Path(spec.json_file).is_file() else None
 
 
 def check_same_classes(name_a: str, a: tuple[str, ...], name_b: str, b: tuple[str, ...]) -> None:

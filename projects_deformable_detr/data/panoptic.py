@@ -5,7 +5,7 @@ are those of the things in the order of their category ids, then those of the st
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pycocotools import mask as rle_format
 
 from .catalog import DatasetSpec
 from .coco import CocoSummary, paused_gc, read_categories, read_images, read_json
+from .images import read_image
 from .panoptic_format import MAX_ID, read_segment_ids, segment_masks
 from .problems import DatasetError, Problems
 
@@ -185,7 +186,27 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
 
 def as_annotations(record: Record) -> list[dict[str, Any]]:
     """`read_objects` as Detectron2's annotations: ``bbox``, ``bbox_mode``, ``category_id``, ``iscrowd``, RLE."""
-    boxes, labels, masks = read_objects(record)
+    return _annotations(*read_objects(record))
+
+
+def stuff_annotations(path: str, size: tuple[int, int], classes: Mapping[int, int]) -> list[dict[str, Any]]:
+    """The stuff of a picture of labels, all pixels of one label as one object, as `as_annotations` gives objects.
+
+    Args:
+        path: of the picture, of one channel.
+        size: its height and width in pixels.
+        classes: label to class; other labels, such as those of things and of what is ignored, are left out.
+
+    Raises:
+        DatasetError: if the picture is missing, is not an image, or is of another size.
+    """
+    labels = read_image(path, expected_size=size)[:, :, 0]
+    found = [label for label in np.unique(labels).tolist() if label in classes]
+    masks = labels[None] == np.array(found, labels.dtype).reshape(-1, 1, 1)
+    return _annotations(mask_boxes(masks), np.array([classes[label] for label in found], np.int64), masks)
+
+
+def _annotations(boxes: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> list[dict[str, Any]]:
     return [
         {
             "bbox": box.tolist(),

@@ -1,20 +1,16 @@
-"""The project's data sets in Detectron2's catalogs, and what must be known of any data set before training."""
+"""The project's data sets in Detectron2's catalogs, and the classes of any data set there."""
 
-import logging
 import os
-from collections.abc import Iterable
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_coco_panoptic
 
-from ..config import most_objects
-from ..data import catalog, coco
+from ..data import catalog
 from ..data.catalog import DatasetSpec
 from ..data.problems import DatasetError
 from ..data.scene import CATEGORIES
-
-_logger = logging.getLogger(__name__)
+from .panoptic import PanopticClasses, is_standard, panoptic_classes
 
 
 def register_builtin() -> None:
@@ -63,15 +59,6 @@ def _register(spec: DatasetSpec) -> None:
     register_coco_panoptic(spec.name, metadata, *files)
 
 
-def is_panoptic(name: str) -> bool:
-    """Whether a data set has segments of things and stuff in its records: Detectron2's "standard" panoptic format.
-
-    Its "separated" format has annotations of things beside, and is a data set of instances here.
-    """
-    metadata = MetadataCatalog.get(name)
-    return metadata.get("evaluator_type") == "coco_panoptic_seg" and metadata.get("sem_seg_root") is None
-
-
 def panoptic_spec(name: str) -> DatasetSpec:
     """Where a panoptic data set of Detectron2's catalog lies."""
     metadata = MetadataCatalog.get(name)
@@ -85,7 +72,7 @@ def things_of(name: str) -> str:
 
     Detectron2's "standard" panoptic metadata has stuff among its thing_classes, which its own evaluator refuses.
     """
-    if not is_panoptic(name):
+    if not is_standard(name):
         return name
     whole, things = MetadataCatalog.get(name), MetadataCatalog.get(f"{name}_things")
     ids = whole.thing_dataset_id_to_contiguous_id
@@ -99,102 +86,71 @@ def things_of(name: str) -> str:
     return f"{name}_things"
 
 
-def check(cfg: CfgNode, names: Iterable[str], *, for_evaluation: bool) -> None:
-    """Checks every data set that is a COCO-format JSON file, in full, before anything is built.
-
-    A data set registered as a function, whose metadata has no image folder, is that function's affair.
-
-    A set to train on must not have more objects in an image than there are queries; one to evaluate on must have
-    the fields that COCO's evaluation reads.
-
-    Boxes that ``DATASETS.INVALID_BOXES: drop`` leaves out are counted here in a warning; Detectron2's mapper, which
-    drops boxes without area from every training image, is what leaves them out.
-
-    Raises:
-        DatasetError: naming file, record and remedy.
-    """
-    for name in names:
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("image_root") is None:
-            continue
-        if is_panoptic(name):
-            spec = panoptic_spec(name)
-        elif metadata.get("evaluator_type") == "coco" and metadata.get("json_file"):
-            spec = DatasetSpec(name, metadata.json_file, metadata.image_root)
-        else:
-            continue
-        summary = coco.inspect(
-            spec,
-            cfg.DATASETS.INVALID_BOXES,
-            max_objects=None if for_evaluation else most_objects(cfg),
-            for_evaluation=for_evaluation,
-            masks=cfg.MODEL.MASK_ON,
-        )
-        _logger.info(
-            "%s: %d images, %d objects, %d classes",
-            name,
-            summary.num_images,
-            summary.num_annotations,
-            len(summary.class_names),
-        )
-
-
 def resolve_num_classes(cfg: CfgNode) -> int:
     """The number of classes of ``cfg``'s data sets, which ``MODEL.DETR.NUM_CLASSES`` must equal where it is set.
 
-    Any data set in Detectron2's catalogs counts, whoever registered it: its metadata's ``thing_classes``.
+    Any data set in Detectron2's catalogs counts, whoever registered it: its metadata's ``thing_classes``, for a
+    panoptic model those of its panoptic data sets.
 
     Raises:
         DatasetError: if the data sets, or one of them and the config, disagree; the message has both numbers.
     """
-    return catalog.resolve_num_classes(cfg, _class_names)
+    return catalog.resolve_num_classes(cfg, lambda name: _class_names(cfg, name))
 
 
-def resolve_num_things(cfg: CfgNode) -> int:
-    """How many of the classes, the first ones, are things, as ``catalog.resolve_num_things`` says; 0: all of them.
+def resolve_things(cfg: CfgNode) -> tuple[int, ...]:
+    """Which of the classes are things, as ``catalog.resolve_things`` says; (): all of them.
 
     Without a panoptic data set or key nothing is stuff, also where a model has more classes than the data set.
     """
     keys, names = cfg.MODEL.DETR.PANOPTIC, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    is_asked_for = keys.ENABLED or keys.NUM_THING_CLASSES
-    if not is_asked_for and not any(name in DatasetCatalog and is_panoptic(name) for name in names):
-        return 0
-    return catalog.resolve_num_things(cfg, _num_things)
+    is_asked_for = keys.ENABLED or keys.NUM_THING_CLASSES or keys.THING_CLASSES
+    if not is_asked_for and not any(name in DatasetCatalog and is_standard(name) for name in names):
+        return ()
+    return catalog.resolve_things(cfg, lambda name: _things(cfg, name))
 
 
-def _num_things(name: str) -> int | None:
-    if name not in DatasetCatalog:
-        return None
-    if not is_panoptic(name):
-        return len(MetadataCatalog.get(name).get("thing_classes", ())) or None
-    things = sorted(MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id.values())
-    if things != list(range(len(things))):
-        raise DatasetError(
-            f"data set {name} has things of the contiguous ids {things}: number its things first, then its stuff"
-        )
-    return len(things)
+def _things(cfg: CfgNode, name: str) -> tuple[int, ...] | None:
+    classes = panoptic_classes(name, cfg.MODEL.DETR.PANOPTIC.ENABLED)
+    if classes is not None:
+        return classes.things
+    names = MetadataCatalog.get(name).get("thing_classes") if name in DatasetCatalog else None
+    return tuple(range(len(names))) if names else None
+
+
+def separated_classes(cfg: CfgNode) -> PanopticClasses | None:
+    """The classes of a panoptic model whose data sets are of the separated format; None for any other model."""
+    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    found = (panoptic_classes(name, cfg.MODEL.DETR.PANOPTIC.ENABLED) for name in names)
+    return next((classes for classes in found if classes is not None and classes.is_separated), None)
 
 
 def known_class_names(cfg: CfgNode) -> tuple[str, ...] | None:
     """Of the first of ``cfg``'s data sets whose metadata has them already; no file is read for it."""
-    return next(filter(None, map(class_names, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])), None)
+    panoptic = cfg.MODEL.DETR.PANOPTIC.ENABLED
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    return next(filter(None, (class_names(name, panoptic=panoptic) for name in names)), None)
 
 
-def class_names(dataset: str) -> tuple[str, ...] | None:
-    """A data set's, where its metadata has them already; no file is read for it."""
-    classes = MetadataCatalog.get(dataset).get("thing_classes") if dataset in DatasetCatalog else None
-    return tuple(classes) if classes else None
+def class_names(dataset: str, *, panoptic: bool = False) -> tuple[str, ...] | None:
+    """A data set's, where its metadata has them already; no file is read for it. ``panoptic``: of a panoptic model."""
+    classes = panoptic_classes(dataset, panoptic)
+    if classes is not None:
+        return classes.names
+    names = MetadataCatalog.get(dataset).get("thing_classes") if dataset in DatasetCatalog else None
+    return tuple(names) if names else None
 
 
-def _class_names(name: str) -> tuple[str, ...]:
+def _class_names(cfg: CfgNode, name: str) -> tuple[str, ...]:
     if name not in DatasetCatalog:
         raise DatasetError(f"data set {name} is not in Detectron2's catalog: --register {name} JSON IMAGE_ROOT")
-    metadata = MetadataCatalog.get(name)
-    if not metadata.get("thing_classes"):
+    panoptic = cfg.MODEL.DETR.PANOPTIC.ENABLED
+    if not class_names(name, panoptic=panoptic):
         DatasetCatalog.get(name)  # a COCO file's loader fills the metadata in
-    if not metadata.get("thing_classes"):
+    found = class_names(name, panoptic=panoptic)
+    if not found:
         raise DatasetError(
             f"data set {name} has no thing_classes in its metadata, so its number of classes is not known: set "
             f'MetadataCatalog.get("{name}").thing_classes'
         )
-    return tuple(metadata.thing_classes)
+    return found

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
     LVISEvaluator,
-    PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
 from detectron2.utils import comm
@@ -24,7 +24,9 @@ from detectron2.utils import comm
 from .. import panoptic_evaluation
 from ..errors import UserError
 from ..panoptic_evaluation import PanopticResult
-from .data import is_panoptic, panoptic_spec, things_of
+from .data import panoptic_spec, things_of
+from .panoptic import is_separated, panoptic_classes
+from .voc_evaluation import VOCEvaluator
 
 _logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     """The evaluator that fits the data set's ``evaluator_type``.
 
     Results go to ``OUTPUT_DIR/inference``, where each of several test sets has a folder of its name. COCO's metrics
-    count ``TEST.DETECTIONS_PER_IMAGE`` detections of an image.
+    count ``TEST.DETECTIONS_PER_IMAGE`` detections of an image, LVIS's 300 of these at the most.
 
     A data set that names no type, one that was registered as a plain list of records, gets the COCO evaluator,
     which makes the ground truth in COCO's format from the records.
@@ -43,35 +45,35 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     """
     several = len(cfg.DATASETS.TEST) > 1
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", *[dataset_name] * several)
-    most = cfg.TEST.DETECTIONS_PER_IMAGE
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type") or "coco"
-    if kind == "coco":
-        return COCOEvaluator(dataset_name, output_dir=folder, max_dets_per_image=most)
-    if kind == "coco_panoptic_seg":
-        return DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder))
-    if kind == "lvis":
-        return LVISEvaluator(dataset_name, output_dir=folder)
-    if kind == "sem_seg":
-        return SemSegEvaluator(dataset_name, output_dir=folder)
-    by_name = {
-        "pascal_voc": PascalVOCDetectionEvaluator,
-        "cityscapes_instance": CityscapesInstanceEvaluator,
-        "cityscapes_sem_seg": CityscapesSemSegEvaluator,
+    known: dict[str, Callable[[], DatasetEvaluator]] = {
+        "coco": lambda: _coco(cfg, dataset_name, folder),
+        "coco_panoptic_seg": lambda: DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder)),
+        "lvis": lambda: LVISEvaluator(dataset_name, output_dir=folder),
+        "pascal_voc": lambda: VOCEvaluator(dataset_name),
+        "cityscapes_instance": lambda: DatasetEvaluators(_cityscapes_evaluators(cfg, dataset_name, folder)),
+        "cityscapes_panoptic_seg": lambda: DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder)),
+        "sem_seg": lambda: SemSegEvaluator(dataset_name, output_dir=folder),
+        "cityscapes_sem_seg": lambda: CityscapesSemSegEvaluator(dataset_name),
     }
-    if kind not in by_name:
-        known = ["coco", "coco_panoptic_seg", "lvis", "sem_seg", *by_name]
+    if kind not in known:
         raise UserError(f"data set {dataset_name} has evaluator_type {kind!r}; known are {', '.join(known)}")
-    return by_name[kind](dataset_name)
+    return known[kind]()
+
+
+def _coco(cfg: CfgNode, name: str, folder: str, **options: Any) -> COCOEvaluator:
+    return COCOEvaluator(name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE, **options)
 
 
 class PanopticEvaluator(DatasetEvaluator):
     """Detectron2's panoptic evaluator without panopticapi: the same results and metrics, computed by this project."""
 
     def __init__(self, dataset_name: str, output_dir: str) -> None:
+        classes = panoptic_classes(dataset_name, panoptic=True)
+        if classes is None:
+            raise UserError(f"data set {dataset_name} is not a panoptic one: its panoptic quality cannot be measured")
         self._spec = panoptic_spec(dataset_name)
-        metadata = MetadataCatalog.get(dataset_name)
-        ids = {**metadata.thing_dataset_id_to_contiguous_id, **metadata.stuff_dataset_id_to_contiguous_id}
-        self._category_ids = sorted(ids, key=lambda identifier: ids[identifier])
+        self._classes = classes
         self._output_dir = Path(output_dir)
         self._results: list[PanopticResult] = []
 
@@ -84,7 +86,8 @@ class PanopticEvaluator(DatasetEvaluator):
         for record, output in zip(inputs, outputs, strict=True):
             ids, segments = output["panoptic_seg"]
             image = record["image_id"], record["file_name"], ids.cpu().numpy()
-            self._results.append(PanopticResult.of(*image, segments, self._category_ids))
+            segments = [{**item, "category_id": self._classes.class_of(item)} for item in segments]
+            self._results.append(PanopticResult.of(*image, segments, self._classes.category_ids))
 
     def evaluate(self) -> dict[str, Any] | None:
         """``{"panoptic_seg": metrics}`` on the main process."""
@@ -95,19 +98,33 @@ class PanopticEvaluator(DatasetEvaluator):
         return panoptic_evaluation.evaluate(self._spec, [item for part in gathered for item in part], self._output_dir)
 
 
+def _cityscapes_evaluators(cfg: CfgNode, name: str, folder: str) -> list[DatasetEvaluator]:
+    """AP of boxes in COCO's way, of a truth made from the records; of masks, in Cityscapes' own."""
+    evaluators: list[DatasetEvaluator] = [_coco(cfg, name, folder, tasks=("bbox",))]
+    if cfg.MODEL.MASK_ON:
+        evaluators.append(CityscapesInstanceEvaluator(name))
+    return evaluators
+
+
 def _panoptic_evaluators(cfg: CfgNode, dataset_name: str, folder: str) -> list[DatasetEvaluator]:
     """AP of the things where their instances are known; panoptic quality where the model gives a segmentation."""
     evaluators: list[DatasetEvaluator] = []
-    instances = MetadataCatalog.get(dataset_name).get("json_file")
-    if instances and os.path.isfile(instances):
-        most = cfg.TEST.DETECTIONS_PER_IMAGE
-        evaluators.append(COCOEvaluator(things_of(dataset_name), output_dir=folder, max_dets_per_image=most))
+    metadata = MetadataCatalog.get(dataset_name)
+    instances = metadata.get("json_file")
+    if metadata.evaluator_type == "cityscapes_panoptic_seg":
+        if cfg.MODEL.MASK_ON:
+            evaluators.append(CityscapesInstanceEvaluator(dataset_name))
+    elif instances and os.path.isfile(instances):
+        evaluators.append(_coco(cfg, things_of(dataset_name), folder))
     else:
         _logger.info("%s: there is no %s, so AP is not measured", dataset_name, instances)
-    if cfg.MODEL.DETR.PANOPTIC.ENABLED and is_panoptic(dataset_name):
-        if importlib.util.find_spec("panopticapi"):
-            evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
-        else:
-            _logger.info("panopticapi is not installed: this project computes the panoptic quality itself")
-            evaluators.append(PanopticEvaluator(dataset_name, folder))
+    if not cfg.MODEL.DETR.PANOPTIC.ENABLED:
+        return evaluators
+    if is_separated(dataset_name):
+        evaluators.append(SemSegEvaluator(dataset_name, output_dir=folder))
+    if importlib.util.find_spec("panopticapi"):
+        evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
+    else:
+        _logger.info("panopticapi is not installed: this project computes the panoptic quality itself")
+        evaluators.append(PanopticEvaluator(dataset_name, folder))
     return evaluators

@@ -15,9 +15,10 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing.spawn import ProcessException
 from yaml import YAMLError
 
-from ..config import get_cfg
+from ..config import get_cfg, set_things
 from ..errors import UserError
 from . import data
+from .inspection import check
 from .trainer import Trainer
 
 
@@ -81,10 +82,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE, args.num_gpus)
     _check(args, cfg)
     _setup_logger(cfg)
-    data.check(cfg, [] if args.eval_only else cfg.DATASETS.TRAIN, for_evaluation=False)
-    data.check(cfg, cfg.DATASETS.TEST, for_evaluation=True)
+    check(cfg, [] if args.eval_only else cfg.DATASETS.TRAIN, for_evaluation=False)
+    check(cfg, cfg.DATASETS.TEST, for_evaluation=True)
     cfg.MODEL.DETR.NUM_CLASSES = data.resolve_num_classes(cfg)
-    cfg.MODEL.DETR.PANOPTIC.NUM_THING_CLASSES = data.resolve_num_things(cfg)
+    set_things(cfg, data.resolve_things(cfg))
     cfg.freeze()
     return cfg
 

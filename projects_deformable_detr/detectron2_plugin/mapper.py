@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from ..augmentation import AugmentationPolicy
 from ..data import masks, panoptic
 from ..data.images import read_image
+from .data import separated_classes
 
 
 def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
@@ -38,14 +39,29 @@ class DetrDatasetMapper(DatasetMapper):
 
     Masks are bitmaps from the start, whatever ``INPUT.MASK_FORMAT`` says: both engines then see the same ones, and a
     crop needs no polygon library. The segments of a panoptic record, things and stuff, become its instances.
+
+    Args:
+        label_classes: in Detectron2's separated panoptic format, labels of the picture of stuff to classes; None: stuff
+            is not wanted.
+        arguments: Detectron2's.
     """
+
+    @configurable
+    def __init__(self, *arguments: Any, label_classes: dict[int, int] | None = None, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.label_classes = label_classes
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Detectron2's arguments with the augmentations replaced."""
         policy = AugmentationPolicy.from_cfg(cfg, is_train)
-        own = {"augmentations": build_augmentations(policy), "instance_mask_format": "bitmask"}
-        return {**super().from_config(cfg, is_train), **own}
+        classes = separated_classes(cfg)
+        return {
+            **super().from_config(cfg, is_train),
+            "augmentations": build_augmentations(policy),
+            "instance_mask_format": "bitmask",
+            "label_classes": classes.label_classes if classes else None,
+        }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """One record of a data set, as an input of the model.
@@ -53,9 +69,15 @@ class DetrDatasetMapper(DatasetMapper):
         Raises:
             DatasetError: if the image is missing, cannot be decoded or has another size than its record says.
         """
+        dataset_dict = dict(dataset_dict)
+        labels = dataset_dict.pop("sem_seg_file_name", None)  # which Detectron2 would read, and no model here looks at
         if self.is_train and "segments_info" in dataset_dict and "annotations" not in dataset_dict:
-            kept = {key: value for key, value in dataset_dict.items() if key != "segments_info"}
-            dataset_dict = {**kept, "annotations": panoptic.as_annotations(dataset_dict)}
+            dataset_dict["annotations"] = panoptic.as_annotations(dataset_dict)
+            del dataset_dict["segments_info"]
+        elif self.is_train and self.label_classes is not None and labels is not None:
+            shape = dataset_dict["height"], dataset_dict["width"]
+            stuff = panoptic.stuff_annotations(labels, shape, self.label_classes)
+            dataset_dict["annotations"] = [*dataset_dict["annotations"], *stuff]
         try:
             return super().__call__(dataset_dict)
         except Exception:

@@ -17,6 +17,7 @@ from ..data.problems import DatasetError
 from ..errors import UserError
 from ..modeling import (
     Detections,
+    Predictions,
     Targets,
     build_criterion,
     build_detector,
@@ -25,7 +26,7 @@ from ..modeling import (
     postprocess,
 )
 from .checkpoint import read_foreign_weights
-from .data import known_class_names, resolve_num_classes, resolve_num_things
+from .data import known_class_names, resolve_num_classes, resolve_things, separated_classes
 from .pictures import put_matched
 
 _LOG_PERIOD = 20  # iterations between two lines of Detectron2's writers
@@ -44,8 +45,11 @@ class SetPredictionModel(nn.Module):
         vis_period: iterations between pictures of ground truth and matched predictions in the event storage; 0: none.
             The criterion's ``matcher`` matches them.
         input_format: ``"RGB"`` or ``"BGR"``, needed for the pictures.
-        num_things: classes of things, the first ones; the others, stuff, are no instances. 0: all are things.
+        things: classes of things; the others, stuff, are no instances. Empty: all are things.
         panoptic: give a panoptic segmentation too, with these arguments of `panoptic_postprocess`; None: do not.
+        segment_ids: the ``category_id`` by which segments of class 0, 1, … are called; None: the class. Detectron2's
+            separated panoptic format numbers stuff from 1, see `PanopticClasses`; the model then gives ``sem_seg``,
+            too.
         load_options: what loading another project's weights may do.
     """
 
@@ -65,8 +69,9 @@ class SetPredictionModel(nn.Module):
         score_threshold: float = 0.0,
         vis_period: int = 0,
         input_format: str = "RGB",
-        num_things: int = 0,
+        things: Sequence[int] = (),
         panoptic: dict[str, Any] | None = None,
+        segment_ids: Sequence[int] | None = None,
         load_options: LoadOptions | None = None,
     ) -> None:
         super().__init__()
@@ -76,8 +81,9 @@ class SetPredictionModel(nn.Module):
         self.score_threshold = score_threshold
         self.vis_period = vis_period
         self.input_format = input_format
-        self.num_things = num_things
+        self.things = tuple(things)
         self.panoptic = None if panoptic is None else dict(panoptic)
+        self.segment_ids = None if segment_ids is None else tuple(segment_ids)
         self.load_options = load_options or LoadOptions()
         self.register_load_state_dict_pre_hook(read_foreign_weights)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -90,8 +96,8 @@ class SetPredictionModel(nn.Module):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
-        keys, num_things = cfg.MODEL.DETR.PANOPTIC, resolve_num_things(cfg)
-        panoptic = {"num_things": num_things, "score_threshold": keys.SCORE_THRESH, "min_area": keys.MIN_AREA}
+        keys, things, separated = cfg.MODEL.DETR.PANOPTIC, resolve_things(cfg), separated_classes(cfg)
+        panoptic = {"things": things, "score_threshold": keys.SCORE_THRESH, "min_area": keys.MIN_AREA}
         detector = build_detector(cfg, build_backbone(cfg), cls.architecture)
         if cfg.TEST.PRECISE_BN.ENABLED:
             _check_precise_bn(detector)
@@ -104,8 +110,9 @@ class SetPredictionModel(nn.Module):
             "score_threshold": cfg.MODEL.DETR.SCORE_THRESH_TEST,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
-            "num_things": num_things,
+            "things": things,
             "panoptic": panoptic if keys.ENABLED else None,
+            "segment_ids": separated.segment_ids if separated else None,
             "load_options": LoadOptions.of(cfg, class_names=known_class_names(cfg)),
         }
 
@@ -126,7 +133,8 @@ class SetPredictionModel(nn.Module):
             In training, weighted scalar losses by name: their sum is to be minimised. Else one
             ``{"instances": Instances}`` per image with ``pred_boxes``, ``scores``, ``pred_classes`` and, with a mask
             head, ``pred_masks``, best first; for a panoptic model also ``"panoptic_seg"``: segment ids (H, W) and
-            Detectron2's list of segments.
+            Detectron2's list of segments; with data sets of the separated format ``"sem_seg"``: (S, H, W) uint8, 1 for
+            the label of a pixel's segment, 0 otherwise: label 0 for things and void, 1 … S - 1 for stuff.
 
         Raises:
             DatasetError: if a ``gt_classes`` is not one of the model's classes.
@@ -138,16 +146,7 @@ class SetPredictionModel(nn.Module):
                 (int(record.get("height", size[0])), int(record.get("width", size[1])))
                 for record, size in zip(batched_inputs, images.image_sizes, strict=True)
             ]
-            detections = postprocess(predictions, sizes, self.topk, self.num_things or None, self.score_threshold)
-            results: list[dict[str, Any]] = [
-                {"instances": _instances(*pair)} for pair in zip(detections, sizes, strict=True)
-            ]
-            if self.panoptic is not None:
-                for result, found in zip(
-                    results, panoptic_postprocess(predictions, sizes, **self.panoptic), strict=True
-                ):
-                    result["panoptic_seg"] = found.ids, found.segments
-            return results
+            return self._results(predictions, sizes)
         _check_classes(batched_inputs, predictions.num_classes)
         targets = [_targets(record["instances"]).to(self.device) for record in batched_inputs]
         losses: dict[str, Tensor] = self.criterion(predictions, targets)
@@ -160,6 +159,21 @@ class SetPredictionModel(nn.Module):
                 matcher: Any = self.criterion.matcher
                 put_matched(batched_inputs[0], predictions, targets, matcher, self.input_format, names)
         return losses
+
+    def _results(self, predictions: Predictions, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        detections = postprocess(predictions, sizes, self.topk, self.things or None, self.score_threshold)
+        results: list[dict[str, Any]] = [
+            {"instances": _instances(*pair)} for pair in zip(detections, sizes, strict=True)
+        ]
+        if self.panoptic is None:
+            return results
+        for result, found in zip(results, panoptic_postprocess(predictions, sizes, **self.panoptic), strict=True):
+            segments = found.segments
+            if self.segment_ids is not None:
+                segments = [{**item, "category_id": self.segment_ids[item["category_id"]]} for item in segments]
+                result["sem_seg"] = _semantic(found.ids, segments, max(self.segment_ids[len(self.things) :]) + 1)
+            result["panoptic_seg"] = found.ids, segments
+        return results
 
     def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalises and pads; a Detectron2 backbone says what the padded size must satisfy."""
@@ -219,6 +233,15 @@ def _targets(instances: Instances) -> Targets:
     if isinstance(masks, PolygonMasks):  # of another mapper than ours
         masks = BitMasks.from_polygon_masks(masks, height, width)
     return Targets(instances.gt_classes.long(), boxes, None if masks is None else masks.tensor)
+
+
+def _semantic(ids: Tensor, segments: list[dict[str, Any]], labels: int) -> Tensor:
+    """A panoptic segmentation as the scores (labels, H, W) that Detectron2's evaluator of semantic labels takes."""
+    table = ids.new_zeros(len(segments) + 1, dtype=torch.int64)
+    for item in segments:
+        table[item["id"]] = 0 if item["isthing"] else item["category_id"]
+    scores = ids.new_zeros((labels, *ids.shape), dtype=torch.uint8)
+    return scores.scatter_(0, table[ids.long()][None], 1)
 
 
 def _instances(detections: Detections, size: tuple[int, int]) -> Instances:

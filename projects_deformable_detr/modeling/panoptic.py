@@ -1,6 +1,6 @@
 """From predictions to a panoptic segmentation (arXiv 2005.12872, section 4.4)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class PanopticSegmentation:
 def panoptic_postprocess(
     predictions: Predictions,
     image_sizes: Sequence[tuple[int, int]],
-    num_things: int,
+    things: Collection[int],
     score_threshold: float = 0.85,
     min_area: int = 4,
 ) -> list[PanopticSegmentation]:
@@ -46,7 +46,7 @@ def panoptic_postprocess(
     Args:
         predictions: of N images, with masks.
         image_sizes: N sizes (H, W) in pixels, usually those of the original files.
-        num_things: classes 0 … num_things - 1 are things, the others stuff.
+        things: the classes that are things; the others are stuff.
         score_threshold: in [0, 1).
         min_area: in pixels of ``image_sizes``, >= 0.
 
@@ -67,18 +67,16 @@ def panoptic_postprocess(
     for image, size in enumerate(image_sizes):
         queries = kept[image].nonzero()[:, 0]
         masks = image_logits(predictions.masks, image, queries)
-        found.append(
-            _segment(masks, scores[image, queries], labels[image, queries].tolist(), size, num_things, min_area)
-        )
+        found.append(_segment(masks, scores[image, queries], labels[image, queries].tolist(), size, things, min_area))
     return found
 
 
 def _segment(
-    masks: Tensor, scores: Tensor, labels: list[int], size: tuple[int, int], num_things: int, min_area: int
+    masks: Tensor, scores: Tensor, labels: list[int], size: tuple[int, int], things: Collection[int], min_area: int
 ) -> PanopticSegmentation:
     """Mask logits (K, h, w), scores (K,) and labels of the kept queries of one image."""
     # The segment of each query: its own, or for stuff that of the first query of its class.
-    first = {label: index for index, label in reversed(list(enumerate(labels))) if label >= num_things}
+    first = {label: index for index, label in reversed(list(enumerate(labels))) if label not in things}
     segment_of = torch.tensor([first.get(label, index) for index, label in enumerate(labels)], device=masks.device)
     alive = torch.ones(len(labels), dtype=torch.bool, device=masks.device)
     while alive.any():
@@ -88,13 +86,13 @@ def _segment(
         areas = owners.flatten().bincount(minlength=len(labels))
         large = areas[segment_of] > min_area
         if bool((large | ~alive).all()):
-            return _listed(owners, areas, scores, labels, num_things, segment_of)
+            return _listed(owners, areas, scores, labels, things, segment_of)
         alive &= large
     return PanopticSegmentation(torch.zeros(size, dtype=torch.int32, device=masks.device), [])
 
 
 def _listed(
-    owners: Tensor, areas: Tensor, scores: Tensor, labels: list[int], num_things: int, segment_of: Tensor
+    owners: Tensor, areas: Tensor, scores: Tensor, labels: list[int], things: Collection[int], segment_of: Tensor
 ) -> PanopticSegmentation:
     """Segments numbered from 1, of owners (H, W): the query that each pixel's segment is named after."""
     numbers = torch.zeros(len(labels), dtype=torch.int32, device=owners.device)
@@ -105,7 +103,7 @@ def _listed(
             {
                 "id": len(segments) + 1,
                 "category_id": labels[index],
-                "isthing": labels[index] < num_things,
+                "isthing": labels[index] in things,
                 "score": float(scores[segment_of == index].max()),
                 "area": int(areas[index]),
             }

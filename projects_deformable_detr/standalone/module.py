@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..config import things
 from ..modeling import build_criterion, build_detector, cardinality_error, panoptic_postprocess, postprocess
 from ..optim import build_optimizer, clip_gradients
 from . import data
@@ -121,14 +122,14 @@ class DetectionModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Detects in full precision: mixed precision is for training, as in Detectron2."""
         panoptic, sizes, segmented = self.cfg.MODEL.DETR.PANOPTIC, batch.original_sizes, None
-        things = panoptic.NUM_THING_CLASSES
+        classes = things(self.cfg)
         most, threshold = self.cfg.TEST.DETECTIONS_PER_IMAGE, self.cfg.MODEL.DETR.SCORE_THRESH_TEST
         with torch.autocast(self.device.type, enabled=False):
             predictions = self(batch)
             # Here, too: masks are computed when they are asked for.
-            found = postprocess(predictions, sizes, most, things or None, threshold)
+            found = postprocess(predictions, sizes, most, classes or None, threshold)
             if panoptic.ENABLED:
-                segmented = panoptic_postprocess(predictions, sizes, things, panoptic.SCORE_THRESH, panoptic.MIN_AREA)
+                segmented = panoptic_postprocess(predictions, sizes, classes, panoptic.SCORE_THRESH, panoptic.MIN_AREA)
         self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, found, segmented)
 
     def on_validation_epoch_end(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 from yaml import YAMLError
 
-from ..config import get_cfg, most_objects
+from ..config import get_cfg, most_objects, set_things
 from ..data import catalog, coco
 from .config import ConfigError
 
@@ -50,7 +50,7 @@ def configure(args: Namespace) -> Any:
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only needs DATASETS.TEST to name a data set")
     cfg.MODEL.DETR.NUM_CLASSES = catalog.resolve_num_classes(cfg)
-    cfg.MODEL.DETR.PANOPTIC.NUM_THING_CLASSES = catalog.resolve_num_things(cfg)
+    set_things(cfg, catalog.resolve_things(cfg))
     cfg.freeze()
     return cfg
 

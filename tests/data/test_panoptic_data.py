@@ -213,18 +213,20 @@ class _Cfg(dict):
 
 
 def _cfg(*train, number=0, enabled=True):
-    things = _Cfg(NUM_THING_CLASSES=number, ENABLED=enabled)
+    things = _Cfg(NUM_THING_CLASSES=number, THING_CLASSES=(), ENABLED=enabled)
     return _Cfg(MODEL=_Cfg(DETR=_Cfg(PANOPTIC=things, NUM_CLASSES=133)), DATASETS=_Cfg(TRAIN=train, TEST=()))
 
 
 def test_the_number_of_things(spec, made):
-    assert catalog.resolve_num_things(_cfg("shapes_train_panoptic", "shapes_train")) == 6
-    assert catalog.resolve_num_things(_cfg("coco_2017_train_panoptic", number=80)) == 80  # not on this machine
-    assert catalog.resolve_num_things(_cfg("coco_2017_train", enabled=False)) == 0
+    assert catalog.resolve_things(_cfg("shapes_train_panoptic", "shapes_train")) == tuple(range(6))
+    assert catalog.resolve_things(_cfg("coco_2017_train_panoptic", number=80)) == tuple(
+        range(80)
+    )  # not on this machine
+    assert catalog.resolve_things(_cfg("coco_2017_train", enabled=False)) == ()
     with pytest.raises(DatasetError, match="has 5 classes of things, but data set shapes_train_panoptic has 6"):
-        catalog.resolve_num_things(_cfg("shapes_train_panoptic", number=5))
+        catalog.resolve_things(_cfg("shapes_train_panoptic", number=5))
     with pytest.raises(DatasetError, match="no data set tells the number"):
-        catalog.resolve_num_things(_cfg("coco_2017_train_panoptic"))
+        catalog.resolve_things(_cfg("coco_2017_train_panoptic"))
 
 
 @pytest.fixture
@@ -276,7 +278,7 @@ def test_a_panoptic_model_needs_stuff(make_cfg):
     cfg = make_cfg()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ()
     cfg.MODEL.DETR.NUM_CLASSES = 6
-    assert catalog.resolve_num_things(cfg, lambda name: 6) == 6
+    assert catalog.resolve_things(cfg, lambda name: tuple(range(6))) == tuple(range(6))
     cfg.MODEL.DETR.PANOPTIC.ENABLED = True
     with pytest.raises(DatasetError, match="ENABLED is True, but all 6 classes of data set shapes_train are things"):
-        catalog.resolve_num_things(cfg, lambda name: 6)
+        catalog.resolve_things(cfg, lambda name: tuple(range(6)))

@@ -18,9 +18,11 @@ from projects_deformable_detr import get_cfg
 from projects_deformable_detr.data import coco, masks, panoptic, shapes
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, Trainer
-from projects_deformable_detr.detectron2_plugin.data import check, is_panoptic, resolve_num_things
+from projects_deformable_detr.detectron2_plugin.data import resolve_things
 from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
+from projects_deformable_detr.detectron2_plugin.inspection import check
 from projects_deformable_detr.detectron2_plugin.meta_arch import _targets
+from projects_deformable_detr.detectron2_plugin.panoptic import is_standard
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -58,14 +60,14 @@ def make_cfg(config, name, folder, *options):
 
 def test_built_in_panoptic_data_sets():
     metadata = MetadataCatalog.get("shapes_val_panoptic")
-    assert is_panoptic("shapes_val_panoptic") and is_panoptic("coco_2017_val_panoptic")
-    assert not is_panoptic("coco_2017_val_panoptic_separated") and not is_panoptic("shapes_val")
+    assert is_standard("shapes_val_panoptic") and is_standard("coco_2017_val_panoptic")
+    assert not is_standard("coco_2017_val_panoptic_separated") and not is_standard("shapes_val")
     assert len(metadata.thing_classes) == 9 and metadata.thing_dataset_id_to_contiguous_id[1] == 0
     assert metadata.stuff_dataset_id_to_contiguous_id == {7: 6, 8: 7, 9: 8}
     cfg = get_cfg("detectron2")
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("coco_2017_train_panoptic",), ("shapes_val_panoptic",)
     with pytest.raises(ValueError, match="coco_2017_train_panoptic has 80.*|80.*shapes_val_panoptic has 6"):
-        resolve_num_things(cfg)
+        resolve_things(cfg)
 
 
 def test_the_mapper_gives_the_standalone_engines_targets(names, tmp_path):
@@ -79,7 +81,7 @@ def test_the_mapper_gives_the_standalone_engines_targets(names, tmp_path):
         cfg.INPUT.MIN_SIZE_TRAIN = (100,)
         mapper = DetrDatasetMapper(cfg, True)
         metadata = MetadataCatalog.get(name)
-        if is_panoptic(name):
+        if is_standard(name):
             spec = DatasetSpec(name, metadata.panoptic_json, metadata.image_root, metadata.panoptic_root)
         else:
             DatasetCatalog.get(name)

@@ -189,7 +189,7 @@ def test_detections_have_the_masks_of_their_queries_and_stuff_is_left_out():
     predictions = Predictions(logits, torch.rand(1, 1, 3, 4) * 0.2 + 0.4, masks=fixed(masks))
     (found,) = postprocess(predictions, [(4, 4)], topk=3)
     assert found.labels.tolist() == [2, 0, 1] and found.masks.any(2).nonzero()[:, 1].tolist() == [2, 0, 1]
-    (things,) = postprocess(predictions, [(4, 4)], topk=2, num_things=2)
+    (things,) = postprocess(predictions, [(4, 4)], topk=2, classes=range(2))
     assert things.labels.tolist() == [0, 1] and things.masks.any(2).nonzero()[:, 1].tolist() == [0, 1]
     assert len(things.boxes) == len(things.scores) == 2
 
@@ -200,7 +200,7 @@ def test_stuff_takes_no_place_among_the_best(no_object):
     logits = torch.tensor([[-2.0, -3, 5, -9], [-1.0, -4, 5, -9], [1.0, -5, 0, -9]])
     logits = logits if no_object else logits[:, :3]
     predictions = Predictions(logits[None, None], torch.rand(1, 1, 3, 4) * 0.2 + 0.4, no_object=no_object)
-    (found,) = postprocess(predictions, [(4, 4)], topk=2, num_things=2)
+    (found,) = postprocess(predictions, [(4, 4)], topk=2, classes=range(2))
     assert found.labels.tolist() == ([0] if no_object else [0, 0])
     expected = logits.softmax(-1)[[2], 0] if no_object else logits.sigmoid()[[2, 1], 0]
     torch.testing.assert_close(found.scores, expected)

@@ -35,7 +35,7 @@ ALL, LEFT, RIGHT = box(0, 8, 0, 8), box(0, 8, 0, 4), box(0, 8, 4, 8)
 
 
 def segment(rows, size=(8, 8), **options):
-    (found,) = panoptic_postprocess(predictions(rows, options.pop("no_object", True)), [size], THINGS, **options)
+    (found,) = panoptic_postprocess(predictions(rows, options.pop("no_object", True)), [size], range(THINGS), **options)
     assert found.ids.dtype == torch.int32 and found.ids.shape == size
     areas = {item["id"]: item["area"] for item in found.segments}
     assert areas == {i: int((found.ids == i).sum()) for i in found.ids.unique().tolist() if i}
@@ -116,6 +116,6 @@ def test_sigmoid_scores_and_the_images_own_size():
 def test_what_is_needed():
     made = predictions([(0, 0.9, (ALL, 1.0))])
     with pytest.raises(ValueError, match="1 images, image_sizes of 2"):
-        panoptic_postprocess(made, [(8, 8)] * 2, THINGS)
+        panoptic_postprocess(made, [(8, 8)] * 2, range(THINGS))
     with pytest.raises(ValueError, match="mask head"):
-        panoptic_postprocess(Predictions(made.logits, made.boxes, no_object=True), [(8, 8)], THINGS)
+        panoptic_postprocess(Predictions(made.logits, made.boxes, no_object=True), [(8, 8)], range(THINGS))

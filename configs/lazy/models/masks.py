@@ -32,12 +32,12 @@ def panoptic_data(model, dataloader, *, train, test, num_things, num_classes):
     """Data sets whose classes are things, the first ones, and stuff."""
     dataloader.train.dataset.names, dataloader.test.dataset.names = train, test
     model.load_options.class_names.dataset = train
-    model.detector.decoder.num_classes, model.num_things = num_classes, num_things
+    model.detector.decoder.num_classes, model.things = num_classes, list(range(num_things))
 
 
 def panoptic(model, dataloader, *, score_threshold):
     """Give a panoptic segmentation, and evaluate it."""
-    model.panoptic = dict(num_things=model.num_things, score_threshold=score_threshold, min_area=4)
+    model.panoptic = dict(things=model.things, score_threshold=score_threshold, min_area=4)
     dataloader.evaluator = [
         dataloader.evaluator,
         L(PanopticEvaluator)(dataset_name=dataloader.test.dataset.names, output_dir="${train.output_dir}/inference"),

@@ -1,0 +1,67 @@
+"""Modules that Detectron2's main branch imports by names that exist inside Facebook only, under these names.
+
+Since 2026 its Cityscapes loader and evaluators import ``deeplearning.projects.cityscapesApi.cityscapesscripts``, and
+``demo/demo.py`` imports ``vision.fair.detectron2.demo.predictor``, so that both fail everywhere else, with any model.
+`lend` makes these names stand for the public modules, where nothing else has them.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_PUBLIC = {
+    "deeplearning.projects.cityscapesApi.cityscapesscripts": "cityscapesscripts",
+    "vision.fair.detectron2.demo.predictor": "predictor",  # beside demo.py, whose folder Python puts on its path
+}
+
+
+class _Finder(MetaPathFinder):
+    """Stands last on ``sys.meta_path``: a package that is really installed under one of the names comes first."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """The spec of one of the names, of a module below it, or of a package above it."""
+        for lent, public in _PUBLIC.items():
+            if lent.startswith(name + "."):
+                return ModuleSpec(name, _Above(), is_package=True)
+            if name == lent or name.startswith(lent + "."):
+                real = public + name.removeprefix(lent)
+                return ModuleSpec(name, _Lender(real)) if importlib.util.find_spec(real) else None
+        return None
+
+
+class _Above(Loader):
+    """An empty package."""
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """As any module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is in it."""
+
+
+class _Lender(Loader):
+    """Gives the public module itself, not a second copy: the evaluators set options in it."""
+
+    def __init__(self, real: str) -> None:
+        self._real = real
+        self._spec: ModuleSpec | None = None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The module under its public name."""
+        module = importlib.import_module(self._real)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It has run; importing wrote the lent name's spec into it."""
+        module.__spec__ = self._spec
+
+
+def lend() -> None:
+    """Puts the finder in place; a second call changes nothing."""
+    if not any(type(finder).__name__ == _Finder.__name__ for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
