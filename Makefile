@@ -27,6 +27,8 @@ $(STAMP): $(SOURCES)
 	@# torch comes first: the op is compiled against the torch that it will run under.
 	$(PIP) 'torch>=2.11' 'torchvision>=0.26'
 	$(PIP) -e '.[standalone,test,dev]'
+	@# lvis asks for opencv-python by name, whose cv2 would replace the headless one and need a display's libraries.
+	$(PIP) --no-deps lvis
 	@touch $@
 
 demo: $(STAMP)

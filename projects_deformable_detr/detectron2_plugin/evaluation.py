@@ -10,7 +10,6 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
     COCOEvaluator,
     COCOPanopticEvaluator,
@@ -24,7 +23,9 @@ from detectron2.utils import comm
 from .. import panoptic_evaluation
 from ..errors import UserError
 from ..panoptic_evaluation import PanopticResult
+from .cityscapes_evaluation import CityscapesEvaluator
 from .data import panoptic_spec, things_of
+from .lent_names import numpy_names
 from .panoptic import is_separated, panoptic_classes
 from .voc_evaluation import VOCEvaluator
 
@@ -49,7 +50,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     known: dict[str, Callable[[], DatasetEvaluator]] = {
         "coco": lambda: _coco(cfg, dataset_name, folder),
         "coco_panoptic_seg": lambda: DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder)),
-        "lvis": lambda: LVISEvaluator(dataset_name, output_dir=folder),
+        "lvis": lambda: _LVISEvaluator(dataset_name, output_dir=folder),
         "pascal_voc": lambda: VOCEvaluator(dataset_name),
         "cityscapes_instance": lambda: DatasetEvaluators(_cityscapes_evaluators(cfg, dataset_name, folder)),
         "cityscapes_panoptic_seg": lambda: DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder)),
@@ -63,6 +64,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 
 def _coco(cfg: CfgNode, name: str, folder: str, **options: Any) -> COCOEvaluator:
     return COCOEvaluator(name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE, **options)
+
+
+class _LVISEvaluator(LVISEvaluator):
+    def evaluate(self) -> dict[str, Any] | None:
+        with numpy_names():
+            return super().evaluate()
 
 
 class PanopticEvaluator(DatasetEvaluator):
@@ -102,7 +109,7 @@ def _cityscapes_evaluators(cfg: CfgNode, name: str, folder: str) -> list[Dataset
     """AP of boxes in COCO's way, of a truth made from the records; of masks, in Cityscapes' own."""
     evaluators: list[DatasetEvaluator] = [_coco(cfg, name, folder, tasks=("bbox",))]
     if cfg.MODEL.MASK_ON:
-        evaluators.append(CityscapesInstanceEvaluator(name))
+        evaluators.append(CityscapesEvaluator(name))
     return evaluators
 
 
@@ -113,7 +120,7 @@ def _panoptic_evaluators(cfg: CfgNode, dataset_name: str, folder: str) -> list[D
     instances = metadata.get("json_file")
     if metadata.evaluator_type == "cityscapes_panoptic_seg":
         if cfg.MODEL.MASK_ON:
-            evaluators.append(CityscapesInstanceEvaluator(dataset_name))
+            evaluators.append(CityscapesEvaluator(dataset_name))
     elif instances and os.path.isfile(instances):
         evaluators.append(_coco(cfg, things_of(dataset_name), folder))
     else:

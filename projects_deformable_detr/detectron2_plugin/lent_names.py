@@ -1,17 +1,23 @@
-"""Modules that Detectron2's main branch imports by names that exist inside Facebook only, under these names.
+"""Names that Detectron2's main branch and the packages of its evaluators use and that are gone, or never were public.
 
 Since 2026 its Cityscapes loader and evaluators import ``deeplearning.projects.cityscapesApi.cityscapesscripts``, and
 ``demo/demo.py`` imports ``vision.fair.detectron2.demo.predictor``, so that both fail everywhere else, with any model.
 `lend` makes these names stand for the public modules, where nothing else has them.
+
+``lvis`` 0.5.3 and ``cityscapesscripts`` 2.3.0, the newest ones, call functions that NumPy has removed; `numpy_names`
+gives them back while such an evaluator runs.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+import numpy as np
 
 _PUBLIC = {
     "deeplearning.projects.cityscapesApi.cityscapesscripts": "cityscapesscripts",
@@ -20,11 +26,18 @@ _PUBLIC = {
 
 
 class _Finder(MetaPathFinder):
-    """Stands last on ``sys.meta_path``: a package that is really installed under one of the names comes first."""
+    """Stands first on ``sys.meta_path``: Python's own would look into a lent package and load its modules once more.
+
+    Args:
+        names: those to lend, with the public ones.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """The spec of one of the names, of a module below it, or of a package above it."""
-        for lent, public in _PUBLIC.items():
+        for lent, public in self._names.items():
             if lent.startswith(name + "."):
                 return ModuleSpec(name, _Above(), is_package=True)
             if name == lent or name.startswith(lent + "."):
@@ -62,6 +75,21 @@ class _Lender(Loader):
 
 
 def lend() -> None:
-    """Puts the finder in place; a second call changes nothing."""
-    if not any(type(finder).__name__ == _Finder.__name__ for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+    """Puts the finder in place; a second call changes nothing. A package that is really there keeps its name."""
+    if any(type(finder).__name__ == _Finder.__name__ for finder in sys.meta_path):
+        return
+    free = {lent: public for lent, public in _PUBLIC.items() if not importlib.util.find_spec(lent.partition(".")[0])}
+    sys.meta_path.insert(0, _Finder(free))
+
+
+@contextlib.contextmanager
+def numpy_names() -> Iterator[None]:
+    """``numpy.float`` (gone since 1.24) and ``numpy.in1d`` (since 2.4), where NumPy has them no more."""
+    given = [(name, value) for name, value in (("float", float), ("in1d", np.isin)) if not hasattr(np, name)]
+    for name, value in given:
+        setattr(np, name, value)
+    try:
+        yield
+    finally:
+        for name, _ in given:
+            delattr(np, name)
