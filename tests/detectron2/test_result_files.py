@@ -1,0 +1,56 @@
+"""Results as COCO's JSON: the standalone engine writes what Detectron2's evaluator writes."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="the real Detectron2 is not installed")
+
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
+
+from projects_deformable_detr.data import coco
+from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.modeling import Detections
+from projects_deformable_detr.standalone.evaluation import CocoEvaluator
+
+
+def detections(seed, size, with_masks):
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(7, 2, generator=generator) * 30
+    boxes = torch.cat((corners, corners + 1 + torch.rand(7, 2, generator=generator) * 30), dim=1)
+    masks = torch.zeros(7, *size, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[y1 : y2 + 1, x1 : x2 + 1] = True
+    labels = torch.randint(0, 2, (7,), generator=generator)
+    scores = torch.rand(7, generator=generator).sort(descending=True).values
+    return Detections(boxes, scores, labels, masks if with_masks else None)
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_both_engines_write_the_same_results(tiny_name, coco_files, tmp_path, with_masks):
+    theirs = COCOEvaluator(tiny_name, output_dir=str(tmp_path / "theirs"))
+    theirs.reset()
+    spec = DatasetSpec(tiny_name, *coco_files)
+    ours = CocoEvaluator(spec, coco.inspect(spec))
+    for record in DatasetCatalog.get(tiny_name):
+        size = record["height"], record["width"]
+        found = detections(record["image_id"], size, with_masks)
+        instances = Instances(size, pred_boxes=Boxes(found.boxes), scores=found.scores, pred_classes=found.labels)
+        if with_masks:
+            instances.pred_masks = found.masks
+        theirs.process([record], [{"instances": instances}])
+        ours.add([record["image_id"]], [found])
+    theirs._do_evaluation = False  # the truth has no masks to measure: the files alone are compared
+    theirs.evaluate()
+    expected = json.loads((tmp_path / "theirs/coco_instances_results.json").read_text())
+    found = json.loads(json.dumps(ours._results(sorted(ours._found, key=lambda item: item[0]))))
+    assert len(found) == len(expected) == 56
+    for mine, other in zip(found, expected, strict=True):
+        assert set(mine) == set(other) and {key: type(value) for key, value in mine.items()} == {
+            key: type(value) for key, value in other.items()
+        }
+        assert mine["bbox"] == pytest.approx(other.pop("bbox"), abs=1e-5)
+        assert {key: mine[key] for key in other} == other
