@@ -1,5 +1,6 @@
 """What all tests share: one thread, a fixed seed, and a config of a model so small that a step takes milliseconds."""
 
+import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 _RESNETS = ("DEPTH", "RES5_DILATION", "NORM")
+
+
+def pytest_report_header() -> str:
+    """What the tests run against: compatibility is shown by the log of a run."""
+    found = []
+    for package in ("torch", "torchvision", "numpy", "detectron2", "lightning"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {package}")
+    return "with " + ", ".join(found)
 
 
 @pytest.fixture(autouse=True)
