@@ -109,10 +109,10 @@ def _choose_rows(found: int, wanted: int, theirs: Heads, ours: Heads) -> tuple[d
         if found == wanted:
             return _identity(found), Outcome("kept", f"The class head's {found} logits were taken as they are.")
         return {}, _new(found, wanted, ours, f"the file has {found} logits, of classes that are not known")
-    places = {_plain(name): index for index, name in enumerate(theirs.names) if name is not None}
-    rows = {index: places[_plain(name)] for index, name in enumerate(names) if _plain(name) in places}
+    rows = _rows_of_same_names(names, theirs.names)
     if not rows:
-        return {}, _new(found, wanted, ours, f"none of its classes is among the file's ({_listed(list(places))})")
+        known = [_plain(name) for name in theirs.names if name is not None]
+        return {}, _new(found, wanted, ours, f"none of its classes is among the file's ({_listed(known)})")
     if extra:
         rows[wanted - 1] = found - 1
     missing = tuple(str(name) for index, name in enumerate(names) if index not in rows)
@@ -123,6 +123,24 @@ def _choose_rows(found: int, wanted: int, theirs: Heads, ours: Heads) -> tuple[d
     if missing:
         sentence += f" The others start anew: {_listed(list(missing))}."
     return rows, Outcome("mapped", sentence, missing)
+
+
+def _rows_of_same_names(ours: Names, theirs: Names) -> dict[int, int]:
+    """Of each of our classes that is among theirs, its place and theirs.
+
+    Detectron2's separated panoptic format calls COCO's "sky-other-merged" "sky": such names, too, are the same, where
+    there is no doubt.
+    """
+    places = {_plain(name): index for index, name in enumerate(theirs) if name is not None}
+    rows = {index: places[_plain(name)] for index, name in enumerate(ours) if _plain(name) in places}
+    left: dict[str, list[int]] = {}
+    for index, name in enumerate(theirs):
+        if name is not None and index not in rows.values():
+            left.setdefault(_short(name), []).append(index)
+    for index, name in enumerate(ours):
+        if index not in rows and len(left.get(_short(name), ())) == 1:
+            rows[index] = left.pop(_short(name))[0]
+    return dict(sorted(rows.items()))
 
 
 def _assumed(theirs: Names | None, classes: int) -> Names | None:
@@ -157,6 +175,10 @@ def _take(theirs: Tensor, own: Tensor, rows: dict[int, int]) -> Tensor:
 def _plain(name: str | None) -> str:
     """Names are compared without regard to case, and to what stands between their words."""
     return re.sub(r"[\s_-]+", " ", name or "").strip().casefold()
+
+
+def _short(name: str | None) -> str:
+    return re.sub(r"(?<=.) (other|merged|other merged)$", "", _plain(name))
 
 
 def _listed(names: list[str]) -> str:

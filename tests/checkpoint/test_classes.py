@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, save_detector
-from projects_deformable_detr.checkpoint.classes import names_in_file
+from projects_deformable_detr.checkpoint.classes import _rows_of_same_names, names_in_file
 from projects_deformable_detr.checkpoint.coco_classes import CATEGORIES, THINGS, THINGS_AND_STUFF
 from projects_deformable_detr.checkpoint.export import write_official
 
@@ -74,6 +74,23 @@ def test_panoptic_ids_become_133_classes(make_file):
     target = make(133)
     load_weights(target, path, LoadOptions(class_names=THINGS_AND_STUFF, for_evaluation=True))
     assert torch.equal(head(target).weight, head(source).weight[[*CATEGORIES, 250]])
+
+
+def test_the_short_names_of_the_separated_panoptic_format_are_cocos(make_file):
+    path, source, make = make_file("detr", 250)
+    short = tuple(name.replace("-other", "").replace("-merged", "") for name in THINGS_AND_STUFF)
+    assert "sky" in short and len(set(short)) == 133
+    target = make(133)
+    report = load_weights(target, path, LoadOptions(class_names=short, for_evaluation=True))
+    assert (report.classes.action, report.classes.new) == ("mapped", ())
+    rows = [*CATEGORIES, 250]
+    assert torch.equal(head(target).weight, head(source).weight[rows])
+
+
+def test_a_short_name_is_taken_only_where_there_is_no_doubt():
+    theirs = ("car", "car-other", "sky-other-merged", "wall-merged", "wall-other", "other")
+    rows = _rows_of_same_names(("sky", "car", "wall", "other", "roof", "car other"), theirs)
+    assert rows == {0: 2, 1: 0, 3: 5, 5: 1}
 
 
 def test_a_data_set_of_some_of_cocos_classes_in_its_own_order(make_file):
