@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from tabulate import tabulate
 
 from .data import coco
 from .data.catalog import DatasetSpec
-from .data.panoptic_format import colours_to_ids, encode_png, ids_to_colours, read_segment_ids
+from .data.panoptic_format import decode_png, encode_png, ids_to_colours, read_segment_ids
 from .data.problems import DatasetError
 from .panoptic_quality import PanopticQuality
 
@@ -28,13 +29,13 @@ class PanopticResult:
     Attributes:
         image_id: of the JSON file.
         file_name: of the image; the result's PNG has its stem.
-        colours: (H, W, 3) uint8, the segment ids as `ids_to_colours` writes them.
+        png: the segment ids as COCO's PNG; thousands of images, not packed, would not fit into memory.
         segments: dicts with ``id`` and the file's ``category_id``.
     """
 
     image_id: int
     file_name: str
-    colours: np.ndarray
+    png: bytes
     segments: list[dict[str, int]]
 
     @classmethod
@@ -48,7 +49,7 @@ class PanopticResult:
     ) -> "PanopticResult":
         """From segment ids (H, W), 0 being void, and segments with contiguous ``category_id``."""
         listed = [{"id": int(item["id"]), "category_id": category_ids[item["category_id"]]} for item in segments]
-        return cls(image_id, os.path.basename(file_name), ids_to_colours(ids), listed)
+        return cls(image_id, os.path.basename(file_name), encode_png(ids_to_colours(ids)), listed)
 
 
 def evaluate(spec: DatasetSpec, results: Sequence[PanopticResult], output_dir: Path) -> dict[str, dict[str, float]]:
@@ -73,7 +74,7 @@ def evaluate(spec: DatasetSpec, results: Sequence[PanopticResult], output_dir: P
     for item in truth["annotations"]:
         result = by_image[item["image_id"]]
         true_ids = read_segment_ids(os.path.join(str(spec.panoptic_root), item["file_name"]))
-        quality.add(true_ids, item["segments_info"], colours_to_ids(result.colours), result.segments)
+        quality.add(true_ids, item["segments_info"], decode_png(result.png), result.segments)
     metrics = quality.result({item["id"]: item["name"] for item in truth["categories"]})
     logger.info("Panoptic quality of %s, computed by this project:\n%s", spec.name, format_metrics(metrics, quality))
     return {"panoptic_seg": metrics}
@@ -83,9 +84,11 @@ def _write(truth: dict[str, Any], by_image: dict[int, PanopticResult], output_di
     folder = output_dir / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     annotations = []
+    often = Counter(Path(result.file_name).stem for result in by_image.values())
     for image_id, result in sorted(by_image.items()):
-        name = Path(result.file_name).with_suffix(".png").name
-        (folder / name).write_bytes(encode_png(result.colours))
+        stem = Path(result.file_name).stem  # which images of two folders may share
+        name = f"{stem}.png" if often[stem] == 1 else f"{image_id}_{stem}.png"
+        (folder / name).write_bytes(result.png)
         annotations.append({"image_id": image_id, "file_name": name, "segments_info": result.segments})
     (output_dir / "predictions.json").write_text(json.dumps({**truth, "annotations": annotations}))
     logger.info("%d panoptic results written to %s and %s", len(annotations), folder, output_dir / "predictions.json")

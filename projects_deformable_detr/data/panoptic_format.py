@@ -35,6 +35,12 @@ def encode_png(colours: Colours) -> bytes:
         return file.getvalue()
 
 
+def decode_png(content: bytes) -> Ids:
+    """The segment ids (H, W) in the bytes of a PNG file that `encode_png` made."""
+    with Image.open(io.BytesIO(content)) as image:
+        return colours_to_ids(np.asarray(image))
+
+
 def read_segment_ids(path: str | Path, expected_size: tuple[int, int] | None = None) -> Ids:
     """The segment ids (H, W) of a panoptic PNG; 0 is void.
 
