@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .pickles import as_tensors, read_pickle
+from .pickles import as_tensors, read_pickle, stand_ins
 
 CLASS_NAMES = "class_names"  # the key beside the weights in this project's files
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
@@ -60,9 +60,21 @@ def read_weights(path: str | Path) -> Weights:
         raise CheckpointError(
             f"{path}: damaged, or not a checkpoint that can be read without running code from it ({_reason(error)})"
         ) from error
-    names = content.get(CLASS_NAMES) if isinstance(content, Mapping) else None
+    names = _class_names(content)
     told = tuple(map(str, names)) if isinstance(names, list | tuple) else _hugging_face_classes(path)
     return Weights(_find_weights(path, content), told)
+
+
+def _class_names(content: Any) -> Any:
+    """Those in this project's files, and in mmdetection's."""
+    place = content if isinstance(content, Mapping) else {}
+    if CLASS_NAMES in place:
+        return place[CLASS_NAMES]
+    for key in ("meta", "dataset_meta"):
+        place = place.get(key)
+        if not isinstance(place, Mapping):
+            return None
+    return place.get("classes", place.get("CLASSES"))
 
 
 def _file_of(path: Path) -> Path:
@@ -83,9 +95,10 @@ def _read_torch_or_pickle(path: Path) -> Any:
         content = content.get("blobs", content) if isinstance(content, dict) else content
         weights = content.get("model", content) if isinstance(content, dict) else None
         return as_tensors(weights) if isinstance(weights, dict) else content
-    # The official repositories keep their command line beside the weights: a Namespace holds values, no code. When it
-    # ends, the context forgets what it was given, also what had been allowed before.
-    new = {argparse.Namespace}.difference(torch.serialization.get_safe_globals())
+    # The official repositories keep their command line beside the weights: a Namespace holds values, no code. mmdetection
+    # keeps its log: what stands for it here takes its values and does nothing. When it ends, the context forgets what it
+    # was given, also what had been allowed before.
+    new = {argparse.Namespace, *stand_ins()}.difference(torch.serialization.get_safe_globals())
     with torch.serialization.safe_globals(list(new)):
         return torch.load(path, map_location="cpu", weights_only=True)
 
