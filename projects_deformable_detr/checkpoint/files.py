@@ -67,7 +67,7 @@ def read_weights(path: str | Path) -> Weights:
 
 def _class_names(content: Any) -> Any:
     """Those in this project's files, and in mmdetection's."""
-    place = content if isinstance(content, Mapping) else {}
+    place: Any = content if isinstance(content, Mapping) else {}
     if CLASS_NAMES in place:
         return place[CLASS_NAMES]
     for key in ("meta", "dataset_meta"):
@@ -95,11 +95,12 @@ def _read_torch_or_pickle(path: Path) -> Any:
         content = content.get("blobs", content) if isinstance(content, dict) else content
         weights = content.get("model", content) if isinstance(content, dict) else None
         return as_tensors(weights) if isinstance(weights, dict) else content
-    # The official repositories keep their command line beside the weights: a Namespace holds values, no code. mmdetection
-    # keeps its log: what stands for it here takes its values and does nothing. When it ends, the context forgets what it
-    # was given, also what had been allowed before.
-    new = {argparse.Namespace, *stand_ins()}.difference(torch.serialization.get_safe_globals())
-    with torch.serialization.safe_globals(list(new)):
+    # The official repositories keep their command line beside the weights: a Namespace holds values, no code.
+    # mmdetection keeps its log: what stands for it here takes its values and does nothing. When it ends, the context
+    # forgets what it was given, also what had been allowed before.
+    allowed = torch.serialization.get_safe_globals()
+    new = [item for item in (argparse.Namespace, *stand_ins()) if item not in allowed]
+    with torch.serialization.safe_globals(new):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
