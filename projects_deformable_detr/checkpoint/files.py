@@ -99,7 +99,7 @@ def _read_torch_or_pickle(path: Path) -> Any:
     # mmdetection keeps its log: what stands for it here takes its values and does nothing. When it ends, the context
     # forgets what it was given, also what had been allowed before.
     allowed = torch.serialization.get_safe_globals()
-    new = [item for item in (argparse.Namespace, *stand_ins()) if item not in allowed]
+    new: list[Any] = [item for item in (argparse.Namespace, *stand_ins()) if item not in allowed]
     with torch.serialization.safe_globals(new):
         return torch.load(path, map_location="cpu", weights_only=True)
 
