@@ -5,10 +5,10 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -54,15 +54,24 @@ def read_weights(path: str | Path) -> Weights:
     path = _file_of(Path(path))
     if path.suffix == ".safetensors":
         return Weights(_read_safetensors(path), _hugging_face_classes(path))
+    content = read_content(path)
+    names = _class_names(content)
+    told = tuple(map(str, names)) if isinstance(names, list | tuple) else _hugging_face_classes(path)
+    return Weights(_find_weights(path, content), told)
+
+
+def read_content(path: Path) -> Any:
+    """All that a file of `read_weights` holds, but for safetensors, without running code from it.
+
+    Raises:
+        CheckpointError: if it is damaged, or holds anything but tensors and plain values.
+    """
     try:
-        content = _read_torch_or_pickle(path)
+        return _read_torch_or_pickle(path)
     except Exception as error:  # a damaged file can fail anywhere in the unpickler: KeyError, struct.error, …
         raise CheckpointError(
             f"{path}: damaged, or not a checkpoint that can be read without running code from it ({_reason(error)})"
         ) from error
-    names = _class_names(content)
-    told = tuple(map(str, names)) if isinstance(names, list | tuple) else _hugging_face_classes(path)
-    return Weights(_find_weights(path, content), told)
 
 
 def _class_names(content: Any) -> Any:
@@ -164,12 +173,21 @@ def save_detector(
 
 def write_atomically(path: str | Path, content: Any) -> None:
     """``torch.save`` to a temporary file in the same folder, then a rename over ``path``."""
+    _write(path, lambda file: torch.save(content, file))
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """The same for text, in UTF-8."""
+    _write(path, lambda file: file.write(text.encode()))
+
+
+def _write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
