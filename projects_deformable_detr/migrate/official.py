@@ -307,7 +307,7 @@ def read(source: Source, path: str) -> Reading:
     preset = "detr" if model == "detr" else "main.py"
     values = {}
     for option, value in found.items():
-        row = source.row(option)
+        row = source.row(option, model)
         if option not in source.without_effect and not (row and row.default(model) == value):
             values[option] = value
     gpus = found.get("world_size")

@@ -93,9 +93,10 @@ class Row:
 
     def ours(self, theirs: Theirs) -> dict[str, Any]:
         """Our values by key; none where the option has no counterpart or is not translated."""
-        value = theirs.values.get(self.option, self.default(theirs.model))
-        if not self.keys or value is NOT_THERE or (self.only_given and self.option not in theirs.given):
+        default = self.default(theirs.model)
+        if not self.keys or default is NOT_THERE or (self.only_given and self.option not in theirs.given):
             return {}
+        value = theirs.values.get(self.option, default) if self.option else default
         if self.change is None:
             return dict.fromkeys(self.keys, value)
         return dict(self.change.function(value, theirs))
@@ -134,10 +135,14 @@ class Source:
     display: Callable[[str], str] = str
     without_effect: frozenset[str] = frozenset()
 
-    def row(self, option: str) -> Row | None:
-        """The row of an option; an exact name goes before ``x.*``."""
+    def row(self, option: str, model: str) -> Row | None:
+        """The row of an option; an exact name goes before ``x.*``, and one of the model before one of the other."""
         found = [row for row in self.rows if option and row.names(option)]
-        return max(found, key=lambda row: len(row.option) + (row.option == option), default=None)
+        return max(
+            found,
+            key=lambda row: (row.default(model) is not NOT_THERE, row.option == option, len(row.option)),
+            default=None,
+        )
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,12 @@ def none(option: str, note: str, both: Any = NOT_THERE, **others: Any) -> Row:
 def fixed(option: str, note: str, both: Any = NOT_THERE, **others: Any) -> Row:
     """What is here as their default is: another value is refused."""
     return Row(option, **({"detr": both, "deformable": both} | others), note=note, fixed=True)
+
+
+def read_with(option: str, other: str, *keys: str, both: Any = NOT_THERE, **others: Any) -> Row:
+    """Told together with another option, whose row gives the values."""
+    change = Change(f"read with `{other}`", lambda _, __: {})
+    return Row(option, keys, **({"detr": both, "deformable": both} | others), change=change)
 
 
 def ratio(part: float, whole: float) -> float:

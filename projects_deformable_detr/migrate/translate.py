@@ -59,8 +59,9 @@ def translate(
     chosen = _preset(source, preset)
     count = gpus or chosen.gpus
     given = {option: value for option, value in given.items() if option not in ignored}
-    values = {row.option: row.default(chosen.model) for row in source.rows} | dict(chosen.values)
-    _check_options(source, given, values, chosen.model)
+    defaults = ((row.option, row.default(chosen.model)) for row in source.rows if row.option)
+    values = {option: value for option, value in defaults if value is not NOT_THERE} | dict(chosen.values)
+    _check_options(source, given, chosen.model)
     values |= given
     theirs = Theirs(values, chosen.model, count, images, frozenset({*given, *chosen.values}))
     flags, wanted = _ours(source, theirs)
@@ -77,16 +78,16 @@ def _preset(source: Source, name: str) -> Preset:
     return source.presets[name]
 
 
-def _check_options(source: Source, given: Mapping[str, Any], values: Mapping[str, Any], model: str) -> None:
+def _check_options(source: Source, given: Mapping[str, Any], model: str) -> None:
     wrong = []
     for option in given:
-        row = source.row(option)
+        row = source.row(option, model)
         if row is None:
             known = [source.display(row.option) for row in source.rows if row.option]
             near = difflib.get_close_matches(source.display(option), known, n=_SHOWN)
             hint = f": did you mean {' or '.join(near)}?" if near else ""
             wrong.append(f"{source.display(option)} is no option of {source.name}{hint}")
-        elif values.get(row.option) is NOT_THERE:
+        elif row.default(model) is NOT_THERE:
             other = "Deformable DETR" if model == "detr" else "DETR"
             wrong.append(f"{source.display(option)} is an option of {other} in {source.name}, not of this model")
     if wrong:
@@ -111,7 +112,7 @@ def _ours(source: Source, theirs: Theirs) -> tuple[tuple[str, ...], dict[str, An
 
 def _warnings(source: Source, given: Mapping[str, Any], theirs: Theirs) -> Iterator[str]:
     for option, value in given.items():
-        row = source.row(option)
+        row = source.row(option, theirs.model)
         if row is None or row.keys:
             continue
         default = row.default(theirs.model)
