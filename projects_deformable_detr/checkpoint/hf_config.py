@@ -156,9 +156,13 @@ def resnet_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
             "RES2_OUT_CHANNELS": 256 if width == standard else width,  # Detectron2's default, as above
         }
     if not depth or backbone.get("model_type") not in ("resnet", "timm_backbone"):
-        raise CheckpointError(f"backbone_config: {name} is not among the ResNets here ({', '.join(map(str, _RESNETS))})")
+        raise CheckpointError(
+            f"backbone_config: {name} is not among the ResNets here ({', '.join(map(str, _RESNETS))})"
+        )
     if backbone.get("downsample_in_bottleneck"):
-        raise CheckpointError("backbone_config: downsample_in_bottleneck True has no match: strides are in the 3x3 here")
+        raise CheckpointError(
+            "backbone_config: downsample_in_bottleneck True has no match: strides are in the 3x3 here"
+        )
     dilation = 2 if backbone.get("output_stride") == 16 else 1
     return {"DEPTH": depth, "RES5_DILATION": dilation, "OUT_FEATURES": features, **sizes}
 

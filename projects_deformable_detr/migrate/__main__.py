@@ -21,7 +21,7 @@ def argument_parser() -> argparse.ArgumentParser:
     """Ours; what follows ``--`` on the command line is theirs."""
     parser = argparse.ArgumentParser(
         prog="python -m projects_deformable_detr.migrate",
-        description="Translates another project's options. It prints the arguments of train_net.py, or writes a config.",
+        description="Translates another project's options: prints the arguments of train_net.py, or writes a config.",
         epilog="Their options follow after --, as on their command line.",
     )
     parser.add_argument("source", nargs="?", choices=SOURCES, help="whose options they are")
@@ -32,11 +32,15 @@ def argument_parser() -> argparse.ArgumentParser:
         help="a file that holds their options: official and mmdetection: a checkpoint, mmdetection: the .py that it "
         "writes beside its checkpoints, transformers: config.json or its folder",
     )
-    parser.add_argument("--gpus", type=int, metavar="N", help="processes of theirs, each with a batch (default: theirs)")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="processes of theirs, each with a batch (default: theirs)"
+    )
     parser.add_argument(
         "--images", type=int, default=COCO_IMAGES, metavar="N", help="in the training set (default: COCO's %(default)s)"
     )
-    parser.add_argument("--ignore", action="append", default=[], metavar="OPTION", help="leave an option out (repeatable)")
+    parser.add_argument(
+        "--ignore", action="append", default=[], metavar="OPTION", help="leave an option out (repeatable)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a config, whose _BASE_ is the nearest of ours")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     parser.add_argument("--write-docs", type=Path, metavar="FILE", help="renew the tables between the marks of FILE")

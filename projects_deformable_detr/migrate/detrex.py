@@ -1,11 +1,12 @@
 """Options of detrex's LazyConfigs in ``projects/detr`` and ``projects/deformable_detr``, by their dotted names."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from ..errors import UserError
 from .key_value import parse
-from .rows import Change, Preset, Row, Source, Theirs, changed, fixed, none, read_with, same
+from .rows import Change, Preset, Row, Source, Theirs, changed, fixed, none, ratio, read_with, same
 
 _D = "MODEL.DETR"
 _T = "model.transformer"
@@ -42,9 +43,10 @@ def _steps(value: list[float], theirs: Theirs) -> Mapping[str, Any]:
 
 
 def _decay(value: list[float], _: Theirs) -> Mapping[str, Any]:
-    if len(value) < 2 or any(abs(after / before - value[1] / value[0]) > 1e-9 for before, after in zip(value, value[1:])):
+    ratios = [ratio(after, before) for before, after in pairwise(value)]
+    if len(set(ratios)) != 1:
         raise UserError(f"lr_multiplier.scheduler.values {value}: here each is the one before times SOLVER.GAMMA")
-    return {"SOLVER.GAMMA": value[1] / value[0]}
+    return {"SOLVER.GAMMA": ratios[0]}
 
 
 def _warm_up(value: float, theirs: Theirs) -> Mapping[str, Any]:
@@ -89,7 +91,11 @@ _BACKBONE: tuple[Row, ...] = (
     changed("model.backbone.stages.depth", ("MODEL.RESNETS.DEPTH",), Change("18, 34, 50, 101", _depth), both=50),
     fixed("model.backbone.stages.stride_in_1x1", "", both=False),
     same("model.backbone.stages.norm", "MODEL.RESNETS.NORM", both="FrozenBN"),
-    none("model.backbone.out_features", "`OUT_FEATURES` are `IN_FEATURES`, and more with masks", both=["res3", "res4", "res5"]),
+    none(
+        "model.backbone.out_features",
+        "`OUT_FEATURES` are `IN_FEATURES`, and more with masks",
+        both=["res3", "res4", "res5"],
+    ),
     changed(
         "model.backbone.freeze_at",
         ("MODEL.BACKBONE.FREEZE_AT",),
@@ -98,9 +104,7 @@ _BACKBONE: tuple[Row, ...] = (
         note="ours and the official code's is 2: res2 too",
     ),
     read_with("model.backbone.name", "model.backbone.stages.depth", "MODEL.RESNETS.DEPTH", detr=""),
-    changed(
-        "model.backbone.dilation", ("MODEL.RESNETS.RES5_DILATION",), Change("2, else 1", _dilation), detr=False
-    ),
+    changed("model.backbone.dilation", ("MODEL.RESNETS.RES5_DILATION",), Change("2, else 1", _dilation), detr=False),
     fixed("model.backbone.train_backbone", "", detr=True),
     none("model.backbone.return_layers.*", "`OUT_FEATURES`", detr=None),
 )
@@ -186,7 +190,13 @@ _LOSS: tuple[Row, ...] = (
     same(f"{_C}.eos_coef", f"{_D}.NO_OBJECT_WEIGHT", detr=0.1),
 )
 _DATA: tuple[Row, ...] = (
-    same("dataloader.train.total_batch_size", "SOLVER.IMS_PER_BATCH", detr=64, deformable=16, note="over all GPUs, as here"),
+    same(
+        "dataloader.train.total_batch_size",
+        "SOLVER.IMS_PER_BATCH",
+        detr=64,
+        deformable=16,
+        note="over all GPUs, as here",
+    ),
     Row("dataloader.train.num_workers", ("DATALOADER.NUM_WORKERS",), 16, 16, only_given=True),
     changed("dataloader.train.dataset.names", ("DATASETS.TRAIN",), _dataset("DATASETS.TRAIN"), both="coco_2017_train"),
     same("", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", both=True, note="Detectron2's default, which detrex keeps"),
@@ -253,9 +263,7 @@ DETREX = Source(
         "detr_r50_dc5_300ep": Preset("detr", _DILATED, 8),
         "detr_r101_dc5_300ep": Preset("detr", _DILATED | {"model.backbone.name": "resnet101"}, 8),
         "deformable_detr_r50_50ep": Preset("deformable_detr", gpus=8),
-        "deformable_detr_r50_with_box_refinement_50ep": Preset(
-            "deformable_detr", {"model.with_box_refine": True}, 8
-        ),
+        "deformable_detr_r50_with_box_refinement_50ep": Preset("deformable_detr", {"model.with_box_refine": True}, 8),
         "deformable_detr_r50_two_stage_50ep": Preset(
             "deformable_detr", {"model.with_box_refine": True, "model.as_two_stage": True}, 8
         ),

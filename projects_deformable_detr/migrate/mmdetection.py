@@ -1,5 +1,6 @@
 """Options of mmdetection 3's configs in ``configs/detr`` and ``configs/deformable_detr``, by their dotted names."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ _D = "MODEL.DETR"
 _DEEP = ".layer_cfg."
 _FEATURES = ("res2", "res3", "res4", "res5")
 _DATA = "`DATASETS` and `--register` name data here"
-_EVALUATION = "evaluation takes one image at a time, by COCO's rules"
+_EVALUATION = "evaluation is the engine's, by COCO's rules"
 _ENGINE = "the engine's own"
 _PIPELINE = "the same augmentation: `INPUT`"
 
@@ -53,6 +54,13 @@ def _epochs(key: str) -> Change:
     return Change("times images ÷ batch", lambda value, theirs: {key: theirs.iterations(value, _batch(theirs))})
 
 
+def _every(key: str) -> Change:
+    """The same for periods, which are whole epochs at least, as in our configs."""
+    return Change(
+        "times images ÷ batch", lambda value, theirs: {key: math.ceil(value * theirs.images / _batch(theirs))}
+    )
+
+
 def _steps(value: list[int], theirs: Theirs) -> Mapping[str, Any]:
     return {"SOLVER.STEPS": tuple(theirs.iterations(epoch, _batch(theirs)) for epoch in value)}
 
@@ -72,7 +80,7 @@ def _norm(value: str, theirs: Theirs) -> Mapping[str, Any]:
 
 
 def _attention(stack: str, part: str, heads: bool, dropout: bool) -> tuple[Row, ...]:
-    """``heads`` and ``dropout``: whether Deformable DETR's configs have them, whose deformable attention has its own."""
+    """``heads``, ``dropout``: whether Deformable DETR's configs have them; its deformable attention has defaults."""
     at = f"model.{stack}{_DEEP}{part}"
     return (
         same(f"{at}.embed_dims", f"{_D}.HIDDEN_DIM", both=256),
@@ -118,9 +126,7 @@ _BACKBONE: tuple[Row, ...] = (
         detr=(3,),
         deformable=(1, 2, 3),
     ),
-    changed(
-        "model.backbone.frozen_stages", ("MODEL.BACKBONE.FREEZE_AT",), Change("plus 1", _freeze), both=1
-    ),
+    changed("model.backbone.frozen_stages", ("MODEL.BACKBONE.FREEZE_AT",), Change("plus 1", _freeze), both=1),
     changed(
         "model.backbone.norm_cfg.type",
         ("MODEL.RESNETS.NORM",),
@@ -178,7 +184,9 @@ _MODEL: tuple[Row, ...] = (
 )
 _COSTS = "model.train_cfg.assigner.match_costs"
 _LOSS: tuple[Row, ...] = (
-    fixed("model.bbox_head.loss_cls.type", "`CLASS_LOSS` chooses here", detr="CrossEntropyLoss", deformable="FocalLoss"),
+    fixed(
+        "model.bbox_head.loss_cls.type", "`CLASS_LOSS` chooses here", detr="CrossEntropyLoss", deformable="FocalLoss"
+    ),
     fixed("model.bbox_head.loss_cls.use_sigmoid", "", detr=False, deformable=True),
     same("model.bbox_head.loss_cls.loss_weight", f"{_D}.CLASS_WEIGHT", detr=1.0, deformable=2.0),
     same("model.bbox_head.loss_cls.bg_cls_weight", f"{_D}.NO_OBJECT_WEIGHT", detr=0.1),
@@ -223,7 +231,7 @@ _TRAINING: tuple[Row, ...] = (
     none("max_epochs", "`train_cfg.max_epochs` counts", detr=150, deformable=50),
     fixed("train_cfg.type", "", both="EpochBasedTrainLoop"),
     changed("train_cfg.max_epochs", ("SOLVER.MAX_ITER",), _epochs("SOLVER.MAX_ITER"), detr=150, deformable=50),
-    changed("train_cfg.val_interval", ("TEST.EVAL_PERIOD",), _epochs("TEST.EVAL_PERIOD"), both=1),
+    changed("train_cfg.val_interval", ("TEST.EVAL_PERIOD",), _every("TEST.EVAL_PERIOD"), both=1),
     none("val_cfg.*", _ENGINE),
     none("test_cfg.*", _ENGINE),
     fixed("param_scheduler.0.type", "", both="MultiStepLR"),
@@ -243,7 +251,7 @@ _TRAINING: tuple[Row, ...] = (
     changed(
         "default_hooks.checkpoint.interval",
         ("SOLVER.CHECKPOINT_PERIOD",),
-        _epochs("SOLVER.CHECKPOINT_PERIOD"),
+        _every("SOLVER.CHECKPOINT_PERIOD"),
         both=1,
     ),
     none("default_hooks.*", _ENGINE),
@@ -263,7 +271,9 @@ _TRAINING: tuple[Row, ...] = (
 )
 _T = "train_dataloader"
 _LOADING: tuple[Row, ...] = (
-    changed(f"{_T}.batch_size", ("SOLVER.IMS_PER_BATCH",), Change("times GPUs", _total), both=2, note="of one GPU there"),
+    changed(
+        f"{_T}.batch_size", ("SOLVER.IMS_PER_BATCH",), Change("times GPUs", _total), both=2, note="of one GPU there"
+    ),
     Row(f"{_T}.num_workers", ("DATALOADER.NUM_WORKERS",), 2, 2, only_given=True),
     none(f"{_T}.persistent_workers", _ENGINE, both=True),
     fixed(f"{_T}.sampler.type", "", both="DefaultSampler"),
@@ -277,7 +287,9 @@ _LOADING: tuple[Row, ...] = (
         ),
         both="AspectRatioBatchSampler",
     ),
-    same(f"{_T}.dataset.filter_cfg.filter_empty_gt", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", detr=True, deformable=False),
+    same(
+        f"{_T}.dataset.filter_cfg.filter_empty_gt", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", detr=True, deformable=False
+    ),
     none(f"{_T}.dataset.filter_cfg.min_size", "no image is too small", both=32),
     none(f"{_T}.dataset.pipeline", _PIPELINE),
     none(f"{_T}.dataset.*", _DATA),

@@ -68,7 +68,9 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
     try:
         return dict(_assigned(item) for item in ast.parse(text).body)
     except SyntaxError as error:
-        raise UserError(f"{name}: line {error.lineno} is not a value: mmdetection's own dump of the config is") from error
+        raise UserError(
+            f"{name}: line {error.lineno} is not a value: mmdetection's own dump of the config is"
+        ) from error
 
 
 def _assigned(item: ast.stmt) -> tuple[str, Any]:

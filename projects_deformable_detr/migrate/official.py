@@ -18,7 +18,7 @@ _LAUNCH = "`--num-gpus`, `--num-machines`, `--dist-url` of `train_net.py` start 
 def _backbone(value: str, theirs: Theirs) -> Mapping[str, Any]:
     if value not in _DEPTHS:
         raise UserError(f"--backbone {value}: the ResNets here are {', '.join(_DEPTHS)}")
-    ours = {"MODEL.RESNETS.DEPTH": _DEPTHS[value]}
+    ours: dict[str, Any] = {"MODEL.RESNETS.DEPTH": _DEPTHS[value]}
     if not theirs["frozen_weights"] and not theirs["resume"]:
         ours["MODEL.WEIGHTS"] = f"torchvision://{value}"
     return ours
@@ -111,9 +111,7 @@ _TRAINING: tuple[Row, ...] = (
     same("", "SOLVER.SAMPLING_MULTIPLIER", detr=1.0, note="DETR has no slow group"),
     changed("batch_size", ("SOLVER.IMS_PER_BATCH",), Change("times GPUs", _total), both=2, note="of one GPU there"),
     same("weight_decay", "SOLVER.WEIGHT_DECAY", both=1e-4),
-    changed(
-        "epochs", ("SOLVER.MAX_ITER",), Change("times images ÷ batch", _iterations), detr=300, deformable=50
-    ),
+    changed("epochs", ("SOLVER.MAX_ITER",), Change("times images ÷ batch", _iterations), detr=300, deformable=50),
     changed(
         "lr_drop",
         ("SOLVER.STEPS", "SOLVER.GAMMA"),
@@ -215,9 +213,7 @@ _RUN: tuple[Row, ...] = (
     none("coco_path", _DATA, detr=None, deformable="./data/coco"),
     none("coco_panoptic_path", _DATA, both=None),
     none("remove_difficult", "it has no effect on COCO there either", both=False),
-    Row(
-        "output_dir", ("OUTPUT_DIR",), "", "", note="empty there: nothing is saved; here always", only_given=True
-    ),
+    Row("output_dir", ("OUTPUT_DIR",), "", "", note="empty there: nothing is saved; here always", only_given=True),
     Row("device", ("MODEL.DEVICE",), "cuda", "cuda", only_given=True),
     Row("seed", ("SEED",), 42, 42, note="their default is not taken over", only_given=True),
     changed(
@@ -241,9 +237,7 @@ _NUMBERS = {"position_embedding_scale": float, "lr_drop_epochs": int}
 PRESETS = {
     "main.py": Preset("deformable_detr", gpus=16),
     "r50_deformable_detr_single_scale": Preset("deformable_detr", {"num_feature_levels": 1}, 16),
-    "r50_deformable_detr_single_scale_dc5": Preset(
-        "deformable_detr", {"num_feature_levels": 1, "dilation": True}, 16
-    ),
+    "r50_deformable_detr_single_scale_dc5": Preset("deformable_detr", {"num_feature_levels": 1, "dilation": True}, 16),
     "r50_deformable_detr": Preset("deformable_detr", gpus=16),
     "r50_deformable_detr_plus_iterative_bbox_refinement": Preset("deformable_detr", {"with_box_refine": True}, 16),
     "r50_deformable_detr_plus_iterative_bbox_refinement_plus_plus_two_stage": Preset(
@@ -315,6 +309,12 @@ def read(source: Source, path: str) -> Reading:
     return Reading(values, preset, gpus if isinstance(gpus, int) and gpus > 0 else None)
 
 
+# Written into the command line when processes start, there or by the cluster's launcher.
+_OF_PROCESSES = (
+    "rank gpu distributed dist_backend dist_url override_resumed_lr_drop ngpus nodes timeout job_dir partition comment "
+    "use_volta32"
+)
+
 OFFICIAL = Source(
     "official",
     ROWS,
@@ -323,9 +323,5 @@ OFFICIAL = Source(
     read,
     default="main.py",
     display=display,
-    # Written into the command line when processes start, there or by the cluster's launcher.
-    without_effect=frozenset(
-        "rank gpu distributed dist_backend dist_url override_resumed_lr_drop ngpus nodes timeout job_dir partition "
-        "comment use_volta32".split()
-    ),
+    without_effect=frozenset(_OF_PROCESSES.split()),
 )

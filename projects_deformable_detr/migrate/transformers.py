@@ -167,7 +167,9 @@ ROWS: tuple[Row, ...] = (
         both={"shortest_edge": 800, "longest_edge": 1333},
         note="training's sizes are `INPUT.MIN_SIZE_TRAIN`; they have none",
     ),
-    changed(f"{_PROCESSOR}image_mean", ("MODEL.PIXEL_MEAN",), _times_255("MODEL.PIXEL_MEAN"), both=[0.485, 0.456, 0.406]),
+    changed(
+        f"{_PROCESSOR}image_mean", ("MODEL.PIXEL_MEAN",), _times_255("MODEL.PIXEL_MEAN"), both=[0.485, 0.456, 0.406]
+    ),
     changed(f"{_PROCESSOR}image_std", ("MODEL.PIXEL_STD",), _times_255("MODEL.PIXEL_STD"), both=[0.229, 0.224, 0.225]),
     fixed(f"{_PROCESSOR}rescale_factor", "", both=1 / 255),
     fixed(f"{_PROCESSOR}do_resize", "", both=True),
@@ -177,7 +179,7 @@ ROWS: tuple[Row, ...] = (
     none(f"{_PROCESSOR}*", "its input is what the engines' mappers make"),
 )
 # Keys of every config there, of 4 and 5, and what older files of these two models have besides.
-_EVERY_CONFIG = frozenset(
+_EVERY_CONFIG = (
     "_name_or_path model_type torch_dtype dtype transformers_version classifier_dropout scale_embedding "
     "num_hidden_layers hidden_size num_attention_heads add_cross_attention bad_words_ids begin_suppress_tokens "
     "bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty "
@@ -186,7 +188,7 @@ _EVERY_CONFIG = frozenset(
     "no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states "
     "output_scores pad_token_id prefix problem_type pruned_heads remove_invalid_values repetition_penalty "
     "return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature "
-    "tf_legacy_loss tokenizer_class top_k top_p torchscript typical_p use_bfloat16 use_cache".split()
+    "tf_legacy_loss tokenizer_class top_k top_p torchscript typical_p use_bfloat16 use_cache"
 )
 
 
@@ -194,7 +196,7 @@ def read(source: Source, path: str) -> Reading:
     """``config.json``, or the folder that it lies in; ``preprocessor_config.json`` beside it is read too."""
     file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
     values = _json(file)
-    model = values.get("model_type")
+    model = str(values.get("model_type"))
     if model not in source.presets:
         raise UserError(f"{file}: model_type {model!r} is none of {', '.join(source.presets)}")
     beside = file.with_name("preprocessor_config.json")
@@ -230,5 +232,5 @@ TRANSFORMERS = Source(
     {"detr": Preset("detr"), "deformable_detr": Preset("deformable_detr")},
     parse,
     read,
-    without_effect=_EVERY_CONFIG,
+    without_effect=frozenset(_EVERY_CONFIG.split()),
 )

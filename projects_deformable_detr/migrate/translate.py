@@ -120,8 +120,8 @@ def _warnings(source: Source, given: Mapping[str, Any], theirs: Theirs) -> Itera
             yield f"{source.display(option)} has no counterpart: {row.note}"
         elif not _is_same(value, default):
             raise UserError(
-                f"{source.display(option)} {value!r}: here it is always {default!r}. {_sentence(row)} --ignore {option} "
-                "leaves it out"
+                f"{source.display(option)} {value!r}: here it is always {default!r}. {_sentence(row)} Leave it out "
+                f"with --ignore {option}"
             )
 
 
@@ -152,21 +152,21 @@ def _nearest(wanted: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if "OUTPUT_DIR" not in wanted:
         del start["OUTPUT_DIR"]
     whole = start | {key: _coerce(key, value, start) for key, value in wanted.items()}
-    best: tuple[str, dict[str, Any]] | None = None
-    for name in model_zoo.names():
-        found = _read(name)
-        if found["MODEL.META_ARCHITECTURE"] != wanted["MODEL.META_ARCHITECTURE"] or not _is_for_coco(name, found):
-            continue
-        differing = {key: value for key, value in whole.items() if not _is_same(found[key], value)}
-        if best is None or len(differing) < len(best[1]):
-            best = (name, differing)
-    if best is None:
-        raise UserError("none of our configs is of this architecture: install the project again")
-    return best
+    found = {name: _read(name) for name in model_zoo.names()}
+    fitting = [name for name in found if _is_like(name, found[name], wanted["MODEL.META_ARCHITECTURE"])]
+    # Where several are as near, the plainest: it differs least from the one that all others start from.
+    base = min(fitting, key=lambda name: (len(_differing(whole, found[name])), len(_differing(start, found[name]))))
+    return base, _differing(whole, found[base])
 
 
-def _is_for_coco(name: str, found: Mapping[str, Any]) -> bool:
-    return "/" not in name and all(dataset.startswith("coco_") for dataset in found["DATASETS.TRAIN"])
+def _differing(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in wanted.items() if not _is_same(found[key], value)}
+
+
+def _is_like(name: str, found: Mapping[str, Any], architecture: str) -> bool:
+    """Of the architecture, for COCO, and none of the ablations."""
+    is_coco = all(dataset.startswith("coco_") for dataset in found["DATASETS.TRAIN"])
+    return "/" not in name and is_coco and found["MODEL.META_ARCHITECTURE"] == architecture
 
 
 def _read(name: str) -> dict[str, Any]:
