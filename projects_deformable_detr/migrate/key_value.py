@@ -32,8 +32,8 @@ def parse(source: Source, words: list[str]) -> Reading:
             values |= dict(flatten(source, {name: value_of(text)}))
         else:
             raise UserError(
-                f"{word!r} is neither KEY=VALUE nor one of {source.name}'s configs ({', '.join(source.presets)}); leave "
-                "flags of its programs out (the number of GPUs is our own --gpus)"
+                f"{word!r} is neither KEY=VALUE nor one of {source.name}'s configs ({', '.join(source.presets)}); "
+                "leave flags of its programs out (the number of GPUs is our own --gpus)"
             )
     return Reading(values, preset)
 
