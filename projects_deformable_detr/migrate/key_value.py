@@ -11,6 +11,7 @@ from ..errors import UserError
 from .rows import Reading, Source
 
 _FLAGS = ("--cfg-options", "--config-file", "--config")
+_PROGRAMS = ("python", "train", "test", "train_net", "dist_train", "dist_test")
 
 
 def parse(source: Source, words: list[str]) -> Reading:
@@ -22,15 +23,13 @@ def parse(source: Source, words: list[str]) -> Reading:
     values: dict[str, Any] = {}
     preset = ""
     for word in words:
-        stem = PurePath(word).stem
         name, is_pair, text = word.partition("=")
-        if word in _FLAGS or stem in ("python", "train", "test", "train_net", "dist_train", "dist_test"):
-            continue
-        if stem in source.presets and not is_pair:
-            preset = stem
-        elif is_pair and not word.startswith("-"):
+        stem = PurePath(word).stem
+        if is_pair and not word.startswith("-"):
             values |= dict(flatten(source, {name: value_of(text)}))
-        else:
+        elif stem in source.presets:
+            preset = stem
+        elif word not in _FLAGS and stem not in _PROGRAMS:
             raise UserError(
                 f"{word!r} is neither KEY=VALUE nor one of {source.name}'s configs ({', '.join(source.presets)}); "
                 "leave flags of its programs out (the number of GPUs is our own --gpus)"
