@@ -94,7 +94,8 @@ _BACKBONE: tuple[Row, ...] = (
     none(
         "model.backbone.out_features",
         "`OUT_FEATURES` are `IN_FEATURES`, and more with masks",
-        both=["res3", "res4", "res5"],
+        detr=["res2", "res3", "res4", "res5"],
+        deformable=["res3", "res4", "res5"],
     ),
     changed(
         "model.backbone.freeze_at",

@@ -146,7 +146,7 @@ _BACKBONE: tuple[Row, ...] = (
 )
 _NECK: tuple[Row, ...] = (
     fixed("model.neck.type", "", both="ChannelMapper"),
-    none("model.neck.in_channels", "the backbone tells it", both=[512, 1024, 2048]),
+    none("model.neck.in_channels", "the backbone tells it", detr=[2048], deformable=[512, 1024, 2048]),
     fixed("model.neck.kernel_size", "", both=1),
     same("model.neck.out_channels", f"{_D}.HIDDEN_DIM", both=256),
     fixed("model.neck.act_cfg", "", both=None),
