@@ -108,10 +108,8 @@ class _Nothing:
 def stand_ins() -> list[tuple[Any, str]]:
     """What ``torch.load``'s safe mode may make, besides, of files that mmengine wrote while it trained."""
     arrays = [(target, f"{module}.{name}") for (module, name), target in _ALLOWED.items() if module.startswith("numpy")]
-    unwanted = (
-        "mmengine.logging.history_buffer.HistoryBuffer",
-        "builtins.getattr",
-    )  # getattr: its own methods, by name
+    # By getattr the history refers to its own methods.
+    unwanted = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr")
     return arrays + [(_Nothing, name) for name in unwanted]
 
 
