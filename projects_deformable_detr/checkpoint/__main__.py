@@ -116,7 +116,9 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"Rewrites {text}.")
-        command.add_argument("source", help="a file of this project's, official, Hugging Face's or detrex's")
+        command.add_argument(
+            "source", help="a file of this project's, official, Hugging Face's, detrex's or mmdetection's"
+        )
         command.add_argument("target", help="the folder to write" if name == "export-hf" else "the file to write")
         command.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
         command.add_argument(

@@ -66,7 +66,7 @@ def names_in_file(kind: str, classes: int, told: Sequence[str] | None) -> Names 
         return tuple(None if name in ("N/A", "") else name for name in told)
     if kind in ("official", "hugging-face", "detrex") and classes in coco_classes.BY_ID:
         return coco_classes.BY_ID[classes]
-    return coco_classes.CONTIGUOUS.get(classes) if kind == "detrex" else None
+    return coco_classes.CONTIGUOUS.get(classes) if kind in ("detrex", "mmdetection") else None
 
 
 def fit_class_heads(

@@ -5,16 +5,16 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .pickles import as_tensors, read_pickle
+from .pickles import as_tensors, read_pickle, stand_ins
 
 CLASS_NAMES = "class_names"  # the key beside the weights in this project's files
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
@@ -54,15 +54,36 @@ def read_weights(path: str | Path) -> Weights:
     path = _file_of(Path(path))
     if path.suffix == ".safetensors":
         return Weights(_read_safetensors(path), _hugging_face_classes(path))
+    content = read_content(path)
+    names = _class_names(content)
+    told = tuple(map(str, names)) if isinstance(names, list | tuple) else _hugging_face_classes(path)
+    return Weights(_find_weights(path, content), told)
+
+
+def read_content(path: Path) -> Any:
+    """All that a file of `read_weights` holds, but for safetensors, without running code from it.
+
+    Raises:
+        CheckpointError: if it is damaged, or holds anything but tensors and plain values.
+    """
     try:
-        content = _read_torch_or_pickle(path)
+        return _read_torch_or_pickle(path)
     except Exception as error:  # a damaged file can fail anywhere in the unpickler: KeyError, struct.error, …
         raise CheckpointError(
             f"{path}: damaged, or not a checkpoint that can be read without running code from it ({_reason(error)})"
         ) from error
-    names = content.get(CLASS_NAMES) if isinstance(content, Mapping) else None
-    told = tuple(map(str, names)) if isinstance(names, list | tuple) else _hugging_face_classes(path)
-    return Weights(_find_weights(path, content), told)
+
+
+def _class_names(content: Any) -> Any:
+    """Those in this project's files, and in mmdetection's."""
+    place: Any = content if isinstance(content, Mapping) else {}
+    if CLASS_NAMES in place:
+        return place[CLASS_NAMES]
+    for key in ("meta", "dataset_meta"):
+        place = place.get(key)
+        if not isinstance(place, Mapping):
+            return None
+    return place.get("classes", place.get("CLASSES"))
 
 
 def _file_of(path: Path) -> Path:
@@ -83,10 +104,12 @@ def _read_torch_or_pickle(path: Path) -> Any:
         content = content.get("blobs", content) if isinstance(content, dict) else content
         weights = content.get("model", content) if isinstance(content, dict) else None
         return as_tensors(weights) if isinstance(weights, dict) else content
-    # The official repositories keep their command line beside the weights: a Namespace holds values, no code. When it
-    # ends, the context forgets what it was given, also what had been allowed before.
-    new = {argparse.Namespace}.difference(torch.serialization.get_safe_globals())
-    with torch.serialization.safe_globals(list(new)):
+    # The official repositories keep their command line beside the weights: a Namespace holds values, no code.
+    # mmdetection keeps its log: what stands for it here takes its values and does nothing. When it ends, the context
+    # forgets what it was given, also what had been allowed before.
+    allowed = torch.serialization.get_safe_globals()
+    new: list[Any] = [item for item in (argparse.Namespace, *stand_ins()) if item not in allowed]
+    with torch.serialization.safe_globals(new):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -150,12 +173,21 @@ def save_detector(
 
 def write_atomically(path: str | Path, content: Any) -> None:
     """``torch.save`` to a temporary file in the same folder, then a rename over ``path``."""
+    _write(path, lambda file: torch.save(content, file))
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """The same for text, in UTF-8."""
+    _write(path, lambda file: file.write(text.encode()))
+
+
+def _write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -1,6 +1,6 @@
 """The configs that transformers wants beside a detector's weights, from ours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,32 @@ _RESNETS = {
     101: ("bottleneck", [3, 4, 23, 3]),
 }
 _STAGES = ("res2", "res3", "res4", "res5")
+# Their names to ours below MODEL.DETR, for equal values; two of theirs may be one of ours.
+NAMES = {
+    "num_queries": "NUM_OBJECT_QUERIES",
+    "d_model": "HIDDEN_DIM",
+    "encoder_layers": "ENC_LAYERS",
+    "decoder_layers": "DEC_LAYERS",
+    "encoder_attention_heads": "NHEADS",
+    "decoder_attention_heads": "NHEADS",
+    "encoder_ffn_dim": "DIM_FEEDFORWARD",
+    "decoder_ffn_dim": "DIM_FEEDFORWARD",
+    "activation_function": "ACTIVATION",
+    "dropout": "DROPOUT",
+    "position_embedding_type": "POSITION_EMBEDDING",
+}
+COSTS = {"class_cost": "COST_CLASS", "bbox_cost": "COST_BBOX", "giou_cost": "COST_GIOU"}
+DEFORMABLE_NAMES = {
+    "auxiliary_loss": "DEEP_SUPERVISION",
+    "num_feature_levels": "NUM_FEATURE_LEVELS",
+    "encoder_n_points": "ENC_N_POINTS",
+    "decoder_n_points": "DEC_N_POINTS",
+    "with_box_refine": "WITH_BOX_REFINE",
+    "two_stage": "TWO_STAGE",
+    "two_stage_num_proposals": "NUM_OBJECT_QUERIES",
+    "focal_alpha": "FOCAL_ALPHA",
+}
+DETR_NAMES = {"eos_coefficient": "NO_OBJECT_WEIGHT"}
 
 
 def make(cfg: Any, detector: nn.Module, names: Sequence[str] | None) -> dict[str, Any]:
@@ -27,17 +53,7 @@ def make(cfg: Any, detector: nn.Module, names: Sequence[str] | None) -> dict[str
     labels = list(names) if names else [f"LABEL_{index}" for index in range(detr.NUM_CLASSES)]
     config = {
         "backbone_config": _backbone(cfg, masks),
-        "num_queries": detr.NUM_OBJECT_QUERIES,
-        "d_model": detr.HIDDEN_DIM,
-        "encoder_layers": detr.ENC_LAYERS,
-        "decoder_layers": detr.DEC_LAYERS,
-        "encoder_attention_heads": detr.NHEADS,
-        "decoder_attention_heads": detr.NHEADS,
-        "encoder_ffn_dim": detr.DIM_FEEDFORWARD,
-        "decoder_ffn_dim": detr.DIM_FEEDFORWARD,
-        "activation_function": detr.ACTIVATION,
-        "dropout": detr.DROPOUT,
-        "position_embedding_type": detr.POSITION_EMBEDDING,
+        **{name: detr[key] for name, key in NAMES.items()},
         **_costs(detr),
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
@@ -49,7 +65,7 @@ def make(cfg: Any, detector: nn.Module, names: Sequence[str] | None) -> dict[str
 
 def _costs(detr: Any) -> dict[str, int]:
     """Of matching, for training only: transformers wants whole numbers, and keeps its own for others."""
-    costs = {"class_cost": detr.COST_CLASS, "bbox_cost": detr.COST_BBOX, "giou_cost": detr.COST_GIOU}
+    costs = {name: detr[key] for name, key in COSTS.items()}
     return {name: int(cost) for name, cost in costs.items() if cost == int(cost)}
 
 
@@ -61,14 +77,7 @@ def _deformable(detr: Any, masks: bool) -> dict[str, Any]:
     return {
         "architectures": ["DeformableDetrForObjectDetection"],
         "model_type": "deformable_detr",
-        "auxiliary_loss": detr.DEEP_SUPERVISION,
-        "num_feature_levels": detr.NUM_FEATURE_LEVELS,
-        "encoder_n_points": detr.ENC_N_POINTS,
-        "decoder_n_points": detr.DEC_N_POINTS,
-        "with_box_refine": detr.WITH_BOX_REFINE,
-        "two_stage": detr.TWO_STAGE,
-        "two_stage_num_proposals": detr.NUM_OBJECT_QUERIES,
-        "focal_alpha": detr.FOCAL_ALPHA,
+        **{name: detr[key] for name, key in DEFORMABLE_NAMES.items()},
     }
 
 
@@ -84,7 +93,7 @@ def _detr(detr: Any, detector: nn.Module, masks: bool) -> dict[str, Any]:
         "model_type": "detr",
         # True makes the decoder of transformers (5.23) pass each layer's norm on to the next layer: other results.
         "auxiliary_loss": False,
-        "eos_coefficient": detr.NO_OBJECT_WEIGHT,
+        **{name: detr[key] for name, key in DETR_NAMES.items()},
     }
 
 
@@ -122,6 +131,40 @@ def _timm_backbone(resnets: Any, features: Sequence[str]) -> dict[str, Any]:
         "out_indices": [_STAGES.index(name) + 1 for name in features],
         "output_stride": 16,
     }
+
+
+def resnet_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse: keys below ``MODEL.RESNETS`` of a ``backbone_config``, and its ``OUT_FEATURES``.
+
+    Raises:
+        CheckpointError: for one that is no ResNet of 18, 34, 50 or 101 layers.
+    """
+    if backbone.get("model_type") == "timm_backbone":
+        name = str(backbone.get("backbone"))
+        depth = int(name.removeprefix("resnet")) if name in {f"resnet{depth}" for depth in _RESNETS} else 0
+        features = [_STAGES[index - 1] for index in backbone.get("out_indices") or (4,)]
+        sizes = {}
+    else:
+        blocks = (backbone.get("layer_type", "bottleneck"), list(backbone.get("depths", _RESNETS[50][1])))
+        depth = next((depth for depth, known in _RESNETS.items() if known == blocks), 0)
+        name = f"{backbone.get('model_type')} of {blocks[0]} blocks {blocks[1]}"
+        features = [_STAGES[int(stage[-1]) - 1] for stage in backbone.get("out_features") or ("stage4",)]
+        width = (backbone.get("hidden_sizes") or [256])[0]
+        standard = 64 * (4 if depth >= 50 else 1)
+        sizes = {
+            "STEM_OUT_CHANNELS": backbone.get("embedding_size", 64),
+            "RES2_OUT_CHANNELS": 256 if width == standard else width,  # Detectron2's default, as above
+        }
+    if not depth or backbone.get("model_type") not in ("resnet", "timm_backbone"):
+        raise CheckpointError(
+            f"backbone_config: {name} is not among the ResNets here ({', '.join(map(str, _RESNETS))})"
+        )
+    if backbone.get("downsample_in_bottleneck"):
+        raise CheckpointError(
+            "backbone_config: downsample_in_bottleneck True has no match: strides are in the 3x3 here"
+        )
+    dilation = 2 if backbone.get("output_stride") == 16 else 1
+    return {"DEPTH": depth, "RES5_DILATION": dilation, "OUT_FEATURES": features, **sizes}
 
 
 def make_processor(cfg: Any, deformable: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from . import hugging_face, layout, official, resnet
+from . import hugging_face, layout, mmdetection, official, resnet
 from .names import State
 
 # A key that only this project's files, or only that project's, have.
@@ -13,6 +13,7 @@ _MARKS = {
     "official": "transformer.encoder.layers.0.norm1.weight",
     "detrex": "transformer.encoder.layers.0.norms.0.weight",
     "hugging-face": "model.encoder.layers.0.self_attn_layer_norm.weight",
+    "mmdetection": "encoder.layers.0.ffn.layers.0.0.weight",
 }
 # Prefixes of whole files: distributed training's, ours; of the detector in a model with masks, once or twice.
 _PREFIXES = ("module.", "detector.", "detr.", "detr.")
@@ -23,7 +24,8 @@ def recognise(keys: Mapping[str, object]) -> str:
     """Whose weights these are.
 
     Returns:
-        ``"ours"``, ``"official"``, ``"detrex"`` or ``"hugging-face"`` for a whole detector, DETR or Deformable DETR;
+        ``"ours"``, ``"official"``, ``"detrex"``, ``"hugging-face"`` or ``"mmdetection"`` for a whole detector, DETR or
+        Deformable DETR;
         ``"resnet"`` for a backbone, ``"resnet-caffe2"`` for one that was trained in Caffe2 (BGR images, by Detectron2's
         model zoo), ``"swin"`` for torchvision's; ``"unknown"`` for all else.
     """
@@ -62,6 +64,9 @@ def to_ours(state: Mapping[str, Tensor], kind: str) -> State:
     elif kind == "detrex":
         bare = (official.DETREX_DEFORMABLE_DETR if deformable else official.DETREX_DETR).to_ours(bare)
         bare = layout.number_extra_levels(bare)
+    elif kind == "mmdetection":
+        bare = (mmdetection.DEFORMABLE_DETR if deformable else mmdetection.DETR).to_ours(bare)
+        bare = layout.add_biases(layout.number_extra_levels(bare))
     else:
         bare = (hugging_face.DEFORMABLE_DETR if deformable else hugging_face.DETR).to_ours(bare)
         bare = layout.stack_projections(bare)

@@ -59,13 +59,20 @@ def join_queries(state: State) -> State:
 
 
 def number_extra_levels(state: State) -> State:
-    """detrex counts the levels that the backbone does not have from 0."""
+    """detrex and mmdetection count the levels that the backbone does not have from 0."""
     first = len({key.split(".")[2] for key in state if key.startswith("tokenizer.projections.")})
     renamed = {}
     for key, value in state.items():
         match = re.fullmatch(r"tokenizer\.extra\.(\d+)\.(.+)", key)
         renamed[f"tokenizer.projections.{first + int(match[1])}.{match[2]}" if match else key] = value
     return renamed
+
+
+def add_biases(state: State) -> State:
+    """mmdetection's projections have none where a norm follows; a bias of 0 is the same."""
+    weights = (key for key in state if re.fullmatch(r"tokenizer\.projections\.\d+\.0\.weight", key))
+    biases = {key.replace("weight", "bias"): state[key].new_zeros(len(state[key])) for key in weights}
+    return biases | state
 
 
 def unshare_heads(state: State) -> State:

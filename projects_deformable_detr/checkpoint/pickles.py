@@ -95,6 +95,24 @@ for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before Nu
     _ALLOWED |= {(_module, "_reconstruct"): _Array, (_module, "scalar"): _scalar}
 
 
+class _Nothing:
+    """Stands for mmengine's history of a logged number and for what that refers to: takes anything, keeps nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def stand_ins() -> list[tuple[Any, str]]:
+    """What ``torch.load``'s safe mode may make, besides, of files that mmengine wrote while it trained."""
+    arrays = [(target, f"{module}.{name}") for (module, name), target in _ALLOWED.items() if module.startswith("numpy")]
+    # By getattr the history refers to its own methods.
+    unwanted = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr")
+    return arrays + [(_Nothing, name) for name in unwanted]
+
+
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """What a pickle may name."""

@@ -1,0 +1,156 @@
+"""The command: what it prints, writes and refuses."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from projects_deformable_detr import get_cfg, model_zoo
+from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.migrate import __main__ as command
+from projects_deformable_detr.migrate.key_value import value_of
+
+WORDS = "--with_box_refine --num_queries 100 --sgd --cache_mode --dropout 0 --eval --resume theirs.pth"
+LINE = WORDS.split()
+
+
+def test_the_printed_words_are_train_nets(run):
+    """Split at spaces, as a shell does, they make the config that --out writes."""
+    status, out, said = run("official", "--", *LINE)
+    assert status == 0
+    args = argument_parser().parse_args(out.split())
+    assert args.eval_only and args.config_file.endswith("configs/deformable_detr_r50_box_refine_50ep.yaml")
+    cfg = get_cfg("standalone")
+    cfg.merge_from_file(args.config_file)
+    before = cfg.clone()
+    cfg.merge_from_list(args.opts)
+    assert (cfg.MODEL.DETR.NUM_OBJECT_QUERIES, cfg.MODEL.DETR.DROPOUT, cfg.SOLVER.OPTIMIZER) == (100, 0.0, "SGD")
+    assert cfg.MODEL.WEIGHTS == "theirs.pth" and len(args.opts) == 8
+    assert cfg.MODEL.BACKBONE == before.MODEL.BACKBONE
+    assert said.splitlines()[-1] == "migrate: WARNING: --cache_mode has no counterpart: images are read from the disk"
+
+
+def test_out_writes_a_config_relative_to_its_folder(run, tmp_path):
+    path = tmp_path / "some" / "folder" / "x.yaml"
+    status, out, _ = run("official", "--out", path, "--", *LINE)
+    assert (status, out) == (0, f"train_net.py --config-file {path} --eval-only\n")
+    base = yaml.safe_load(path.read_text())["_BASE_"]
+    assert (path.parent / base).resolve() == model_zoo.config_file("deformable_detr_r50_box_refine_50ep").resolve()
+    cfg = get_cfg("standalone")
+    cfg.merge_from_file(str(path))
+    assert (cfg.MODEL.DETR.WITH_BOX_REFINE, cfg.MODEL.DETR.DROPOUT, cfg.SOLVER.MAX_ITER) == (True, 0.0, 184823)
+    assert [item.name for item in path.parent.iterdir()] == ["x.yaml"]  # nothing of the writing is left
+
+
+def test_out_does_not_replace_a_file(run, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("mine")
+    status, out, said = run("official", "--out", path, "--", "--two_stage", "--with_box_refine")
+    assert (status, out, path.read_text()) == (2, "", "mine")
+    assert f"migrate: {path} exists: --overwrite replaces it" in said
+    assert run("official", "--out", path, "--overwrite", "--", "--two_stage")[0] == 0
+    assert "TWO_STAGE: true" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["official", "--", "--nmu_queries", "3"],
+            "--nmu_queries is no option of official: did you mean --num_queries",
+        ),
+        (["official", "--", "--num_queries", "few"], "argument --num_queries: invalid int value: 'few'"),
+        (["official", "--", "--pre_norm"], "--pre_norm is an option of DETR in official, not of this model"),
+        (["official", "--config", "detr", "--", "--two_stage"], "--two_stage is an option of Deformable DETR"),
+        (["official", "--", "--backbone", "resnet152"], "the ResNets here are resnet18, resnet34"),
+        (["official", "--", "--dataset_file", "lvis"], "named by --register"),
+        (["official", "--", "--resume", "https://host/x.pth"], "download it, and name the file"),
+        (
+            ["official", "--", "--lr_linear_proj_names", "x"],
+            "here it is always ['reference_points', 'sampling_offsets']",
+        ),
+        (["official", "--config", "dino", "--"], "'dino' is none of official's configs (--config): main.py"),
+        (["official", "--gpus", "0"], "--gpus and --images must be at least 1"),
+        (["official", "--from-checkpoint", "nowhere.pth"], "nowhere.pth: no checkpoint"),
+        (["detrex", "--", "model.num_queries=3"], "name one of detrex's configs (--config): detr_r50_300ep"),
+        (["detrex", "--from-checkpoint", "x.pth"], "detrex's files hold no options that can be read"),
+        (["detrex", "--config", "detr_r50_300ep", "--", "model.num_querys=3"], "did you mean model.num_queries"),
+        (["detrex", "--config", "detr_r50_300ep", "--", "--num-gpus"], "'--num-gpus' is neither KEY=VALUE nor"),
+        (
+            ["detrex", "--config", "detr_r50_300ep", "--", "model.embed_dim=128"],
+            "disagree: both are MODEL.DETR.HIDDEN_DIM",
+        ),
+        (["detrex", "--config", "detr_r50_300ep", "--", "lr_multiplier.scheduler.values=[1,0.1,0.05]"], "SOLVER.GAMMA"),
+        (
+            ["mmdetection", "--", "detr_r50_8xb2-150e_coco.py", "param_scheduler.0.type=CosineAnnealingLR"],
+            "param_scheduler.0.type 'CosineAnnealingLR': here it is always 'MultiStepLR'",
+        ),
+        (["mmdetection", "--config", "detr_r50_8xb2-150e_coco", "--", "model.num_queries=many"], "'many' does not fit"),
+        (["transformers", "--from-checkpoint", "nowhere"], "nowhere: no config that can be read"),
+        ([], "name a source: official, detrex, mmdetection, transformers"),
+    ],
+)
+def test_what_is_refused(run, words, said):
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert said in err and "Traceback" not in err
+
+
+def test_an_abbreviated_option_is_theirs_too(run):
+    status, out, _ = run("official", "--", "--num_q", "50")
+    assert status == 0 and "MODEL.DETR.NUM_OBJECT_QUERIES 50" in out
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "lines"),
+    [
+        (
+            "mmdetection",
+            "tools/train.py configs/detr/detr_r50_8xb2-500e_coco.py --cfg-options model.num_queries=50 "
+            "model.train_cfg.assigner.match_costs.0.weight=3 param_scheduler=[{'milestones':[100,200]}] resume=True",
+            [
+                "--resume",
+                "MODEL.DETR.NUM_OBJECT_QUERIES 50",
+                "MODEL.DETR.COST_CLASS 3.0",
+                "SOLVER.STEPS (739294,1478588)",
+            ],
+        ),
+        (
+            "detrex",
+            "tools/train_net.py --config-file projects/detr/configs/detr_r101_dc5_300ep.py optimizer.lr=3e-4 "
+            "train.init_checkpoint=mine.pth dataloader.train.dataset.names=cells_train model.num_classes=3",
+            ["SOLVER.BASE_LR 0.0003", "MODEL.WEIGHTS mine.pth", "DATASETS.TRAIN ('cells_train',)"],
+        ),
+        (
+            "transformers",
+            "deformable_detr two_stage=true with_box_refine=true two_stage_num_proposals=7",
+            ["NUM_OBJECT_QUERIES 7"],
+        ),
+    ],
+)
+def test_pasted_lines(run, source, words, lines):
+    status, out, _ = run(source, "--", *words.split())
+    assert status == 0
+    for line in lines:
+        assert any(found.endswith(line) for found in out.splitlines()), (line, out)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("1e-4", 1e-4), ("True", True), ("true", True), ("(1,2)", (1, 2)), ("[a, b]", ["a", "b"]),
+     ("x.pth", "x.pth"), ("None", None), ("[", "[")],
+)  # fmt: skip
+def test_values(text, value):
+    assert value_of(text) == value
+
+
+def test_as_a_program(tmp_path):
+    words = [sys.executable, "-m", "projects_deformable_detr.migrate", "official", "--", "--frobnicate"]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("migrate: --frobnicate is no option of official")
+
+
+def test_without_arguments_the_parser_is_whole():
+    assert command.argument_parser().parse_args([]).source is None
