@@ -15,10 +15,12 @@ import torch
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.data import DatasetMapper, build_detection_train_loader
-from detectron2.engine import DefaultPredictor
+from detectron2.engine import DefaultPredictor, DefaultTrainer
+from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
+from projects_deformable_detr.checkpoint import CheckpointError
 from projects_deformable_detr.detectron2_plugin import foreign_keys
 from projects_deformable_detr.errors import UserError
 
@@ -228,3 +230,26 @@ def test_the_predictor_takes_bgr_images_as_before(make_cfg, tmp_path):
     bgr[..., 0] = 200
     predictor(bgr)
     assert seen[0][:, 0, 0].tolist() == [0, 0, 200]  # red, green, blue
+
+
+def test_a_faster_rcnns_weights_are_refused(make_cfg, tmp_path):
+    state = {"backbone.fpn_lateral2.weight": torch.zeros(1), "roi_heads.box_head.fc1.weight": torch.zeros(1)}
+    torch.save({"model": state}, tmp_path / "rcnn.pth")
+    for use in (DefaultTrainer, DefaultPredictor):
+        cfg = make_cfg(MODEL__WEIGHTS=tmp_path / "rcnn.pth")
+        Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError, match=r"nothing of this model.*roi_heads\.box_head"):
+            made = use(cfg)
+            made.resume_or_load(resume=False)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_traced_model_is_for_images_of_one_size(make_cfg):
+    model = build_model(make_cfg()).eval()
+    image = torch.rand(3, 64, 80) * 255
+    adapter = TracingAdapter(model, [{"image": image}], lambda model, inputs: model(inputs))
+    traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+    for ours, theirs in zip(traced(image), adapter(image), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(RuntimeError, match="must have size|shape"):
+        traced(torch.rand(3, 96, 96) * 255)
