@@ -62,6 +62,11 @@ def config_file(name: str, *, lazy: bool = False) -> Path:
     return folder / "lazy" / f"{fitting[0]}.py" if lazy else folder / f"{fitting[0]}.yaml"
 
 
+def get_config_file(name: str) -> str:
+    """The path of a config, under the name that Detectron2's model zoo has for the function; ``.yaml`` may follow."""
+    return str(config_file(name.removesuffix(".yaml")))
+
+
 def get_config(name: str, *, lazy: bool = False, engine: str = "auto") -> Any:
     """A config: a ``CfgNode`` of the engine, or with ``lazy`` a LazyConfig, which needs Detectron2.
 

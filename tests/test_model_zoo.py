@@ -38,6 +38,11 @@ def test_the_schedule_may_be_left_out_where_it_is_clear():
         model_zoo.config_file("detr_r50")
 
 
+def test_a_script_that_asks_detectron2s_model_zoo_may_ask_this_one():
+    expected = str(model_zoo.config_file("quickstart"))
+    assert model_zoo.get_config_file("quickstart.yaml") == model_zoo.get_config_file("quickstart") == expected
+
+
 def test_an_unknown_name_lists_those_that_are_known():
     with pytest.raises(
         UserError, match="'yolo' is not known: choose one of ablations/backbone_dcn, .*, small_r18_scratch"

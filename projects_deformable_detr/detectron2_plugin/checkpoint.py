@@ -174,13 +174,21 @@ def register() -> None:
 def read_foreign_weights(model: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """A pre-hook of ``load_state_dict``: renames another project's weights, in place, to the model's.
 
-    Whatever already has the model's names, or no known ones, is left alone. A model in evaluation mode, such as
-    ``DefaultPredictor``'s, takes only what leaves no class untrained.
+    Whatever already has the model's names is left alone, and Detectron2 warns of what is missing. A model in
+    evaluation mode, such as ``DefaultPredictor``'s, takes only what leaves no class untrained.
 
     Raises:
-        CheckpointError: as `load_weights`, for another project's weights that do not fit.
+        CheckpointError: as `load_weights`, for another project's weights that do not fit; for weights of another
+            architecture, such as a Faster R-CNN's, of which Detectron2 would load nothing, with a warning.
     """
-    if prefix or any(key.startswith(_DETECTOR) for key in state) or recognise(state) == "unknown":
+    if prefix or not state or any(key.startswith(_DETECTOR) for key in state):
+        return
+    if recognise(state) == "unknown":
+        if not state.keys() & model.state_dict().keys():
+            raise CheckpointError(
+                f"the checkpoint has nothing of this model: its weights are {', '.join(_listed(sorted(state)))}. Start "
+                "from a backbone (torchvision://resnet50), or from a detector of this architecture"
+            )
         return
     options = dataclasses.replace(model.load_options, for_evaluation=not model.training)
     fitting = fit(model.detector, Weights(dict(state)), "the checkpoint", options)[0]

@@ -25,6 +25,7 @@ from ..modeling import (
     panoptic_postprocess,
     postprocess,
 )
+from . import foreign_keys
 from .checkpoint import read_foreign_weights
 from .data import known_class_names, resolve_num_classes, resolve_things, separated_classes
 from .pictures import put_matched
@@ -92,6 +93,7 @@ class SetPredictionModel(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The constructor's arguments, with the backbone from Detectron2's registry."""
+        foreign_keys.check(cfg)
         if cfg.MODEL.DETR.NUM_CLASSES == 0:
             cfg = cfg.clone()
             cfg.defrost()

@@ -88,6 +88,12 @@ def tiny_options(**overrides: Any) -> list[str]:
     return [str(part) for pair in options.items() for part in pair]
 
 
+@pytest.fixture(scope="session")
+def tiny_model() -> dict[str, Any]:
+    """``TINY_OPTIONS``."""
+    return TINY_OPTIONS
+
+
 @pytest.fixture
 def make_cfg(tiny_name: str, tmp_path: Path) -> Callable[..., Any]:
     """A function of overrides that returns the tiny model's config on the tiny data set."""

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Detectron2's Faster R-CNN R50-FPN and this project's models on one image: time and memory, on the CPU.
+
+benchmarks/swap.py [--rounds 5] [--height 800] [--width 1066] [--threads 1] [--train]
+
+Every measurement is a process of its own, the models taking turns; initial weights. Time is the processor's, of all
+threads together, of the second pass: other programs on the machine disturb it less than they do the clock's. Memory is
+the process's peak (ru_maxrss) above what it had before the first. --train measures a step's forward and backward passes
+on an image of 8 objects instead. Faster R-CNN keeps its 1,000 proposals either way, but, untrained,
+gives fewer detections to its NMS than a trained one does: that part is small.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
+OURS = ("deformable_detr_r50_50ep", "deformable_detr_r50_two_stage_50ep", "detr_r50_500ep")
+
+
+def measure(name: str, height: int, width: int, threads: int, train: bool) -> dict[str, float]:
+    """Seconds and MiB of one model, in this process."""
+    import torch
+    from detectron2.modeling import build_model
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    from projects_deformable_detr import model_zoo
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    if name == RCNN:
+        from detectron2 import model_zoo as detectron2s
+
+        cfg = detectron2s.get_config(RCNN)
+        cfg.MODEL.DEVICE = "cpu"
+        model = build_model(cfg)
+    else:
+        model = model_zoo.get(name, engine="detectron2")
+    record: dict = {"image": torch.randint(0, 256, (3, height, width)).float(), "height": height, "width": width}
+    corners = torch.rand(8, 2) * 0.5
+    boxes = torch.cat((corners, corners + 0.1 + torch.rand(8, 2) * 0.4), dim=1) * torch.tensor([width, height] * 2)
+    record["instances"] = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=torch.arange(8))
+    model.train(train)
+
+    def one_pass() -> None:
+        if not train:
+            with torch.no_grad():
+                model([record])
+            return
+        with EventStorage():
+            sum(model([record]).values()).backward()
+        model.zero_grad()
+
+    return _timed(one_pass)
+
+
+def _timed(one_pass: Callable[[], None]) -> dict[str, float]:
+    before = _peak()
+    one_pass()
+    start = time.process_time()
+    one_pass()
+    return {"seconds": time.process_time() - start, "mib": _peak() - before}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--height", type=int, default=800)
+    parser.add_argument("--width", type=int, default=1066)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--only", help="measure this model in this process, and print JSON")
+    args = parser.parse_args()
+    if args.only:
+        print(json.dumps(measure(args.only, args.height, args.width, args.threads, args.train)))
+        return
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (RCNN, *OURS)}
+    for _ in range(args.rounds):
+        for name, measured in found.items():
+            command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+            result = subprocess.run(command, check=True, capture_output=True, text=True)
+            measured.append(json.loads(result.stdout.splitlines()[-1]))
+    medians = {
+        name: {key: statistics.median(each[key] for each in measured) for key in ("seconds", "mib")}
+        for name, measured in found.items()
+    }
+    print("| model | CPU seconds (ratio) | range | peak MiB (ratio) |\n|---|---|---|---|")
+    for name, median in medians.items():
+        times = [each["seconds"] for each in found[name]]
+        seconds, mib = (median[key] / medians[RCNN][key] for key in ("seconds", "mib"))
+        print(
+            f"| `{name}` | {median['seconds']:.2f} ({seconds:.2f}) | {min(times):.2f} to {max(times):.2f} "
+            f"| {median['mib']:.0f} ({mib:.2f}) |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""``python -m projects_deformable_detr.detectron2_plugin.run SCRIPT``: as Python runs it, with one import more."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULE = ("-m", "projects_deformable_detr.detectron2_plugin.run")
+
+_TELL = """
+from __future__ import annotations
+import json, sys
+import neighbour
+def told(): return {"argv": sys.argv, "path": sys.path[0], "name": __name__, "file": __file__, "doc": __doc__}
+print(json.dumps({**told(), "is_main": sys.modules["__main__"].told is told, "neighbour": neighbour.__file__}))
+if "--exit" in sys.argv: sys.exit(7)
+if "--raise" in sys.argv: raise LookupError("its own error")
+"""
+
+_LAUNCH = """
+import sys
+from detectron2.engine import launch
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils import comm
+
+class Box:  # of this script, pickled there and back
+    pass
+
+def work(folder, box):
+    known = "DeformableDETR" in META_ARCH_REGISTRY
+    assert comm.get_world_size() == 2 and isinstance(box, Box) and sys.argv[1:] == [folder]
+    with open(f"{folder}/{comm.get_rank()}", "w") as file:
+        file.write(f"{known} {comm.gather(comm.get_rank())} {__name__}")
+
+if __name__ == "__main__":
+    launch(work, 2, dist_url="auto", args=(sys.argv[1], Box()))
+"""
+
+
+def python(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+
+
+@pytest.fixture
+def script(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "neighbour.py").write_text("")
+    (tmp_path / "scripts" / "tell.py").write_text('"""Its words."""' + _TELL)
+    return Path("scripts") / "tell.py"
+
+
+def test_a_script_sees_what_python_itself_shows_it(script, tmp_path):
+    plain, ours = (python(*how, script, "a", "--b=c", cwd=tmp_path) for how in ((), MODULE))
+    assert ours.returncode == plain.returncode == 0, ours.stderr
+    assert json.loads(ours.stdout) == json.loads(plain.stdout)
+    assert json.loads(ours.stdout)["is_main"] is True
+
+
+@pytest.mark.parametrize("flag", ["--exit", "--raise"])
+def test_exit_statuses_and_errors_are_the_scripts(script, tmp_path, flag):
+    plain, ours = (python(*how, script, flag, cwd=tmp_path) for how in ((), MODULE))
+    assert ours.returncode == plain.returncode == (7 if flag == "--exit" else 1)
+    if flag == "--raise":
+        last = plain.stderr.splitlines()[-3:]
+        assert ours.stderr.splitlines()[-3:] == last and last[-1] == "LookupError: its own error"
+
+
+def test_processes_that_detectron2_spawns_have_the_import_too(tmp_path):
+    (tmp_path / "launches.py").write_text(_LAUNCH)
+    result = python(*MODULE, tmp_path / "launches.py", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "0").read_text() == "True [0, 1] __mp_main__"
+    assert (tmp_path / "1").read_text() == "True [] __mp_main__"
+
+
+@pytest.mark.parametrize(("words", "said"), [((), "usage: "), (("no such script.py",), "no such script.py: No such")])
+def test_what_cannot_be_run_is_said(words, said):
+    result = python(*MODULE, *words)
+    assert result.returncode == 2
+    assert said in result.stderr and "Traceback" not in result.stderr

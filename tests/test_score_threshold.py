@@ -1,0 +1,70 @@
+"""tools/score_threshold.py on detections whose numbers are counted by hand."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "score_threshold.py"
+BOX, ELSEWHERE = [0, 0, 10, 10], [50, 50, 10, 10]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two images; the first has an object of each of two classes at one place, the second a crowd."""
+    objects = [(1, 3, BOX, 0), (1, 7, BOX, 0), (2, 3, BOX, 1)]
+    truth = {
+        "images": [{"id": index, "height": 64, "width": 64} for index in (1, 2)],
+        "categories": [{"id": 3}, {"id": 7}],
+        "annotations": [
+            {"id": number + 1, "image_id": image, "category_id": kind, "bbox": box, "area": 100, "iscrowd": crowd}
+            for number, (image, kind, box, crowd) in enumerate(objects)
+        ],
+    }
+    found = [
+        (1, 3, BOX, 0.9),  # right
+        (1, 3, [0, 0, 10, 9], 0.8),  # the same object again
+        (1, 7, ELSEWHERE, 0.7),  # wrong
+        (1, 7, BOX, 0.6),  # right
+        (2, 7, BOX, 0.4),  # of a class that the image does not have
+        (2, 3, BOX, 0.95),  # on the crowd: does not count
+    ]
+    results = [{"image_id": i, "category_id": kind, "bbox": box, "score": score} for i, kind, box, score in found]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    return tmp_path / "results.json", tmp_path / "truth.json"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("score_threshold", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("threshold", "per_image", "precision", "recall", "f1", "duplicates"),
+    [(0.0, 2.5, 2 / 5, 1, 4 / 7, 1 / 5), (0.75, 1, 1 / 2, 1 / 2, 1 / 2, 1 / 2), (0.9, 0, 0, 0, 0, 0)],
+)
+def test_a_row(tool, files, threshold, per_image, precision, recall, f1, duplicates):
+    matched = tool.match(json.loads(files[0].read_text()), str(files[1]), 0.5)
+    expected = (threshold, per_image, precision, recall, f1, duplicates)
+    assert tuple(tool.row(matched, threshold).values()) == pytest.approx(expected)
+
+
+def test_the_best_f1_is_in_the_last_line(files):
+    result = subprocess.run([sys.executable, TOOL, *files, "--thresholds", "0"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    best = [float(word) for word in result.stdout.splitlines()[-1].split()]
+    # 0.9 alone: F1 2/3; down to 0.6: 4/6.
+    assert best[4] == pytest.approx(2 / 3, abs=1e-3) and best[0] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_no_detections_are_an_error_with_the_file(files):
+    files[0].write_text("[]")
+    result = subprocess.run([sys.executable, TOOL, *files], capture_output=True, text=True)
+    assert result.returncode == 2 and "results.json has no detections" in result.stderr
