@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..errors import UserError
 from ..modeling import build_criterion, build_detector, cardinality_error, panoptic_postprocess, postprocess
 from ..optim import build_optimizer, clip_gradients
 from . import data
@@ -42,6 +43,7 @@ class DetectionModule(L.LightningModule):
         self.seed = cfg.SEED if cfg.SEED >= 0 else int(torch.seed() % 2**31)
         self.last_losses: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
+        self.scalars: dict[str, float] = {}  # the metrics by the names that they have in logs
         self.evaluated_at = -1  # iterations done when ``metrics`` were measured
         self._losses: dict[str, Tensor] = {}
 
@@ -142,17 +144,31 @@ class DetectionModule(L.LightningModule):
         results = self.trainer.strategy.broadcast(results)
         self.metrics = results if several else next(iter(results.values()))
         self.evaluated_at = self.global_step
-        scalars = flatten(self.metrics)
-        self.log_dict(scalars, logger=False)  # for callbacks that watch a metric
+        self.scalars = flatten(self.metrics)
+        self.log_dict(self.scalars, logger=False)  # for callbacks that watch a metric
         for sink in self.trainer.loggers:  # Lightning itself would count an evaluation to the iteration before
-            sink.log_metrics(scalars, self.global_step)
+            sink.log_metrics(self.scalars, self.global_step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies are of the network; the data sets may be larger."""
+        return super().__getstate__() | {"dataset": None, "evaluators": []}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A drawn seed must outlive the run."""
         checkpoint["seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A seed that the config sets stays; a drawn one is the checkpoint's."""
+        """A seed that the config sets stays; a drawn one is the checkpoint's.
+
+        Raises:
+            UserError: for a checkpoint with averaged weights, if there is no average any more: what was trained would
+                be lost.
+        """
+        if "averaging_state" in checkpoint and not self.cfg.SOLVER.EMA.ENABLED:
+            raise UserError(
+                "the checkpoint to resume from holds averaged weights beside the trained ones: set SOLVER.EMA.ENABLED "
+                "True, or start anew from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
+            )
         if self.cfg.SEED < 0:
             self.seed = checkpoint["seed"]
 

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 from yaml import YAMLError
 
+from .. import monitoring
 from ..config import get_cfg, most_objects
 from ..data import catalog, coco
 from .config import ConfigError
@@ -47,6 +48,8 @@ def configure(args: Namespace) -> Any:
     _check_processes(cfg, args)
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN names no data set to train on")
+    if not args.eval_only:
+        monitoring.check_keys(cfg)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only needs DATASETS.TEST to name a data set")
     cfg.MODEL.DETR.NUM_CLASSES = catalog.resolve_num_classes(cfg)
