@@ -53,7 +53,14 @@ _DEFAULTS: dict[str, Any] = {
         "FORMAT": "BGR",
     },
     "DATASETS": {"TRAIN": (), "TEST": ()},
-    "DATALOADER": {"NUM_WORKERS": 4, "ASPECT_RATIO_GROUPING": True, "FILTER_EMPTY_ANNOTATIONS": True},
+    "DATALOADER": {
+        "NUM_WORKERS": 4,
+        "ASPECT_RATIO_GROUPING": True,
+        "FILTER_EMPTY_ANNOTATIONS": True,
+        "SAMPLER_TRAIN": "TrainingSampler",
+        "REPEAT_THRESHOLD": 0.0,  # share of the images; of classes in fewer, images are repeated
+        "REPEAT_SQRT": True,
+    },
     "SOLVER": {
         "LR_SCHEDULER_NAME": "WarmupMultiStepLR",  # WarmupMultiStepLR | WarmupCosineLR
         "MAX_ITER": 40000,
@@ -89,7 +96,6 @@ _ONLY_DETECTRON2: dict[str, Any] = {
     "MODEL.KEYPOINT_ON": False,
     "MODEL.RESNETS.NUM_GROUPS": 1,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
-    "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "TEST.EXPECTED_RESULTS": [],
     "TEST.AUG.ENABLED": False,
@@ -101,6 +107,12 @@ _ONLY_DETECTRON2: dict[str, Any] = {
 _CHOICES = {
     "MODEL.META_ARCHITECTURE": ("DeformableDETR", "DETR"),
     "MODEL.BACKBONE.NAME": tuple(BACKBONES),
+    "DATALOADER.SAMPLER_TRAIN": (
+        "TrainingSampler",
+        "RepeatFactorTrainingSampler",
+        "WeightedTrainingSampler",
+        "WeightedCategoryTrainingSampler",
+    ),
 }
 
 # Keys, and whole sections, that do nothing for this project's models in Detectron2 either, or only refine a key above.
@@ -109,7 +121,7 @@ _NO_EFFECT = (
     "MODEL.ROI_BOX_HEAD", "MODEL.ROI_BOX_CASCADE_HEAD", "MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD",
     "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "MODEL.RETINANET", "INPUT.MASK_FORMAT", "DATASETS.PROPOSAL_FILES_TRAIN",
     "DATASETS.PROPOSAL_FILES_TEST", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
-    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "DATALOADER.REPEAT_THRESHOLD", "DATALOADER.REPEAT_SQRT",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "DATALOADER.RANDOM_SUBSET_RATIO",
     "SOLVER.NUM_DECAYS", "TEST.KEYPOINT_OKS_SIGMAS", "TEST.AUG", "TEST.PRECISE_BN", "GLOBAL",
 )  # fmt: skip
 

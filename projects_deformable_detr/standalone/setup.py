@@ -15,6 +15,7 @@ from yaml import YAMLError
 from .. import monitoring
 from ..config import get_cfg, most_objects
 from ..data import catalog, coco
+from . import lvis_evaluation
 from .config import ConfigError
 
 Summaries = dict[str, coco.CocoSummary]
@@ -112,6 +113,8 @@ def inspect(args: Namespace, cfg: Any) -> Summaries:
             for_evaluation=name in cfg.DATASETS.TEST,
             masks=cfg.MODEL.MASK_ON,
         )
+        if summaries[name].is_lvis and name in cfg.DATASETS.TEST:
+            lvis_evaluation.check_installed(name)
     return summaries
 
 
