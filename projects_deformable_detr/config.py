@@ -71,7 +71,7 @@ def _add_model_keys(cfg: Any, node_type: type) -> None:
 
     # Detections below it are left out; 0 keeps the best TEST.DETECTIONS_PER_IMAGE, as evaluation wants them.
     detr.SCORE_THRESH_TEST = 0.0
-    # With test-time augmentation (TEST.AUG, Detectron2's engine): detections of one class from several views of an
+    # With test-time augmentation (TEST.AUG): detections of one class from several views of an
     # image that overlap by more (IoU) are of one object.
     detr.TTA_NMS_THRESH = 0.7
 

@@ -83,7 +83,16 @@ _DEFAULTS: dict[str, Any] = {
         "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0},
         "AMP": {"ENABLED": False},
     },
-    "TEST": {"EVAL_PERIOD": 0, "DETECTIONS_PER_IMAGE": 100},
+    "TEST": {
+        "EVAL_PERIOD": 0,
+        "DETECTIONS_PER_IMAGE": 100,
+        "AUG": {
+            "ENABLED": False,
+            "MIN_SIZES": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+            "MAX_SIZE": 4000,
+            "FLIP": True,
+        },
+    },
     "OUTPUT_DIR": "./output",
     "SEED": -1,  # negative: drawn anew for each run, and kept when a run resumes
     "CUDNN_BENCHMARK": False,
@@ -98,7 +107,6 @@ _ONLY_DETECTRON2: dict[str, Any] = {
     "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "TEST.EXPECTED_RESULTS": [],
-    "TEST.AUG.ENABLED": False,
     "TEST.PRECISE_BN.ENABLED": False,
     "VIS_PERIOD": 0,
 }
@@ -122,7 +130,7 @@ _NO_EFFECT = (
     "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "MODEL.RETINANET", "INPUT.MASK_FORMAT", "DATASETS.PROPOSAL_FILES_TRAIN",
     "DATASETS.PROPOSAL_FILES_TEST", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "DATALOADER.RANDOM_SUBSET_RATIO",
-    "SOLVER.NUM_DECAYS", "TEST.KEYPOINT_OKS_SIGMAS", "TEST.AUG", "TEST.PRECISE_BN", "GLOBAL",
+    "SOLVER.NUM_DECAYS", "TEST.KEYPOINT_OKS_SIGMAS", "TEST.PRECISE_BN", "GLOBAL",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The data sets of training and evaluation, and the loaders of their batches."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -193,16 +193,20 @@ def training_loader(
     return _loader(cfg, dataset.with_seed(seed), sampler)
 
 
-def evaluation_loader(cfg: Any, name: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[Item]:
-    """Every image of a data set once, over all ranks, in batches of equal sizes."""
+def evaluation_loader(
+    cfg: Any, name: str, *, rank: int = 0, world_size: int = 1, original_size: bool = False
+) -> DataLoader[Item]:
+    """Every image of a data set once, over all ranks, in batches of equal sizes; or each alone in its original size."""
     records = coco.load_records(catalog.get(name), invalid_boxes=cfg.DATASETS.INVALID_BOXES, for_evaluation=True)
     # The evaluators read the truth themselves.
     records = [{key: record[key] for key in _OF_IMAGE} | {"annotations": []} for record in records]
     policy = AugmentationPolicy.from_cfg(cfg, is_train=False)
+    if original_size:
+        policy = replace(policy, min_sizes=(0,))
     dataset = DetectionDataset(records, policy)
     sizes = [resized(*size, policy.min_sizes[0], policy.max_size) for size in dataset.sizes]
     # No gradients are kept here, so what fits in training fits.
-    batch_size = max(1, cfg.SOLVER.IMS_PER_BATCH // world_size)
+    batch_size = 1 if original_size else max(1, cfg.SOLVER.IMS_PER_BATCH // world_size)
     return _loader(cfg, dataset, evaluation_batches(sizes, batch_size, rank, world_size))
 
 

@@ -1,5 +1,7 @@
 """The detector, its criterion and its data as a Lightning module."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from . import data
 from .batch import Batch
 from .evaluators import Evaluator
 from .schedule import build_scheduler
+from .views import Views
 
 
 class DetectionModule(L.LightningModule):
@@ -44,6 +47,7 @@ class DetectionModule(L.LightningModule):
         self.last_losses: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
         self.scalars: dict[str, float] = {}  # the metrics by the names that they have in logs
+        self.views: Views | None = None  # evaluate with these, and add what they give to ``metrics``
         self.evaluated_at = -1  # iterations done when ``metrics`` were measured
         self._losses: dict[str, Tensor] = {}
 
@@ -65,8 +69,9 @@ class DetectionModule(L.LightningModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One for each of ``DATASETS.TEST``."""
-        ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size}
-        return [data.evaluation_loader(self.cfg, item.spec.name, **ranks) for item in self.evaluators]
+        options: dict[str, Any] = {"rank": self.global_rank, "world_size": self.trainer.world_size}
+        options["original_size"] = self.views is not None
+        return [data.evaluation_loader(self.cfg, item.spec.name, **options) for item in self.evaluators]
 
     def configure_optimizers(self) -> Any:
         """The shared recipe's optimizer, and Detectron2's schedule, which advances every iteration."""
@@ -126,6 +131,11 @@ class DetectionModule(L.LightningModule):
         things = panoptic.NUM_THING_CLASSES
         most, threshold = self.cfg.TEST.DETECTIONS_PER_IMAGE, self.cfg.MODEL.DETR.SCORE_THRESH_TEST
         with torch.autocast(self.device.type, enabled=False):
+            if self.views is not None:
+                options = {"num_things": things or None, "score_threshold": threshold}
+                found = self.views.detect(partial(self._predict, batch), batch.images, most, **options)
+                self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, found, None)
+                return
             predictions = self(batch)
             # Here, too: masks are computed when they are asked for.
             found = postprocess(predictions, sizes, most, things or None, threshold)
@@ -133,21 +143,29 @@ class DetectionModule(L.LightningModule):
                 segmented = panoptic_postprocess(predictions, sizes, things, panoptic.SCORE_THRESH, panoptic.MIN_AREA)
         self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, found, segmented)
 
+    def _predict(self, batch: Batch, images: Tensor) -> Any:
+        """Of a view (N, 3, h, w) of the batch's images, which have no padding."""
+        padding_mask = batch.padding_mask.new_zeros(len(images), *images.shape[-2:])
+        return self(replace(batch, images=images, padding_mask=padding_mask))
+
     def on_validation_epoch_end(self) -> None:
         """Computes the metrics of each data set on rank 0 and logs them under Detectron2's names on all."""
-        folder = Path(self.cfg.OUTPUT_DIR, "inference")
+        folder = Path(self.cfg.OUTPUT_DIR, "inference" if self.views is None else "inference_TTA")
         several = len(self.evaluators) > 1
         results: dict[str, Any] = {}
         for evaluator in self.evaluators:
             results[evaluator.spec.name] = evaluator.evaluate(folder / evaluator.spec.name if several else folder)
             evaluator.reset()
         results = self.trainer.strategy.broadcast(results)
-        self.metrics = results if several else next(iter(results.values()))
-        self.evaluated_at = self.global_step
-        self.scalars = flatten(self.metrics)
-        self.log_dict(self.scalars, logger=False)  # for callbacks that watch a metric
+        found = results if several else next(iter(results.values()))
+        if self.views is None:
+            self.metrics, self.scalars, self.evaluated_at = found, flatten(found), self.global_step
+            self.log_dict(self.scalars, logger=False)  # for callbacks that watch a metric
+        else:
+            found = {f"{name}_TTA": value for name, value in found.items()}
+            self.metrics = self.metrics | found
         for sink in self.trainer.loggers:  # Lightning itself would count an evaluation to the iteration before
-            sink.log_metrics(self.scalars, self.global_step)
+            sink.log_metrics(flatten(found), self.global_step)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies are of the network; the data sets may be larger."""

@@ -81,6 +81,8 @@ class BestCheckpoint(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         """Compares; NaN is never the best."""
+        if module.views is not None:  # another evaluation, of the same weights
+            return
         value = metric(module.scalars, "TEST.BEST_CHECKPOINT.METRIC", self.name)
         step = trainer.global_step - 1
         if is_better(value, self.best, self.mode):

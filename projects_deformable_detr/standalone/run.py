@@ -29,6 +29,7 @@ from .launch import launch
 from .module import DetectionModule
 from .monitors import Average, NetworkWriter
 from .setup import Summaries, configure, inspect, processes_here, register, set_up, start_log
+from .views import Views
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,10 @@ def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None, res
         trainer.validate(module, verbose=False)
     else:
         _train(args, cfg, module, trainer, last, options)
+    module.views = Views.of(cfg)
+    if module.evaluators and module.views is not None:
+        logger.info("Evaluating with test-time augmentation (TEST.AUG)")
+        trainer.validate(module, verbose=False)
     if trainer.is_global_zero:
         results.update(module.metrics)
 

@@ -17,6 +17,7 @@ from ..config import get_cfg, most_objects
 from ..data import catalog, coco
 from . import lvis_evaluation
 from .config import ConfigError
+from .views import Views
 
 Summaries = dict[str, coco.CocoSummary]
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def configure(args: Namespace) -> Any:
     _check_processes(cfg, args)
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN names no data set to train on")
+    Views.of(cfg)  # raises what it cannot follow
     if not args.eval_only:
         monitoring.check_keys(cfg)
     if args.eval_only and not cfg.DATASETS.TEST:
