@@ -20,6 +20,7 @@ def add_deformable_detr_config(cfg: Any) -> None:
     _add_model_keys(cfg, node_type)
     _add_recipe_keys(cfg)
     _add_input_keys(cfg)
+    _add_monitor_keys(cfg, node_type)
 
 
 def _add_model_keys(cfg: Any, node_type: type) -> None:
@@ -71,7 +72,7 @@ def _add_model_keys(cfg: Any, node_type: type) -> None:
 
     # Detections below it are left out; 0 keeps the best TEST.DETECTIONS_PER_IMAGE, as evaluation wants them.
     detr.SCORE_THRESH_TEST = 0.0
-    # With test-time augmentation (TEST.AUG, Detectron2's engine): detections of one class from several views of an
+    # With test-time augmentation (TEST.AUG): detections of one class from several views of an
     # image that overlap by more (IoU) are of one object.
     detr.TTA_NMS_THRESH = 0.7
 
@@ -148,6 +149,29 @@ def _add_input_keys(cfg: Any) -> None:
     # Ground-truth boxes that leave no area inside their image: "error" names them before training;
     # "drop" leaves them out and warns with their count. NaN and infinite boxes are always an error.
     cfg.DATASETS.INVALID_BOXES = "error"
+    # [(name, weight), …]: how often a pass has the images of a data set, 1 where it is not named. Detectron2 reads it
+    # for WeightedTrainingSampler and WeightedCategoryTrainingSampler, and has no default for it.
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
+
+
+def _add_monitor_keys(cfg: Any, node_type: type) -> None:
+    """What watches a training; docs/training.md tells more. Metrics have the names that ``metrics.json`` gives them."""
+    # Exponential moving average of the weights (torch's AveragedModel), updated after every iteration. It is evaluated
+    # in their place, and is what model_final.pth, model_best.pth and, for MODEL.WEIGHTS, every checkpoint hold.
+    cfg.SOLVER.EMA = ema = node_type()
+    ema.ENABLED = False
+    ema.DECAY = 0.999  # in (0, 1): the average's share of its next value
+    # model_best.pth: the weights of the evaluation with the best METRIC so far, one every TEST.EVAL_PERIOD iterations.
+    cfg.TEST.BEST_CHECKPOINT = best = node_type()
+    best.ENABLED = False
+    best.METRIC = "bbox/AP"  # with several of DATASETS.TEST, NAME/bbox/AP
+    best.MODE = "max"  # max | min
+    # End the training after PATIENCE evaluations that did not raise METRIC above its best by more than MIN_DELTA.
+    cfg.TEST.EARLY_STOPPING = stopping = node_type()
+    stopping.ENABLED = False
+    stopping.METRIC = "bbox/AP"
+    stopping.PATIENCE = 10
+    stopping.MIN_DELTA = 0.0  # in the metric's unit, percent for AP
 
 
 def most_objects(cfg: Any) -> int | None:

@@ -22,6 +22,7 @@ _CHECKOUT = Path(__file__).resolve().parents[1] / "configs"
 _NUM_CLASSES = {
     "coco_2017_train": 80,
     "coco_2017_train_panoptic": 133,
+    "lvis_v1_train": 1203,
     "shapes_train": len(CLASS_NAMES),
     "shapes_train_panoptic": len(CATEGORIES),
 }

@@ -126,8 +126,8 @@ def count_faster_rcnn(sizes: list[Size]) -> tuple[float, list[float]]:
 
 def coco_configs() -> list[Path]:
     """Every config of the folder for COCO: they start from ImageNet weights, the small ones from none."""
-    paths = [path for path in sorted(CONFIGS.rglob("*.yaml")) if not path.name.startswith("Base-")]
-    return [path for path in paths if _read(path).MODEL.WEIGHTS]
+    paths = {path: _read(path) for path in sorted(CONFIGS.rglob("*.yaml")) if not path.name.startswith("Base-")}
+    return [path for path, cfg in paths.items() if cfg.MODEL.WEIGHTS and cfg.DATASETS.TRAIN[0].startswith("coco_")]
 
 
 def _read(path: Path) -> Any:

@@ -19,12 +19,13 @@ _BUILTIN = {
     "coco_2017_train": ("coco", "train2017"),
     "coco_2017_val": ("coco", "val2017"),
 }
+_LVIS = ("lvis_v1_train", "lvis_v1_val")  # lvis/NAME.json, of the images in coco/
 _PANOPTIC = "_panoptic"  # what Detectron2 puts behind the name for the panoptic annotations of the same images
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Where a data set in COCO's instances or panoptic format lies.
+    """Where a data set in COCO's instances or panoptic format, or in LVIS's, lies.
 
     Attributes:
         name: of the data set.
@@ -51,7 +52,7 @@ def datasets_root() -> Path:
 
 def names() -> list[str]:
     """All known names: built-in first, then in order of registration."""
-    return [*_BUILTIN, *(name + _PANOPTIC for name in _BUILTIN), *_registered]
+    return [*_BUILTIN, *(name + _PANOPTIC for name in _BUILTIN), *_LVIS, *_registered]
 
 
 def get(name: str) -> DatasetSpec:
@@ -60,6 +61,8 @@ def get(name: str) -> DatasetSpec:
     Raises:
         DatasetError: for an unknown name; the message lists the known ones.
     """
+    if name in _LVIS:
+        return DatasetSpec(name, datasets_root() / f"lvis/{name}.json", datasets_root() / "coco")
     plain = name.removesuffix(_PANOPTIC)
     if plain in _BUILTIN:
         folder, split = datasets_root() / _BUILTIN[plain][0], _BUILTIN[plain][1]
@@ -77,7 +80,7 @@ def get(name: str) -> DatasetSpec:
 
 
 def register(name: str, json_file: str | Path, image_root: str | Path) -> DatasetSpec:
-    """Names a data set in COCO's instances format; the same call again is harmless.
+    """Names a data set in COCO's instances format, or in LVIS's, as its content tells; the same again is harmless.
 
     Raises:
         DatasetError: if the name is empty, or stands for other files already.

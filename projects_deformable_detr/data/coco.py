@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import lvis
 from .catalog import DatasetSpec
 from .coco_annotations import AnnotationReader
 from .problems import DatasetError, Problems
@@ -43,6 +44,7 @@ class CocoSummary:
         clipped: boxes that reached out of their image.
         most_objects: the largest number of objects to train on in one image.
         num_things: how many classes, the first ones, are things; all of them unless the data set is panoptic.
+        is_lvis: in LVIS's format (see `lvis`).
     """
 
     name: str
@@ -55,6 +57,7 @@ class CocoSummary:
     clipped: int
     most_objects: int
     num_things: int | None = None
+    is_lvis: bool = False
 
 
 def inspect(
@@ -151,6 +154,7 @@ def load(
     content = read_json(spec, _KEYS[:2] if may_be_empty else _KEYS)
     annotations = content.get("annotations", [])
     problems = Problems()
+    is_lvis = lvis.as_coco(content, problems)
     if not os.path.isdir(spec.image_root):
         problems.add("missing image folder", str(spec.image_root), "Correct the path, or put the images there.")
     categories = read_categories(content["categories"], problems)
@@ -185,6 +189,7 @@ def load(
         dropped=len(reader.dropped),
         clipped=reader.clipped,
         most_objects=most_objects,
+        is_lvis=is_lvis,
     )
     return summary, [records[image_id] for image_id in sorted(records)]
 
@@ -220,7 +225,9 @@ def _read_classes(spec: DatasetSpec, modified: int, size: int) -> tuple[tuple[st
     """The names of all classes, and how many are things; kept while the file does not change, since COCO's takes
     seconds to parse."""
     problems = Problems()
-    entries = read_json(spec)["categories"]
+    content = read_json(spec)
+    lvis.as_coco(content, problems)
+    entries = content["categories"]
     categories = read_categories(entries, problems)
     problems.raise_if_any(spec.name, spec.json_file)
     if spec.panoptic_root is None:
@@ -263,8 +270,9 @@ def read_json(spec: DatasetSpec, needed: tuple[str, ...] = _KEYS[:2]) -> dict[st
 def _how_to_get(spec: DatasetSpec) -> str:
     if spec.name.startswith("shapes_"):
         return "make it with python -m projects_deformable_detr.data.shapes, or set DETECTRON2_DATASETS to its folder"
-    if spec.name.startswith("coco_"):
-        return "put COCO there as Detectron2's documentation says, or set DETECTRON2_DATASETS to its folder"
+    if spec.name.startswith(("coco_", "lvis_")):
+        what = spec.name[:4].upper()
+        return f"put {what} there as Detectron2's documentation says, or set DETECTRON2_DATASETS to its folder"
     return "correct the path"
 
 

@@ -32,6 +32,7 @@ from ..checkpoint import (
     recognise,
     write_atomically,
 )
+from .monitors import AVERAGE
 
 # Detectron2 matches the names of these formats itself: pycls's, and whatever is said to need it.
 _MATCHED_BY_DETECTRON2 = (".pyth", "?matching_heuristics=True")
@@ -69,7 +70,13 @@ class DetectorCheckpointer(DetectionCheckpointer):
             CheckpointError: listing what is missing and unexpected, or shaped otherwise.
         """
         if checkpointables != []:
-            return super().load(path, checkpointables)
+            left = super().load(path, checkpointables)
+            if AVERAGE in left and not self.options.for_evaluation:
+                raise CheckpointError(
+                    f"{path} holds averaged weights beside the trained ones: set SOLVER.EMA.ENABLED True to resume, or "
+                    "start anew from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
+                )
+            return left
         rest: dict[str, Any] = {}
         if path and not path.startswith(TORCHVISION) and not path.endswith(_MATCHED_BY_DETECTRON2):
             path = self.path_manager.get_local_path(path)
@@ -116,16 +123,22 @@ class DetectorCheckpointer(DetectionCheckpointer):
             )
         return keys
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``<name>.pth`` so that a run killed meanwhile leaves the file whole or does not leave it at all."""
+    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
+        """Writes ``<name>.pth`` so that a run killed meanwhile leaves the file whole or does not leave it at all.
+
+        With ``SOLVER.EMA`` its ``model`` is the average. ``tag``: it is what ``--resume`` goes on from.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         names = {CLASS_NAMES: list(self.options.class_names)} if self.options.class_names else {}
-        write_atomically(path, {"model": self.model.state_dict(), **parts, **names, **kwargs})
-        self.tag_last_checkpoint(os.path.basename(path))
+        average = self.checkpointables.get(AVERAGE)
+        model = self.model.state_dict() if average is None else average.averaged_state()
+        write_atomically(path, {"model": model, **parts, **names, **kwargs})
+        if tag:
+            self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Points ``last_checkpoint`` to a file; a run killed meanwhile leaves it as it was."""

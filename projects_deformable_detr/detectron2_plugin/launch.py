@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from ..config import get_cfg, set_things
 from ..errors import UserError
-from . import data
+from . import data, monitors
 from .inspection import check
 from .trainer import Trainer
 
@@ -105,6 +105,7 @@ def _check(args: argparse.Namespace, cfg: CfgNode) -> None:
         return
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: name a data set to train on")
+    monitors.check(cfg)
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise UserError(
             "SOLVER.AMP.ENABLED is True, but Detectron2 trains in mixed precision on a GPU only: set it to False, or "

@@ -17,9 +17,9 @@ from detectron2.data.detection_utils import read_image
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from ..errors import UserError
+from ..modeling import best_of_views
 from .meta_arch import SetPredictionModel
 
 
@@ -79,11 +79,10 @@ class SetPredictionTTA(nn.Module):
 
         size = record["height"], record["width"]
         boxes = torch.cat([_boxes(instances, way) for instances, way in zip(found, back, strict=True)])
-        boxes = clip_boxes_to_image(boxes, size)
         scores = torch.cat([instances.scores for instances in found])
         classes = torch.cat([instances.pred_classes for instances in found])
-        kept = batched_nms(boxes, scores, classes, self.nms_threshold)[: self.model.topk]
-        merged = Instances(size, pred_boxes=Boxes(boxes[kept]), scores=scores[kept], pred_classes=classes[kept])
+        boxes, kept = best_of_views(boxes, scores, classes, size, self.nms_threshold, self.model.topk)
+        merged = Instances(size, pred_boxes=Boxes(boxes), scores=scores[kept], pred_classes=classes[kept])
         if found[0].has("pred_masks"):
             merged.pred_masks = _masks(found, back, kept, size)
         return merged

@@ -6,7 +6,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import sigmoid_focal_loss
 
 from ..errors import UserError
 
@@ -48,7 +47,6 @@ class FocalClassification:
     no_object = False
 
     def __post_init__(self) -> None:
-        # torchvision's loss would take -1 for "no weighting", which the cost does not.
         if not 0 <= self.alpha <= 1:
             raise UserError(f"MODEL.DETR.FOCAL_ALPHA must be in [0, 1], got {self.alpha}")
         if not self.gamma >= 0:
@@ -56,18 +54,24 @@ class FocalClassification:
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The focal loss of calling a query its target's class, less that of not calling it so."""
-        scores = _of_labels(logits, labels)
-        probability = scores.sigmoid()
-        called = self.alpha * (1 - probability) ** self.gamma * F.softplus(-scores)
-        not_called = (1 - self.alpha) * probability**self.gamma * F.softplus(scores)
-        return called - not_called
+        return self._of_calling(_of_labels(logits, labels))
 
     def loss(self, logits: Tensor, matched: Tensor, count: Tensor) -> Tensor:
-        """Focal loss summed over images, queries and classes, divided by the number of boxes."""
-        classes = torch.arange(logits.shape[-1], device=logits.device)
-        targets = (matched[..., None] == classes).to(logits.dtype)
-        loss = sigmoid_focal_loss(logits, targets, self.alpha, self.gamma, reduction="none")
-        return loss.sum((1, 2, 3)) / count
+        """Focal loss summed over images, queries and classes, divided by the number of boxes.
+
+        Of all logits as if none was called for, and then what matched ones add to that: with many classes (LVIS has
+        1,203) the targets of all logits would be most of a step's memory.
+        """
+        matched_logits = logits.gather(-1, matched.clamp(min=0)[..., None])[..., 0]
+        added = self._of_calling(matched_logits).masked_fill(matched < 0, 0.0)
+        return (self._not_called(logits).sum((1, 2, 3)) + added.sum((1, 2))) / count
+
+    def _of_calling(self, scores: Tensor) -> Tensor:
+        called = self.alpha * (1 - scores.sigmoid()) ** self.gamma * F.softplus(-scores)
+        return called - self._not_called(scores)
+
+    def _not_called(self, scores: Tensor) -> Tensor:
+        return (1 - self.alpha) * (scores.sigmoid() ** self.gamma * F.softplus(scores))
 
 
 @dataclass(frozen=True)

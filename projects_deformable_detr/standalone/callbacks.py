@@ -15,12 +15,14 @@ import torch
 from fvcore.common.history_buffer import HistoryBuffer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed
 from tqdm import tqdm
 
-from ..checkpoint import save_detector, write_atomically
+from ..checkpoint import write_atomically
 from ..errors import UserError
+from .monitors import NetworkWriter, stopped_early
 
 logger = logging.getLogger(__name__)
 
@@ -95,13 +97,22 @@ class SameBeginning(L.Callback):
 
 
 class PeriodicCheckpoint(L.Callback):
-    """Saves the whole state every ``period`` iterations and at the end, and the network as ``model_final.pth``."""
+    """Saves the whole state every ``period`` iterations and at the end, and the network as ``model_final.pth``.
 
-    def __init__(self, output_dir: Path, period: int, cfg_text: str, class_names: tuple[str, ...] = ()) -> None:
+    Args:
+        output_dir: where to.
+        period: iterations.
+        writer: of the network.
+        again: save once more after an evaluation of the same iteration, for what callbacks have learnt from it. Before
+            it, too: an evaluation may be what kills a run.
+    """
+
+    def __init__(self, output_dir: Path, period: int, writer: NetworkWriter, again: bool = False) -> None:
         self.output_dir = output_dir
         self.period = period
-        self.cfg_text = cfg_text
-        self.class_names = class_names
+        self.writer = writer
+        self.again = again
+        self._saved_at = -1
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """An older run's checkpoint is not this one's; not before everything else has proved sound."""
@@ -109,22 +120,31 @@ class PeriodicCheckpoint(L.Callback):
             forget_last_checkpoint(self.output_dir)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """Counts iterations as Detectron2 names its files: from 0, the one just done."""
+        """At its period, and after the last iteration."""
         step = trainer.global_step
         if step % self.period == 0 or step == trainer.max_steps:
-            path = self.output_dir / f"model_{step - 1:07d}.ckpt"
-            trainer.save_checkpoint(path)
-            logger.info("Saved %s", path)
-        if step == trainer.max_steps and trainer.is_global_zero:
-            path = self.output_dir / "model_final.pth"
-            save_detector(
-                path,
-                module.detector,
-                iteration=step - 1,
-                cfg_text=self.cfg_text,
-                class_names=self.class_names,
-            )
-            logger.info("Saved %s", path)
+            self._save(trainer)
+        if step == trainer.max_steps:
+            self._write_final(trainer, module)
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        """After a training that ends early; and again, if that is wanted."""
+        if stopped_early(trainer):
+            self._save(trainer)
+            self._write_final(trainer, module)
+        elif self.again and self._saved_at == trainer.global_step and trainer.state.fn == TrainerFn.FITTING:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        """Counts iterations as Detectron2 names its files: from 0, the one just done."""
+        path = self.output_dir / f"model_{trainer.global_step - 1:07d}.ckpt"
+        trainer.save_checkpoint(path)
+        self._saved_at = trainer.global_step
+        logger.info("Saved %s", path)
+
+    def _write_final(self, trainer: L.Trainer, module: Any) -> None:
+        if trainer.is_global_zero:
+            self.writer.write("model_final", module, trainer.global_step - 1)
 
 
 class Progress(L.Callback):

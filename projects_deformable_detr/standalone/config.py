@@ -53,7 +53,14 @@ _DEFAULTS: dict[str, Any] = {
         "FORMAT": "BGR",
     },
     "DATASETS": {"TRAIN": (), "TEST": ()},
-    "DATALOADER": {"NUM_WORKERS": 4, "ASPECT_RATIO_GROUPING": True, "FILTER_EMPTY_ANNOTATIONS": True},
+    "DATALOADER": {
+        "NUM_WORKERS": 4,
+        "ASPECT_RATIO_GROUPING": True,
+        "FILTER_EMPTY_ANNOTATIONS": True,
+        "SAMPLER_TRAIN": "TrainingSampler",
+        "REPEAT_THRESHOLD": 0.0,  # share of the images; of classes in fewer, images are repeated
+        "REPEAT_SQRT": True,
+    },
     "SOLVER": {
         "LR_SCHEDULER_NAME": "WarmupMultiStepLR",  # WarmupMultiStepLR | WarmupCosineLR
         "MAX_ITER": 40000,
@@ -76,7 +83,16 @@ _DEFAULTS: dict[str, Any] = {
         "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0},
         "AMP": {"ENABLED": False},
     },
-    "TEST": {"EVAL_PERIOD": 0, "DETECTIONS_PER_IMAGE": 100},
+    "TEST": {
+        "EVAL_PERIOD": 0,
+        "DETECTIONS_PER_IMAGE": 100,
+        "AUG": {
+            "ENABLED": False,
+            "MIN_SIZES": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+            "MAX_SIZE": 4000,
+            "FLIP": True,
+        },
+    },
     "OUTPUT_DIR": "./output",
     "SEED": -1,  # negative: drawn anew for each run, and kept when a run resumes
     "CUDNN_BENCHMARK": False,
@@ -89,10 +105,8 @@ _ONLY_DETECTRON2: dict[str, Any] = {
     "MODEL.KEYPOINT_ON": False,
     "MODEL.RESNETS.NUM_GROUPS": 1,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
-    "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "TEST.EXPECTED_RESULTS": [],
-    "TEST.AUG.ENABLED": False,
     "TEST.PRECISE_BN.ENABLED": False,
     "VIS_PERIOD": 0,
 }
@@ -101,6 +115,12 @@ _ONLY_DETECTRON2: dict[str, Any] = {
 _CHOICES = {
     "MODEL.META_ARCHITECTURE": ("DeformableDETR", "DETR"),
     "MODEL.BACKBONE.NAME": tuple(BACKBONES),
+    "DATALOADER.SAMPLER_TRAIN": (
+        "TrainingSampler",
+        "RepeatFactorTrainingSampler",
+        "WeightedTrainingSampler",
+        "WeightedCategoryTrainingSampler",
+    ),
 }
 
 # Keys, and whole sections, that do nothing for this project's models in Detectron2 either, or only refine a key above.
@@ -109,8 +129,8 @@ _NO_EFFECT = (
     "MODEL.ROI_BOX_HEAD", "MODEL.ROI_BOX_CASCADE_HEAD", "MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD",
     "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "MODEL.RETINANET", "INPUT.MASK_FORMAT", "DATASETS.PROPOSAL_FILES_TRAIN",
     "DATASETS.PROPOSAL_FILES_TEST", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
-    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "DATALOADER.REPEAT_THRESHOLD", "DATALOADER.REPEAT_SQRT",
-    "SOLVER.NUM_DECAYS", "TEST.KEYPOINT_OKS_SIGMAS", "TEST.AUG", "TEST.PRECISE_BN", "GLOBAL",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "DATALOADER.RANDOM_SUBSET_RATIO",
+    "SOLVER.NUM_DECAYS", "TEST.KEYPOINT_OKS_SIGMAS", "TEST.PRECISE_BN", "GLOBAL",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """The data sets of training and evaluation, and the loaders of their batches."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..errors import UserError
 from ..modeling import Targets
 from .augment import augment, resized
 from .batch import Item, collate
+from .repeat import repeat_factors
 from .sampler import Draw, TrainingBatchSampler, evaluation_batches
 
 Records = list[dict[str, Any]]
@@ -35,12 +37,16 @@ class DetectionDataset(Dataset[Item]):
         seed: random decisions are a function of it and of the draw's position, and of nothing else.
         with_masks: give masks, too.
 
+    Attributes:
+        factors: (images,), how often a pass of training has each image on average; None: once.
+
     The records themselves are not kept: with their outlines they are many times as large as what is.
     """
 
     def __init__(
         self, records: Records, policy: AugmentationPolicy, seed: int = 0, *, with_masks: bool = False
     ) -> None:
+        self.factors: Tensor | None = None
         self.policy = policy
         self.seed = seed
         self.with_masks = with_masks
@@ -154,18 +160,23 @@ def load_training_set(cfg: Any) -> DetectionDataset:
         UserError: if no image is left to train on, or an object's class is not one of the model's.
     """
     records: Records = []
+    counts = {}
     for name in cfg.DATASETS.TRAIN:
-        records += coco.load_records(
+        found = coco.load_records(
             catalog.get(name),
             invalid_boxes=cfg.DATASETS.INVALID_BOXES,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             masks=cfg.MODEL.MASK_ON,
         )
+        records += found
+        counts[name] = len(found)
     if not records:
         raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image with an object to train on")
     policy = AugmentationPolicy.from_cfg(cfg, is_train=True)
     dataset = DetectionDataset(records, policy, with_masks=cfg.MODEL.MASK_ON)
     dataset.check_classes(cfg.MODEL.DETR.NUM_CLASSES)
+    labels = iter([objects.labels for objects in dataset.objects])
+    dataset.factors = repeat_factors(cfg, {name: list(islice(labels, count)) for name, count in counts.items()})
     return dataset
 
 
@@ -175,22 +186,27 @@ def training_loader(
     """Endless batches of this rank, beginning with iteration ``start``."""
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     groups = [int(grouping and width > height) for height, width in dataset.sizes]
+    ranks = {"rank": rank, "world_size": world_size}
     sampler = TrainingBatchSampler(
-        groups, cfg.SOLVER.IMS_PER_BATCH, seed, start=start, rank=rank, world_size=world_size
+        groups, cfg.SOLVER.IMS_PER_BATCH, seed, start=start, **ranks, factors=dataset.factors
     )
     return _loader(cfg, dataset.with_seed(seed), sampler)
 
 
-def evaluation_loader(cfg: Any, name: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[Item]:
-    """Every image of a data set once, over all ranks, in batches of equal sizes."""
+def evaluation_loader(
+    cfg: Any, name: str, *, rank: int = 0, world_size: int = 1, original_size: bool = False
+) -> DataLoader[Item]:
+    """Every image of a data set once, over all ranks, in batches of equal sizes; or each alone in its original size."""
     records = coco.load_records(catalog.get(name), invalid_boxes=cfg.DATASETS.INVALID_BOXES, for_evaluation=True)
     # The evaluators read the truth themselves.
     records = [{key: record[key] for key in _OF_IMAGE} | {"annotations": []} for record in records]
     policy = AugmentationPolicy.from_cfg(cfg, is_train=False)
+    if original_size:
+        policy = replace(policy, min_sizes=(0,))
     dataset = DetectionDataset(records, policy)
     sizes = [resized(*size, policy.min_sizes[0], policy.max_size) for size in dataset.sizes]
     # No gradients are kept here, so what fits in training fits.
-    batch_size = max(1, cfg.SOLVER.IMS_PER_BATCH // world_size)
+    batch_size = 1 if original_size else max(1, cfg.SOLVER.IMS_PER_BATCH // world_size)
     return _loader(cfg, dataset, evaluation_batches(sizes, batch_size, rank, world_size))
 
 

@@ -27,7 +27,7 @@ Result = dict[str, Any]
 Found = tuple[int, np.ndarray, list[masks.Rle] | None]
 
 # Name of the metric, IoU threshold (None: the mean over 0.50, 0.55 … 0.95), and object size.
-_METRICS = (
+METRICS = (
     ("AP", None, "all"),
     ("AP50", 0.5, "all"),
     ("AP75", 0.75, "all"),
@@ -46,12 +46,14 @@ class CocoEvaluator:
         max_detections: per image, the best first.
     """
 
+    results_name = "coco_instances_results.json"
+
     def __init__(self, spec: DatasetSpec, summary: CocoSummary, max_detections: int = 100) -> None:
         self.spec = spec
         self.summary = summary
         self.max_detections = max_detections
         self._found: list[Found] = []
-        self._truth: COCO | None = None
+        self._truth: Any = None
 
     def reset(self) -> None:
         """Forgets all detections."""
@@ -76,24 +78,32 @@ class CocoEvaluator:
         # One order however the work was shared: equal scores are ranked by it.
         found = sorted(gathered, key=lambda item: item[0])
         results = self._results(found)
-        path = output_dir / "coco_instances_results.json"
+        path = output_dir / self.results_name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results))
         logger.info("%s: %d detections written to %s", self.spec.name, len(results), path)
         metrics = {}
         for kind in ("bbox", "segm") if any(item[2] is not None for item in found) else ("bbox",):
-            names, most = self.summary.class_names, self.max_detections
-            metrics[kind] = compute_metrics(self.truth, results, names, most, kind)
+            metrics[kind] = self.compute(results, kind, output_dir)
             logger.info("Results of %s (%s):\n%s", self.spec.name, kind, format_metrics(metrics[kind]))
         return metrics
 
+    def compute(self, results: list[Result], kind: str, output_dir: Path) -> dict[str, float]:
+        """Metrics of ``kind``, bbox or segm, in percent."""
+        return compute_metrics(self.truth, results, self.summary.class_names, self.max_detections, kind)
+
     @property
-    def truth(self) -> COCO:
+    def truth(self) -> Any:
         """The ground truth, read once."""
         if self._truth is None:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._truth = COCO(str(self.spec.json_file))
+            self._truth = self.read_truth(Path(self.spec.json_file))
         return self._truth
+
+    @staticmethod
+    def read_truth(path: Path) -> Any:
+        """The ground truth, by what evaluates."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            return COCO(str(path))
 
     def _results(self, found: list[Found]) -> list[Result]:
         """COCO's results format: corners become (x, y, w, h), contiguous ids the file's categories."""
@@ -140,7 +150,8 @@ def compute_metrics(
         results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
     if not results:
         logger.warning("There are no detections at all: every metric is NaN.")
-        return {name: math.nan for name, _, _ in _METRICS}
+        names = [name for name, _, _ in METRICS]
+        return dict.fromkeys([*names, *(f"AP-{name}" for name in class_names if len(class_names) > 1)], math.nan)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(results), kind)
         evaluation.params.maxDets = [1, 10, max_detections]
@@ -148,24 +159,24 @@ def compute_metrics(
         evaluation.accumulate()
     precision, params = evaluation.eval["precision"], evaluation.params  # (IoU, recall, class, size, maxDets)
     metrics = {}
-    for name, threshold, size in _METRICS:
+    for name, threshold, size in METRICS:
         chosen = slice(None) if threshold is None else np.isclose(params.iouThrs, threshold)
-        metrics[name] = _mean_percent(precision[chosen, :, :, params.areaRngLbl.index(size), -1])
+        metrics[name] = mean_percent(precision[chosen, :, :, params.areaRngLbl.index(size), -1])
     if len(class_names) > 1:
         for index, name in enumerate(class_names):
-            metrics[f"AP-{name}"] = _mean_percent(precision[:, :, index, 0, -1])
+            metrics[f"AP-{name}"] = mean_percent(precision[:, :, index, 0, -1])
     return metrics
 
 
-def _mean_percent(values: np.ndarray) -> float:
+def mean_percent(values: np.ndarray) -> float:
     """pycocotools marks with -1 what has no ground truth."""
     valid = values[values > -1]
     return float(valid.mean() * 100) if valid.size else math.nan
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
-    """A table of the six COCO metrics, and one of the classes."""
-    names = [name for name, _, _ in _METRICS]
+    """A table of the metrics over all classes, and one of the classes."""
+    names = [name for name in metrics if not name.startswith("AP-")]
     text = tabulate([[metrics[name] for name in names]], names, tablefmt="pipe", floatfmt=".3f", stralign="center")
     classes = [(name.removeprefix("AP-"), value) for name, value in metrics.items() if name.startswith("AP-")]
     if classes:

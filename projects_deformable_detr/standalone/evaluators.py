@@ -13,6 +13,7 @@ from ..data.coco import CocoSummary
 from ..modeling import Detections, PanopticSegmentation
 from ..panoptic_evaluation import PanopticResult
 from .evaluation import CocoEvaluator, gather
+from .lvis_evaluation import LvisEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Evaluator:
         self.coco: CocoEvaluator | None = None
         self.panoptic: PanopticEvaluator | None = None
         if spec.panoptic_root is None:
-            self.coco = CocoEvaluator(spec, summary, most)
+            self.coco = (LvisEvaluator if summary.is_lvis else CocoEvaluator)(spec, summary, most)
             return
         if cfg.MODEL.DETR.PANOPTIC.ENABLED:
             self.panoptic = PanopticEvaluator(spec, summary)

@@ -1,5 +1,7 @@
 """The detector, its criterion and its data as a Lightning module."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config import things
+from ..errors import UserError
 from ..modeling import build_criterion, build_detector, cardinality_error, panoptic_postprocess, postprocess
 from ..optim import build_optimizer, clip_gradients
 from . import data
 from .batch import Batch
 from .evaluators import Evaluator
 from .schedule import build_scheduler
+from .views import Views
 
 
 class DetectionModule(L.LightningModule):
@@ -43,6 +47,8 @@ class DetectionModule(L.LightningModule):
         self.seed = cfg.SEED if cfg.SEED >= 0 else int(torch.seed() % 2**31)
         self.last_losses: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
+        self.scalars: dict[str, float] = {}  # the metrics by the names that they have in logs
+        self.views: Views | None = None  # evaluate with these, and add what they give to ``metrics``
         self.evaluated_at = -1  # iterations done when ``metrics`` were measured
         self._losses: dict[str, Tensor] = {}
 
@@ -64,8 +70,9 @@ class DetectionModule(L.LightningModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One for each of ``DATASETS.TEST``."""
-        ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size}
-        return [data.evaluation_loader(self.cfg, item.spec.name, **ranks) for item in self.evaluators]
+        options: dict[str, Any] = {"rank": self.global_rank, "world_size": self.trainer.world_size}
+        options["original_size"] = self.views is not None
+        return [data.evaluation_loader(self.cfg, item.spec.name, **options) for item in self.evaluators]
 
     def configure_optimizers(self) -> Any:
         """The shared recipe's optimizer, and Detectron2's schedule, which advances every iteration."""
@@ -125,6 +132,11 @@ class DetectionModule(L.LightningModule):
         classes = things(self.cfg)
         most, threshold = self.cfg.TEST.DETECTIONS_PER_IMAGE, self.cfg.MODEL.DETR.SCORE_THRESH_TEST
         with torch.autocast(self.device.type, enabled=False):
+            if self.views is not None:
+                options = {"classes": classes or None, "score_threshold": threshold}
+                found = self.views.detect(partial(self._predict, batch), batch.images, most, **options)
+                self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, found, None)
+                return
             predictions = self(batch)
             # Here, too: masks are computed when they are asked for.
             found = postprocess(predictions, sizes, most, classes or None, threshold)
@@ -132,28 +144,50 @@ class DetectionModule(L.LightningModule):
                 segmented = panoptic_postprocess(predictions, sizes, classes, panoptic.SCORE_THRESH, panoptic.MIN_AREA)
         self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, found, segmented)
 
+    def _predict(self, batch: Batch, images: Tensor) -> Any:
+        """Of a view (N, 3, h, w) of the batch's images, which have no padding."""
+        padding_mask = batch.padding_mask.new_zeros(len(images), *images.shape[-2:])
+        return self(replace(batch, images=images, padding_mask=padding_mask))
+
     def on_validation_epoch_end(self) -> None:
         """Computes the metrics of each data set on rank 0 and logs them under Detectron2's names on all."""
-        folder = Path(self.cfg.OUTPUT_DIR, "inference")
+        folder = Path(self.cfg.OUTPUT_DIR, "inference" if self.views is None else "inference_TTA")
         several = len(self.evaluators) > 1
         results: dict[str, Any] = {}
         for evaluator in self.evaluators:
             results[evaluator.spec.name] = evaluator.evaluate(folder / evaluator.spec.name if several else folder)
             evaluator.reset()
         results = self.trainer.strategy.broadcast(results)
-        self.metrics = results if several else next(iter(results.values()))
-        self.evaluated_at = self.global_step
-        scalars = flatten(self.metrics)
-        self.log_dict(scalars, logger=False)  # for callbacks that watch a metric
+        found = results if several else next(iter(results.values()))
+        if self.views is None:
+            self.metrics, self.scalars, self.evaluated_at = found, flatten(found), self.global_step
+            self.log_dict(self.scalars, logger=False)  # for callbacks that watch a metric
+        else:
+            found = {f"{name}_TTA": value for name, value in found.items()}
+            self.metrics = self.metrics | found
         for sink in self.trainer.loggers:  # Lightning itself would count an evaluation to the iteration before
-            sink.log_metrics(scalars, self.global_step)
+            sink.log_metrics(flatten(found), self.global_step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies are of the network; the data sets may be larger."""
+        return super().__getstate__() | {"dataset": None, "evaluators": []}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A drawn seed must outlive the run."""
         checkpoint["seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A seed that the config sets stays; a drawn one is the checkpoint's."""
+        """A seed that the config sets stays; a drawn one is the checkpoint's.
+
+        Raises:
+            UserError: for a checkpoint with averaged weights, if there is no average any more: what was trained would
+                be lost.
+        """
+        if "averaging_state" in checkpoint and not self.cfg.SOLVER.EMA.ENABLED:
+            raise UserError(
+                "the checkpoint to resume from holds averaged weights beside the trained ones: set SOLVER.EMA.ENABLED "
+                "True, or start anew from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
+            )
         if self.cfg.SEED < 0:
             self.seed = checkpoint["seed"]
 

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from ..checkpoint import LoadOptions, load_weights
 from ..data import catalog
 from ..modeling.backbones import unused_features
+from . import monitors
 from .callbacks import (
     AtomicCheckpointIO,
     JsonLogger,
@@ -26,7 +27,9 @@ from .data import load_training_set
 from .evaluators import Evaluator
 from .launch import launch
 from .module import DetectionModule
+from .monitors import Average, NetworkWriter
 from .setup import Summaries, configure, inspect, processes_here, register, set_up, start_log
+from .views import Views
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,10 @@ def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None, res
         trainer.validate(module, verbose=False)
     else:
         _train(args, cfg, module, trainer, last, options)
+    module.views = Views.of(cfg)
+    if module.evaluators and module.views is not None:
+        logger.info("Evaluating with test-time augmentation (TEST.AUG)")
+        trainer.validate(module, verbose=False)
     if trainer.is_global_zero:
         results.update(module.metrics)
 
@@ -91,7 +98,7 @@ def _train(
         parameters / 1e6, len(module.dataset or ()), cfg.SOLVER.MAX_ITER, cfg.MODEL.DEVICE, module.seed,
     )  # fmt: skip
     trainer.fit(module, ckpt_path=last, weights_only=True)
-    if module.evaluators and module.evaluated_at != cfg.SOLVER.MAX_ITER:
+    if module.evaluators and module.evaluated_at != trainer.global_step:
         trainer.validate(module, verbose=False)
 
 
@@ -129,14 +136,19 @@ def build_trainer(
         enable_model_summary=False,
         enable_checkpointing=False,
         logger=False if args.eval_only else build_loggers(output_dir),
-        callbacks=[
-            SameBeginning(last),
-            Progress(),
-            PeriodicCheckpoint(output_dir, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.dump(), class_names),
-        ],
+        callbacks=[SameBeginning(last), Progress(), *([] if args.eval_only else training_callbacks(cfg, class_names))],
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         default_root_dir=output_dir,
     )
+
+
+def training_callbacks(cfg: Any, class_names: tuple[str, ...]) -> list[L.Callback]:
+    """In the order of their work: what is averaged, then what is learnt from an evaluation, then what is saved."""
+    output_dir, average = Path(cfg.OUTPUT_DIR), Average.of(cfg)
+    writer = NetworkWriter(output_dir, cfg.dump(), class_names, average)
+    watching = monitors.build(cfg, writer)
+    saving = PeriodicCheckpoint(output_dir, cfg.SOLVER.CHECKPOINT_PERIOD, writer, again=bool(watching))
+    return [*([average] if average else []), *watching, saving]
 
 
 def build_loggers(output_dir: Path) -> list[Logger]:

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 Draw = tuple[int, int]  # (position in the endless sequence, index of the image)
@@ -16,6 +17,9 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
     ranks together) are formed; each rank takes its share of every batch. So a run that resumes at iteration i
     goes on with batch i exactly, and the batches do not depend on the number of ranks or of loader workers.
 
+    With ``factors`` a pass has each image a whole number of times: its factor, rounded up with a probability of its
+    fraction, else down, anew in each pass (arXiv 1908.03195, appendix B.2).
+
     Args:
         groups: for every image the group within which batches are formed, such as 0 for landscape and 1 for
             portrait; all equal for no grouping.
@@ -23,16 +27,28 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
         seed: of the shuffling; the same on all ranks.
         start: the batch to begin with.
         rank, world_size: this process among all.
+        factors: (images,) >= 0, not all 0: how often a pass has each image on average; None: once.
     """
 
     def __init__(
-        self, groups: Sequence[int], batch_size: int, seed: int, *, start: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        groups: Sequence[int],
+        batch_size: int,
+        seed: int,
+        *,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        factors: Tensor | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(f"batch size {batch_size} is not a positive multiple of the {world_size} processes")
         if len(groups) == 0:
             raise ValueError("there are no images to sample from")
+        if factors is not None and (factors.shape != (len(groups),) or not factors.min() >= 0 or not factors.max() > 0):
+            raise ValueError(f"factors must be {len(groups)} numbers of at least 0, and not all 0")
         self.groups = groups
+        self.factors = factors
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
@@ -56,9 +72,18 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
         generator = torch.Generator().manual_seed(self.seed)
         position = 0
         while True:
-            for index in torch.randperm(len(self.groups), generator=generator).tolist():
+            for index in self._pass(generator):
                 yield position, index
                 position += 1
+
+    def _pass(self, generator: torch.Generator) -> list[int]:
+        """Indices of one pass, shuffled."""
+        if self.factors is None:
+            return torch.randperm(len(self.groups), generator=generator).tolist()
+        whole = self.factors.floor()
+        times = whole + (torch.rand(len(whole), generator=generator) < self.factors - whole)
+        indices = torch.repeat_interleave(times.long())
+        return indices[torch.randperm(len(indices), generator=generator)].tolist()
 
 
 def evaluation_batches(

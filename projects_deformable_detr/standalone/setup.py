@@ -12,9 +12,12 @@ import torch
 from tqdm import tqdm
 from yaml import YAMLError
 
+from .. import monitoring
 from ..config import get_cfg, most_objects, set_things
 from ..data import catalog, coco
+from . import lvis_evaluation
 from .config import ConfigError
+from .views import Views
 
 Summaries = dict[str, coco.CocoSummary]
 logger = logging.getLogger(__name__)
@@ -47,6 +50,9 @@ def configure(args: Namespace) -> Any:
     _check_processes(cfg, args)
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN names no data set to train on")
+    Views.of(cfg)  # raises what it cannot follow
+    if not args.eval_only:
+        monitoring.check_keys(cfg)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only needs DATASETS.TEST to name a data set")
     cfg.MODEL.DETR.NUM_CLASSES = catalog.resolve_num_classes(cfg)
@@ -109,6 +115,8 @@ def inspect(args: Namespace, cfg: Any) -> Summaries:
             for_evaluation=name in cfg.DATASETS.TEST,
             masks=cfg.MODEL.MASK_ON,
         )
+        if summaries[name].is_lvis and name in cfg.DATASETS.TEST:
+            lvis_evaluation.check_installed(name)
     return summaries
 
 

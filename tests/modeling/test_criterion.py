@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import distributed
+from torchvision.ops import sigmoid_focal_loss
 
 from projects_deformable_detr import build_criterion, build_detector
 from projects_deformable_detr.modeling import Predictions, Targets, cardinality_error
+from projects_deformable_detr.modeling.classification import FocalClassification
 
 STEMS = {"loss_ce", "loss_bbox", "loss_giou"}
 
@@ -71,7 +73,7 @@ def test_without_deep_supervision_the_last_layer_and_the_proposals_remain(make_r
     everything = build_criterion(make_cfg())(predictions, targets)
     losses = build_criterion(make_cfg(DEEP_SUPERVISION=False))(predictions, targets)
     assert losses.keys() == STEMS | {f"{name}_enc" for name in STEMS}
-    assert losses == {name: everything[name] for name in losses}
+    torch.testing.assert_close(losses, {name: everything[name] for name in losses})
 
 
 def test_an_error_without_deep_supervision_counts_layers_as_the_model_does(make_random, make_cfg):
@@ -149,3 +151,15 @@ def test_the_number_of_boxes_is_averaged_over_ranks(make_random, make_cfg, tmp_p
             own = max(sum(sizes[rank]), 1)
             for name, value in criterion(predictions, targets).items():
                 assert results[f"losses{rank}"][name] == pytest.approx(value.item() * own / average, rel=1e-5), name
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 0.0), (0.0, 1.5)])
+def test_the_focal_loss_is_torchvisions(alpha, gamma):
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(2, 3, 5, 7, generator=generator) * 6).requires_grad_()
+    matched = torch.randint(-1, 7, (2, 3, 5), generator=generator)
+    ours = FocalClassification(alpha, gamma).loss(logits, matched, torch.tensor(4.0))
+    targets = torch.nn.functional.one_hot(matched + 1, 8)[..., 1:].float()
+    theirs = sigmoid_focal_loss(logits, targets, alpha, gamma).sum((1, 2, 3)) / 4
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), logits)[0] for loss in (ours, theirs)))

@@ -145,6 +145,6 @@ def test_all_costs_0_are_refused():
 
 @pytest.mark.parametrize("changes", [{"alpha": -1.0}, {"alpha": 1.5}, {"gamma": -1.0}])
 def test_focal_parameters_outside_their_range_are_refused(changes):
-    """torchvision's loss reads a negative alpha as "no weighting", which the cost would not."""
+    """The weight of a class is a share: the other class has the rest."""
     with pytest.raises(UserError, match="FOCAL_"):
         FocalClassification(**changes)

@@ -73,9 +73,9 @@ def test_every_unknown_key_is_named_with_its_file_and_the_nearest_key(merged: Ca
 
 
 def test_a_key_that_only_detectron2_follows_is_refused_unless_it_is_off(merged: Callable[[str], Any]) -> None:
-    with pytest.raises(ConfigError, match="TEST.AUG.ENABLED = True .* only Detectron2's engine does"):
-        merged("TEST: {AUG: {ENABLED: true}}")
-    assert "AUG" not in merged("TEST: {AUG: {ENABLED: false, MAX_SIZE: 3}}").TEST
+    with pytest.raises(ConfigError, match="TEST.PRECISE_BN.ENABLED = True .* only Detectron2's engine does"):
+        merged("TEST: {PRECISE_BN: {ENABLED: true}}")
+    assert "PRECISE_BN" not in merged("TEST: {PRECISE_BN: {ENABLED: false, NUM_ITER: 3}}").TEST
     assert merged("MODEL: {RESNETS: {NUM_GROUPS: 1}}")
 
 

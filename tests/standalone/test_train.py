@@ -100,6 +100,19 @@ def test_files_of_a_run(trained: tuple[Path, dict[str, Any]]) -> None:
     assert {"AP-red", "AP-blue"} <= metrics["bbox"].keys()
 
 
+def test_tensorboard_has_what_metrics_json_has(trained: tuple[Path, dict[str, Any]]) -> None:
+    """Losses, the learning rate, metrics of evaluations, AP of each class; a step more, as it counts from 1."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="reads its files"
+    )
+    events = accumulator.EventAccumulator(str(trained[0])).Reload()
+    found = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    assert {"total_loss", "loss_ce_0", "lr", "bbox/AP", "bbox/AP-red", "bbox/AP-blue"} <= found.keys()
+    for tag in ("total_loss", "lr", "bbox/AP", "bbox/AP-red"):
+        logged = {row["iteration"] + 1: row[tag] for row in lines(trained[0]) if tag in row}
+        assert logged and found[tag] == pytest.approx(logged, rel=1e-5, nan_ok=True)
+
+
 def test_eval_only_repeats_the_metrics(trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path) -> None:
     folder, metrics = trained
     from_final = main(make_args(tmp_path, "--eval-only", "MODEL.WEIGHTS", folder / "model_final.pth"))

@@ -1,0 +1,80 @@
+"""LVIS's format: told by its content, put into COCO's form, its faults named before training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from projects_deformable_detr.data import catalog, coco
+from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.data.problems import DatasetError
+
+Write = Callable[[Any], DatasetSpec]
+
+
+@pytest.fixture
+def federated(content: dict[str, Any]) -> dict[str, Any]:
+    """The sound content in LVIS's format, with images a.png and c.png beside each other and deep/b.png by its URL."""
+    for image in content["images"]:
+        image |= {"neg_category_ids": [4], "not_exhaustive_category_ids": []}
+        if image["file_name"] == "deep/b.png":
+            image |= {"file_name": "COCO_b.png", "coco_url": "http://images.example/some/deep/b.png"}
+    for category, frequency in zip(content["categories"], "rcf", strict=True):
+        category |= {"frequency": frequency, "synonyms": [f"first of {category['name']}", "second"]}
+    for annotation in content["annotations"]:
+        del annotation["iscrowd"]
+    return content
+
+
+def test_a_file_is_recognised_and_read(write: Write, federated: dict[str, Any]) -> None:
+    spec = write(federated)
+    summary, records = coco.load(spec, for_evaluation=True)
+    assert summary.is_lvis
+    assert summary.class_names == ("first of four", "first of seven", "first of nine")
+    assert coco.read_class_names(spec) == summary.class_names
+    assert summary.category_ids == (4, 7, 9) and summary.num_crowd == 0
+    assert [Path(record["file_name"]).parts[-2:] for record in records] == [
+        ("images", "a.png"), ("deep", "b.png"), ("images", "c.png")
+    ]  # fmt: skip
+
+
+def test_cocos_files_are_left_alone(write: Write, content: dict[str, Any]) -> None:
+    content["categories"][0]["synonyms"] = ["another"]
+    summary = coco.inspect(write(content))
+    assert not summary.is_lvis and summary.class_names == ("four", "seven", "nine")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["images"][0].pop("not_exhaustive_category_ids"), "without a list 'not_exhaustive_category_ids'"),
+        (lambda c: c["images"][1].update(neg_category_ids=3), "without a list 'neg_category_ids'"),
+        (lambda c: c["images"][1].update(neg_category_ids=[4, 5]), r"'neg_category_ids' that are not .*: 5"),
+        (lambda c: c["images"][1].update(neg_category_ids=[[4]]), r"'neg_category_ids' that are not .*: \[4\]"),
+        (lambda c: c["categories"][2].update(frequency="x"), r"categories without a frequency \(1\).* frequency 'x'"),
+        (lambda c: c["images"][2].update(coco_url="b.png"), "unusable 'coco_url'.*'b.png'"),
+        (lambda c: c["images"][2].update(coco_url=7), "unusable 'coco_url'.* 7"),
+        (lambda c: c["images"][2].update(coco_url="http://x/deep/gone.png"), "missing.*deep/gone.png"),
+        (lambda c: c["annotations"][0].pop("area"), "annotation 1 lacks area"),
+    ],
+)
+def test_faults_are_named(
+    write: Write, federated: dict[str, Any], change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    change(federated)
+    with pytest.raises(DatasetError, match=message):
+        coco.inspect(write(federated), for_evaluation=True)
+
+
+def test_lvis_lies_where_detectron2_looks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for split in ("train", "val"):
+        spec = catalog.get(f"lvis_v1_{split}")
+        assert (spec.json_file, spec.image_root) == (tmp_path / f"lvis/lvis_v1_{split}.json", tmp_path / "coco")
+        with pytest.raises(DatasetError, match=f"lvis_v1_{split}.json does not exist: put LVIS there"):
+            coco.inspect(spec)
+    builtin = pytest.importorskip("detectron2.data.datasets.builtin", reason="compares with Detectron2's places")
+    theirs = builtin._PREDEFINED_SPLITS_LVIS["lvis_v1"]
+    assert theirs["lvis_v1_train"] == ("coco/", "lvis/lvis_v1_train.json")
+    assert theirs["lvis_v1_val"] == ("coco/", "lvis/lvis_v1_val.json")

@@ -1,0 +1,209 @@
+"""Averaged weights, the best checkpoint and early stopping by the standalone engine's keys, in Detectron2's trainer."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.utils.env import seed_all_rng
+
+from projects_deformable_detr.checkpoint import read_state
+from projects_deformable_detr.detectron2_plugin import Trainer, main, monitors
+from projects_deformable_detr.errors import UserError
+
+EMA = {"SOLVER__EMA__ENABLED": True, "SOLVER__EMA__DECAY": 0.8}
+BEST = {"TEST__BEST_CHECKPOINT__ENABLED": True, "TEST__EVAL_PERIOD": 2, "SOLVER__CHECKPOINT_PERIOD": 2}
+STOP = {"TEST__EARLY_STOPPING__ENABLED": True, "TEST__EARLY_STOPPING__PATIENCE": 2, "TEST__EVAL_PERIOD": 2}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def load(cfg, name):
+    return torch.load(Path(cfg.OUTPUT_DIR, name), weights_only=True)
+
+
+def last(cfg):
+    return Path(cfg.OUTPUT_DIR, "last_checkpoint").read_text()
+
+
+def run(cfg, resume=False, watch=()):
+    """A trainer that has trained; ``watch``: hooks beside its own."""
+    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    trainer = Trainer(cfg)
+    trainer.register_hooks(watch)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """``scores([3.0, 5.0])``: the AP of the first evaluation, of the second, …; gives a list of the models' weights."""
+
+    def give(values):
+        left, seen = iter(values), []
+
+        def test(cls, cfg, model, evaluators=None):
+            seen.append({key: value.clone() for key, value in model.state_dict().items()})
+            return {"bbox": {"AP": next(left), "AP50": 7.0, "AP-red": 1.0}}
+
+        monkeypatch.setattr(Trainer, "test", classmethod(test))
+        return seen
+
+    return give
+
+
+def test_the_average_is_evaluated_and_kept_and_goes_on_when_resumed(make_cfg, scores):
+    cfg = make_cfg(**EMA, MODEL__RESNETS__NORM="BN", SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=1)
+    evaluated = scores([1.0, 2.0, 3.0])
+    cfg.TEST.EVAL_PERIOD = 2
+    run(cfg)
+    expected = {}
+    for iteration in range(4):
+        content = load(cfg, f"model_{iteration:07d}.pth")
+        for key, value in content["ema"]["model"].items():
+            if value.is_floating_point():
+                expected[key] = 0.8 * expected[key] + 0.2 * value if iteration else value.clone()
+        assert all(torch.allclose(content["model"][key], value, atol=1e-6) for key, value in expected.items())
+    assert any("running_var" in key for key in expected)
+    assert not same(content["model"], content["ema"]["model"])
+    assert same(evaluated[0], load(cfg, "model_0000001.pth")["model"])
+    assert same(evaluated[1], content["model"]) and same(evaluated[1], load(cfg, "model_final.pth")["model"])
+    assert same(read_state(Path(cfg.OUTPUT_DIR, "model_final.pth")), content["model"])
+
+    # Resumed, the average goes on from what it was.
+    cfg.SOLVER.MAX_ITER = 5
+    run(cfg, resume=True)
+    after = load(cfg, "model_final.pth")
+    assert after["ema"]["n_averaged"] == 5
+    for key, value in expected.items():
+        assert torch.allclose(after["model"][key], 0.8 * value + 0.2 * after["ema"]["model"][key], atol=1e-6)
+
+    cfg.SOLVER.EMA.ENABLED = False
+    with pytest.raises(UserError, match="set SOLVER.EMA.ENABLED True to resume"):
+        run(cfg, resume=True)
+
+
+def test_the_model_that_is_trained_comes_back_after_an_evaluation(make_cfg, scores):
+    """Else the average would be trained."""
+    cfgs = make_cfg(**EMA, SOLVER__MAX_ITER=4), make_cfg(**EMA, SOLVER__MAX_ITER=4, TEST__EVAL_PERIOD=1)
+    ends = []
+    for number, cfg in enumerate(cfgs):
+        cfg.OUTPUT_DIR += str(number)
+        scores([1.0] * 5)
+        seed_all_rng(0)
+        run(cfg)
+        ends.append(load(cfg, "model_final.pth")["ema"]["model"])
+    assert same(*ends)
+
+
+def test_an_average_may_begin_late(make_cfg, scores, caplog):
+    cfg = make_cfg(SOLVER__MAX_ITER=2)
+    scores([1.0] * 2)
+    run(cfg)
+    cfg.SOLVER.EMA.ENABLED, cfg.SOLVER.MAX_ITER = True, 3
+    with caplog.at_level(logging.WARNING, "projects_deformable_detr"):
+        run(cfg, resume=True)
+    assert "the average begins with its weights" in caplog.text
+    end = load(cfg, "model_final.pth")
+    assert same(end["model"], end["ema"]["model"])
+
+
+def test_the_best_evaluation_is_kept_and_remembered(make_cfg, scores, monkeypatch):
+    cfg = make_cfg(**BEST, SOLVER__MAX_ITER=4)
+    scores([math.nan, 8.0])
+    run(cfg)  # the second evaluation comes at the end
+    assert load(cfg, "model_best.pth")["iteration"] == 3
+    assert last(cfg) == "model_final.pth"
+
+    scores([9.0, 5.0])
+    cfg.SOLVER.MAX_ITER = 8
+    with monkeypatch.context() as patch:
+        patch.setattr(monitors.SaveAgain, "after_step", _stop_at(5, monitors.SaveAgain.after_step))
+        with pytest.raises(RuntimeError, match="killed"):
+            run(cfg, resume=True)
+    assert last(cfg) == "model_0000005.pth"
+    assert load(cfg, "model_best.pth")["iteration"] == 5
+    scores([8.5])
+    run(cfg, resume=True)
+    best = load(cfg, "model_best.pth")
+    assert best["iteration"] == 5 and same(best["model"], load(cfg, "model_0000005.pth")["model"])
+    assert load(cfg, "model_final.pth").keys() == best.keys()
+
+
+def _stop_at(iteration, original):
+    def after_step(self):
+        original(self)
+        if self.trainer.iter == iteration:
+            raise RuntimeError("killed")
+
+    return after_step
+
+
+def test_training_stops_early_as_it_would_end(make_cfg, scores, caplog):
+    cfg = make_cfg(**STOP, **EMA, SOLVER__MAX_ITER=20, TEST__EARLY_STOPPING__MIN_DELTA=1.0)
+    seen = []
+    scores([4.0, 4.5, math.nan, 6.0])  # the last one at the end
+    with caplog.at_level(logging.INFO, "projects_deformable_detr"):
+        trainer = run(cfg, watch=[hooks.CallbackHook(after_train=lambda t: seen.append(t.iter))])
+    assert seen == [5]
+    assert "Stopping early at iteration 5: bbox/AP has not risen above 4.0 by more than 1 in 2" in caplog.text
+    assert trainer._last_eval_results["bbox"]["AP"] == 6.0
+    final = load(cfg, "model_final.pth")
+    assert final["iteration"] == 5 and not same(final["model"], final["ema"]["model"])
+    lines = [json.loads(line) for line in Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()]
+    assert lines[-1]["bbox/AP"] == 6.0
+
+    # Resumed, it is evaluated and ends; with more patience it goes on.
+    scores([7.0])
+    assert run(cfg, resume=True)._last_eval_results["bbox"]["AP"] == 7.0
+    assert load(cfg, "model_final.pth")["iteration"] == 5
+    cfg.TEST.EARLY_STOPPING.PATIENCE, cfg.SOLVER.MAX_ITER = 3, 9
+    scores([9.0, 9.0])
+    run(cfg, resume=True)
+    assert load(cfg, "model_final.pth")["iteration"] == 8
+
+
+def test_two_processes(job, tmp_path, coco_files, monkeypatch):
+    """They stop together: AP does not rise by 90 from a model that does not learn."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options = {"EMA.ENABLED": True, "BASE_LR": 0.0, "MAX_ITER": 30}
+    words = [str(word) for key, value in options.items() for word in (f"SOLVER.{key}", value)]
+    for key, values in (("BEST_CHECKPOINT", {}), ("EARLY_STOPPING", {"PATIENCE": 1, "MIN_DELTA": 90.0})):
+        for name, value in ({"ENABLED": True} | values).items():
+            words += [f"TEST.{key}.{name}", str(value)]
+    results = main(job(tmp_path, coco_files, *words, "TEST.EVAL_PERIOD", 2, num_gpus=2))
+    assert "AP" in results["bbox"]
+    final = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
+    assert final["iteration"] in (1, 3)
+    assert (tmp_path / "output/last_checkpoint").read_text() == "model_final.pth"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({**BEST, "TEST__EVAL_PERIOD": 0}, "BEST_CHECKPOINT.ENABLED is True, but TEST.EVAL_PERIOD is 0"),
+        ({**STOP, "TEST__EARLY_STOPPING__PATIENCE": 0}, "PATIENCE is 0"),
+        ({**EMA, "TEST__PRECISE_BN__ENABLED": True, "MODEL__RESNETS__NORM": "BN"}, "TEST.PRECISE_BN.ENABLED True"),
+        ({**BEST, "TEST__BEST_CHECKPOINT__METRIC": "AP"}, "METRIC 'AP' is no metric .*: choose one of bbox/AP,"),
+        ({**STOP, "TEST__EARLY_STOPPING__METRIC": "AP"}, "EARLY_STOPPING.METRIC 'AP' is no metric"),
+    ],
+)  # fmt: skip
+def test_keys_that_cannot_be_followed(make_cfg, scores, options, message):
+    scores([1.0, 2.0, 3.0])
+    with pytest.raises(UserError, match=message):
+        run(make_cfg(**options))
+
+
+@pytest.mark.parametrize(("options", "key"), [(EMA, "SOLVER.EMA"), (BEST, "TEST.BEST_CHECKPOINT")])
+def test_detectron2s_own_trainer_refuses_keys_that_it_would_not_follow(make_cfg, options, key):
+    with pytest.raises(UserError, match=rf"{key}.ENABLED is True, which Detectron2's own trainers do not follow"):
+        DefaultTrainer(make_cfg(**options))

@@ -1,0 +1,220 @@
+"""Training on, and evaluating, data of LVIS's format: 1,203 classes, of which an image is annotated for a few."""
+
+import json
+import math
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.data import coco
+from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.modeling import Detections
+from projects_deformable_detr.standalone import lvis_evaluation, main
+
+CLASSES = 1203
+
+
+def write_lvis(folder: Path, images: int, side: int, seed: int = 0) -> DatasetSpec:
+    """Images in two folders, with objects of some classes, others known to be absent, some not annotated in full."""
+    rng = np.random.default_rng(seed)
+    content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
+    for index in range(CLASSES):
+        item = {
+            "id": index + 1,
+            "name": f"class {index}",
+            "synonyms": [f"class {index}"],
+            "frequency": "rcf"[index % 3],
+        }
+        content["categories"].append(item)
+    for image_id in range(1, images + 1):
+        name = f"{('train2017', 'val2017')[image_id % 2]}/{image_id:012d}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / name)
+        present, absent = np.split(1 + rng.choice(60, 10, replace=False) * 20, [6])
+        record = {"id": image_id, "height": side, "width": side, "coco_url": f"http://images.example/{name}"}
+        record |= {"neg_category_ids": absent.tolist(), "not_exhaustive_category_ids": present[:2].tolist()}
+        content["images"].append(record)
+        for category in present.tolist():
+            for _ in range(int(rng.integers(1, 4))):
+                w, h = (float(value) for value in side * rng.choice([0.05, 0.2, 0.5], 2))
+                x, y = float(rng.uniform(0, side - w)), float(rng.uniform(0, side - h))
+                outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+                box = {"bbox": [x, y, w, h], "area": w * h, "segmentation": outline}
+                number = len(content["annotations"]) + 1
+                content["annotations"].append({"id": number, "image_id": image_id, "category_id": category, **box})
+    path = folder / "lvis.json"
+    path.write_text(json.dumps(content))
+    return DatasetSpec("many", path, folder)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> DatasetSpec:
+    return write_lvis(tmp_path_factory.mktemp("many"), images=30, side=400)
+
+
+def truth(spec: DatasetSpec) -> dict[int, Detections]:
+    """The ground truth as detections, by image."""
+    content = json.loads(Path(spec.json_file).read_text())
+    found = {}
+    for image in content["images"]:
+        items = [item for item in content["annotations"] if item["image_id"] == image["id"]]
+        boxes = torch.tensor([item["bbox"] for item in items], dtype=torch.float64)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = torch.tensor([item["category_id"] - 1 for item in items])
+        found[image["id"]] = Detections(boxes, torch.linspace(0.9, 0.5, len(items)), labels)
+    return found
+
+
+def guesses(spec: DatasetSpec) -> dict[int, Detections]:
+    """Moved ground truth, and others: of classes that are absent, not annotated in full, or were not looked for."""
+    generator, found = torch.Generator().manual_seed(1), {}
+    for image_id, real in truth(spec).items():
+        count = len(real.scores)
+        moved = real.boxes + torch.randn(count, 4, generator=generator) * 5
+        corner = torch.rand(60, 2, generator=generator) * 300
+        boxes = torch.cat([moved, torch.cat([corner, corner + 20 + torch.rand(60, 2, generator=generator) * 80], 1)])
+        others = torch.randint(0, 60, (60,), generator=generator) * 20 + torch.randint(0, 2, (60,), generator=generator)
+        scores = torch.rand(count + 60, generator=generator)
+        found[image_id] = Detections(boxes.float(), scores, torch.cat([real.labels, others]))
+    return found
+
+
+def evaluate(
+    spec: DatasetSpec, found: dict[int, Detections], folder: Path, most: int = 300
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    pytest.importorskip("faster_coco_eval", reason="measures LVIS's AP with faster-coco-eval")
+    evaluator = lvis_evaluation.LvisEvaluator(spec, coco.inspect(spec), most)
+    evaluator.add(list(found), list(found.values()))
+    metrics = evaluator.evaluate(folder)["bbox"]
+    return metrics, json.loads((folder / "lvis_instances_results.json").read_text())
+
+
+def test_the_ground_truth_has_ap_100(many: DatasetSpec, tmp_path: Path) -> None:
+    metrics, results = evaluate(many, truth(many), tmp_path)
+    assert list(metrics) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]
+    assert list(metrics.values()) == pytest.approx([100.0] * 9)
+    assert {row["category_id"] for row in results} == {
+        item["category_id"] for item in json.loads(Path(many.json_file).read_text())["annotations"]
+    }
+    classes = json.loads((tmp_path / "lvis_class_ap.json").read_text())
+    assert len(classes) == CLASSES
+    measured = [value for value in classes.values() if not math.isnan(value)]
+    assert len(measured) > 40 and measured == pytest.approx([100.0] * len(measured))
+
+
+def test_what_was_not_looked_for_is_no_error(many: DatasetSpec, tmp_path: Path) -> None:
+    """A detection of high score and a wrong place: of an absent class, one in part annotated, one not looked for."""
+    image = json.loads(Path(many.json_file).read_text())["images"][0]
+    present = truth(many)[image["id"]].labels.unique() + 1
+    known = {*present.tolist(), *image["neg_category_ids"]}
+    unknown = next(index for index in range(1, CLASSES) if index not in known and index % 20 == 1)
+    full = next(index for index in present.tolist() if index not in image["not_exhaustive_category_ids"])
+    somewhere = {int(label) + 1 for found in truth(many).values() for label in found.labels}
+    drops = {}
+    for name, category in {
+        "absent": next(index for index in image["neg_category_ids"] if index in somewhere),
+        "in part": image["not_exhaustive_category_ids"][0],
+        "in full": full,
+        "unknown": unknown,
+    }.items():
+        found = truth(many)
+        real = found[image["id"]]
+        boxes = torch.cat([real.boxes, torch.tensor([[390.0, 390.0, 399.0, 399.0]], dtype=torch.float64)])
+        labels = torch.cat([real.labels, torch.tensor([category - 1])])
+        found[image["id"]] = Detections(boxes, torch.cat([real.scores, torch.ones(1)]), labels)
+        drops[name] = evaluate(many, found, tmp_path)[0]["AP"] < 99.99
+    assert drops == {"absent": True, "in part": False, "in full": True, "unknown": False}
+
+
+@pytest.mark.parametrize("most", [300, 25])
+def test_metrics_and_file_are_detectron2s(
+    many: DatasetSpec, tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("detectron2", reason="compares with Detectron2's evaluator")
+    pytest.importorskip("lvis", reason="Detectron2's evaluator needs lvis")
+    from detectron2.data import MetadataCatalog
+    from detectron2.evaluation import LVISEvaluator
+    from detectron2.structures import Boxes, Instances
+
+    monkeypatch.setattr(np, "float", float, raising=False)  # which lvis 0.5.3 uses
+    MetadataCatalog.get("many_lvis").set(json_file=str(many.json_file))
+    theirs = LVISEvaluator("many_lvis", output_dir=str(tmp_path / "theirs"), max_dets_per_image=most)
+    theirs.reset()
+    found = guesses(many)
+    for image_id, item in found.items():
+        fields = {"pred_boxes": Boxes(item.boxes), "scores": item.scores, "pred_classes": item.labels}
+        theirs.process([{"image_id": image_id}], [{"instances": Instances((400, 400), **fields)}])
+    expected = theirs.evaluate()["bbox"]
+    metrics, results = evaluate(many, found, tmp_path / "ours", most)
+    assert metrics == pytest.approx(dict(expected), abs=5e-4)
+    assert 5 < metrics["AP"] < 95
+    written = json.loads((tmp_path / "theirs/lvis_instances_results.json").read_text())
+    assert [row.keys() for row in results[:1]] == [{key: 0 for key in row if key not in ("id", "area", "segmentation")}
+                                                   .keys() for row in written[:1]]  # fmt: skip
+    assert [(row["image_id"], row["category_id"]) for row in results] == [
+        (row["image_id"], row["category_id"]) for row in written
+    ]
+    assert [row["bbox"] for row in results] == [pytest.approx(row["bbox"], abs=1e-3) for row in written]
+
+
+def test_no_detections(many: DatasetSpec, tmp_path: Path) -> None:
+    metrics, _ = evaluate(many, {}, tmp_path)
+    assert len(metrics) == 9 and all(math.isnan(value) for value in metrics.values())
+
+
+@pytest.fixture
+def many_args(tmp_path: Path) -> Callable[..., Namespace]:
+    """Arguments of a training with 1,203 classes, 300 queries and 300 detections, on twelve small images."""
+    spec = write_lvis(tmp_path / "data", images=12, side=48, seed=3)
+    options: dict[str, Any] = {
+        "MODEL.DEVICE": "cpu", "MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.NORM": "GN", "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 32, "MODEL.RESNETS.RES2_OUT_CHANNELS": 32, "MODEL.DETR.HIDDEN_DIM": 32,
+        "MODEL.DETR.NHEADS": 4, "MODEL.DETR.ENC_LAYERS": 1, "MODEL.DETR.DEC_LAYERS": 2, "MODEL.WEIGHTS": "''",
+        "MODEL.DETR.DIM_FEEDFORWARD": 32, "INPUT.MIN_SIZE_TRAIN": "(48,)", "INPUT.MIN_SIZE_TEST": 48,
+        "INPUT.CROP.ENABLED": False, "DATASETS.TRAIN": "('many_small',)", "DATASETS.TEST": "('many_small',)",
+        "DATALOADER.NUM_WORKERS": 0, "SOLVER.IMS_PER_BATCH": 4, "SOLVER.MAX_ITER": 2, "SOLVER.STEPS": "()",
+        "TEST.DETECTIONS_PER_IMAGE": 300, "OUTPUT_DIR": tmp_path / "output", "SEED": 0,
+    }  # fmt: skip
+
+    def make(*more: object) -> Namespace:
+        words = ["--register", "many_small", spec.json_file, spec.image_root]
+        pairs = [part for pair in options.items() for part in pair]
+        return argument_parser().parse_args([str(word) for word in (*words, *pairs, *more)])
+
+    return make
+
+
+def test_training_and_evaluation_with_1203_classes(
+    many_args: Callable[..., Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faster_coco_eval", reason="measures LVIS's AP with faster-coco-eval")
+    monkeypatch.setattr("projects_deformable_detr.data.catalog._registered", {})
+    best = ("TEST.BEST_CHECKPOINT.ENABLED", True, "TEST.BEST_CHECKPOINT.METRIC", "bbox/APr", "TEST.EVAL_PERIOD", 2)
+    sampler = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 0.3)
+    metrics = main(many_args(*best, *sampler))
+    assert {"AP", "APr", "APc", "APf"} <= metrics["bbox"].keys()
+    output = tmp_path / "output"
+    results = json.loads((output / "inference/lvis_instances_results.json").read_text())
+    assert len(results) == 12 * 300
+    weights = torch.load(output / "model_best.pth", weights_only=True)
+    assert len(weights["class_names"]) == CLASSES == len(weights["model"]["detector.decoder.class_heads.0.weight"])
+    logged = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert any("bbox/APr" in line for line in logged)
+
+
+def test_without_the_package_it_is_said_before_training(
+    many_args: Callable[..., Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projects_deformable_detr.data.catalog._registered", {})
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(UserError, match="many_small is in LVIS's format.*pip install faster-coco-eval"):
+        main(many_args())

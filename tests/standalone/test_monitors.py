@@ -1,0 +1,234 @@
+"""Averaged weights, the best checkpoint, early stopping: what runs leave behind, and how they resume."""
+
+import json
+import logging
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from projects_deformable_detr.checkpoint import read_state
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.standalone import main
+from projects_deformable_detr.standalone.evaluators import Evaluator
+from projects_deformable_detr.standalone.module import DetectionModule
+
+Make = Callable[..., Namespace]
+EMA = ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.8)
+BEST = ("TEST.BEST_CHECKPOINT.ENABLED", True, "TEST.EVAL_PERIOD", 4)
+STOP = ("TEST.EARLY_STOPPING.ENABLED", True, "TEST.EARLY_STOPPING.PATIENCE", 2, "TEST.EVAL_PERIOD", 4)
+
+
+def network(path: Path) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in read_state(path).items() if key.startswith("detector.")}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def rows(folder: Path) -> dict[int, float]:
+    """AP by iteration, as logged."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert len({line["iteration"] for line in lines if "bbox/AP" in line}) == sum("bbox/AP" in line for line in lines)
+    return {line["iteration"]: line["bbox/AP"] for line in lines if "bbox/AP" in line}
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], Any]) -> None:
+    original = DetectionModule.training_step
+
+    def killed(self: DetectionModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.global_step == step:
+            raise RuntimeError("killed")
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectionModule, "training_step", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run()
+    torch.manual_seed(1234)
+
+
+@pytest.fixture
+def scores(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], None]:
+    """``scores([3.0, 5.0])``: the AP of the first evaluation, of the second, … whatever the model says."""
+
+    def give(values: list[float]) -> None:
+        left = iter(values)
+        monkeypatch.setattr(Evaluator, "evaluate", lambda *_: {"bbox": {"AP": next(left), "AP50": 7.0, "AP-red": 1.0}})
+
+    return give
+
+
+@pytest.fixture(scope="module")
+def averaged(make_args: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("averaged")
+    # Live batch norms, and a frozen stem.
+    norms = ("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 1)
+    return folder, main(make_args(folder, *EMA, *norms, "SOLVER.CHECKPOINT_PERIOD", 1))
+
+
+def test_the_average_is_the_average(averaged: tuple[Path, dict[str, Any]]) -> None:
+    """Computed again from what was trained, which every checkpoint holds beside it."""
+    folder, _ = averaged
+    expected: dict[str, torch.Tensor] = {}
+    for iteration in range(24):
+        content = torch.load(folder / f"model_{iteration:07d}.ckpt", weights_only=True)
+        for key, value in content["current_model_state"].items():
+            if value.is_floating_point():
+                expected[key] = 0.8 * expected[key] + 0.2 * value if iteration else value.clone()
+        assert all(torch.allclose(content["state_dict"][key], value, atol=1e-6) for key, value in expected.items())
+    trained = {key: value for key, value in content["current_model_state"].items() if key in expected}
+    assert any("running_mean" in key for key in expected)
+    assert not same(expected, trained)
+    frozen = [key for key in trained if "backbone.conv1" in key]
+    assert frozen and all(torch.equal(content["state_dict"][key], trained[key]) for key in frozen)
+
+
+def test_the_average_is_what_is_evaluated_and_kept(
+    averaged: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path
+) -> None:
+    folder, metrics = averaged
+    final = network(folder / "model_final.pth")
+    last = torch.load(folder / "model_0000023.ckpt", weights_only=True)
+    assert same(final, network(folder / "model_0000023.ckpt"))
+    assert not torch.equal(final["detector.decoder.class_heads.0.weight"],
+                           last["current_model_state"]["detector.decoder.class_heads.0.weight"])  # fmt: skip
+    assert "averaged weights" in (folder / "log.txt").read_text()
+    for name in ("model_final.pth", "model_0000023.ckpt"):
+        options = make_args(tmp_path, "--eval-only", "MODEL.RESNETS.NORM", "BN", "MODEL.WEIGHTS", folder / name)
+        assert main(options)["bbox"] == pytest.approx(metrics["bbox"], abs=0.1, nan_ok=True)
+        found, expected = (
+            json.loads((run / "inference" / "coco_instances_results.json").read_text()) for run in (tmp_path, folder)
+        )
+        assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-4)
+
+
+def test_a_killed_run_resumes_with_its_average(
+    make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    main(make_args(whole, *EMA, *BEST))
+    kill_at(monkeypatch, 18, lambda: main(make_args(part, *EMA, *BEST)))
+    assert (part / "last_checkpoint").read_text() == "model_0000015.ckpt"  # an evaluation's iteration
+    main(make_args(part, "--resume", *EMA, *BEST))
+    assert same(network(whole / "model_final.pth"), network(part / "model_final.pth"))
+    ends = [torch.load(run / "model_0000023.ckpt", weights_only=True) for run in (whole, part)]
+    assert same(ends[0]["current_model_state"], ends[1]["current_model_state"])
+    assert ends[0]["callbacks"]["BestCheckpoint"] == ends[1]["callbacks"]["BestCheckpoint"]
+    assert rows(whole) == pytest.approx(rows(part), nan_ok=True)
+
+
+def test_an_average_is_not_lost_on_resuming(averaged: tuple[Path, dict[str, Any]], make_args: Make) -> None:
+    norms = ("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 1)
+    with pytest.raises(UserError, match="set SOLVER.EMA.ENABLED True"):
+        main(make_args(averaged[0], "--resume", *norms, "SOLVER.MAX_ITER", 25))
+
+
+def test_the_best_evaluation_is_kept(
+    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    scores([math.nan, 3.0, 9.0, 9.0, math.nan, 8.0])
+    with caplog.at_level(logging.INFO, "projects_deformable_detr"):
+        main(make_args(tmp_path, *BEST, "SOLVER.CHECKPOINT_PERIOD", 4))
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert best["iteration"] == 11
+    assert same(network(tmp_path / "model_best.pth"), network(tmp_path / "model_0000011.ckpt"))
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert best.keys() == final.keys() and best["class_names"] == ["red", "blue"]
+    assert not same(best["model"], final["model"])
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000023.ckpt"
+    assert "there is no model_best.pth of this run yet" in caplog.text
+    assert "bbox/AP is 8.0000; the best is 9.0000, of iteration 11" in caplog.text
+
+
+def test_the_least_is_best_where_it_is_asked_for(
+    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None]
+) -> None:
+    scores([5.0, 2.0, 9.0, 4.0])  # the last one after the end, which is no evaluation's iteration
+    options = ("TEST.BEST_CHECKPOINT.MODE", "min", "SOLVER.MAX_ITER", 14)
+    main(make_args(tmp_path, *BEST, *options))
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 7
+
+
+def test_the_evaluation_at_the_end_counts(
+    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None]
+) -> None:
+    scores([5.0, 6.0])
+    main(make_args(tmp_path, *BEST, *EMA, "SOLVER.MAX_ITER", 6))
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert best["iteration"] == 5
+    assert same(best["model"], network(tmp_path / "model_final.pth"))
+
+
+def test_a_resumed_run_remembers_the_best(
+    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores([1.0, 9.0, 2.0, 3.0, 4.0, 5.0])
+    run = (*BEST, "SOLVER.CHECKPOINT_PERIOD", 4)
+    kill_at(monkeypatch, 9, lambda: main(make_args(tmp_path, *run)))  # the best of all was the evaluation before
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000007.ckpt"
+    main(make_args(tmp_path, "--resume", *run))
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 7
+    assert rows(tmp_path) == {3: 1.0, 7: 9.0, 11: 2.0, 15: 3.0, 19: 4.0, 23: 5.0}
+
+
+def test_training_stops_early_as_it_would_end(
+    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    scores([4.0, 4.5, math.nan])  # a fourth evaluation would be an error
+    with caplog.at_level(logging.INFO, "projects_deformable_detr"):
+        metrics = main(make_args(tmp_path, *STOP, *EMA, "TEST.EARLY_STOPPING.MIN_DELTA", 1.0))
+    assert math.isnan(metrics["bbox"]["AP"])
+    assert "Stopping early at iteration 11: bbox/AP has not risen above 4.0000 by more than 1 in 2" in caplog.text
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 11
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000011.ckpt"
+    last = torch.load(tmp_path / "model_0000011.ckpt", weights_only=True)
+    assert same(network(tmp_path / "model_final.pth"), network(tmp_path / "model_0000011.ckpt"))
+    assert not same(last["state_dict"], last["current_model_state"])  # what was trained is not lost
+
+    # Resumed, it is evaluated and ends; with more patience it goes on.
+    scores([6.0])
+    assert main(make_args(tmp_path, "--resume", *STOP, *EMA))["bbox"]["AP"] == 6.0
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000011.ckpt"
+    scores([5.0, 8.0, 8.0])
+    main(make_args(tmp_path, "--resume", *STOP, *EMA, "TEST.EARLY_STOPPING.PATIENCE", 3))
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 23
+
+
+def test_two_processes_stop_together(make_args: Make, tmp_path: Path) -> None:
+    """AP of a model that has seen four batches does not rise by 90."""
+    options = ("TEST.EARLY_STOPPING.MIN_DELTA", 90.0, "TEST.EARLY_STOPPING.PATIENCE", 1, "SOLVER.CHECKPOINT_PERIOD", 99)
+    main(make_args(tmp_path, "--num-gpus", 2, *STOP, *EMA, *BEST, *options, "SOLVER.BASE_LR", 0.0))
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert final["iteration"] in (3, 7)
+    assert same(final["model"], network(tmp_path / f"model_{final['iteration']:07d}.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((*BEST, "TEST.EVAL_PERIOD", 0), "BEST_CHECKPOINT.ENABLED is True, but TEST.EVAL_PERIOD is 0"),
+        ((*STOP, "TEST.EVAL_PERIOD", 0), "EARLY_STOPPING.ENABLED is True, but TEST.EVAL_PERIOD is 0"),
+        ((*BEST, "DATASETS.TEST", "()"), "DATASETS.TEST names no data set"),
+        ((*BEST, "TEST.BEST_CHECKPOINT.MODE", "most"), "MODE is 'most': choose max or min"),
+        ((*STOP, "TEST.EARLY_STOPPING.PATIENCE", 0), "PATIENCE is 0"),
+        ((*STOP, "TEST.EARLY_STOPPING.MIN_DELTA", -1.0), "MIN_DELTA is -1.0"),
+        ((*EMA, "SOLVER.EMA.DECAY", 1.0), "SOLVER.EMA.DECAY is 1.0"),
+        (
+            (*BEST, "TEST.BEST_CHECKPOINT.METRIC", "AP"),
+            "TEST.BEST_CHECKPOINT.METRIC 'AP' is no metric .*: choose one of bbox/AP, bbox/AP50.*each class",
+        ),
+        ((*STOP, "TEST.EARLY_STOPPING.METRIC", "loss"), "TEST.EARLY_STOPPING.METRIC 'loss' is no metric"),
+    ],
+)
+def test_keys_that_cannot_be_followed(
+    make_args: Make, tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        main(make_args(tmp_path, *options))

@@ -1,0 +1,103 @@
+"""How often images are repeated: the paper's formula, Detectron2's numbers, and keys without a meaning."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from projects_deformable_detr import get_cfg
+from projects_deformable_detr.standalone import main
+from projects_deformable_detr.standalone.config import ConfigError
+from projects_deformable_detr.standalone.repeat import factors_of_classes, repeat_factors
+from projects_deformable_detr.standalone.sampler import TrainingBatchSampler
+
+# Class 0 is in all four images, 1 in two, 2 in one; the last image has no object.
+IMAGES = [np.array(labels, dtype=np.int64) for labels in ([0, 0], [0, 1, 1], [0, 1, 2], [0], [])]
+OTHERS = [np.array(labels, dtype=np.int64) for labels in ([2], [2, 2], [1])]
+
+
+def config(*options: object) -> Any:
+    cfg = get_cfg("standalone")
+    cfg.merge_from_list([str(option) for option in options])
+    return cfg
+
+
+def test_the_papers_formula() -> None:
+    assert factors_of_classes(IMAGES, 0.8, sqrt=False).tolist() == pytest.approx([1.0, 2.0, 4.0, 1.0, 1.0])
+    assert factors_of_classes(IMAGES, 0.8).tolist() == pytest.approx([1.0, 2**0.5, 2.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("sqrt", [True, False])
+def test_factors_are_detectron2s(sqrt: bool) -> None:
+    samplers = pytest.importorskip("detectron2.data.samplers", reason="compares with Detectron2's sampler")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 40, int(rng.integers(0, 5))) ** 2 // 40 for _ in range(200)]
+    records = [{"annotations": [{"category_id": int(label)} for label in labels]} for labels in images]
+    theirs = samplers.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.1, sqrt=sqrt)
+    ours = factors_of_classes(images, 0.1, sqrt)
+    assert torch.allclose(ours, theirs) and ours.max() > 1.5
+
+
+def test_every_image_once_is_the_default() -> None:
+    assert repeat_factors(config(), {"a": IMAGES}) is None
+
+
+def test_all_data_sets_are_counted_together_or_each_on_its_own() -> None:
+    datasets = {"a": IMAGES, "b": OTHERS}
+    threshold = ("DATALOADER.REPEAT_THRESHOLD", 0.8, "DATALOADER.REPEAT_SQRT", False)
+    name = "DATALOADER.SAMPLER_TRAIN"
+    together = repeat_factors(config(name, "RepeatFactorTrainingSampler", *threshold), datasets)
+    assert together is not None
+    assert together.tolist() == factors_of_classes([*IMAGES, *OTHERS], 0.8, sqrt=False).tolist()
+
+    weights = ("DATASETS.TRAIN_REPEAT_FACTOR", "[('b', 0.5)]")
+    weighted = repeat_factors(config(name, "WeightedTrainingSampler", *weights), datasets)
+    assert weighted is not None and weighted.tolist() == [1.0] * 5 + [0.5] * 3
+
+    both = repeat_factors(config(name, "WeightedCategoryTrainingSampler", *weights, *threshold), datasets)
+    assert both is not None
+    alone = [1.0, 2.0, 4.0, 1.0, 1.0, 0.5 * 1.2, 0.5 * 1.2, 0.5 * 2.4]
+    assert both.tolist() == pytest.approx([value / 0.6 for value in alone])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), "REPEAT_THRESHOLD is 0.0: Repeat.*above 0"),
+        (
+            ("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler", "DATASETS.TRAIN_REPEAT_FACTOR", "[('c', 2.0)]"),
+            r"TRAIN_REPEAT_FACTOR has \('c', 2.0\): write pairs \(name, weight\) of a, b",
+        ),
+        (
+            ("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler", "DATASETS.TRAIN_REPEAT_FACTOR", "[('a', -2)]"),
+            "TRAIN_REPEAT_FACTOR gives a the weight -2",
+        ),
+        (
+            ("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"),
+            "SAMPLER_TRAIN 'RandomSubsetTrainingSampler' is not in this engine",
+        ),
+    ],
+)
+def test_keys_without_a_meaning(options: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        repeat_factors(config(*options), {"a": IMAGES, "b": OTHERS})
+
+
+def test_a_training_draws_by_the_factors(
+    make_args: Callable[..., Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    original = TrainingBatchSampler.__init__
+
+    def spy(self: TrainingBatchSampler, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        made.append(self.factors)
+
+    monkeypatch.setattr(TrainingBatchSampler, "__init__", spy)
+    options = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 1.0)
+    main(make_args(tmp_path, *options, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
+    assert made[0].shape == (16,) and made[0].min() > 1.0
