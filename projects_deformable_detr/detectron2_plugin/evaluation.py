@@ -15,7 +15,6 @@ from detectron2.evaluation import (
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
-    LVISEvaluator,
     SemSegEvaluator,
 )
 from detectron2.utils import comm
@@ -25,7 +24,7 @@ from ..errors import UserError
 from ..panoptic_evaluation import PanopticResult
 from .cityscapes_evaluation import CityscapesEvaluator
 from .data import panoptic_spec, things_of
-from .lent_names import numpy_names
+from .lvis_evaluation import ClassLVISEvaluator
 from .panoptic import is_separated, panoptic_classes
 from .voc_evaluation import VOCEvaluator
 
@@ -50,7 +49,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     known: dict[str, Callable[[], DatasetEvaluator]] = {
         "coco": lambda: _coco(cfg, dataset_name, folder),
         "coco_panoptic_seg": lambda: DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder)),
-        "lvis": lambda: _LVISEvaluator(dataset_name, output_dir=folder),
+        "lvis": lambda: ClassLVISEvaluator(dataset_name, output_dir=folder),
         "pascal_voc": lambda: VOCEvaluator(dataset_name),
         "cityscapes_instance": lambda: DatasetEvaluators(_cityscapes_evaluators(cfg, dataset_name, folder)),
         "cityscapes_panoptic_seg": lambda: DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder)),
@@ -64,12 +63,6 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 
 def _coco(cfg: CfgNode, name: str, folder: str, **options: Any) -> COCOEvaluator:
     return COCOEvaluator(name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE, **options)
-
-
-class _LVISEvaluator(LVISEvaluator):
-    def evaluate(self) -> dict[str, Any] | None:
-        with numpy_names():
-            return super().evaluate()
 
 
 class PanopticEvaluator(DatasetEvaluator):

@@ -72,12 +72,12 @@ def check(cfg: CfgNode, names: Iterable[str], *, for_evaluation: bool) -> None:
 
 
 def _spec(name: str, metadata: Any) -> DatasetSpec | None:
-    """Of a data set in one of COCO's formats; Cityscapes' panoptic files name images by text, and in other places."""
+    """Of a data set in COCO's formats or LVIS's; Cityscapes' panoptic files name images by text, and elsewhere."""
     if metadata.get("image_root") is None or metadata.get("evaluator_type") == "cityscapes_panoptic_seg":
         return None
     if is_standard(name):
         return panoptic_spec(name)
-    if not metadata.get("json_file") or not (metadata.get("evaluator_type") == "coco" or is_separated(name)):
+    if not metadata.get("json_file") or not (metadata.get("evaluator_type") in ("coco", "lvis") or is_separated(name)):
         return None
     return DatasetSpec(name, metadata.json_file, metadata.image_root)
 

@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 from torch import distributed
 
+from ..average_precision import METRICS, mean_percent
 from ..data import masks
 from ..data.catalog import DatasetSpec
 from ..data.coco import CocoSummary
@@ -25,16 +26,6 @@ T = TypeVar("T")
 Result = dict[str, Any]
 # The id of an image; (K, 6): x1, y1, x2, y2, score, class; K masks as run lengths, or None.
 Found = tuple[int, np.ndarray, list[masks.Rle] | None]
-
-# Name of the metric, IoU threshold (None: the mean over 0.50, 0.55 … 0.95), and object size.
-METRICS = (
-    ("AP", None, "all"),
-    ("AP50", 0.5, "all"),
-    ("AP75", 0.75, "all"),
-    ("APs", None, "small"),
-    ("APm", None, "medium"),
-    ("APl", None, "large"),
-)
 
 
 class CocoEvaluator:
@@ -166,12 +157,6 @@ def compute_metrics(
         for index, name in enumerate(class_names):
             metrics[f"AP-{name}"] = mean_percent(precision[:, :, index, 0, -1])
     return metrics
-
-
-def mean_percent(values: np.ndarray) -> float:
-    """pycocotools marks with -1 what has no ground truth."""
-    valid = values[values > -1]
-    return float(valid.mean() * 100) if valid.size else math.nan
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

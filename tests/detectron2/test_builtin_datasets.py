@@ -1,5 +1,7 @@
 """Detectron2's own data sets by their names, each on small data in its format: built, trained on, evaluated."""
 
+import json
+import math
 import sys
 from pathlib import Path
 
@@ -191,6 +193,9 @@ def test_the_truth_as_predictions_is_perfect(name, cfg, tmp_path):
             assert values[key] >= least, (kind, key)
     if name.startswith("cityscapes"):
         assert metrics["segm"]["AP-car"] > 80 and "AP-bus" in metrics["segm"]
+    if name == "lvis_v1":
+        classes = json.loads((tmp_path / "inference/lvis_class_ap_segm.json").read_text())
+        assert len(classes) == 1203 and classes["person"] == pytest.approx(100) and math.isnan(classes["zebra"])
     if name == "voc_2007":
         assert metrics["bbox"]["AP-car"] == pytest.approx(100) and "AP-sofa" in metrics["bbox"]
 
