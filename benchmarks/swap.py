@@ -6,8 +6,7 @@ benchmarks/swap.py [--rounds 5] [--height 800] [--width 1066] [--threads 1] [--t
 Every measurement is a process of its own, the models taking turns; initial weights. Time is the processor's, of all
 threads together, of the second pass: other programs on the machine disturb it less than they do the clock's. Memory is
 the process's peak (ru_maxrss) above what it had before the first. --train measures a step's forward and backward passes
-on an image of 8 objects instead. Faster R-CNN keeps its 1,000 proposals either way, but, untrained,
-gives fewer detections to its NMS than a trained one does: that part is small.
+on an image of 8 objects instead. An untrained Faster R-CNN gives its last NMS less to do than a trained one.
 """
 
 import argparse
