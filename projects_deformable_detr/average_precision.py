@@ -16,6 +16,7 @@ import numpy as np
 from .data.lvis import FREQUENCIES
 
 Result = dict[str, Any]
+_AT_ONCE = 20  # classes
 # Name of the metric, IoU threshold (None: the mean over 0.50, 0.55 … 0.95), and object size.
 METRICS = (
     ("AP", None, "all"),
@@ -47,15 +48,14 @@ def compute_lvis_metrics(
     categories = truth.loadCats(sorted(truth.getCatIds()))
     if not results or not truth.anns:
         return dict.fromkeys(_NAMES, math.nan), [math.nan] * len(categories)
-    unwanted = ("bbox",) if kind == "segm" else ("segmentation",)  # sizes are to be those of masks, or of boxes
-    found = [{key: value for key, value in item.items() if key not in unwanted} for item in results]
-    given = truth.loadRes(_best_of_images(found, max_detections))
-    evaluation = COCOeval_faster(truth, given, kind, lvis_style=True, print_function=lambda *_: None)
+    known = _looked_for(truth)
+    found = _that_count(known, results, max_detections)
+    if kind == "segm":  # sizes are to be those of masks; with a box, they would be the box's
+        found = [{key: value for key, value in item.items() if key != "bbox"} for item in found]
+    evaluation = COCOeval_faster(truth, truth.loadRes(found), kind, lvis_style=True, print_function=lambda *_: None)
     evaluation.params.maxDets = [max_detections]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision, params = evaluation.eval["precision"], evaluation.params  # (IoU, recall, class, size, 1)
-    metrics = {}
+    precision = _precision(evaluation, [category["id"] for category in categories], known)
+    params, metrics = evaluation.params, {}
     for name, threshold, size in METRICS:
         chosen = slice(None) if threshold is None else np.isclose(params.iouThrs, threshold)
         metrics[name] = mean_percent(precision[chosen, :, :, params.areaRngLbl.index(size)])
@@ -65,13 +65,47 @@ def compute_lvis_metrics(
     return metrics, [mean_percent(precision[:, :, index, 0]) for index in range(len(categories))]
 
 
-def _best_of_images(results: list[Result], most: int) -> list[Result]:
-    """At most so many of each image; of equal scores the first."""
+def _precision(evaluation: Any, categories: list[int], known: dict[int, set[int]]) -> np.ndarray:
+    """(IoU, recall, class, size) as pycocotools has it, -1 where there is nothing to measure.
+
+    A few classes at a time, in the images where one of them was looked for: the evaluation's memory and time grow with
+    classes times images.
+    """
+    images: dict[int, list[int]] = defaultdict(list)  # of each category
+    for image in sorted(known):
+        for category in known[image]:
+            images[category].append(image)
+    params = evaluation.params
+    shape = len(params.iouThrs), len(params.recThrs), len(categories), len(params.areaRngLbl)
+    precision = -np.ones(shape)
+    for start in range(0, len(categories), _AT_ONCE):
+        params.catIds = categories[start : start + _AT_ONCE]
+        params.imgIds = sorted({image for category in params.catIds for image in images[category]})
+        if params.imgIds:
+            evaluation.evaluate()
+            evaluation.accumulate()
+            precision[:, :, start : start + _AT_ONCE] = evaluation.eval["precision"][..., -1]
+    return precision
+
+
+def _looked_for(truth: Any) -> dict[int, set[int]]:
+    """Of each image the categories that are known to be there, or not to be."""
+    known = {image["id"]: set(image["neg_category_ids"]) for image in truth.dataset["images"]}
+    for annotation in truth.dataset["annotations"]:
+        known[annotation["image_id"]].add(annotation["category_id"])
+    return known
+
+
+def _that_count(known: dict[int, set[int]], results: list[Result], most: int) -> list[Result]:
+    """Copies of the best ``most`` of each image, of equal scores the first, whose classes were looked for there.
+
+    The evaluation would leave out the others itself; but they are most of 1,203 classes, and it takes a kilobyte each.
+    """
     images: dict[int, list[Result]] = defaultdict(list)
     for item in results:
         images[item["image_id"]].append(item)
-    kept = [sorted(items, key=lambda item: -item["score"])[:most] for items in images.values()]
-    return [item for items in kept for item in items]
+    best = {image: sorted(items, key=lambda item: -item["score"])[:most] for image, items in images.items()}
+    return [dict(item) for image, items in best.items() for item in items if item["category_id"] in known[image]]
 
 
 def write_class_metrics(folder: Path, kind: str, names: Sequence[str], values: Sequence[float]) -> None:

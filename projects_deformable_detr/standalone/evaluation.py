@@ -100,13 +100,12 @@ class CocoEvaluator:
         """COCO's results format: corners become (x, y, w, h), contiguous ids the file's categories."""
         results = []
         for image_id, table, rles in found:
-            for index, (x1, y1, x2, y2, score, label) in enumerate(table):
-                result = {
-                    "image_id": image_id,
-                    "category_id": self.summary.category_ids[int(label)],
-                    "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
-                    "score": float(score),
-                }
+            sizes = table[:, 2:4] - table[:, :2]
+            rows = np.concatenate([table[:, :2], sizes, table[:, 4:]], axis=1).tolist()
+            for index, (x, y, width, height, score, label) in enumerate(rows):
+                category = self.summary.category_ids[int(label)]
+                box = [x, y, width, height]
+                result = {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
                 if rles is not None:
                     result["segmentation"] = rles[index]
                 results.append(result)

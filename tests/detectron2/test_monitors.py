@@ -172,6 +172,17 @@ def test_training_stops_early_as_it_would_end(make_cfg, scores, caplog):
     assert load(cfg, "model_final.pth")["iteration"] == 8
 
 
+def test_a_run_that_stopped_early_goes_on_without_the_key(make_cfg, scores):
+    cfg = make_cfg(**STOP, SOLVER__MAX_ITER=7)
+    scores([4.0, 4.0, 4.0, 4.0])
+    run(cfg)
+    assert load(cfg, "model_final.pth")["iteration"] == 5
+    cfg.TEST.EARLY_STOPPING.ENABLED = False
+    scores([4.0])
+    run(cfg, resume=True)
+    assert load(cfg, "model_final.pth")["iteration"] == 6
+
+
 def test_two_processes(job, tmp_path, coco_files, monkeypatch):
     """They stop together: AP does not rise by 90 from a model that does not learn."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 
 from projects_deformable_detr.cli import argument_parser
-from projects_deformable_detr.data import coco
+from projects_deformable_detr.data import coco, masks
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling import Detections
 from projects_deformable_detr.standalone import lvis_evaluation, main
 
 CLASSES = 1203
+USED = 1 + np.arange(60) * 20 // 3  # category ids of all frequencies, several of them beside each other
 
 
 def write_lvis(folder: Path, images: int, side: int, seed: int = 0) -> DatasetSpec:
@@ -39,7 +40,7 @@ def write_lvis(folder: Path, images: int, side: int, seed: int = 0) -> DatasetSp
         name = f"{('train2017', 'val2017')[image_id % 2]}/{image_id:012d}.png"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / name)
-        present, absent = np.split(1 + rng.choice(60, 10, replace=False) * 20, [6])
+        present, absent = np.split(rng.choice(USED, 10, replace=False), [6])
         record = {"id": image_id, "height": side, "width": side, "coco_url": f"http://images.example/{name}"}
         record |= {"neg_category_ids": absent.tolist(), "not_exhaustive_category_ids": present[:2].tolist()}
         content["images"].append(record)
@@ -82,7 +83,8 @@ def guesses(spec: DatasetSpec) -> dict[int, Detections]:
         moved = real.boxes + torch.randn(count, 4, generator=generator) * 5
         corner = torch.rand(60, 2, generator=generator) * 300
         boxes = torch.cat([moved, torch.cat([corner, corner + 20 + torch.rand(60, 2, generator=generator) * 80], 1)])
-        others = torch.randint(0, 60, (60,), generator=generator) * 20 + torch.randint(0, 2, (60,), generator=generator)
+        others = torch.from_numpy(USED)[torch.randint(0, 60, (60,), generator=generator)] - 1
+        others += torch.randint(0, 2, (60,), generator=generator)
         scores = torch.rand(count + 60, generator=generator)
         found[image_id] = Detections(boxes.float(), scores, torch.cat([real.labels, others]))
     return found
@@ -111,12 +113,28 @@ def test_the_ground_truth_has_ap_100(many: DatasetSpec, tmp_path: Path) -> None:
     assert len(measured) > 40 and measured == pytest.approx([100.0] * len(measured))
 
 
+def test_masks_of_the_ground_truth_have_ap_100(many: DatasetSpec, tmp_path: Path) -> None:
+    """Of boxes without a meaning: sizes are those of the masks."""
+    pytest.importorskip("faster_coco_eval", reason="measures LVIS's AP with faster-coco-eval")
+    evaluator = lvis_evaluation.LvisEvaluator(many, coco.inspect(many), 300)
+    annotations = json.loads(Path(many.json_file).read_text())["annotations"]
+    for image_id, item in truth(many).items():
+        outlines = [found["segmentation"] for found in annotations if found["image_id"] == image_id]
+        rles = [masks.to_rle(outline, 400, 400, "an object") for outline in outlines]
+        shapes = torch.from_numpy(masks.decode(rles, 400, 400))
+        evaluator.add([image_id], [Detections(torch.ones_like(item.boxes), item.scores, item.labels, shapes)])
+    metrics = evaluator.evaluate(tmp_path)
+    assert list(metrics["segm"].values()) == pytest.approx([100.0] * 9)
+    assert metrics["bbox"]["AP"] < 1
+    assert len(json.loads((tmp_path / "lvis_class_ap_segm.json").read_text())) == CLASSES
+
+
 def test_what_was_not_looked_for_is_no_error(many: DatasetSpec, tmp_path: Path) -> None:
     """A detection of high score and a wrong place: of an absent class, one in part annotated, one not looked for."""
     image = json.loads(Path(many.json_file).read_text())["images"][0]
     present = truth(many)[image["id"]].labels.unique() + 1
     known = {*present.tolist(), *image["neg_category_ids"]}
-    unknown = next(index for index in range(1, CLASSES) if index not in known and index % 20 == 1)
+    unknown = next(index for index in USED.tolist() if index not in known)
     full = next(index for index in present.tolist() if index not in image["not_exhaustive_category_ids"])
     somewhere = {int(label) + 1 for found in truth(many).values() for label in found.labels}
     drops = {}

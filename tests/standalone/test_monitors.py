@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -196,9 +197,12 @@ def test_training_stops_early_as_it_would_end(
     scores([6.0])
     assert main(make_args(tmp_path, "--resume", *STOP, *EMA))["bbox"]["AP"] == 6.0
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000011.ckpt"
-    scores([5.0, 8.0, 8.0])
-    main(make_args(tmp_path, "--resume", *STOP, *EMA, "TEST.EARLY_STOPPING.PATIENCE", 3))
-    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 23
+    other = Path(shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}_other")))
+    for folder, more in ((tmp_path, ("PATIENCE", 3)), (other, ("ENABLED", False))):
+        scores([5.0, 8.0, 8.0])
+        main(make_args(folder, "--resume", *STOP, *EMA, f"TEST.EARLY_STOPPING.{more[0]}", more[1]))
+        assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == 23
+    assert same(network(tmp_path / "model_final.pth"), network(other / "model_final.pth"))
 
 
 def test_two_processes_stop_together(make_args: Make, tmp_path: Path) -> None:
