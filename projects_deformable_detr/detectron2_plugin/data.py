@@ -1,12 +1,13 @@
 """The project's data sets in Detectron2's catalogs, and the classes of any data set there."""
 
 import os
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_coco_panoptic
 
-from ..data import catalog
+from ..data import catalog, coco, lvis
 from ..data.catalog import DatasetSpec
 from ..data.problems import DatasetError
 from ..data.scene import CATEGORIES
@@ -21,7 +22,7 @@ def register_builtin() -> None:
 
 
 def register(name: str, json_file: str, image_root: str) -> None:
-    """Registers a COCO-format data set under ``name``; the same call again is harmless.
+    """Registers a data set in COCO's format, or in LVIS's, under ``name``; the same call again is harmless.
 
     Raises:
         DatasetError: if the name stands for other files already, here or in Detectron2.
@@ -40,6 +41,12 @@ def register(name: str, json_file: str, image_root: str) -> None:
 
 
 def _register(spec: DatasetSpec) -> None:
+    if spec.panoptic_root is None and lvis.is_lvis_file(spec.json_file):
+        # Detectron2's own function knows the categories of its own LVIS data sets only.
+        DatasetCatalog.register(spec.name, lambda: _load_lvis(spec))
+        metadata = MetadataCatalog.get(spec.name)
+        metadata.set(evaluator_type="lvis", json_file=str(spec.json_file), image_root=str(spec.image_root))
+        return
     if spec.panoptic_root is None:
         register_coco_instances(spec.name, {}, str(spec.json_file), str(spec.image_root))
         return
@@ -57,6 +64,14 @@ def _register(spec: DatasetSpec) -> None:
     }
     files = [str(path) for path in (spec.image_root, spec.panoptic_root, spec.json_file, spec.instances_json)]
     register_coco_panoptic(spec.name, metadata, *files)
+
+
+def _load_lvis(spec: DatasetSpec) -> list[dict[str, Any]]:
+    summary, records = coco.load(spec, "drop")
+    ids = {identifier: index for index, identifier in enumerate(summary.category_ids)}
+    classes = list(summary.class_names)
+    MetadataCatalog.get(spec.name).set(thing_classes=classes, thing_dataset_id_to_contiguous_id=ids)
+    return records
 
 
 def panoptic_spec(name: str) -> DatasetSpec:

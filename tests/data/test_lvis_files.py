@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from projects_deformable_detr.data import catalog, coco
+from projects_deformable_detr.data import catalog, coco, lvis
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.problems import DatasetError
 
@@ -78,3 +78,12 @@ def test_lvis_lies_where_detectron2_looks_for_it(monkeypatch: pytest.MonkeyPatch
     theirs = builtin._PREDEFINED_SPLITS_LVIS["lvis_v1"]
     assert theirs["lvis_v1_train"] == ("coco/", "lvis/lvis_v1_train.json")
     assert theirs["lvis_v1_val"] == ("coco/", "lvis/lvis_v1_val.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [('{"images": [{"neg_category_ids": []}]}', True), ('{"images": []}', False), ("", False)]
+)
+def test_a_file_is_lvis_by_its_content(tmp_path: Path, content: str, expected: bool) -> None:
+    assert not lvis.is_lvis_file(tmp_path / "file.json")
+    (tmp_path / "file.json").write_text(content)
+    assert lvis.is_lvis_file(tmp_path / "file.json") is expected

@@ -261,6 +261,26 @@ def test_stuff_of_the_separated_format_is_trained_on_by_panoptic_models_only(tmp
     assert sorted(names[label] for label in labels) == ["car", "person"]
 
 
+def test_a_registered_file_of_lvis_is_lvis(root, job, tmp_path, coco_files):
+    """With categories of its own, ids with gaps, and images that only ``coco_url`` tells."""
+    pytest.importorskip("lvis")
+    content = json.loads((root / "lvis/lvis_v1_val.json").read_text())
+    used = {item["category_id"] for item in content["annotations"]}
+    content["categories"] = [item for item in content["categories"] if item["id"] in used]
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    args = job(tmp_path, coco_files)
+    args.config_file, args.register = config_file("coco_2017"), [("own", tmp_path / "own.json", root / "coco")]
+    args.opts = [*options("coco_2017", tmp_path / "output"), "DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)"]
+    metrics = main(args)
+    assert {"AP", "APr", "APf"} <= set(metrics["bbox"])
+    assert MetadataCatalog.get("own").thing_classes == ["car_(automobile)", "person"]
+    results = json.loads((tmp_path / "output/inference/lvis_instances_results.json").read_text())
+    assert {item["category_id"] for item in results} <= used
+    cfg = get_cfg("detectron2")
+    cfg.merge_from_file(str(tmp_path / "output/config.yaml"))
+    assert cfg.MODEL.DETR.NUM_CLASSES == 2
+
+
 @pytest.mark.parametrize(
     ("name", "options", "named"),
     [
