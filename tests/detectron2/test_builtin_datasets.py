@@ -301,7 +301,8 @@ def test_what_cannot_be_trained_on_is_refused_by_name(name, options, named):
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("lvis_v1_val", "lvis"), ("cityscapes_fine_instance_seg_val", "cityscapesscripts shapely")]
+    ("name", "package"),
+    [("lvis_v1_val", "--no-deps lvis"), ("cityscapes_fine_instance_seg_val", "cityscapesscripts shapely")],
 )
 def test_a_missing_package_is_named_before_training(monkeypatch, name, package):
     monkeypatch.setattr(inspection, "is_installed", lambda package: False)
