@@ -23,8 +23,8 @@ _logger = logging.getLogger(__name__)
 _PLACES = (
     "json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root", "image_dir", "gt_dir", "dirname",
 )  # fmt: skip
-# Packages that Detectron2 reads or evaluates a format with, and what to give pip. lvis asks for opencv-python, whose cv2
-# would replace the headless one and need a display's libraries; all else that it needs is here.
+# Packages that Detectron2 reads or evaluates a format with, and what to give pip. lvis asks for opencv-python, which
+# would replace the headless cv2 and need a display's libraries; all else that it needs is here.
 _PACKAGES = {
     "lvis": {"lvis": "--no-deps lvis"},
     "cityscapes_instance": {"cityscapesscripts": "cityscapesscripts", "shapely": "shapely"},
