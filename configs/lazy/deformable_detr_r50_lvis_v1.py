@@ -2,7 +2,8 @@
 
 from detectron2.config import LazyCall as L
 from detectron2.data.samplers import RepeatFactorTrainingSampler
-from detectron2.evaluation import LVISEvaluator
+
+from projects_deformable_detr.detectron2_plugin.lvis_evaluation import ClassLVISEvaluator
 
 from .common.recipe import drop_at
 from .deformable_detr_r50_50ep import dataloader, model, optimizer, train
@@ -14,7 +15,9 @@ dataloader.train.sampler = L(RepeatFactorTrainingSampler)(
     )
 )
 dataloader.test.dataset.names = "lvis_v1_val"
-dataloader.evaluator = L(LVISEvaluator)(dataset_name="${..test.dataset.names}", max_dets_per_image=300)
+dataloader.evaluator = L(ClassLVISEvaluator)(
+    dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}/inference", max_dets_per_image=300
+)
 model.detector.decoder.num_classes = 1203
 model.load_options.class_names.dataset = "lvis_v1_train"
 model.topk = 300

@@ -167,6 +167,7 @@ def resolve_things(cfg: Any, things: Callable[[str], tuple[int, ...] | None] | N
             or nothing but things.
     """
     key = "MODEL.DETR.PANOPTIC.NUM_THING_CLASSES"
+    _check_things(cfg.MODEL.DETR)
     known, source = config.things(cfg), key
     for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
         found = (things or _things)(name)
@@ -191,6 +192,17 @@ def resolve_things(cfg: Any, things: Callable[[str], tuple[int, ...] | None] | N
             "things: name panoptic data sets, such as shapes_train_panoptic, or set it to False"
         )
     return known
+
+
+def _check_things(keys: Any) -> None:
+    listed, number, classes = list(keys.PANOPTIC.THING_CLASSES), keys.PANOPTIC.NUM_THING_CLASSES, keys.NUM_CLASSES
+    where = f"MODEL.DETR.PANOPTIC.THING_CLASSES {listed}"
+    if listed != sorted({index for index in listed if 0 <= index < (classes or index + 1)}):
+        raise DatasetError(
+            f"{where}: give each class once, in rising order, from 0 to {classes - 1 if classes else '…'}"
+        )
+    if listed and number not in (0, len(listed)):
+        raise DatasetError(f"{where} are {len(listed)}, but NUM_THING_CLASSES is {number}: leave it at 0")
 
 
 def _things(name: str) -> tuple[int, ...] | None:

@@ -184,9 +184,14 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def as_annotations(record: Record) -> list[dict[str, Any]]:
-    """`read_objects` as Detectron2's annotations: ``bbox``, ``bbox_mode``, ``category_id``, ``iscrowd``, RLE."""
-    return _annotations(*read_objects(record))
+def as_annotations(record: Record, *, crowds: bool = False) -> list[dict[str, Any]]:
+    """`read_objects` as Detectron2's annotations: ``bbox``, ``bbox_mode``, ``category_id``, ``iscrowd``, RLE.
+
+    ``crowds``: give these, too, marked ``iscrowd``.
+    """
+    segments = [item for item in record["segments_info"] if crowds or not item.get("iscrowd", 0)]
+    found = _annotations(*read_objects({**record, "segments_info": [{**item, "iscrowd": 0} for item in segments]}))
+    return [{**item, "iscrowd": int(segment.get("iscrowd", 0))} for item, segment in zip(found, segments, strict=True)]
 
 
 def stuff_annotations(path: str, size: tuple[int, int], classes: Mapping[int, int]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.evaluation import CityscapesInstanceEvaluator
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from ..data.problems import DatasetError
@@ -31,11 +32,10 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
         comm.synchronize()
         if comm.get_rank() > 0:
             return None
-        truth = glob.glob(os.path.join(self._metadata.gt_dir, "*", "*_gtFine_instanceIds.png"))
+        folder = PathManager.get_local_path(self._metadata.gt_dir)
+        truth = glob.glob(os.path.join(folder, "*", "*_gtFine_instanceIds.png"))
         if not truth:
-            raise DatasetError(
-                f"there are no *_gtFine_instanceIds.png in {self._metadata.gt_dir}/*: put Cityscapes' gtFine there"
-            )
+            raise DatasetError(f"there are no *_gtFine_instanceIds.png in {folder}/*: put Cityscapes' gtFine there")
         with numpy_names():
             averages = self._averages(truth)
         self._working_dir.cleanup()

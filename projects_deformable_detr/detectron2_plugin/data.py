@@ -11,7 +11,7 @@ from ..data import catalog, coco, lvis
 from ..data.catalog import DatasetSpec
 from ..data.problems import DatasetError
 from ..data.scene import CATEGORIES
-from .panoptic import PanopticClasses, is_standard, panoptic_classes
+from .panoptic_classes import PanopticClasses, is_standard, panoptic_classes
 
 
 def register_builtin() -> None:
@@ -80,25 +80,6 @@ def panoptic_spec(name: str) -> DatasetSpec:
     return DatasetSpec(
         name, metadata.panoptic_json, metadata.image_root, metadata.panoptic_root, metadata.get("json_file")
     )
-
-
-def things_of(name: str) -> str:
-    """The name of a data set's things alone in the metadata catalog, for evaluators of instances.
-
-    Detectron2's "standard" panoptic metadata has stuff among its thing_classes, which its own evaluator refuses.
-    """
-    if not is_standard(name):
-        return name
-    whole, things = MetadataCatalog.get(name), MetadataCatalog.get(f"{name}_things")
-    ids = whole.thing_dataset_id_to_contiguous_id
-    things.set(
-        json_file=whole.json_file,
-        image_root=whole.image_root,
-        evaluator_type="coco",
-        thing_classes=list(whole.thing_classes[: len(ids)]),
-        thing_dataset_id_to_contiguous_id=ids,
-    )
-    return f"{name}_things"
 
 
 def resolve_num_classes(cfg: CfgNode) -> int:

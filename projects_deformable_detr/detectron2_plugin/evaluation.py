@@ -23,9 +23,10 @@ from .. import panoptic_evaluation
 from ..errors import UserError
 from ..panoptic_evaluation import PanopticResult
 from .cityscapes_evaluation import CityscapesEvaluator
-from .data import panoptic_spec, things_of
+from .data import panoptic_spec
 from .lvis_evaluation import ClassLVISEvaluator
-from .panoptic import is_separated, panoptic_classes
+from .panoptic_classes import is_separated, panoptic_classes
+from .things_evaluation import ThingsEvaluator
 from .voc_evaluation import VOCEvaluator
 
 _logger = logging.getLogger(__name__)
@@ -62,7 +63,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 
 
 def _coco(cfg: CfgNode, name: str, folder: str, **options: Any) -> COCOEvaluator:
-    return COCOEvaluator(name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE, **options)
+    return COCOEvaluator(name, output_dir=folder, **_options(cfg), **options)
+
+
+def _options(cfg: CfgNode) -> dict[str, Any]:
+    # A truth that was made of records before, perhaps of other ones, is not taken again.
+    return {"max_dets_per_image": cfg.TEST.DETECTIONS_PER_IMAGE, "allow_cached_coco": False}
 
 
 class PanopticEvaluator(DatasetEvaluator):
@@ -107,17 +113,17 @@ def _cityscapes_evaluators(cfg: CfgNode, name: str, folder: str) -> list[Dataset
 
 
 def _panoptic_evaluators(cfg: CfgNode, dataset_name: str, folder: str) -> list[DatasetEvaluator]:
-    """AP of the things where their instances are known; panoptic quality where the model gives a segmentation."""
+    """AP of the things; panoptic quality where the model gives a segmentation."""
     evaluators: list[DatasetEvaluator] = []
-    metadata = MetadataCatalog.get(dataset_name)
-    instances = metadata.get("json_file")
-    if metadata.evaluator_type == "cityscapes_panoptic_seg":
-        if cfg.MODEL.MASK_ON:
-            evaluators.append(CityscapesEvaluator(dataset_name))
-    elif instances and os.path.isfile(instances):
-        evaluators.append(_coco(cfg, things_of(dataset_name), folder))
+    classes = panoptic_classes(dataset_name, panoptic=True)
+    if classes is None or classes.is_separated:
+        evaluators.append(_coco(cfg, dataset_name, folder))
     else:
-        _logger.info("%s: there is no %s, so AP is not measured", dataset_name, instances)
+        is_cityscapes = MetadataCatalog.get(dataset_name).evaluator_type == "cityscapes_panoptic_seg"
+        tasks = ("bbox",) if is_cityscapes else None  # it has metrics of masks of its own
+        evaluators.append(ThingsEvaluator(dataset_name, classes, folder, tasks=tasks, **_options(cfg)))
+        if is_cityscapes and cfg.MODEL.MASK_ON:
+            evaluators.append(CityscapesEvaluator(dataset_name))
     if not cfg.MODEL.DETR.PANOPTIC.ENABLED:
         return evaluators
     if is_separated(dataset_name):

@@ -15,7 +15,7 @@ from ..data.problems import DatasetError
 from ..engine import is_installed
 from ..errors import UserError
 from .data import panoptic_spec
-from .panoptic import is_separated, is_standard
+from .panoptic_classes import is_separated, is_standard
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ _PLACES = (
 _PACKAGES = {
     "lvis": {"lvis": "--no-deps lvis"},
     "cityscapes_instance": {"cityscapesscripts": "cityscapesscripts", "shapely": "shapely"},
+    "cityscapes_panoptic_seg": {"cityscapesscripts": "cityscapesscripts"},
 }
 _LOADED_BY_DETECTRON2 = ("lvis", "pascal_voc", "cityscapes_instance", "cityscapes_panoptic_seg")
 _WITHOUT_OBJECTS = {

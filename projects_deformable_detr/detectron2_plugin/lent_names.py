@@ -12,9 +12,9 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 import numpy as np
@@ -26,23 +26,25 @@ _PUBLIC = {
 
 
 class _Finder(MetaPathFinder):
-    """Stands first on ``sys.meta_path``: Python's own would look into a lent package and load its modules once more.
-
-    Args:
-        names: those to lend, with the public ones.
-    """
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
+    """Stands first on ``sys.meta_path``: Python's own would look into a lent package and load its modules once more."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The spec of one of the names, of a module below it, or of a package above it."""
-        for lent, public in self._names.items():
-            if lent.startswith(name + "."):
-                return ModuleSpec(name, _Above(), is_package=True)
-            if name == lent or name.startswith(lent + "."):
-                real = public + name.removeprefix(lent)
-                return ModuleSpec(name, _Lender(real)) if importlib.util.find_spec(real) else None
+        """The spec of one of the names, of a module below it, or of a package above it.
+
+        None where something of that name is really there, and where the public module is not.
+        """
+        for lent, public in _PUBLIC.items():
+            below, above = name.startswith(f"{lent}."), f"{lent}.".startswith(f"{name}.")
+            if not (below or above):
+                continue
+            real = public + name.removeprefix(lent) if below else public
+            if PathFinder.find_spec(lent.partition(".")[0]) or not importlib.util.find_spec(real):
+                return None
+            return (
+                ModuleSpec(name, _Lender(real))
+                if below or name == lent
+                else ModuleSpec(name, _Above(), is_package=True)
+            )
         return None
 
 
@@ -75,11 +77,9 @@ class _Lender(Loader):
 
 
 def lend() -> None:
-    """Puts the finder in place; a second call changes nothing. A package that is really there keeps its name."""
-    if any(type(finder).__name__ == _Finder.__name__ for finder in sys.meta_path):
-        return
-    free = {lent: public for lent, public in _PUBLIC.items() if not importlib.util.find_spec(lent.partition(".")[0])}
-    sys.meta_path.insert(0, _Finder(free))
+    """Puts the finder in place; a second call changes nothing."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
 
 
 @contextlib.contextmanager

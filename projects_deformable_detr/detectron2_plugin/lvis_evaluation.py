@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.evaluation import LVISEvaluator
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from ..average_precision import compute_lvis_metrics, write_class_metrics
 from ..engine import is_installed
@@ -22,7 +23,7 @@ class ClassLVISEvaluator(LVISEvaluator):
         """Detectron2's metrics on the main process, None on others; to be called on all."""
         with numpy_names():
             metrics = super().evaluate()
-        if metrics and comm.is_main_process():
+        if metrics and self._output_dir and comm.is_main_process():
             self._write_classes(list(metrics))
         return metrics
 
@@ -33,7 +34,7 @@ class ClassLVISEvaluator(LVISEvaluator):
         from faster_coco_eval import COCO
 
         folder = Path(self._output_dir)
-        truth = COCO(str(self._metadata.json_file))
+        truth = COCO(PathManager.get_local_path(self._metadata.json_file))
         results = json.loads((folder / "lvis_instances_results.json").read_text())
         for kind in kinds:
             values = compute_lvis_metrics(truth, results, kind=kind)[1]

@@ -37,7 +37,8 @@ def main() -> int:
     module = ModuleType("__main__")
     # By the name in __spec__ multiprocessing finds this module, not the script, to run in a spawned process.
     module.__file__, module.__spec__ = script, sys.modules["__main__"].__spec__
-    sys.modules["__main__"] = module
+    # The second name is that of what comes back from spawned processes.
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     exec(code, module.__dict__)
     return 0
 

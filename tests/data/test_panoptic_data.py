@@ -234,8 +234,8 @@ class _Cfg(dict):
     __getattr__ = dict.__getitem__
 
 
-def _cfg(*train, number=0, enabled=True):
-    things = _Cfg(NUM_THING_CLASSES=number, THING_CLASSES=(), ENABLED=enabled)
+def _cfg(*train, number=0, enabled=True, listed=()):
+    things = _Cfg(NUM_THING_CLASSES=number, THING_CLASSES=listed, ENABLED=enabled)
     return _Cfg(MODEL=_Cfg(DETR=_Cfg(PANOPTIC=things, NUM_CLASSES=133)), DATASETS=_Cfg(TRAIN=train, TEST=()))
 
 
@@ -249,6 +249,17 @@ def test_the_number_of_things(spec, made):
         catalog.resolve_things(_cfg("shapes_train_panoptic", number=5))
     with pytest.raises(DatasetError, match="no data set tells the number"):
         catalog.resolve_things(_cfg("coco_2017_train_panoptic"))
+
+
+def test_things_that_are_listed():
+    assert catalog.resolve_things(_cfg(listed=[11, 12, 18])) == (11, 12, 18)
+    for listed in ([11, 11], [12, 11], [132, 133], [-1, 0]):
+        with pytest.raises(DatasetError, match=r"THING_CLASSES \[.*each class once, in rising order, from 0 to 132"):
+            catalog.resolve_things(_cfg(listed=listed))
+    with pytest.raises(DatasetError, match="are 2, but NUM_THING_CLASSES is 8"):
+        catalog.resolve_things(_cfg(listed=[11, 12], number=8))
+    with pytest.raises(DatasetError, match=r"has the things \[1, 2\], but data set any \[0, 1\]"):
+        catalog.resolve_things(_cfg("any", listed=[1, 2]), lambda name: (0, 1))
 
 
 @pytest.fixture

@@ -2,14 +2,17 @@
 
 import argparse
 import json
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for the modules that tests share
 
 CLASS_COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 CATEGORY_IDS = {"red": 3, "blue": 7}  # not 1, 2: ids must be mapped, there and back
@@ -136,3 +139,24 @@ def make_job(folder, coco_files, *extra, **keywords):
 def job() -> Callable[..., argparse.Namespace]:
     """The function ``make_job``."""
     return make_job
+
+
+@pytest.fixture(scope="module")
+def builtin_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Small data sets in every format, and Detectron2's catalogs as where DETECTRON2_DATASETS names their folder."""
+    import dataset_formats
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import builtin
+
+    folder = tmp_path_factory.mktemp("formats")
+    dataset_formats.write_all(folder)
+    saved = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    DatasetCatalog.data.clear()
+    MetadataCatalog.data.clear()
+    for register in (builtin.register_all_coco, builtin.register_all_lvis, builtin.register_all_cityscapes,
+                     builtin.register_all_cityscapes_panoptic, builtin.register_all_pascal_voc):  # fmt: skip
+        register(str(folder))
+    yield folder
+    for catalog, entries in zip((DatasetCatalog, MetadataCatalog), saved, strict=True):
+        catalog.data.clear()
+        catalog.data.update(entries)

@@ -128,6 +128,11 @@ def write_coco(root: Path, split: str, made: list[Scene]) -> None:
     _write_json(root / f"annotations/instances_{split}2017.json", content)
     content = {"images": images, "categories": classes, "annotations": annotated}
     _write_json(root / f"annotations/panoptic_{split}2017.json", content)
+    persons = [item for item in _annotations(made, ids) if item["category_id"] == ids["person"]]
+    for item in persons:
+        item |= {"keypoints": [0, 0, 0] * 17, "num_keypoints": 0}
+    content = {"images": images, "categories": things[:1], "annotations": persons}
+    _write_json(root / f"annotations/person_keypoints_{split}2017.json", content)
 
 
 def _panoptic(

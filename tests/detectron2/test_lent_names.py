@@ -60,6 +60,30 @@ def test_what_is_really_there_keeps_its_name_and_what_is_not_stays_missing(tmp_p
     assert done.returncode == 0, done.stderr
 
 
+def test_a_package_that_comes_later_keeps_its_name(tmp_path):
+    (tmp_path / "late/vision").mkdir(parents=True)
+    (tmp_path / "late/vision/__init__.py").write_text("OWN = True\n")
+    (tmp_path / "late/vision/models.py").write_text("OWN = True\n")
+    (tmp_path / "predictor.py").write_text("")
+    code = (
+        "import projects_deformable_detr, sys\n"
+        "sys.path.insert(0, 'late')\n"
+        "import vision, vision.models\n"
+        "assert vision.OWN and vision.models.OWN\n"
+    )
+    done = run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_the_public_module_nothing_is_lent(tmp_path):
+    code = (
+        "import projects_deformable_detr, importlib.util\n"
+        "assert importlib.util.find_spec('vision') is None\n"  # there is no predictor.py
+    )
+    done = run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_numpys_old_names_are_there_for_a_while_only():
     had = hasattr(np, "float")
     with numpy_names():

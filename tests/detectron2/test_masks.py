@@ -22,7 +22,7 @@ from projects_deformable_detr.detectron2_plugin.data import resolve_things
 from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
 from projects_deformable_detr.detectron2_plugin.inspection import check
 from projects_deformable_detr.detectron2_plugin.meta_arch import _targets
-from projects_deformable_detr.detectron2_plugin.panoptic import is_standard
+from projects_deformable_detr.detectron2_plugin.panoptic_classes import is_standard
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

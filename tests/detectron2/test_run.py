@@ -86,3 +86,34 @@ def test_what_cannot_be_run_is_said(words, said):
     result = python(*MODULE, *words)
     assert result.returncode == 2
     assert said in result.stderr and "Traceback" not in result.stderr
+
+
+_RETURNS = """
+import multiprocessing
+
+
+class Found:
+    def __init__(self, number):
+        self.number = number
+
+
+def work(queue):
+    queue.put(Found(3))
+
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=work, args=(queue,))
+    process.start()
+    found = queue.get(timeout=60)
+    process.join()
+    print(type(found) is Found, found.number)
+"""
+
+
+def test_what_comes_back_from_a_spawned_process_is_of_the_scripts_classes(tmp_path):
+    (tmp_path / "returns.py").write_text(_RETURNS)
+    plain, ours = (python(*how, tmp_path / "returns.py") for how in ((), MODULE))
+    assert ours.returncode == plain.returncode == 0, ours.stderr
+    assert ours.stdout == plain.stdout and ours.stdout.split()[1] == "3"

@@ -1,0 +1,207 @@
+"""What is measured on Detectron2's own data sets, what is refused, and panoptic data in both formats."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="the real Detectron2 is not installed")
+
+import dataset_formats
+from builtin_datasets import config_file, options, perfect
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_panoptic
+from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+from projects_deformable_detr import get_cfg
+from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, data, inspection, main
+from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
+from projects_deformable_detr.detectron2_plugin.inspection import check
+from projects_deformable_detr.detectron2_plugin.meta_arch import _targets
+from projects_deformable_detr.detectron2_plugin.panoptic_classes import panoptic_classes
+from projects_deformable_detr.detectron2_plugin.voc_evaluation import VOCEvaluator
+from projects_deformable_detr.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("builtin_root")
+
+
+def random_instances(seed, classes=20, count=30):
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(count, 2, generator=generator) * 40
+    found = Instances(dataset_formats.SIZE, scores=torch.rand(count, generator=generator))
+    found.pred_boxes = Boxes(torch.cat((corners, corners + 10 + torch.rand(count, 2, generator=generator) * 14), dim=1))
+    found.pred_classes = torch.randint(0, classes, (count,), generator=generator)
+    return found
+
+
+def test_vocs_metrics_are_detectron2s(builtin_root):
+    """A class by itself, and all together, on predictions that are half right."""
+    ours, theirs = VOCEvaluator("voc_2007_val"), PascalVOCDetectionEvaluator("voc_2007_val")
+    for evaluator in (ours, theirs):
+        evaluator.reset()
+    car, person = (MetadataCatalog.get("voc_2007_val").thing_classes.index(name) for name in ("car", "person"))
+    for index, record in enumerate(DatasetCatalog.get("voc_2007_val")):
+        found = random_instances(index)
+        truth = record["annotations"][index % 2]
+        found.pred_boxes.tensor[0] = torch.tensor(truth["bbox"]) + index
+        found.pred_classes[0] = truth["category_id"]
+        for evaluator in (ours, theirs):
+            evaluator.process([record], [{"instances": found}])
+    found, expected = ours.evaluate()["bbox"], theirs.evaluate()["bbox"]
+    assert {key: found[key] for key in expected} == pytest.approx(expected) and expected["AP"] > 0.5
+    assert np.mean([found["AP-car"], found["AP-person"]]) == pytest.approx(10 * expected["AP"])
+    assert {car, person} == {6, 14} and sum(key.startswith("AP-") for key in found) == 20
+
+
+def test_a_panoptic_model_of_the_separated_format_numbers_stuff_as_it_does(tmp_path):
+    name = "coco_2017_panoptic_separated"
+    cfg = get_cfg("detectron2")
+    cfg.merge_from_file(config_file(name))
+    cfg.merge_from_list([*options(name, tmp_path), "MODEL.DETR.PANOPTIC.SCORE_THRESH", "0.0"])
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        (output,) = model([{"image": torch.randint(0, 256, (3, 64, 96))}])
+    ids, segments = output["panoptic_seg"]
+    stuff = [item for item in segments if not item["isthing"]]
+    assert stuff and all(1 <= item["category_id"] <= 53 for item in stuff)
+    assert all(item["category_id"] < 80 for item in segments if item["isthing"])
+    labels = output["sem_seg"].argmax(0)
+    assert output["sem_seg"].shape == (54, 64, 96) and output["sem_seg"].sum(0).eq(1).all()
+    for item in segments:
+        assert labels[ids == item["id"]].eq(0 if item["isthing"] else item["category_id"]).all()
+
+
+def test_stuff_of_the_separated_format_is_trained_on_by_panoptic_models_only(tmp_path):
+    name = "coco_2017_train_panoptic_separated"
+    record = DatasetCatalog.get(name)[0]
+    cfg = get_cfg("detectron2")
+    cfg.merge_from_file(config_file("coco_2017_panoptic_separated"))
+    cfg.merge_from_list(options("coco_2017_panoptic_separated", tmp_path))
+    labels = _targets(DetrDatasetMapper(cfg, True)(record)["instances"]).labels.tolist()
+    names = data.known_class_names(cfg)
+    assert sorted(names[label] for label in labels) == ["car", "person", "road", "sky"]
+    cfg.MODEL.DETR.PANOPTIC.ENABLED = False
+    assert data.resolve_num_classes(cfg) == 80
+    labels = _targets(DetrDatasetMapper(cfg, True)(record)["instances"]).labels.tolist()
+    assert sorted(names[label] for label in labels) == ["car", "person"]
+
+
+def test_a_registered_file_of_lvis_is_lvis(builtin_root, job, tmp_path, coco_files):
+    """With categories of its own, ids with gaps, and images that only ``coco_url`` tells."""
+    pytest.importorskip("lvis")
+    content = json.loads((builtin_root / "lvis/lvis_v1_val.json").read_text())
+    used = {item["category_id"] for item in content["annotations"]}
+    content["categories"] = [item for item in content["categories"] if item["id"] in used]
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    args = job(tmp_path, coco_files)
+    args.config_file, args.register = config_file("coco_2017"), [("own", tmp_path / "own.json", builtin_root / "coco")]
+    args.opts = [*options("coco_2017", tmp_path / "output"), "DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)"]
+    metrics = main(args)
+    assert {"AP", "APr", "APf"} <= set(metrics["bbox"])
+    assert MetadataCatalog.get("own").thing_classes == ["car_(automobile)", "person"]
+    results = json.loads((tmp_path / "output/inference/lvis_instances_results.json").read_text())
+    assert {item["category_id"] for item in results} <= used
+    cfg = get_cfg("detectron2")
+    cfg.merge_from_file(str(tmp_path / "output/config.yaml"))
+    assert cfg.MODEL.DETR.NUM_CLASSES == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("cityscapes_fine_sem_seg_train", [], "labels of pixels.*cityscapes_fine_instance_seg_train"),
+        ("coco_2017_train_panoptic_stuffonly", [], "labels of pixels.*coco_2017_train_panoptic"),
+        ("voc_2007_train", ["MODEL.MASK_ON", True], "MASK_ON is True, but data set voc_2007_train has boxes only"),
+        ("voc_2012_train", [], "voc_2012_train is not where .* no dirname .*VOC2012.*DETECTRON2_DATASETS"),
+        ("lvis_v1_test_dev", [], "lvis_v1_test_dev is not where .* no json_file .*test_dev.json"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_by_name(name, options, named):
+    if name.startswith("lvis"):
+        pytest.importorskip("lvis")
+    cfg = get_cfg("detectron2")
+    cfg.merge_from_list(options)
+    with pytest.raises(UserError, match=f"(?s){named}"):
+        check(cfg, [name], for_evaluation=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("lvis_v1_val", "--no-deps lvis"),
+        ("cityscapes_fine_instance_seg_val", "cityscapesscripts shapely"),
+        ("cityscapes_fine_panoptic_val", "cityscapesscripts"),
+    ],
+)
+def test_a_missing_package_is_named_before_training(monkeypatch, name, package):
+    monkeypatch.setattr(inspection, "is_installed", lambda package: False)
+    with pytest.raises(UserError, match=f"{name} needs .*pip install {package}"):
+        check(get_cfg("detectron2"), [name], for_evaluation=False)
+
+
+def test_boxes_alone_are_measured_on_panoptic_data(tmp_path):
+    pytest.importorskip("cityscapesscripts")
+    dataset = "cityscapes_fine_panoptic_val"
+    cfg = get_cfg("detectron2")
+    cfg.merge_from_file(config_file("coco_2017"))
+    cfg.merge_from_list([*options("coco_2017", tmp_path), "DATASETS.TRAIN", f"('{dataset}',)"])
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "none", False
+    metrics = perfect(cfg, dataset, build_evaluator(cfg, dataset), panoptic_classes(dataset, True))
+    assert set(metrics) == {"bbox"} and metrics["bbox"]["AP"] == pytest.approx(100)
+    assert metrics["bbox"]["AP-car"] == pytest.approx(100) and "AP-road" not in metrics["bbox"]
+
+
+def test_things_that_come_after_stuff_are_measured_by_their_own_names(builtin_root, tmp_path):
+    """COCO's panoptic files with four classes, numbered the other way round."""
+    names = ["sky", "road", "car", "person"]
+    metadata = {"thing_classes": names, "stuff_classes": names,
+                "thing_dataset_id_to_contiguous_id": {3: 2, 1: 3},
+                "stuff_dataset_id_to_contiguous_id": {187: 0, 149: 1}}  # fmt: skip
+    content = json.loads((builtin_root / "coco/annotations/instances_val2017.json").read_text())
+    content["categories"] = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    files = [
+        builtin_root / "coco" / path for path in ("val2017", "panoptic_val2017", "annotations/panoptic_val2017.json")
+    ]
+    register_coco_panoptic("stuff_first", metadata, *map(str, [*files, tmp_path / "instances.json"]))
+    cfg = get_cfg("detectron2")
+    cfg.merge_from_file(config_file("coco_2017_panoptic"))
+    cfg.merge_from_list([*options("coco_2017", tmp_path), "MODEL.MASK_ON", "True", "MODEL.DETR.NUM_CLASSES", "4"])
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("stuff_first",)
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "none", False
+    assert data.resolve_num_classes(cfg) == 4 and data.resolve_things(cfg) == (2, 3)
+    classes = panoptic_classes("stuff_first", True)
+    metrics = perfect(cfg, "stuff_first", build_evaluator(cfg, "stuff_first"), classes)
+    assert metrics["bbox"]["AP-car"] == metrics["segm"]["AP-person"] == pytest.approx(100)
+    metrics = perfect(cfg, "stuff_first", build_evaluator(cfg, "stuff_first"), classes, things=[names.index("car")])
+    assert (metrics["bbox"]["AP-car"], metrics["bbox"]["AP-person"]) == (pytest.approx(100), 0)
+
+
+def test_a_truth_made_of_records_is_made_anew(builtin_root, tmp_path):
+    """Another data set in the same OUTPUT_DIR under the same name must not be measured against the first one's."""
+    cfg = get_cfg("detectron2")
+    cfg.merge_from_file(config_file("coco_2017"))
+    cfg.merge_from_list(options("coco_2017", tmp_path))
+    for count in (1, 3):
+        DatasetCatalog.register("changing", lambda count=count: DatasetCatalog.get("voc_2007_val")[:count])
+        MetadataCatalog.get("changing").set(thing_classes=MetadataCatalog.get("voc_2007_val").thing_classes)
+        evaluator = build_evaluator(cfg, "changing")
+        assert len(evaluator._coco_api.imgs) == count
+        DatasetCatalog.remove("changing")
+        MetadataCatalog.remove("changing")
+
+
+def test_metadata_that_breaks_its_format_is_named():
+    metadata = MetadataCatalog.get("odd_panoptic")
+    DatasetCatalog.register("odd_panoptic", list)
+    metadata.set(evaluator_type="coco_panoptic_seg", thing_classes=["a", "b"], stuff_classes=["a", "b"],
+                 thing_dataset_id_to_contiguous_id={4: 0}, stuff_dataset_id_to_contiguous_id={5: 0})  # fmt: skip
+    with pytest.raises(UserError, match=r"odd_panoptic has 2 thing_classes .* ids \[0, 0\]"):
+        panoptic_classes("odd_panoptic", True)
+    metadata.set(sem_seg_root="somewhere")
+    with pytest.raises(UserError, match=r"odd_panoptic has 2 thing_classes and 1 stuff_classes"):
+        panoptic_classes("odd_panoptic", True)
+    assert panoptic_classes("odd_panoptic", False) is None
