@@ -13,7 +13,8 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.utils.env import seed_all_rng
 
-from projects_deformable_detr.checkpoint import read_state
+from projects_deformable_detr import build_detector
+from projects_deformable_detr.checkpoint import load_weights, read_state
 from projects_deformable_detr.detectron2_plugin import Trainer, main, monitors
 from projects_deformable_detr.errors import UserError
 
@@ -118,25 +119,64 @@ def test_an_average_may_begin_late(make_cfg, scores, caplog):
 
 
 def test_the_best_evaluation_is_kept_and_remembered(make_cfg, scores, monkeypatch):
-    cfg = make_cfg(**BEST, SOLVER__MAX_ITER=4)
-    scores([math.nan, 8.0])
-    run(cfg)  # the second evaluation comes at the end
+    cfg = make_cfg(**BEST, SOLVER__MAX_ITER=6)
+    scores([math.nan, 6.0, math.inf])
+    run(cfg)
     assert load(cfg, "model_best.pth")["iteration"] == 3
     assert last(cfg) == "model_final.pth"
 
-    scores([9.0, 5.0])
+    scores([8.0, 5.0, 9.0])
+    cfg.OUTPUT_DIR += "_killed"
     cfg.SOLVER.MAX_ITER = 8
     with monkeypatch.context() as patch:
         patch.setattr(monitors.SaveAgain, "after_step", _stop_at(5, monitors.SaveAgain.after_step))
         with pytest.raises(RuntimeError, match="killed"):
-            run(cfg, resume=True)
+            run(cfg)
     assert last(cfg) == "model_0000005.pth"
     assert load(cfg, "model_best.pth")["iteration"] == 5
     scores([8.5])
     run(cfg, resume=True)
     best = load(cfg, "model_best.pth")
     assert best["iteration"] == 5 and same(best["model"], load(cfg, "model_0000005.pth")["model"])
-    assert load(cfg, "model_final.pth").keys() == best.keys()
+
+
+@pytest.mark.parametrize("options", [{}, EMA])
+def test_the_evaluation_at_the_end_is_remembered_too(make_cfg, scores, options):
+    cfg = make_cfg(**BEST, **options, SOLVER__MAX_ITER=4)
+    evaluated = scores([5.0, 9.0])
+    run(cfg)
+    best, periodic, final = (load(cfg, f"model_{name}.pth") for name in ("best", "0000003", "final"))
+    assert best["iteration"] == 3 and same(best["model"], evaluated[1]) and same(best["model"], final["model"])
+    assert best.keys() == {"model", "iteration", "config", "format", "class_names"}  # the network alone
+    assert final["trainer"]["hooks"]["BestCheckpoint"] == {"best": 9.0, "iteration": 3}
+    # It was saved once more, and all else in it is what it was.
+    assert final["trainer"]["iteration"] == periodic["trainer"]["iteration"] == final["iteration"] == 3
+    if options:
+        assert same(final["ema"]["model"], periodic["ema"]["model"]) and not same(final["ema"]["model"], best["model"])
+
+    cfg.SOLVER.MAX_ITER = 8
+    scores([6.0, 7.0])  # between the first run's
+    run(cfg, resume=True)
+    assert load(cfg, "model_best.pth")["iteration"] == 3
+    assert load(cfg, "model_final.pth")["iteration"] == 7
+
+
+def test_the_best_checkpoint_is_read_by_both_engines(make_cfg, scores):
+    cfg = make_cfg(**BEST, SOLVER__MAX_ITER=2)
+    scores([5.0, 5.0])
+    run(cfg)
+    path = Path(cfg.OUTPUT_DIR, "model_best.pth")
+    wanted = load(cfg, "model_final.pth")["model"]
+    assert same(read_state(path), wanted)
+    for build in (Trainer, DefaultTrainer):
+        other = make_cfg(MODEL__WEIGHTS=path, SEED=5)
+        trainer = build(other)
+        trainer.resume_or_load(resume=False)
+        assert same(trainer.model.state_dict(), wanted)
+    cfg.MODEL.DETR.NUM_CLASSES = 2
+    detector = build_detector(cfg)  # the standalone engine's
+    load_weights(detector, path)
+    assert same({f"detector.{key}": value for key, value in detector.state_dict().items()}, wanted)
 
 
 def _stop_at(iteration, original):
@@ -151,16 +191,17 @@ def _stop_at(iteration, original):
 def test_training_stops_early_as_it_would_end(make_cfg, scores, caplog):
     cfg = make_cfg(**STOP, **EMA, SOLVER__MAX_ITER=20, TEST__EARLY_STOPPING__MIN_DELTA=1.0)
     seen = []
-    scores([4.0, 4.5, math.nan, 6.0])  # the last one at the end
+    scores([4.0, 4.5, math.nan])  # a fourth evaluation would be an error
     with caplog.at_level(logging.INFO, "projects_deformable_detr"):
         trainer = run(cfg, watch=[hooks.CallbackHook(after_train=lambda t: seen.append(t.iter))])
-    assert seen == [5]
+    assert seen == [6]
     assert "Stopping early at iteration 5: bbox/AP has not risen above 4.0 by more than 1 in 2" in caplog.text
-    assert trainer._last_eval_results["bbox"]["AP"] == 6.0
+    assert math.isnan(trainer._last_eval_results["bbox"]["AP"])
     final = load(cfg, "model_final.pth")
     assert final["iteration"] == 5 and not same(final["model"], final["ema"]["model"])
     lines = [json.loads(line) for line in Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()]
-    assert lines[-1]["bbox/AP"] == 6.0
+    end = [line for line in lines if "bbox/AP" in line][-1]
+    assert end["iteration"] == 5 and math.isnan(end["bbox/AP"])
 
     # Resumed, it is evaluated and ends; with more patience it goes on.
     scores([7.0])
@@ -174,7 +215,7 @@ def test_training_stops_early_as_it_would_end(make_cfg, scores, caplog):
 
 def test_a_run_that_stopped_early_goes_on_without_the_key(make_cfg, scores):
     cfg = make_cfg(**STOP, SOLVER__MAX_ITER=7)
-    scores([4.0, 4.0, 4.0, 4.0])
+    scores([4.0, 4.0, 4.0])
     run(cfg)
     assert load(cfg, "model_final.pth")["iteration"] == 5
     cfg.TEST.EARLY_STOPPING.ENABLED = False
