@@ -20,7 +20,7 @@ from .checkpoint import DetectorCheckpointer
 from .data import known_class_names, resolve_num_classes
 from .ema import AVERAGE, Average
 from .evaluation import build_evaluator
-from .integration import build_optimizer
+from .integration import build_optimizer, following_keys
 from .mapper import DetrDatasetMapper
 from .monitors import StoppableLoop
 from .tta import SetPredictionTTA
@@ -40,7 +40,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         resolve_num_classes(cfg)  # raises where the config and the data sets disagree
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
+        with following_keys():
+            optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         self.average = Average(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         model = create_ddp_model(model, broadcast_buffers=False, **_distributed_options(cfg, model))

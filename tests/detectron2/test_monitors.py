@@ -1,9 +1,11 @@
 """Averaged weights, the best checkpoint and early stopping by the standalone engine's keys, in Detectron2's trainer."""
 
+import copy
 import json
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ import torch
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.engine import DefaultTrainer, hooks
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
 from detectron2.utils.env import seed_all_rng
 
 from projects_deformable_detr import build_detector
@@ -35,10 +39,10 @@ def last(cfg):
     return Path(cfg.OUTPUT_DIR, "last_checkpoint").read_text()
 
 
-def run(cfg, resume=False, watch=()):
+def run(cfg, resume=False, watch=(), trainer=Trainer):
     """A trainer that has trained; ``watch``: hooks beside its own."""
     Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-    trainer = Trainer(cfg)
+    trainer = trainer(cfg)
     trainer.register_hooks(watch)
     trainer.resume_or_load(resume=resume)
     trainer.train()
@@ -224,19 +228,75 @@ def test_a_run_that_stopped_early_goes_on_without_the_key(make_cfg, scores):
     assert load(cfg, "model_final.pth")["iteration"] == 6
 
 
-def test_two_processes(job, tmp_path, coco_files, monkeypatch):
-    """They stop together: AP does not rise by 90 from a model that does not learn."""
+def options_of(values):
+    return [str(word) for pair in values.items() for word in pair]
+
+
+def test_two_processes_stop_together_and_average_what_they_train(job, tmp_path, coco_files, monkeypatch):
+    """AP does not rise by 90 in four iterations. Resumed without the key, the run goes on.
+
+    The average is computed again from what every checkpoint holds beside it.
+    """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    options = {"EMA.ENABLED": True, "BASE_LR": 0.0, "MAX_ITER": 30}
-    words = [str(word) for key, value in options.items() for word in (f"SOLVER.{key}", value)]
-    for key, values in (("BEST_CHECKPOINT", {}), ("EARLY_STOPPING", {"PATIENCE": 1, "MIN_DELTA": 90.0})):
-        for name, value in ({"ENABLED": True} | values).items():
-            words += [f"TEST.{key}.{name}", str(value)]
-    results = main(job(tmp_path, coco_files, *words, "TEST.EVAL_PERIOD", 2, num_gpus=2))
+    words = options_of({
+        "SOLVER.EMA.ENABLED": True, "SOLVER.EMA.DECAY": 0.8, "MODEL.RESNETS.NORM": "BN", "SOLVER.CHECKPOINT_PERIOD": 1,
+        "TEST.BEST_CHECKPOINT.ENABLED": True, "TEST.EVAL_PERIOD": 2, "TEST.EARLY_STOPPING.ENABLED": True,
+        "TEST.EARLY_STOPPING.PATIENCE": 1, "TEST.EARLY_STOPPING.MIN_DELTA": 90.0,
+    })  # fmt: skip
+    output = tmp_path / "output"
+    results = main(job(tmp_path, coco_files, *words, "SOLVER.MAX_ITER", 30, num_gpus=2))
     assert "AP" in results["bbox"]
-    final = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
-    assert final["iteration"] in (1, 3)
-    assert (tmp_path / "output/last_checkpoint").read_text() == "model_final.pth"
+    stopped = torch.load(output / "model_final.pth", weights_only=True)["iteration"]
+    assert stopped in (1, 3) and (output / "last_checkpoint").read_text() == "model_final.pth"
+
+    more = ("SOLVER.MAX_ITER", 5, "TEST.EARLY_STOPPING.ENABLED", False)
+    main(job(tmp_path, coco_files, *words, *more, num_gpus=2, resume=True))
+    expected = {}
+    for iteration in range(5):
+        content = torch.load(output / f"model_{iteration:07d}.pth", weights_only=True)
+        assert content["ema"]["n_averaged"] == iteration + 1
+        for key, value in content["ema"]["model"].items():
+            if value.is_floating_point():
+                expected[key] = 0.8 * expected[key] + 0.2 * value if iteration else value.clone()
+        assert all(torch.allclose(content["model"][key], value, atol=1e-5) for key, value in expected.items())
+    far = max(float((content["ema"]["model"][key] - value).abs().max()) for key, value in expected.items())
+    assert far > 1e-3  # it has trained
+
+
+def test_a_name_that_is_no_metric_is_an_error_in_all_processes(monkeypatch):
+    """Else those that have no metrics would wait for the main one."""
+    monkeypatch.setattr(monitors.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(monitors.comm, "all_gather", lambda own: [(math.nan, "AP is no metric"), own])
+    with pytest.raises(UserError, match="AP is no metric"):
+        monitors._latest(None, "TEST.EARLY_STOPPING.METRIC", "AP")
+
+
+def test_the_main_process_tells_the_others_what_is_wrong(monkeypatch):
+    told = []
+    monkeypatch.setattr(monitors.comm, "all_gather", lambda own: told.append(own) or [own])
+    with pytest.raises(UserError, match="'AP' is no metric"):
+        monitors._latest(SimpleNamespace(_last_eval_results={"bbox": {"AP": 1.0}}), "KEY", "AP")
+    assert "'AP' is no metric" in told[0][1]
+
+
+def test_evaluations_of_a_base_class_see_the_average_too(make_cfg, scores):
+    """And keep their own function, and their own period."""
+    seen = []
+
+    class Base(DefaultTrainer):
+        def build_hooks(self):
+            other = hooks.EvalHook(3, lambda: seen.append((self.iter, copy.deepcopy(self.model.state_dict()))))
+            return [*super().build_hooks(), other]
+
+    class Both(Trainer, Base):
+        pass
+
+    cfg = make_cfg(**EMA, SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=1, TEST__EVAL_PERIOD=2)
+    plain = scores([1.0, 2.0])
+    run(cfg, trainer=Both)
+    assert [iteration for iteration, _ in seen] == [2, 4] and len(plain) == 2
+    assert same(seen[0][1], load(cfg, "model_0000002.pth")["model"])
+    assert same(seen[1][1], load(cfg, "model_final.pth")["model"])
 
 
 @pytest.mark.parametrize(
@@ -255,7 +315,47 @@ def test_keys_that_cannot_be_followed(make_cfg, scores, options, message):
         run(make_cfg(**options))
 
 
+class OwnOptimizer(DefaultTrainer):
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return torch.optim.SGD(model.parameters(), cfg.SOLVER.BASE_LR)
+
+
+@pytest.mark.parametrize("build", [DefaultTrainer, OwnOptimizer, lambda cfg: build_optimizer(cfg, build_model(cfg))])
 @pytest.mark.parametrize(("options", "key"), [(EMA, "SOLVER.EMA"), (BEST, "TEST.BEST_CHECKPOINT")])
-def test_detectron2s_own_trainer_refuses_keys_that_it_would_not_follow(make_cfg, options, key):
+def test_loops_of_detectron2_refuse_keys_that_they_would_not_follow(make_cfg, build, options, key):
+    """The last one is what ``plain_train_net.py`` calls."""
     with pytest.raises(UserError, match=rf"{key}.ENABLED is True, which Detectron2's own trainers do not follow"):
-        DefaultTrainer(make_cfg(**options))
+        build(make_cfg(**options))
+
+
+def test_other_models_have_keys_of_their_own(make_cfg, monkeypatch):
+    cfg = make_cfg(**EMA, MODEL__META_ARCHITECTURE="RetinaNet")
+    monkeypatch.setattr(DefaultTrainer, "build_model", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        DefaultTrainer(cfg)
+
+
+def test_a_subclass_of_our_trainer_may_ask_detectron2_for_its_optimizer(make_cfg, scores):
+    class Own(Trainer):
+        @classmethod
+        def build_optimizer(cls, cfg, model):
+            return build_optimizer(cfg, model)
+
+    cfg = make_cfg(**EMA, SOLVER__MAX_ITER=2)
+    scores([1.0])
+    run(cfg, trainer=Own)
+    assert load(cfg, "model_final.pth")["ema"]["n_averaged"] == 2
+    with pytest.raises(UserError, match="SOLVER.EMA"):  # elsewhere it is refused as before
+        build_optimizer(cfg, build_model(cfg))
+
+
+def test_detectron2s_own_trainer_warns_where_it_resumes_from_an_average(make_cfg, scores, caplog, monkeypatch):
+    cfg = make_cfg(**EMA, SOLVER__MAX_ITER=2)
+    scores([1.0])
+    run(cfg)
+    trainer = DefaultTrainer(make_cfg(SOLVER__MAX_ITER=3))
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+    with caplog.at_level(logging.WARNING, "detectron2"):
+        trainer.resume_or_load(resume=True)
+    assert "Cannot find the hook 'Averaging'" in caplog.text
