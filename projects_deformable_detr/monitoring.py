@@ -1,11 +1,13 @@
 """What is watched while a model trains, for both engines: the keys' checks, and a metric by its name."""
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from .errors import UserError
 
+_logger = logging.getLogger(__name__)
 BEST_NAME = "model_best"  # Detectron2's name for it, without the ending
 _OF_A_CLASS = "/AP-"
 
@@ -58,3 +60,38 @@ def is_better(value: float, best: float | None, mode: str) -> bool:
     if not math.isfinite(value):
         return False
     return best is None or (value > best if mode == "max" else value < best)
+
+
+class Best:
+    """The best evaluation so far, which a resumed run remembers; NaN and infinite values are never the best.
+
+    Args:
+        name: the metric.
+        mode: max or min.
+    """
+
+    def __init__(self, name: str, mode: str) -> None:
+        self.name = name
+        self.mode = mode
+        self.value: float | None = None
+        self.iteration = -1
+
+    def is_raised_by(self, value: float, iteration: int) -> bool:
+        """Whether an evaluation after ``iteration``, counted from 0, is the best so far; says so in the log."""
+        if is_better(value, self.value, self.mode):
+            self.value, self.iteration = value, iteration
+            _logger.info("%s is %.4f, the best so far", self.name, value)
+            return True
+        if self.value is None:
+            _logger.warning("%s is %s: there is no %s.pth of this run yet", self.name, value, BEST_NAME)
+        else:
+            _logger.info("%s is %.4f; the best is %.4f, of iteration %d", self.name, value, self.value, self.iteration)
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"best": self.value, "iteration": self.iteration}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.value, self.iteration = state["best"], state["iteration"]

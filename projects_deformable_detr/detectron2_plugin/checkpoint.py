@@ -32,7 +32,7 @@ from ..checkpoint import (
     recognise,
     write_atomically,
 )
-from .monitors import AVERAGE
+from .ema import AVERAGE
 
 # Detectron2 matches the names of these formats itself: pycls's, and whatever is said to need it.
 _MATCHED_BY_DETECTRON2 = (".pyth", "?matching_heuristics=True")

@@ -9,11 +9,16 @@ had:
 - the mapper of ``build_detection_train_loader(cfg)`` and of the test loader where the caller names none: DETR's;
 - ``GeneralizedRCNNWithTTA``: test-time augmentation for these models.
 
+``DefaultTrainer``, and ``build_optimizer`` for other loops, refuse keys that only this project's trainer follows.
+
 A script that has said ``from detectron2.solver import build_optimizer`` before it imported this project keeps the
 function that it got then, which refuses CLIP_TYPE full_model: the import of the project must come first. Data loaders,
 ``DefaultTrainer`` and test-time augmentation do not mind the order.
 """
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
@@ -23,6 +28,7 @@ import detectron2.solver as solver
 import detectron2.solver.build as solver_build
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNNWithTTA
 from torch import nn
 from torch.optim import Optimizer
@@ -35,6 +41,7 @@ from .meta_arch import SetPredictionModel
 from .tta import SetPredictionTTA
 
 _MARK = "_projects_deformable_detr"
+_follows_keys = ContextVar("_follows_keys", default=False)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
@@ -44,6 +51,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     if clip is not None:
         clip_in_step(optimizer, clip)
     return optimizer
+
+
+@contextlib.contextmanager
+def following_keys() -> Iterator[None]:
+    """Who asks for an optimizer meanwhile follows the keys that Detectron2's loops would ignore (`monitors.refuse`)."""
+    token = _follows_keys.set(True)
+    try:
+        yield
+    finally:
+        _follows_keys.reset(token)
 
 
 def is_ours(model: nn.Module) -> bool:
@@ -67,6 +84,7 @@ def install() -> None:
     choose = _choose_optimizer(solver_build.build_optimizer)
     for module in (solver_build, solver, engine_defaults):
         module.build_optimizer = choose
+    DefaultTrainer.__init__ = _refusing(DefaultTrainer.__init__)
     data_build.DatasetMapper = _DefaultMapper
     GeneralizedRCNNWithTTA.__new__ = staticmethod(_choose_tta)
 
@@ -76,11 +94,24 @@ def _choose_optimizer(detectron2s: Any) -> Any:
     def choose(cfg: CfgNode, model: nn.Module) -> Optimizer:
         if not is_ours(model):
             return detectron2s(cfg, model)
-        monitors.refuse(cfg)  # our own trainer does not come by here
+        if not _follows_keys.get():
+            monitors.refuse(cfg)
         return build_optimizer(cfg, model)
 
     setattr(choose, _MARK, True)
     return choose
+
+
+def _refusing(detectron2s: Any) -> Any:
+    """Of ``DefaultTrainer``; this project's trainer has its own. A subclass may build an optimizer of its own."""
+
+    @wraps(detectron2s)
+    def init(self: Any, cfg: CfgNode, *args: Any, **kwargs: Any) -> None:
+        if names_ours(cfg):
+            monitors.refuse(cfg)
+        detectron2s(self, cfg, *args, **kwargs)
+
+    return init
 
 
 class _DefaultMapper(DatasetMapper):

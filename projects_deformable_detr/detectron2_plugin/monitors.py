@@ -1,144 +1,65 @@
-"""Averaged weights, the best checkpoint and early stopping as hooks of the trainer, by the standalone engine's keys."""
+"""Hooks that look at evaluations: the best checkpoint and early stopping, by the standalone engine's keys."""
 
 import contextlib
-import itertools
 import logging
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..checkpoint import save_detector
 from ..errors import UserError
-from ..monitoring import BEST_NAME, check_keys, is_better, metric
+from ..monitoring import BEST_NAME, Best, check_keys, is_better, metric
+from .data import known_class_names
+from .ema import Average, Averaging
 
 _logger = logging.getLogger(__name__)
-AVERAGE = "ema"  # the key of what is trained, and of the average's count, in a checkpoint
 
 
-class Average:
-    """``SOLVER.EMA``: the average of a model's parameters and buffers.
+class BestCheckpoint(HookBase):
+    """``TEST.BEST_CHECKPOINT``: ``model_best.pth``, the network of the best evaluation so far.
 
-    In a checkpoint ``model`` is the average, so that whoever reads the file gets it; this object, one of the
-    checkpointer's parts, adds what is trained.
-
-    Args:
-        model: not its distributed wrapper. All processes compute the same average, each of its own buffers.
-        decay: the average's share of its next value, in (0, 1).
+    Detectron2's ``BestCheckpointer`` would write a whole training state, make it what ``--resume`` goes on from, and
+    forget the best on resuming.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """The model has the averaged weights meanwhile."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        """Nothing before the first step: there is no average yet."""
-        if self.average.n_averaged == 0:
-            return
-        for averaged, trained in zip(_tensors(self.average.module), _tensors(self.model), strict=True):
-            kept = averaged.clone()
-            averaged.copy_(trained)
-            trained.copy_(kept)
-
-    def averaged_state(self) -> dict[str, Any]:
-        """What takes the place of the model's weights in files."""
-        return (self.average.module if self.average.n_averaged > 0 else self.model).state_dict()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint's ``model`` does not tell."""
-        return {"model": self.model.state_dict(), "n_averaged": self.average.n_averaged.clone()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the model's weights, which have just been read, for the average's."""
-        self.average.module.load_state_dict(self.model.state_dict())
-        self.average.n_averaged.copy_(state["n_averaged"])
-        self.model.load_state_dict(state["model"])
-
-
-class Averaging(HookBase):
-    """Brings the average up to date, before any other hook looks at the model."""
-
-    def __init__(self, average: Average) -> None:
-        self.of = average
-
-    def before_train(self) -> None:
-        """Says where an average begins late."""
-        if self.trainer.start_iter > 0 and self.of.average.n_averaged == 0:
-            _logger.warning("The checkpoint has no averaged weights (SOLVER.EMA): the average begins with its weights")
-
-    def after_step(self) -> None:
-        """Takes the step's weights in."""
-        self.of.average.update_parameters(self.of.model)
-
-    def after_train(self) -> None:
-        """What is evaluated at the end, and is left in the trainer, is the average."""
-        self.of.model.load_state_dict(self.of.averaged_state())
-
-
-def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    return itertools.chain(model.parameters(), model.buffers())
-
-
-class BestCheckpoint(hooks.BestCheckpointer):
-    """``TEST.BEST_CHECKPOINT``: Detectron2's, which here remembers the best on resuming, and knows its metric's name.
-
-    ``last_checkpoint``, which Detectron2's would point to the best one, stays what ``--resume`` goes on from. The main
-    process, which has the metrics, does the work.
-    """
-
-    def __init__(self, cfg: CfgNode, checkpointer: Any) -> None:
+    def __init__(self, cfg: CfgNode, average: Average | None) -> None:
         best = cfg.TEST.BEST_CHECKPOINT
-        super().__init__(
-            cfg.TEST.EVAL_PERIOD, _Untagged(checkpointer, cfg.SOLVER.MAX_ITER), best.METRIC, best.MODE, BEST_NAME
-        )
-        self.name = best.METRIC
+        self.cfg, self.average = cfg, average
+        self.best = Best(best.METRIC, best.MODE)
+        self._compared = -1  # the iteration
 
     def after_step(self) -> None:
         """After an evaluation."""
-        if _is_evaluated(self.trainer, self._period) and comm.is_main_process():
-            _latest(self.trainer, "TEST.BEST_CHECKPOINT.METRIC", self.name)
-            super().after_step()
+        if _is_evaluated(self.trainer, self.cfg.TEST.EVAL_PERIOD):
+            self._compare(self.trainer.iter)
 
     def after_train(self) -> None:
-        """After the evaluation at the end."""
-        if self.trainer.iter + 1 >= self.trainer.max_iter and comm.is_main_process():
-            _latest(self.trainer, "TEST.BEST_CHECKPOINT.METRIC", self.name)
-            super().after_train()
+        """After the evaluation at the end, if it was another one."""
+        if _is_done(self.trainer) and self._compared != self.trainer.iter - 1:
+            self._compare(self.trainer.iter - 1)
+
+    def _compare(self, iteration: int) -> None:
+        self._compared = iteration
+        value = _latest(self.trainer, "TEST.BEST_CHECKPOINT.METRIC", self.best.name)
+        if self.best.is_raised_by(value, iteration) and comm.is_main_process():
+            model: Any = self.trainer.checkpointer.model if self.average is None else self.average.averaged
+            path, names = os.path.join(self.cfg.OUTPUT_DIR, f"{BEST_NAME}.pth"), known_class_names(self.cfg)
+            save_detector(path, model.detector, iteration=iteration, cfg_text=self.cfg.dump(), class_names=names)
+            _logger.info("Saved %s%s", path, "" if self.average is None else " (averaged weights: SOLVER.EMA)")
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"best": self.best_metric, "iteration": self.best_iter}
+        return self.best.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
-        self.best_metric, self.best_iter = state["best"], state["iteration"]
-
-
-class _Untagged:
-    """A checkpointer whose files are not what ``--resume`` goes on from."""
-
-    def __init__(self, checkpointer: Any, max_iter: int) -> None:
-        self.checkpointer = checkpointer
-        self.max_iter = max_iter
-
-    def save(self, name: str, *, iteration: int) -> None:
-        # At the end Detectron2 counts the evaluation to an iteration that there is not.
-        self.checkpointer.save(name, tag=False, iteration=min(iteration, self.max_iter - 1))
+        self.best.load_state_dict(state)
 
 
 class EarlyStopping(HookBase):
@@ -147,8 +68,8 @@ class EarlyStopping(HookBase):
     NaN counts as no improvement. A run that had stopped and is resumed goes on only with a higher patience.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
-        self.period, self.keys = cfg.TEST.EVAL_PERIOD, cfg.TEST.EARLY_STOPPING
+    def __init__(self, cfg: CfgNode, evaluations: Sequence[hooks.EvalHook]) -> None:
+        self.period, self.keys, self.evaluations = cfg.TEST.EVAL_PERIOD, cfg.TEST.EARLY_STOPPING, evaluations
         self.best: float | None = None
         self.count = 0
 
@@ -163,21 +84,21 @@ class EarlyStopping(HookBase):
             raise StopTraining
 
     def after_step(self) -> None:
-        """After an evaluation; all processes follow the main one, which knows the metrics."""
+        """After an evaluation."""
         if not _is_evaluated(self.trainer, self.period):
             return
-        if comm.is_main_process():
-            value = _latest(self.trainer, "TEST.EARLY_STOPPING.METRIC", self.keys.METRIC)
-            improved = is_better(value, None if self.best is None else self.best + self.keys.MIN_DELTA, "max")
-            self.best, self.count = (value, 0) if improved else (self.best, self.count + 1)
-        self.count = comm.all_gather(self.count)[0]
+        value = _latest(self.trainer, "TEST.EARLY_STOPPING.METRIC", self.keys.METRIC)
+        improved = is_better(value, None if self.best is None else self.best + self.keys.MIN_DELTA, "max")
+        self.best, self.count = (value, 0) if improved else (self.best, self.count + 1)
         if self.count >= self.keys.PATIENCE:
             _logger.info(
                 "Stopping early at iteration %d: %s has not risen above %s by more than %g in %d evaluations",
                 self.trainer.iter, self.keys.METRIC, self.best, self.keys.MIN_DELTA, self.count,
             )  # fmt: skip
             self.trainer.checkpointer.save("model_final", iteration=self.trainer.iter)
-            self.trainer.max_iter = self.trainer.iter + 1
+            for evaluation in self.evaluations:  # these weights have just been evaluated
+                evaluation._eval_after_train &= not _is_evaluated(self.trainer, evaluation._period)
+            self.trainer.iter = self.trainer.max_iter = self.trainer.iter + 1
             raise StopTraining
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,7 +111,10 @@ class EarlyStopping(HookBase):
 
 
 class SaveAgain(HookBase):
-    """Saves a checkpoint of an evaluation's iteration once more, for what the hooks before have learnt from it."""
+    """Saves what was saved before an evaluation once more, for what the hooks before have learnt from it.
+
+    Before it, too, as Detectron2 does: an evaluation may be what kills a run.
+    """
 
     def __init__(self, cfg: CfgNode) -> None:
         self.evaluations, self.checkpoints = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD
@@ -199,6 +123,13 @@ class SaveAgain(HookBase):
         """After all that looks at metrics."""
         if _is_evaluated(self.trainer, self.evaluations) and (self.trainer.iter + 1) % self.checkpoints == 0:
             self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+
+    def after_train(self) -> None:
+        """After the evaluation at the end."""
+        if _is_done(self.trainer):
+            self.trainer.iter -= 1  # a resumed run begins after the iteration that the trainer counts
+            self.trainer.checkpointer.save("model_final", iteration=self.trainer.iter)
+            self.trainer.iter += 1
 
 
 class StopTraining(BaseException):  # Detectron2's loop logs every Exception as a failure
@@ -243,20 +174,51 @@ def refuse(cfg: CfgNode) -> None:
             )
 
 
-def arrange(cfg: CfgNode, checkpointer: Any, given: list[HookBase], average: Average | None) -> list[HookBase]:
+def arrange(cfg: CfgNode, given: list[HookBase], average: Average | None) -> list[HookBase]:
     """Detectron2's hooks with those of the keys: the average first, what looks at metrics behind the evaluation."""
-    own: list[HookBase] = [BestCheckpoint(cfg, checkpointer)] if cfg.TEST.BEST_CHECKPOINT.ENABLED else []
-    own += [EarlyStopping(cfg)] if cfg.TEST.EARLY_STOPPING.ENABLED else []
+    evaluations = [hook for hook in given if isinstance(hook, hooks.EvalHook)]
+    if average is not None:
+        for hook in evaluations:
+            hook._func = _averaged(hook._func, average)
+    own: list[HookBase] = [BestCheckpoint(cfg, average)] if cfg.TEST.BEST_CHECKPOINT.ENABLED else []
+    own += [EarlyStopping(cfg, evaluations)] if cfg.TEST.EARLY_STOPPING.ENABLED else []
     own += [SaveAgain(cfg)] if own else []
-    place = next(index for index, hook in enumerate(given) if isinstance(hook, hooks.EvalHook)) + 1
-    return [*([Averaging(average)] if average else []), *given[:place], *own, *given[place:]]
+    place = given.index(evaluations[-1]) + 1 if evaluations else len(given)
+    return [*([Averaging(average)] if average is not None else []), *given[:place], *own, *given[place:]]
+
+
+def _averaged(evaluate: Callable[[], Any], average: Average) -> Callable[[], Any]:
+    def evaluate_average() -> Any:
+        with average.applied():
+            return evaluate()
+
+    return evaluate_average
 
 
 def _is_evaluated(trainer: Any, period: int) -> bool:
     """Whether ``EvalHook`` has just evaluated; the last iteration's evaluation comes after the loop."""
     done = trainer.iter + 1
-    return done % period == 0 and done != trainer.max_iter
+    return period > 0 and done % period == 0 and done != trainer.max_iter
+
+
+def _is_done(trainer: Any) -> bool:
+    """Whether a training has come to its end, not to an error; in ``after_train``."""
+    return trainer.iter >= trainer.max_iter
 
 
 def _latest(trainer: Any, key: str, name: str) -> float:
-    return metric(flatten_results_dict(trainer._last_eval_results), key, name)
+    """The metric, which the main process knows, in all of them.
+
+    Raises:
+        UserError: in all of them, so that none waits for another.
+    """
+    value, problem = math.nan, ""
+    if comm.is_main_process():
+        try:
+            value = metric(flatten_results_dict(trainer._last_eval_results), key, name)
+        except UserError as error:
+            problem = str(error)
+    value, problem = comm.all_gather((value, problem))[0]
+    if problem:
+        raise UserError(problem)
+    return value

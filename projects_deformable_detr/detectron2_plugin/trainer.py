@@ -18,8 +18,9 @@ from ..modeling.backbones import unused_features
 from . import monitors
 from .checkpoint import DetectorCheckpointer
 from .data import known_class_names, resolve_num_classes
+from .ema import AVERAGE, Average
 from .evaluation import build_evaluator
-from .integration import build_optimizer
+from .integration import build_optimizer, following_keys
 from .mapper import DetrDatasetMapper
 from .monitors import StoppableLoop
 from .tta import SetPredictionTTA
@@ -39,14 +40,15 @@ class Trainer(DefaultTrainer, StoppableLoop):
         resolve_num_classes(cfg)  # raises where the config and the data sets disagree
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
+        with following_keys():
+            optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        self.average = monitors.Average(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        self.average = Average(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         model = create_ddp_model(model, broadcast_buffers=False, **_distributed_options(cfg, model))
         loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        parts: dict[str, Any] = {monitors.AVERAGE: self.average} if self.average else {}
+        parts: dict[str, Any] = {AVERAGE: self.average} if self.average else {}
         self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self), **parts)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -95,21 +97,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
     def build_hooks(self) -> list[Any]:
         """Detectron2's and the keys' own, and with TEST.AUG the evaluation of test-time augmentation at the end."""
         own = [hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))] if self.cfg.TEST.AUG.ENABLED else []
-        given = [self._with_average(hook) for hook in super().build_hooks() if hook is not None]
-        return [*monitors.arrange(self.cfg, self.checkpointer, given, self.average), *own]
-
-    def _with_average(self, hook: Any) -> Any:
-        """The evaluation, of averaged weights where there are any; every other hook as it is."""
-        if self.average is None or not isinstance(hook, hooks.EvalHook):
-            return hook
-        average = self.average
-
-        def evaluate() -> Any:
-            with average.applied():
-                self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
-
-        return hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)
+        given = [hook for hook in super().build_hooks() if hook is not None]
+        return [*monitors.arrange(self.cfg, given, self.average), *own]
 
 
 def _distributed_options(cfg: CfgNode, model: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def postprocess(
         if predictions.masks is not None:
             masks = instance_masks(predictions.masks, image, query[image, kept], (height, width))
         boxes = clip_boxes_to_image(scaled, (height, width))
-        detections.append(Detections(boxes, scores[image, kept], labels[image, kept], masks))
+        detections.append(Detections(boxes, scores[image, kept], labels[image, kept], masks, query[image, kept]))
     return detections
 
 

@@ -151,9 +151,11 @@ class Detections:
         scores: (K,) in [0, 1].
         labels: (K,) int64 contiguous class ids.
         masks: (K, H, W) bool in the size that was asked for, or None for models of boxes only.
+        queries: (K,) int64, whose detections they are; None where they are not of one prediction.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     masks: Tensor | None = None
+    queries: Tensor | None = None

@@ -103,8 +103,8 @@ class PeriodicCheckpoint(L.Callback):
         output_dir: where to.
         period: iterations.
         writer: of the network.
-        again: save once more after an evaluation of the same iteration, for what callbacks have learnt from it. Before
-            it, too: an evaluation may be what kills a run.
+        again: save once more after an evaluation of the same iteration, also after the one at the end, for what
+            callbacks have learnt from it. Before it, too: an evaluation may be what kills a run.
     """
 
     def __init__(self, output_dir: Path, period: int, writer: NetworkWriter, again: bool = False) -> None:
@@ -132,12 +132,27 @@ class PeriodicCheckpoint(L.Callback):
         if stopped_early(trainer):
             self._save(trainer)
             self._write_final(trainer, module)
-        elif self.again and self._saved_at == trainer.global_step and trainer.state.fn == TrainerFn.FITTING:
+        elif self.again and trainer.state.fn != TrainerFn.FITTING:
+            self._amend(trainer)
+        elif self.again and self._saved_at == trainer.global_step:
             self._save(trainer)
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _path(self, trainer: L.Trainer) -> Path:
         """Counts iterations as Detectron2 names its files: from 0, the one just done."""
-        path = self.output_dir / f"model_{trainer.global_step - 1:07d}.ckpt"
+        return self.output_dir / f"model_{trainer.global_step - 1:07d}.ckpt"
+
+    def _amend(self, trainer: Any) -> None:
+        """Only the callbacks' states: after a training Lightning no longer has what was trained, if it is averaged."""
+        path = self._path(trainer)
+        if not trainer.is_global_zero or find_last_checkpoint(self.output_dir) != path:
+            return
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
+        content["callbacks"] |= {key: state for key, state in states.items() if state}
+        write_atomically(path, content)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        path = self._path(trainer)
         trainer.save_checkpoint(path)
         self._saved_at = trainer.global_step
         logger.info("Saved %s", path)

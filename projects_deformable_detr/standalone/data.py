@@ -160,7 +160,7 @@ def load_training_set(cfg: Any) -> DetectionDataset:
         UserError: if no image is left to train on, or an object's class is not one of the model's.
     """
     records: Records = []
-    counts = {}
+    counts = []
     for name in cfg.DATASETS.TRAIN:
         found = coco.load_records(
             catalog.get(name),
@@ -169,14 +169,14 @@ def load_training_set(cfg: Any) -> DetectionDataset:
             masks=cfg.MODEL.MASK_ON,
         )
         records += found
-        counts[name] = len(found)
+        counts.append((name, len(found)))
     if not records:
         raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image with an object to train on")
     policy = AugmentationPolicy.from_cfg(cfg, is_train=True)
     dataset = DetectionDataset(records, policy, with_masks=cfg.MODEL.MASK_ON)
     dataset.check_classes(cfg.MODEL.DETR.NUM_CLASSES)
     labels = iter([objects.labels for objects in dataset.objects])
-    dataset.factors = repeat_factors(cfg, {name: list(islice(labels, count)) for name, count in counts.items()})
+    dataset.factors = repeat_factors(cfg, [(name, list(islice(labels, count))) for name, count in counts])
     return dataset
 
 

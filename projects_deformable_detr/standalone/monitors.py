@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..checkpoint import save_detector
-from ..monitoring import BEST_NAME, is_better, metric
+from ..monitoring import BEST_NAME, Best, metric
 
 logger = logging.getLogger(__name__)
 
@@ -74,34 +74,24 @@ class BestCheckpoint(L.Callback):
 
     def __init__(self, writer: NetworkWriter, name: str, mode: str) -> None:
         self.writer = writer
-        self.name = name
-        self.mode = mode
-        self.best: float | None = None
-        self.iteration = -1
+        self.best = Best(name, mode)
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Compares; NaN is never the best."""
+        """Compares; all ranks have the metrics."""
         if module.views is not None:  # another evaluation, of the same weights
             return
-        value = metric(module.scalars, "TEST.BEST_CHECKPOINT.METRIC", self.name)
+        value = metric(module.scalars, "TEST.BEST_CHECKPOINT.METRIC", self.best.name)
         step = trainer.global_step - 1
-        if is_better(value, self.best, self.mode):
-            self.best, self.iteration = value, step
-            logger.info("%s is %.4f, the best so far", self.name, value)
-            if trainer.is_global_zero:
-                self.writer.write(BEST_NAME, module, step)
-        elif self.best is None:
-            logger.warning("%s is %s: there is no %s.pth of this run yet", self.name, value, BEST_NAME)
-        else:
-            logger.info("%s is %.4f; the best is %.4f, of iteration %d", self.name, value, self.best, self.iteration)
+        if self.best.is_raised_by(value, step) and trainer.is_global_zero:
+            self.writer.write(BEST_NAME, module, step)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"best": self.best, "iteration": self.iteration}
+        return self.best.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
-        self.best, self.iteration = state_dict["best"], state_dict["iteration"]
+        self.best.load_state_dict(state_dict)
 
 
 class StopEarly(EarlyStopping):

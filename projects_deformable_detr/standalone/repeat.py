@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from torch import Tensor
 from .config import ConfigError
 
 Labels = Sequence[np.ndarray]  # of every image, the class ids of its objects
+Datasets = Sequence[tuple[str, Labels]]
 
 
-def repeat_factors(cfg: Any, datasets: Mapping[str, Labels]) -> Tensor | None:
+def repeat_factors(cfg: Any, datasets: Datasets) -> Tensor | None:
     """Times that a pass has each image on average, (images,) float32; None: every image once.
 
     - ``RepeatFactorTrainingSampler``: by the rarest class of the image, over all data sets together.
@@ -23,7 +24,8 @@ def repeat_factors(cfg: Any, datasets: Mapping[str, Labels]) -> Tensor | None:
 
     Args:
         cfg: its ``DATALOADER.SAMPLER_TRAIN`` names the sampler.
-        datasets: the objects to train on of each of ``DATASETS.TRAIN``. Crowds, which Detectron2 counts, are none.
+        datasets: of each of ``DATASETS.TRAIN``, which may name one twice, the objects to train on. Crowds, which
+            Detectron2 counts, are none.
 
     Raises:
         ConfigError: for values that have no meaning; it names the key.
@@ -38,11 +40,11 @@ def repeat_factors(cfg: Any, datasets: Mapping[str, Labels]) -> Tensor | None:
             "of the images, so set it above 0 and to 1 at most; LVIS's paper takes 0.001"
         )
     if name == "RepeatFactorTrainingSampler":
-        return factors_of_classes([labels for part in datasets.values() for labels in part], threshold, sqrt)
+        return factors_of_classes([labels for _, part in datasets for labels in part], threshold, sqrt)
     weights = _weights(cfg, datasets)
-    parts = [torch.full((len(part),), weights[key]) for key, part in datasets.items()]
+    parts = [torch.full((len(part),), weights[key]) for key, part in datasets]
     if name == "WeightedCategoryTrainingSampler":
-        by_class_of = [factors_of_classes(part, threshold, sqrt) for part in datasets.values()]
+        by_class_of = [factors_of_classes(part, threshold, sqrt) for _, part in datasets]
         factors = torch.cat(parts) * torch.cat(by_class_of)
         return factors / factors.min()
     return torch.cat(parts)
@@ -61,12 +63,12 @@ def factors_of_classes(images: Labels, threshold: float, sqrt: bool = True) -> T
     return torch.tensor([max((factors[label] for label in found), default=1.0) for found in classes])
 
 
-def _weights(cfg: Any, datasets: Mapping[str, Labels]) -> dict[str, float]:
+def _weights(cfg: Any, datasets: Datasets) -> dict[str, float]:
     key = "DATASETS.TRAIN_REPEAT_FACTOR"
-    weights = dict.fromkeys(datasets, 1.0)
+    weights = dict.fromkeys((name for name, _ in datasets), 1.0)
     for item in cfg.DATASETS.TRAIN_REPEAT_FACTOR:
         if not isinstance(item, list | tuple) or len(item) != 2 or item[0] not in weights:
-            raise ConfigError(f"{key} has {item!r}: write pairs (name, weight) of {', '.join(datasets)}")
+            raise ConfigError(f"{key} has {item!r}: write pairs (name, weight) of {', '.join(weights)}")
         if not isinstance(item[1], int | float) or not 0 < item[1] < math.inf:
             raise ConfigError(f"{key} gives {item[0]} the weight {item[1]!r}: set a number above 0")
         weights[item[0]] = float(item[1])

@@ -1,7 +1,7 @@
 """Test-time augmentation (``TEST.AUG``): several views of an image, one set of detections."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from ..modeling import Detections, Predictions, best_of_views, postprocess
+from ..modeling.masks import instance_masks
+from ..modeling.structures import MaskLogits
 from .augment import resized
 from .config import ConfigError
 
@@ -61,26 +63,50 @@ class Views:
             options: further ones of `postprocess`.
         """
         size = images.shape[-2], images.shape[-1]
-        found = []
+        found: list[list[_Seen]] = [[] for _ in images]
         for shorter in self.min_sizes:
             view = transforms.resize(images, list(resized(*size, shorter, self.max_size)), antialias=True)
-            found.append(postprocess(predict(view), [size] * len(images), topk, **options))
-            if self.flip:
-                mirrored = postprocess(predict(view.flip(-1)), [size] * len(images), topk, **options)
-                found.append([_mirrored(item, size[1]) for item in mirrored])
-        return [self._merged(list(parts), size, topk) for parts in zip(*found, strict=True)]
+            for mirrored in (False, True) if self.flip else (False,):
+                predictions = predict(view.flip(-1) if mirrored else view)
+                # Masks of all views would be most of the memory in use: they wait until it is known which are wanted.
+                boxes = postprocess(replace(predictions, masks=None), [size] * len(images), topk, **options)
+                for image, item in enumerate(boxes):
+                    found[image].append(_Seen(item, mirrored, predictions.masks))
+        return [self._merged(seen, image, size, topk) for image, seen in enumerate(found)]
 
-    def _merged(self, parts: list[Detections], size: tuple[int, int], topk: int) -> Detections:
-        scores, labels = torch.cat([part.scores for part in parts]), torch.cat([part.labels for part in parts])
-        boxes = torch.cat([part.boxes for part in parts])
+    def _merged(self, seen: list["_Seen"], image: int, size: tuple[int, int], topk: int) -> Detections:
+        """Of one image."""
+        scores, labels = (torch.cat([getattr(one.found, name) for one in seen]) for name in ("scores", "labels"))
+        boxes = torch.cat([one.boxes(size[1]) for one in seen])
         boxes, kept = best_of_views(boxes, scores, labels, size, self.nms_threshold, topk)
         masks = None
-        if parts[0].masks is not None:
-            masks = torch.cat([part.masks for part in parts if part.masks is not None])[kept]
+        if seen[0].masks is not None:
+            masks = torch.zeros(len(kept), *size, dtype=torch.bool, device=boxes.device)
+            ends = torch.tensor([len(one.found.scores) for one in seen], device=kept.device).cumsum(0)
+            views = torch.bucketize(kept, ends, right=True)
+            for index, one in enumerate(seen):
+                rows = (views == index).nonzero()[:, 0]
+                masks[rows] = one.masks_of(image, kept[rows] - ends[index] + len(one.found.scores), size)
         return Detections(boxes, scores[kept], labels[kept], masks)
 
 
-def _mirrored(found: Detections, width: int) -> Detections:
-    left, top, right, bottom = found.boxes.unbind(1)
-    masks = None if found.masks is None else found.masks.flip(-1)
-    return Detections(torch.stack([width - right, top, width - left, bottom], 1), found.scores, found.labels, masks)
+@dataclass(frozen=True)
+class _Seen:
+    """What was found in one view of an image; ``masks`` are of all images of the batch, in the view's pixels."""
+
+    found: Detections
+    mirrored: bool
+    masks: MaskLogits | None
+
+    def boxes(self, width: int) -> Tensor:
+        """In pixels of the image, which is not mirrored."""
+        if not self.mirrored:
+            return self.found.boxes
+        left, top, right, bottom = self.found.boxes.unbind(1)
+        return torch.stack([width - right, top, width - left, bottom], 1)
+
+    def masks_of(self, image: int, rows: Tensor, size: tuple[int, int]) -> Tensor:
+        """Of chosen detections, (len(rows), H, W) bool in pixels of the image."""
+        assert self.masks is not None and self.found.queries is not None
+        masks = instance_masks(self.masks, image, self.found.queries[rows], size)
+        return masks.flip(-1) if self.mirrored else masks

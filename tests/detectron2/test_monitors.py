@@ -1,9 +1,11 @@
 """Averaged weights, the best checkpoint and early stopping by the standalone engine's keys, in Detectron2's trainer."""
 
+import copy
 import json
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +13,12 @@ import torch
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.engine import DefaultTrainer, hooks
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
 from detectron2.utils.env import seed_all_rng
 
-from projects_deformable_detr.checkpoint import read_state
+from projects_deformable_detr import build_detector
+from projects_deformable_detr.checkpoint import load_weights, read_state
 from projects_deformable_detr.detectron2_plugin import Trainer, main, monitors
 from projects_deformable_detr.errors import UserError
 
@@ -34,10 +39,10 @@ def last(cfg):
     return Path(cfg.OUTPUT_DIR, "last_checkpoint").read_text()
 
 
-def run(cfg, resume=False, watch=()):
+def run(cfg, resume=False, watch=(), trainer=Trainer):
     """A trainer that has trained; ``watch``: hooks beside its own."""
     Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-    trainer = Trainer(cfg)
+    trainer = trainer(cfg)
     trainer.register_hooks(watch)
     trainer.resume_or_load(resume=resume)
     trainer.train()
@@ -118,25 +123,64 @@ def test_an_average_may_begin_late(make_cfg, scores, caplog):
 
 
 def test_the_best_evaluation_is_kept_and_remembered(make_cfg, scores, monkeypatch):
-    cfg = make_cfg(**BEST, SOLVER__MAX_ITER=4)
-    scores([math.nan, 8.0])
-    run(cfg)  # the second evaluation comes at the end
+    cfg = make_cfg(**BEST, SOLVER__MAX_ITER=6)
+    scores([math.nan, 6.0, math.inf])
+    run(cfg)
     assert load(cfg, "model_best.pth")["iteration"] == 3
     assert last(cfg) == "model_final.pth"
 
-    scores([9.0, 5.0])
+    scores([8.0, 5.0, 9.0])
+    cfg.OUTPUT_DIR += "_killed"
     cfg.SOLVER.MAX_ITER = 8
     with monkeypatch.context() as patch:
         patch.setattr(monitors.SaveAgain, "after_step", _stop_at(5, monitors.SaveAgain.after_step))
         with pytest.raises(RuntimeError, match="killed"):
-            run(cfg, resume=True)
+            run(cfg)
     assert last(cfg) == "model_0000005.pth"
     assert load(cfg, "model_best.pth")["iteration"] == 5
     scores([8.5])
     run(cfg, resume=True)
     best = load(cfg, "model_best.pth")
     assert best["iteration"] == 5 and same(best["model"], load(cfg, "model_0000005.pth")["model"])
-    assert load(cfg, "model_final.pth").keys() == best.keys()
+
+
+@pytest.mark.parametrize("options", [{}, EMA])
+def test_the_evaluation_at_the_end_is_remembered_too(make_cfg, scores, options):
+    cfg = make_cfg(**BEST, **options, SOLVER__MAX_ITER=4)
+    evaluated = scores([5.0, 9.0])
+    run(cfg)
+    best, periodic, final = (load(cfg, f"model_{name}.pth") for name in ("best", "0000003", "final"))
+    assert best["iteration"] == 3 and same(best["model"], evaluated[1]) and same(best["model"], final["model"])
+    assert best.keys() == {"model", "iteration", "config", "format", "class_names"}  # the network alone
+    assert final["trainer"]["hooks"]["BestCheckpoint"] == {"best": 9.0, "iteration": 3}
+    # It was saved once more, and all else in it is what it was.
+    assert final["trainer"]["iteration"] == periodic["trainer"]["iteration"] == final["iteration"] == 3
+    if options:
+        assert same(final["ema"]["model"], periodic["ema"]["model"]) and not same(final["ema"]["model"], best["model"])
+
+    cfg.SOLVER.MAX_ITER = 8
+    scores([6.0, 7.0])  # between the first run's
+    run(cfg, resume=True)
+    assert load(cfg, "model_best.pth")["iteration"] == 3
+    assert load(cfg, "model_final.pth")["iteration"] == 7
+
+
+def test_the_best_checkpoint_is_read_by_both_engines(make_cfg, scores):
+    cfg = make_cfg(**BEST, SOLVER__MAX_ITER=2)
+    scores([5.0, 5.0])
+    run(cfg)
+    path = Path(cfg.OUTPUT_DIR, "model_best.pth")
+    wanted = load(cfg, "model_final.pth")["model"]
+    assert same(read_state(path), wanted)
+    for build in (Trainer, DefaultTrainer):
+        other = make_cfg(MODEL__WEIGHTS=path, SEED=5)
+        trainer = build(other)
+        trainer.resume_or_load(resume=False)
+        assert same(trainer.model.state_dict(), wanted)
+    cfg.MODEL.DETR.NUM_CLASSES = 2
+    detector = build_detector(cfg)  # the standalone engine's
+    load_weights(detector, path)
+    assert same({f"detector.{key}": value for key, value in detector.state_dict().items()}, wanted)
 
 
 def _stop_at(iteration, original):
@@ -151,16 +195,17 @@ def _stop_at(iteration, original):
 def test_training_stops_early_as_it_would_end(make_cfg, scores, caplog):
     cfg = make_cfg(**STOP, **EMA, SOLVER__MAX_ITER=20, TEST__EARLY_STOPPING__MIN_DELTA=1.0)
     seen = []
-    scores([4.0, 4.5, math.nan, 6.0])  # the last one at the end
+    scores([4.0, 4.5, math.nan])  # a fourth evaluation would be an error
     with caplog.at_level(logging.INFO, "projects_deformable_detr"):
         trainer = run(cfg, watch=[hooks.CallbackHook(after_train=lambda t: seen.append(t.iter))])
-    assert seen == [5]
+    assert seen == [6]
     assert "Stopping early at iteration 5: bbox/AP has not risen above 4.0 by more than 1 in 2" in caplog.text
-    assert trainer._last_eval_results["bbox"]["AP"] == 6.0
+    assert math.isnan(trainer._last_eval_results["bbox"]["AP"])
     final = load(cfg, "model_final.pth")
     assert final["iteration"] == 5 and not same(final["model"], final["ema"]["model"])
     lines = [json.loads(line) for line in Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()]
-    assert lines[-1]["bbox/AP"] == 6.0
+    end = [line for line in lines if "bbox/AP" in line][-1]
+    assert end["iteration"] == 5 and math.isnan(end["bbox/AP"])
 
     # Resumed, it is evaluated and ends; with more patience it goes on.
     scores([7.0])
@@ -174,7 +219,7 @@ def test_training_stops_early_as_it_would_end(make_cfg, scores, caplog):
 
 def test_a_run_that_stopped_early_goes_on_without_the_key(make_cfg, scores):
     cfg = make_cfg(**STOP, SOLVER__MAX_ITER=7)
-    scores([4.0, 4.0, 4.0, 4.0])
+    scores([4.0, 4.0, 4.0])
     run(cfg)
     assert load(cfg, "model_final.pth")["iteration"] == 5
     cfg.TEST.EARLY_STOPPING.ENABLED = False
@@ -183,19 +228,75 @@ def test_a_run_that_stopped_early_goes_on_without_the_key(make_cfg, scores):
     assert load(cfg, "model_final.pth")["iteration"] == 6
 
 
-def test_two_processes(job, tmp_path, coco_files, monkeypatch):
-    """They stop together: AP does not rise by 90 from a model that does not learn."""
+def options_of(values):
+    return [str(word) for pair in values.items() for word in pair]
+
+
+def test_two_processes_stop_together_and_average_what_they_train(job, tmp_path, coco_files, monkeypatch):
+    """AP does not rise by 90 in four iterations. Resumed without the key, the run goes on.
+
+    The average is computed again from what every checkpoint holds beside it.
+    """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    options = {"EMA.ENABLED": True, "BASE_LR": 0.0, "MAX_ITER": 30}
-    words = [str(word) for key, value in options.items() for word in (f"SOLVER.{key}", value)]
-    for key, values in (("BEST_CHECKPOINT", {}), ("EARLY_STOPPING", {"PATIENCE": 1, "MIN_DELTA": 90.0})):
-        for name, value in ({"ENABLED": True} | values).items():
-            words += [f"TEST.{key}.{name}", str(value)]
-    results = main(job(tmp_path, coco_files, *words, "TEST.EVAL_PERIOD", 2, num_gpus=2))
+    words = options_of({
+        "SOLVER.EMA.ENABLED": True, "SOLVER.EMA.DECAY": 0.8, "MODEL.RESNETS.NORM": "BN", "SOLVER.CHECKPOINT_PERIOD": 1,
+        "TEST.BEST_CHECKPOINT.ENABLED": True, "TEST.EVAL_PERIOD": 2, "TEST.EARLY_STOPPING.ENABLED": True,
+        "TEST.EARLY_STOPPING.PATIENCE": 1, "TEST.EARLY_STOPPING.MIN_DELTA": 90.0,
+    })  # fmt: skip
+    output = tmp_path / "output"
+    results = main(job(tmp_path, coco_files, *words, "SOLVER.MAX_ITER", 30, num_gpus=2))
     assert "AP" in results["bbox"]
-    final = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
-    assert final["iteration"] in (1, 3)
-    assert (tmp_path / "output/last_checkpoint").read_text() == "model_final.pth"
+    stopped = torch.load(output / "model_final.pth", weights_only=True)["iteration"]
+    assert stopped in (1, 3) and (output / "last_checkpoint").read_text() == "model_final.pth"
+
+    more = ("SOLVER.MAX_ITER", 5, "TEST.EARLY_STOPPING.ENABLED", False)
+    main(job(tmp_path, coco_files, *words, *more, num_gpus=2, resume=True))
+    expected = {}
+    for iteration in range(5):
+        content = torch.load(output / f"model_{iteration:07d}.pth", weights_only=True)
+        assert content["ema"]["n_averaged"] == iteration + 1
+        for key, value in content["ema"]["model"].items():
+            if value.is_floating_point():
+                expected[key] = 0.8 * expected[key] + 0.2 * value if iteration else value.clone()
+        assert all(torch.allclose(content["model"][key], value, atol=1e-5) for key, value in expected.items())
+    far = max(float((content["ema"]["model"][key] - value).abs().max()) for key, value in expected.items())
+    assert far > 1e-3  # it has trained
+
+
+def test_a_name_that_is_no_metric_is_an_error_in_all_processes(monkeypatch):
+    """Else those that have no metrics would wait for the main one."""
+    monkeypatch.setattr(monitors.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(monitors.comm, "all_gather", lambda own: [(math.nan, "AP is no metric"), own])
+    with pytest.raises(UserError, match="AP is no metric"):
+        monitors._latest(None, "TEST.EARLY_STOPPING.METRIC", "AP")
+
+
+def test_the_main_process_tells_the_others_what_is_wrong(monkeypatch):
+    told = []
+    monkeypatch.setattr(monitors.comm, "all_gather", lambda own: told.append(own) or [own])
+    with pytest.raises(UserError, match="'AP' is no metric"):
+        monitors._latest(SimpleNamespace(_last_eval_results={"bbox": {"AP": 1.0}}), "KEY", "AP")
+    assert "'AP' is no metric" in told[0][1]
+
+
+def test_evaluations_of_a_base_class_see_the_average_too(make_cfg, scores):
+    """And keep their own function, and their own period."""
+    seen = []
+
+    class Base(DefaultTrainer):
+        def build_hooks(self):
+            other = hooks.EvalHook(3, lambda: seen.append((self.iter, copy.deepcopy(self.model.state_dict()))))
+            return [*super().build_hooks(), other]
+
+    class Both(Trainer, Base):
+        pass
+
+    cfg = make_cfg(**EMA, SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=1, TEST__EVAL_PERIOD=2)
+    plain = scores([1.0, 2.0])
+    run(cfg, trainer=Both)
+    assert [iteration for iteration, _ in seen] == [2, 4] and len(plain) == 2
+    assert same(seen[0][1], load(cfg, "model_0000002.pth")["model"])
+    assert same(seen[1][1], load(cfg, "model_final.pth")["model"])
 
 
 @pytest.mark.parametrize(
@@ -214,7 +315,47 @@ def test_keys_that_cannot_be_followed(make_cfg, scores, options, message):
         run(make_cfg(**options))
 
 
+class OwnOptimizer(DefaultTrainer):
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return torch.optim.SGD(model.parameters(), cfg.SOLVER.BASE_LR)
+
+
+@pytest.mark.parametrize("build", [DefaultTrainer, OwnOptimizer, lambda cfg: build_optimizer(cfg, build_model(cfg))])
 @pytest.mark.parametrize(("options", "key"), [(EMA, "SOLVER.EMA"), (BEST, "TEST.BEST_CHECKPOINT")])
-def test_detectron2s_own_trainer_refuses_keys_that_it_would_not_follow(make_cfg, options, key):
+def test_loops_of_detectron2_refuse_keys_that_they_would_not_follow(make_cfg, build, options, key):
+    """The last one is what ``plain_train_net.py`` calls."""
     with pytest.raises(UserError, match=rf"{key}.ENABLED is True, which Detectron2's own trainers do not follow"):
-        DefaultTrainer(make_cfg(**options))
+        build(make_cfg(**options))
+
+
+def test_other_models_have_keys_of_their_own(make_cfg, monkeypatch):
+    cfg = make_cfg(**EMA, MODEL__META_ARCHITECTURE="RetinaNet")
+    monkeypatch.setattr(DefaultTrainer, "build_model", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        DefaultTrainer(cfg)
+
+
+def test_a_subclass_of_our_trainer_may_ask_detectron2_for_its_optimizer(make_cfg, scores):
+    class Own(Trainer):
+        @classmethod
+        def build_optimizer(cls, cfg, model):
+            return build_optimizer(cfg, model)
+
+    cfg = make_cfg(**EMA, SOLVER__MAX_ITER=2)
+    scores([1.0])
+    run(cfg, trainer=Own)
+    assert load(cfg, "model_final.pth")["ema"]["n_averaged"] == 2
+    with pytest.raises(UserError, match="SOLVER.EMA"):  # elsewhere it is refused as before
+        build_optimizer(cfg, build_model(cfg))
+
+
+def test_detectron2s_own_trainer_warns_where_it_resumes_from_an_average(make_cfg, scores, caplog, monkeypatch):
+    cfg = make_cfg(**EMA, SOLVER__MAX_ITER=2)
+    scores([1.0])
+    run(cfg)
+    trainer = DefaultTrainer(make_cfg(SOLVER__MAX_ITER=3))
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+    with caplog.at_level(logging.WARNING, "detectron2"):
+        trainer.resume_or_load(resume=True)
+    assert "Cannot find the hook 'Averaging'" in caplog.text

@@ -157,14 +157,41 @@ def test_the_least_is_best_where_it_is_asked_for(
     assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 7
 
 
-def test_the_evaluation_at_the_end_counts(
+@pytest.mark.parametrize("ema", [(), EMA])
+def test_the_evaluation_at_the_end_counts_and_is_remembered(
+    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], ema: tuple[object, ...]
+) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    scores([5.0, 3.0, 4.0])
+    main(make_args(whole, *BEST, *ema, "SOLVER.MAX_ITER", 12, "SOLVER.STEPS", "()"))
+
+    scores([3.0, 9.0])
+    main(make_args(part, *BEST, *ema, "SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "()"))
+    best = torch.load(part / "model_best.pth", weights_only=True)
+    assert best["iteration"] == 5
+    assert same(best["model"], network(part / "model_final.pth"))
+    assert (part / "last_checkpoint").read_text() == "model_0000005.ckpt"
+
+    scores([5.0, 4.0])  # between the first run's
+    main(make_args(part, "--resume", *BEST, *ema, "SOLVER.MAX_ITER", 12, "SOLVER.STEPS", "()"))
+    assert torch.load(part / "model_best.pth", weights_only=True)["iteration"] == 5
+    # All else in the checkpoint is what it was: the run goes on as if it had not ended.
+    assert same(network(whole / "model_final.pth"), network(part / "model_final.pth"))
+    ends = [torch.load(run / "model_0000011.ckpt", weights_only=True) for run in (whole, part)]
+    key = "current_model_state" if ema else "state_dict"
+    assert same(ends[0][key], ends[1][key])
+
+
+def test_the_evaluation_of_a_run_that_had_stopped_is_remembered(
     make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None]
 ) -> None:
-    scores([5.0, 6.0])
-    main(make_args(tmp_path, *BEST, *EMA, "SOLVER.MAX_ITER", 6))
-    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
-    assert best["iteration"] == 5
-    assert same(best["model"], network(tmp_path / "model_final.pth"))
+    scores([4.0, 4.0, 4.0])
+    main(make_args(tmp_path, *STOP, *BEST))
+    scores([9.0])
+    main(make_args(tmp_path, "--resume", *STOP, *BEST))
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 11
+    content = torch.load(tmp_path / "model_0000011.ckpt", weights_only=True)
+    assert content["callbacks"]["BestCheckpoint"]["best"] == 9.0
 
 
 def test_a_resumed_run_remembers_the_best(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.standalone import main
+from projects_deformable_detr.standalone import data, main
 from projects_deformable_detr.standalone.config import ConfigError
 from projects_deformable_detr.standalone.repeat import factors_of_classes, repeat_factors
 from projects_deformable_detr.standalone.sampler import TrainingBatchSampler
@@ -43,11 +43,11 @@ def test_factors_are_detectron2s(sqrt: bool) -> None:
 
 
 def test_every_image_once_is_the_default() -> None:
-    assert repeat_factors(config(), {"a": IMAGES}) is None
+    assert repeat_factors(config(), [("a", IMAGES)]) is None
 
 
 def test_all_data_sets_are_counted_together_or_each_on_its_own() -> None:
-    datasets = {"a": IMAGES, "b": OTHERS}
+    datasets = [("a", IMAGES), ("b", OTHERS)]
     threshold = ("DATALOADER.REPEAT_THRESHOLD", 0.8, "DATALOADER.REPEAT_SQRT", False)
     name = "DATALOADER.SAMPLER_TRAIN"
     together = repeat_factors(config(name, "RepeatFactorTrainingSampler", *threshold), datasets)
@@ -84,7 +84,7 @@ def test_all_data_sets_are_counted_together_or_each_on_its_own() -> None:
 )
 def test_keys_without_a_meaning(options: tuple[object, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        repeat_factors(config(*options), {"a": IMAGES, "b": OTHERS})
+        repeat_factors(config(*options), [("a", IMAGES), ("b", OTHERS)])
 
 
 def test_a_training_draws_by_the_factors(
@@ -101,3 +101,14 @@ def test_a_training_draws_by_the_factors(
     options = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 1.0)
     main(make_args(tmp_path, *options, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
     assert made[0].shape == (16,) and made[0].min() > 1.0
+
+
+@pytest.mark.parametrize("name", ["RepeatFactorTrainingSampler", "WeightedCategoryTrainingSampler"])
+def test_a_data_set_may_be_named_twice(
+    make_args: Callable[..., Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    made: list[torch.Tensor] = []
+    monkeypatch.setattr(data, "TrainingBatchSampler", lambda *_, factors, **__: made.append(factors) or [[(0, 0)]])
+    options = ("DATALOADER.SAMPLER_TRAIN", name, "DATALOADER.REPEAT_THRESHOLD", 1.0, "SOLVER.MAX_ITER", 1)
+    main(make_args(tmp_path, *options, "DATASETS.TRAIN", "('tiny_train', 'tiny_train')", "DATASETS.TEST", "()"))
+    assert made[0].shape == (32,) and torch.equal(made[0][:16], made[0][16:]) and made[0].max() > 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.modeling import Predictions
+from projects_deformable_detr.modeling import Predictions, postprocess
 from projects_deformable_detr.modeling.structures import MaskLogits
 from projects_deformable_detr.standalone import main
 from projects_deformable_detr.standalone.views import Views
@@ -95,7 +95,11 @@ def test_one_view_of_the_plain_size_gives_the_plain_detections(
 
 
 class SeeingMasks(Seeing):
-    """Gives each box's pixels as its mask, too."""
+    """Gives each box's pixels as its mask, too; it remembers how many masks of which size it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[tuple[int, ...], int]] = []
 
     def __call__(self, images: Tensor) -> Predictions:
         found = super().__call__(images)
@@ -108,17 +112,56 @@ class SeeingMasks(Seeing):
             image_sizes = [(int(images.shape[-2]), int(images.shape[-1]))] * len(images)
 
             def __call__(self, image: Tensor, query: Tensor) -> Tensor:
+                asked.append((bright.shape[1:], len(query)))
                 return bright[image]
 
+        asked = self.asked
         return replace(found, masks=cast(MaskLogits, Masks()))
 
 
 def test_masks_go_with_their_boxes() -> None:
-    found = Views((32, 64), 200, True, 0.7).detect(SeeingMasks(), images(), 1)
+    model = SeeingMasks()
+    found = Views((32, 64), 200, True, 0.7).detect(model, images(), 1)
+    assert model.asked == [((64, 80), 1)] * 2  # of what stays only
     for item, image in zip(found, images(), strict=True):
         assert item.masks is not None and item.masks.shape == (1, 64, 80)
         truth = image[0] > 127
         assert (item.masks[0] & truth).sum() / (item.masks[0] | truth).sum() > 0.9
+
+
+def test_masks_of_several_queries_are_those_of_every_view_on_its_own() -> None:
+    """As if all masks of all views had been made, and then those of the kept boxes chosen."""
+    generator = torch.Generator().manual_seed(0)
+    views = {}
+
+    def predict(seen: Tensor) -> Predictions:
+        mirrored = bool(seen[0, 0, 0, 0] < seen[0, 0, 0, -1])  # the left edge is the bright one
+        key = seen.shape[-2], mirrored
+        logits = torch.randn(2, 5, *seen.shape[-2:], generator=generator)
+        padding = torch.zeros(2, *seen.shape[-2:], dtype=torch.bool)
+        masks = MaskLogits(lambda image, query: logits[image, query], padding, 5)
+        boxes = torch.rand(1, 2, 5, 4, generator=generator) * 0.3 + 0.3
+        views[key] = Predictions(torch.randn(1, 2, 5, 3, generator=generator), boxes, masks=masks)
+        return views[key]
+
+    pixels = torch.zeros(2, 3, 64, 80, dtype=torch.uint8)
+    pixels[..., 0] = 255
+    found = Views((32, 64), 200, True, 0.5).detect(predict, pixels, 12)
+    assert len(views) == 4
+    whole = {key: postprocess(view, [(64, 80)] * 2, 12) for key, view in views.items()}
+    chosen = 0
+    for image, item in enumerate(found):
+        assert item.masks is not None and len(item.masks) == len(item.scores) == 12
+        for score, mask in zip(item.scores, item.masks, strict=True):
+            (place,) = [
+                (key, index) for key, parts in whole.items() for index in (parts[image].scores == score).nonzero()
+            ]
+            masks = whole[place[0]][image].masks
+            assert masks is not None
+            expected = masks[place[1][0]].flip(-1) if place[0][1] else masks[place[1][0]]
+            assert torch.equal(mask, expected)
+            chosen += place[0][1]
+    assert 0 < chosen < 24
 
 
 @pytest.mark.parametrize(
