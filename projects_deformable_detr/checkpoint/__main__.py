@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import nn
 
 from ..cli import add_register_argument
@@ -18,7 +19,7 @@ from ..data.coco import read_class_names
 from ..errors import UserError
 from ..modeling import build_detector
 from . import coco_classes, export
-from .files import read_weights, save_detector
+from .files import file_of, read_weights, save_detector
 from .keys import is_backbone, recognise
 from .load import LoadOptions, file_classes, fit
 
@@ -35,11 +36,14 @@ def read_cfg(config_file: str, opts: list[str]) -> Any:
     Raises:
         UserError: if they are no config.
     """
+    if Path(config_file).suffix == ".py":
+        name = Path(config_file).with_suffix(".yaml").name
+        raise UserError(f"config {config_file}: a LazyConfig, which is Python; give the YAML file of that name, {name}")
     cfg = get_cfg()
     try:
         cfg.merge_from_file(config_file)
         cfg.merge_from_list(opts)
-    except (AssertionError, KeyError, ValueError, OSError) as error:
+    except (AssertionError, KeyError, ValueError, OSError, yaml.YAMLError) as error:
         raise UserError(f"config {config_file} {' '.join(opts)}: {error}") from error
     return cfg
 
@@ -96,6 +100,7 @@ def main() -> int:
         cfg = read_cfg(args.config_file, opts)
         if args.keep_logits:
             cfg.MODEL.DETR.KEEP_CLASS_LOGITS = True
+        _check_target(args)
         detector, kind, names = load(args.source, cfg)
         classes = cfg.MODEL.DETR.NUM_CLASSES
         if args.command == "convert":
@@ -109,6 +114,19 @@ def main() -> int:
         print(f"checkpoint: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _check_target(args: argparse.Namespace) -> None:
+    """Refuses to write over what is read, by whatever path; and into a folder's name, where a file is to be."""
+    source, target = Path(args.source), Path(args.target)
+    is_folder = args.command == "export-hf"
+    if target.exists() and target.is_dir() is not is_folder:
+        raise UserError(
+            f"{target}: it is a {'file' if is_folder else 'folder'}: name a {'folder' if is_folder else 'file'}"
+        )
+    for written in (target, target / "model.safetensors"):
+        if written.exists() and any(written.samefile(read) for read in (source, file_of(source)) if read.exists()):
+            raise UserError(f"{target}: it is the source {source}, which would be written over: name another")
 
 
 def _parse() -> tuple[argparse.Namespace, list[str]]:

@@ -3,9 +3,11 @@
 import argparse
 import json
 import os
+import pickle
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .pickles import as_tensors, read_pickle, stand_ins
+from .pickles import RefusedPickleError, as_tensors, read_pickle, stand_ins, with_arrays
 
 CLASS_NAMES = "class_names"  # the key beside the weights in this project's files
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
@@ -51,7 +53,7 @@ def read_weights(path: str | Path) -> Weights:
     Raises:
         CheckpointError: if there is no such file, it holds anything but tensors and plain values, or no weights.
     """
-    path = _file_of(Path(path))
+    path = file_of(Path(path))
     if path.suffix == ".safetensors":
         return Weights(_read_safetensors(path), _hugging_face_classes(path))
     content = read_content(path)
@@ -69,8 +71,9 @@ def read_content(path: Path) -> Any:
     try:
         return _read_torch_or_pickle(path)
     except Exception as error:  # a damaged file can fail anywhere in the unpickler: KeyError, struct.error, …
+        reason = _reason(path, error)
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint that can be read without running code from it ({_reason(error)})"
+            f"{path}: damaged, or not a checkpoint that can be read without running code from it ({reason})"
         ) from error
 
 
@@ -86,7 +89,12 @@ def _class_names(content: Any) -> Any:
     return place.get("classes", place.get("CLASSES"))
 
 
-def _file_of(path: Path) -> Path:
+def file_of(path: Path) -> Path:
+    """The file that `read_weights` reads: ``path``, or the one with weights in a folder of Hugging Face's.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     if path.is_dir():
         found = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
         if not found:
@@ -101,16 +109,32 @@ def _read_torch_or_pickle(path: Path) -> Any:
     if path.suffix == ".pkl":
         content = read_pickle(path)
         # Caffe2's detectors keep theirs under "blobs".
-        content = content.get("blobs", content) if isinstance(content, dict) else content
-        weights = content.get("model", content) if isinstance(content, dict) else None
-        return as_tensors(weights) if isinstance(weights, dict) else content
+        return content.get("blobs", content) if isinstance(content, dict) else content
     # The official repositories keep their command line beside the weights: a Namespace holds values, no code.
-    # mmdetection keeps its log: what stands for it here takes its values and does nothing. When it ends, the context
-    # forgets what it was given, also what had been allowed before.
-    allowed = torch.serialization.get_safe_globals()
-    new: list[Any] = [item for item in (argparse.Namespace, *stand_ins()) if item not in allowed]
-    with torch.serialization.safe_globals(new):
+    try:
+        return _load(path, {*torch.serialization.get_safe_globals(), argparse.Namespace})
+    except pickle.UnpicklingError:
+        # NumPy's arrays, and mmdetection's log: what stands for them here takes their values and does nothing. Alone:
+        # where a program has allowed NumPy's own types too, it would be left to chance which of the two torch takes.
+        return with_arrays(_load(path, (argparse.Namespace, *stand_ins())))
+
+
+def _load(path: Path, allowed: Iterable[Any]) -> Any:
+    with _only_safe_globals(allowed):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def _only_safe_globals(allowed: Iterable[Any]) -> Iterator[None]:
+    """What ``torch.load`` may make, in place of what the program has allowed, which comes back."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(list(allowed))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _hugging_face_classes(path: Path) -> tuple[str, ...] | None:
@@ -122,10 +146,21 @@ def _hugging_face_classes(path: Path) -> tuple[str, ...] | None:
         return None
 
 
-def _reason(error: Exception) -> str:
-    """The part of torch's long advice that names what is wrong: the refused type, or else its first line."""
-    refused = re.search(r"Unsupported (?:global|class)[^\n.]*(?:GLOBAL|class)? ?[\w.]+", str(error))
-    return refused.group() if refused else (str(error).strip() or "it ends too early").splitlines()[0]
+def _reason(path: Path, error: Exception) -> str:
+    """One line: what is wrong, without torch's advice to run the file's code."""
+    said = str(error).rpartition("WeightsUnpickler error:")[2]
+    lines = [line.strip() for line in said.splitlines()]
+    told = [line for line in lines if line and not re.search(r"weights_only|Weights only|documentation", line)]
+    reason = re.split(r" was not an allowed global|\. (?=[A-Z])", told[0])[0] if told else ""
+    if isinstance(error, RefusedPickleError) or "GLOBAL" in reason:
+        return reason
+    with open(path, "rb") as file:
+        begin = file.read(40)
+    if begin and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in begin):
+        return f"it is text, which begins {begin.decode().splitlines()[0]!r}"
+    if not isinstance(error, pickle.UnpicklingError | RuntimeError | OSError) and reason:
+        return f"{type(error).__name__}: {reason}"
+    return reason or ("it ends too early" if begin else "it is empty")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -146,7 +181,10 @@ def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
             content = content[key]
             break
     if isinstance(content, Mapping):
-        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        try:
+            tensors = {key: value for key, value in as_tensors(content).items() if isinstance(value, Tensor)}
+        except RefusedPickleError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         if tensors:
             return tensors
     raise CheckpointError(f"{path}: holds no weights (no tensors at the top, under 'model' or 'state_dict')")

@@ -8,6 +8,7 @@ objects out of any bytes. What it gets in their place checks type, shape and len
 import math
 import pickle
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class _Nothing:
 
 
 def stand_ins() -> list[tuple[Any, str]]:
-    """What ``torch.load``'s safe mode may make, besides, of files that mmengine wrote while it trained."""
+    """What ``torch.load``'s safe mode may make of NumPy's arrays, and of files that mmengine wrote while it trained."""
     arrays = [(target, f"{module}.{name}") for (module, name), target in _ALLOWED.items() if module.startswith("numpy")]
     # By getattr the history refers to its own methods.
     unwanted = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr")
@@ -134,25 +135,35 @@ def read_pickle(path: str | Path) -> Any:
         Exception: of any kind, for a damaged one.
     """
     with open(path, "rb") as file:
-        return _with_arrays(_Reader(file, encoding="latin1").load())
+        return with_arrays(_Reader(file, encoding="latin1").load())
 
 
-def _with_arrays(content: Any) -> Any:
+def with_arrays(content: Any) -> Any:
     """Arrays in place of what stood for them."""
     if isinstance(content, _Array):
         return content.array
     if isinstance(content, dict):
-        return {key: _with_arrays(value) for key, value in content.items()}
+        return {key: with_arrays(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return type(content)(_with_arrays(item) for item in content)
+        return type(content)(with_arrays(item) for item in content)
     return content
 
 
-def as_tensors(arrays: dict[str, Any]) -> dict[str, Any]:
-    """NumPy arrays as tensors, in this machine's byte order; other values as they are."""
+def as_tensors(arrays: Mapping[Any, Any]) -> dict[str, Any]:
+    """NumPy arrays as tensors, in this machine's byte order; other values as they are.
+
+    Raises:
+        RefusedPickleError: naming an array of what no tensor can have.
+    """
     return {
-        str(key): torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
-        if isinstance(value, np.ndarray)
-        else value
-        for key, value in arrays.items()
+        str(key): _as_tensor(key, value) if isinstance(value, np.ndarray) else value for key, value in arrays.items()
     }
+
+
+def _as_tensor(key: Any, array: np.ndarray[Any, Any]) -> torch.Tensor:
+    try:
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    except TypeError as error:
+        raise RefusedPickleError(
+            f"{key} is an array of {array.dtype}, not of numbers that a tensor can have"
+        ) from error

@@ -5,6 +5,7 @@ import os
 import pickle
 import uuid
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,6 +18,18 @@ from projects_deformable_detr.checkpoint import files as files_module
 @pytest.fixture
 def detector(make_cfg):
     return build_detector(make_cfg())
+
+
+@pytest.fixture
+def allowed():
+    """What a program of the user's has allowed in torch.load: NumPy's own types."""
+    before = torch.serialization.get_safe_globals()
+    multiarray = np._core.multiarray
+    mine = [multiarray.scalar, multiarray._reconstruct, np.dtype, np.ndarray, type(np.dtype("f8"))]
+    torch.serialization.add_safe_globals(mine)
+    yield set(mine)
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
 
 
 def states_equal(one, other):
@@ -104,8 +117,9 @@ def cut(path):
 def test_a_damaged_file_is_named(tmp_path, write, name):
     path = tmp_path / name
     write(path)
-    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as caught:
         read_state(path)
+    assert len(str(caught.value).splitlines()) == 1 and "weights_only" not in str(caught.value)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
@@ -162,3 +176,73 @@ def test_what_was_allowed_before_a_read_stays_allowed(detector, tmp_path):
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "(it is empty)"),
+        (b"import os\nmodel = dict()\n", "(it is text, which begins 'import os')"),
+        (b"<!DOCTYPE html>", "(it is text, which begins '<!DOCTYPE html>')"),
+        (b"PK\x03\x04 and no more", "(PytorchStreamReader failed reading zip archive: not a ZIP archive)"),
+        ({"model": {"a": np.zeros(2, dtype=object)}}, "(it has an array of 'O8', not of numbers)"),
+        ({"model": {"a": np.array(["text"])}}, "(it has an array of 'U4', not of numbers)"),
+        ({"model": {"a": RunsCode()}}, f"{os.mkdir.__module__}.mkdir"),
+    ],
+)
+def test_the_reason_is_told_and_not_torchs_advice(tmp_path, content, reason):
+    """Torch advises to load with weights_only=False, which would run the file's code."""
+    path = tmp_path / "model.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError) as caught:
+        read_state(path)
+    text = str(caught.value)
+    assert reason in text and "weights_only" not in text and "succeed" not in text and "\n" not in text
+
+
+def test_a_program_may_have_allowed_numpys_types(tmp_path, allowed):
+    """They have the names of what stands for them here: which of both torch took was left to the order of a set."""
+    torch.save({"model": {"a": torch.ones(2)}, "best": np.float64(0.5)}, tmp_path / "number.pth")
+    assert files_module.read_content(tmp_path / "number.pth")["best"] == 0.5
+    assert allowed <= set(torch.serialization.get_safe_globals())
+
+
+def test_stand_ins_are_alone_when_they_are_needed(tmp_path, allowed, monkeypatch):
+    path = tmp_path / "x.pth"
+    torch.save({"model": {"a": torch.ones(2), "b": np.arange(3)}, "extra": uuid.UUID(int=1)}, path)
+    seen, load = [], torch.load
+
+    def spy(*args, **kwargs):
+        names = [
+            item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}"
+            for item in torch.serialization.get_safe_globals()
+        ]
+        seen.append(names)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", spy)
+    with pytest.raises(CheckpointError, match=r"uuid\.UUID"):
+        read_state(path)
+    assert [len(names) == len(set(names)) for names in seen] == [True, True]
+    assert allowed <= set(torch.serialization.get_safe_globals())
+
+
+def test_numpy_arrays_among_the_weights_are_weights(tmp_path):
+    state = {"a": np.arange(3.0), "b": torch.zeros(2), "c": np.ones((2, 2), ">f4"), "steps": 3}
+    for name, content in {"below.pth": {"model": state}, "alone.pth": state}.items():
+        torch.save(content, tmp_path / name)
+        found = read_state(tmp_path / name)
+        assert found.keys() == {"a", "b", "c"}
+        assert found["a"].tolist() == [0, 1, 2] and torch.equal(found["c"], torch.ones(2, 2))
+
+
+def test_numpy_arrays_that_the_program_allowed_are_weights_too(tmp_path, allowed):
+    torch.save({"model": {"a": np.arange(3.0)}}, tmp_path / "x.pth")
+    assert read_state(tmp_path / "x.pth")["a"].tolist() == [0, 1, 2]
+    torch.serialization.add_safe_globals([type(np.dtype("O"))])
+    torch.save({"model": {"odd": np.zeros(3, object)}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="odd is an array of object, not of numbers"):
+        read_state(tmp_path / "x.pth")

@@ -1,6 +1,7 @@
 """The command line: convert, export-official, export-hf."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -135,3 +136,62 @@ def test_a_backbone_and_others_weights_are_told(make_files, run):
     assert status == 2 and "of no detector that is known here" in text
     status, text = run("convert", "none.pth", "ours.pth", "--config-file", config)
     assert status == 2 and "none.pth: there is no such checkpoint file" in text
+
+
+@pytest.mark.parametrize("spelling", ["official.pth", "x/../official.pth", "link.pth", "hard.pth", "absolute"])
+def test_the_source_is_not_written_over(make_files, run, tmp_path, spelling):
+    _, source, config = make_files(5)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link.pth").symlink_to(tmp_path / source)
+    os.link(tmp_path / source, tmp_path / "hard.pth")
+    before = (tmp_path / source).read_bytes()
+    target = tmp_path / source if spelling == "absolute" else spelling
+    for name in ("convert", "export-official"):
+        status, said = run(name, source, target, "--config-file", config)
+        assert status == 2 and f"{target}: it is the source official.pth" in said
+    assert (tmp_path / source).read_bytes() == before
+    assert os.path.samefile(tmp_path / source, tmp_path / "hard.pth")
+
+
+def test_a_folder_is_not_written_over_either(make_files, run, tmp_path):
+    _, source, config = make_files(5)
+    assert run("export-hf", source, "folder", "--config-file", config)[0] == 0
+    before = (tmp_path / "folder" / "model.safetensors").read_bytes()
+    for given in ("folder", "folder/model.safetensors"):
+        status, said = run("export-hf", given, "./folder/", "--config-file", config)
+        assert status == 2 and f"folder: it is the source {given}" in said
+        status, said = run("convert", given, "folder/model.safetensors", "--config-file", config)
+        assert status == 2 and "which would be written over" in said
+    assert (tmp_path / "folder" / "model.safetensors").read_bytes() == before
+
+
+def test_a_target_of_the_other_kind_is_refused(make_files, run, tmp_path):
+    _, source, config = make_files(5)
+    (tmp_path / "x").mkdir()
+    assert "x: it is a folder: name a file" in run("convert", source, "x", "--config-file", config)[1]
+    assert "config.yaml: it is a file: name a folder" in run("export-hf", source, config, "--config-file", config)[1]
+
+
+def test_what_is_no_checkpoint_is_told_in_one_paragraph(make_files, run, tmp_path):
+    _, _, config = make_files(5)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").write_text("to do\n\nmore")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for name, reason in {"folder": "a folder with", "notes.txt": "text", "empty.pth": "empty"}.items():
+        status, said = run("convert", name, "ours.pth", "--config-file", config)
+        assert status == 2 and len(said.splitlines()) == 1
+        assert said.startswith(f"checkpoint: {name}: ") and reason in said
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("deformable_detr_r50_50ep.py", "model = 1", "give the YAML file of that name, deformable_detr_r50_50ep.yaml"),
+        ("x.yaml", "MODEL: [", "config x.yaml"),
+    ],
+)
+def test_what_is_no_config_is_told(make_files, run, tmp_path, name, text, told):
+    _, source, _ = make_files(5)
+    (tmp_path / name).write_text(text)
+    status, said = run("convert", source, "ours.pth", "--config-file", name)
+    assert status == 2 and told in said and "Traceback" not in said
