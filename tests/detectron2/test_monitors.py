@@ -280,8 +280,8 @@ def test_the_main_process_tells_the_others_what_is_wrong(monkeypatch):
 
 
 def test_evaluations_of_a_base_class_see_the_average_too(make_cfg, scores):
-    """And keep their own function, and their own period."""
-    seen = []
+    """And keep their own function, and their own period. One that is registered later sees it at the end only."""
+    seen, later = [], []
 
     class Base(DefaultTrainer):
         def build_hooks(self):
@@ -293,10 +293,14 @@ def test_evaluations_of_a_base_class_see_the_average_too(make_cfg, scores):
 
     cfg = make_cfg(**EMA, SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=1, TEST__EVAL_PERIOD=2)
     plain = scores([1.0, 2.0])
-    run(cfg, trainer=Both)
+    states = hooks.EvalHook(2, lambda: later.append(copy.deepcopy(trainer.model.state_dict())))
+    trainer = Both(cfg)
+    run(cfg, trainer=lambda _: trainer, watch=[states])
     assert [iteration for iteration, _ in seen] == [2, 4] and len(plain) == 2
     assert same(seen[0][1], load(cfg, "model_0000002.pth")["model"])
     assert same(seen[1][1], load(cfg, "model_final.pth")["model"])
+    assert same(later[0], load(cfg, "model_0000001.pth")["ema"]["model"])
+    assert same(later[1], load(cfg, "model_final.pth")["model"])
 
 
 @pytest.mark.parametrize(
