@@ -50,15 +50,23 @@ def value_of(text: str) -> Any:
 
 
 def flatten(source: Source, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted names, as deep as the rows go; items of lists are numbered."""
+    """Values by dotted names, as deep as the rows go; items of lists are numbered, or named by their type."""
     for name, value in values.items():
         option = f"{prefix}{name}"
         below = any(row.option.startswith(f"{option}.") and row.option != f"{option}.*" for row in source.rows)
         if below and isinstance(value, Mapping):
             yield from flatten(source, value, f"{option}.")
         elif below and isinstance(value, list | tuple):
-            yield from flatten(source, {str(index): item for index, item in enumerate(value)}, f"{option}.")
+            by_type = option in source.by_type
+            yield from flatten(
+                source, dict(_named(item, index, by_type) for index, item in enumerate(value)), f"{option}."
+            )
         elif isinstance(value, Mapping) and value and all(not row.names(option) for row in source.rows):
             yield from flatten(source, value, f"{option}.")
         else:
             yield option, value
+
+
+def _named(item: Any, index: int, by_type: bool) -> tuple[str, Any]:
+    is_named = by_type and isinstance(item, Mapping) and isinstance(item.get("type"), str)
+    return (item["type"] if is_named else str(index)), item
