@@ -1,7 +1,7 @@
 """``KEY=VALUE`` in dotted names, as detrex, mmdetection and Detectron2's LazyConfigs take them."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -57,16 +57,17 @@ def flatten(source: Source, values: Mapping[str, Any], prefix: str = "") -> Iter
         if below and isinstance(value, Mapping):
             yield from flatten(source, value, f"{option}.")
         elif below and isinstance(value, list | tuple):
-            by_type = option in source.by_type
-            yield from flatten(
-                source, dict(_named(item, index, by_type) for index, item in enumerate(value)), f"{option}."
-            )
+            yield from flatten(source, _numbered(value, option in source.by_type), f"{option}.")
         elif isinstance(value, Mapping) and value and all(not row.names(option) for row in source.rows):
             yield from flatten(source, value, f"{option}.")
         else:
             yield option, value
 
 
-def _named(item: Any, index: int, by_type: bool) -> tuple[str, Any]:
-    is_named = by_type and isinstance(item, Mapping) and isinstance(item.get("type"), str)
-    return (item["type"] if is_named else str(index)), item
+def _numbered(items: Sequence[Any], by_type: bool) -> dict[str, Any]:
+    """By their places; ``by_type``, the first item of a type by that."""
+    found: dict[str, Any] = {}
+    for index, item in enumerate(items):
+        kind = item.get("type") if by_type and isinstance(item, Mapping) else None
+        found[kind if isinstance(kind, str) and kind not in found else str(index)] = item
+    return found

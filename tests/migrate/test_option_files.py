@@ -245,6 +245,7 @@ def test_what_is_published_is_not_warned_of(read_settings, migrate):
         ),
         ("val_dataloader = dict(dataset=dict(ann_file='mine.json'))", ["val_dataloader.dataset.ann_file"]),
         ("custom_hooks = [dict(type='NumClassCheckHook')]", ["custom_hooks.NumClassCheckHook"]),
+        ("custom_hooks = [dict(type='EMAHook'), dict(type='EMAHook', momentum=0.5)]", ["custom_hooks.1"]),
         ("default_hooks = dict(early_stopping=dict(type='EarlyStoppingHook'))", ["default_hooks.early_stopping"]),
         (
             "custom_hooks = [dict(type='EMAHook', update_buffers=True, priority=49)]",
