@@ -6,6 +6,7 @@ python -m projects_deformable_detr.migrate --write-docs docs/migrating.md
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def _migrate(args: argparse.Namespace, words: list[str]) -> None:
     told = f"From {source.name} by python -m projects_deformable_detr.migrate.\n" + "\n".join(translation.notes)
     write_yaml(args.out, translation, told, overwrite=args.overwrite)
     flags = "".join(f" {flag}" for flag in translation.flags)
-    print(f"train_net.py --config-file {args.out}{flags}")
+    print(f"train_net.py --config-file {shlex.quote(str(args.out))}{flags}")
 
 
 def read_and_translate(source: Source, args: argparse.Namespace, words: list[str]) -> Translation:

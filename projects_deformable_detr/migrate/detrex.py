@@ -249,7 +249,14 @@ _TRAINING: tuple[Row, ...] = (
     none("train.log_period", "there is no key for it", both=20),
     none("train.device", "`MODEL.DEVICE`", both="cuda"),
     none("train.ddp.*", _LAUNCH, both=None),
-    none("train.model_ema.*", "there is no average of weights here", both=None),
+    same("train.model_ema.enabled", "SOLVER.EMA.ENABLED", both=False),
+    same("train.model_ema.decay", "SOLVER.EMA.DECAY", both=0.999),
+    none(
+        "train.model_ema.use_ema_weights_for_eval_only",
+        "evaluation and `model_final.pth` have the average (docs/training.md)",
+        both=False,
+    ),
+    none("train.model_ema.*", "the average lies where the model does", both=None),
     none("train.fast_dev_run.*", "set `SOLVER.MAX_ITER`", both=None),
     none("train.wandb.*", "the log goes to TensorBoard", both=None),
 )

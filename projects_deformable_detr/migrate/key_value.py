@@ -1,7 +1,7 @@
 """``KEY=VALUE`` in dotted names, as detrex, mmdetection and Detectron2's LazyConfigs take them."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -50,15 +50,24 @@ def value_of(text: str) -> Any:
 
 
 def flatten(source: Source, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted names, as deep as the rows go; items of lists are numbered."""
+    """Values by dotted names, as deep as the rows go; items of lists are numbered, or named by their type."""
     for name, value in values.items():
         option = f"{prefix}{name}"
         below = any(row.option.startswith(f"{option}.") and row.option != f"{option}.*" for row in source.rows)
         if below and isinstance(value, Mapping):
             yield from flatten(source, value, f"{option}.")
         elif below and isinstance(value, list | tuple):
-            yield from flatten(source, {str(index): item for index, item in enumerate(value)}, f"{option}.")
+            yield from flatten(source, _numbered(value, option in source.by_type), f"{option}.")
         elif isinstance(value, Mapping) and value and all(not row.names(option) for row in source.rows):
             yield from flatten(source, value, f"{option}.")
         else:
             yield option, value
+
+
+def _numbered(items: Sequence[Any], by_type: bool) -> dict[str, Any]:
+    """By their places; ``by_type``, the first item of a type by that."""
+    found: dict[str, Any] = {}
+    for index, item in enumerate(items):
+        kind = item.get("type") if by_type and isinstance(item, Mapping) else None
+        found[kind if isinstance(kind, str) and kind not in found else str(index)] = item
+    return found

@@ -32,4 +32,5 @@ MMDETECTION = Source(
     },
     parse,
     read,
+    by_type=frozenset({"custom_hooks"}),
 )

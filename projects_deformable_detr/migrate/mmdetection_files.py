@@ -22,21 +22,29 @@ def read(source: Source, path: str) -> Reading:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{path}: there is no such file")
-    text = file.read_text(encoding="utf-8") if file.suffix == ".py" else _text_in(file)
+    text = _text_of(file) if file.suffix == ".py" else _text_in(file)
     config = parse_config(text, path)
     if "_base_" in config:
         raise UserError(
             f"{path}: it refers to other files (_base_); name the whole one that mmdetection writes beside its "
             "checkpoints, or a published config with KEY=VALUE"
         )
-    architecture = (config.get("model") or {}).get("type")
+    model = config.get("model")
+    architecture = model.get("type") if isinstance(model, dict) else None
     presets = {"DETR": "detr_r50_8xb2-150e_coco", "DeformableDETR": "deformable-detr_r50_16xb2-50e_coco"}
-    if architecture not in presets:
+    if not isinstance(architecture, str) or architecture not in presets:
         raise UserError(f"{path}: model.type {architecture!r} is neither DETR nor DeformableDETR")
     preset = presets[architecture]
-    model = source.presets[preset].model
+    kind = source.presets[preset].model
     options = flatten(source, config)
-    return Reading({name: value for name, value in options if _differs(source, model, name, value)}, preset)
+    return Reading({name: value for name, value in options if _differs(source, kind, name, value)}, preset)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no text that can be read ({error})") from error
 
 
 def _text_in(path: Path) -> str:
@@ -49,14 +57,21 @@ def _text_in(path: Path) -> str:
 
 
 def _differs(source: Source, model: str, name: str, value: Any) -> bool:
-    """From the default; of rows without one, and of those without a counterpart, nothing is to be told."""
+    """Whether a value is another than the published one, and so to be translated, warned of or refused."""
     row = source.row(name, model)
-    if row is None or row.default(model) is NOT_THERE:
-        return row is None or not row.option.endswith(".*") and bool(row.keys or row.fixed)
-    if not row.keys and not row.fixed:
+    if row is None:
+        return True
+    if not row.keys and not row.fixed and row.quiet:
         return False
     default = row.default(model)
-    return list(value) != list(default) if isinstance(default, list | tuple) else value != default
+    return default is NOT_THERE or _essence(value) != _essence(default)
+
+
+def _essence(value: Any) -> Any:
+    """Without the means by which files are read, which change nothing of what is in them."""
+    if isinstance(value, dict):
+        return {key: _essence(item) for key, item in value.items() if key != "backend_args"}
+    return [_essence(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def parse_config(text: str, name: str) -> dict[str, Any]:
@@ -71,6 +86,8 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
         raise UserError(
             f"{name}: line {error.lineno} is not a value: mmdetection's own dump of the config is"
         ) from error
+    except (ValueError, RecursionError) as error:  # zero bytes; values within values
+        raise UserError(f"{name}: no config that can be read ({error})") from error
 
 
 def _assigned(item: ast.stmt) -> tuple[str, Any]:
@@ -82,11 +99,11 @@ def _assigned(item: ast.stmt) -> tuple[str, Any]:
 def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
         return {str(word.arg): _value(word.value) for word in node.keywords}
-    if isinstance(node, ast.Dict) and None not in node.keys:
+    if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) for key in node.keys):
         return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True) if key}
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item) for item in node.elts]
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         raise SyntaxError("no value", ("", node.lineno, 0, "")) from None

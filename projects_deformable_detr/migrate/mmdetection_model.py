@@ -12,6 +12,8 @@ _FEATURES = ("res2", "res3", "res4", "res5")
 
 
 def _features(value: Any, _: Theirs) -> Mapping[str, Any]:
+    if not set(value) <= set(range(len(_FEATURES))):
+        raise UserError(f"model.backbone.out_indices {value!r}: the stages of a ResNet are 0 to 3")
     features = [_FEATURES[index] for index in value]
     return {f"{_D}.IN_FEATURES": features, "MODEL.RESNETS.OUT_FEATURES": features}
 
@@ -57,7 +59,7 @@ def _stack(stack: str, layers: str, *attentions: tuple[Row, ...]) -> tuple[Row, 
         same(f"{at}.ffn_drop", f"{_D}.DROPOUT", both=0.1),
         fixed(f"{at}.num_fcs", "", detr=2),
         fixed(f"{at}.act_cfg.type", "", detr="ReLU"),
-        none(f"{at}.act_cfg.inplace", "", detr=True),
+        none(f"{at}.act_cfg.inplace", "", detr=True, quiet=True),
     )
 
 
@@ -103,7 +105,7 @@ _BACKBONE: tuple[Row, ...] = (
 )
 _NECK: tuple[Row, ...] = (
     fixed("model.neck.type", "", both="ChannelMapper"),
-    none("model.neck.in_channels", "the backbone tells it", detr=[2048], deformable=[512, 1024, 2048]),
+    none("model.neck.in_channels", "the backbone tells it", detr=[2048], deformable=[512, 1024, 2048], quiet=True),
     fixed("model.neck.kernel_size", "", both=1),
     same("model.neck.out_channels", f"{_D}.HIDDEN_DIM", both=256),
     fixed("model.neck.act_cfg", "", both=None),
@@ -126,7 +128,7 @@ _MODEL: tuple[Row, ...] = (
     ),
     fixed("model.decoder.return_intermediate", "", both=True),
     fixed("model.decoder.post_norm_cfg", "", deformable=None),
-    none("model.positional_encoding.num_feats", "half of `HIDDEN_DIM`", both=128),
+    none("model.positional_encoding.num_feats", "half of `HIDDEN_DIM`", both=128, quiet=True),
     fixed("model.positional_encoding.normalize", "", both=True),
     fixed("model.positional_encoding.offset", "", detr=0.0, deformable=-0.5),
     fixed("model.bbox_head.type", "", detr="DETRHead", deformable="DeformableDETRHead"),

@@ -33,6 +33,8 @@ def levels(value: Any, theirs: Theirs) -> Mapping[str, Any]:
 
 def backbone_rate(value: float, theirs: Theirs) -> Mapping[str, Any]:
     """As a multiple of ``lr``; 0 freezes."""
+    if theirs["lr"] <= 0:
+        raise UserError(f"--lr {theirs['lr']}: the backbone's rate is told here as a multiple of it, above 0")
     if value <= 0:
         return {"MODEL.BACKBONE.FREEZE_AT": 5, "SOLVER.BACKBONE_MULTIPLIER": 0.0}
     return {"MODEL.BACKBONE.FREEZE_AT": 2, "SOLVER.BACKBONE_MULTIPLIER": ratio(value, theirs["lr"])}
@@ -40,11 +42,13 @@ def backbone_rate(value: float, theirs: Theirs) -> Mapping[str, Any]:
 
 def batch(theirs: Theirs) -> int:
     """Images of all GPUs together."""
-    return int(theirs["batch_size"] * theirs.gpus)
+    return theirs.batch("batch_size")
 
 
 def drops(value: int, theirs: Theirs) -> Mapping[str, Any]:
     """The schedule's steps, in iterations."""
+    if value < 1:
+        raise UserError(f"--lr_drop {value}: the rate drops after so many epochs, 1 or more")
     epochs = range(value, theirs["epochs"], value)
     return {"SOLVER.STEPS": tuple(theirs.iterations(epoch, batch(theirs)) for epoch in epochs), "SOLVER.GAMMA": 0.1}
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import UserError
+
 MODELS = ("detr", "deformable_detr")
 COCO_IMAGES = 118_287  # of train2017
 
@@ -42,6 +44,17 @@ class Theirs:
         value = self.values.get(option, NOT_THERE)
         return default if value is NOT_THERE else value
 
+    def batch(self, option: str) -> int:
+        """Images of all GPUs together, where ``option`` tells those of one.
+
+        Raises:
+            UserError: if it is no whole number above 0.
+        """
+        size = self[option]
+        if type(size) is not int or size < 1:
+            raise UserError(f"{option} {size!r}: a batch is a whole number of images, 1 or more")
+        return size * self.gpus
+
     def iterations(self, epochs: float, batch: float) -> int:
         """So many epochs of so many images each."""
         return round(epochs * self.images / batch)
@@ -65,13 +78,14 @@ class Row:
     """One option of theirs.
 
     Attributes:
-        option: its name; ``x.*`` stands for all below ``x``; "" for what their code does without an option.
+        option: its name; ``x.*`` stands for ``x`` and all below it; "" for what their code does without an option.
         keys: of ours, or flags of ``train_net.py`` where they begin with ``--``; none where there is no counterpart.
         detr, deformable: their default in each model.
         change: None for the same value.
         note: for the table; where there is no key, the reason.
         fixed: another value than the default makes a model that is not here: an error.
         only_given: a default is not taken over: only what was named.
+        quiet: without a counterpart, and it changes neither model nor training: not told of what a file has.
     """
 
     option: str
@@ -82,6 +96,7 @@ class Row:
     note: str = ""
     fixed: bool = False
     only_given: bool = False
+    quiet: bool = False
 
     def default(self, model: str) -> Any:
         """That of ``"detr"`` or ``"deformable_detr"``; `NOT_THERE` if it does not have the option."""
@@ -89,7 +104,7 @@ class Row:
 
     def names(self, option: str) -> bool:
         """Whether the row is of this option."""
-        return option == self.option or (self.option.endswith(".*") and option.startswith(self.option[:-1]))
+        return option == self.option or (self.option.endswith(".*") and f"{option}.".startswith(self.option[:-1]))
 
     def ours(self, theirs: Theirs) -> dict[str, Any]:
         """Our values by key; none where the option has no counterpart or is not translated."""
@@ -124,6 +139,7 @@ class Source:
         default: the preset of a command line that names none; "" if it must.
         display: the option as it is written, for the table.
         without_effect: names that their files have and that mean nothing for the model or its training.
+        by_type: options with lists whose items are named by their ``type``, where others are numbered.
     """
 
     name: str
@@ -134,6 +150,7 @@ class Source:
     default: str = ""
     display: Callable[[str], str] = str
     without_effect: frozenset[str] = frozenset()
+    by_type: frozenset[str] = frozenset()
 
     def row(self, option: str, model: str) -> Row | None:
         """The row of an option; an exact name goes before ``x.*``, and one of the model before one of the other."""
@@ -166,9 +183,9 @@ def changed(
     return Row(option, keys, **({"detr": both, "deformable": both} | others), change=change, note=note)
 
 
-def none(option: str, note: str, both: Any = NOT_THERE, **others: Any) -> Row:
-    """No counterpart: naming it is warned of."""
-    return Row(option, **({"detr": both, "deformable": both} | others), note=note)
+def none(option: str, note: str, both: Any = NOT_THERE, quiet: bool = False, **others: Any) -> Row:
+    """No counterpart: naming it is warned of, and unless ``quiet`` so is what a file has in place of the default."""
+    return Row(option, **({"detr": both, "deformable": both} | others), note=note, quiet=quiet)
 
 
 def fixed(option: str, note: str, both: Any = NOT_THERE, **others: Any) -> Row:
@@ -180,6 +197,13 @@ def read_with(option: str, other: str, *keys: str, both: Any = NOT_THERE, **othe
     """Told together with another option, whose row gives the values."""
     change = Change(f"read with `{other}`", lambda _, __: {})
     return Row(option, keys, **({"detr": both, "deformable": both} | others), change=change)
+
+
+def plain(value: Any) -> Any:
+    """For comparing: tuples as lists, at every depth."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def ratio(part: float, whole: float) -> float:

@@ -176,7 +176,7 @@ ROWS: tuple[Row, ...] = (
     fixed(f"{_PROCESSOR}do_rescale", "", both=True),
     fixed(f"{_PROCESSOR}do_normalize", "", both=True),
     fixed(f"{_PROCESSOR}do_pad", "", both=True),
-    none(f"{_PROCESSOR}*", "its input is what the engines' mappers make"),
+    none(f"{_PROCESSOR}*", "its input is what the engines' mappers make", both=None),
 )
 # Keys of every config there, of 4 and 5, and what older files of these two models have besides.
 _EVERY_CONFIG = (

@@ -8,7 +8,7 @@ from typing import Any
 from .. import model_zoo
 from ..config import get_cfg
 from ..errors import UserError
-from .rows import COCO_IMAGES, MODELS, NOT_THERE, Preset, Row, Source, Theirs
+from .rows import COCO_IMAGES, MODELS, NOT_THERE, Preset, Row, Source, Theirs, plain
 
 _ARCHITECTURES = dict(zip(MODELS, ("DETR", "DeformableDETR"), strict=True))
 _SHOWN = 3
@@ -50,7 +50,7 @@ def translate(
         given: values by option.
         gpus: how many processes trained, where the batch is told for each; default: as many as the preset is for.
         images: in the training set, for epochs.
-        ignored: options to leave out, whatever they say.
+        ignored: options to leave out, with all below them, whatever they say.
 
     Raises:
         UserError: for an option that is not theirs, with the nearest ones, and for a value that makes a model that is
@@ -58,15 +58,15 @@ def translate(
     """
     chosen = _preset(source, preset)
     count = gpus or chosen.gpus
-    given = {option: value for option, value in given.items() if option not in ignored}
+    given = {option: value for option, value in given.items() if not _is_ignored(option, ignored)}
     defaults = ((row.option, row.default(chosen.model)) for row in source.rows if row.option)
     values = {option: value for option, value in defaults if value is not NOT_THERE} | dict(chosen.values)
     _check_options(source, given, chosen.model)
     values |= given
     theirs = Theirs(values, chosen.model, count, images, frozenset({*given, *chosen.values}))
-    flags, wanted = _ours(source, theirs)
+    flags, wanted, options = _ours(source, theirs)
     warnings = tuple(_warnings(source, given, theirs))
-    base, settings = _nearest(wanted | {"MODEL.META_ARCHITECTURE": _ARCHITECTURES[chosen.model]})
+    base, settings = _nearest(wanted | {"MODEL.META_ARCHITECTURE": _ARCHITECTURES[chosen.model]}, options)
     notes = tuple(_notes(wanted, theirs, preset))
     return Translation(base, settings, flags, warnings, notes)
 
@@ -76,6 +76,10 @@ def _preset(source: Source, name: str) -> Preset:
         near = f"{name!r} is none of {source.name}'s configs" if name else f"name one of {source.name}'s configs"
         raise UserError(f"{near} (--config): {', '.join(source.presets)}")
     return source.presets[name]
+
+
+def _is_ignored(option: str, ignored: tuple[str, ...]) -> bool:
+    return any(f"{option}.".startswith(f"{name.removesuffix('.*')}.") for name in ignored)
 
 
 def _check_options(source: Source, given: Mapping[str, Any], model: str) -> None:
@@ -94,11 +98,14 @@ def _check_options(source: Source, given: Mapping[str, Any], model: str) -> None
         raise UserError("; ".join(wrong) + " (--ignore OPTION leaves one out)")
 
 
-def _ours(source: Source, theirs: Theirs) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Flags, and values by key. Two options that want different values for one key are an error."""
+def _ours(source: Source, theirs: Theirs) -> tuple[tuple[str, ...], dict[str, Any], dict[str, str]]:
+    """Flags, values by key, and the options that these come from.
+
+    Two options that want different values for one key are an error.
+    """
     found: dict[str, tuple[Any, str]] = {}
     for row in source.rows:
-        for key, value in row.ours(theirs).items():
+        for key, value in _ours_of(source, row, theirs).items():
             before, option = found.get(key, (value, ""))
             if before != value:
                 raise UserError(
@@ -107,7 +114,20 @@ def _ours(source: Source, theirs: Theirs) -> tuple[tuple[str, ...], dict[str, An
                 )
             found[key] = (value, row.option)
     flags = tuple(key for key, (value, _) in found.items() if key.startswith("--") and value)
-    return flags, {key: value for key, (value, _) in found.items() if not key.startswith("--")}
+    values = {key: value for key, (value, _) in found.items() if not key.startswith("--")}
+    return flags, values, {key: source.display(option) for key, (_, option) in found.items() if option}
+
+
+def _ours_of(source: Source, row: Row, theirs: Theirs) -> dict[str, Any]:
+    try:
+        return row.ours(theirs)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        value = theirs.get(row.option, row.default(theirs.model))
+        raise UserError(
+            f"{source.display(row.option)} {value!r}: no value that it can have here ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _warnings(source: Source, given: Mapping[str, Any], theirs: Theirs) -> Iterator[str]:
@@ -130,11 +150,7 @@ def _sentence(row: Row) -> str:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    return _plain(one) == _plain(other)
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return plain(one) == plain(other)
 
 
 def _notes(wanted: Mapping[str, Any], theirs: Theirs, preset: str) -> Iterator[str]:
@@ -146,12 +162,12 @@ def _notes(wanted: Mapping[str, Any], theirs: Theirs, preset: str) -> Iterator[s
         )
 
 
-def _nearest(wanted: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _nearest(wanted: Mapping[str, Any], options: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     """Our config with the fewest keys to change, and these keys with the values wanted."""
     start = _read("Base-DETR" if wanted["MODEL.META_ARCHITECTURE"] == "DETR" else "Base-DeformableDETR")
     if "OUTPUT_DIR" not in wanted:
         del start["OUTPUT_DIR"]
-    whole = start | {key: _coerce(key, value, start) for key, value in wanted.items()}
+    whole = start | {key: _coerce(key, value, start, options.get(key, "")) for key, value in wanted.items()}
     found = {name: _read(name) for name in model_zoo.names()}
     fitting = [name for name in found if _is_like(name, found[name], wanted["MODEL.META_ARCHITECTURE"])]
     # Where several are as near, the plainest: it differs least from the one that all others start from.
@@ -183,7 +199,7 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _coerce(key: str, value: Any, known: Mapping[str, Any]) -> Any:
+def _coerce(key: str, value: Any, known: Mapping[str, Any], option: str) -> Any:
     """Our key's type: theirs may have 2 where ours has 2.0, or a list for a tuple."""
     kind = type(known.get(key, value))
     if kind is float and type(value) is int:
@@ -193,5 +209,5 @@ def _coerce(key: str, value: Any, known: Mapping[str, Any]) -> Any:
     if kind in (list, tuple) and isinstance(value, list | tuple):
         return kind(value)
     if kind is not type(value):
-        raise UserError(f"{value!r} does not fit {key}, which is of type {kind.__name__}")
+        raise UserError(f"{option} {value!r} does not fit {key}, which is of type {kind.__name__}")
     return value

@@ -1,6 +1,8 @@
 """A translation as words for a command line, and as a YAML file."""
 
+import ast
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from .translate import Translation
 
 
 def as_lines(translation: Translation) -> Iterator[str]:
-    """Arguments of ``train_net.py``, a pair or a flag on each line, without spaces within a value."""
-    yield f"--config-file {_base(translation)}"
+    """Arguments of ``train_net.py``, a pair or a flag on each line, as a shell reads them."""
+    yield f"--config-file {shlex.quote(_base(translation))}"
     yield from translation.flags
     for key, value in translation.settings.items():
         yield f"{key} {_word(value)}"
@@ -28,7 +30,16 @@ def _base(translation: Translation) -> str:
 
 
 def _word(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value).replace(" ", "")
+    """One word for a shell, from which ``train_net.py`` makes the value: it takes for text what is no Python value."""
+    return shlex.quote(value if isinstance(value, str) and not _is_python(value) else repr(value))
+
+
+def _is_python(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return False
+    return True
 
 
 def as_yaml(translation: Translation, folder: Path, told: str) -> str:

@@ -1,5 +1,6 @@
 """The command: what it prints, writes and refuses."""
 
+import shlex
 import subprocess
 import sys
 
@@ -16,10 +17,10 @@ LINE = WORDS.split()
 
 
 def test_the_printed_words_are_train_nets(run):
-    """Split at spaces, as a shell does, they make the config that --out writes."""
+    """Split as a shell does, they make the config that --out writes."""
     status, out, said = run("official", "--", *LINE)
     assert status == 0
-    args = argument_parser().parse_args(out.split())
+    args = argument_parser().parse_args(shlex.split(out))
     assert args.eval_only and args.config_file.endswith("configs/deformable_detr_r50_box_refine_50ep.yaml")
     cfg = get_cfg("standalone")
     cfg.merge_from_file(args.config_file)
@@ -113,14 +114,14 @@ def test_an_abbreviated_option_is_theirs_too(run):
                 "--resume",
                 "MODEL.DETR.NUM_OBJECT_QUERIES 50",
                 "MODEL.DETR.COST_CLASS 3.0",
-                "SOLVER.STEPS (739294,1478588)",
+                "SOLVER.STEPS '(739294, 1478588)'",
             ],
         ),
         (
             "detrex",
             "tools/train_net.py --config-file projects/detr/configs/detr_r101_dc5_300ep.py optimizer.lr=3e-4 "
             "train.init_checkpoint=mine.pth dataloader.train.dataset.names=cells_train model.num_classes=3",
-            ["SOLVER.BASE_LR 0.0003", "MODEL.WEIGHTS mine.pth", "DATASETS.TRAIN ('cells_train',)"],
+            ["SOLVER.BASE_LR 0.0003", "MODEL.WEIGHTS mine.pth"],
         ),
         (
             "transformers",
@@ -143,6 +144,81 @@ def test_pasted_lines(run, source, words, lines):
 )  # fmt: skip
 def test_values(text, value):
     assert value_of(text) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["official", "--", "--output_dir", "my out dir"], "OUTPUT_DIR", "my out dir"),
+        (["official", "--", "--device", "cuda; touch x"], "MODEL.DEVICE", "cuda; touch x"),
+        (["official", "--", "--device", "$(touch x)`touch x`'\""], "MODEL.DEVICE", "$(touch x)`touch x`'\""),
+        (
+            ["detrex", "--config", "detr_r50_300ep", "--", "dataloader.train.dataset.names=['my data','b']"],
+            "DATASETS.TRAIN",
+            ("my data", "b"),
+        ),
+        (["official", "--images", 3200, "--", "--lr_drop", "20"], "SOLVER.STEPS", (2000, 4000)),
+    ],
+)
+def test_a_shell_reads_what_was_meant(run, tmp_path, words, key, value):
+    """Printed by a shell, word by word, and merged as train_net.py does."""
+    status, out, _ = run(*words)
+    assert status == 0
+    script = "for word in " + out.replace("\n", " ") + "; do printf '%s\\0' \"$word\"; done"
+    shell = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    opts = argument_parser().parse_args(shell.stdout.split("\0")[:-1]).opts
+    cfg = get_cfg("standalone")
+    cfg.merge_from_list(opts)
+    for name in key.split("."):
+        cfg = cfg[name]
+    assert (type(cfg), cfg) == (type(value), value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_that_looks_like_a_number_stays_text(run):
+    """It has quotes of its own, as Detectron2's reader of KEY VALUE takes Python's values."""
+    _, out, _ = run("official", "--", "--resume", "2024")
+    assert "'2024'" in shlex.split(out)
+
+
+def test_the_written_files_name_is_one_word(run, tmp_path):
+    path = tmp_path / "my config.yaml"
+    _, out, _ = run("official", "--out", path, "--", "--eval")
+    assert shlex.split(out) == ["train_net.py", "--config-file", str(path), "--eval-only"]
+
+
+DETR = ["--config", "detr_r50_8xb2-150e_coco", "--"]
+HOOK = "custom_hooks.EarlyStoppingHook"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["official", "--", "--lr", "0"], "--lr 0.0"),
+        (["official", "--", "--lr_drop", "0"], "--lr_drop 0"),
+        (["official", "--", "--batch_size", "0"], "batch_size 0"),
+        (["mmdetection", *DETR, "model.backbone.out_indices=3"], "model.backbone.out_indices 3: no value"),
+        (["mmdetection", *DETR, "model.backbone.out_indices=[4]"], "model.backbone.out_indices [4]"),
+        (["mmdetection", *DETR, "model.backbone.out_indices=[-1]"], "model.backbone.out_indices [-1]"),
+        (["mmdetection", *DETR, "model.data_preprocessor.mean=None"], "model.data_preprocessor.mean None does not fit"),
+        (["mmdetection", *DETR, "train_dataloader.batch_size=x"], "train_dataloader.batch_size 'x'"),
+        (["mmdetection", *DETR, "train_dataloader.batch_size=0"], "train_dataloader.batch_size 0"),
+        (["mmdetection", *DETR, "param_scheduler.0.milestones=30"], "param_scheduler.0.milestones 30: no value"),
+        (["mmdetection", *DETR, "default_hooks.checkpoint.save_best=coco/AR"], "save_best 'coco/AR'"),
+        (["mmdetection", *DETR, "default_hooks.checkpoint.by_epoch=False"], "by_epoch False"),
+        (["mmdetection", *DETR, f"{HOOK}.type=x", f"{HOOK}.monitor=loss"], "EarlyStoppingHook.monitor 'loss'"),
+        (["mmdetection", *DETR, "custom_hooks.EMAHook.type=x", "custom_hooks.EMAHook.momentum=0"], "momentum 0"),
+        (
+            ["detrex", "--config", "detr_r50_300ep", "--", "lr_multiplier.scheduler.milestones=5"],
+            "lr_multiplier.scheduler.milestones 5: no value",
+        ),
+        (["transformers", "--config", "detr", "--", "backbone_config=5"], "backbone_config 5: no value"),
+    ],
+)
+def test_values_of_another_kind_are_refused_by_name(run, words, said):
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert err.startswith("migrate: ") and said in err and len(err.splitlines()) == 1
 
 
 def test_as_a_program(tmp_path):

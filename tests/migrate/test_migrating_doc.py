@@ -1,5 +1,7 @@
 """docs/migrating.md: its tables are the code's, its commands parse, its configs and documents are there."""
 
+import argparse
+import json
 import re
 import shlex
 import subprocess
@@ -7,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from projects_deformable_detr import get_cfg
 from projects_deformable_detr.checkpoint import __main__ as checkpoint
 from projects_deformable_detr.cli import argument_parser
 from projects_deformable_detr.errors import UserError
@@ -53,16 +57,43 @@ def test_every_source_has_its_part():
         assert f"python -m projects_deformable_detr.migrate {name} " in TEXT
 
 
+def write_a_file_of(source, path):
+    """A small one of the name that a command has."""
+    if source == "transformers":
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps({"model_type": "deformable_detr", "num_queries": 77}))
+    elif source == "official":
+        torch.save({"model": {}, "args": argparse.Namespace(num_feature_levels=4, num_queries=77)}, path)
+    else:
+        torch.save({"state_dict": {}, "meta": {"cfg": "model = dict(type='DETR', num_queries=77)"}}, path)
+
+
 @pytest.mark.parametrize("words", commands("-m projects_deformable_detr.migrate"), ids=" ".join)
-def test_migrate_commands_run(words):
-    cut = words.index("--") if "--" in words else len(words)
-    args, theirs = migrate_parser().parse_args(words[:cut]), words[cut + 1 :]
-    source = SOURCES[args.source]
-    if args.from_checkpoint:  # there is no such file here
-        assert source.read is not None and not theirs
-        return
-    line = source.parse(source, theirs)
-    assert translate(source, args.config or line.preset or source.default, line.values).base
+def test_migrate_commands_run(run, tmp_path, monkeypatch, words):
+    """With all their options, in a folder that has the files that they name."""
+    monkeypatch.chdir(tmp_path)
+    args = migrate_parser().parse_args(words[: words.index("--") if "--" in words else None])
+    if args.from_checkpoint:
+        write_a_file_of(args.source, tmp_path / args.from_checkpoint)
+    status, out, said = run(*words)
+    assert status == 0, said
+    result = out
+    if args.out:
+        assert out.startswith(f"train_net.py --config-file {args.out}")
+        cfg = get_cfg("standalone")
+        cfg.merge_from_file(str(args.out))
+        result = args.out.read_text()
+    assert ("NUM_OBJECT_QUERIES" in result and "77" in result) == bool(args.from_checkpoint)
+    batch = re.search(r"(\d+) images in a batch over (\d+) GPUs .*, (\d+) images in an epoch", said)
+    if args.gpus:
+        assert batch is not None and int(batch[2]) == args.gpus and int(batch[1]) == 2 * args.gpus
+    if batch is not None:
+        assert int(batch[3]) == args.images
+
+
+def test_a_command_that_does_not_run_would_be_seen(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("official", "--from-checkpoint", "r50_deformable_detr.pth")[0] == 2
 
 
 def test_train_net_commands_parse():

@@ -119,7 +119,7 @@ model = dict(
 optim_wrapper = dict(type='AmpOptimWrapper', optimizer=dict(type='AdamW', lr=0.0004))
 param_scheduler = [dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[11], gamma=0.1)]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
-train_pipeline = [{'type': 'LoadImageFromFile'}, dict(type='RandomFlip', prob=0.5)]
+test_pipeline = [{'type': 'LoadImageFromFile'}, dict(type='PackDetInputs')]
 work_dir = './work_dirs/x'
 """
 
@@ -150,6 +150,13 @@ def test_mmdetections_whole_config(migrate, tmp_path, kind):
         ("model = dict(type='DETR', bbox_head=dict(num_reg_fcs=3))", "model.bbox_head.num_reg_fcs is no option of"),
         ("model = dict(type='DETR', neck=dict(norm_cfg=dict(type='BN')))", "model.neck.norm_cfg.type is an option of"),
         ("model = dict(type='DETR', backbone=dict(style='caffe'))", "model.backbone.style 'caffe': here it is always"),
+        ("model = dict(type='DETR', data_preprocessor=dict(mean=None))", "model.data_preprocessor.mean None does not"),
+        ("model = dict(type='DETR', backbone=dict(out_indices=3))", "model.backbone.out_indices 3: no value that"),
+        ("model = [1]", "model.type None is neither"),
+        ("model = dict(type=['DETR'])", "model.type ['DETR'] is neither"),
+        ("model = dict(type='DETR')\na = {[1]: 2}", "line 2 is not a value"),
+        ("model = dict(type='DETR')\na = {[1], 2}", "line 2 is not a value"),
+        ("model = '\0'", "config.py: "),
     ],
 )
 def test_mmdetections_configs_that_are_refused(run, tmp_path, text, said):
@@ -161,3 +168,132 @@ def test_mmdetections_configs_that_are_refused(run, tmp_path, text, said):
 def test_a_config_is_read_and_not_run(tmp_path):
     config = parse_config("a = [1, (2, -3.5), None, {'b': dict(c='d')}]", "x")
     assert config == {"a": [1, [2, -3.5], None, {"b": {"c": "d"}}]}
+
+
+# Data, hooks and what is not read from a file, as the published configs have them; {} are the settings of one test.
+PUBLISHED = """
+model = dict(type='DeformableDETR')
+EDGES = [(480, 1333), (512, 1333), (544, 1333), (576, 1333), (608, 1333), (640, 1333), (672, 1333), (704, 1333),
+         (736, 1333), (768, 1333), (800, 1333)]
+train_pipeline = [
+    dict(type='LoadImageFromFile', backend_args=None), dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='RandomChoice', transforms=[
+        [dict(type='RandomChoiceResize', scales=EDGES, keep_ratio=True)],
+        [dict(type='RandomChoiceResize', scales=[(400, 4200), (500, 4200), (600, 4200)], keep_ratio=True),
+         dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),
+         dict(type='RandomChoiceResize', scales=EDGES, keep_ratio=True)]]),
+    dict(type='PackDetInputs')]
+train_dataloader = dict(
+    batch_size=2, num_workers=2, persistent_workers=True, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='CocoDataset', data_root='data/coco/', ann_file='annotations/instances_train2017.json',
+                 data_prefix=dict(img='train2017/'), filter_cfg=dict(filter_empty_gt=False, min_size=32),
+                 backend_args=None))
+val_dataloader = dict(batch_size=1, dataset=dict(type='CocoDataset', ann_file='annotations/instances_val2017.json'))
+test_evaluator = dict(type='CocoMetric', metric='bbox')
+auto_scale_lr = dict(base_batch_size=32, enable=False)
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=50),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3), visualization=dict(type='X'))
+custom_hooks = []
+env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork'))
+log_processor = dict(type='LogProcessor', window_size=50)
+vis_backends = [dict(type='LocalVisBackend')]
+visualizer = dict(type='DetLocalVisualizer')
+backend_args = None
+randomness = dict(seed=None, deterministic=False)
+"""
+EDGES = PUBLISHED.partition("EDGES = ")[2].partition("]\n")[0] + "]"
+PUBLISHED = PUBLISHED.replace(f"EDGES = {EDGES}\n", "").replace("scales=EDGES", f"scales={EDGES}")
+
+
+@pytest.fixture
+def read_settings(migrate, tmp_path):
+    """A published config with settings after it, to ours, and the options that were warned of."""
+
+    def read(settings=""):
+        (tmp_path / "config.py").write_text(PUBLISHED + settings)
+        cfg, said = migrate("mmdetection", "--from-checkpoint", tmp_path / "config.py")
+        marked = [line.partition("WARNING: ")[2] for line in said.splitlines() if "WARNING" in line]
+        return cfg, [line.partition(" has no counterpart")[0] for line in marked]
+
+    return read
+
+
+def test_what_is_published_is_not_warned_of(read_settings, migrate):
+    cfg, warned = read_settings()
+    assert warned == []
+    assert cfg == migrate("mmdetection", "--config", "deformable-detr_r50_16xb2-50e_coco")[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ("auto_scale_lr = dict(enable=True)", ["auto_scale_lr.enable"]),
+        ("train_pipeline = [dict(type='Mosaic')]", ["train_pipeline"]),
+        (
+            "train_dataloader = dict(dataset=dict(type='CocoDataset', pipeline=[dict(type='Mosaic')]))",
+            ["train_dataloader.dataset.pipeline"],
+        ),
+        (
+            "train_dataloader = dict(dataset=dict(type='RepeatDataset', times=5, dataset=dict(type='CocoDataset')))",
+            [f"train_dataloader.dataset.{name}" for name in ("type", "times", "dataset")],
+        ),
+        (
+            "train_dataloader = dict(dataset=dict(ann_file='mine.json', metainfo=dict(classes=('cat',))))",
+            ["train_dataloader.dataset.ann_file", "train_dataloader.dataset.metainfo"],
+        ),
+        ("val_dataloader = dict(dataset=dict(ann_file='mine.json'))", ["val_dataloader.dataset.ann_file"]),
+        ("custom_hooks = [dict(type='NumClassCheckHook')]", ["custom_hooks.NumClassCheckHook"]),
+        ("custom_hooks = [dict(type='EMAHook'), dict(type='EMAHook', momentum=0.5)]", ["custom_hooks.1"]),
+        ("default_hooks = dict(early_stopping=dict(type='EarlyStoppingHook'))", ["default_hooks.early_stopping"]),
+        (
+            "custom_hooks = [dict(type='EMAHook', update_buffers=True, priority=49)]",
+            ["custom_hooks.EMAHook.update_buffers"],
+        ),
+    ],
+)
+def test_settings_that_change_training_are_warned_of(read_settings, settings, warned):
+    assert read_settings(settings)[1] == warned
+
+
+def test_hooks_of_mmengine_become_keys(read_settings):
+    cfg, warned = read_settings(
+        "default_hooks = dict(checkpoint=dict(type='CheckpointHook', save_best='coco/bbox_mAP_50', rule='less'))\n"
+        "custom_hooks = [dict(type='EMAHook', momentum=0.0005, priority=49), dict(type='EarlyStoppingHook', "
+        "monitor='coco/bbox_mAP_s', patience=3, min_delta=0.005, strict=True)]"
+    )
+    assert warned == []
+    assert dict(cfg.TEST.BEST_CHECKPOINT) == {"ENABLED": True, "METRIC": "bbox/AP50", "MODE": "min"}
+    stopping = {"ENABLED": True, "METRIC": "bbox/APs", "PATIENCE": 3, "MIN_DELTA": 0.5}
+    assert dict(cfg.TEST.EARLY_STOPPING) == stopping
+    assert dict(cfg.SOLVER.EMA) == {"ENABLED": True, "DECAY": 0.9995}
+
+
+@pytest.mark.parametrize("best", ["'auto'", "'coco/bbox_mAP'", "['coco/bbox_mAP']"])
+def test_the_best_checkpoint_and_the_hooks_own_defaults(read_settings, best):
+    cfg, _ = read_settings(
+        f"default_hooks = dict(checkpoint=dict(save_best={best}))\n"
+        "custom_hooks = [dict(type='EarlyStoppingHook', monitor='coco/segm_mAP'), dict(type='EMAHook')]"
+    )
+    assert dict(cfg.TEST.BEST_CHECKPOINT) == {"ENABLED": True, "METRIC": "bbox/AP", "MODE": "max"}
+    stopping = {"ENABLED": True, "METRIC": "segm/AP", "PATIENCE": 5, "MIN_DELTA": 10.0}
+    assert dict(cfg.TEST.EARLY_STOPPING) == stopping
+    assert dict(cfg.SOLVER.EMA) == {"ENABLED": True, "DECAY": 0.9998}
+
+
+@pytest.mark.parametrize("value", ["[]", "[{'type':'EMAHook'}]", "[{'type':'X'}]"])
+def test_hooks_on_the_command_line(run, value):
+    words = ("--config", "detr_r50_8xb2-150e_coco", "--", f"custom_hooks={value}", "val_cfg.type=ValLoop")
+    status, out, said = run("mmdetection", *words)
+    assert status == 0 and ("SOLVER.EMA.ENABLED True" in out) == ("EMAHook" in value)
+    assert ("custom_hooks.X has no counterpart" in said) == ("'X'" in value)
+    assert "val_cfg.type has no counterpart" in said
+    assert "no counterpart" not in run("mmdetection", "--ignore", "custom_hooks", "--ignore", "val_cfg", *words)[2]
+
+
+def test_detrexs_average(migrate):
+    words = ("train.model_ema.enabled=True", "train.model_ema.decay=0.9", "train.model_ema.device=cpu")
+    cfg, said = migrate("detrex", "--config", "detr_r50_300ep", "--", *words)
+    assert dict(cfg.SOLVER.EMA) == {"ENABLED": True, "DECAY": 0.9}
+    assert said.count("WARNING") == 1 and "train.model_ema.device has no counterpart" in said

@@ -54,6 +54,16 @@ def test_a_row_without_a_key_says_why():
     }
 
 
+def test_every_option_is_of_a_model():
+    """One without a default in either would be told to be of the other."""
+    assert [(name, row.option) for name, row in ROWS if row.detr is NOT_THERE and row.deformable is NOT_THERE] == []
+
+
+def test_a_family_is_named_by_its_own_name_too():
+    row = SOURCES["mmdetection"].row("custom_hooks", "detr")
+    assert row is not None and row.option == "custom_hooks.*" and not row.names("custom_hooks_of_others")
+
+
 def test_no_option_has_two_rows_in_one_model():
     for model in MODELS:
         seen = [(name, row.option) for name, row in ROWS if row.option and row.default(model) is not NOT_THERE]
