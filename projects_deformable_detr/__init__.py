@@ -4,6 +4,13 @@ Importing the package registers the meta-architecture, the backbone and the demo
 where that is importable, and works without it.
 """
 
+import importlib.util
+
+if importlib.util.find_spec("ms_deform_attn") is None:
+    raise ImportError(
+        "ms_deform_attn, the attention op of this project, is not installed: pip install -e . in the checkout builds it"
+    )
+
 from .config import add_deformable_detr_config, get_cfg
 from .engine import is_installed
 from .modeling import build_criterion, build_detector

@@ -158,7 +158,8 @@ def load(
     if not os.path.isdir(spec.image_root):
         problems.add("missing image folder", str(spec.image_root), "Correct the path, or put the images there.")
     categories = read_categories(content["categories"], problems)
-    records = read_images(content["images"], spec, problems)
+    where = " In LVIS's files the last two parts of coco_url tell where an image lies." if is_lvis else ""
+    records = read_images(content["images"], spec, problems, where)
     problems.raise_if_any(spec.name, spec.json_file)
 
     reader = AnnotationReader(records, categories, problems, invalid_boxes == "drop", for_evaluation, masks)
@@ -294,8 +295,8 @@ def read_categories(entries: list[Any], problems: Problems) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def read_images(entries: list[Any], spec: DatasetSpec, problems: Problems) -> dict[int, Record]:
-    """Image id → record without annotations."""
+def read_images(entries: list[Any], spec: DatasetSpec, problems: Problems, hint: str = "") -> dict[int, Record]:
+    """Image id → record without annotations; ``hint``: what to say besides of files that are missing."""
     found: dict[int, Record] = {}
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or not _is_image(entry):
@@ -311,7 +312,7 @@ def read_images(entries: list[Any], spec: DatasetSpec, problems: Problems) -> di
     if not entries:
         problems.add("empty list of images", "'images'", "List the images there.")
     if os.path.isdir(spec.image_root):
-        _check_files(found, problems)
+        _check_files(found, problems, hint)
     return found
 
 
@@ -320,7 +321,7 @@ def _is_image(entry: dict[str, Any]) -> bool:
     return numbers and entry["width"] > 0 and entry["height"] > 0 and isinstance(entry.get("file_name"), str)
 
 
-def _check_files(records: dict[int, Record], problems: Problems) -> None:
+def _check_files(records: dict[int, Record], problems: Problems, hint: str) -> None:
     """Looks for every image file. Folders are listed, not files asked for: 118,000 images take a moment."""
     listed: dict[str, set[str]] = {}
     for record in records.values():
@@ -328,7 +329,7 @@ def _check_files(records: dict[int, Record], problems: Problems) -> None:
         if folder not in listed:
             listed[folder] = _file_names(folder)
         if name not in listed[folder]:
-            remedy = "Put them there, correct the image folder, or remove their records."
+            remedy = f"Put them there, correct the image folder, or remove their records.{hint}"
             problems.add("image files that are missing", record["file_name"], remedy)
 
 

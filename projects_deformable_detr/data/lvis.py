@@ -46,9 +46,22 @@ def as_coco(content: dict[str, Any], problems: Problems) -> bool:
         _read_image(image, f"images[{index}] (id {image.get('id')!r})", ids, problems)
     for index, category in categories:
         _read_category(category, f"categories[{index}] (id {category.get('id')!r})", problems)
+    present: dict[Any, list[Any]] = {}  # lists: what an unsound file has may be no key
     for annotation in content.get("annotations", ()):
         if isinstance(annotation, dict):
             annotation.setdefault("iscrowd", 0)
+            present.setdefault(repr(annotation.get("image_id")), []).append(annotation.get("category_id"))
+    for index, image in images:
+        absent = image.get(_FEDERATED[0])
+        both = (
+            [item for item in absent if item in present.get(repr(image.get("id")), ())]
+            if isinstance(absent, list)
+            else []
+        )
+        if both:
+            where = f"images[{index}] (id {image.get('id')!r}) has objects of category {both[0]!r}"
+            remedy = "A class cannot be both: correct the list, or the objects."
+            problems.add(f"images with objects of classes in {_FEDERATED[0]!r}", where, remedy)
     return True
 
 

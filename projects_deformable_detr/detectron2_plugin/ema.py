@@ -90,8 +90,9 @@ class Averaging(HookBase):
         self.of = average
 
     def before_train(self) -> None:
-        """Says where an average begins late."""
+        """Says which weights the files have, and where an average begins late."""
         self.of.withdraw()  # of a training before
+        _logger.info("Evaluations, model_final.pth and model_best.pth have the averaged weights (SOLVER.EMA)")
         if self.trainer.start_iter > 0 and self.of.average.n_averaged == 0:
             _logger.warning("The checkpoint has no averaged weights (SOLVER.EMA): the average begins with its weights")
 

@@ -1,9 +1,10 @@
 """Train, resume or evaluate with Detectron2: what ``train_net.py`` runs in this engine."""
 
 import argparse
+import difflib
 import multiprocessing
 import os
-from collections.abc import MutableMapping, MutableSequence
+from collections.abc import Iterator, MutableMapping, MutableSequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from yaml import YAMLError
 
 from ..config import get_cfg, set_things
 from ..errors import UserError
+from ..key_checks import SAMPLERS, check_sampler, check_views
 from . import data, monitors
 from .inspection import check
 from .trainer import Trainer
@@ -77,8 +79,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
             cfg.merge_from_file(args.config_file, allow_unsafe=False)
         cfg.merge_from_list(args.opts)
     except (AssertionError, KeyError, ValueError, OSError, YAMLError) as error:
-        reason = error.args[0] if isinstance(error, KeyError) else error  # KeyError's text is in quotes
-        raise UserError(f"config {args.config_file or ''} {' '.join(args.opts)}: {reason}") from error
+        reason = str(error.args[0] if isinstance(error, KeyError) else error)  # KeyError's text is in quotes
+        raise UserError(
+            f"config {args.config_file or ''} and the command line: {reason}{_hint(reason, cfg)}"
+        ) from error
     cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE, args.num_gpus)
     _check(args, cfg)
     _setup_logger(cfg)
@@ -90,6 +94,37 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def _hint(reason: str, cfg: CfgNode) -> str:
+    """What Detectron2's words on a config leave out."""
+    if reason.startswith("Non-existent key: "):
+        near = difflib.get_close_matches(reason.split(": ")[1], _keys(cfg), n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+    if "<class 'float'> vs. <class 'int'>" in reason:
+        return "; write the number with a point, as 2.0"
+    return ""
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _check_sampler(cfg: CfgNode) -> None:
+    """Samplers that Detectron2 would stop at with an error of its own, or go on with for ever."""
+    name, known = cfg.DATALOADER.SAMPLER_TRAIN, (*SAMPLERS, "RandomSubsetTrainingSampler")
+    if name not in known:
+        raise UserError(f"DATALOADER.SAMPLER_TRAIN {name!r} is not known: choose one of {', '.join(known)}")
+    if name == "RandomSubsetTrainingSampler" and "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN {name} reads DATALOADER.RANDOM_SUBSET_RATIO, for which Detectron2 has no "
+            "default, so that no config file can set it: choose another, or set it in a script of your own"
+        )
+    check_sampler(cfg)
+
+
 def _check(args: argparse.Namespace, cfg: CfgNode) -> None:
     if args.num_machines > 1 and args.dist_url == "auto":
         raise UserError("--dist-url auto finds a port on one machine only: give tcp://HOST:PORT of machine 0")
@@ -99,12 +134,14 @@ def _check(args: argparse.Namespace, cfg: CfgNode) -> None:
             "MODEL.DEVICE is cpu, but Detectron2 connects several processes for GPUs where it sees one: put "
             "CUDA_VISIBLE_DEVICES= before the command"
         )
+    check_views(cfg)
     if args.eval_only:
         if not cfg.DATASETS.TEST:
             raise UserError("--eval-only needs DATASETS.TEST to name a data set")
         return
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: name a data set to train on")
+    _check_sampler(cfg)
     monitors.check(cfg)
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise UserError(

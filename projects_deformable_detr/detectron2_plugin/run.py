@@ -20,9 +20,9 @@ def main() -> int:
     Returns:
         The exit status: 0, or 2 if the script cannot be read. Whatever the script raises passes through.
     """
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m projects_deformable_detr.detectron2_plugin.run SCRIPT [ARGUMENT ...]", file=sys.stderr)
-        return 2
+        return 2 if len(sys.argv) < 2 else 0
     del sys.argv[0]
     script = os.path.abspath(sys.argv[0])
     try:
@@ -37,6 +37,7 @@ def main() -> int:
     module = ModuleType("__main__")
     # By the name in __spec__ multiprocessing finds this module, not the script, to run in a spawned process.
     module.__file__, module.__spec__ = script, sys.modules["__main__"].__spec__
+    module.__package__ = ""  # not this module's: a script has no package
     # The second name is that of what comes back from spawned processes.
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     exec(code, module.__dict__)

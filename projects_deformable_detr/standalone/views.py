@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from ..key_checks import check_views
 from ..modeling import Detections, Predictions, best_of_views, postprocess
 from ..modeling.masks import instance_masks
 from ..modeling.structures import MaskLogits
 from .augment import resized
-from .config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,12 @@ class Views:
         """Those of ``TEST.AUG``; None where it is off.
 
         Raises:
-            ConfigError: for sizes that are none, or a panoptic model, whose segments are not merged.
+            UserError: as `check_views`.
         """
         keys = cfg.TEST.AUG
         if not keys.ENABLED:
             return None
-        if cfg.MODEL.DETR.PANOPTIC.ENABLED:
-            raise ConfigError(
-                "TEST.AUG.ENABLED True merges instances, not panoptic segments: set MODEL.DETR.PANOPTIC.ENABLED or "
-                "TEST.AUG.ENABLED to False"
-            )
-        if not keys.MIN_SIZES or min(keys.MIN_SIZES) < 1 or keys.MAX_SIZE < 1:
-            sizes = f"MIN_SIZES {tuple(keys.MIN_SIZES)}, MAX_SIZE {keys.MAX_SIZE}"
-            raise ConfigError(f"TEST.AUG.{sizes}: name sizes of images in pixels")
+        check_views(cfg)
         return cls(tuple(keys.MIN_SIZES), keys.MAX_SIZE, keys.FLIP, cfg.MODEL.DETR.TTA_NMS_THRESH)
 
     def detect(

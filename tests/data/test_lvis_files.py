@@ -16,8 +16,9 @@ Write = Callable[[Any], DatasetSpec]
 @pytest.fixture
 def federated(content: dict[str, Any]) -> dict[str, Any]:
     """The sound content in LVIS's format, with images a.png and c.png beside each other and deep/b.png by its URL."""
+    absent = {10: 7, 20: 9, 30: 4}
     for image in content["images"]:
-        image |= {"neg_category_ids": [4], "not_exhaustive_category_ids": []}
+        image |= {"neg_category_ids": [absent[image["id"]]], "not_exhaustive_category_ids": []}
         if image["file_name"] == "deep/b.png":
             image |= {"file_name": "COCO_b.png", "coco_url": "http://images.example/some/deep/b.png"}
     for category, frequency in zip(content["categories"], "rcf", strict=True):
@@ -52,10 +53,12 @@ def test_cocos_files_are_left_alone(write: Write, content: dict[str, Any]) -> No
         (lambda c: c["images"][1].update(neg_category_ids=3), "without a list 'neg_category_ids'"),
         (lambda c: c["images"][1].update(neg_category_ids=[4, 5]), r"'neg_category_ids' that are not .*: 5"),
         (lambda c: c["images"][1].update(neg_category_ids=[[4]]), r"'neg_category_ids' that are not .*: \[4\]"),
+        (lambda c: c["images"][1].update(neg_category_ids=[7, 9]), r"classes in 'neg_category_ids' .*of category 9"),
         (lambda c: c["categories"][2].update(frequency="x"), r"categories without a frequency \(1\).* frequency 'x'"),
         (lambda c: c["images"][2].update(coco_url="b.png"), "unusable 'coco_url'.*'b.png'"),
         (lambda c: c["images"][2].update(coco_url=7), "unusable 'coco_url'.* 7"),
         (lambda c: c["images"][2].update(coco_url="http://x/deep/gone.png"), "missing.*deep/gone.png"),
+        (lambda c: c["images"][2].update(coco_url="http://x/deep/gone.png"), "last two parts of coco_url tell"),
         (lambda c: c["annotations"][0].pop("area"), "annotation 1 lacks area"),
     ],
 )

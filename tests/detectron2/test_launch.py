@@ -28,7 +28,11 @@ def refused(args, match):
 
 
 def test_a_key_that_does_not_exist_is_named(job, tmp_path, coco_files):
-    refused(job(tmp_path, coco_files, "MODEL.DETR.NHEAD", 4), r"MODEL\.DETR\.NHEAD")
+    refused(job(tmp_path, coco_files, "MODEL.DETR.NHEAD", 4), r"MODEL\.DETR\.NHEAD; did you mean MODEL.DETR.NHEADS\?")
+
+
+def test_a_whole_number_for_a_fraction_is_explained(job, tmp_path, coco_files):
+    refused(job(tmp_path, coco_files, "SOLVER.EMA.DECAY", 1), "write the number with a point, as 2.0")
 
 
 def test_a_config_file_that_does_not_exist_is_named(job, tmp_path, coco_files):
@@ -58,6 +62,10 @@ def test_a_number_of_classes_that_disagrees_is_refused(job, tmp_path, coco_files
         (("DATASETS.TEST", "()"), True, "--eval-only needs DATASETS.TEST"),
         (("SOLVER.AMP.ENABLED", True), False, "SOLVER.AMP.ENABLED is True"),
         ((), True, "evaluation needs MODEL.WEIGHTS"),
+        (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorSampler"), False, "RepeatFactorSampler' is not known: choose"),
+        (("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"), False, "RANDOM_SUBSET_RATIO"),
+        (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), False, "REPEAT_THRESHOLD is 0.0"),
+        (("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "()"), True, r"TEST.AUG.MIN_SIZES \(\)"),
     ],
 )
 def test_what_a_run_cannot_do_is_named(job, tmp_path, coco_files, options, eval_only, said):

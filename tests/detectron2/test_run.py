@@ -117,3 +117,10 @@ def test_what_comes_back_from_a_spawned_process_is_of_the_scripts_classes(tmp_pa
     plain, ours = (python(*how, tmp_path / "returns.py") for how in ((), MODULE))
     assert ours.returncode == plain.returncode == 0, ours.stderr
     assert ours.stdout == plain.stdout and ours.stdout.split()[1] == "3"
+
+
+def test_a_script_has_no_package(tmp_path):
+    (tmp_path / "relative.py").write_text("from . import monitors\n")
+    plain, ours = (python(*how, tmp_path / "relative.py") for how in ((), MODULE))
+    assert ours.returncode == plain.returncode == 1
+    assert ours.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from projects_deformable_detr import get_cfg
+from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.standalone import data, main
-from projects_deformable_detr.standalone.config import ConfigError
 from projects_deformable_detr.standalone.repeat import factors_of_classes, repeat_factors
 from projects_deformable_detr.standalone.sampler import TrainingBatchSampler
 
@@ -23,6 +23,7 @@ OTHERS = [np.array(labels, dtype=np.int64) for labels in ([2], [2, 2], [1])]
 def config(*options: object) -> Any:
     cfg = get_cfg("standalone")
     cfg.merge_from_list([str(option) for option in options])
+    cfg.DATASETS.TRAIN = ("a", "b")
     return cfg
 
 
@@ -83,7 +84,7 @@ def test_all_data_sets_are_counted_together_or_each_on_its_own() -> None:
     ],
 )
 def test_keys_without_a_meaning(options: tuple[object, ...], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         repeat_factors(config(*options), [("a", IMAGES), ("b", OTHERS)])
 
 
