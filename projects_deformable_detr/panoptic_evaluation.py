@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from .data import coco
 from .data.catalog import DatasetSpec
+from .data.coco_files import read_json
 from .data.panoptic_format import decode_png, encode_png, ids_to_colours, read_segment_ids
 from .data.problems import DatasetError
 from .panoptic_quality import PanopticQuality
@@ -61,7 +61,7 @@ def evaluate(spec: DatasetSpec, results: Sequence[PanopticResult], output_dir: P
     Raises:
         DatasetError: if an image of the data set has no result.
     """
-    truth = coco.read_json(spec)
+    truth = read_json(spec)
     by_image = {result.image_id: result for result in results}
     missing = [item["image_id"] for item in truth["annotations"] if item["image_id"] not in by_image]
     if missing:

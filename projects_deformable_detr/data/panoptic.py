@@ -13,7 +13,8 @@ import numpy as np
 from pycocotools import mask as rle_format
 
 from .catalog import DatasetSpec
-from .coco import CocoSummary, paused_gc, read_categories, read_images, read_json
+from .coco import CocoSummary, paused_gc
+from .coco_files import read_categories, read_images, read_json
 from .images import read_image
 from .panoptic_format import MAX_ID, read_segment_ids, segment_masks
 from .problems import DatasetError, Problems
