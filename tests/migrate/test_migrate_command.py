@@ -230,3 +230,38 @@ def test_as_a_program(tmp_path):
 
 def test_without_arguments_the_parser_is_whole():
     assert command.argument_parser().parse_args([]).source is None
+
+
+SCRIPT = "configs/r50_deformable_detr_single_scale_dc5.sh"
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus"),
+    [
+        (f"GPUS_PER_NODE=8 ./tools/run_dist_launch.sh 8 {SCRIPT}", 8),
+        (f"GPUS_PER_NODE=8 ./tools/run_dist_slurm.sh part deformable_detr 24 {SCRIPT} --lr 1e-4", 24),
+        ("python -m torch.distributed.launch --nproc_per_node=8 --use_env main.py", 8),
+        ("torchrun --nproc_per_node 4 --nnodes 3 main.py --lr 1e-4", 12),
+        ("torchrun --nproc-per-node gpu main.py", 16),
+        ("python -u main.py", 16),
+        ("python run_with_submitit.py --timeout 3000 --coco_path coco", 32),
+        ("python run_with_submitit.py --nodes 1 --ngpus 2", 2),
+    ],
+)
+def test_the_launcher_tells_the_gpus(run, words, gpus):
+    status, _, said = run("official", "--", *words.split())
+    assert status == 0 and f"{2 * gpus} images in a batch over {gpus} GPUs" in said
+    assert ("WARNING: --nproc_per_node gpu: it tells no number" in said) == ("gpu main" in words)
+    assert ("WARNING: --timeout is ignored" in said) == ("3000" in words)
+    assert ("their config: detr" in said) == ("submitit" in words)
+    status, _, said = run("official", "--gpus", "5", "--", *words.split())
+    assert status == 0 and "over 5 GPUs" in said
+    told = gpus != 16
+    assert (f"--gpus 5 counts, not the {gpus} GPUs that their line tells" in said) == told
+
+
+def test_two_configs_contradict(run):
+    status, out, said = run("official", "--config", "r50_deformable_detr", "--", SCRIPT)
+    assert (status, out) == (2, "")
+    assert "--config r50_deformable_detr contradicts the command line, which names r50_deformable_detr_single" in said
+    assert run("official", "--config", SCRIPT[8:-3], "--", SCRIPT)[0] == 0
