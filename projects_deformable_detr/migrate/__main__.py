@@ -6,16 +6,19 @@ python -m projects_deformable_detr.migrate --write-docs docs/migrating.md
 """
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
 
 from ..errors import UserError
 from . import docs
-from .rows import COCO_IMAGES, Reading, Source
+from .rows import COCO_IMAGES, Reading, Source, plain
 from .sources import SOURCES
 from .translate import Translation, translate
 from .write import as_lines, write_yaml
+
+_MODELS = {"detr": "DETR", "deformable_detr": "Deformable DETR"}
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -34,7 +37,10 @@ def argument_parser() -> argparse.ArgumentParser:
         "writes beside its checkpoints, transformers: config.json or its folder",
     )
     parser.add_argument(
-        "--gpus", type=int, metavar="N", help="processes of theirs, each with a batch (default: theirs)"
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="processes of theirs, each with a batch (default: their launcher's or config's)",
     )
     parser.add_argument(
         "--images", type=int, default=COCO_IMAGES, metavar="N", help="in the training set (default: COCO's %(default)s)"
@@ -85,21 +91,53 @@ def _migrate(args: argparse.Namespace, words: list[str]) -> None:
 
 
 def read_and_translate(source: Source, args: argparse.Namespace, words: list[str]) -> Translation:
-    """Their file first, then what their command line changes."""
+    """Their file first, then what their command line changes.
+
+    Raises:
+        UserError: as `translate`, and where ``--config``, the file and the command line are of different configs.
+    """
     file = Reading({})
     if args.from_checkpoint:
         if source.read is None:
             raise UserError(f"{source.name}'s files hold no options that can be read: name a config (--config)")
         file = source.read(source, args.from_checkpoint)
     line = source.parse(source, words)
-    return translate(
+    if args.config and line.preset and args.config != line.preset:
+        raise UserError(
+            f"--config {args.config} contradicts the command line, which names {line.preset}: leave one out"
+        )
+    named = args.config or line.preset
+    if named and file.preset:
+        _check_file(source, args.from_checkpoint, file, f"--config {named}" if args.config else named, named)
+    told = line.gpus or file.gpus
+    found = translate(
         source,
-        args.config or line.preset or file.preset or source.default,
+        named or file.preset or source.default,
         {**file.values, **line.values},
-        gpus=args.gpus or line.gpus or file.gpus,
+        gpus=args.gpus or told,
         images=args.images,
         ignored=tuple(args.ignore),
     )
+    notes = found.notes
+    if args.gpus and told and args.gpus != told:
+        notes += (f"--gpus {args.gpus} counts, not the {told} GPUs that their {'line' if line.gpus else 'file'} tells",)
+    return dataclasses.replace(found, notes=notes, warnings=line.warnings + found.warnings)
+
+
+def _check_file(source: Source, path: str, file: Reading, told: str, name: str) -> None:
+    """A file has a whole config: one that is named besides must not say otherwise."""
+    named, read = source.presets.get(name), source.presets[file.preset]
+    if named is None:
+        return  # `translate` tells of it
+    if named.model != read.model:
+        raise UserError(f"{path}: its model is {_MODELS[read.model]}, which contradicts {told}, {_MODELS[named.model]}")
+    for option, value in named.values.items():
+        row = source.row(option, named.model)
+        found = file.values.get(option, read.values.get(option, row.default(named.model) if row else None))
+        if plain(found) != plain(value):
+            raise UserError(
+                f"{path}: {source.display(option)} is {found!r} in it and {value!r} in {told}: leave that config out"
+            )
 
 
 if __name__ == "__main__":

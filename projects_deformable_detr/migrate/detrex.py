@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import UserError
 from .key_value import parse
-from .rows import Change, Preset, Row, Source, Theirs, changed, fixed, none, ratio, read_with, same
+from .rows import Change, Flag, Preset, Row, Source, Theirs, changed, fixed, none, ratio, read_with, same
 
 _D = "MODEL.DETR"
 _T = "model.transformer"
@@ -258,6 +258,8 @@ _TRAINING: tuple[Row, ...] = (
     ),
     none("train.model_ema.*", "the average lies where the model does", both=None),
     none("train.fast_dev_run.*", "set `SOLVER.MAX_ITER`", both=None),
+    same("--resume", "--resume", both=False, note="of a run of ours only"),
+    same("--eval-only", "--eval-only", both=False),
     none("train.wandb.*", "the log goes to TensorBoard", both=None),
 )
 _DILATED = {"model.backbone.name": "resnet50", "model.backbone.dilation": True}
@@ -277,4 +279,12 @@ DETREX = Source(
         ),
     },
     parse,
+    flags={
+        "--num-gpus": Flag(takes=True, gpus=True),
+        "--num-machines": Flag(takes=True, gpus=True),
+        "--machine-rank": Flag(takes=True),
+        "--dist-url": Flag(takes=True),
+        "--resume": Flag("--resume", True),
+        "--eval-only": Flag("--eval-only", True),
+    },
 )

@@ -5,7 +5,7 @@ from typing import Any
 from . import mmdetection_model, mmdetection_training
 from .key_value import parse
 from .mmdetection_files import read
-from .rows import Preset, Source
+from .rows import Flag, Preset, Source
 
 
 def _resnet(depth: int) -> dict[str, Any]:
@@ -33,4 +33,13 @@ MMDETECTION = Source(
     parse,
     read,
     by_type=frozenset({"custom_hooks"}),
+    flags={
+        "--amp": Flag("optim_wrapper.type", "AmpOptimWrapper"),
+        "--auto-scale-lr": Flag("auto_scale_lr.enable", True),
+        "--resume": Flag("resume", True, may_take="load_from"),
+        "--work-dir": Flag("work_dir", takes=True),
+        "--launcher": Flag(takes=True),
+        "--local_rank": Flag(takes=True),
+        "--local-rank": Flag(takes=True),
+    },
 )

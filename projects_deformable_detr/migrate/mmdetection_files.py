@@ -36,6 +36,7 @@ def read(source: Source, path: str) -> Reading:
         raise UserError(f"{path}: model.type {architecture!r} is neither DETR nor DeformableDETR")
     preset = presets[architecture]
     kind = source.presets[preset].model
+    config.pop("work_dir", None)  # every run of theirs writes the one that it had
     options = flatten(source, config)
     return Reading({name: value for name, value in options if _differs(source, kind, name, value)}, preset)
 

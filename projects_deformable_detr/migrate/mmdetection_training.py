@@ -225,7 +225,7 @@ _RUN: tuple[Row, ...] = (
         note="theirs are read too (docs/checkpoints.md)",
     ),
     same("resume", "--resume", both=False, note="of a run of ours only"),
-    none("work_dir", "`OUTPUT_DIR`", both=None, quiet=True),
+    Row("work_dir", ("OUTPUT_DIR",), None, None, only_given=True, note="where the command line names it"),
     Row("randomness.seed", ("SEED",), None, None, only_given=True),
     none("randomness.*", _ENGINE, both=None, quiet=True),
     Row("env_cfg.cudnn_benchmark", ("CUDNN_BENCHMARK",), False, False, only_given=True),

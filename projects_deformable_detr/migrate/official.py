@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from ..checkpoint.files import read_content
 from ..errors import UserError
+from .launchers import LAUNCHERS, processes
 from .official_rows import ROWS
 from .rows import NOT_THERE, Preset, Reading, Source
 
@@ -36,8 +37,16 @@ def display(option: str) -> str:
 
 
 def parse(source: Source, words: list[str]) -> Reading:
-    """``main.py``'s command line, or a script of ``configs/`` and what follows it; abbreviations are understood."""
-    preset, words = _script(words)
+    """``main.py``'s command line, or a script of ``configs/`` and what follows it; abbreviations are understood.
+
+    The launcher before it tells the number of GPUs.
+    """
+    preset, head, words = _script(words)
+    gpus, warnings = processes(head)
+    if head and head[-1].endswith("run_with_submitit.py"):  # DETR has it, Deformable DETR does not
+        preset = "detr"
+        gpus, more, words = _submitit(words)
+        warnings += more
     parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     added = set()
     for row in source.rows:
@@ -47,16 +56,32 @@ def parse(source: Source, words: list[str]) -> Reading:
     known, left = parser.parse_known_args(words)
     stray = [word for word in left if word.startswith("--")] or left
     # Told of together with the other options that are not theirs.
-    return Reading(vars(known) | {word.lstrip("-").partition("=")[0]: None for word in stray}, preset)
+    values = vars(known) | {word.lstrip("-").partition("=")[0]: None for word in stray}
+    return Reading(values, preset, gpus, warnings)
 
 
-def _script(words: list[str]) -> tuple[str, list[str]]:
-    """Leaves out the program of a pasted line; a script of theirs tells the preset."""
+def _script(words: list[str]) -> tuple[str, list[str], list[str]]:
+    """The preset that a script of theirs tells, the words up to the program of a pasted line, and those after it."""
     programs = [index for index, word in enumerate(words) if word.endswith((".py", ".sh")) and "=" not in word]
     if not programs:
-        return "", words
-    name = words[programs[-1]].rpartition("/")[2].removesuffix(".sh")
-    return ("" if name.endswith(".py") else name), words[programs[-1] + 1 :]
+        return "", [], words
+    cut = programs[-1] + 1
+    name = words[cut - 1].rpartition("/")[2].removesuffix(".sh")
+    return ("" if name.endswith(".py") or name in LAUNCHERS else name), words[:cut], words[cut:]
+
+
+def _submitit(words: list[str]) -> tuple[int, tuple[str, ...], list[str]]:
+    """GPUs, warnings and what is left of the options of DETR's launcher on a cluster."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ngpus", type=int, default=8)
+    parser.add_argument("--nodes", type=int, default=4)
+    for name in ("--timeout", "--job_dir"):
+        parser.add_argument(name, default=argparse.SUPPRESS)
+    known, left = parser.parse_known_args(words)
+    if known.ngpus < 1 or known.nodes < 1:
+        raise UserError("--ngpus and --nodes must be at least 1")
+    given = [f"--{name}" for name in ("timeout", "job_dir") if name in known]
+    return known.ngpus * known.nodes, tuple(f"{name} is ignored: it is the launcher's" for name in given), left
 
 
 def _add(parser: argparse.ArgumentParser, option: str, default: Any) -> None:

@@ -127,6 +127,25 @@ class Preset:
 
 
 @dataclass(frozen=True)
+class Flag:
+    """A flag of a program that otherwise takes ``KEY=VALUE``.
+
+    Attributes:
+        option: that it sets; "" if it is of the launcher.
+        value: of the option, where the flag takes none.
+        takes: whether a value follows.
+        may_take: an option that a value sets which may follow, besides ``option``.
+        gpus: the value is a number of processes, or one to multiply them with.
+    """
+
+    option: str = ""
+    value: Any = None
+    takes: bool = False
+    may_take: str = ""
+    gpus: bool = False
+
+
+@dataclass(frozen=True)
 class Source:
     """One project.
 
@@ -140,6 +159,7 @@ class Source:
         display: the option as it is written, for the table.
         without_effect: names that their files have and that mean nothing for the model or its training.
         by_type: options with lists whose items are named by their ``type``, where others are numbered.
+        flags: of its programs, by name; for those that take ``KEY=VALUE``.
     """
 
     name: str
@@ -151,6 +171,7 @@ class Source:
     display: Callable[[str], str] = str
     without_effect: frozenset[str] = frozenset()
     by_type: frozenset[str] = frozenset()
+    flags: Mapping[str, Flag] = field(default_factory=dict)
 
     def row(self, option: str, model: str) -> Row | None:
         """The row of an option; an exact name goes before ``x.*``, and one of the model before one of the other."""
@@ -164,11 +185,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a command line or a file of theirs says: values by option, and preset and GPUs where it tells them."""
+    """What a command line or a file of theirs says: values by option, and preset and GPUs where it tells them.
+
+    ``warnings`` are sentences on what was left out.
+    """
 
     values: Mapping[str, Any]
     preset: str = ""
     gpus: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def same(option: str, *keys: str, both: Any = NOT_THERE, note: str = "", **defaults: Any) -> Row:

@@ -77,7 +77,10 @@ def test_out_does_not_replace_a_file(run, tmp_path):
         (["detrex", "--", "model.num_queries=3"], "name one of detrex's configs (--config): detr_r50_300ep"),
         (["detrex", "--from-checkpoint", "x.pth"], "detrex's files hold no options that can be read"),
         (["detrex", "--config", "detr_r50_300ep", "--", "model.num_querys=3"], "did you mean model.num_queries"),
-        (["detrex", "--config", "detr_r50_300ep", "--", "--num-gpus"], "'--num-gpus' is neither KEY=VALUE nor"),
+        (["detrex", "--config", "detr_r50_300ep", "--", "--num-gpus"], "--num-gpus: a value must follow"),
+        (["detrex", "--config", "detr_r50_300ep", "--", "--num-gpus", "0"], "--num-gpus 0: a whole number"),
+        (["detrex", "--config", "detr_r50_300ep", "--", "--amp"], "'--amp' is neither KEY=VALUE nor"),
+        (["mmdetection", "--config", "detr_r50_8xb2-150e_coco", "--", "8"], "'8' is neither KEY=VALUE nor"),
         (
             ["detrex", "--config", "detr_r50_300ep", "--", "model.embed_dim=128"],
             "disagree: both are MODEL.DETR.HIDDEN_DIM",
@@ -230,3 +233,81 @@ def test_as_a_program(tmp_path):
 
 def test_without_arguments_the_parser_is_whole():
     assert command.argument_parser().parse_args([]).source is None
+
+
+SCRIPT = "configs/r50_deformable_detr_single_scale_dc5.sh"
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus"),
+    [
+        (f"GPUS_PER_NODE=8 ./tools/run_dist_launch.sh 8 {SCRIPT}", 8),
+        (f"GPUS_PER_NODE=8 ./tools/run_dist_slurm.sh part deformable_detr 24 {SCRIPT} --lr 1e-4", 24),
+        ("python -m torch.distributed.launch --nproc_per_node=8 --use_env main.py", 8),
+        ("torchrun --nproc_per_node 4 --nnodes 3 main.py --lr 1e-4", 12),
+        ("torchrun --nproc-per-node gpu main.py", 16),
+        ("python -u main.py", 16),
+        ("python run_with_submitit.py --timeout 3000 --coco_path coco", 32),
+        ("python run_with_submitit.py --nodes 1 --ngpus 2", 2),
+    ],
+)
+def test_the_launcher_tells_the_gpus(run, words, gpus):
+    status, _, said = run("official", "--", *words.split())
+    assert status == 0 and f"{2 * gpus} images in a batch over {gpus} GPUs" in said
+    assert ("WARNING: --nproc_per_node gpu: it tells no number" in said) == ("gpu main" in words)
+    assert ("WARNING: --timeout is ignored" in said) == ("3000" in words)
+    assert ("their config: detr" in said) == ("submitit" in words)
+    status, _, said = run("official", "--gpus", "5", "--", *words.split())
+    assert status == 0 and "over 5 GPUs" in said
+    told = gpus != 16
+    assert (f"--gpus 5 counts, not the {gpus} GPUs that their line tells" in said) == told
+
+
+def test_two_configs_contradict(run):
+    status, out, said = run("official", "--config", "r50_deformable_detr", "--", SCRIPT)
+    assert (status, out) == (2, "")
+    assert "--config r50_deformable_detr contradicts the command line, which names r50_deformable_detr_single" in said
+    assert run("official", "--config", SCRIPT[8:-3], "--", SCRIPT)[0] == 0
+
+
+MM = "configs/detr/detr_r50_8xb2-150e_coco.py"
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "line", "told"),
+    [
+        ("mmdetection", f"./tools/dist_train.sh {MM} 4", "SOLVER.IMS_PER_BATCH 8", "over 4 GPUs"),
+        ("mmdetection", f"NNODES=2 PORT=29500 bash tools/dist_train.sh {MM} 3", "SOLVER.IMS_PER_BATCH 12", "6 GPUs"),
+        ("mmdetection", f"bash tools/dist_train.sh {MM} 8 --amp", "SOLVER.AMP.ENABLED True", "over 8 GPUs"),
+        ("mmdetection", f"python tools/train.py {MM} --amp --work-dir X", "OUTPUT_DIR X", "over 8 GPUs"),
+        ("mmdetection", f"python tools/train.py {MM} --work-dir=X --resume", "--resume", "over 8 GPUs"),
+        ("mmdetection", f"tools/train.py --resume auto {MM}", "--resume", "over 8 GPUs"),
+        ("mmdetection", f"tools/train.py {MM} --resume x.pth", "MODEL.WEIGHTS x.pth", "over 8 GPUs"),
+        ("mmdetection", f"tools/train.py {MM} --auto-scale-lr", "", "WARNING: auto_scale_lr.enable has no counterpart"),
+        (
+            "mmdetection",
+            f"torchrun --nproc_per_node=3 tools/train.py {MM} --launcher pytorch --cfg-options model.num_queries=5",
+            "MODEL.DETR.NUM_OBJECT_QUERIES 5",
+            "over 3 GPUs",
+        ),
+        ("mmdetection", f"tools/train.py {MM} --launcher none", "", "WARNING: --launcher is ignored"),
+        (
+            "detrex",
+            "tools/train_net.py --config-file projects/detr/configs/detr_r50_300ep.py --num-gpus 4 optimizer.lr=2e-4",
+            "SOLVER.BASE_LR 0.0002",
+            "over 4 GPUs",
+        ),
+        (
+            "detrex",
+            "python tools/train_net.py --config-file=projects/detr/configs/detr_r50_300ep.py --num-gpus 4 "
+            "--num-machines=2 --eval-only",
+            "--eval-only",
+            "over 8 GPUs",
+        ),
+    ],
+)
+def test_published_lines_with_flags(run, source, words, line, told):
+    status, out, said = run(source, "--", *words.split())
+    assert status == 0, said
+    assert not line or line in out.splitlines()
+    assert told in said

@@ -297,3 +297,26 @@ def test_detrexs_average(migrate):
     cfg, said = migrate("detrex", "--config", "detr_r50_300ep", "--", *words)
     assert dict(cfg.SOLVER.EMA) == {"ENABLED": True, "DECAY": 0.9}
     assert said.count("WARNING") == 1 and "train.model_ema.device has no counterpart" in said
+
+
+@pytest.mark.parametrize(
+    ("source", "config", "said"),
+    [
+        ("transformers", "deformable_detr", "its model is DETR, which contradicts --config deformable_detr"),
+        ("official", "main.py", "its model is DETR, which contradicts --config main.py, Deformable DETR"),
+        ("mmdetection", "deformable-detr_r50_16xb2-50e_coco", "its model is DETR, which contradicts --config def"),
+        ("mmdetection", "detr_r101_8xb2-500e_coco", "train_cfg.max_epochs is 150 in it and 500 in --config detr_r101"),
+        ("transformers", "detr", ""),
+        ("official", "detr", ""),
+        ("mmdetection", "detr_r50_8xb2-150e_coco", ""),
+    ],
+)
+def test_a_file_and_a_config_must_agree(run, tmp_path, source, config, said):
+    path = tmp_path / {"transformers": "config.json", "official": "x.pth", "mmdetection": "x.py"}[source]
+    if source == "official":
+        write(path, **DETR_ARGS)
+    else:
+        path.write_text('{"model_type": "detr"}' if source == "transformers" else "model = dict(type='DETR')")
+    status, out, err = run(source, "--from-checkpoint", path, "--config", config)
+    assert (status == 2, out == "") == (bool(said), bool(said))
+    assert said in err
