@@ -46,7 +46,11 @@ def argument_parser() -> argparse.ArgumentParser:
         "--images", type=int, default=COCO_IMAGES, metavar="N", help="in the training set (default: COCO's %(default)s)"
     )
     parser.add_argument(
-        "--ignore", action="append", default=[], metavar="OPTION", help="leave an option out (repeatable)"
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="leave an option out, named without its dashes (repeatable)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a config, whose _BASE_ is the nearest of ours")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
@@ -77,6 +81,7 @@ def _migrate(args: argparse.Namespace, words: list[str]) -> None:
     if args.gpus is not None and args.gpus < 1 or args.images < 1:
         raise UserError("--gpus and --images must be at least 1")
     translation = read_and_translate(source, args, words)
+    _check_values(translation)
     for note in translation.notes:
         print(f"migrate: {note}", file=sys.stderr)
     for warning in translation.warnings:
@@ -88,6 +93,25 @@ def _migrate(args: argparse.Namespace, words: list[str]) -> None:
     write_yaml(args.out, translation, told, overwrite=args.overwrite)
     flags = "".join(f" {flag}" for flag in translation.flags)
     print(f"train_net.py --config-file {shlex.quote(str(args.out))}{flags}")
+
+
+def _check_values(translation: Translation) -> None:
+    """What no training can have.
+
+    Raises:
+        UserError: naming our key, which the table of options has beside theirs.
+    """
+    values = {"SOLVER.BASE_LR": 1.0, "SOLVER.MAX_ITER": 1, "MODEL.DETR.HIDDEN_DIM": 256, "MODEL.DETR.NHEADS": 8}
+    values |= {"MODEL.DETR.NUM_OBJECT_QUERIES": 1, "SOLVER.IMS_PER_BATCH": 1}
+    values |= {key: value for key, value in translation.settings.items() if key in values}
+    wrong = [f"{key} would be {value}" for key, value in values.items() if not value > 0]
+    width, heads = values["MODEL.DETR.HIDDEN_DIM"], values["MODEL.DETR.NHEADS"]
+    if not wrong and width % heads:
+        wrong = [f"MODEL.DETR.HIDDEN_DIM would be {width}, no multiple of MODEL.DETR.NHEADS {heads}"]
+    if wrong:
+        raise UserError(
+            f"{'; '.join(wrong)}: correct the option that gives it (docs/migrating.md has each beside its key)"
+        )
 
 
 def read_and_translate(source: Source, args: argparse.Namespace, words: list[str]) -> Translation:

@@ -79,7 +79,7 @@ def _preset(source: Source, name: str) -> Preset:
 
 
 def _is_ignored(option: str, ignored: tuple[str, ...]) -> bool:
-    return any(f"{option}.".startswith(f"{name.removesuffix('.*')}.") for name in ignored)
+    return any(f"{option}.".startswith(f"{name.lstrip('-').removesuffix('.*')}.") for name in ignored)
 
 
 def _check_options(source: Source, given: Mapping[str, Any], model: str) -> None:
@@ -95,7 +95,7 @@ def _check_options(source: Source, given: Mapping[str, Any], model: str) -> None
             other = "Deformable DETR" if model == "detr" else "DETR"
             wrong.append(f"{source.display(option)} is an option of {other} in {source.name}, not of this model")
     if wrong:
-        raise UserError("; ".join(wrong) + " (--ignore OPTION leaves one out)")
+        raise UserError("; ".join(wrong) + " (--ignore OPTION, its name without dashes, leaves one out)")
 
 
 def _ours(source: Source, theirs: Theirs) -> tuple[tuple[str, ...], dict[str, Any], dict[str, str]]:

@@ -62,6 +62,8 @@ def write_yaml(path: Path, translation: Translation, told: str, *, overwrite: bo
     Raises:
         UserError: if it exists, unless ``overwrite``, or cannot be written.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name the file to write")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: --overwrite replaces it")
     try:

@@ -1,5 +1,7 @@
+
 """The command: what it prints, writes and refuses."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -311,3 +313,27 @@ def test_published_lines_with_flags(run, source, words, line, told):
     assert status == 0, said
     assert not line or line in out.splitlines()
     assert told in said
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--lr", "-1"], "--lr -1.0: .* above 0"),
+        (["--epochs", "0"], "SOLVER.MAX_ITER would be 0"),
+        (["--nheads", "7"], "HIDDEN_DIM would be 256, no multiple of MODEL.DETR.NHEADS 7"),
+    ],
+)
+def test_values_that_no_training_can_have(options, named, capsys):
+    assert command.main(["official", "--", *options]) == 2
+    assert re.search(named, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["frobnicate", "--frobnicate"])
+def test_options_are_ignored_by_either_spelling(name, capsys):
+    assert command.main(["official", f"--ignore={name}", "--", "--frobnicate", "3"]) == 0, capsys.readouterr().err
+
+
+def test_a_folder_is_no_file_to_write(tmp_path, capsys):
+    for flags in ([], ["--overwrite"]):
+        assert command.main(["official", "--out", str(tmp_path), *flags, "--"]) == 2
+        assert f"{tmp_path} is a folder: name the file to write" in capsys.readouterr().err
