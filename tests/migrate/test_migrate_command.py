@@ -1,4 +1,3 @@
-
 """The command: what it prints, writes and refuses."""
 
 import re
