@@ -1,6 +1,5 @@
 """The evaluators of Detectron2 for a data set, looked up by its metadata's ``evaluator_type``."""
 
-import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 
 from .. import panoptic_evaluation
+from ..engine import is_installed
 from ..errors import UserError
 from ..panoptic_evaluation import PanopticResult
 from .cityscapes_evaluation import CityscapesEvaluator
@@ -128,7 +128,7 @@ def _panoptic_evaluators(cfg: CfgNode, dataset_name: str, folder: str) -> list[D
         return evaluators
     if is_separated(dataset_name):
         evaluators.append(SemSegEvaluator(dataset_name, output_dir=folder))
-    if importlib.util.find_spec("panopticapi"):
+    if is_installed("panopticapi"):
         evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
     else:
         _logger.info("panopticapi is not installed: this project computes the panoptic quality itself")

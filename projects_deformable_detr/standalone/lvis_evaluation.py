@@ -1,10 +1,10 @@
 """LVIS's detection metrics for the standalone engine."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from ..average_precision import compute_lvis_metrics, write_class_metrics
+from ..engine import is_installed
 from ..errors import UserError
 from .evaluation import CocoEvaluator, Result
 
@@ -39,7 +39,7 @@ def check_installed(name: str) -> None:
     Raises:
         UserError: if what evaluates it is missing.
     """
-    if importlib.util.find_spec(_PACKAGE) is None:
+    if not is_installed(_PACKAGE):
         raise UserError(
             f"data set {name} is in LVIS's format: evaluating on it needs a package that is not installed: "
             "pip install faster-coco-eval"
