@@ -13,7 +13,7 @@ import sys
 # costs more than a second core brings (2 cores, quickstart: 0.26 s an iteration; 0.22 s on one thread; 0.17 s so).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.engine import check_can_train, choose_engine
 from projects_deformable_detr.errors import UserError
 

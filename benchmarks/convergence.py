@@ -102,7 +102,7 @@ def make_data(args: argparse.Namespace) -> None:
     """The shapes data set, of which larger ones begin with the images of smaller ones."""
     folder = args.work / "shapes"
     if not (folder / "annotations/instances_val.json").exists():
-        module = "projects_deformable_detr.data.shapes"
+        module = "projects_deformable_detr.shapes"
         numbers = ["--train", str(args.images), "--val", str(args.val_images)]
         subprocess.run([sys.executable, "-m", module, "--out", str(folder), *numbers], check=True, cwd=ROOT)
 

@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from .config import get_cfg
-from .data.scene import CATEGORIES, CLASS_NAMES
 from .engine import choose_engine, is_installed
 from .errors import UserError
 from .modeling import build_detector
+from .shapes.scene import CATEGORIES, CLASS_NAMES
 
 _PACKAGED = Path(__file__).with_name("configs")  # in an installed package; a checkout has them beside it
 _CHECKOUT = Path(__file__).resolve().parents[1] / "configs"

@@ -3,8 +3,8 @@
 import pytest
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.augmentation import AugmentationPolicy
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.training.augmentation import AugmentationPolicy
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 from projects_deformable_detr import build_criterion, build_detector, get_cfg
 from projects_deformable_detr.modeling import Targets, batch_images
-from projects_deformable_detr.optim import build_optimizer, clip_gradients
+from projects_deformable_detr.training.optimizer import build_optimizer, clip_gradients
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 PATHS = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.yaml"))}

@@ -3,8 +3,8 @@
 import pytest
 
 from projects_deformable_detr import get_cfg
+from projects_deformable_detr.config.checks import check_sampler, check_views, dataset_weights
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.key_checks import check_sampler, check_views, dataset_weights
 
 
 def make(**keys):

@@ -6,7 +6,7 @@ from torch import nn
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.optim import build_optimizer, clip_gradients
+from projects_deformable_detr.training.optimizer import build_optimizer, clip_gradients
 
 
 class Engine(nn.Module):

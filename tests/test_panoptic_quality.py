@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from projects_deformable_detr.panoptic_quality import PanopticQuality
+from projects_deformable_detr.evaluation.panoptic_quality import PanopticQuality
 
 THING, OTHER, STUFF = 1, 2, 7
 KINDS = {THING: True, OTHER: True, STUFF: False}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.engine import is_installed
 
 SCRIPT = Path(__file__).resolve().parents[1] / "train_net.py"

@@ -47,12 +47,12 @@ def main() -> None:
     config = ["--config-file", "configs/quickstart.yaml"]
     times: dict[str, float] = {}
     if not has_data():
-        generate = ["-m", "projects_deformable_detr.data.shapes", "--out", str(DATASETS / "shapes")]
+        generate = ["-m", "projects_deformable_detr.shapes", "--out", str(DATASETS / "shapes")]
         run("data", [*generate, "--size", str(SIZE)], times)
     train = ["train_net.py", *config, "--engine", args.engine, "OUTPUT_DIR", args.output, *args.opts]
     run("train and evaluate", train, times)
     pictures = Path(args.output) / "pictures"
-    draw = ["-m", "projects_deformable_detr.pictures", "--dataset", "shapes_val", "--out", str(pictures)]
+    draw = ["-m", "projects_deformable_detr.inference.pictures", "--dataset", "shapes_val", "--out", str(pictures)]
     run("pictures", [*draw, "--results", f"{args.output}/inference/coco_instances_results.json"], times)
     print("\n=== Wall time")
     for name, seconds in times.items():

@@ -1,6 +1,6 @@
 """The demo's model for panoptic segmentation of the shapes."""
 
-from projects_deformable_detr.data.shapes import CATEGORIES
+from projects_deformable_detr.shapes.dataset import CATEGORIES
 
 from .models.masks import panoptic, panoptic_data
 from .quickstart_instance import dataloader, lr_multiplier, model, optimizer, train

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from ..cli import add_register_argument
+from ..cli.arguments import add_register_argument
 from ..config import get_cfg
 from ..data import catalog
 from ..data.coco import read_class_names

@@ -43,7 +43,7 @@ def read_json(spec: DatasetSpec, needed: tuple[str, ...] = KEYS[:2]) -> dict[str
 
 def _how_to_get(spec: DatasetSpec) -> str:
     if spec.name.startswith("shapes_"):
-        return "make it with python -m projects_deformable_detr.data.shapes, or set DETECTRON2_DATASETS to its folder"
+        return "make it with python -m projects_deformable_detr.shapes, or set DETECTRON2_DATASETS to its folder"
     if spec.name.startswith(("coco_", "lvis_")):
         what = spec.name[:4].upper()
         return f"put {what} there as Detectron2's documentation says, or set DETECTRON2_DATASETS to its folder"

@@ -10,7 +10,7 @@ from detectron2.data.datasets import register_coco_instances, register_coco_pano
 from ..data import catalog, coco, lvis
 from ..data.catalog import DatasetSpec
 from ..data.problems import DatasetError
-from ..data.scene import CATEGORIES
+from ..shapes.scene import CATEGORIES
 from .panoptic_classes import PanopticClasses, is_standard, panoptic_classes
 
 

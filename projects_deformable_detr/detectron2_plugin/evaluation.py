@@ -18,10 +18,10 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 
-from .. import panoptic_evaluation
 from ..engine import is_installed
 from ..errors import UserError
-from ..panoptic_evaluation import PanopticResult
+from ..evaluation import panoptic_evaluation
+from ..evaluation.panoptic_evaluation import PanopticResult
 from .cityscapes_evaluation import CityscapesEvaluator
 from .data import panoptic_spec
 from .lvis_evaluation import ClassLVISEvaluator

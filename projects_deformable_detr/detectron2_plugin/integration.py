@@ -33,8 +33,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNNWithTTA
 from torch import nn
 from torch.optim import Optimizer
 
-from ..optim import GradientClip, clip_in_step
-from ..optim import build_optimizer as build_papers_optimizer
+from ..training.optimizer import GradientClip, clip_in_step
+from ..training.optimizer import build_optimizer as build_papers_optimizer
 from . import monitors
 from .mapper import DetrDatasetMapper
 from .meta_arch import SetPredictionModel

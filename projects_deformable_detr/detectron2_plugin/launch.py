@@ -17,8 +17,8 @@ from torch.multiprocessing.spawn import ProcessException
 from yaml import YAMLError
 
 from ..config import get_cfg, set_things
+from ..config.checks import SAMPLERS, check_sampler, check_views
 from ..errors import UserError
-from ..key_checks import SAMPLERS, check_sampler, check_views
 from . import data, monitors
 from .inspection import check
 from .trainer import Trainer

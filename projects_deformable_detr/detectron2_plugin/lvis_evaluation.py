@@ -9,8 +9,8 @@ from detectron2.evaluation import LVISEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from ..average_precision import compute_lvis_metrics, write_class_metrics
 from ..engine import is_installed
+from ..evaluation.average_precision import compute_lvis_metrics, write_class_metrics
 from .lent_names import numpy_names
 
 _logger = logging.getLogger(__name__)

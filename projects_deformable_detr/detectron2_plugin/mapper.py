@@ -8,9 +8,9 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from ..augmentation import AugmentationPolicy
 from ..data import masks, panoptic
 from ..data.images import read_image
+from ..training.augmentation import AugmentationPolicy
 from .data import separated_classes
 
 

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import save_detector
 from ..errors import UserError
-from ..monitoring import BEST_NAME, Best, check_keys, is_better, metric
+from ..training.monitoring import BEST_NAME, Best, check_keys, is_better, metric
 from .data import known_class_names
 from .ema import Average, Averaging
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes, Mask
 
-from ..augmentation import AugmentationPolicy
+from ..training.augmentation import AugmentationPolicy
 
 
 def augment(

@@ -14,11 +14,11 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from ..augmentation import AugmentationPolicy
 from ..data import catalog, coco, masks, panoptic
 from ..data.images import read_image
 from ..errors import UserError
 from ..modeling import Targets
+from ..training.augmentation import AugmentationPolicy
 from .augment import augment, resized
 from .batch import Item, collate
 from .repeat import repeat_factors

@@ -15,10 +15,10 @@ from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 from torch import distributed
 
-from ..average_precision import METRICS, mean_percent
 from ..data import masks
 from ..data.catalog import DatasetSpec
 from ..data.coco import CocoSummary
+from ..evaluation.average_precision import METRICS, mean_percent
 from ..modeling import Detections
 
 logger = logging.getLogger(__name__)

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import panoptic_evaluation
 from ..data import catalog, coco
 from ..data.catalog import DatasetSpec
 from ..data.coco import CocoSummary
+from ..evaluation import panoptic_evaluation
+from ..evaluation.panoptic_evaluation import PanopticResult
 from ..modeling import Detections, PanopticSegmentation
-from ..panoptic_evaluation import PanopticResult
 from .evaluation import CocoEvaluator, gather
 from .lvis_evaluation import LvisEvaluator
 

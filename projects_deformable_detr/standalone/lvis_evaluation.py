@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ..average_precision import compute_lvis_metrics, write_class_metrics
 from ..engine import is_installed
 from ..errors import UserError
+from ..evaluation.average_precision import compute_lvis_metrics, write_class_metrics
 from .evaluation import CocoEvaluator, Result
 
 _PACKAGE = "faster_coco_eval"

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ..config import things
 from ..errors import UserError
 from ..modeling import build_criterion, build_detector, cardinality_error, panoptic_postprocess, postprocess
-from ..optim import build_optimizer, clip_gradients
+from ..training.optimizer import build_optimizer, clip_gradients
 from . import data
 from .batch import Batch
 from .evaluators import Evaluator

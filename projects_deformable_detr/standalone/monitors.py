@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..checkpoint import save_detector
-from ..monitoring import BEST_NAME, Best, metric
+from ..training.monitoring import BEST_NAME, Best, metric
 
 logger = logging.getLogger(__name__)
 

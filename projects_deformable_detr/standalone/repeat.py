@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..key_checks import check_sampler, dataset_weights
+from ..config.checks import check_sampler, dataset_weights
 
 Labels = Sequence[np.ndarray]  # of every image, the class ids of its objects
 Datasets = Sequence[tuple[str, Labels]]

@@ -38,7 +38,7 @@ def main(args: Namespace) -> dict[str, Any]:
     """Trains, or evaluates with ``args.eval_only``; config and data sets are checked before anything starts.
 
     Args:
-        args: of ``projects_deformable_detr.cli.argument_parser``: config_file, opts, register, eval_only, resume,
+        args: from ``cli.arguments.argument_parser``: config_file, opts, register, eval_only, resume,
             num_gpus (processes on this machine), num_machines, machine_rank, dist_url.
 
     Returns:

@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 from yaml import YAMLError
 
-from .. import monitoring
 from ..config import get_cfg, most_objects, set_things
 from ..data import catalog, coco
+from ..training import monitoring
 from . import lvis_evaluation
 from .config import ConfigError
 from .views import Views

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from ..key_checks import check_views
+from ..config.checks import check_views
 from ..modeling import Detections, Predictions, best_of_views, postprocess
 from ..modeling.masks import instance_masks
 from ..modeling.structures import MaskLogits

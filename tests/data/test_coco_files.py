@@ -227,7 +227,7 @@ def test_binary_and_missing_files(write, content):
 
 def test_missing_shapes_say_how_to_make_them(tmp_path):
     spec = DatasetSpec("shapes_train", tmp_path / "none.json", tmp_path)
-    with pytest.raises(DatasetError, match=re.escape("python -m projects_deformable_detr.data.shapes")):
+    with pytest.raises(DatasetError, match=re.escape("python -m projects_deformable_detr.shapes")):
         coco.inspect(spec)
 
 

@@ -7,14 +7,15 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle_format
 
-from projects_deformable_detr import panoptic_evaluation
-from projects_deformable_detr.data import catalog, coco, masks, panoptic, shapes
+from projects_deformable_detr.data import catalog, coco, masks, panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.panoptic_format import colours_to_ids, ids_to_colours, read_segment_ids
 from projects_deformable_detr.data.problems import DatasetError
-from projects_deformable_detr.data.scene import CLASS_NAMES
-from projects_deformable_detr.data.textures import STUFF_NAMES
-from projects_deformable_detr.panoptic_evaluation import PanopticResult
+from projects_deformable_detr.evaluation import panoptic_evaluation
+from projects_deformable_detr.evaluation.panoptic_evaluation import PanopticResult
+from projects_deformable_detr.shapes import dataset as shapes
+from projects_deformable_detr.shapes.scene import CLASS_NAMES
+from projects_deformable_detr.shapes.textures import STUFF_NAMES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -12,12 +12,13 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from projects_deformable_detr.data import coco, shapes
+from projects_deformable_detr.data import coco
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.images import read_image
-from projects_deformable_detr.data.outlines import mask_to_polygons
 from projects_deformable_detr.data.problems import DatasetError
-from projects_deformable_detr.data.scene import CLASS_NAMES, FINE, MIN_VISIBLE, SHAPES
+from projects_deformable_detr.shapes import dataset as shapes
+from projects_deformable_detr.shapes.outlines import mask_to_polygons
+from projects_deformable_detr.shapes.scene import CLASS_NAMES, FINE, MIN_VISIBLE, SHAPES
 
 SIZE = (96, 128)
 # pycocotools hands its own RLE objects to NumPy in an old way.

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from projects_deformable_detr import visualize
 from projects_deformable_detr.data.images import read_image
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.inference import drawing as visualize
 
 GREY = np.full((100, 140, 3), 128, np.uint8)
 BOXES = [[20, 30, 60, 80], [70, 40, 130, 90]]

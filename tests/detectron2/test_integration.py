@@ -19,7 +19,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from projects_deformable_detr.detectron2_plugin import DeformableDETR, DetrDatasetMapper, config, integration
-from projects_deformable_detr.optim import GradientClip, clip_in_step, make_optimizer
+from projects_deformable_detr.training.optimizer import GradientClip, clip_in_step, make_optimizer
 
 _UNTOUCHED = """
 from detectron2.config import get_cfg

@@ -13,7 +13,7 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 
 from projects_deformable_detr import add_deformable_detr_config, model_zoo
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper
-from projects_deformable_detr.optim import GradientClip
+from projects_deformable_detr.training.optimizer import GradientClip
 
 # What Detectron2's registry adds to a backbone, and what modules keep without its being a setting.
 _NO_SETTING = {"training", "size_divisibility", "padding_constraints", "architecture"}

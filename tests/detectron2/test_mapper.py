@@ -9,9 +9,9 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.data import transforms as T
 
-from projects_deformable_detr.augmentation import AugmentationPolicy
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.detectron2_plugin.mapper import DetrDatasetMapper, build_augmentations
+from projects_deformable_detr.training.augmentation import AugmentationPolicy
 
 POLICY = AugmentationPolicy(
     flip_prob=0.5,

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.data import coco, masks, panoptic, shapes
+from projects_deformable_detr.data import coco, masks, panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, Trainer
 from projects_deformable_detr.detectron2_plugin.data import resolve_things
@@ -23,6 +23,7 @@ from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluato
 from projects_deformable_detr.detectron2_plugin.inspection import check
 from projects_deformable_detr.detectron2_plugin.meta_arch import _targets
 from projects_deformable_detr.detectron2_plugin.panoptic_classes import is_standard
+from projects_deformable_detr.shapes import dataset as shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -73,8 +74,8 @@ def test_built_in_panoptic_data_sets():
 def test_the_mapper_gives_the_standalone_engines_targets(names, tmp_path):
     """Without random decisions, both engines have the same boxes, labels and masks."""
     pytest.importorskip("lightning", reason="compares with the standalone engine")
-    from projects_deformable_detr.augmentation import AugmentationPolicy
     from projects_deformable_detr.standalone.data import DetectionDataset
+    from projects_deformable_detr.training.augmentation import AugmentationPolicy
 
     for name in names:
         cfg = make_cfg("quickstart_instance.yaml", name, tmp_path, "INPUT.RANDOM_FLIP", "none")

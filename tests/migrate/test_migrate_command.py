@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from projects_deformable_detr import get_cfg, model_zoo
-from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.migrate import __main__ as command
 from projects_deformable_detr.migrate.key_value import value_of
 

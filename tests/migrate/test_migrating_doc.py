@@ -13,7 +13,7 @@ import torch
 
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.checkpoint import __main__ as checkpoint
-from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.migrate import SOURCES, docs, translate
 from projects_deformable_detr.migrate.__main__ import argument_parser as migrate_parser

@@ -7,7 +7,7 @@ import pytest
 
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.checkpoint import hf_config
-from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.engine import is_installed
 from projects_deformable_detr.migrate import SOURCES
 from projects_deformable_detr.migrate.rows import MODELS, NOT_THERE, Theirs

@@ -5,7 +5,7 @@ import torch
 
 from projects_deformable_detr import build_criterion, build_detector, model_zoo
 from projects_deformable_detr.engine import is_installed
-from projects_deformable_detr.optim import build_optimizer
+from projects_deformable_detr.training.optimizer import build_optimizer
 
 ENGINES = [
     "standalone",

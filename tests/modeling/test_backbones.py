@@ -16,7 +16,7 @@ from projects_deformable_detr.modeling.deform_conv import DeformableConv2d
 from projects_deformable_detr.modeling.fpn import PyramidBackbone
 from projects_deformable_detr.modeling.swin import SwinBackbone
 from projects_deformable_detr.modeling.timm_backbone import TimmBackbone
-from projects_deformable_detr.optim import parameter_groups
+from projects_deformable_detr.training.optimizer import parameter_groups
 
 TINY = {"stem_channels": 16, "res2_channels": 32}
 

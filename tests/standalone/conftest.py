@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.cli.arguments import argument_parser
 
 pytest.importorskip("lightning", reason="the standalone engine needs lightning")
 

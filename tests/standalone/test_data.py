@@ -11,13 +11,13 @@ from PIL import Image
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.augmentation import AugmentationPolicy
 from projects_deformable_detr.data import catalog, coco
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.standalone.augment import augment, resized
 from projects_deformable_detr.standalone.batch import collate
 from projects_deformable_detr.standalone.data import DetectionDataset, load_training_set
 from projects_deformable_detr.standalone.module import DetectionModule
+from projects_deformable_detr.training.augmentation import AugmentationPolicy
 
 RED = (250, 10, 10)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from projects_deformable_detr.cli import argument_parser
+from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.data import coco, masks
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.errors import UserError

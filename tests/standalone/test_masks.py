@@ -10,18 +10,19 @@ import torch
 
 pytest.importorskip("lightning", reason="the standalone engine needs lightning")
 
-from projects_deformable_detr.augmentation import AugmentationPolicy
-from projects_deformable_detr.cli import argument_parser
-from projects_deformable_detr.data import catalog, coco, panoptic, shapes
+from projects_deformable_detr.cli.arguments import argument_parser
+from projects_deformable_detr.data import catalog, coco, panoptic
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling import Detections, PanopticSegmentation
 from projects_deformable_detr.modeling.mask_head import MaskHead
+from projects_deformable_detr.shapes import dataset as shapes
 from projects_deformable_detr.standalone import main
 from projects_deformable_detr.standalone.batch import collate
 from projects_deformable_detr.standalone.data import DetectionDataset
 from projects_deformable_detr.standalone.evaluation import CocoEvaluator
 from projects_deformable_detr.standalone.evaluators import Evaluator, PanopticEvaluator
+from projects_deformable_detr.training.augmentation import AugmentationPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -5,8 +5,8 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
-from projects_deformable_detr.augmentation import AugmentationPolicy
 from projects_deformable_detr.detectron2_plugin.mapper import DetrDatasetMapper, build_augmentations
+from projects_deformable_detr.training.augmentation import AugmentationPolicy
 
 dataloader = OmegaConf.create()
 dataloader.train = L(build_detection_train_loader)(

@@ -4,7 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 
-from projects_deformable_detr.optim import GradientClip, make_optimizer, parameter_groups
+from projects_deformable_detr.training.optimizer import GradientClip, make_optimizer, parameter_groups
 
 train = dict(
     output_dir="./output/deformable_detr",

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .errors import UserError
+from ..errors import UserError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 

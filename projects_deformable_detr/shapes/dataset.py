@@ -1,6 +1,6 @@
 """A data set of synthetic scenes in COCO's format, for demonstrations and tests.
 
-    python -m projects_deformable_detr.data.shapes --out datasets/shapes --train 4000 --val 500
+    python -m projects_deformable_detr.shapes --out datasets/shapes --train 4000 --val 500
 
 Six classes of shapes, from 6 pixels to most of the image, overlap in front of textured and cluttered backgrounds.
 Boxes, areas and polygons are those of the *visible* part of a shape inside the image, as in COCO; at least 70 % of
@@ -20,11 +20,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .catalog import datasets_root
+from ..data.catalog import datasets_root
+from ..data.panoptic_format import encode_png, ids_to_colours
+from ..data.problems import DatasetError
 from .draws import Draws
 from .outlines import mask_to_polygons
-from .panoptic_format import encode_png, ids_to_colours
-from .problems import DatasetError
 from .scene import CATEGORIES, CLASS_NAMES, FINE, Scene, draw_scene
 from .textures import STUFF_NAMES
 
@@ -165,7 +165,7 @@ def _write_image(path: Path, scene: Scene) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m projects_deformable_detr.data.shapes",
+        prog="python -m projects_deformable_detr.shapes",
         description="Makes a COCO-format data set of synthetic scenes.",
     )
     default = datasets_root() / "shapes"
@@ -195,7 +195,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DatasetError as error:
         parser.error(str(error))
     print(f"{options.train} images to train on and {options.val} to validate on are in {options.out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Pictures of an evaluation's detections, from its results file: either engine's, and no model is needed.
 
-python -m projects_deformable_detr.pictures --dataset NAME --results FILE --out DIR
+python -m projects_deformable_detr.inference.pictures --dataset NAME --results FILE --out DIR
 """
 
 import argparse
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from . import visualize
-from .cli import add_register_argument
-from .data import catalog, coco
-from .data.images import read_image
-from .data.masks import decode
-from .errors import UserError
+from ..cli.arguments import add_register_argument
+from ..data import catalog, coco
+from ..data.images import read_image
+from ..data.masks import decode
+from ..errors import UserError
+from . import drawing as visualize
 
 
 def read_results(path: str | Path) -> dict[Any, list[dict]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .data.lvis import FREQUENCIES
+from ..data.lvis import FREQUENCIES
 
 Result = dict[str, Any]
 _AT_ONCE = 20  # classes

@@ -201,12 +201,12 @@ def get_cfg(engine: str = _AUTO) -> Any:
     Raises:
         UserError: for another name, or for ``"detectron2"`` where it is not installed.
     """
-    from .engine import choose_engine  # late: choosing looks at what is installed
+    from ..engine import choose_engine  # late: choosing looks at what is installed
 
     if choose_engine(engine).name == "detectron2":
-        from .detectron2_plugin.config import get_cfg as get_engine_cfg
+        from ..detectron2_plugin.config import get_cfg as get_engine_cfg
     else:
-        from .standalone.config import get_cfg as get_engine_cfg
+        from ..standalone.config import get_cfg as get_engine_cfg
     cfg = get_engine_cfg()
     add_deformable_detr_config(cfg)
     return cfg

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from .errors import UserError
+from ..errors import UserError
 
 SAMPLERS = (
     "TrainingSampler",

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from .data.catalog import DatasetSpec
-from .data.coco_files import read_json
-from .data.panoptic_format import decode_png, encode_png, ids_to_colours, read_segment_ids
-from .data.problems import DatasetError
+from ..data.catalog import DatasetSpec
+from ..data.coco_files import read_json
+from ..data.panoptic_format import decode_png, encode_png, ids_to_colours, read_segment_ids
+from ..data.problems import DatasetError
 from .panoptic_quality import PanopticQuality
 
 logger = logging.getLogger(__name__)

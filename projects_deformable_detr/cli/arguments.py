@@ -2,7 +2,7 @@
 
 import argparse
 
-from .engine import ENGINES
+from ..engine import ENGINES
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import UserError
+from ..errors import UserError
 
 _logger = logging.getLogger(__name__)
 BEST_NAME = "model_best"  # Detectron2's name for it, without the ending

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .data.panoptic_format import VOID
+from ..data.panoptic_format import VOID
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Segments = Sequence[Mapping[str, Any]]

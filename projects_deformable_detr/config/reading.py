@@ -1,0 +1,43 @@
+"""Builds configuration dataclasses from a ``CfgNode`` and names the config key in their errors."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import reduce
+from typing import TypeVar
+
+from fvcore.common.config import CfgNode
+
+from ..errors import ArgumentError, UserError
+
+T = TypeVar("T")
+
+
+def get(cfg: CfgNode, key: str) -> object:
+    """Returns the value of a dotted key such as ``"MODEL.DETR.FOCAL_ALPHA"``, lists as tuples."""
+    value: object = reduce(lambda node, name: node[name], key.split("."), cfg)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def read(build: Callable[..., T], cfg: CfgNode, keys: Mapping[str, str], **others: object) -> T:
+    """Calls ``build`` with the values of config keys.
+
+    Args:
+        build: a dataclass or function.
+        cfg: a config of either engine.
+        keys: argument of ``build`` to config key.
+        others: further arguments.
+
+    Raises:
+        UserError: if ``build`` raises `ArgumentError`; the argument's name is replaced with its config key.
+    """
+    with naming_keys(keys):
+        return build(**{argument: get(cfg, key) for argument, key in keys.items()}, **others)
+
+
+@contextmanager
+def naming_keys(keys: Mapping[str, str]) -> Iterator[None]:
+    """Turns an `ArgumentError` raised in the block into a `UserError` that names the config key."""
+    try:
+        yield
+    except ArgumentError as error:
+        raise UserError(f"{keys.get(error.argument, error.argument)} {error.problem}") from error

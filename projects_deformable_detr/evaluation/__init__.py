@@ -1,0 +1,1 @@
+"""COCO, LVIS and panoptic evaluation, shared by both engines."""

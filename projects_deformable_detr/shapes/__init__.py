@@ -1,0 +1,1 @@
+"""Synthetic scenes in COCO format, for the demo and the tests."""

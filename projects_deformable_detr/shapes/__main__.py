@@ -1,0 +1,5 @@
+"""Command line: ``python -m projects_deformable_detr.shapes``."""
+
+from .dataset import main
+
+main()

@@ -1,0 +1,1 @@
+"""Optimizer, augmentation policy, EMA, best checkpoint and early stopping."""
