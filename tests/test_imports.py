@@ -74,7 +74,7 @@ def test_modeling_imports_pytorch_scipy_and_nothing_above_it():
     assert own_parts(PROJECT / "modeling") <= {"errors", "modeling"}
 
 
-@pytest.mark.parametrize("part", ["data", "checkpoint", "migrate"])
+@pytest.mark.parametrize("part", ["data", "checkpoint"])
 def test_what_engines_share_does_not_import_them(part):
     assert not own_parts(PROJECT / part) & ENGINES
     assert not third_party(PROJECT / part) & {"detectron2", "lightning"}
