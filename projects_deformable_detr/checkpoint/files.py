@@ -6,11 +6,11 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -211,21 +211,12 @@ def save_detector(
 
 def write_atomically(path: str | Path, content: Any) -> None:
     """``torch.save`` to a temporary file in the same folder, then a rename over ``path``."""
-    _write(path, lambda file: torch.save(content, file))
-
-
-def write_text_atomically(path: str | Path, text: str) -> None:
-    """The same for text, in UTF-8."""
-    _write(path, lambda file: file.write(text.encode()))
-
-
-def _write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            write(file)
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

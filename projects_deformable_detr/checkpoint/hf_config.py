@@ -1,6 +1,6 @@
 """The configs that transformers wants beside a detector's weights, from ours."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -131,50 +131,6 @@ def _timm_backbone(resnets: Any, features: Sequence[str]) -> dict[str, Any]:
         "out_indices": [_STAGES.index(name) + 1 for name in features],
         "output_stride": 16,
     }
-
-
-def resnet_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse: keys below ``MODEL.RESNETS`` of a ``backbone_config``, and its ``OUT_FEATURES``.
-
-    Raises:
-        CheckpointError: for one that is no ResNet of 18, 34, 50 or 101 layers, and for features that are none of its
-            four stages.
-    """
-    if backbone.get("model_type") == "timm_backbone":
-        name = str(backbone.get("backbone"))
-        depth = int(name.removeprefix("resnet")) if name in {f"resnet{depth}" for depth in _RESNETS} else 0
-        features = [_stage(index) for index in backbone.get("out_indices") or (4,)]
-        sizes = {}
-    else:
-        blocks = (backbone.get("layer_type", "bottleneck"), list(backbone.get("depths", _RESNETS[50][1])))
-        depth = next((depth for depth, known in _RESNETS.items() if known == blocks), 0)
-        name = f"{backbone.get('model_type')} of {blocks[0]} blocks {blocks[1]}"
-        named = backbone.get("out_features") or backbone.get("out_indices") or ("stage4",)
-        features = [_stage(stage) for stage in named]
-        width = (backbone.get("hidden_sizes") or [256])[0]
-        standard = 64 * (4 if depth >= 50 else 1)
-        sizes = {
-            "STEM_OUT_CHANNELS": backbone.get("embedding_size", 64),
-            "RES2_OUT_CHANNELS": 256 if width == standard else width,  # Detectron2's default, as above
-        }
-    if not depth or backbone.get("model_type") not in ("resnet", "timm_backbone"):
-        raise CheckpointError(
-            f"backbone_config: {name} is not among the ResNets here ({', '.join(map(str, _RESNETS))})"
-        )
-    if backbone.get("downsample_in_bottleneck"):
-        raise CheckpointError(
-            "backbone_config: downsample_in_bottleneck True has no match: strides are in the 3x3 here"
-        )
-    dilation = 2 if backbone.get("output_stride") == 16 else 1
-    return {"DEPTH": depth, "RES5_DILATION": dilation, "OUT_FEATURES": features, **sizes}
-
-
-def _stage(told: Any) -> str:
-    """Of ``"stage1"`` to ``"stage4"``, or 1 to 4; -1 is the last. 0 and ``"stem"`` come before our first."""
-    known = {"stage1": 0, "stage2": 1, "stage3": 2, "stage4": 3, 1: 0, 2: 1, 3: 2, 4: 3, -1: 3}
-    if told not in known:
-        raise CheckpointError(f"backbone_config: {told!r} is none of the stages that can be features here, 1 to 4")
-    return _STAGES[known[told]]
 
 
 def make_processor(cfg: Any, deformable: bool) -> dict[str, Any]:
