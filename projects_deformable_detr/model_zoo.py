@@ -1,7 +1,8 @@
-"""The configs of ``configs/`` by name, wherever the project is installed, and their models.
+"""Recipes of ``configs/`` by name, and their models.
 
-A name is that of the file without its ending, such as ``deformable_detr_r50_two_stage_50ep`` or
-``ablations/backbone_dcn``. The schedule at its end may be left out where that leaves one config.
+A name is the path of a YAML file below ``configs/`` without its ending, such as
+``deformable_detr_r50_two_stage_50ep`` or ``ablations/backbone_dcn``. The schedule at its end (``_50ep``) is optional if
+only one recipe matches without it.
 """
 
 import re
@@ -16,9 +17,9 @@ from .errors import UserError
 from .modeling import build_detector
 from .shapes.scene import CATEGORIES, CLASS_NAMES
 
-_PACKAGED = Path(__file__).with_name("configs")  # in an installed package; a checkout has them beside it
+_PACKAGED = Path(__file__).with_name("configs")  # an installed package
 _CHECKOUT = Path(__file__).resolve().parents[1] / "configs"
-# Of the configs' data sets, whose files need not be there.
+# The recipes' data sets, whose files are not needed to build a model.
 _NUM_CLASSES = {
     "coco_2017_train": 80,
     "coco_2017_train_panoptic": 133,
@@ -30,7 +31,7 @@ _SCHEDULE = re.compile(r"_\d+ep$")
 
 
 def config_folder() -> Path:
-    """Where the configs are.
+    """Returns the folder of the recipes.
 
     Raises:
         UserError: if the installation has none.
@@ -38,74 +39,83 @@ def config_folder() -> Path:
     for folder in (_PACKAGED, _CHECKOUT):
         if (folder / "Base-DeformableDETR.yaml").is_file():
             return folder
-    raise UserError(f"no configs in {_PACKAGED}, nor in {_CHECKOUT}: install the project again")
+    raise UserError(f"no configs in {_PACKAGED} or {_CHECKOUT}: install the project again")
 
 
 def names() -> list[str]:
-    """Names of all configs, sorted."""
+    """Returns the sorted names of all recipes."""
     folder = config_folder()
     found = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
     return sorted(name for name in found if not name.rpartition("/")[2].startswith("Base-"))
 
 
-def config_file(name: str, *, lazy: bool = False) -> Path:
-    """The YAML file of a config, or with ``lazy`` its LazyConfig file.
+def config_file(name: str) -> Path:
+    """Returns the YAML file of a recipe.
 
     Raises:
-        UserError: for a name that is not known, or stands for several; it lists those that are.
+        UserError: if the name matches no recipe, or several; the message lists the candidates.
     """
     known = names()
-    fitting = [name] if name in known else [each for each in known if _SCHEDULE.sub("", each) == name]
-    if len(fitting) != 1:
-        problem = "stands for several configs" if fitting else "is not known"
-        raise UserError(f"config {name!r} {problem}: choose one of {', '.join(fitting or known)}")
-    folder = config_folder()
-    return folder / "lazy" / f"{fitting[0]}.py" if lazy else folder / f"{fitting[0]}.yaml"
+    matches = [name] if name in known else [each for each in known if _SCHEDULE.sub("", each) == name]
+    if len(matches) != 1:
+        problem = "matches several recipes" if matches else "is not known"
+        raise UserError(f"config {name!r} {problem}: choose one of {', '.join(matches or known)}")
+    return config_folder() / f"{matches[0]}.yaml"
 
 
 def get_config_file(name: str) -> str:
-    """The path of a config, under the name that Detectron2's model zoo has for the function; ``.yaml`` may follow."""
+    """Returns the path of a recipe, with the signature of Detectron2's ``model_zoo.get_config_file``."""
     return str(config_file(name.removesuffix(".yaml")))
 
 
 def get_config(name: str, *, lazy: bool = False, engine: str = "auto") -> Any:
-    """A config: a ``CfgNode`` of the engine, or with ``lazy`` a LazyConfig, which needs Detectron2.
+    """Returns the config of a recipe.
+
+    Args:
+        name: name of the recipe.
+        lazy: return a LazyConfig instead of a ``CfgNode``; requires Detectron2.
+        engine: the engine whose ``CfgNode`` is returned: ``"detectron2"``, ``"standalone"``, or ``"auto"`` for
+            Detectron2 if it is installed.
 
     Raises:
-        UserError: as `config_file`; for a LazyConfig where Detectron2 is not installed.
+        UserError: as `config_file`; or if ``lazy`` is set and Detectron2 is not installed.
     """
-    path = config_file(name, lazy=lazy)
+    if lazy and not is_installed("detectron2"):
+        raise UserError("a LazyConfig requires Detectron2, which is not installed: omit lazy=True")
+    cfg = get_cfg("detectron2" if lazy else engine)
+    cfg.merge_from_file(str(config_file(name)))
     if not lazy:
-        cfg = get_cfg(engine)
-        cfg.merge_from_file(str(path))
         return cfg
-    if not is_installed("detectron2"):
-        raise UserError("a LazyConfig needs Detectron2, which is not installed: leave lazy out")
-    from .detectron2_plugin.zoo import load
+    from .detectron2_plugin.lazy import lazy_config
 
-    return load(path)
+    _set_num_classes(cfg)
+    return lazy_config(cfg)
 
 
 def get(name: str, *, num_classes: int | None = None, device: str = "cpu", engine: str = "auto") -> nn.Module:
-    """A config's model with its initial weights; ``MODEL.WEIGHTS`` is not loaded.
+    """Builds the model of a recipe with its initial weights; ``MODEL.WEIGHTS`` is not loaded.
 
     Args:
-        name: of the config.
-        num_classes: of the data set that it is for; by default those of the config's own data set.
-        device: where to put it.
-        engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` for Detectron2 where it is importable.
+        name: name of the recipe.
+        num_classes: number of classes; defaults to that of the recipe's data set.
+        device: device of the model.
+        engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` for Detectron2 if it is installed.
 
     Returns:
-        With Detectron2 its meta-architecture, as ``build_model`` gives it; else the `Detector` alone.
+        Detectron2's meta-architecture, or the `Detector` for the standalone engine.
 
     Raises:
         UserError: as `config_file`.
     """
     cfg = get_config(name, engine=engine)
-    cfg.MODEL.DETR.NUM_CLASSES = num_classes or _NUM_CLASSES[cfg.DATASETS.TRAIN[0]]
+    _set_num_classes(cfg, num_classes)
     if choose_engine(engine).name == "standalone":
         return build_detector(cfg).to(device)
-    from .detectron2_plugin.zoo import build
+    from . import detectron2_plugin
 
-    cfg.MODEL.DEVICE = device
-    return build(cfg)
+    model: nn.Module = getattr(detectron2_plugin, cfg.MODEL.META_ARCHITECTURE)(cfg)
+    return model.to(device)
+
+
+def _set_num_classes(cfg: Any, num_classes: int | None = None) -> None:
+    cfg.MODEL.DETR.NUM_CLASSES = num_classes or _NUM_CLASSES[cfg.DATASETS.TRAIN[0]]

@@ -1,7 +1,7 @@
-"""++ two-stage."""
+"""The recipe of deformable_detr_r50_two_stage_50ep.yaml as a LazyConfig."""
 
-from .deformable_detr_r50_50ep import dataloader, lr_multiplier, model, optimizer, train
-from .models.deformable_detr import two_stage
+from projects_deformable_detr import model_zoo
 
-two_stage(model)
-train.output_dir = "./output/deformable_detr_r50_two_stage_50ep"
+model, dataloader, optimizer, lr_multiplier, train = model_zoo.get_config(
+    "deformable_detr_r50_two_stage_50ep", lazy=True
+).values()

@@ -1,4 +1,4 @@
-"""Every LazyConfig says what the YAML file of its name says: the same modules, recipe and data."""
+"""LazyConfigs of all recipes: the same modules, optimizer, schedule and data as the YAML file gives."""
 
 from typing import Any
 
@@ -11,24 +11,20 @@ from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 
-from projects_deformable_detr import add_deformable_detr_config, model_zoo
+from projects_deformable_detr import model_zoo
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper
+from projects_deformable_detr.detectron2_plugin.lazy import lazy_config
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.modeling.position_encoding import LearnedPositionEmbedding
 from projects_deformable_detr.training.optimizer import GradientClip
 
-# What Detectron2's registry adds to a backbone, and what modules keep without its being a setting.
+# Attributes that are no settings: state of modules, and what Detectron2's registry adds to a backbone.
 _NO_SETTING = {"training", "size_divisibility", "padding_constraints", "architecture"}
 _PLAIN = (bool, int, float, str, tuple, list, dict, type(None))
 
 
-def read_yaml(name: str) -> Any:
-    """The config as Detectron2's own scripts read it."""
-    cfg = get_cfg()
-    cfg.merge_from_file(str(model_zoo.config_file(name)))
-    return cfg
-
-
 def settings(module: torch.nn.Module) -> dict[str, Any]:
-    """Types of all modules, with their attributes that are plain values."""
+    """Returns the types of all modules, and their attributes with plain values."""
     found = {}
     for path, part in module.named_modules():
         found[path] = type(part)
@@ -39,7 +35,7 @@ def settings(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Sequences and mappings of any kind as tuples."""
+    """Converts sequences and mappings of any type to tuples."""
     if isinstance(value, dict) or hasattr(value, "items"):
         return tuple((key, plain(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)) or type(value).__name__ == "ListConfig":
@@ -59,7 +55,7 @@ def describe_criterion(criterion: Any) -> Any:
 
 
 def describe_augmentation(augmentation: Any) -> Any:
-    """Its constructor's arguments, those of the ones within included."""
+    """Returns the type and the constructor's arguments, recursively."""
     if isinstance(augmentation, (list, tuple)) or type(augmentation).__name__ == "ListConfig":
         return tuple(describe_augmentation(item) for item in augmentation)
     if not hasattr(augmentation, "get_transform"):
@@ -70,13 +66,13 @@ def describe_augmentation(augmentation: Any) -> Any:
 
 @pytest.fixture(params=model_zoo.names())
 def pair(request: pytest.FixtureRequest) -> tuple[Any, Any]:
-    """(CfgNode, LazyConfig) of one name; the number of classes is the lazy one's, which it has to say."""
-    cfg, lazy = read_yaml(request.param), model_zoo.get_config(request.param, lazy=True)
+    """(CfgNode, LazyConfig) of one recipe; the CfgNode as Detectron2's own scripts read it."""
+    cfg, lazy = get_cfg(), model_zoo.get_config(request.param, lazy=True)
+    cfg.merge_from_file(str(model_zoo.config_file(request.param)))
     decoder = lazy.model.detector.decoder
     head = decoder if decoder is not None else lazy.model.detector.queries.class_head
-    expected = cfg.MODEL.DETR.NUM_CLASSES or model_zoo._NUM_CLASSES[cfg.DATASETS.TRAIN[0]]
-    assert head.num_classes == expected
-    cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DEVICE = expected, "meta"
+    assert cfg.MODEL.DETR.NUM_CLASSES in (0, head.num_classes)
+    cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DEVICE = head.num_classes, "meta"
     return cfg, lazy
 
 
@@ -114,19 +110,8 @@ def test_lazy_and_yaml_build_one_model_and_recipe(pair):
 
     schedule, reference = instantiate(lazy.lr_multiplier), build_lr_scheduler(cfg, optimizers[1])._multiplier
     last = cfg.SOLVER.MAX_ITER
-    for step in {
-        0,
-        1,
-        5,
-        11,
-        100,
-        199,
-        201,
-        last // 2,
-        last - 2,
-        *cfg.SOLVER.STEPS,
-        *(s - 1 for s in cfg.SOLVER.STEPS),
-    }:
+    drops = [step + offset for step in cfg.SOLVER.STEPS for offset in (-1, 0)]
+    for step in (0, 1, 5, 11, 100, 199, 201, last // 2, last - 2, *drops):
         assert schedule(step / last) == pytest.approx(reference(step / last)), step
 
 
@@ -154,25 +139,70 @@ def test_lazy_and_yaml_read_one_data_set_in_one_way(pair):
 @pytest.mark.parametrize("name", model_zoo.names())
 def test_detectron2s_get_cfg_reads_the_yaml_as_ours_does(name):
     cfg = get_cfg()
-    add_deformable_detr_config(cfg)
-    cfg.merge_from_file(str(model_zoo.config_file(name)))
-    assert read_yaml(name) == cfg
+    cfg.merge_from_file(model_zoo.get_config_file(name))
+    assert cfg == model_zoo.get_config(name, engine="detectron2")
 
 
-def test_every_lazy_file_has_a_yaml_file():
-    folder = model_zoo.config_folder() / "lazy"
-    files = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.py")}
-    assert {name for name in files if name.partition("/")[0] not in ("common", "models")} == set(model_zoo.names())
+@pytest.mark.parametrize("path", sorted((model_zoo.config_folder() / "lazy").glob("*.py")), ids=lambda path: path.stem)
+def test_lazy_files_load_and_can_be_saved(path, tmp_path):
+    lazy = LazyConfig.load(str(path))
+    assert set(lazy) == {"model", "dataloader", "optimizer", "lr_multiplier", "train"}
+    with torch.device("meta"):
+        instantiate(lazy.model)
+    LazyConfig.save(lazy, str(tmp_path / "config.yaml"))
+    assert LazyConfig.load(str(tmp_path / "config.yaml")).train == lazy.train
 
 
-def test_command_line_overrides_reach_every_part():
+def test_a_lazy_file_equals_its_recipe():
+    lazy = LazyConfig.load(str(model_zoo.config_folder() / "lazy" / "quickstart.py"))
+    assert lazy == model_zoo.get_config("quickstart", lazy=True)
+
+
+def test_overrides_reach_every_part():
     lazy = model_zoo.get_config("quickstart", lazy=True)
+    lazy.model.detector.decoder.num_layers = 3
     options = ["model.detector.decoder.num_classes=3", "model.detector.tokenizer.channels=64", "optimizer.lr=0.5"]
+    options += ["dataloader.test.dataset.names=coco_2017_val", "dataloader.train.dataset.names=coco_2017_train"]
     lazy = LazyConfig.apply_overrides(lazy, options)
     model = instantiate(lazy.model)
+    assert len(model.detector.decoder.layers) == 3
     assert model.detector.queries.class_head.out_features == 3
     assert {head.out_features for head in model.detector.decoder.class_heads} == {3}
     assert model.detector.encoder.layers[0].norm.normalized_shape == (64,)
+    assert len(model.load_options.class_names) == 80
+    assert lazy.dataloader.evaluator.dataset_name == "coco_2017_val"
     lazy.optimizer.params.model = model
     rates = {group["name"]: group["lr"] for group in instantiate(lazy.optimizer).param_groups}
     assert rates["rest"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["SOLVER.EMA.ENABLED", True], "SOLVER.EMA.ENABLED"),
+        (["TEST.AUG.ENABLED", True], "TEST.AUG.ENABLED"),
+        (["DATASETS.TEST", ("shapes_val", "coco_2017_val")], "DATASETS.TEST"),
+        (["DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler"], "set dataloader.train.sampler"),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"], "set lr_multiplier"),
+        (["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "set model.detector.backbone"),
+    ],
+)
+def test_keys_without_a_lazy_form_are_refused(options, message):
+    cfg = model_zoo.get_config("deformable_detr_r50", engine="detectron2")
+    cfg.merge_from_list(["MODEL.DETR.NUM_CLASSES", 80, *options])
+    with pytest.raises(UserError, match=message):
+        lazy_config(cfg)
+
+
+def test_other_keys_have_a_lazy_form():
+    cfg = model_zoo.get_config("detr_r50_500ep", engine="detectron2")
+    cfg.MODEL.DETR.POSITION_EMBEDDING, cfg.SOLVER.CLIP_GRADIENTS.ENABLED = "learned", False
+    cfg.DATASETS.TRAIN = ("coco_2017_train", "coco_2017_val")
+    cfg.MODEL.DETR.NUM_CLASSES = 80
+    lazy = lazy_config(cfg)
+    assert lazy.optimizer.clip is None
+    assert list(lazy.dataloader.train.dataset.names) == list(cfg.DATASETS.TRAIN)
+    with torch.device("meta"):
+        model = instantiate(lazy.model)
+    assert type(model.detector.tokenizer.position_embedding) is LearnedPositionEmbedding
+    assert len(model.load_options.class_names) == 80

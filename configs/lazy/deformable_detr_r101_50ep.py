@@ -1,7 +1,0 @@
-"""Multi-scale on ResNet-101."""
-
-from .deformable_detr_r50_50ep import dataloader, lr_multiplier, model, optimizer, train
-
-model.detector.backbone.depth = 101
-train.init_checkpoint = "torchvision://resnet101"
-train.output_dir = "./output/deformable_detr_r101_50ep"

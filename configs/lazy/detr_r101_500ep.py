@@ -1,7 +1,0 @@
-"""DETR on ResNet-101."""
-
-from .detr_r50_500ep import dataloader, lr_multiplier, model, optimizer, train
-
-model.detector.backbone.depth = 101
-train.init_checkpoint = "torchvision://resnet101"
-train.output_dir = "./output/detr_r101_500ep"
