@@ -1,16 +1,17 @@
 """Deformable DETR (arXiv 2010.04159) for Detectron2 and for machines without it.
 
-Importing the package registers the meta-architecture, the backbone and the demo's data sets with Detectron2
-where that is importable, and works without it.
+Importing the package registers meta-architectures, backbones, config keys and data sets with Detectron2 if that is
+installed.
 """
 
 import importlib.util
 
 if importlib.util.find_spec("ms_deform_attn") is None:
     raise ImportError(
-        "ms_deform_attn, the attention op of this project, is not installed: pip install -e . in the checkout builds it"
+        "ms_deform_attn, the attention operator, is not installed: build it with pip install -e . in the checkout"
     )
 
+from . import standalone as standalone  # registers its default config
 from .config import add_deformable_detr_config, get_cfg
 from .engine import is_installed
 from .modeling import build_criterion, build_detector

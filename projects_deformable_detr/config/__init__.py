@@ -1,5 +1,18 @@
 """Config keys, and the only code that reads a cfg."""
 
-from .keys import add_deformable_detr_config, get_cfg, most_objects, set_things, things
+from .engines import get_cfg, register_engine
+from .keys import add_deformable_detr_config, most_objects, set_things, things
+from .loading import did_you_mean, leaves, load_cfg, merge
 
-__all__ = ["add_deformable_detr_config", "get_cfg", "most_objects", "set_things", "things"]
+__all__ = [
+    "add_deformable_detr_config",
+    "did_you_mean",
+    "get_cfg",
+    "leaves",
+    "load_cfg",
+    "merge",
+    "most_objects",
+    "register_engine",
+    "set_things",
+    "things",
+]

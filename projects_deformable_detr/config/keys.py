@@ -7,8 +7,6 @@ YAML files read naturally here. Every other key is documented where it is define
 from collections.abc import Sequence
 from typing import Any
 
-_AUTO = "auto"
-
 
 def add_deformable_detr_config(cfg: Any) -> None:
     """Adds the project's keys, in place, to a Detectron2 or standalone ``CfgNode``.
@@ -190,23 +188,3 @@ def set_things(cfg: Any, classes: Sequence[int]) -> None:
     keys = cfg.MODEL.DETR.PANOPTIC
     keys.NUM_THING_CLASSES = len(classes)
     keys.THING_CLASSES = [] if list(classes) == list(range(len(classes))) else list(classes)
-
-
-def get_cfg(engine: str = _AUTO) -> Any:
-    """A config with every key that the engine and the project know.
-
-    Args:
-        engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` for Detectron2 where it is importable.
-
-    Raises:
-        UserError: for another name, or for ``"detectron2"`` where it is not installed.
-    """
-    from ..engine import choose_engine  # late: choosing looks at what is installed
-
-    if choose_engine(engine).name == "detectron2":
-        from ..detectron2_plugin.config import get_cfg as get_engine_cfg
-    else:
-        from ..standalone.config import get_cfg as get_engine_cfg
-    cfg = get_engine_cfg()
-    add_deformable_detr_config(cfg)
-    return cfg

@@ -1,22 +1,15 @@
-"""Detectron2's default config, and the project's keys in it."""
+"""The project's keys in Detectron2's default config."""
 
 from detectron2.config import CfgNode
-from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.config.defaults import _C as _DEFAULTS
 
 from ..config import add_deformable_detr_config
 
 
-def get_cfg() -> CfgNode:
-    """Detectron2's defaults, as a copy that may be changed."""
-    return get_detectron2_cfg()
-
-
 def extend_defaults() -> None:
-    """Adds the project's keys to the defaults that Detectron2's ``get_cfg`` copies; a second call changes nothing.
+    """Adds the project's keys to the defaults that Detectron2's ``get_cfg`` copies. Idempotent.
 
-    Keys that Detectron2 has keep its defaults, so that configs of other models mean what they meant; the project's
-    YAML files set whatever they need of these.
+    Existing keys keep Detectron2's defaults, so that configs of other models do not change.
     """
     full = _DEFAULTS.clone()
     add_deformable_detr_config(full)

@@ -1,14 +1,19 @@
-"""The embedded engine, for a machine without Detectron2: the same models, YAML files, recipe and metrics on Lightning.
+"""The standalone engine, for machines without Detectron2: the same models, YAML files and metrics on Lightning.
 
-Importing this package needs nothing but the standard library; lightning is imported when :func:`main` runs.
+Importing this package registers its default config. Lightning is imported when `main` runs.
 """
 
 from argparse import Namespace
 from typing import Any
 
+from ..config import register_engine
+from .config import default_cfg
+
+register_engine("standalone", default_cfg)
+
 
 def main(args: Namespace) -> dict[str, Any]:
-    """Trains, or evaluates with ``args.eval_only``; see :func:`projects_deformable_detr.standalone.run.main`."""
-    from .run import main as run  # late: lightning is imported only where this engine runs
+    """Trains or evaluates; see `projects_deformable_detr.standalone.run.main`."""
+    from .run import main as run  # imports lightning
 
     return run(args)

@@ -1,17 +1,15 @@
-"""Detectron2's config keys and defaults, as far as this engine reads them, on fvcore's ``CfgNode``.
+"""Detectron2's config keys that the standalone engine supports, with Detectron2's default values.
 
-Both engines read the same YAML files. A Detectron2 key therefore falls into one of three kinds here: the engine
-reads it; it belongs to another architecture and has no effect in either engine (ignored); or it switches on
-something that only Detectron2's engine does (refused, unless it holds the value that switches it off).
+Both engines read the same YAML files. Keys of other architectures are ignored; keys that enable a feature of
+Detectron2's engine are refused unless they have the value that disables it.
 """
 
-import difflib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from fvcore.common.config import CfgNode as _CfgNode
 
+from ..config import did_you_mean, leaves
 from ..errors import UserError
 from ..modeling.backbones import BACKBONES
 
@@ -20,7 +18,7 @@ VERSION = 2
 _DEFAULTS: dict[str, Any] = {
     "VERSION": VERSION,
     "MODEL": {
-        # auto: cuda where there is one, else cpu. The engine says which it took.
+        # auto: cuda if there is a GPU, else cpu
         "DEVICE": "auto",
         "META_ARCHITECTURE": "",
         "MASK_ON": False,
@@ -58,7 +56,7 @@ _DEFAULTS: dict[str, Any] = {
         "ASPECT_RATIO_GROUPING": True,
         "FILTER_EMPTY_ANNOTATIONS": True,
         "SAMPLER_TRAIN": "TrainingSampler",
-        "REPEAT_THRESHOLD": 0.0,  # share of the images; of classes in fewer, images are repeated
+        "REPEAT_THRESHOLD": 0.0,  # images of classes in a smaller share of the images are repeated
         "REPEAT_SQRT": True,
     },
     "SOLVER": {
@@ -94,12 +92,12 @@ _DEFAULTS: dict[str, Any] = {
         },
     },
     "OUTPUT_DIR": "./output",
-    "SEED": -1,  # negative: drawn anew for each run, and kept when a run resumes
+    "SEED": -1,  # negative: drawn for each run; a resumed run keeps it
     "CUDNN_BENCHMARK": False,
     "FLOAT32_PRECISION": "",
 }
 
-# What only Detectron2's engine does, with the value that switches it off.
+# Features of Detectron2's engine, with the value that disables them.
 _ONLY_DETECTRON2: dict[str, Any] = {
     "MODEL.LOAD_PROPOSALS": False,
     "MODEL.KEYPOINT_ON": False,
@@ -111,7 +109,7 @@ _ONLY_DETECTRON2: dict[str, Any] = {
     "VIS_PERIOD": 0,
 }
 
-# What Detectron2 looks up by name. This engine has what the project brings, and nothing else to look up.
+# Names that Detectron2 looks up in its registries; this engine has those of the project.
 _CHOICES = {
     "MODEL.META_ARCHITECTURE": ("DeformableDETR", "DETR"),
     "MODEL.BACKBONE.NAME": tuple(BACKBONES),
@@ -123,7 +121,7 @@ _CHOICES = {
     ),
 }
 
-# Keys, and whole sections, that do nothing for this project's models in Detectron2 either, or only refine a key above.
+# Keys and sections without effect on this project's models, in Detectron2 too, or that only refine a key above.
 _NO_EFFECT = (
     "MODEL.PROPOSAL_GENERATOR", "MODEL.ANCHOR_GENERATOR", "MODEL.RPN", "MODEL.ROI_HEADS",
     "MODEL.ROI_BOX_HEAD", "MODEL.ROI_BOX_CASCADE_HEAD", "MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD",
@@ -134,91 +132,66 @@ _NO_EFFECT = (
 )  # fmt: skip
 
 
-class ConfigError(UserError):
-    """A key or value that this engine cannot follow; the message names it, where it stands, and what to do."""
-
-
 class CfgNode(_CfgNode):
-    """fvcore's ``CfgNode`` (``_BASE_``, types kept) whose errors name every wrong key and its likely meaning."""
+    """fvcore's ``CfgNode`` with errors for keys that this engine does not support."""
 
-    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
-        """Merges a YAML file and its ``_BASE_`` files.
+    def merge_from_other_cfg(self, cfg_other: "CfgNode") -> None:
+        """Merges a config, such as that of a YAML file.
 
         Raises:
-            ConfigError: if the file is missing, or has keys that do not exist or that only Detectron2 follows.
+            UserError: listing unknown and unsupported keys.
         """
-        if not Path(cfg_filename).is_file():
-            raise ConfigError(f"config file {cfg_filename!r} does not exist: check --config-file")
-        loaded = self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe) or {}
-        version = loaded.get("VERSION", VERSION)
-        if version != VERSION:
-            raise ConfigError(f"{cfg_filename}: VERSION is {version}, but only version {VERSION} can be read")
-        kept = self._own_keys(dict(_leaves(loaded)), where=cfg_filename)
-        self.merge_from_other_cfg(_nested(kept, type(self)))
+        super().merge_from_other_cfg(_nested(self._supported(dict(leaves(cfg_other)))))
 
     def merge_from_list(self, cfg_list: list[str]) -> None:
-        """Merges ``[key, value, key, value, …]`` of the command line; errors as :meth:`merge_from_file`."""
-        late = [word for word in cfg_list if str(word).startswith("--")]
-        if late:
-            raise ConfigError(f"command line: {late[0]} must stand before the first KEY VALUE")
-        if len(cfg_list) % 2:
-            raise ConfigError(f"command line: {cfg_list[-1]!r} has no value; options come in pairs, KEY VALUE")
+        """Merges ``[key, value, key, value, …]``; errors as in `merge_from_other_cfg`."""
         given = {key: self._decode_cfg_value(value) for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True)}
-        kept = self._own_keys(given, where="command line")
-        super().merge_from_list([item for pair in kept.items() for item in pair])
+        super().merge_from_list([item for pair in self._supported(given).items() for item in pair])
 
-    def _own_keys(self, given: dict[str, Any], where: str) -> dict[str, Any]:
-        """The keys that this config has; unknown ones raise, those without an effect are left out."""
-        known, kept, wrong = dict(_leaves(self)), {}, []
+    def _supported(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the keys that this config has, without those that have no effect."""
+        known, kept, problems = dict(leaves(self)), {}, []
         for key, value in given.items():
             if value not in _CHOICES.get(key, (value,)):
-                wrong.append(
-                    f"{key} {value!r} is not in this engine, which has {', '.join(_CHOICES[key])} only: choose one "
-                    "of these, or use --engine detectron2, which has every one that is registered with Detectron2"
+                problems.append(
+                    f"{key} must be one of {', '.join(_CHOICES[key])} in this engine, got {value!r}: names of "
+                    "Detectron2's registries need --engine detectron2"
                 )
             elif key in known:
                 kept[key] = value
-            elif any(name.startswith(key + ".") for name in known):
-                wrong.append(f"{key} is a section, not a key: name the key within it")
+            elif any(name.startswith(f"{key}.") for name in known):
+                problems.append(f"{key} is a section, not a key: name the key within it")
             elif key in _ONLY_DETECTRON2:
-                if value not in (_ONLY_DETECTRON2[key], tuple(_as_list(_ONLY_DETECTRON2[key]))):
-                    wrong.append(
-                        f"{key} = {value!r} asks for something that only Detectron2's engine does: "
-                        f"use --engine detectron2, or set it to {_ONLY_DETECTRON2[key]!r}"
+                if _as_list(value) != _as_list(_ONLY_DETECTRON2[key]):
+                    problems.append(
+                        f"{key} {value!r} is supported by Detectron2's engine only: use --engine detectron2, or set it "
+                        f"to {_ONLY_DETECTRON2[key]!r}"
                     )
-            elif not any(key == name or key.startswith(name + ".") for name in _NO_EFFECT):
-                near = difflib.get_close_matches(key, known, n=1)
-                wrong.append(f"config key {key} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
-        if wrong:
-            raise ConfigError(f"{where}: " + "\n".join(wrong))
+            elif not any(key == name or key.startswith(f"{name}.") for name in _NO_EFFECT):
+                problems.append(f"config key {key} does not exist{did_you_mean(key, known)}")
+        if kept.get("VERSION", VERSION) != VERSION:
+            problems.append(f"VERSION must be {VERSION}, got {kept['VERSION']}")
+        if problems:
+            raise UserError("\n".join(problems))
         return kept
 
 
-def get_cfg() -> CfgNode:
-    """Detectron2's keys with their defaults; :func:`projects_deformable_detr.get_cfg` adds the project's."""
+def default_cfg() -> CfgNode:
+    """Returns a new config with Detectron2's default values."""
     return CfgNode(_DEFAULTS).clone()
 
 
 def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value with its full dotted key."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _nested(leaves: dict[str, Any], node_type: type) -> Any:
-    """The inverse of :func:`_leaves`."""
-    root = node_type()
-    for key, value in leaves.items():
+def _nested(flat: Mapping[str, Any]) -> CfgNode:
+    """Inverse of `leaves`."""
+    root = CfgNode()
+    for key, value in flat.items():
         node = root
         *sections, name = key.split(".")
         for section in sections:
-            node = node.setdefault(section, node_type())
+            node = node.setdefault(section, CfgNode())
         node[name] = value
     return root

@@ -2,7 +2,6 @@
 
 import logging
 from argparse import Namespace
-from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +11,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..checkpoint import LoadOptions, load_weights
+from ..config.loading import processes_per_machine
 from ..data import catalog
 from ..modeling.backbones import unused_features
+from ..training.launch import launch
 from . import monitors
 from .callbacks import (
     AtomicCheckpointIO,
@@ -25,10 +26,9 @@ from .callbacks import (
 )
 from .data import load_training_set
 from .evaluators import Evaluator
-from .launch import launch
 from .module import DetectionModule
 from .monitors import Average, NetworkWriter
-from .setup import Summaries, configure, inspect, processes_here, register, set_up, start_log
+from .setup import Summaries, configure, inspect, register, set_up, start_log
 from .views import Views
 
 logger = logging.getLogger(__name__)
@@ -55,12 +55,12 @@ def main(args: Namespace) -> dict[str, Any]:
     summaries = inspect(args, cfg)
     # Looked up once, before any process could change what another finds.
     last = find_last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume else None
-    processes = processes_here(args)
-    return launch(_run, processes, args.num_machines, args.machine_rank, args.dist_url, args, cfg, summaries, last)
+    processes, machines = processes_per_machine(args), (args.num_machines, args.machine_rank, args.dist_url)
+    return launch(_run, processes, *machines, args, cfg, summaries, last) or {}
 
 
-def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None, results: MutableMapping[str, Any]) -> None:
-    """One process of the job, which goes on from ``last``; the first puts its metrics into ``results``."""
+def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None) -> dict[str, Any]:
+    """Runs one process of the job, starting from checkpoint ``last``; returns the metrics."""
     set_up(args, cfg, summaries)
     evaluators = [Evaluator(catalog.get(name), summaries[name], cfg) for name in cfg.DATASETS.TEST]
     dataset = None if args.eval_only else load_training_set(cfg)
@@ -77,8 +77,7 @@ def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None, res
     if module.evaluators and module.views is not None:
         logger.info("Evaluating with test-time augmentation (TEST.AUG)")
         trainer.validate(module, verbose=False)
-    if trainer.is_global_zero:
-        results.update(module.metrics)
+    return module.metrics
 
 
 def _train(
@@ -107,7 +106,7 @@ def build_trainer(
 ) -> L.Trainer:
     """Lightning's trainer; its own bar, summary and checkpoints are off, ours are callbacks."""
     device, _, index = cfg.MODEL.DEVICE.partition(":")
-    processes = processes_here(args)
+    processes = processes_per_machine(args)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     if cfg.SOLVER.AMP.ENABLED:
         precision = "16-mixed" if device == "cuda" else "bf16-mixed"  # float16 as in Detectron2; CPUs have bfloat16

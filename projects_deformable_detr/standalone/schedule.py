@@ -13,14 +13,14 @@ from fvcore.common.param_scheduler import (
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .config import ConfigError
+from ..errors import UserError
 
 
 def build_scheduler(cfg: Any, optimizer: Optimizer) -> LambdaLR:
     """Multiplies every parameter group's rate, once per iteration, by what ``cfg.SOLVER`` describes.
 
     Raises:
-        ConfigError: for an unknown schedule or warm-up, or values that contradict each other.
+        UserError: for an unknown schedule or warm-up, or values that contradict each other.
     """
     max_iter = cfg.SOLVER.MAX_ITER
     multiplier = _with_warmup(cfg, _schedule(cfg))
@@ -31,11 +31,11 @@ def build_scheduler(cfg: Any, optimizer: Optimizer) -> LambdaLR:
 def _schedule(cfg: Any) -> ParamScheduler:
     solver = cfg.SOLVER
     if solver.MAX_ITER < 1:
-        raise ConfigError(f"SOLVER.MAX_ITER is {solver.MAX_ITER}: it must be at least 1")
+        raise UserError(f"SOLVER.MAX_ITER is {solver.MAX_ITER}: it must be at least 1")
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         steps = list(solver.STEPS)
         if sorted(set(steps)) != steps or any(step < 1 for step in steps):
-            raise ConfigError(f"SOLVER.STEPS {tuple(steps)} must be positive and rising")
+            raise UserError(f"SOLVER.STEPS {tuple(steps)} must be positive and rising")
         steps = [step for step in steps if step < solver.MAX_ITER]  # later ones never come
         if not steps:
             return LinearParamScheduler(1.0, 1.0)
@@ -44,9 +44,9 @@ def _schedule(cfg: Any) -> ParamScheduler:
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
         end = solver.BASE_LR_END / solver.BASE_LR
         if not 0 <= end <= 1:
-            raise ConfigError(f"SOLVER.BASE_LR_END {solver.BASE_LR_END} must be between 0 and BASE_LR {solver.BASE_LR}")
+            raise UserError(f"SOLVER.BASE_LR_END {solver.BASE_LR_END} must be between 0 and BASE_LR {solver.BASE_LR}")
         return CosineParamScheduler(1.0, end)
-    raise ConfigError(
+    raise UserError(
         f"SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME!r} is not known to this engine: choose "
         "WarmupMultiStepLR or WarmupCosineLR"
     )
@@ -64,6 +64,6 @@ def _with_warmup(cfg: Any, schedule: ParamScheduler) -> ParamScheduler:
     elif solver.WARMUP_METHOD == "constant":
         warmup = ConstantParamScheduler(start)
     else:
-        raise ConfigError(f"SOLVER.WARMUP_METHOD {solver.WARMUP_METHOD!r} is not known: choose linear or constant")
+        raise UserError(f"SOLVER.WARMUP_METHOD {solver.WARMUP_METHOD!r} is not known: choose linear or constant")
     after = "rescaled" if solver.RESCALE_INTERVAL else "fixed"
     return CompositeParamScheduler([warmup, schedule], [length, 1 - length], ["rescaled", after])

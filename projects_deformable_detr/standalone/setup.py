@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from yaml import YAMLError
 
-from ..config import get_cfg, most_objects, set_things
+from ..config import load_cfg, most_objects, set_things
+from ..config.loading import processes_per_machine
 from ..data import catalog, coco
 from ..training import monitoring
 from . import lvis_evaluation
-from .config import ConfigError
 from .views import Views
 
 Summaries = dict[str, coco.CocoSummary]
@@ -32,70 +31,19 @@ _LIGHTNING_REMARKS = (
 
 
 def configure(args: Namespace) -> Any:
-    """The config of file and options, with device and number of classes resolved, frozen.
+    """Returns the config of file and options, with device and number of classes resolved, frozen.
 
     Raises:
-        UserError: for an unknown key, a device that is not there, or numbers of classes that disagree.
+        UserError: for an unknown key, an unavailable device, or numbers of classes that disagree.
     """
-    cfg = get_cfg("standalone")
-    try:
-        if args.config_file:
-            cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts or [])
-    except ConfigError:
-        raise
-    except (AssertionError, ValueError, OSError, YAMLError) as error:  # yacs's types, YAML's syntax, a missing _BASE_
-        raise ConfigError(f"config {args.config_file} {' '.join(args.opts or [])}: {error}") from error
-    cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE, args.num_gpus)
-    _check_processes(cfg, args)
-    if not args.eval_only and not cfg.DATASETS.TRAIN:
-        raise ConfigError("DATASETS.TRAIN names no data set to train on")
+    cfg = load_cfg("standalone", args)
     Views.of(cfg)  # raises what it cannot follow
     if not args.eval_only:
         monitoring.check_keys(cfg)
-    if args.eval_only and not cfg.DATASETS.TEST:
-        raise ConfigError("--eval-only needs DATASETS.TEST to name a data set")
     cfg.MODEL.DETR.NUM_CLASSES = catalog.resolve_num_classes(cfg)
     set_things(cfg, catalog.resolve_things(cfg))
     cfg.freeze()
     return cfg
-
-
-def _device(wanted: str, num_gpus: int | None) -> str:
-    """The device that the config names; ``auto`` is a GPU, or the CPU where there is none or ``--num-gpus`` is 0."""
-    available = torch.cuda.device_count()
-    if wanted == "auto":
-        if num_gpus or (num_gpus is None and available):
-            wanted = "cuda"
-        else:
-            if num_gpus is None:
-                print("No GPU found: running on the CPU.", flush=True)
-            return "cpu"
-    device, _, index = wanted.partition(":")
-    if device not in ("cuda", "cpu") or not (index or "0").isdigit():
-        raise ConfigError(f"MODEL.DEVICE {wanted!r} is not known: choose auto, cuda, cuda:N or cpu")
-    if device == "cuda" and max(num_gpus or 1, int(index or 0) + 1) > available:
-        raise ConfigError(
-            f"MODEL.DEVICE {wanted} and --num-gpus {num_gpus or 1} ask for more GPUs than the {available} that PyTorch "
-            "finds here: ask for fewer, or add MODEL.DEVICE cpu to run as many processes on the CPU"
-        )
-    return wanted
-
-
-def _check_processes(cfg: Any, args: Namespace) -> None:
-    processes = processes_here(args)
-    if processes > 1 and ":" in cfg.MODEL.DEVICE:
-        raise ConfigError(f"MODEL.DEVICE {cfg.MODEL.DEVICE} is one GPU, but --num-gpus is {processes}: set it to cuda")
-    everywhere = processes * args.num_machines
-    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % everywhere:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not a positive multiple of the {everywhere} processes"
-        )
-
-
-def processes_here(args: Namespace) -> int:
-    """Processes on this machine: one for each GPU that was asked for, at least one."""
-    return max(args.num_gpus or 1, 1)
 
 
 def inspect(args: Namespace, cfg: Any) -> Summaries:
@@ -141,8 +89,8 @@ def set_up(args: Namespace, cfg: Any, summaries: Summaries) -> None:
         torch.seed()
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
-    if cfg.MODEL.DEVICE == "cpu" and processes_here(args) > 1:  # they share the cores
-        torch.set_num_threads(max(1, torch.get_num_threads() // processes_here(args)))
+    if cfg.MODEL.DEVICE == "cpu" and processes_per_machine(args) > 1:  # they share the cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes_per_machine(args)))
 
 
 def is_first() -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.standalone.config import ConfigError
+from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.standalone.schedule import build_scheduler
 
 
@@ -73,5 +73,5 @@ def test_the_rates_are_detectron2s(changes: dict[str, Any]) -> None:
     ],
 )
 def test_wrong_values_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         build_scheduler(configured(**changes), optimizer())

@@ -1,0 +1,128 @@
+"""Loads the config of a run: merges file and options, selects the device, checks the process counts."""
+
+import difflib
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from fvcore.common.config import CfgNode
+from yaml import YAMLError
+
+from ..errors import UserError
+from ..training.launch import parse_address
+from .engines import get_cfg
+
+_DEVICES = ("cuda", "cpu", "mps")
+
+
+def load_cfg(engine: str, args: Namespace) -> CfgNode:
+    """Returns the config of a command line, with ``MODEL.DEVICE`` resolved and everything checked that needs no data.
+
+    Args:
+        engine: ``"detectron2"`` or ``"standalone"``.
+        args: from `cli.arguments.argument_parser`.
+
+    Raises:
+        UserError: naming the key or option.
+    """
+    cfg = get_cfg(engine)
+    cfg.MODEL.DEVICE = "auto"  # Detectron2's default is cuda, which would hide whether the user asks for it
+    merge(cfg, args.config_file, args.opts or [])
+    cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE, args.num_gpus)
+    _check_processes(cfg, args)
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise UserError("--eval-only needs a data set: set DATASETS.TEST")
+    if not args.eval_only and not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: name a data set to train on")
+    return cfg
+
+
+def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
+    """Merges a YAML file with its ``_BASE_`` files, and options ``[key, value, key, value, …]``, in place.
+
+    Raises:
+        UserError: naming file, key and, for an unknown key, the nearest known one.
+    """
+    source = f"config file {config_file}"
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        source = "command line"
+        if late := [word for word in options if word.startswith("--")]:
+            raise UserError(f"{late[0]} must come before the first KEY VALUE")
+        if len(options) % 2:
+            raise UserError(f"{options[-1]!r} has no value: options are pairs, KEY VALUE")
+        cfg.merge_from_list(list(options))
+    except (AssertionError, KeyError, ValueError, OSError, YAMLError) as error:
+        problem = str(error.args[0] if isinstance(error, KeyError) else error)  # str of a KeyError has quotes
+        if isinstance(error, OSError):
+            problem = f"cannot read {error.filename}: {error.strerror}"
+        raise UserError(f"{source}: {problem}{_hint(problem, cfg)}") from error
+
+
+def _hint(problem: str, cfg: CfgNode) -> str:
+    """Returns the remedy that a message of yacs lacks."""
+    if match := re.search(r"Non-existent (?:config )?key: (\S+)", problem):
+        return did_you_mean(match[1], (key for key, _ in leaves(cfg)))
+    if "<class 'float'> vs. <class 'int'>" in problem:
+        return "; write the number with a point, such as 2.0"
+    return ""
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Returns the end of a message that suggests the nearest known key; empty if none is near."""
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def leaves(node: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields every value of a nested config with its dotted key."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def choose_device(wanted: str, num_gpus: int | None) -> str:
+    """Resolves ``MODEL.DEVICE``.
+
+    Args:
+        wanted: value of the key; ``auto`` selects a GPU, and the CPU if there is none or ``num_gpus`` is 0.
+        num_gpus: value of ``--num-gpus``; None if it is absent.
+
+    Raises:
+        UserError: for an unknown device, or more GPUs than there are. A GPU is never replaced by the CPU.
+    """
+    available = torch.cuda.device_count()
+    if wanted == "auto":
+        if num_gpus is None and not available:
+            print("No GPU found: running on the CPU.", flush=True)
+        wanted = "cuda" if num_gpus or (num_gpus is None and available) else "cpu"
+    kind, _, index = wanted.partition(":")
+    if kind not in _DEVICES or not (index or "0").isdigit():
+        raise UserError(f"MODEL.DEVICE must be auto, cuda, cuda:N, cpu or mps, got {wanted!r}")
+    if kind == "cuda" and max(num_gpus or 1, int(index or 0) + 1) > available:
+        raise UserError(
+            f"MODEL.DEVICE {wanted} with --num-gpus {num_gpus or 1} needs more GPUs than the {available} that PyTorch "
+            "finds: lower --num-gpus, or add MODEL.DEVICE cpu to run as many processes on the CPU"
+        )
+    return wanted
+
+
+def processes_per_machine(args: Namespace) -> int:
+    """Returns the number of processes on this machine: one for each GPU, at least one."""
+    return max(args.num_gpus or 1, 1)
+
+
+def _check_processes(cfg: CfgNode, args: Namespace) -> None:
+    processes = processes_per_machine(args)
+    if processes > 1 and ":" in cfg.MODEL.DEVICE:
+        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE} is one GPU, but --num-gpus is {processes}: set it to cuda")
+    total, batch_size = processes * args.num_machines, cfg.SOLVER.IMS_PER_BATCH
+    is_scaled = cfg.SOLVER.get("REFERENCE_WORLD_SIZE", 0)  # Detectron2 then multiplies the batch size by the processes
+    if not (args.eval_only or is_scaled) and (batch_size < 1 or batch_size % total):
+        raise UserError(f"SOLVER.IMS_PER_BATCH must be a positive multiple of the {total} processes, got {batch_size}")
+    if total > 1:
+        parse_address(args.dist_url, args.num_machines)

@@ -1,0 +1,115 @@
+"""Launches a function in several processes, on one machine or on several."""
+
+import gc
+import os
+import pickle
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+
+from torch import distributed
+from torch.multiprocessing.spawn import ProcessException, start_processes
+
+from ..errors import UserError
+
+_RESULT, _ERROR = "result", "error"
+
+
+def launch(
+    work: Callable[..., Any], processes: int, machines: int, machine_rank: int, dist_url: str, *arguments: Any
+) -> Any:
+    """Runs ``work(*arguments)`` in every process and returns the result of rank 0.
+
+    With one process on one machine, ``work`` runs in this process. Otherwise processes are spawned with the environment
+    variables of ``torchrun``, so that ``torch.distributed.init_process_group()`` needs no arguments. The store of the
+    rendezvous lives in this process of the first machine, which outlives the ranks. Process groups that ``work`` leaves
+    are destroyed before a process exits.
+
+    Args:
+        work: an importable function.
+        processes: number of processes on each machine.
+        machines: number of machines; each of them has to call this function.
+        machine_rank: index of this machine.
+        dist_url: ``tcp://HOST:PORT`` of the first machine; ``auto`` for a free port of this machine.
+        arguments: picklable arguments.
+
+    Returns:
+        The result of rank 0, None on machines other than the first.
+
+    Raises:
+        UserError: if ``dist_url`` is invalid, or if ``work`` raised it in any process.
+        ProcessException: if a process failed otherwise.
+    """
+    if processes * machines == 1:
+        return work(*arguments)
+    host, port = parse_address(dist_url, machines)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        # An open store holds the port, which nobody else can take before the ranks connect.
+        store = distributed.TCPStore(host, port, is_master=True, wait_for_workers=False) if machine_rank == 0 else None
+        environment = {
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(store.port if store is not None else port),
+            "NODE_RANK": str(machine_rank),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "WORLD_SIZE": str(processes * machines),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 connects to the store instead of opening one
+        }
+        try:
+            start_processes(_run, (work, environment, folder, arguments), nprocs=processes, start_method="spawn")
+        except ProcessException:  # the other processes have been terminated
+            for path in sorted(folder.glob(f"{_ERROR}*")):
+                raise UserError(path.read_text()) from None
+            raise
+        return pickle.loads((folder / _RESULT).read_bytes()) if machine_rank == 0 else None
+
+
+def parse_address(dist_url: str, machines: int) -> tuple[str, int]:
+    """Returns host and port of the first machine; port 0 is a free one.
+
+    Raises:
+        UserError: if ``dist_url`` is not ``tcp://HOST:PORT``, or is ``auto`` for several machines.
+    """
+    if dist_url == "auto":
+        if machines > 1:
+            raise UserError("--dist-url auto finds a port on one machine only: set it to tcp://HOST:PORT of machine 0")
+        return "127.0.0.1", 0
+    url = urlsplit(dist_url)
+    if url.scheme != "tcp" or not url.hostname or not url.port:
+        raise UserError(f"--dist-url {dist_url!r} must be tcp://HOST:PORT, or auto on one machine")
+    return url.hostname, url.port
+
+
+def _run(
+    local_rank: int, work: Callable[..., Any], environment: dict[str, str], folder: Path, arguments: tuple[Any, ...]
+) -> None:
+    rank = int(environment["NODE_RANK"]) * int(environment["LOCAL_WORLD_SIZE"]) + local_rank
+    os.environ.update(environment, LOCAL_RANK=str(local_rank), RANK=str(rank))
+    try:
+        result = work(*arguments)
+    except Exception as error:
+        if isinstance(error, UserError):  # torch would forward a traceback only
+            (folder / f"{_ERROR}{rank}").write_text(str(error))
+        traceback.clear_frames(error.__traceback__)  # they hold data loaders and process groups
+        if distributed.is_initialized() and distributed.get_backend() != "nccl":  # NCCL may wait for the other ranks
+            destroy_process_groups()
+        raise
+    if rank == 0:
+        (folder / _RESULT).write_bytes(pickle.dumps(result))
+    del result
+    destroy_process_groups()
+
+
+def destroy_process_groups() -> None:
+    """Stops the workers of data loaders, then destroys all process groups.
+
+    A thread of gloo that releases a tensor while the interpreter shuts down aborts the process ("terminate called
+    without an active exception"), so these threads have to end before.
+    """
+    gc.collect()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    gc.collect()

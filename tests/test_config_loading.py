@@ -1,0 +1,113 @@
+"""Merging of files and options, device selection and checks of the command line, alike in both engines."""
+
+import os
+
+import pytest
+import torch
+
+from projects_deformable_detr import get_cfg
+from projects_deformable_detr.cli.arguments import argument_parser
+from projects_deformable_detr.config import load_cfg, merge
+from projects_deformable_detr.config.loading import choose_device
+from projects_deformable_detr.engine import is_installed
+from projects_deformable_detr.errors import UserError
+
+needs_detectron2 = pytest.mark.skipif(not is_installed("detectron2"), reason="detectron2 is not installed")
+engines = pytest.mark.parametrize("engine", ["standalone", pytest.param("detectron2", marks=needs_detectron2)])
+
+
+def load(engine, *words):
+    return load_cfg(engine, argument_parser().parse_args([str(word) for word in words]))
+
+
+@engines
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["MODEL.DETR.NHEAD", 4], r"command line: .*MODEL\.DETR\.NHEAD.*; did you mean MODEL.DETR.NHEADS\?"),
+        (["SOLVER.EMA.DECAY", 1], "command line: .*write the number with a point, such as 2.0"),
+        (["SOLVER.GAMMA"], "command line: 'SOLVER.GAMMA' has no value"),
+        (["SOLVER.GAMMA", 1.0, "--resume"], "command line: --resume must come before"),
+    ],
+)
+def test_invalid_options(engine, options, message):
+    with pytest.raises(UserError, match=message):
+        merge(get_cfg(engine), "", [str(option) for option in options])
+
+
+@engines
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL: {DETR: {NUM_QUERYS: 5}}", r"model\.yaml: .*MODEL\.DETR\.NUM_QUERYS"),
+        ("SOLVER: {MAX_ITER: many}", r"model\.yaml: .*SOLVER\.MAX_ITER"),
+        ("MODEL: [", r"model\.yaml: "),
+        ("_BASE_: nowhere.yaml", r"model\.yaml: cannot read .*nowhere\.yaml"),
+        ("OUTPUT_DIR: !!python/object/apply:os.mkdir ['made']", r"model\.yaml: .*python/object"),
+    ],
+    ids=["unknown_key", "type", "syntax", "base", "code"],
+)
+def test_invalid_files(engine, text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        merge(get_cfg(engine), str(tmp_path / "model.yaml"), [])
+    assert os.listdir(tmp_path) == ["model.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wanted", "num_gpus", "device"),
+    [
+        (0, "auto", None, "cpu"),
+        (0, "auto", 0, "cpu"),
+        (0, "cpu", 2, "cpu"),
+        (2, "auto", None, "cuda"),
+        (2, "auto", 2, "cuda"),
+        (2, "auto", 0, "cpu"),
+        (2, "cuda:1", None, "cuda:1"),
+    ],
+)
+def test_device(monkeypatch, capsys, gpus, wanted, num_gpus, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert choose_device(wanted, num_gpus) == device
+    assert bool(capsys.readouterr().out) == (wanted == "auto" and num_gpus is None and not gpus)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "num_gpus", "message"),
+    [
+        ("cuda:1", None, "MODEL.DEVICE cuda:1 .* more GPUs than the 1 that PyTorch finds"),
+        ("auto", 2, "--num-gpus 2 needs .* MODEL.DEVICE cpu"),
+        ("tpu", None, "MODEL.DEVICE must be .* got 'tpu'"),
+    ],
+)
+def test_a_named_device_is_never_replaced(monkeypatch, capsys, wanted, num_gpus, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=message):
+        choose_device(wanted, num_gpus)
+    assert capsys.readouterr().out == ""
+
+
+@engines
+def test_a_device_named_in_a_file_is_never_replaced(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    (tmp_path / "gpu.yaml").write_text("MODEL: {DEVICE: cuda}\nVERSION: 2\n")
+    with pytest.raises(UserError, match="MODEL.DEVICE cuda"):
+        load(engine, "--config-file", tmp_path / "gpu.yaml", "DATASETS.TRAIN", "('a',)")
+
+
+@engines
+@pytest.mark.parametrize(
+    ("flags", "options", "message"),
+    [
+        (["--num-gpus", 3], [], "IMS_PER_BATCH must be a positive multiple of the 3 processes, got 16"),
+        ([], ["SOLVER.IMS_PER_BATCH", 0], "IMS_PER_BATCH must be a positive .* got 0"),
+        (["--num-gpus", 2, "--num-machines", 2], [], "--dist-url auto"),
+        (["--num-gpus", 2, "--dist-url", "file:///x"], [], "must be tcp://HOST:PORT"),
+        ([], ["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+        (["--eval-only"], [], "--eval-only needs a data set: set DATASETS.TEST"),
+    ],
+)
+def test_invalid_command_lines(engine, flags, options, message):
+    with pytest.raises(UserError, match=message):
+        load(engine, *flags, "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('a',)", *options)
