@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from projects_deformable_detr.evaluation.panoptic_quality import PanopticQuality
 
 THING, OTHER, STUFF = 1, 2, 7

@@ -1,4 +1,4 @@
-"""Keys of samplers and of test-time augmentation: checked before anything is built, alike for both engines."""
+"""Checks of sampler keys, shared by both engines."""
 
 import math
 from typing import Any
@@ -46,25 +46,3 @@ def dataset_weights(cfg: Any) -> dict[str, float]:
             raise UserError(f"{key} gives {item[0]} the weight {item[1]!r}: set a number above 0")
         weights[item[0]] = float(item[1])
     return weights
-
-
-def check_views(cfg: Any) -> None:
-    """Checks ``TEST.AUG`` where it is on.
-
-    Raises:
-        UserError: for sizes that are none, a threshold that is no IoU, or a panoptic model, whose segments are not
-            merged.
-    """
-    keys, threshold = cfg.TEST.AUG, cfg.MODEL.DETR.TTA_NMS_THRESH
-    if not keys.ENABLED:
-        return
-    if cfg.MODEL.DETR.PANOPTIC.ENABLED:
-        raise UserError(
-            "TEST.AUG.ENABLED True merges instances, not panoptic segments: set MODEL.DETR.PANOPTIC.ENABLED or "
-            "TEST.AUG.ENABLED to False"
-        )
-    if not keys.MIN_SIZES or min(keys.MIN_SIZES) < 1 or keys.MAX_SIZE < 1:
-        sizes = f"MIN_SIZES {tuple(keys.MIN_SIZES)}, MAX_SIZE {keys.MAX_SIZE}"
-        raise UserError(f"TEST.AUG.{sizes}: name sizes of images in pixels")
-    if not 0 <= threshold <= 1:
-        raise UserError(f"MODEL.DETR.TTA_NMS_THRESH is {threshold}: it is an IoU, from 0 to 1")

@@ -52,6 +52,21 @@ def read_image(
     return np.ascontiguousarray(pixels if format == "RGB" else pixels[:, :, ::-1])
 
 
+def resize_shortest_edge(height: int, width: int, min_size: int, max_size: int | None = None) -> tuple[int, int]:
+    """Returns (height, width) scaled so that the shorter side is ``min_size`` and the longer at most ``max_size``.
+
+    Rounds as Detectron2's ``ResizeShortestEdge`` does. A ``min_size`` of 0 keeps the size.
+    """
+    if min_size == 0:
+        return height, width
+    scale = min_size / min(height, width)
+    new_height, new_width = height * scale, width * scale
+    if max_size is not None and max(new_height, new_width) > max_size:
+        scale = max_size / max(new_height, new_width)
+        new_height, new_width = new_height * scale, new_width * scale
+    return int(new_height + 0.5), int(new_width + 0.5)
+
+
 def _decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:

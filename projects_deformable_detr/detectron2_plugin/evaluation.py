@@ -1,54 +1,68 @@
-"""The evaluators of Detectron2 for a data set, looked up by its metadata's ``evaluator_type``."""
+"""Detectron2's evaluators for each format of data sets, extended by what they do not report.
 
+Detectron2's evaluators of LVIS, Pascal VOC and Cityscapes do not report the AP of each class, its COCO evaluator
+rejects the metadata of panoptic data sets, and its panoptic evaluator needs panopticapi, which is on no package index.
+"""
+
+import glob
+import json
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
     COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
+from PIL import Image
 
+from ..data.panoptic import as_annotations
+from ..data.problems import DatasetError
 from ..engine import is_installed
 from ..errors import UserError
-from ..evaluation import panoptic_evaluation
-from ..evaluation.panoptic_evaluation import PanopticResult
-from .cityscapes_evaluation import CityscapesEvaluator
+from ..evaluation import panoptic
+from ..evaluation.lvis import compute_lvis_metrics, write_class_ap
+from ..modeling import PanopticSegmentation
 from .data import panoptic_spec
-from .lvis_evaluation import ClassLVISEvaluator
-from .panoptic_classes import is_separated, panoptic_classes
-from .things_evaluation import ThingsEvaluator
-from .voc_evaluation import VOCEvaluator
+from .lent_names import numpy_names
+from .panoptic_classes import PanopticClasses, is_separated, panoptic_classes
 
 _logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-    """The evaluator that fits the data set's ``evaluator_type``.
+    """Builds the evaluator for the ``evaluator_type`` of a data set.
 
-    Results go to ``OUTPUT_DIR/inference``, where each of several test sets has a folder of its name. COCO's metrics
-    count ``TEST.DETECTIONS_PER_IMAGE`` detections of an image, LVIS's 300 of these at the most.
+    Results are written to ``OUTPUT_DIR/inference``, with several test sets to a subfolder for each. COCO's metrics
+    evaluate ``TEST.DETECTIONS_PER_IMAGE`` detections per image, LVIS's at most 300.
 
-    A data set that names no type, one that was registered as a plain list of records, gets the COCO evaluator,
-    which makes the ground truth in COCO's format from the records.
+    A data set without a type, such as one registered as a list of records, gets the COCO evaluator, which converts the
+    records to COCO's format.
 
     Raises:
-        UserError: for a type that no evaluator is known for.
+        UserError: for an unknown type.
     """
     several = len(cfg.DATASETS.TEST) > 1
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", *[dataset_name] * several)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type") or "coco"
-    known: dict[str, Callable[[], DatasetEvaluator]] = {
-        "coco": lambda: _coco(cfg, dataset_name, folder),
+    evaluators: dict[str, Callable[[], DatasetEvaluator]] = {
+        "coco": lambda: COCOEvaluator(dataset_name, output_dir=folder, **_coco_options(cfg)),
         "coco_panoptic_seg": lambda: DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder)),
         "lvis": lambda: ClassLVISEvaluator(dataset_name, output_dir=folder),
         "pascal_voc": lambda: VOCEvaluator(dataset_name),
@@ -57,80 +71,224 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         "sem_seg": lambda: SemSegEvaluator(dataset_name, output_dir=folder),
         "cityscapes_sem_seg": lambda: CityscapesSemSegEvaluator(dataset_name),
     }
-    if kind not in known:
-        raise UserError(f"data set {dataset_name} has evaluator_type {kind!r}; known are {', '.join(known)}")
-    return known[kind]()
+    if kind not in evaluators:
+        raise UserError(
+            f"data set {dataset_name} has the unknown evaluator_type {kind!r}: choose one of {', '.join(evaluators)}"
+        )
+    return evaluators[kind]()
 
 
-def _coco(cfg: CfgNode, name: str, folder: str, **options: Any) -> COCOEvaluator:
-    return COCOEvaluator(name, output_dir=folder, **_options(cfg), **options)
-
-
-def _options(cfg: CfgNode) -> dict[str, Any]:
-    # A truth that was made of records before, perhaps of other ones, is not taken again.
+def _coco_options(cfg: CfgNode) -> dict[str, Any]:
+    # A cached conversion may have been made from other records of the same name.
     return {"max_dets_per_image": cfg.TEST.DETECTIONS_PER_IMAGE, "allow_cached_coco": False}
 
 
+def _cityscapes_evaluators(cfg: CfgNode, name: str, folder: str) -> list[DatasetEvaluator]:
+    """COCO's AP of boxes and, with masks, Cityscapes' AP of masks."""
+    evaluators = [COCOEvaluator(name, output_dir=folder, tasks=("bbox",), **_coco_options(cfg))]
+    return [*evaluators, CityscapesEvaluator(name)] if cfg.MODEL.MASK_ON else evaluators
+
+
+def _panoptic_evaluators(cfg: CfgNode, name: str, folder: str) -> list[DatasetEvaluator]:
+    """AP of things and, for a panoptic model, panoptic quality."""
+    evaluators: list[DatasetEvaluator] = []
+    classes = panoptic_classes(name, panoptic=True)
+    if classes is None or classes.is_separated:
+        evaluators.append(COCOEvaluator(name, output_dir=folder, **_coco_options(cfg)))
+    else:
+        is_cityscapes = MetadataCatalog.get(name).evaluator_type == "cityscapes_panoptic_seg"
+        tasks = ("bbox",) if is_cityscapes else None  # Cityscapes has its own metrics of masks
+        evaluators.append(ThingsEvaluator(name, classes, folder, tasks=tasks, **_coco_options(cfg)))
+        if is_cityscapes and cfg.MODEL.MASK_ON:
+            evaluators.append(CityscapesEvaluator(name))
+    if cfg.MODEL.DETR.PANOPTIC.ENABLED:
+        if is_separated(name):
+            evaluators.append(SemSegEvaluator(name, output_dir=folder))
+        has_panopticapi = is_installed("panopticapi")
+        evaluators.append((COCOPanopticEvaluator if has_panopticapi else PanopticEvaluator)(name, folder))
+    return evaluators
+
+
 class PanopticEvaluator(DatasetEvaluator):
-    """Detectron2's panoptic evaluator without panopticapi: the same results and metrics, computed by this project."""
+    """Detectron2's panoptic evaluator without panopticapi."""
 
     def __init__(self, dataset_name: str, output_dir: str) -> None:
         classes = panoptic_classes(dataset_name, panoptic=True)
         if classes is None:
-            raise UserError(f"data set {dataset_name} is not a panoptic one: its panoptic quality cannot be measured")
-        self._spec = panoptic_spec(dataset_name)
+            raise UserError(
+                f"data set {dataset_name} is not in a panoptic format: set MODEL.DETR.PANOPTIC.ENABLED to False"
+            )
         self._classes = classes
+        self._evaluator = panoptic.PanopticEvaluator(panoptic_spec(dataset_name), classes.category_ids)
         self._output_dir = Path(output_dir)
-        self._results: list[PanopticResult] = []
 
     def reset(self) -> None:
-        """Forgets all results."""
-        self._results = []
+        """Removes all results."""
+        self._evaluator.reset()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Takes the ``panoptic_seg`` of some images."""
+        """Adds the ``panoptic_seg`` of some images."""
         for record, output in zip(inputs, outputs, strict=True):
             ids, segments = output["panoptic_seg"]
-            image = record["image_id"], record["file_name"], ids.cpu().numpy()
             segments = [{**item, "category_id": self._classes.class_of(item)} for item in segments]
-            self._results.append(PanopticResult.of(*image, segments, self._classes.category_ids))
+            self._evaluator.add(record["image_id"], record["file_name"], PanopticSegmentation(ids, segments))
+
+    def evaluate(self) -> dict[str, Any]:
+        """Returns ``{"panoptic_seg": metrics}`` on the main process."""
+        comm.synchronize()
+        return self._evaluator.evaluate(self._output_dir)
+
+
+class ThingsEvaluator(COCOEvaluator):
+    """COCO's metrics of the things of a panoptic data set in the standard format.
+
+    The ground truth is the data set's file of instances if it exists, otherwise its segments of things.
+
+    Args:
+        name: name of the data set.
+        classes: its classes.
+        output_dir: folder of the results.
+        options: arguments of Detectron2's evaluator.
+    """
+
+    def __init__(self, name: str, classes: PanopticClasses, output_dir: str, **options: Any) -> None:
+        # Detectron2 names the AP of each class in the order of the file's ids.
+        things = sorted(classes.things, key=lambda index: classes.category_ids[index])
+        self._labels = {index: label for label, index in enumerate(things)}
+        things_name = f"{name}_things"
+        if things_name not in DatasetCatalog:
+            DatasetCatalog.register(things_name, lambda: _things_records(name, self._labels))
+            panoptic_metadata, metadata = MetadataCatalog.get(name), MetadataCatalog.get(things_name)
+            metadata.set(
+                evaluator_type="coco",
+                image_root=panoptic_metadata.image_root,
+                thing_classes=[classes.names[index] for index in things],
+                thing_dataset_id_to_contiguous_id={
+                    classes.category_ids[index]: label for index, label in self._labels.items()
+                },
+            )
+            json_file = panoptic_metadata.get("json_file")
+            if json_file and os.path.isfile(json_file):
+                metadata.json_file = json_file
+        super().__init__(things_name, output_dir=output_dir, **options)
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Adds the ``instances`` of some images."""
+        things = []
+        for output in outputs:
+            instances = output["instances"].to("cpu")
+            labels = [self._labels[index] for index in instances.pred_classes.tolist()]
+            instances.pred_classes = instances.pred_classes.new_tensor(labels)
+            things.append({"instances": instances})
+        super().process(inputs, things)
+
+
+def _things_records(name: str, labels: dict[int, int]) -> list[dict[str, Any]]:
+    records = []
+    for record in DatasetCatalog.get(name):
+        segments = as_annotations(record, crowds=True)
+        things = [
+            item | {"category_id": labels[item["category_id"]]} for item in segments if item["category_id"] in labels
+        ]
+        with Image.open(record["file_name"]) as image:
+            size = {"width": image.width, "height": image.height}
+        records.append(
+            {"file_name": record["file_name"], "image_id": record["image_id"], **size, "annotations": things}
+        )
+    return records
+
+
+class ClassLVISEvaluator(LVISEvaluator):
+    """Also writes the AP of each class to ``lvis_class_ap.json`` if faster-coco-eval is installed."""
 
     def evaluate(self) -> dict[str, Any] | None:
-        """``{"panoptic_seg": metrics}`` on the main process."""
-        comm.synchronize()
-        gathered = comm.gather(self._results)
+        """Returns Detectron2's metrics on the main process, None on others."""
+        with numpy_names():
+            metrics: dict[str, Any] | None = super().evaluate()
+        if not metrics or not self._output_dir:
+            return metrics
+        if not is_installed("faster_coco_eval"):
+            _logger.info("AP of each class is not computed: pip install faster-coco-eval")
+            return metrics
+        from faster_coco_eval import COCO
+
+        folder = Path(self._output_dir)
+        ground_truth = COCO(PathManager.get_local_path(self._metadata.json_file))
+        results = json.loads((folder / "lvis_instances_results.json").read_text())
+        for kind in metrics:
+            class_ap = compute_lvis_metrics(ground_truth, results, kind=kind)[1]
+            write_class_ap(folder, kind, self._metadata.thing_classes, class_ap)
+        _logger.info("AP of each class is in %s", folder / "lvis_class_ap.json")
+        return metrics
+
+
+class VOCEvaluator(PascalVOCDetectionEvaluator):
+    """Also reports ``AP-<class>``: Detectron2's evaluator runs for each class on its own, and results are averaged."""
+
+    _class_names: list[str]
+    _predictions: defaultdict[int, list[str]]
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Returns ``{"bbox": metrics}`` in percent on the main process, None on others."""
+        names, predictions, level = self._class_names, self._predictions, self._logger.level
+        self._logger.setLevel(logging.WARNING)  # the same line for every class
+        rows = []
+        try:
+            for index, name in enumerate(names):
+                # Detectron2 writes an empty file for a class without an entry, but not for one with an empty list.
+                found = {0: predictions[index]} if index in predictions else {}
+                self._class_names, self._predictions = [name], defaultdict(list, found)
+                rows.append(super().evaluate())
+        finally:
+            self._class_names, self._predictions = names, predictions
+            self._logger.setLevel(level)
         if not comm.is_main_process():
             return None
-        return panoptic_evaluation.evaluate(self._spec, [item for part in gathered for item in part], self._output_dir)
+        metrics = {key: float(np.mean([row["bbox"][key] for row in rows])) for key in ("AP", "AP50", "AP75")}
+        metrics |= {f"AP-{name}": float(row["bbox"]["AP"]) for name, row in zip(names, rows, strict=True)}
+        _logger.info("Results of %s (bbox):\n%s", self._dataset_name, create_small_table(metrics))
+        return {"bbox": metrics}
 
 
-def _cityscapes_evaluators(cfg: CfgNode, name: str, folder: str) -> list[DatasetEvaluator]:
-    """AP of boxes in COCO's way, of a truth made from the records; of masks, in Cityscapes' own."""
-    evaluators: list[DatasetEvaluator] = [_coco(cfg, name, folder, tasks=("bbox",))]
-    if cfg.MODEL.MASK_ON:
-        evaluators.append(CityscapesEvaluator(name))
-    return evaluators
+class CityscapesEvaluator(CityscapesInstanceEvaluator):
+    """Also reports ``AP-<class>``.
 
+    Calls the functions of cityscapesscripts instead of its ``evaluateImgLists``, which writes a ``matches.json`` to the
+    working directory and fails there with NumPy 2.4.
+    """
 
-def _panoptic_evaluators(cfg: CfgNode, dataset_name: str, folder: str) -> list[DatasetEvaluator]:
-    """AP of the things; panoptic quality where the model gives a segmentation."""
-    evaluators: list[DatasetEvaluator] = []
-    classes = panoptic_classes(dataset_name, panoptic=True)
-    if classes is None or classes.is_separated:
-        evaluators.append(_coco(cfg, dataset_name, folder))
-    else:
-        is_cityscapes = MetadataCatalog.get(dataset_name).evaluator_type == "cityscapes_panoptic_seg"
-        tasks = ("bbox",) if is_cityscapes else None  # it has metrics of masks of its own
-        evaluators.append(ThingsEvaluator(dataset_name, classes, folder, tasks=tasks, **_options(cfg)))
-        if is_cityscapes and cfg.MODEL.MASK_ON:
-            evaluators.append(CityscapesEvaluator(dataset_name))
-    if not cfg.MODEL.DETR.PANOPTIC.ENABLED:
-        return evaluators
-    if is_separated(dataset_name):
-        evaluators.append(SemSegEvaluator(dataset_name, output_dir=folder))
-    if is_installed("panopticapi"):
-        evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
-    else:
-        _logger.info("panopticapi is not installed: this project computes the panoptic quality itself")
-        evaluators.append(PanopticEvaluator(dataset_name, folder))
-    return evaluators
+    def evaluate(self) -> dict[str, Any] | None:
+        """Returns ``{"segm": metrics}`` in percent on the main process, None on others.
+
+        Raises:
+            DatasetError: if the data set has no ground-truth images.
+        """
+        comm.synchronize()
+        if not comm.is_main_process():
+            return None
+        folder = PathManager.get_local_path(self._metadata.gt_dir)
+        ground_truth = glob.glob(os.path.join(folder, "*", "*_gtFine_instanceIds.png"))
+        if not ground_truth:
+            raise DatasetError(f"there are no *_gtFine_instanceIds.png in {folder}/*: put Cityscapes' gtFine there")
+        with numpy_names():
+            averages = self._averages(ground_truth)
+        self._working_dir.cleanup()
+        metrics = {"AP": averages["allAp"] * 100, "AP50": averages["allAp50%"] * 100}
+        metrics |= {f"AP-{name}": values["ap"] * 100 for name, values in averages["classes"].items()}
+        metrics = {name: float(value) for name, value in metrics.items()}
+        _logger.info("Results (segm):\n%s", create_small_table(metrics))
+        return {"segm": metrics}
+
+    def _averages(self, ground_truth: list[str]) -> dict[str, Any]:
+        from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as cityscapes
+
+        args = cityscapes.args
+        args.predictionPath, args.predictionWalk = os.path.abspath(self._temp_dir), None
+        args.gtInstancesFile = os.path.join(self._temp_dir, "gtInstances.json")  # not the cache of an earlier run
+        args.quiet = True
+        predictions = [cityscapes.getPrediction(path, args) for path in ground_truth]
+        cityscapes.setInstanceLabels(args)
+        instances = cityscapes.getGtInstances(ground_truth, args)
+        matches = cityscapes.matchGtWithPreds(predictions, ground_truth, instances, args)
+        averages: dict[str, Any] = cityscapes.computeAverages(cityscapes.evaluateMatches(matches, args), args)
+        return averages

@@ -16,7 +16,8 @@ from detectron2.utils.logger import setup_logger
 from torch import distributed
 
 from ..config import load_cfg, set_things
-from ..config.checks import SAMPLERS, check_sampler, check_views
+from ..config.checks import SAMPLERS, check_sampler
+from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
 from ..errors import UserError
 from ..training.launch import launch
@@ -77,7 +78,7 @@ def _check_sampler(cfg: CfgNode) -> None:
 
 
 def _check(args: argparse.Namespace, cfg: CfgNode) -> None:
-    check_views(cfg)
+    evaluation_config(cfg)  # raises for invalid values
     if args.eval_only:
         return
     _check_sampler(cfg)

@@ -27,9 +27,8 @@ from ..training.augmentation import AugmentationPolicy
 from ..training.optimizer import GradientClip, make_optimizer, parameter_groups
 from . import monitors
 from .data import resolve_num_classes
-from .evaluation import PanopticEvaluator
+from .evaluation import ClassLVISEvaluator, PanopticEvaluator
 from .lazy_model import lazy_model
-from .lvis_evaluation import ClassLVISEvaluator
 from .mapper import DetrDatasetMapper, build_augmentations
 
 

@@ -165,7 +165,7 @@ class SetPredictionModel(nn.Module):
     def _results(self, predictions: Predictions, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
         detections = postprocess(predictions, sizes, self.topk, self.things or None, self.score_threshold)
         results: list[dict[str, Any]] = [
-            {"instances": _instances(*pair)} for pair in zip(detections, sizes, strict=True)
+            {"instances": to_instances(*pair)} for pair in zip(detections, sizes, strict=True)
         ]
         if self.panoptic is None:
             return results
@@ -246,7 +246,8 @@ def _semantic(ids: Tensor, segments: list[dict[str, Any]], labels: int) -> Tenso
     return scores.scatter_(0, table[ids.long()][None], 1)
 
 
-def _instances(detections: Detections, size: tuple[int, int]) -> Instances:
+def to_instances(detections: Detections, size: tuple[int, int]) -> Instances:
+    """Converts detections of an image of this (H, W) to Detectron2's instances."""
     found = Instances(size, pred_boxes=Boxes(detections.boxes), scores=detections.scores)
     found.pred_classes = detections.labels
     if detections.masks is not None:

@@ -5,7 +5,7 @@ from .criterion import SetCriterion, cardinality_error
 from .detector import Detector, batch_images
 from .matcher import HungarianMatcher
 from .panoptic import PanopticSegmentation, panoptic_postprocess
-from .postprocess import best_of_views, postprocess
+from .postprocess import postprocess
 from .structures import Detections, Predictions, Targets
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "SetCriterion",
     "Targets",
     "batch_images",
-    "best_of_views",
     "build_criterion",
     "build_detector",
     "cardinality_error",

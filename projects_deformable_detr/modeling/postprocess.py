@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 from .classification import class_scores
 from .masks import instance_masks
@@ -57,26 +57,6 @@ def postprocess(
         boxes = clip_boxes_to_image(scaled, (height, width))
         detections.append(Detections(boxes, scores[image, kept], labels[image, kept], masks, query[image, kept]))
     return detections
-
-
-def best_of_views(
-    boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], nms_threshold: float, topk: int
-) -> tuple[Tensor, Tensor]:
-    """One set of detections of an image from those of several views of it, which find each object once each.
-
-    Args:
-        boxes: (K, 4) of all views, as (x1, y1, x2, y2) in pixels of the image.
-        scores, labels: (K,) of them.
-        size: (H, W) of the image.
-        nms_threshold: of boxes of one class that overlap by more (IoU), the best stays.
-        topk: how many stay at the most.
-
-    Returns:
-        boxes (M, 4), clipped to the image, best score first, and which ones they are, (M,) int64.
-    """
-    boxes = clip_boxes_to_image(boxes, size)
-    kept = batched_nms(boxes, scores, labels, nms_threshold)[:topk]
-    return boxes[kept], kept
 
 
 def _wanted(classes: Sequence[int] | None, num_classes: int, device: torch.device) -> Tensor | None:

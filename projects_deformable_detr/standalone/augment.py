@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes, Mask
 
+from ..data.images import resize_shortest_edge
 from ..training.augmentation import AugmentationPolicy
 
 
@@ -40,29 +41,14 @@ def augment(
         both(transforms.horizontal_flip)
     if policy.crop_prob and rng.random() < policy.crop_prob:
         shorter = int(rng.choice(policy.crop_resize))
-        both(transforms.resize, list(resized(image.height, image.width, shorter)))
+        both(transforms.resize, list(resize_shortest_edge(image.height, image.width, shorter)))
         low, high = policy.crop_range
         height, width = (int(rng.integers(min(low, side), min(high, side) + 1)) for side in (image.height, image.width))
         top = int(rng.integers(image.height - height + 1))
         left = int(rng.integers(image.width - width + 1))
         both(transforms.crop, top, left, height, width)
     shorter = policy.min_sizes[0] if len(policy.min_sizes) == 1 else int(rng.choice(policy.min_sizes))
-    size = resized(image.height, image.width, shorter, policy.max_size)
+    size = resize_shortest_edge(image.height, image.width, shorter, policy.max_size)
     if size != (image.height, image.width):
         both(transforms.resize, list(size))
     return image, boxes, None if outlines is None else outlines.as_subclass(Tensor)
-
-
-def resized(height: int, width: int, shorter: int, longest: int | None = None) -> tuple[int, int]:
-    """(H, W) with the shorter side ``shorter``, or less if the longer would exceed ``longest``; 0 keeps the size.
-
-    Rounded as Detectron2 rounds, so that both engines see the same images.
-    """
-    if shorter == 0:
-        return height, width
-    scale = shorter / min(height, width)
-    new_height, new_width = height * scale, width * scale
-    if longest is not None and max(new_height, new_width) > longest:
-        scale = longest / max(new_height, new_width)
-        new_height, new_width = new_height * scale, new_width * scale
-    return int(new_height + 0.5), int(new_width + 0.5)

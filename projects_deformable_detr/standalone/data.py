@@ -15,11 +15,11 @@ from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from ..data import catalog, coco, masks, panoptic
-from ..data.images import read_image
+from ..data.images import read_image, resize_shortest_edge
 from ..errors import UserError
 from ..modeling import Targets
 from ..training.augmentation import AugmentationPolicy
-from .augment import augment, resized
+from .augment import augment
 from .batch import Item, collate
 from .repeat import repeat_factors
 from .sampler import Draw, TrainingBatchSampler, evaluation_batches
@@ -204,7 +204,7 @@ def evaluation_loader(
     if original_size:
         policy = replace(policy, min_sizes=(0,))
     dataset = DetectionDataset(records, policy)
-    sizes = [resized(*size, policy.min_sizes[0], policy.max_size) for size in dataset.sizes]
+    sizes = [resize_shortest_edge(*size, policy.min_sizes[0], policy.max_size) for size in dataset.sizes]
     # No gradients are kept here, so what fits in training fits.
     batch_size = 1 if original_size else max(1, cfg.SOLVER.IMS_PER_BATCH // world_size)
     return _loader(cfg, dataset, evaluation_batches(sizes, batch_size, rank, world_size))

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..config import things
+from ..config.evaluation import evaluation_config
 from ..errors import UserError
+from ..evaluation import Evaluator, TestTimeAugmentationConfig
+from ..evaluation.tta import detect_with_tta
 from ..modeling import build_criterion, build_detector, cardinality_error, panoptic_postprocess, postprocess
 from ..training.optimizer import build_optimizer, clip_gradients
 from . import data
 from .batch import Batch
-from .evaluators import Evaluator
 from .schedule import build_scheduler
-from .views import Views
 
 
 class DetectionModule(L.LightningModule):
@@ -48,7 +48,8 @@ class DetectionModule(L.LightningModule):
         self.last_losses: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
         self.scalars: dict[str, float] = {}  # the metrics by the names that they have in logs
-        self.views: Views | None = None  # evaluate with these, and add what they give to ``metrics``
+        self.evaluation = evaluation_config(cfg)
+        self.tta: TestTimeAugmentationConfig | None = None  # set: evaluate with it and add the results to ``metrics``
         self.evaluated_at = -1  # iterations done when ``metrics`` were measured
         self._losses: dict[str, Tensor] = {}
 
@@ -71,7 +72,7 @@ class DetectionModule(L.LightningModule):
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One for each of ``DATASETS.TEST``."""
         options: dict[str, Any] = {"rank": self.global_rank, "world_size": self.trainer.world_size}
-        options["original_size"] = self.views is not None
+        options["original_size"] = self.tta is not None
         return [data.evaluation_loader(self.cfg, item.spec.name, **options) for item in self.evaluators]
 
     def configure_optimizers(self) -> Any:
@@ -128,21 +129,24 @@ class DetectionModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Detects in full precision: mixed precision is for training, as in Detectron2."""
-        panoptic, sizes, segmented = self.cfg.MODEL.DETR.PANOPTIC, batch.original_sizes, None
-        classes = things(self.cfg)
-        most, threshold = self.cfg.TEST.DETECTIONS_PER_IMAGE, self.cfg.MODEL.DETR.SCORE_THRESH_TEST
+        config, sizes, segmentations = self.evaluation, batch.original_sizes, None
+        options = config.max_detections, config.thing_classes or None, config.score_threshold
+        # Postprocessing is inside, too: it computes the masks.
         with torch.autocast(self.device.type, enabled=False):
-            if self.views is not None:
-                options = {"classes": classes or None, "score_threshold": threshold}
-                found = self.views.detect(partial(self._predict, batch), batch.images, most, **options)
-                self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, found, None)
-                return
-            predictions = self(batch)
-            # Here, too: masks are computed when they are asked for.
-            found = postprocess(predictions, sizes, most, classes or None, threshold)
-            if panoptic.ENABLED:
-                segmented = panoptic_postprocess(predictions, sizes, classes, panoptic.SCORE_THRESH, panoptic.MIN_AREA)
-        self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, found, segmented)
+            if self.tta is not None:
+                detections = detect_with_tta(partial(self._predict, batch), batch.images, self.tta, *options)
+            else:
+                predictions = self(batch)
+                detections = postprocess(predictions, sizes, *options)
+                if config.is_panoptic:
+                    segmentations = panoptic_postprocess(
+                        predictions,
+                        sizes,
+                        config.thing_classes,
+                        config.panoptic_score_threshold,
+                        config.panoptic_min_area,
+                    )
+        self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, detections, segmentations)
 
     def _predict(self, batch: Batch, images: Tensor) -> Any:
         """Of a view (N, 3, h, w) of the batch's images, which have no padding."""
@@ -151,7 +155,7 @@ class DetectionModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Computes the metrics of each data set on rank 0 and logs them under Detectron2's names on all."""
-        folder = Path(self.cfg.OUTPUT_DIR, "inference" if self.views is None else "inference_TTA")
+        folder = Path(self.cfg.OUTPUT_DIR, "inference" if self.tta is None else "inference_TTA")
         several = len(self.evaluators) > 1
         results: dict[str, Any] = {}
         for evaluator in self.evaluators:
@@ -159,7 +163,7 @@ class DetectionModule(L.LightningModule):
             evaluator.reset()
         results = self.trainer.strategy.broadcast(results)
         found = results if several else next(iter(results.values()))
-        if self.views is None:
+        if self.tta is None:
             self.metrics, self.scalars, self.evaluated_at = found, flatten(found), self.global_step
             self.log_dict(self.scalars, logger=False)  # for callbacks that watch a metric
         else:

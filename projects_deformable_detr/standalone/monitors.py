@@ -78,7 +78,7 @@ class BestCheckpoint(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         """Compares; all ranks have the metrics."""
-        if module.views is not None:  # another evaluation, of the same weights
+        if module.tta is not None:  # another evaluation, of the same weights
             return
         value = metric(module.scalars, "TEST.BEST_CHECKPOINT.METRIC", self.best.name)
         step = trainer.global_step - 1

@@ -11,8 +11,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..checkpoint import LoadOptions, load_weights
+from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
 from ..data import catalog
+from ..evaluation import Evaluator
 from ..modeling.backbones import unused_features
 from ..training.launch import launch
 from . import monitors
@@ -25,11 +27,9 @@ from .callbacks import (
     find_last_checkpoint,
 )
 from .data import load_training_set
-from .evaluators import Evaluator
 from .module import DetectionModule
 from .monitors import Average, NetworkWriter
 from .setup import Summaries, configure, inspect, register, set_up, start_log
-from .views import Views
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,11 @@ def main(args: Namespace) -> dict[str, Any]:
 def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None) -> dict[str, Any]:
     """Runs one process of the job, starting from checkpoint ``last``; returns the metrics."""
     set_up(args, cfg, summaries)
-    evaluators = [Evaluator(catalog.get(name), summaries[name], cfg) for name in cfg.DATASETS.TEST]
+    evaluation = evaluation_config(cfg)
+    evaluators = [
+        Evaluator(catalog.get(name), summaries[name], evaluation.max_detections, evaluation.is_panoptic)
+        for name in cfg.DATASETS.TEST
+    ]
     dataset = None if args.eval_only else load_training_set(cfg)
     module = DetectionModule(cfg, dataset, evaluators)
     class_names = next(iter(summaries.values())).class_names  # all data sets of a run have the same
@@ -73,8 +77,8 @@ def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None) -> 
         trainer.validate(module, verbose=False)
     else:
         _train(args, cfg, module, trainer, last, options)
-    module.views = Views.of(cfg)
-    if module.evaluators and module.views is not None:
+    module.tta = evaluation.tta
+    if module.evaluators and module.tta is not None:
         logger.info("Evaluating with test-time augmentation (TEST.AUG)")
         trainer.validate(module, verbose=False)
     return module.metrics

@@ -12,11 +12,11 @@ import torch
 from tqdm import tqdm
 
 from ..config import load_cfg, most_objects, set_things
+from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
 from ..data import catalog, coco
+from ..evaluation import lvis
 from ..training import monitoring
-from . import lvis_evaluation
-from .views import Views
 
 Summaries = dict[str, coco.CocoSummary]
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def configure(args: Namespace) -> Any:
         UserError: for an unknown key, an unavailable device, or numbers of classes that disagree.
     """
     cfg = load_cfg("standalone", args)
-    Views.of(cfg)  # raises what it cannot follow
+    evaluation_config(cfg)  # raises for invalid values
     if not args.eval_only:
         monitoring.check_keys(cfg)
     cfg.MODEL.DETR.NUM_CLASSES = catalog.resolve_num_classes(cfg)
@@ -64,7 +64,7 @@ def inspect(args: Namespace, cfg: Any) -> Summaries:
             masks=cfg.MODEL.MASK_ON,
         )
         if summaries[name].is_lvis and name in cfg.DATASETS.TEST:
-            lvis_evaluation.check_installed(name)
+            lvis.check_installed(name)
     return summaries
 
 

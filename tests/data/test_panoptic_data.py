@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from projects_deformable_detr.evaluation.panoptic_evaluation import PanopticResult
 from pycocotools import mask as rle_format
 
 from projects_deformable_detr.data import catalog, coco, masks, panoptic
@@ -12,7 +13,6 @@ from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.panoptic_format import colours_to_ids, ids_to_colours, read_segment_ids
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.evaluation import panoptic_evaluation
-from projects_deformable_detr.evaluation.panoptic_evaluation import PanopticResult
 from projects_deformable_detr.shapes import dataset as shapes
 from projects_deformable_detr.shapes.scene import CLASS_NAMES
 from projects_deformable_detr.shapes.textures import STUFF_NAMES

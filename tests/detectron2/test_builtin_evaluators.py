@@ -15,6 +15,7 @@ from detectron2.data.datasets import register_coco_panoptic
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from projects_deformable_detr.detectron2_plugin.voc_evaluation import VOCEvaluator
 
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, data, inspection, main
@@ -22,7 +23,6 @@ from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluato
 from projects_deformable_detr.detectron2_plugin.inspection import check
 from projects_deformable_detr.detectron2_plugin.meta_arch import _targets
 from projects_deformable_detr.detectron2_plugin.panoptic_classes import panoptic_classes
-from projects_deformable_detr.detectron2_plugin.voc_evaluation import VOCEvaluator
 from projects_deformable_detr.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("builtin_root")

@@ -10,11 +10,11 @@ pytest.importorskip("detectron2", reason="the real Detectron2 is not installed")
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
+from projects_deformable_detr.standalone.evaluation import CocoEvaluator
 
 from projects_deformable_detr.data import coco
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.modeling import Detections
-from projects_deformable_detr.standalone.evaluation import CocoEvaluator
 
 
 def detections(seed, size, with_masks):

@@ -10,6 +10,9 @@ import torch
 
 pytest.importorskip("lightning", reason="the standalone engine needs lightning")
 
+from projects_deformable_detr.standalone.evaluation import CocoEvaluator
+from projects_deformable_detr.standalone.evaluators import Evaluator, PanopticEvaluator
+
 from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.data import catalog, coco, panoptic
 from projects_deformable_detr.data.problems import DatasetError
@@ -20,8 +23,6 @@ from projects_deformable_detr.shapes import dataset as shapes
 from projects_deformable_detr.standalone import main
 from projects_deformable_detr.standalone.batch import collate
 from projects_deformable_detr.standalone.data import DetectionDataset
-from projects_deformable_detr.standalone.evaluation import CocoEvaluator
-from projects_deformable_detr.standalone.evaluators import Evaluator, PanopticEvaluator
 from projects_deformable_detr.training.augmentation import AugmentationPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

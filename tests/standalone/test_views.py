@@ -9,13 +9,13 @@ from typing import cast
 
 import pytest
 import torch
+from projects_deformable_detr.standalone.views import Views
 from torch import Tensor
 
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling import Predictions, postprocess
 from projects_deformable_detr.modeling.structures import MaskLogits
 from projects_deformable_detr.standalone import main
-from projects_deformable_detr.standalone.views import Views
 
 AUG = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(40, 56)", "TEST.AUG.MAX_SIZE", 64)
 

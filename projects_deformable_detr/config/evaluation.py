@@ -1,0 +1,32 @@
+"""Fills the dataclasses of ``evaluation/`` from a config."""
+
+from fvcore.common.config import CfgNode
+
+from ..evaluation import EvaluationConfig, TestTimeAugmentationConfig
+from .keys import things
+from .reading import get, naming_keys, read
+
+EVALUATION_KEYS = {
+    "max_detections": "TEST.DETECTIONS_PER_IMAGE",
+    "score_threshold": "MODEL.DETR.SCORE_THRESH_TEST",
+    "is_panoptic": "MODEL.DETR.PANOPTIC.ENABLED",
+    "panoptic_score_threshold": "MODEL.DETR.PANOPTIC.SCORE_THRESH",
+    "panoptic_min_area": "MODEL.DETR.PANOPTIC.MIN_AREA",
+}
+TTA_KEYS = {
+    "min_sizes": "TEST.AUG.MIN_SIZES",
+    "max_size": "TEST.AUG.MAX_SIZE",
+    "flip": "TEST.AUG.FLIP",
+    "nms_threshold": "MODEL.DETR.TTA_NMS_THRESH",
+}
+
+
+def evaluation_config(cfg: CfgNode) -> EvaluationConfig:
+    """Returns the evaluation's configuration.
+
+    Raises:
+        UserError: for a value out of range, or test-time augmentation of a panoptic model.
+    """
+    tta = read(TestTimeAugmentationConfig, cfg, TTA_KEYS) if get(cfg, "TEST.AUG.ENABLED") else None
+    with naming_keys({"tta": "TEST.AUG.ENABLED"}):
+        return read(EvaluationConfig, cfg, EVALUATION_KEYS, thing_classes=things(cfg), tta=tta)

@@ -1,0 +1,208 @@
+"""COCO detection metrics by pycocotools, and COCO's results format."""
+
+import contextlib
+import io
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tabulate import tabulate
+from torch import column_stack, distributed
+
+from ..data import masks
+from ..data.catalog import DatasetSpec
+from ..data.coco import CocoSummary
+from ..modeling import Detections
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Array = np.ndarray[Any, np.dtype[Any]]
+Result = dict[str, Any]  # an entry of COCO's results format
+Metrics = dict[str, float]
+# Name of the metric, IoU threshold (None: mean over 0.50, 0.55, …, 0.95) and object size.
+METRICS = (
+    ("AP", None, "all"),
+    ("AP50", 0.5, "all"),
+    ("AP75", 0.75, "all"),
+    ("APs", None, "small"),
+    ("APm", None, "medium"),
+    ("APl", None, "large"),
+)
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """Detections of one image in a compact form, to be gathered from all ranks.
+
+    Attributes:
+        image_id: id of the image in the annotation file.
+        rows: (K, 6) float32: x1, y1, x2, y2, score, label.
+        masks: K run-length encoded masks, or None.
+    """
+
+    image_id: int
+    rows: Array
+    masks: list[masks.Rle] | None
+
+    @classmethod
+    def from_detections(cls, image_id: int, detections: Detections) -> "ImageDetections":
+        """Copies detections to the CPU and encodes their masks."""
+        columns = (detections.boxes.float(), detections.scores.float(), detections.labels.float())
+        found = detections.masks
+        rles = None if found is None else [masks.encode(mask) for mask in found.cpu().numpy()]
+        return cls(image_id, column_stack(columns).cpu().numpy(), rles)
+
+    def to_coco(self, category_ids: Sequence[int]) -> list[Result]:
+        """Returns entries of COCO's results format; ``category_ids[label]`` is the file's category id."""
+        rows = self.rows.copy()
+        rows[:, 2:4] -= rows[:, :2]
+        results: list[Result] = [
+            {"image_id": self.image_id, "category_id": category_ids[int(label)], "bbox": box, "score": score}
+            for *box, score, label in rows.tolist()
+        ]
+        for result, rle in zip(results, self.masks or (), strict=False):
+            result["segmentation"] = rle
+        return results
+
+
+class CocoEvaluator:
+    """Gathers detections on one data set from all ranks and computes COCO's metrics.
+
+    Args:
+        spec: data set in the instances format; its JSON file is the ground truth.
+        summary: class names and category ids of the file.
+        max_detections: number of detections per image that are evaluated, best first.
+    """
+
+    results_name = "coco_instances_results.json"
+
+    def __init__(self, spec: DatasetSpec, summary: CocoSummary, max_detections: int = 100) -> None:
+        self.spec = spec
+        self.summary = summary
+        self.max_detections = max_detections
+        self._detections: list[ImageDetections] = []
+        self._ground_truth: Any = None
+
+    def reset(self) -> None:
+        """Removes all detections."""
+        self._detections = []
+
+    def add(self, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
+        """Adds detections, in pixels of the original images."""
+        for image_id, found in zip(image_ids, detections, strict=True):
+            self._detections.append(ImageDetections.from_detections(image_id, found))
+
+    def evaluate(self, output_dir: Path) -> dict[str, Metrics]:
+        """Writes COCO's results file and computes metrics in percent.
+
+        Returns:
+            ``{"bbox": …}``, with masks also ``{"segm": …}``; ``{}`` on ranks other than 0.
+        """
+        gathered = gather(self._detections)
+        if gathered is None:
+            return {}
+        # Ties between equal scores are broken by position, so the order must not depend on the number of ranks.
+        gathered.sort(key=lambda item: item.image_id)
+        results = [result for item in gathered for result in item.to_coco(self.summary.category_ids)]
+        path = output_dir / self.results_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results))
+        logger.info("%s: %d detections written to %s", self.spec.name, len(results), path)
+        metrics = {}
+        for kind in ("bbox", "segm") if any(item.masks is not None for item in gathered) else ("bbox",):
+            metrics[kind] = self.compute(results, kind, output_dir)
+            logger.info("Results of %s (%s):\n%s", self.spec.name, kind, format_metrics(metrics[kind]))
+        return metrics
+
+    def compute(self, results: list[Result], kind: str, output_dir: Path) -> Metrics:
+        """Computes metrics of ``kind``, ``"bbox"`` or ``"segm"``, in percent."""
+        return compute_metrics(self.ground_truth, results, self.summary.class_names, self.max_detections, kind)
+
+    @property
+    def ground_truth(self) -> Any:
+        """The annotation file, read once."""
+        if self._ground_truth is None:
+            self._ground_truth = self.read_ground_truth(self.spec.json_file)
+        return self._ground_truth
+
+    @staticmethod
+    def read_ground_truth(path: str | Path) -> Any:
+        """Reads the annotation file with the package that evaluates it."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            return COCO(str(path))
+
+
+def gather(items: list[T]) -> list[T] | None:
+    """Gathers the items of all ranks on rank 0; returns None on other ranks."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return list(items)
+    parts: list[Any] | None = [None] * distributed.get_world_size() if distributed.get_rank() == 0 else None
+    distributed.gather_object(items, parts)
+    return None if parts is None else [item for part in parts for item in part]
+
+
+def compute_metrics(
+    ground_truth: COCO, results: list[Result], class_names: Sequence[str], max_detections: int = 100, kind: str = "bbox"
+) -> Metrics:
+    """Computes AP, AP50, AP75, APs, APm, APl and the AP of each class, in percent; NaN without ground truth.
+
+    Args:
+        ground_truth: annotation file, read by pycocotools.
+        results: entries of COCO's results format.
+        class_names: names in the order of the file's sorted category ids.
+        max_detections: number of detections per image that are evaluated, best first; 100 in COCO.
+        kind: ``"bbox"`` or ``"segm"``.
+    """
+    class_keys = [f"AP-{name}" for name in class_names] if len(class_names) > 1 else []
+    if not results:
+        logger.warning("There are no detections: every metric is NaN.")
+        return dict.fromkeys([*(name for name, _, _ in METRICS), *class_keys], math.nan)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes(for_kind(results, kind)), kind)
+        evaluation.params.maxDets = [1, 10, max_detections]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., -1]  # (IoU, recall, class, size)
+    metrics = mean_metrics(precision, evaluation.params)
+    return metrics | {key: mean_percent(precision[:, :, index, 0]) for index, key in enumerate(class_keys)}
+
+
+def for_kind(results: list[Result], kind: str) -> list[Result]:
+    """Removes boxes for ``"segm"``: otherwise the evaluation takes object sizes from boxes instead of masks."""
+    if kind != "segm":
+        return results
+    return [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+
+
+def mean_metrics(precision: Array, params: Any) -> Metrics:
+    """Returns `METRICS` in percent from precision (IoU, recall, class, size) and pycocotools' parameters."""
+    metrics = {}
+    for name, threshold, size in METRICS:
+        selected = slice(None) if threshold is None else np.isclose(params.iouThrs, threshold)
+        metrics[name] = mean_percent(precision[selected, :, :, params.areaRngLbl.index(size)])
+    return metrics
+
+
+def mean_percent(values: Array) -> float:
+    """Returns the mean in percent without the entries -1, which have no ground truth; NaN if nothing is left."""
+    valid = values[values > -1]
+    return float(valid.mean() * 100) if valid.size else math.nan
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Returns a table of the metrics over all classes, and one of the AP of each class."""
+    names = [name for name in metrics if not name.startswith("AP-")]
+    text = tabulate([[metrics[name] for name in names]], names, tablefmt="pipe", floatfmt=".3f", stralign="center")
+    classes = [(name.removeprefix("AP-"), value) for name, value in metrics.items() if name.startswith("AP-")]
+    if classes:
+        columns = min(3, len(classes))
+        rows = [sum(classes[start : start + columns], ()) for start in range(0, len(classes), columns)]
+        text += "\n" + tabulate(rows, ["category", "AP"] * columns, tablefmt="pipe", floatfmt=".3f")
+    return text

@@ -1,0 +1,106 @@
+"""Evaluation of one data set: boxes, masks and panoptic segmentations, depending on the format of its annotations."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..data import catalog, coco
+from ..data.catalog import DatasetSpec
+from ..data.coco import CocoSummary
+from ..errors import ArgumentError
+from ..modeling import Detections, PanopticSegmentation
+from .coco import CocoEvaluator, Metrics
+from .lvis import LvisEvaluator
+from .panoptic import PanopticEvaluator
+from .tta import TestTimeAugmentationConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Postprocessing and metrics of an evaluation.
+
+    Attributes:
+        max_detections: number of detections per image, best first.
+        score_threshold: minimum score of a detection.
+        thing_classes: classes that are detected as instances; empty: all.
+        is_panoptic: compute panoptic segmentations of panoptic data sets.
+        panoptic_score_threshold: minimum score of a query in a panoptic segmentation.
+        panoptic_min_area: panoptic segments of at most this area in pixels are dropped.
+        tta: test-time augmentation, evaluated in addition; None: off.
+    """
+
+    max_detections: int = 100
+    score_threshold: float = 0.0
+    thing_classes: tuple[int, ...] = ()
+    is_panoptic: bool = False
+    panoptic_score_threshold: float = 0.85
+    panoptic_min_area: int = 4
+    tta: TestTimeAugmentationConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_detections < 1:
+            raise ArgumentError("max_detections", f"must be at least 1, got {self.max_detections}")
+        if self.tta is not None and self.is_panoptic:
+            raise ArgumentError("tta", "cannot be combined with panoptic segmentation: switch one of them off")
+
+
+class Evaluator:
+    """All evaluators of one data set.
+
+    Args:
+        spec: data set.
+        summary: summary of its annotation file.
+        max_detections: number of detections per image that are evaluated, best first.
+        is_panoptic: compute panoptic quality if the data set is in the panoptic format.
+    """
+
+    def __init__(
+        self, spec: DatasetSpec, summary: CocoSummary, max_detections: int = 100, is_panoptic: bool = False
+    ) -> None:
+        self.spec = spec
+        self.coco: CocoEvaluator | None = None
+        self.panoptic: PanopticEvaluator | None = None
+        if spec.panoptic_root is None:
+            self.coco = (LvisEvaluator if summary.is_lvis else CocoEvaluator)(spec, summary, max_detections)
+            return
+        if is_panoptic:
+            self.panoptic = PanopticEvaluator(spec, summary.category_ids)
+        if spec.instances_json is not None and Path(spec.instances_json).is_file():
+            things = replace(spec, json_file=spec.instances_json, panoptic_root=None, instances_json=None)
+            names = coco.read_class_names(things)
+            expected = summary.class_names[: summary.num_things]
+            catalog.check_same_classes(f"{spec.name} (things)", expected, spec.name, names)
+            self.coco = CocoEvaluator(things, replace(summary, class_names=names), max_detections)
+        else:
+            logger.info("%s: AP is not computed, as there is no file %s", spec.name, spec.instances_json)
+
+    def reset(self) -> None:
+        """Removes all results."""
+        for part in (self.coco, self.panoptic):
+            if part is not None:
+                part.reset()
+
+    def add(
+        self,
+        image_ids: Sequence[int],
+        file_names: Sequence[str],
+        detections: Sequence[Detections],
+        segmentations: Sequence[PanopticSegmentation] | None = None,
+    ) -> None:
+        """Adds the results of some images, in their original sizes."""
+        if self.coco is not None:
+            self.coco.add(image_ids, detections)
+        if self.panoptic is not None and segmentations is not None:
+            for result in zip(image_ids, file_names, segmentations, strict=True):
+                self.panoptic.add(*result)
+
+    def evaluate(self, output_dir: Path) -> dict[str, Metrics]:
+        """Returns metrics by kind: ``bbox``, ``segm``, ``panoptic_seg``; ``{}`` on ranks other than 0."""
+        metrics: dict[str, Metrics] = {}
+        for part in (self.coco, self.panoptic):
+            if part is not None:
+                metrics |= part.evaluate(output_dir)
+        return metrics
