@@ -3,7 +3,8 @@
 import pytest
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.config.checks import check_sampler, check_views, dataset_weights
+from projects_deformable_detr.config.checks import check_sampler, dataset_weights
+from projects_deformable_detr.config.evaluation import evaluation_config
 from projects_deformable_detr.errors import UserError
 
 
@@ -50,15 +51,15 @@ def test_weights_by_data_set():
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        ({"TEST__AUG__MIN_SIZES": ()}, r"TEST.AUG.MIN_SIZES \(\)"),
-        ({"TEST__AUG__MAX_SIZE": 0}, "MAX_SIZE 0"),
-        ({"MODEL__DETR__TTA_NMS_THRESH": 5.0}, "TTA_NMS_THRESH is 5.0: it is an IoU"),
-        ({"MODEL__DETR__PANOPTIC__ENABLED": True}, "not panoptic segments"),
+        ({"TEST__AUG__MIN_SIZES": ()}, r"TEST.AUG.MIN_SIZES must be positive sizes in pixels, got \(\)"),
+        ({"TEST__AUG__MAX_SIZE": 0}, "TEST.AUG.MAX_SIZE must be .*, got 0"),
+        ({"MODEL__DETR__TTA_NMS_THRESH": 5.0}, r"MODEL.DETR.TTA_NMS_THRESH must be an IoU in \[0, 1\], got 5.0"),
+        ({"MODEL__DETR__PANOPTIC__ENABLED": True}, "TEST.AUG.ENABLED cannot be combined with panoptic segmentation"),
     ],
 )
-def test_views_without_a_meaning(keys, named):
+def test_invalid_test_time_augmentation(keys, named):
     cfg = make(**keys)
-    check_views(cfg)
+    evaluation_config(cfg)
     cfg.TEST.AUG.ENABLED = True
     with pytest.raises(UserError, match=named):
-        check_views(cfg)
+        evaluation_config(cfg)

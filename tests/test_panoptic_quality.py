@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from projects_deformable_detr.evaluation.panoptic_quality import PanopticQuality
+
+from projects_deformable_detr.evaluation.panoptic import PanopticQuality
 
 THING, OTHER, STUFF = 1, 2, 7
 KINDS = {THING: True, OTHER: True, STUFF: False}
@@ -20,7 +21,7 @@ def segments(**categories):
 def measured(true_ids, truth, found_ids, found):
     quality = PanopticQuality(KINDS)
     quality.add(true_ids, truth, found_ids, found)
-    return quality.result({THING: "thing", OTHER: "other", STUFF: "stuff"})
+    return quality.compute({THING: "thing", OTHER: "other", STUFF: "stuff"})
 
 
 def test_a_perfect_prediction():
@@ -88,9 +89,9 @@ def test_images_add_up():
     ids, listed = strip((1, 10)), segments(s1=THING)
     quality.add(ids, listed, ids, listed)
     quality.add(ids, listed, strip((0, 10)), [])
-    assert quality.result()["PQ"] == pytest.approx(100 * 1 / 1.5)  # not the mean over images
+    assert quality.compute()["PQ"] == pytest.approx(100 * 1 / 1.5)  # not the mean over images
     assert quality.num_categories == (1, 1, 0)
-    assert all(np.isnan(value) for value in PanopticQuality(KINDS).result().values())
+    assert all(np.isnan(value) for value in PanopticQuality(KINDS).compute().values())
 
 
 @pytest.mark.parametrize(

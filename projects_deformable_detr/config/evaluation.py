@@ -2,9 +2,10 @@
 
 from fvcore.common.config import CfgNode
 
+from ..errors import UserError
 from ..evaluation import EvaluationConfig, TestTimeAugmentationConfig
 from .keys import things
-from .reading import get, naming_keys, read
+from .reading import get, read
 
 EVALUATION_KEYS = {
     "max_detections": "TEST.DETECTIONS_PER_IMAGE",
@@ -28,5 +29,10 @@ def evaluation_config(cfg: CfgNode) -> EvaluationConfig:
         UserError: for a value out of range, or test-time augmentation of a panoptic model.
     """
     tta = read(TestTimeAugmentationConfig, cfg, TTA_KEYS) if get(cfg, "TEST.AUG.ENABLED") else None
-    with naming_keys({"tta": "TEST.AUG.ENABLED"}):
-        return read(EvaluationConfig, cfg, EVALUATION_KEYS, thing_classes=things(cfg), tta=tta)
+    config = read(EvaluationConfig, cfg, EVALUATION_KEYS, thing_classes=things(cfg), tta=tta)
+    if tta is not None and config.is_panoptic:
+        raise UserError(
+            "TEST.AUG.ENABLED cannot be combined with panoptic segmentation: set MODEL.DETR.PANOPTIC.ENABLED or "
+            "TEST.AUG.ENABLED to False"
+        )
+    return config

@@ -199,7 +199,7 @@ def mean_percent(values: Array) -> float:
 def format_metrics(metrics: Mapping[str, float]) -> str:
     """Returns a table of the metrics over all classes, and one of the AP of each class."""
     names = [name for name in metrics if not name.startswith("AP-")]
-    text = tabulate([[metrics[name] for name in names]], names, tablefmt="pipe", floatfmt=".3f", stralign="center")
+    text: str = tabulate([[metrics[name] for name in names]], names, tablefmt="pipe", floatfmt=".3f", stralign="center")
     classes = [(name.removeprefix("AP-"), value) for name, value in metrics.items() if name.startswith("AP-")]
     if classes:
         columns = min(3, len(classes))

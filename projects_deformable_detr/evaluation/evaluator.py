@@ -43,8 +43,6 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.max_detections < 1:
             raise ArgumentError("max_detections", f"must be at least 1, got {self.max_detections}")
-        if self.tta is not None and self.is_panoptic:
-            raise ArgumentError("tta", "cannot be combined with panoptic segmentation: switch one of them off")
 
 
 class Evaluator:

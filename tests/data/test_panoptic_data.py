@@ -1,18 +1,20 @@
 """Masks and panoptic annotations: the shapes data's own, COCO's format, and what is wrong with a file of it."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from projects_deformable_detr.evaluation.panoptic_evaluation import PanopticResult
 from pycocotools import mask as rle_format
 
 from projects_deformable_detr.data import catalog, coco, masks, panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.panoptic_format import colours_to_ids, ids_to_colours, read_segment_ids
 from projects_deformable_detr.data.problems import DatasetError
-from projects_deformable_detr.evaluation import panoptic_evaluation
+from projects_deformable_detr.evaluation.panoptic import PanopticEvaluator
+from projects_deformable_detr.modeling import PanopticSegmentation
 from projects_deformable_detr.shapes import dataset as shapes
 from projects_deformable_detr.shapes.scene import CLASS_NAMES
 from projects_deformable_detr.shapes.textures import STUFF_NAMES
@@ -176,12 +178,11 @@ def test_results_of_images_of_one_name_have_files_of_their_own(write_panoptic, t
     ids = np.kron(np.array([[5, 9]], np.int32), np.ones((4, 3), np.int32))
     ids[3] = 300
     segments = [{"id": 5, "category_id": 1}, {"id": 9, "category_id": 2}, {"id": 300, "category_id": 0}]
-    results = [
-        PanopticResult.of(image_id, f"{folder}/same.jpg", ids, segments, (7, 20, 1))
-        for image_id, folder in ((1, "a"), (2, "b"))
-    ]
-    assert all(len(result.png) < 200 for result in results)
-    metrics = panoptic_evaluation.evaluate(spec, results, tmp_path / "out")["panoptic_seg"]
+    evaluator = PanopticEvaluator(spec, (7, 20, 1))
+    for image_id, folder in ((1, "a"), (2, "b")):
+        evaluator.add(image_id, f"{folder}/same.jpg", PanopticSegmentation(torch.from_numpy(ids), segments))
+    assert len(pickle.dumps(evaluator)) < 2000
+    metrics = evaluator.evaluate(tmp_path / "out")["panoptic_seg"]
     assert metrics["PQ"] == 100
     written = json.loads((tmp_path / "out/predictions.json").read_text())["annotations"]
     names = [item["file_name"] for item in written]

@@ -15,11 +15,10 @@ from detectron2.data.datasets import register_coco_panoptic
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from projects_deformable_detr.detectron2_plugin.voc_evaluation import VOCEvaluator
 
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, data, inspection, main
-from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
+from projects_deformable_detr.detectron2_plugin.evaluation import VOCEvaluator, build_evaluator
 from projects_deformable_detr.detectron2_plugin.inspection import check
 from projects_deformable_detr.detectron2_plugin.meta_arch import _targets
 from projects_deformable_detr.detectron2_plugin.panoptic_classes import panoptic_classes

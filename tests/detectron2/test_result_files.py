@@ -10,10 +10,10 @@ pytest.importorskip("detectron2", reason="the real Detectron2 is not installed")
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
-from projects_deformable_detr.standalone.evaluation import CocoEvaluator
 
 from projects_deformable_detr.data import coco
 from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.evaluation.coco import ImageDetections
 from projects_deformable_detr.modeling import Detections
 
 
@@ -33,8 +33,8 @@ def detections(seed, size, with_masks):
 def test_both_engines_write_the_same_results(tiny_name, coco_files, tmp_path, with_masks):
     theirs = COCOEvaluator(tiny_name, output_dir=str(tmp_path / "theirs"))
     theirs.reset()
-    spec = DatasetSpec(tiny_name, *coco_files)
-    ours = CocoEvaluator(spec, coco.inspect(spec))
+    category_ids = coco.inspect(DatasetSpec(tiny_name, *coco_files)).category_ids
+    ours = []
     for record in DatasetCatalog.get(tiny_name):
         size = record["height"], record["width"]
         found = detections(record["image_id"], size, with_masks)
@@ -42,13 +42,12 @@ def test_both_engines_write_the_same_results(tiny_name, coco_files, tmp_path, wi
         if with_masks:
             instances.pred_masks = found.masks
         theirs.process([record], [{"instances": instances}])
-        ours.add([record["image_id"]], [found])
+        ours += ImageDetections.from_detections(record["image_id"], found).to_coco(category_ids)
     theirs._do_evaluation = False  # the truth has no masks to measure: the files alone are compared
     theirs.evaluate()
     expected = json.loads((tmp_path / "theirs/coco_instances_results.json").read_text())
-    found = json.loads(json.dumps(ours._results(sorted(ours._found, key=lambda item: item[0]))))
-    assert len(found) == len(expected) == 56
-    for mine, other in zip(found, expected, strict=True):
+    assert len(ours) == len(expected) == 56
+    for mine, other in zip(json.loads(json.dumps(ours)), expected, strict=True):
         assert set(mine) == set(other) and {key: type(value) for key, value in mine.items()} == {
             key: type(value) for key, value in other.items()
         }

@@ -116,7 +116,7 @@ def test_one_view_alone_is_the_model_itself(make_cfg):
 def test_a_panoptic_model_is_refused(make_cfg):
     model = build_model(make_cfg())
     model.panoptic = {"things": (0, 1)}
-    with pytest.raises(UserError, match="merges instances, not panoptic segments"):
+    with pytest.raises(UserError, match="cannot be combined with panoptic segmentation"):
         SetPredictionTTA(make_cfg(), model)
 
 

@@ -12,8 +12,9 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.data import catalog, coco
+from projects_deformable_detr.data.images import resize_shortest_edge
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.standalone.augment import augment, resized
+from projects_deformable_detr.standalone.augment import augment
 from projects_deformable_detr.standalone.batch import collate
 from projects_deformable_detr.standalone.data import DetectionDataset, load_training_set
 from projects_deformable_detr.standalone.module import DetectionModule
@@ -71,7 +72,7 @@ def test_policy_without_flip_and_crop_only_resizes() -> None:
     ],
 )
 def test_sizes(size: tuple[int, int], shorter: int, longest: int | None, expected: tuple[int, int]) -> None:
-    assert resized(*size, shorter, longest) == expected
+    assert resize_shortest_edge(*size, shorter, longest) == expected
 
 
 def test_sizes_are_detectron2s() -> None:
@@ -79,7 +80,7 @@ def test_sizes_are_detectron2s() -> None:
     rng = np.random.default_rng(0)
     for height, width, shorter in rng.integers(20, 900, (500, 3)).tolist():
         theirs = transforms.ResizeShortestEdge.get_output_shape(height, width, shorter, 700)
-        assert resized(height, width, shorter, 700) == theirs
+        assert resize_shortest_edge(height, width, shorter, 700) == theirs
 
 
 def test_evaluation_pixels_are_detectron2s() -> None:

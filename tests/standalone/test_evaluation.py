@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from projects_deformable_detr.standalone.evaluation import CocoEvaluator, compute_metrics, format_metrics
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from projects_deformable_detr.data import catalog, coco
+from projects_deformable_detr.evaluation.coco import CocoEvaluator, compute_metrics, format_metrics
 from projects_deformable_detr.modeling import Detections
 
 

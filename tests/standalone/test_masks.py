@@ -10,13 +10,14 @@ import torch
 
 pytest.importorskip("lightning", reason="the standalone engine needs lightning")
 
-from projects_deformable_detr.standalone.evaluation import CocoEvaluator
-from projects_deformable_detr.standalone.evaluators import Evaluator, PanopticEvaluator
 
 from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.data import catalog, coco, panoptic
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.evaluation import Evaluator
+from projects_deformable_detr.evaluation.coco import CocoEvaluator
+from projects_deformable_detr.evaluation.panoptic import PanopticEvaluator
 from projects_deformable_detr.modeling import Detections, PanopticSegmentation
 from projects_deformable_detr.modeling.mask_head import MaskHead
 from projects_deformable_detr.shapes import dataset as shapes
@@ -105,7 +106,7 @@ def test_evaluating_the_truth_gives_100() -> None:
     summary, records = coco.load(spec)
     things = catalog.get("shapes_val")
     evaluator = CocoEvaluator(things, coco.inspect(things, for_evaluation=True, masks=True))
-    segments = PanopticEvaluator(spec, summary)
+    segments = PanopticEvaluator(spec, summary.category_ids)
     from projects_deformable_detr.data import masks
 
     for record, other in zip(records, coco.load_records(things), strict=True):
@@ -122,7 +123,7 @@ def test_evaluating_the_truth_gives_100() -> None:
         for number, (label, mask) in enumerate(zip(labels.tolist(), shapes_of, strict=True), 1):
             ids[torch.from_numpy(mask)] = number
             listed.append({"id": number, "category_id": label, "isthing": label < 6})
-        segments.add([record["image_id"]], [record["file_name"]], [PanopticSegmentation(ids, listed)])
+        segments.add(record["image_id"], record["file_name"], PanopticSegmentation(ids, listed))
     folder = Path(spec.json_file).parents[1] / "out"
     metrics = evaluator.evaluate(folder) | segments.evaluate(folder)
     assert metrics["bbox"]["AP"] == pytest.approx(100) and metrics["segm"]["AP"] == pytest.approx(100)
@@ -137,7 +138,7 @@ def test_evaluating_the_truth_gives_100() -> None:
 def test_an_image_without_a_result_is_an_error(tmp_path: Path) -> None:
     spec = catalog.get("shapes_val_panoptic")
     with pytest.raises(DatasetError, match="5 images without a panoptic result"):
-        PanopticEvaluator(spec, coco.inspect(spec)).evaluate(tmp_path)
+        PanopticEvaluator(spec, coco.inspect(spec).category_ids).evaluate(tmp_path)
 
 
 def run(tmp_path: Path, config: str, *options: object) -> dict[str, Any]:
@@ -194,10 +195,6 @@ def test_masks_are_in_full_precision_where_training_is_not(tmp_path: Path, monke
 def test_things_of_a_panoptic_set_without_instances_are_not_measured(made: Path) -> None:
     from dataclasses import replace
 
-    from projects_deformable_detr import get_cfg
-
-    cfg = get_cfg("standalone")
-    cfg.MODEL.DETR.PANOPTIC.ENABLED = True
     spec = replace(catalog.get("shapes_val_panoptic"), instances_json=None)
-    evaluator = Evaluator(spec, coco.inspect(spec), cfg)
+    evaluator = Evaluator(spec, coco.inspect(spec), is_panoptic=True)
     assert evaluator.coco is None and evaluator.panoptic is not None

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from projects_deformable_detr.standalone.evaluators import Evaluator
 
 from projects_deformable_detr.checkpoint import read_state
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.evaluation import Evaluator
 from projects_deformable_detr.standalone import main
 from projects_deformable_detr.standalone.module import DetectionModule
 

@@ -9,10 +9,11 @@ from typing import cast
 
 import pytest
 import torch
-from projects_deformable_detr.standalone.views import Views
 from torch import Tensor
 
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.evaluation import TestTimeAugmentationConfig
+from projects_deformable_detr.evaluation.tta import detect_with_tta
 from projects_deformable_detr.modeling import Predictions, postprocess
 from projects_deformable_detr.modeling.structures import MaskLogits
 from projects_deformable_detr.standalone import main
@@ -51,7 +52,9 @@ def images() -> Tensor:
 
 def test_views_are_merged_in_the_images_pixels() -> None:
     model = Seeing()
-    found = Views((32, 64), 200, True, 0.7).detect(model, images(), 1, score_threshold=0.3)
+    found = detect_with_tta(
+        model, images(), TestTimeAugmentationConfig((32, 64), 200, True, 0.7), 1, score_threshold=0.3
+    )
     assert model.sizes == [(32, 40), (32, 40), (64, 80), (64, 80)]
     for item, box in zip(found, ([8.0, 16, 40, 48], [60.0, 0, 80, 20]), strict=True):
         assert item.labels.tolist() == [1] and item.scores[0] == pytest.approx(torch.sigmoid(torch.tensor(0.64)))
@@ -60,12 +63,19 @@ def test_views_are_merged_in_the_images_pixels() -> None:
 
 def test_what_overlaps_too_little_stays_apart_and_the_best_stay() -> None:
     model = Seeing(shift=0.12)
-    apart = Views((32, 64), 200, False, 0.7).detect(model, images(), 5, score_threshold=0.3)
+    apart = detect_with_tta(
+        model, images(), TestTimeAugmentationConfig((32, 64), 200, False, 0.7), 5, score_threshold=0.3
+    )
     assert [len(item.scores) for item in apart] == [2, 2]
     assert apart[0].scores[0] > apart[0].scores[1]
-    together = Views((32, 64), 200, False, 0.2).detect(model, images(), 5, score_threshold=0.3)
+    together = detect_with_tta(
+        model, images(), TestTimeAugmentationConfig((32, 64), 200, False, 0.2), 5, score_threshold=0.3
+    )
     assert [len(item.scores) for item in together] == [1, 1]
-    assert [len(item.scores) for item in Views((32, 64), 200, False, 0.7).detect(model, images(), 1)] == [1, 1]
+    assert [
+        len(item.scores)
+        for item in detect_with_tta(model, images(), TestTimeAugmentationConfig((32, 64), 200, False, 0.7), 1)
+    ] == [1, 1]
 
 
 def test_a_run_measures_with_views_too(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
@@ -121,7 +131,7 @@ class SeeingMasks(Seeing):
 
 def test_masks_go_with_their_boxes() -> None:
     model = SeeingMasks()
-    found = Views((32, 64), 200, True, 0.7).detect(model, images(), 1)
+    found = detect_with_tta(model, images(), TestTimeAugmentationConfig((32, 64), 200, True, 0.7), 1)
     assert model.asked == [((64, 80), 1)] * 2  # of what stays only
     for item, image in zip(found, images(), strict=True):
         assert item.masks is not None and item.masks.shape == (1, 64, 80)
@@ -146,7 +156,7 @@ def test_masks_of_several_queries_are_those_of_every_view_on_its_own() -> None:
 
     pixels = torch.zeros(2, 3, 64, 80, dtype=torch.uint8)
     pixels[..., 0] = 255
-    found = Views((32, 64), 200, True, 0.5).detect(predict, pixels, 12)
+    found = detect_with_tta(predict, pixels, TestTimeAugmentationConfig((32, 64), 200, True, 0.5), 12)
     assert len(views) == 4
     whole = {key: postprocess(view, [(64, 80)] * 2, 12) for key, view in views.items()}
     chosen = 0
@@ -167,9 +177,9 @@ def test_masks_of_several_queries_are_those_of_every_view_on_its_own() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("MODEL.DETR.PANOPTIC.ENABLED", True), "merges instances, not panoptic segments"),
-        (("TEST.AUG.MIN_SIZES", "()"), "name sizes of"),
-        (("TEST.AUG.MIN_SIZES", "(0, 40)"), "name sizes of"),
+        (("MODEL.DETR.PANOPTIC.ENABLED", True), "TEST.AUG.ENABLED cannot be combined with panoptic"),
+        (("TEST.AUG.MIN_SIZES", "()"), "TEST.AUG.MIN_SIZES must be positive"),
+        (("TEST.AUG.MIN_SIZES", "(0, 40)"), "TEST.AUG.MIN_SIZES must be positive"),
     ],
 )
 def test_keys_that_cannot_be_followed(
