@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from projects_deformable_detr import build_criterion, build_detector, get_cfg
+from projects_deformable_detr.config.training import optimizer_config
 from projects_deformable_detr.modeling import Targets, batch_images
-from projects_deformable_detr.training.optimizer import build_optimizer, clip_gradients
+from projects_deformable_detr.training import build_optimizer
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 PATHS = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.yaml"))}
@@ -100,9 +101,10 @@ def test_both_engines_build_it_and_take_one_step(name, monkeypatch):
         norms = [torch.stack([item[key].grad.norm() for key in trained]) for item in (theirs, trained)]
         torch.testing.assert_close(*norms, rtol=1e-2, atol=1e-4 * norms[1].max().item())
         del model, theirs
-    optimizer = build_optimizer(cfg, detector)
+    config = optimizer_config(cfg)
+    optimizer = build_optimizer(detector, config)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
-    assert clip_gradients(cfg, trained.values()).isfinite()  # joint norm
+    assert config.clip(trained.values()).isfinite()  # joint norm
     before = {key: value.detach().sum() for key, value in trained.items()}
     optimizer.step()
     moved = [key for key, value in trained.items() if not torch.equal(value.sum(), before[key])]

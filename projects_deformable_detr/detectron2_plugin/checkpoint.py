@@ -32,11 +32,11 @@ from ..checkpoint import (
     recognise,
     write_atomically,
 )
-from .ema import AVERAGE
+from ..training.last_checkpoint import find_last_checkpoint, write_last_checkpoint
 
 # Detectron2 matches the names of these formats itself: pycls's, and whatever is said to need it.
 _MATCHED_BY_DETECTRON2 = (".pyth", "?matching_heuristics=True")
-_POINTER = "last_checkpoint"  # fvcore's name for it
+EMA = "ema"  # key of the `ExponentialMovingAverage` in a checkpoint
 _DETECTOR = "detector."
 _BACKBONE = "detector.backbone."
 _SHOWN = 8  # keys of a kind in a message
@@ -71,7 +71,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         """
         if checkpointables != []:
             left = super().load(path, checkpointables)
-            if AVERAGE in left and not self.options.for_evaluation:
+            if EMA in left and not self.options.for_evaluation:
                 raise CheckpointError(
                     f"{path} holds averaged weights beside the trained ones: set SOLVER.EMA.ENABLED True to resume, or "
                     "start anew from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
@@ -134,37 +134,19 @@ class DetectorCheckpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         names = {CLASS_NAMES: list(self.options.class_names)} if self.options.class_names else {}
-        average = self.checkpointables.get(AVERAGE)
-        model = self.model.state_dict() if average is None else average.averaged_state()
-        write_atomically(path, {"model": model, **parts, **names, **kwargs})
+        ema = self.checkpointables.get(EMA)
+        model = self.model if ema is None else ema.averaged
+        write_atomically(path, {"model": model.state_dict(), **parts, **names, **kwargs})
         if tag:
             self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Points ``last_checkpoint`` to a file; a run killed meanwhile leaves it as it was."""
-        pointer = Path(self.save_dir, _POINTER)
-        fresh = pointer.with_name(f".{_POINTER}")
-        fresh.write_text(last_filename_basename)
-        fresh.replace(pointer)
+        """Points ``last_checkpoint`` to a file. Atomic."""
+        write_last_checkpoint(Path(self.save_dir, last_filename_basename))
 
     def get_checkpoint_file(self) -> str:
-        """The checkpoint that ``--resume`` goes on from.
-
-        Raises:
-            CheckpointError: if it is gone, or is of the standalone engine.
-        """
-        path = Path(super().get_checkpoint_file())
-        pointer = Path(self.save_dir, _POINTER)
-        if path == pointer.parent:
-            raise CheckpointError(f"{pointer} is empty: write the name of a checkpoint into it, or remove it")
-        if path.suffix == ".ckpt":
-            raise CheckpointError(
-                f"{pointer} names {path.name}, a checkpoint of the standalone engine: resume with --engine standalone, "
-                f"or start from its weights with MODEL.WEIGHTS {path} and another OUTPUT_DIR"
-            )
-        if not path.is_file():
-            raise CheckpointError(f"{pointer} names {path.name}, which is not there: put it back, or remove {pointer}")
-        return str(path)
+        """Returns the checkpoint from which ``--resume`` continues; `CheckpointError` if it cannot be used."""
+        return str(find_last_checkpoint(Path(self.save_dir), "detectron2") or "")
 
 
 class _TorchvisionHandler(PathHandler):

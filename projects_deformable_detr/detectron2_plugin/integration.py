@@ -33,9 +33,9 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNNWithTTA
 from torch import nn
 from torch.optim import Optimizer
 
-from ..training.optimizer import GradientClip, clip_in_step
-from ..training.optimizer import build_optimizer as build_papers_optimizer
-from . import monitors
+from .. import training
+from ..config.training import optimizer_config
+from .hooks import refuse_unsupported
 from .mapper import DetrDatasetMapper
 from .meta_arch import SetPredictionModel
 from .tta import SetPredictionTTA
@@ -46,16 +46,12 @@ _follows_keys = ContextVar("_follows_keys", default=False)
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """The papers' optimizer, clipping in its step: Detectron2's training loops do not clip themselves."""
-    optimizer = build_papers_optimizer(cfg, model)
-    clip = GradientClip.of(cfg)
-    if clip is not None:
-        clip_in_step(optimizer, clip)
-    return optimizer
+    return training.build_optimizer(model, optimizer_config(cfg), clip_in_step=True)
 
 
 @contextlib.contextmanager
 def following_keys() -> Iterator[None]:
-    """Who asks for an optimizer meanwhile follows the keys that Detectron2's loops would ignore (`monitors.refuse`)."""
+    """Switches `refuse_unsupported` off inside the context, for a trainer that follows these keys."""
     token = _follows_keys.set(True)
     try:
         yield
@@ -95,7 +91,7 @@ def _choose_optimizer(detectron2s: Any) -> Any:
         if not is_ours(model):
             return detectron2s(cfg, model)
         if not _follows_keys.get():
-            monitors.refuse(cfg)
+            refuse_unsupported(cfg)
         return build_optimizer(cfg, model)
 
     setattr(choose, _MARK, True)
@@ -108,7 +104,7 @@ def _refusing(detectron2s: Any) -> Any:
     @wraps(detectron2s)
     def init(self: Any, cfg: CfgNode, *args: Any, **kwargs: Any) -> None:
         if names_ours(cfg):
-            monitors.refuse(cfg)
+            refuse_unsupported(cfg)
         detectron2s(self, cfg, *args, **kwargs)
 
     return init

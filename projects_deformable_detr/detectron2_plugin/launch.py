@@ -21,9 +21,9 @@ from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
 from ..errors import UserError
 from ..training.launch import launch
-from . import data, monitors
+from . import data
 from .inspection import check
-from .trainer import Trainer
+from .trainer import Trainer, read_training_config
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _check(args: argparse.Namespace, cfg: CfgNode) -> None:
     if args.eval_only:
         return
     _check_sampler(cfg)
-    monitors.check(cfg)
+    read_training_config(cfg)
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise UserError(
             "SOLVER.AMP.ENABLED must be False on the CPU: Detectron2 trains in mixed precision on GPUs only; "

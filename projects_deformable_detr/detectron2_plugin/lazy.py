@@ -22,12 +22,12 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from omegaconf import DictConfig
 
+from ..config.training import augmentation_policy, optimizer_config
 from ..errors import UserError
-from ..training.augmentation import AugmentationPolicy
-from ..training.optimizer import GradientClip, make_optimizer, parameter_groups
-from . import monitors
+from ..training.optimizer import make_optimizer, parameter_groups
 from .data import resolve_num_classes
 from .evaluation import ClassLVISEvaluator, PanopticEvaluator
+from .hooks import refuse_unsupported
 from .lazy_model import lazy_model
 from .mapper import DetrDatasetMapper, build_augmentations
 
@@ -42,7 +42,7 @@ def lazy_config(cfg: CfgNode) -> DictConfig:
     Raises:
         UserError: for keys that Detectron2's LazyConfig training script has no counterpart for.
     """
-    monitors.refuse(cfg)
+    refuse_unsupported(cfg)
     if cfg.TEST.AUG.ENABLED:
         raise UserError("TEST.AUG.ENABLED True has no LazyConfig form: set it to False")
     if len(cfg.DATASETS.TEST) != 1:
@@ -82,7 +82,7 @@ def _dataloader(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _mapper(cfg: CfgNode, is_train: bool) -> DictConfig:
-    policy = dump_dataclass(AugmentationPolicy.from_cfg(cfg, is_train))
+    policy = dump_dataclass(augmentation_policy(cfg, is_train))
     arguments = DetrDatasetMapper.from_config(cfg, is_train)
     return L(DetrDatasetMapper)(**arguments | {"augmentations": L(build_augmentations)(policy=policy)})
 
@@ -121,19 +121,19 @@ def _evaluator(cfg: CfgNode) -> DictConfig | list[DictConfig]:
 
 def _optimizer(cfg: CfgNode) -> DictConfig:
     """The training script sets ``params.model``."""
-    solver, clip = cfg.SOLVER, GradientClip.of(cfg)
+    config = optimizer_config(cfg)
     return L(make_optimizer)(
         params=L(parameter_groups)(
             base_lr="${..lr}",
-            backbone_lr=solver.BASE_LR * solver.BACKBONE_MULTIPLIER,
-            sampling_lr=solver.BASE_LR * solver.SAMPLING_MULTIPLIER,
+            backbone_lr=config.base_lr * config.backbone_multiplier,
+            sampling_lr=config.base_lr * config.sampling_multiplier,
         ),
-        name=solver.OPTIMIZER,
-        lr=solver.BASE_LR,
-        weight_decay=solver.WEIGHT_DECAY,
-        momentum=solver.MOMENTUM,
-        nesterov=solver.NESTEROV,
-        clip=None if clip is None else dump_dataclass(clip),
+        name=config.name,
+        lr=config.base_lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        clip=None if config.clip is None else dump_dataclass(config.clip),
     )
 
 

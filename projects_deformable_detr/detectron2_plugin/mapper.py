@@ -8,9 +8,10 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from ..config.training import augmentation_policy
 from ..data import masks, panoptic
 from ..data.images import read_image
-from ..training.augmentation import AugmentationPolicy
+from ..training import AugmentationPolicy
 from .data import separated_classes
 
 
@@ -54,7 +55,7 @@ class DetrDatasetMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Detectron2's arguments with the augmentations replaced."""
-        policy = AugmentationPolicy.from_cfg(cfg, is_train)
+        policy = augmentation_policy(cfg, is_train)
         classes = separated_classes(cfg)
         return {
             **super().from_config(cfg, is_train),

@@ -1,5 +1,6 @@
 """Detectron2's default trainer with the papers' recipe."""
 
+import contextlib
 import os
 import weakref
 from typing import Any
@@ -14,41 +15,64 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import LoadOptions
+from ..config.training import training_config
+from ..errors import UserError
 from ..modeling.backbones import unused_features
-from . import monitors
-from .checkpoint import DetectorCheckpointer
+from ..training import TrainingConfig
+from ..training.ema import ExponentialMovingAverage
+from .checkpoint import EMA, DetectorCheckpointer
 from .data import known_class_names, resolve_num_classes
-from .ema import AVERAGE, Average
 from .evaluation import build_evaluator
+from .hooks import StopTraining, add_hooks
 from .integration import build_optimizer, following_keys
 from .mapper import DetrDatasetMapper
-from .monitors import StoppableLoop
 from .tta import SetPredictionTTA
 
 
-class Trainer(DefaultTrainer, StoppableLoop):
-    """``DefaultTrainer`` with DETR's mapper, optimizer and checkpointer; every hook of Detectron2 stays in place.
+def read_training_config(cfg: CfgNode) -> TrainingConfig:
+    """Reads the training configuration; checks it against keys that only Detectron2 has."""
+    config = training_config(cfg)
+    if config.ema and cfg.TEST.PRECISE_BN.ENABLED:
+        raise UserError(
+            "SOLVER.EMA.ENABLED True and TEST.PRECISE_BN.ENABLED True: Detectron2 measures the batch norms' statistics "
+            "of the trained weights, not of the averaged ones. Set one to False; SOLVER.EMA also averages statistics"
+        )
+    return config
 
-    Beyond Detectron2's, it also trains with several processes on CPUs.
+
+class StoppableLoop(TrainerBase):
+    """Training loop that `StopTraining` ends. A base after ``DefaultTrainer``, which calls it."""
+
+    def train(self, *iterations: int) -> None:
+        """Runs Detectron2's loop."""
+        with contextlib.suppress(StopTraining):
+            super().train(*iterations)
+
+
+class Trainer(DefaultTrainer, StoppableLoop):
+    """``DefaultTrainer`` with DETR's mapper, optimizer, checkpointer and further hooks.
+
+    Unlike ``DefaultTrainer``, it also trains with several processes on CPUs.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # Not DefaultTrainer's: it gives its own checkpointer to the hooks, and its distributed model GPU ids even
-        # where the model is on the CPU.
+        # DefaultTrainer's constructor would pass its own checkpointer to the hooks, and GPU ids to the distributed
+        # model even on the CPU.
         TrainerBase.__init__(self)
-        monitors.check(cfg)
+        self.training_config = read_training_config(cfg)
         resolve_num_classes(cfg)  # raises where the config and the data sets disagree
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         with following_keys():
             optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        self.average = Average(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        ema = self.training_config.ema
+        self.ema = ExponentialMovingAverage(model, ema) if ema else None
         model = create_ddp_model(model, broadcast_buffers=False, **_distributed_options(cfg, model))
         loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        parts: dict[str, Any] = {AVERAGE: self.average} if self.average else {}
+        parts: dict[str, Any] = {EMA: self.ema} if self.ema else {}
         self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self), **parts)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -59,33 +83,33 @@ class Trainer(DefaultTrainer, StoppableLoop):
     def build_checkpointer(
         cls, cfg: CfgNode, model: nn.Module, *, for_evaluation: bool = False, **checkpointables: Any
     ) -> DetectorCheckpointer:
-        """The checkpointer of ``OUTPUT_DIR``, which training, resuming and evaluating share."""
+        """Builds the checkpointer of ``OUTPUT_DIR`` for training, resuming and evaluation."""
         options = LoadOptions.of(cfg, for_evaluation=for_evaluation, class_names=known_class_names(cfg))
         return DetectorCheckpointer(model, cfg.OUTPUT_DIR, options, **checkpointables)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """The papers' optimizer, which clips gradients at the start of each step."""
+        """Builds the papers' optimizer, which clips gradients at the start of each step."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Detectron2's training loader with DETR's mapper."""
+        """Builds Detectron2's training loader with DETR's mapper."""
         return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Detectron2's test loader with DETR's mapper."""
+        """Builds Detectron2's test loader with DETR's mapper."""
         return build_detection_test_loader(cfg, dataset_name, mapper=DetrDatasetMapper(cfg, False))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-        """The evaluator that the data set's metadata asks for."""
+        """Builds the evaluator of the data set's ``evaluator_type``."""
         return build_evaluator(cfg, dataset_name, output_folder)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Metrics with test-time augmentation, under Detectron2's names: ``{"bbox_TTA": …}``."""
+        """Evaluates with test-time augmentation; metrics have Detectron2's names, ``{"bbox_TTA": …}``."""
         several = len(cfg.DATASETS.TEST) > 1
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [
@@ -95,14 +119,16 @@ class Trainer(DefaultTrainer, StoppableLoop):
         return {f"{key}_TTA": value for key, value in results.items()}
 
     def build_hooks(self) -> list[Any]:
-        """Detectron2's and the keys' own, and with TEST.AUG the evaluation of test-time augmentation at the end."""
-        own = [hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))] if self.cfg.TEST.AUG.ENABLED else []
+        """Adds the configured hooks to Detectron2's, and with TEST.AUG the evaluation with TTA at the end."""
         given = [hook for hook in super().build_hooks() if hook is not None]
-        return [*monitors.arrange(self.cfg, given, self.average), *own]
+        own = add_hooks(self.cfg, self.training_config, given, self.ema)
+        if self.cfg.TEST.AUG.ENABLED:
+            own.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+        return own
 
 
 def _distributed_options(cfg: CfgNode, model: Any) -> dict[str, Any]:
-    """What Detectron2's defaults leave out: processes on CPUs, and backbones with more features than are used."""
+    """Options for processes on CPUs, and for backbones with unused features."""
     unused = unused_features(cfg, model.detector.backbone)
     devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
     return {"find_unused_parameters": bool(unused), **devices}

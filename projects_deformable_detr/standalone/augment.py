@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes, Mask
 
 from ..data.images import resize_shortest_edge
-from ..training.augmentation import AugmentationPolicy
+from ..training import AugmentationPolicy
 
 
 def augment(

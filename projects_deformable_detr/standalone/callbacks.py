@@ -1,126 +1,157 @@
-"""What happens beside the training step: checkpoints that survive a kill, and progress that one can read."""
+"""Training callbacks: checkpoints, exponential moving average, best checkpoint, early stopping."""
 
-import datetime
-import json
-import logging
 import os
-import re
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from fvcore.common.history_buffer import HistoryBuffer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
-from torch import distributed
-from tqdm import tqdm
+from torch import distributed, nn
 
+from .. import training
 from ..checkpoint import write_atomically
+from ..config.reading import naming_keys
+from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS
 from ..errors import UserError
-from .monitors import NetworkWriter, stopped_early
-
-logger = logging.getLogger(__name__)
-
-_POINTER = "last_checkpoint"  # Detectron2's name for it, too
-PERIOD = 20  # iterations between two lines, as in Detectron2
-_WINDOW = 20  # iterations whose median is reported
-_OF_OTHER_LAYERS = re.compile(r"_(\d+|enc)$")  # loss_ce_0 and so on: for the loggers, not for the eye
+from ..training.callbacks import DetectorWriter, logger, select_metric
+from ..training.last_checkpoint import find_last_checkpoint, remove_last_checkpoint, write_last_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file and renames: Lightning's own writes to /tmp, and a move from there is not atomic."""
+    """Writes checkpoints atomically; Lightning moves them from a temporary folder on another file system."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Saves, then points ``last_checkpoint`` to the file."""
+        """Saves a checkpoint and makes it the one to resume from."""
         write_atomically(path, checkpoint)
-        pointer = Path(path).with_name(_POINTER)
-        fresh = pointer.with_name(f".{_POINTER}")
-        fresh.write_text(Path(path).name)
-        fresh.replace(pointer)
+        write_last_checkpoint(Path(path))
 
 
-def find_last_checkpoint(output_dir: Path) -> Path | None:
-    """The checkpoint that ``--resume`` goes on from, or None.
-
-    Raises:
-        UserError: if it is gone, or is of the Detectron2 engine.
-    """
-    pointer = output_dir / _POINTER
-    if not pointer.is_file():
-        return None
-    path = output_dir / pointer.read_text().strip()
-    if path.suffix != ".ckpt":
-        raise UserError(
-            f"{pointer} names {path.name}, a checkpoint of the Detectron2 engine: resume with --engine detectron2, or "
-            f"start from its weights with MODEL.WEIGHTS {path} and another OUTPUT_DIR"
-        )
-    if not path.is_file():
-        raise UserError(f"{pointer} names {path.name}, which is not there: put it back, or remove {pointer}")
-    return path
-
-
-def forget_last_checkpoint(output_dir: Path) -> None:
-    """For a run that starts anew: an older run's checkpoints stay, but are no longer what ``--resume`` finds."""
-    (output_dir / _POINTER).unlink(missing_ok=True)
-
-
-class SameBeginning(L.Callback):
-    """Every machine has looked for the last checkpoint in its own OUTPUT_DIR: all must have found the same.
+class SameStart(L.Callback):
+    """Checks that all machines resume from the same checkpoint, as each looks for it in its own OUTPUT_DIR.
 
     Args:
-        last: the checkpoint that this process begins with; None: at the start.
+        last: the checkpoint that this process resumes from, or None.
     """
 
     def __init__(self, last: Path | None) -> None:
         self.name = last.name if last else "none"
 
     def setup(self, *_: Any, **__: Any) -> None:
-        """Compares.
-
-        Raises:
-            UserError: on every rank, so that none waits for another.
-        """
+        """Raises `UserError` on every rank if the checkpoints differ, so that none waits for another."""
         if not distributed.is_initialized():
             return
         names = [""] * distributed.get_world_size()
         distributed.all_gather_object(names, self.name)
         if len(set(names)) > 1:
             raise UserError(
-                f"the machines found different last checkpoints ({', '.join(sorted(set(names)))}): give --resume to "
-                "all of them or to none, and an OUTPUT_DIR that they share"
+                f"the machines found different last checkpoints ({', '.join(sorted(set(names)))}): use --resume on all "
+                "of them or on none, and an OUTPUT_DIR that they share"
             )
 
 
-class PeriodicCheckpoint(L.Callback):
-    """Saves the whole state every ``period`` iterations and at the end, and the network as ``model_final.pth``.
+class Average(WeightAveraging):
+    """Exponential moving average of the weights (``SOLVER.EMA``), which replaces them in evaluations.
+
+    In checkpoints ``state_dict`` is the average and ``current_model_state`` the trained weights.
 
     Args:
-        output_dir: where to.
-        period: iterations.
-        writer: of the network.
-        again: save once more after an evaluation of the same iteration, also after the one at the end, for what
-            callbacks have learnt from it. Before it, too: an evaluation may be what kills a run.
+        config: the configuration.
+        device: device of the average; by default Lightning would use the CPU, where the module is during setup.
     """
 
-    def __init__(self, output_dir: Path, period: int, writer: NetworkWriter, again: bool = False) -> None:
-        self.output_dir = output_dir
-        self.period = period
+    state_key = "Average"
+
+    def __init__(self, config: training.EmaConfig, device: str) -> None:
+        kind, _, index = device.partition(":")
+        local = kind if kind == "cpu" else f"{kind}:{index or os.environ.get('LOCAL_RANK', 0)}"
+        super().__init__(device=local, **config.averaged_model_options())
+
+    def detector(self, module: Any) -> nn.Module:
+        """Returns the averaged detector, or the module's own before training."""
+        return (self._average_model.module if self._average_model else module).detector
+
+
+class BestCheckpoint(training.callbacks.BestCheckpoint, L.Callback):
+    """Writes ``model_best.pth`` (``TEST.BEST_CHECKPOINT``), the detector alone, which both engines read."""
+
+    def __init__(self, config: training.BestCheckpointConfig, writer: DetectorWriter, average: Average | None) -> None:
+        super().__init__(config, writer)
+        self.average = average
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Compares the metric, which all ranks have."""
+        if module.tta is not None:  # test-time augmentation of the same weights
+            return
+        with naming_keys(BEST_CHECKPOINT_KEYS):
+            value = select_metric(module.scalars, self.config.metric)
+        detector = _detector(module, self.average)
+        self.update(value, trainer.global_step - 1, detector, write=trainer.is_global_zero)
+
+
+class EarlyStopping(training.callbacks.EarlyStopping, L.Callback):
+    """Ends the training (``TEST.EARLY_STOPPING``)."""
+
+    @property
+    def state_key(self) -> str:
+        """Key in checkpoints, under which earlier versions wrote the state of Lightning's ``EarlyStopping``."""
+        return "StopEarly" + repr({"monitor": self.config.metric, "mode": "max"})
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Ends a resumed run that had stopped before."""
+        if self.should_stop:
+            trainer.should_stop = True
+            self.log_stopped_before(trainer.global_step - 1)
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Compares the metric, which all ranks have."""
+        with naming_keys(EARLY_STOPPING_KEYS):
+            value = select_metric(module.scalars, self.config.metric)
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self.update(value)
+        trainer.should_stop |= self.should_stop
+        if _is_stopping(trainer):
+            self.log_stop(trainer.global_step - 1)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Loads the state of a checkpoint, also that of Lightning's ``EarlyStopping``."""
+        if "wait_count" in state:
+            state = {"best": float(state["best_score"]), "count": state["wait_count"]}
+        super().load_state_dict(state)
+
+
+class PeriodicCheckpoint(L.Callback):
+    """Saves a checkpoint every ``period`` iterations and at the end, and the detector as ``model_final.pth``.
+
+    Lightning's ``ModelCheckpoint`` has neither Detectron2's file names nor the second save after an evaluation.
+
+    Args:
+        writer: writes ``model_final.pth``.
+        period: number of iterations.
+        average: exponential moving average, or None.
+        save_again: save again after an evaluation of the same iteration, to include the callbacks' state after it. The
+            first save is before the evaluation because that may end the process.
+    """
+
+    def __init__(
+        self, writer: DetectorWriter, period: int, average: Average | None = None, save_again: bool = False
+    ) -> None:
         self.writer = writer
-        self.again = again
+        self.period = period
+        self.average = average
+        self.save_again = save_again
         self._saved_at = -1
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """An older run's checkpoint is not this one's; not before everything else has proved sound."""
+        """Removes the pointer to an earlier run's checkpoint, once the training has started without an error."""
         if trainer.is_global_zero and trainer.global_step == 0:
-            forget_last_checkpoint(self.output_dir)
+            remove_last_checkpoint(self.writer.output_dir)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """At its period, and after the last iteration."""
+        """Saves periodically and after the last iteration."""
         step = trainer.global_step
         if step % self.period == 0 or step == trainer.max_steps:
             self._save(trainer)
@@ -128,154 +159,55 @@ class PeriodicCheckpoint(L.Callback):
             self._write_final(trainer, module)
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        """After a training that ends early; and again, if that is wanted."""
-        if stopped_early(trainer):
+        """Saves after a training that ends early, and again after other evaluations."""
+        if _is_stopping(trainer):
             self._save(trainer)
             self._write_final(trainer, module)
-        elif self.again and trainer.state.fn != TrainerFn.FITTING:
-            self._amend(trainer)
-        elif self.again and self._saved_at == trainer.global_step:
+        elif self.save_again and trainer.state.fn != TrainerFn.FITTING:
+            self._update_callback_states(trainer)
+        elif self.save_again and self._saved_at == trainer.global_step:
             self._save(trainer)
 
     def _path(self, trainer: L.Trainer) -> Path:
-        """Counts iterations as Detectron2 names its files: from 0, the one just done."""
-        return self.output_dir / f"model_{trainer.global_step - 1:07d}.ckpt"
+        """File of the iteration just done, counted from 0 as in Detectron2."""
+        return self.writer.output_dir / f"model_{trainer.global_step - 1:07d}.ckpt"
 
-    def _amend(self, trainer: Any) -> None:
-        """Only the callbacks' states: after a training Lightning no longer has what was trained, if it is averaged."""
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self._path(trainer))
+        self._saved_at = trainer.global_step
+        logger.info("Saved %s", self._path(trainer))
+
+    def _write_final(self, trainer: L.Trainer, module: Any) -> None:
+        if trainer.is_global_zero:
+            self.writer.write("model_final", _detector(module, self.average), trainer.global_step - 1)
+
+    def _update_callback_states(self, trainer: Any) -> None:
+        """Replaces the callbacks' states alone: with an average, the trained weights are gone after training."""
         path = self._path(trainer)
-        if not trainer.is_global_zero or find_last_checkpoint(self.output_dir) != path:
+        if not trainer.is_global_zero or find_last_checkpoint(path.parent, "standalone") != path:
             return
         content = torch.load(path, map_location="cpu", weights_only=True)
         states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
         content["callbacks"] |= {key: state for key, state in states.items() if state}
         write_atomically(path, content)
 
-    def _save(self, trainer: L.Trainer) -> None:
-        path = self._path(trainer)
-        trainer.save_checkpoint(path)
-        self._saved_at = trainer.global_step
-        logger.info("Saved %s", path)
 
-    def _write_final(self, trainer: L.Trainer, module: Any) -> None:
-        if trainer.is_global_zero:
-            self.writer.write("model_final", module, trainer.global_step - 1)
-
-
-class Progress(L.Callback):
-    """Losses, times and ETA: a bar on a terminal, else a line every 20 iterations; all of it to the loggers."""
-
-    def __init__(self) -> None:
-        self.history: dict[str, HistoryBuffer] = {}
-        self.bar: tqdm[Any] | None = None
-        self._clock = 0.0
-        self._waited = self._rate = 0.0
-        self._eval_begin = self._eval_said = 0.0
-
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Opens the bar at the iteration that the run begins with."""
-        if trainer.is_global_zero and _has_width():
-            self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, dynamic_ncols=True, file=sys.stdout)
-        self._clock = time.perf_counter()
-
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """What has passed since the last iteration was spent on waiting for data."""
-        self._waited = time.perf_counter() - self._clock
-        # Read here, because the schedule moves on before the iteration ends.
-        self._rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """Records every iteration, reports every 20th and the last."""
-        now = time.perf_counter()
-        self._record({**module.last_losses, "time": now - self._clock, "data_time": self._waited})
-        self._clock = now
-        step = trainer.global_step
-        if self.bar is not None:
-            self.bar.update()
-            self.bar.set_postfix_str(_losses_text(module.last_losses), refresh=False)
-        if trainer.is_global_zero and (step % PERIOD == 0 or step == trainer.max_steps):
-            self._report(trainer, step)
-            self._clock = time.perf_counter()
-
-    def _record(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.history.setdefault(name, HistoryBuffer(1000)).update(value)
-
-    def _report(self, trainer: L.Trainer, step: int) -> None:
-        scalars = {name: float(values.median(_WINDOW)) for name, values in self.history.items()}
-        scalars["lr"] = self._rate
-        scalars["eta_seconds"] = float(self.history["time"].median(1000)) * (trainer.max_steps - step)
-        for sink in trainer.loggers:
-            sink.log_metrics(scalars, step)
-        if self.bar is not None:
-            return
-        eta = datetime.timedelta(seconds=int(scalars["eta_seconds"]))
-        times = f"time: {scalars['time']:.4f}  data_time: {scalars['data_time']:.4f}  lr: {self._rate:.4g}{_memory()}"
-        logger.info("eta: %s  iter: %d/%d  %s  %s", eta, step, trainer.max_steps, _losses_text(scalars), times)
-
-    def on_validation_start(self, *_: Any) -> None:
-        """Starts the clock of the evaluation."""
-        self._eval_begin = self._eval_said = time.perf_counter()
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """A line every ten seconds."""
-        now = time.perf_counter()
-        if now - self._eval_said > 10:
-            self._eval_said = now
-            total = trainer.num_val_batches[dataloader_idx]
-            seconds = (now - self._eval_begin) / (batch_idx + 1) * (total - batch_idx - 1)
-            eta = datetime.timedelta(seconds=int(seconds))
-            logger.info("Evaluating: batch %d of %d, eta: %s", batch_idx + 1, total, eta)
-
-    def on_validation_end(self, *_: Any) -> None:
-        """The evaluation's time is not an iteration's."""
-        self._clock = time.perf_counter()
-
-    def on_train_end(self, *_: Any) -> None:
-        """Closes the bar."""
-        if self.bar is not None:
-            self.bar.close()
+def build_callbacks(config: training.TrainingConfig, writer: DetectorWriter, device: str) -> list[L.Callback]:
+    """Builds the callbacks of a training, in their order: average, then those that read metrics, then saving."""
+    average = Average(config.ema, device) if config.ema else None
+    callbacks: list[L.Callback] = []
+    if config.best_checkpoint:
+        callbacks.append(BestCheckpoint(config.best_checkpoint, writer, average))
+    if config.early_stopping:
+        callbacks.append(EarlyStopping(config.early_stopping))
+    saving = PeriodicCheckpoint(writer, config.checkpoint_period, average, save_again=bool(callbacks))
+    return [*([average] if average else []), *callbacks, saving]
 
 
-def _has_width() -> bool:
-    """Whether stdout is a terminal that a bar fits on; some that only pretend to be one have no columns."""
-    return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0
+def _detector(module: Any, average: Average | None) -> nn.Module:
+    return module.detector if average is None else average.detector(module)
 
 
-def _losses_text(scalars: dict[str, float]) -> str:
-    losses = [name for name in scalars if "loss" in name and not _OF_OTHER_LAYERS.search(name)]
-    return "  ".join(f"{name}: {scalars[name]:.4g}" for name in losses)
-
-
-def _memory() -> str:
-    return f"  max_mem: {torch.cuda.max_memory_allocated() / 2**20:.0f}M" if torch.cuda.is_available() else ""
-
-
-class JsonLogger(Logger):
-    """``metrics.json`` as Detectron2 writes it: one JSON object a line, appended."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-
-    @property
-    def name(self) -> str:
-        """Lightning's name for the logger."""
-        return "json"
-
-    @property
-    def version(self) -> int:
-        """There is one only."""
-        return 0
-
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """They are in ``config.yaml``."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends a line; ``iteration`` counts from 0, as Detectron2's does, while ``step`` iterations are done."""
-        values = {name: value for name, value in metrics.items() if name != "epoch"}
-        with self.path.open("a") as file:
-            file.write(json.dumps({**values, "iteration": (step or 0) - 1}, sort_keys=True) + "\n")
+def _is_stopping(trainer: L.Trainer) -> bool:
+    """Whether training is about to end before its last iteration."""
+    return trainer.should_stop and trainer.state.fn == TrainerFn.FITTING and trainer.global_step < trainer.max_steps

@@ -14,11 +14,12 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
+from ..config.training import augmentation_policy
 from ..data import catalog, coco, masks, panoptic
 from ..data.images import read_image, resize_shortest_edge
 from ..errors import UserError
 from ..modeling import Targets
-from ..training.augmentation import AugmentationPolicy
+from ..training import AugmentationPolicy
 from .augment import augment
 from .batch import Item, collate
 from .repeat import repeat_factors
@@ -172,7 +173,7 @@ def load_training_set(cfg: Any) -> DetectionDataset:
         counts.append((name, len(found)))
     if not records:
         raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image with an object to train on")
-    policy = AugmentationPolicy.from_cfg(cfg, is_train=True)
+    policy = augmentation_policy(cfg, is_train=True)
     dataset = DetectionDataset(records, policy, with_masks=cfg.MODEL.MASK_ON)
     dataset.check_classes(cfg.MODEL.DETR.NUM_CLASSES)
     labels = iter([objects.labels for objects in dataset.objects])
@@ -200,7 +201,7 @@ def evaluation_loader(
     records = coco.load_records(catalog.get(name), invalid_boxes=cfg.DATASETS.INVALID_BOXES, for_evaluation=True)
     # The evaluators read the truth themselves.
     records = [{key: record[key] for key in _OF_IMAGE} | {"annotations": []} for record in records]
-    policy = AugmentationPolicy.from_cfg(cfg, is_train=False)
+    policy = augmentation_policy(cfg, is_train=False)
     if original_size:
         policy = replace(policy, min_sizes=(0,))
     dataset = DetectionDataset(records, policy)

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config.evaluation import evaluation_config
+from ..config.training import optimizer_config, schedule_config
 from ..errors import UserError
 from ..evaluation import Evaluator, TestTimeAugmentationConfig
 from ..evaluation.tta import detect_with_tta
 from ..modeling import build_criterion, build_detector, cardinality_error, panoptic_postprocess, postprocess
-from ..training.optimizer import build_optimizer, clip_gradients
+from ..training import build_optimizer, build_scheduler
 from . import data
 from .batch import Batch
-from .schedule import build_scheduler
 
 
 class DetectionModule(L.LightningModule):
@@ -36,6 +36,7 @@ class DetectionModule(L.LightningModule):
     def __init__(self, cfg: Any, dataset: data.DetectionDataset | None, evaluators: list[Evaluator]) -> None:
         super().__init__()
         self.cfg = cfg
+        self.optimizer_config = optimizer_config(cfg)
         self.dataset = dataset
         self.evaluators = evaluators
         self.detector = build_detector(cfg)
@@ -76,14 +77,15 @@ class DetectionModule(L.LightningModule):
         return [data.evaluation_loader(self.cfg, item.spec.name, **options) for item in self.evaluators]
 
     def configure_optimizers(self) -> Any:
-        """The shared recipe's optimizer, and Detectron2's schedule, which advances every iteration."""
-        optimizer = build_optimizer(self.cfg, self)
-        schedule = {"scheduler": build_scheduler(self.cfg, optimizer), "interval": "step"}
+        """Builds the optimizer and the learning-rate schedule, which steps every iteration."""
+        optimizer = build_optimizer(self, self.optimizer_config)
+        schedule = {"scheduler": build_scheduler(optimizer, schedule_config(self.cfg)), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clips as the config says; Lightning calls it with gradients that mixed precision no longer scales."""
-        clip_gradients(self.cfg, [parameter for group in optimizer.param_groups for parameter in group["params"]])
+        """Clips gradients, which mixed precision no longer scales at this point."""
+        if self.optimizer_config.clip:
+            self.optimizer_config.clip(value for group in optimizer.param_groups for value in group["params"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout becomes a function of seed, rank and iteration, so that a resumed run repeats it."""

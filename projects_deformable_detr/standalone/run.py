@@ -13,22 +13,17 @@ from lightning.pytorch.strategies import DDPStrategy
 from ..checkpoint import LoadOptions, load_weights
 from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
+from ..config.training import training_config
 from ..data import catalog
 from ..evaluation import Evaluator
 from ..modeling.backbones import unused_features
+from ..training.callbacks import DetectorWriter
+from ..training.last_checkpoint import find_last_checkpoint
 from ..training.launch import launch
-from . import monitors
-from .callbacks import (
-    AtomicCheckpointIO,
-    JsonLogger,
-    PeriodicCheckpoint,
-    Progress,
-    SameBeginning,
-    find_last_checkpoint,
-)
+from .callbacks import AtomicCheckpointIO, SameStart, build_callbacks
 from .data import load_training_set
 from .module import DetectionModule
-from .monitors import Average, NetworkWriter
+from .progress import JsonLogger, Progress
 from .setup import Summaries, configure, inspect, register, set_up, start_log
 
 logger = logging.getLogger(__name__)
@@ -54,7 +49,7 @@ def main(args: Namespace) -> dict[str, Any]:
     start_log(cfg)
     summaries = inspect(args, cfg)
     # Looked up once, before any process could change what another finds.
-    last = find_last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume else None
+    last = find_last_checkpoint(Path(cfg.OUTPUT_DIR), "standalone") if args.resume else None
     processes, machines = processes_per_machine(args), (args.num_machines, args.machine_rank, args.dist_url)
     return launch(_run, processes, *machines, args, cfg, summaries, last) or {}
 
@@ -139,19 +134,17 @@ def build_trainer(
         enable_model_summary=False,
         enable_checkpointing=False,
         logger=False if args.eval_only else build_loggers(output_dir),
-        callbacks=[SameBeginning(last), Progress(), *([] if args.eval_only else training_callbacks(cfg, class_names))],
+        callbacks=[SameStart(last), Progress(), *([] if args.eval_only else training_callbacks(cfg, class_names))],
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         default_root_dir=output_dir,
     )
 
 
 def training_callbacks(cfg: Any, class_names: tuple[str, ...]) -> list[L.Callback]:
-    """In the order of their work: what is averaged, then what is learnt from an evaluation, then what is saved."""
-    output_dir, average = Path(cfg.OUTPUT_DIR), Average.of(cfg)
-    writer = NetworkWriter(output_dir, cfg.dump(), class_names, average)
-    watching = monitors.build(cfg, writer)
-    saving = PeriodicCheckpoint(output_dir, cfg.SOLVER.CHECKPOINT_PERIOD, writer, again=bool(watching))
-    return [*([average] if average else []), *watching, saving]
+    """Builds the callbacks of a training run."""
+    config = training_config(cfg)
+    writer = DetectorWriter(Path(cfg.OUTPUT_DIR), cfg.dump(), class_names, is_averaged=config.ema is not None)
+    return build_callbacks(config, writer, cfg.MODEL.DEVICE)
 
 
 def build_loggers(output_dir: Path) -> list[Logger]:

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from ..config import load_cfg, most_objects, set_things
 from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
+from ..config.training import schedule_config, training_config
 from ..data import catalog, coco
 from ..evaluation import lvis
-from ..training import monitoring
 
 Summaries = dict[str, coco.CocoSummary]
 logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ def configure(args: Namespace) -> Any:
     cfg = load_cfg("standalone", args)
     evaluation_config(cfg)  # raises for invalid values
     if not args.eval_only:
-        monitoring.check_keys(cfg)
+        training_config(cfg)
+        schedule_config(cfg)
     cfg.MODEL.DETR.NUM_CLASSES = catalog.resolve_num_classes(cfg)
     set_things(cfg, catalog.resolve_things(cfg))
     cfg.freeze()

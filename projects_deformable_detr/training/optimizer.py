@@ -1,4 +1,4 @@
-"""The papers' optimizer: parameter groups and gradient clipping, for both engines."""
+"""Optimizer of the papers: parameter groups with their own learning rates, gradient clipping."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,28 +7,86 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 
-# Sampling offsets and the projection that tells reference points learn slower (arXiv 2010.04159, appendix A.4).
+# Submodules that train with a smaller learning rate (arXiv 2010.04159, appendix A.4).
 _SAMPLING_NAMES = ("sampling_offsets", "reference_points")
 
-# Detectron2's keys that treat norms and biases apart, with its defaults, which every config carries. The papers decay
-# every parameter alike; so here the defaults mean "as the papers do", WEIGHT_DECAY_NORM's 0.0 too, and any other
-# value is refused.
-_ALL_ALIKE = {"WEIGHT_DECAY_NORM": 0.0, "WEIGHT_DECAY_BIAS": None, "BIAS_LR_FACTOR": 1.0}
+
+@dataclass(frozen=True)
+class GradientClip:
+    """Clips gradients in place.
+
+    Attributes:
+        kind: ``"full_model"`` scales all gradients so that their joint norm is at most ``value``, as both papers do;
+            ``"norm"`` and ``"value"`` clip the norm of each parameter's gradient, or each of its elements, as in
+            Detectron2.
+        value: largest norm, or largest absolute value of an element.
+        norm_type: p of the p-norm.
+    """
+
+    kind: str = "full_model"
+    value: float = 0.1
+    norm_type: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("full_model", "norm", "value"):
+            raise ArgumentError("kind", f"must be full_model, norm or value, got {self.kind!r}")
+
+    def __call__(self, parameters: Iterable[Tensor]) -> Tensor | None:
+        """Clips the gradients of ``parameters``; returns their joint norm before clipping for ``"full_model"``."""
+        parameters = [parameter for parameter in parameters if parameter.grad is not None]
+        if self.kind == "full_model":
+            return nn.utils.clip_grad_norm_(parameters, self.value, self.norm_type)
+        if self.kind == "value":
+            nn.utils.clip_grad_value_(parameters, self.value)
+        else:
+            for parameter in parameters:
+                nn.utils.clip_grad_norm_(parameter, self.value, self.norm_type)
+        return None
 
 
-def parameter_groups(model: nn.Module, base_lr: float, backbone_lr: float, sampling_lr: float) -> list[dict]:
-    """Trainable parameters in three groups, told by their names: backbone, sampling, the rest.
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Configuration of `build_optimizer`.
+
+    Attributes:
+        name: ``"ADAMW"`` or ``"SGD"``.
+        base_lr: learning rate of all parameters without a multiplier.
+        backbone_multiplier: multiplies ``base_lr`` for the backbone.
+        sampling_multiplier: multiplies ``base_lr`` for sampling offsets and the projection of reference points.
+        weight_decay: weight decay of every parameter, norms and biases included, as in the papers.
+        momentum, nesterov: of SGD.
+        fused: use the fused implementation of AdamW. Must be False with a gradient scaler, which would leave its scale
+            to the fused step, after gradients were clipped.
+        clip: gradient clipping, or None.
+    """
+
+    name: str = "ADAMW"
+    base_lr: float = 2e-4
+    backbone_multiplier: float = 0.1
+    sampling_multiplier: float = 0.1
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    nesterov: bool = False
+    fused: bool = True
+    clip: GradientClip | None = GradientClip()
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.momentum, self.nesterov)
+
+
+def parameter_groups(model: nn.Module, base_lr: float, backbone_lr: float, sampling_lr: float) -> list[dict[str, Any]]:
+    """Splits trainable parameters by name into backbone, sampling and the rest.
 
     Args:
-        model: a detector, or anything that contains one.
+        model: a detector, or a module that contains one.
         base_lr: learning rate of the rest.
-        backbone_lr: of every parameter below an attribute ``backbone``.
-        sampling_lr: of sampling offsets and the projection of reference points.
+        backbone_lr: learning rate of every parameter below an attribute ``backbone``.
+        sampling_lr: learning rate of sampling offsets and the projection of reference points.
 
     Returns:
-        Groups with ``params``, ``lr`` and ``name``, those without parameters left out.
+        Groups with ``name``, ``params`` and ``lr``, without the empty ones.
     """
     groups: dict[str, list[nn.Parameter]] = {"rest": [], "backbone": [], "sampling": []}
     for name, parameter in model.named_parameters():
@@ -45,35 +103,30 @@ def parameter_groups(model: nn.Module, base_lr: float, backbone_lr: float, sampl
     return [{"name": name, "params": params, "lr": rates[name]} for name, params in groups.items() if params]
 
 
-def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that ``cfg.SOLVER`` describes. Weight decay is on every parameter, as in the papers.
+def build_optimizer(model: nn.Module, config: OptimizerConfig, *, clip_in_step: bool = False) -> torch.optim.Optimizer:
+    """Builds the optimizer of a model from its configuration.
 
-    Raises:
-        UserError: for a ``SOLVER.OPTIMIZER`` other than ``ADAMW`` and ``SGD``, or a key that asks for what the
-            optimizer does not do.
+    Args:
+        model: a detector, or a module that contains one.
+        config: the configuration.
+        clip_in_step: clip gradients at the start of each step, see `clip_before_step`; otherwise the training loop
+            calls ``config.clip``.
     """
-    solver = cfg.SOLVER
-    _check(solver)
-    groups = parameter_groups(
-        model,
-        solver.BASE_LR,
-        solver.BASE_LR * solver.BACKBONE_MULTIPLIER,
-        solver.BASE_LR * solver.SAMPLING_MULTIPLIER,
-    )
+    rates = [config.base_lr * factor for factor in (1.0, config.backbone_multiplier, config.sampling_multiplier)]
     return make_optimizer(
-        groups,
-        solver.OPTIMIZER,
-        lr=solver.BASE_LR,
-        weight_decay=solver.WEIGHT_DECAY,
-        momentum=solver.MOMENTUM,
-        nesterov=solver.NESTEROV,
-        # The fused step of mixed precision divides by the loss scale only inside, after gradients were clipped.
-        fused=not solver.AMP.ENABLED,
+        parameter_groups(model, *rates),
+        config.name,
+        lr=config.base_lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        fused=config.fused,
+        clip=config.clip if clip_in_step else None,
     )
 
 
 def make_optimizer(
-    params: list[dict],
+    params: list[dict[str, Any]],
     name: str = "ADAMW",
     *,
     lr: float,
@@ -81,106 +134,49 @@ def make_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
     fused: bool = False,
-    clip: "GradientClip | None" = None,
+    clip: GradientClip | None = None,
 ) -> torch.optim.Optimizer:
-    """An optimizer by explicit arguments.
+    """Builds an optimizer from explicit parameter groups.
 
     Args:
-        params: groups, as `parameter_groups` makes them.
+        params: groups as returned by `parameter_groups`.
         name: ``"ADAMW"`` or ``"SGD"``.
-        lr: of groups that have none.
-        weight_decay: of every parameter.
+        lr: learning rate of groups without ``lr``.
+        weight_decay: weight decay of every parameter.
         momentum, nesterov: of SGD.
-        fused: AdamW's fused step; not together with a gradient scaler, whose scale clipping would not see.
-        clip: clip gradients at the start of each step, see `clip_in_step`; None: the caller does, if anyone.
-
-    Raises:
-        UserError: for another name.
+        fused: use the fused implementation of AdamW, see `OptimizerConfig`.
+        clip: clip gradients at the start of each step, see `clip_before_step`.
     """
+    _check(name, momentum, nesterov)
     if name == "ADAMW":
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=fused)
-    elif name == "SGD":
-        optimizer = torch.optim.SGD(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     else:
-        raise UserError(f"SOLVER.OPTIMIZER {name!r} is not known: choose ADAMW or SGD")
+        optimizer = torch.optim.SGD(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     if clip is not None:
-        clip_in_step(optimizer, clip)
+        clip_before_step(optimizer, clip)
     return optimizer
 
 
-def _check(solver: Any) -> None:
-    for key, default in _ALL_ALIKE.items():
-        if solver[key] != default:
-            raise UserError(
-                f"SOLVER.{key} {solver[key]!r} is not followed here: rate and weight decay are the same for norms, "
-                f"biases and weights, as in the papers; leave it at Detectron2's default {default!r}"
-            )
-    if solver.NESTEROV and not (solver.OPTIMIZER == "SGD" and solver.MOMENTUM > 0):
-        raise UserError("SOLVER.NESTEROV True needs SOLVER.OPTIMIZER SGD and a SOLVER.MOMENTUM above 0")
+def _check(name: str, momentum: float, nesterov: bool) -> None:
+    if name not in ("ADAMW", "SGD"):
+        raise ArgumentError("name", f"must be ADAMW or SGD, got {name!r}")
+    if nesterov and not (name == "SGD" and momentum > 0):
+        raise ArgumentError("nesterov", "must be False unless the optimizer is SGD with a momentum above 0, got True")
 
 
-@dataclass(frozen=True)
-class GradientClip:
-    """How gradients are clipped, in place.
+def clip_before_step(optimizer: torch.optim.Optimizer, clip: GradientClip) -> None:
+    """Registers gradient clipping as a pre-hook of the optimizer's step.
 
-    Attributes:
-        kind: ``full_model`` scales all gradients so that their joint norm is at most ``value`` (both papers: 0.1);
-            ``norm`` and ``value`` are Detectron2's, parameter by parameter.
-        value: the largest norm, or with ``value`` the largest number.
-        norm_type: p of the norm.
-
-    Raises:
-        UserError: for another kind.
+    For training loops that do not clip, such as Detectron2's. At that point the gradient scaler of mixed precision has
+    divided gradients by its scale, and has skipped the step if they overflowed.
     """
 
-    kind: str = "full_model"
-    value: float = 0.1
-    norm_type: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("full_model", "norm", "value"):
-            raise UserError(
-                f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {self.kind!r} is not known: choose full_model, norm or value"
-            )
-
-    @classmethod
-    def of(cls, cfg: Any) -> "GradientClip | None":
-        """That of ``cfg.SOLVER.CLIP_GRADIENTS``; None where it is switched off."""
-        clip = cfg.SOLVER.CLIP_GRADIENTS
-        return cls(clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE) if clip.ENABLED else None
-
-    def __call__(self, parameters: Iterable[Tensor]) -> Tensor | None:
-        """Clips; returns the joint norm before clipping for ``full_model``, else None."""
-        parameters = [parameter for parameter in parameters if parameter.grad is not None]
-        if self.kind == "full_model":
-            return nn.utils.clip_grad_norm_(parameters, self.value, self.norm_type)
-        if self.kind == "value":
-            nn.utils.clip_grad_value_(parameters, self.value)
-        else:
-            for parameter in parameters:
-                nn.utils.clip_grad_norm_(parameter, self.value, self.norm_type)
-        return None
-
-
-def clip_gradients(cfg: Any, parameters: Iterable[Tensor]) -> Tensor | None:
-    """Clips gradients in place as ``cfg.SOLVER.CLIP_GRADIENTS`` says; see `GradientClip`."""
-    clip = GradientClip.of(cfg)
-    return None if clip is None else clip(parameters)
-
-
-def clip_in_step(optimizer: torch.optim.Optimizer, clip: GradientClip) -> None:
-    """Lets the optimizer clip at the start of each step, for training loops that do not clip, such as Detectron2's.
-
-    In the step, as Detectron2 does it: mixed precision's scaler has then removed its scale from the gradients, and
-    has skipped the step where they overflowed.
-    """
-
-    def before(stepping: torch.optim.Optimizer, *_: Any) -> None:
+    def clip_gradients(stepping: torch.optim.Optimizer, *_: Any) -> None:
         if getattr(stepping, "grad_scale", None) is not None:
             raise UserError(
-                "a gradient scaler leaves its scale to the fused optimizer, after gradients were clipped: build it "
-                "with fused=False to train in mixed precision"
+                "the gradient scaler passes its scale to the fused optimizer, which divides by it after gradients were "
+                "clipped: build the optimizer with fused=False to train in mixed precision"
             )
         clip(parameter for group in stepping.param_groups for parameter in group["params"])
 
-    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_pre_hook(clip_gradients)

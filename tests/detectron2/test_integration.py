@@ -19,7 +19,6 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from projects_deformable_detr.detectron2_plugin import DeformableDETR, DetrDatasetMapper, config, integration
-from projects_deformable_detr.training.optimizer import GradientClip, clip_in_step, make_optimizer
 
 _UNTOUCHED = """
 from detectron2.config import get_cfg
@@ -141,13 +140,3 @@ def test_detectron2s_default_trainer_trains_resumes_and_predicts(make_cfg):
     assert all(torch.equal(saved[key], loaded[key]) for key in saved)
     states = resumed.optimizer.state_dict()["state"]
     assert {int(state["step"]) for state in states.values()} == {4}
-
-
-def test_a_scaler_and_the_fused_step_do_not_go_together():
-    weight = nn.Parameter(torch.ones(2))
-    optimizer = make_optimizer([{"params": [weight]}], lr=0.1, weight_decay=0.0, fused=True)
-    clip_in_step(optimizer, GradientClip())
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    scaler.scale(weight.sum()).backward()
-    with pytest.raises(ValueError, match="fused=False"):
-        scaler.step(optimizer)

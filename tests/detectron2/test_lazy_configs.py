@@ -12,11 +12,11 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 
 from projects_deformable_detr import model_zoo
+from projects_deformable_detr.config.training import optimizer_config
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper
 from projects_deformable_detr.detectron2_plugin.lazy import lazy_config
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling.position_encoding import LearnedPositionEmbedding
-from projects_deformable_detr.training.optimizer import GradientClip
 
 # Attributes that are no settings: state of modules, and what Detectron2's registry adds to a backbone.
 _NO_SETTING = {"training", "size_divisibility", "padding_constraints", "architecture"}
@@ -102,7 +102,7 @@ def test_model_and_training_equal_the_yaml(pair):
         assert ours.pop("lr") == pytest.approx(theirs.pop("lr"))
         theirs.pop("initial_lr", None)
         assert ours == theirs
-    assert instantiate(lazy.optimizer.clip) == GradientClip.of(cfg)
+    assert instantiate(lazy.optimizer.clip) == optimizer_config(cfg).clip
 
     schedule, reference = instantiate(lazy.lr_multiplier), build_lr_scheduler(cfg, optimizers[1])._multiplier
     last = cfg.SOLVER.MAX_ITER

@@ -9,9 +9,10 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.data import transforms as T
 
+from projects_deformable_detr.config.training import augmentation_policy
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.detectron2_plugin.mapper import DetrDatasetMapper, build_augmentations
-from projects_deformable_detr.training.augmentation import AugmentationPolicy
+from projects_deformable_detr.training import AugmentationPolicy
 
 POLICY = AugmentationPolicy(
     flip_prob=0.5,
@@ -66,7 +67,7 @@ def test_flip_and_sizes_are_drawn_evenly():
 
 
 def test_evaluation_only_resizes(make_cfg):
-    policy = AugmentationPolicy.from_cfg(make_cfg(), is_train=False)
+    policy = augmentation_policy(make_cfg(), is_train=False)
     (resize,) = build_augmentations(policy)
     assert isinstance(resize, T.ResizeShortestEdge)
     assert tuple(resize.short_edge_length) == (64,) and resize.max_size == 96

@@ -74,8 +74,8 @@ def test_built_in_panoptic_data_sets():
 def test_the_mapper_gives_the_standalone_engines_targets(names, tmp_path):
     """Without random decisions, both engines have the same boxes, labels and masks."""
     pytest.importorskip("lightning", reason="compares with the standalone engine")
+    from projects_deformable_detr.config.training import augmentation_policy
     from projects_deformable_detr.standalone.data import DetectionDataset
-    from projects_deformable_detr.training.augmentation import AugmentationPolicy
 
     for name in names:
         cfg = make_cfg("quickstart_instance.yaml", name, tmp_path, "INPUT.RANDOM_FLIP", "none")
@@ -88,7 +88,7 @@ def test_the_mapper_gives_the_standalone_engines_targets(names, tmp_path):
             DatasetCatalog.get(name)
             spec = DatasetSpec(name, metadata.json_file, metadata.image_root)
         records = coco.load_records(spec)
-        dataset = DetectionDataset(records, AugmentationPolicy.from_cfg(cfg, True), with_masks=True)
+        dataset = DetectionDataset(records, augmentation_policy(cfg, True), with_masks=True)
         for index, record in enumerate(sorted(DatasetCatalog.get(name), key=lambda item: item["image_id"])):
             theirs, ours = _targets(mapper(record)["instances"]), dataset[(0, index)].targets
             assert torch.equal(theirs.labels, ours.labels)

@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from projects_deformable_detr import get_cfg
+from projects_deformable_detr.config.training import augmentation_policy
 from projects_deformable_detr.data import catalog, coco
 from projects_deformable_detr.data.images import resize_shortest_edge
 from projects_deformable_detr.errors import UserError
@@ -18,7 +19,7 @@ from projects_deformable_detr.standalone.augment import augment
 from projects_deformable_detr.standalone.batch import collate
 from projects_deformable_detr.standalone.data import DetectionDataset, load_training_set
 from projects_deformable_detr.standalone.module import DetectionModule
-from projects_deformable_detr.training.augmentation import AugmentationPolicy
+from projects_deformable_detr.training import AugmentationPolicy
 
 RED = (250, 10, 10)
 
@@ -195,4 +196,4 @@ def test_a_class_that_the_model_has_not_is_named(
 def test_the_config_chooses_the_policy() -> None:
     cfg = get_cfg("standalone")
     cfg.INPUT.MIN_SIZE_TEST = 123
-    assert AugmentationPolicy.from_cfg(cfg, is_train=False).min_sizes == (123,)
+    assert augmentation_policy(cfg, is_train=False).min_sizes == (123,)

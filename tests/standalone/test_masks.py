@@ -24,7 +24,7 @@ from projects_deformable_detr.shapes import dataset as shapes
 from projects_deformable_detr.standalone import main
 from projects_deformable_detr.standalone.batch import collate
 from projects_deformable_detr.standalone.data import DetectionDataset
-from projects_deformable_detr.training.augmentation import AugmentationPolicy
+from projects_deformable_detr.training import AugmentationPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

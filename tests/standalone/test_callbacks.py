@@ -1,4 +1,4 @@
-"""Averaged weights, the best checkpoint, early stopping: what runs leave behind, and how they resume."""
+"""EMA, best checkpoint and early stopping in whole runs, and their resuming."""
 
 import json
 import logging
@@ -244,22 +244,11 @@ def test_two_processes_stop_together(make_args: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((*BEST, "TEST.EVAL_PERIOD", 0), "BEST_CHECKPOINT.ENABLED is True, but TEST.EVAL_PERIOD is 0"),
-        ((*STOP, "TEST.EVAL_PERIOD", 0), "EARLY_STOPPING.ENABLED is True, but TEST.EVAL_PERIOD is 0"),
-        ((*BEST, "DATASETS.TEST", "()"), "DATASETS.TEST names no data set"),
-        ((*BEST, "TEST.BEST_CHECKPOINT.MODE", "most"), "MODE is 'most': choose max or min"),
-        ((*STOP, "TEST.EARLY_STOPPING.PATIENCE", 0), "PATIENCE is 0"),
-        ((*STOP, "TEST.EARLY_STOPPING.MIN_DELTA", -1.0), "MIN_DELTA is -1.0"),
-        ((*EMA, "SOLVER.EMA.DECAY", 1.0), "SOLVER.EMA.DECAY is 1.0"),
-        (
-            (*BEST, "TEST.BEST_CHECKPOINT.METRIC", "AP"),
-            "TEST.BEST_CHECKPOINT.METRIC 'AP' is no metric .*: choose one of bbox/AP, bbox/AP50.*each class",
-        ),
-        ((*STOP, "TEST.EARLY_STOPPING.METRIC", "loss"), "TEST.EARLY_STOPPING.METRIC 'loss' is no metric"),
+        ((*BEST, "TEST.EVAL_PERIOD", 0), "BEST_CHECKPOINT.ENABLED True needs"),
+        ((*BEST, "TEST.BEST_CHECKPOINT.METRIC", "AP"), "TEST.BEST_CHECKPOINT.METRIC must be one of bbox/AP.*got 'AP'"),
+        ((*STOP, "TEST.EARLY_STOPPING.METRIC", "loss"), "TEST.EARLY_STOPPING.METRIC must be .*got 'loss'"),
     ],
 )
-def test_keys_that_cannot_be_followed(
-    make_args: Make, tmp_path: Path, options: tuple[object, ...], message: str
-) -> None:
+def test_bad_values_are_named(make_args: Make, tmp_path: Path, options: tuple[object, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         main(make_args(tmp_path, *options))

@@ -1,0 +1,154 @@
+"""Training configuration from a ``CfgNode``."""
+
+from collections.abc import Callable, Mapping
+
+from fvcore.common.config import CfgNode
+
+from ..errors import UserError
+from ..training import (
+    AugmentationPolicy,
+    BestCheckpointConfig,
+    EarlyStoppingConfig,
+    EmaConfig,
+    GradientClip,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
+from .reading import T, get, naming_keys, read
+
+OPTIMIZER_KEYS = {
+    "name": "SOLVER.OPTIMIZER",
+    "base_lr": "SOLVER.BASE_LR",
+    "backbone_multiplier": "SOLVER.BACKBONE_MULTIPLIER",
+    "sampling_multiplier": "SOLVER.SAMPLING_MULTIPLIER",
+    "weight_decay": "SOLVER.WEIGHT_DECAY",
+    "momentum": "SOLVER.MOMENTUM",
+    "nesterov": "SOLVER.NESTEROV",
+}
+CLIP_KEYS = {
+    "kind": "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
+    "value": "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+    "norm_type": "SOLVER.CLIP_GRADIENTS.NORM_TYPE",
+}
+SCHEDULE_KEYS = {
+    "name": "SOLVER.LR_SCHEDULER_NAME",
+    "max_iter": "SOLVER.MAX_ITER",
+    "base_lr": "SOLVER.BASE_LR",
+    "base_lr_end": "SOLVER.BASE_LR_END",
+    "steps": "SOLVER.STEPS",
+    "gamma": "SOLVER.GAMMA",
+    "warmup_factor": "SOLVER.WARMUP_FACTOR",
+    "warmup_iters": "SOLVER.WARMUP_ITERS",
+    "warmup_method": "SOLVER.WARMUP_METHOD",
+    "rescale_interval": "SOLVER.RESCALE_INTERVAL",
+}
+EMA_KEYS = {"decay": "SOLVER.EMA.DECAY"}
+BEST_CHECKPOINT_KEYS = {"metric": "TEST.BEST_CHECKPOINT.METRIC", "mode": "TEST.BEST_CHECKPOINT.MODE"}
+EARLY_STOPPING_KEYS = {
+    "metric": "TEST.EARLY_STOPPING.METRIC",
+    "patience": "TEST.EARLY_STOPPING.PATIENCE",
+    "min_delta": "TEST.EARLY_STOPPING.MIN_DELTA",
+}
+TRAINING_KEYS = {
+    "max_iter": "SOLVER.MAX_ITER",
+    "eval_period": "TEST.EVAL_PERIOD",
+    "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD",
+}
+EVALUATION_AUGMENTATION_KEYS = {
+    "min_sizes": "INPUT.MIN_SIZE_TEST",
+    "max_size": "INPUT.MAX_SIZE_TEST",
+    "image_format": "INPUT.FORMAT",
+}
+TRAINING_AUGMENTATION_KEYS = {
+    "min_sizes": "INPUT.MIN_SIZE_TRAIN",
+    "max_size": "INPUT.MAX_SIZE_TRAIN",
+    "crop_resize": "INPUT.CROP.RESIZE",
+    "crop_range": "INPUT.CROP.SIZE",
+    "image_format": "INPUT.FORMAT",
+}
+
+# Detectron2's keys for norms and biases, with their defaults. The papers treat all parameters alike, so that the
+# defaults have no effect, not even WEIGHT_DECAY_NORM 0.0, and other values are refused.
+_UNSUPPORTED = {
+    "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+    "SOLVER.WEIGHT_DECAY_BIAS": None,
+    "SOLVER.BIAS_LR_FACTOR": 1.0,
+}
+
+
+def optimizer_config(cfg: CfgNode) -> OptimizerConfig:
+    """Reads optimizer and gradient clipping."""
+    for key, default in _UNSUPPORTED.items():
+        if (value := get(cfg, key)) != default:
+            raise UserError(
+                f"{key} must be left at Detectron2's default {default!r}, got {value!r}: norms, biases and weights "
+                "share learning rate and weight decay, as in the papers"
+            )
+    clip = _read_if_enabled(GradientClip, cfg, "SOLVER.CLIP_GRADIENTS", CLIP_KEYS)
+    return read(OptimizerConfig, cfg, OPTIMIZER_KEYS, clip=clip, fused=not get(cfg, "SOLVER.AMP.ENABLED"))
+
+
+def schedule_config(cfg: CfgNode) -> ScheduleConfig:
+    """Reads the learning-rate schedule."""
+    return read(ScheduleConfig, cfg, SCHEDULE_KEYS)
+
+
+def training_config(cfg: CfgNode) -> TrainingConfig:
+    """Reads everything of a training run except its data and learning-rate schedule."""
+    best = _read_if_enabled(BestCheckpointConfig, cfg, "TEST.BEST_CHECKPOINT", BEST_CHECKPOINT_KEYS)
+    stopping = _read_if_enabled(EarlyStoppingConfig, cfg, "TEST.EARLY_STOPPING", EARLY_STOPPING_KEYS)
+    for section, callback in (("TEST.BEST_CHECKPOINT", best), ("TEST.EARLY_STOPPING", stopping)):
+        if callback and not cfg.DATASETS.TEST:
+            raise UserError(f"{section}.ENABLED True needs a data set to measure {callback.metric}: set DATASETS.TEST")
+        if callback and cfg.TEST.EVAL_PERIOD < 1:
+            raise UserError(
+                f"{section}.ENABLED True needs evaluations during training: TEST.EVAL_PERIOD must be a number of "
+                f"iterations, got {cfg.TEST.EVAL_PERIOD}"
+            )
+    return read(
+        TrainingConfig,
+        cfg,
+        TRAINING_KEYS,
+        optimizer=optimizer_config(cfg),
+        ema=_read_if_enabled(EmaConfig, cfg, "SOLVER.EMA", EMA_KEYS),
+        best_checkpoint=best,
+        early_stopping=stopping,
+    )
+
+
+def augmentation_policy(cfg: CfgNode, is_train: bool) -> AugmentationPolicy:
+    """Reads the augmentation of training or evaluation."""
+    source = cfg.INPUT
+    if not is_train:
+        with naming_keys(EVALUATION_AUGMENTATION_KEYS):
+            return AugmentationPolicy((source.MIN_SIZE_TEST,), source.MAX_SIZE_TEST, image_format=source.FORMAT)
+    flip = _choose(cfg, "INPUT.RANDOM_FLIP", "horizontal", "none") == "horizontal"
+    sizes = tuple(source.MIN_SIZE_TRAIN)
+    if _choose(cfg, "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range") == "range" and sizes:
+        sizes = tuple(range(min(sizes), max(sizes) + 1))
+    crop = {}
+    if source.CROP.ENABLED:
+        _choose(cfg, "INPUT.CROP.TYPE", "absolute_range")
+        crop = {"crop_resize": tuple(source.CROP.RESIZE), "crop_range": tuple(map(int, source.CROP.SIZE))}
+    with naming_keys(TRAINING_AUGMENTATION_KEYS):
+        return AugmentationPolicy(
+            min_sizes=sizes,
+            max_size=source.MAX_SIZE_TRAIN,
+            flip_prob=0.5 if flip else 0.0,
+            crop_prob=0.5 if crop else 0.0,
+            image_format=source.FORMAT,
+            **crop,
+        )
+
+
+def _choose(cfg: CfgNode, key: str, *choices: str) -> object:
+    """Returns the value of a key, which must be one of ``choices``."""
+    value = get(cfg, key)
+    if value not in choices:
+        raise UserError(f"{key} must be {' or '.join(choices)}, got {value!r}")
+    return value
+
+
+def _read_if_enabled(build: Callable[..., T], cfg: CfgNode, section: str, keys: Mapping[str, str]) -> T | None:
+    return read(build, cfg, keys) if get(cfg, f"{section}.ENABLED") else None

@@ -1,0 +1,207 @@
+"""Trainer hooks: exponential moving average, best checkpoint and early stopping."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+
+from .. import training
+from ..config.reading import naming_keys
+from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS
+from ..errors import UserError
+from ..training.callbacks import DetectorWriter, logger, select_metric
+from ..training.ema import ExponentialMovingAverage
+from .data import known_class_names
+
+
+class StopTraining(BaseException):  # Detectron2's loop logs every Exception as a failure
+    """Raised by a hook to end the training loop."""
+
+
+class Averaging(HookBase):
+    """Updates the exponential moving average before any other hook reads the model.
+
+    Hooks are stored in checkpoints under the names of their classes.
+    """
+
+    def __init__(self, ema: ExponentialMovingAverage) -> None:
+        self.ema = ema
+
+    def before_train(self) -> None:
+        """Logs which weights are saved, and warns if the average starts late."""
+        self.ema.restore()  # after an earlier training of this trainer
+        logger.info("Evaluations, model_final.pth and model_best.pth have the averaged weights (SOLVER.EMA)")
+        if self.trainer.start_iter > 0 and not self.ema.has_average:
+            logger.warning("The checkpoint has no averaged weights (SOLVER.EMA): the average starts with its weights")
+
+    def after_step(self) -> None:
+        """Updates the average."""
+        self.ema.update()
+
+    def after_train(self) -> None:
+        """Leaves the averaged weights in the model, for the evaluation at the end and for the caller."""
+        self.ema.apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Not empty, so that Detectron2's trainers, which lack this hook, warn on resuming."""
+        return {"is_averaged": True}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Ignores the state; the checkpointer loads the average."""
+
+
+class BestCheckpoint(training.callbacks.BestCheckpoint, HookBase):
+    """Writes ``model_best.pth`` (``TEST.BEST_CHECKPOINT``).
+
+    Unlike Detectron2's ``BestCheckpointer``, it writes the detector alone, does not make it the checkpoint to resume
+    from, and restores the best metric on resuming.
+    """
+
+    def __init__(
+        self, config: training.BestCheckpointConfig, writer: DetectorWriter, period: int, ema: Any = None
+    ) -> None:
+        super().__init__(config, writer)
+        self.period, self.ema = period, ema
+        self._compared = -1  # iteration of the last comparison
+
+    def after_step(self) -> None:
+        """Compares after an evaluation."""
+        if _is_evaluated(self.trainer, self.period):
+            self._compare(self.trainer.iter)
+
+    def after_train(self) -> None:
+        """Compares after the evaluation at the end, unless that was skipped."""
+        if _is_finished(self.trainer) and self._compared != self.trainer.iter - 1:
+            self._compare(self.trainer.iter - 1)
+
+    def _compare(self, iteration: int) -> None:
+        self._compared = iteration
+        value = _latest_metric(self.trainer, self.config.metric, BEST_CHECKPOINT_KEYS)
+        model: Any = self.trainer.checkpointer.model if self.ema is None else self.ema.averaged
+        self.update(value, iteration, model.detector, write=comm.is_main_process())
+
+
+class EarlyStopping(training.callbacks.EarlyStopping, HookBase):
+    """Ends the loop (``TEST.EARLY_STOPPING``), followed by the final weights and evaluation as at a regular end."""
+
+    def __init__(
+        self, config: training.EarlyStoppingConfig, period: int, evaluations: Sequence[hooks.EvalHook]
+    ) -> None:
+        super().__init__(config)
+        self.period, self.evaluations = period, evaluations
+
+    def before_train(self) -> None:
+        """Ends a resumed run that had stopped before."""
+        if self.should_stop:
+            self.log_stopped_before(self.trainer.start_iter - 1)
+            self.trainer.max_iter = self.trainer.start_iter
+            raise StopTraining
+
+    def after_step(self) -> None:
+        """Compares after an evaluation."""
+        trainer = self.trainer
+        if not _is_evaluated(trainer, self.period):
+            return
+        self.update(_latest_metric(trainer, self.config.metric, EARLY_STOPPING_KEYS))
+        if self.should_stop:
+            self.log_stop(trainer.iter)
+            trainer.checkpointer.save("model_final", iteration=trainer.iter)
+            for evaluation in self.evaluations:  # these weights have just been evaluated
+                evaluation._eval_after_train &= not _is_evaluated(trainer, evaluation._period)
+            trainer.iter = trainer.max_iter = trainer.iter + 1
+            raise StopTraining
+
+
+class SaveAfterEvaluation(HookBase):
+    """Repeats a checkpoint that was saved before an evaluation, to include the hooks' state after it.
+
+    Detectron2 saves first because an evaluation may end the process.
+    """
+
+    def __init__(self, eval_period: int, checkpoint_period: int) -> None:
+        self.eval_period, self.checkpoint_period = eval_period, checkpoint_period
+
+    def after_step(self) -> None:
+        """Saves at iterations with an evaluation and a checkpoint."""
+        iteration = self.trainer.iter
+        if _is_evaluated(self.trainer, self.eval_period) and (iteration + 1) % self.checkpoint_period == 0:
+            self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
+    def after_train(self) -> None:
+        """Saves after the evaluation at the end."""
+        if _is_finished(self.trainer):
+            self.trainer.iter -= 1  # a resumed run starts after the iteration that the trainer's state counts
+            self.trainer.checkpointer.save("model_final", iteration=self.trainer.iter)
+            self.trainer.iter += 1
+
+
+def add_hooks(
+    cfg: CfgNode, config: training.TrainingConfig, given: list[HookBase], ema: ExponentialMovingAverage | None
+) -> list[HookBase]:
+    """Returns Detectron2's hooks and the configured ones: the average first, the others after the evaluation."""
+    evaluations = [hook for hook in given if isinstance(hook, hooks.EvalHook)]
+    if ema is not None:
+        for hook in evaluations:
+            hook._func = _averaged(hook._func, ema)
+    own: list[HookBase] = []
+    if config.best_checkpoint:
+        writer = DetectorWriter(Path(cfg.OUTPUT_DIR), cfg.dump(), known_class_names(cfg), ema is not None)
+        own.append(BestCheckpoint(config.best_checkpoint, writer, config.eval_period, ema))
+    if config.early_stopping:
+        own.append(EarlyStopping(config.early_stopping, config.eval_period, evaluations))
+    if own:
+        own.append(SaveAfterEvaluation(config.eval_period, config.checkpoint_period))
+    place = given.index(evaluations[-1]) + 1 if evaluations else len(given)
+    return [*([Averaging(ema)] if ema is not None else []), *given[:place], *own, *given[place:]]
+
+
+def refuse_unsupported(cfg: CfgNode) -> None:
+    """Raises `UserError` for keys that Detectron2's own trainers would ignore."""
+    for section, name in (("SOLVER", "EMA"), ("TEST", "BEST_CHECKPOINT"), ("TEST", "EARLY_STOPPING")):
+        if name in cfg[section] and cfg[section][name].ENABLED:
+            raise UserError(
+                f"{section}.{name}.ENABLED True is not supported by Detectron2's own trainers: train with this "
+                "project's train_net.py or projects_deformable_detr.detectron2_plugin.Trainer, or set it to False"
+            )
+
+
+def _averaged(evaluate: Callable[[], Any], ema: ExponentialMovingAverage) -> Callable[[], Any]:
+    def evaluate_average() -> Any:
+        with ema.applied():
+            return evaluate()
+
+    return evaluate_average
+
+
+def _is_evaluated(trainer: Any, period: int) -> bool:
+    """Whether ``EvalHook`` has evaluated after this step; the last iteration is evaluated after the loop."""
+    done = trainer.iter + 1
+    return period > 0 and done % period == 0 and done != trainer.max_iter
+
+
+def _is_finished(trainer: Any) -> bool:
+    """Whether ``after_train`` follows a completed training instead of an error."""
+    return trainer.iter >= trainer.max_iter
+
+
+def _latest_metric(trainer: Any, metric: str, keys: dict[str, str]) -> float:
+    """Returns a metric of the last evaluation on all processes; only the main process has the results.
+
+    An unknown metric is an error on all processes, so that none waits for another.
+    """
+    value, problem = math.nan, ""
+    if comm.is_main_process():
+        try:
+            with naming_keys(keys):
+                value = select_metric(flatten_results_dict(trainer._last_eval_results), metric)
+        except UserError as error:
+            problem = str(error)
+    value, problem = comm.all_gather((value, problem))[0]
+    if problem:
+        raise UserError(problem)
+    return value

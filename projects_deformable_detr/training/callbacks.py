@@ -1,0 +1,171 @@
+"""Best checkpoint and early stopping, the engine-independent part of the training callbacks."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..checkpoint import save_detector
+from ..errors import ArgumentError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BestCheckpointConfig:
+    """Configuration of `BestCheckpoint`.
+
+    Attributes:
+        metric: name in logs, such as ``bbox/AP``.
+        mode: ``"max"`` or ``"min"``.
+    """
+
+    metric: str = "bbox/AP"
+    mode: str = "max"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("max", "min"):
+            raise ArgumentError("mode", f"must be max or min, got {self.mode!r}")
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """Configuration of `EarlyStopping`.
+
+    Attributes:
+        metric: name in logs, such as ``bbox/AP``; larger is better.
+        patience: number of evaluations without an improvement after which training ends.
+        min_delta: an improvement is larger than this.
+    """
+
+    metric: str = "bbox/AP"
+    patience: int = 10
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ArgumentError("patience", f"must be at least 1 evaluation, got {self.patience}")
+        if not 0 <= self.min_delta < math.inf:
+            raise ArgumentError("min_delta", f"must be 0 or more, got {self.min_delta}")
+
+
+def select_metric(metrics: Mapping[str, float], metric: str) -> float:
+    """Returns a metric of an evaluation by its name in logs.
+
+    Raises:
+        ArgumentError: if there is none of this name; the message lists the available ones.
+    """
+    if metric not in metrics:
+        names = [name for name in metrics if "/AP-" not in name]
+        classes = ", or AP-CLASS of a class" if len(names) < len(metrics) else ""
+        raise ArgumentError("metric", f"must be one of {', '.join(names)}{classes}, got {metric!r}")
+    return float(metrics[metric])
+
+
+@dataclass(frozen=True)
+class DetectorWriter:
+    """Writes the detector alone, in the format of both engines.
+
+    Attributes:
+        output_dir: folder of the files.
+        cfg_text: the config as YAML.
+        class_names: names of the classes in their order.
+        is_averaged: the weights are an exponential moving average, for the log.
+    """
+
+    output_dir: Path
+    cfg_text: str
+    class_names: tuple[str, ...] | None = None
+    is_averaged: bool = False
+
+    def write(self, name: str, detector: nn.Module, iteration: int) -> None:
+        """Writes ``<name>.pth``; ``iteration`` is the last one trained, counted from 0."""
+        path = self.output_dir / f"{name}.pth"
+        save_detector(path, detector, iteration=iteration, cfg_text=self.cfg_text, class_names=self.class_names)
+        logger.info("Saved %s%s", path, " (averaged weights)" if self.is_averaged else "")
+
+
+class BestCheckpoint:
+    """Writes ``model_best.pth`` whenever an evaluation gives the best metric of the run.
+
+    NaN and infinite metrics are never the best. The state is part of a checkpoint, so that a resumed run continues.
+    """
+
+    def __init__(self, config: BestCheckpointConfig, writer: DetectorWriter) -> None:
+        self.config = config
+        self.writer = writer
+        self.best: float | None = None
+        self.iteration = -1
+
+    def update(self, value: float, iteration: int, detector: nn.Module, *, write: bool) -> None:
+        """Compares the metric of an evaluation after ``iteration``, counted from 0; one process should ``write``."""
+        sign = 1 if self.config.mode == "max" else -1
+        if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
+            self.best, self.iteration = value, iteration
+            logger.info("%s is %.4f, the best so far", self.config.metric, value)
+            if write:
+                self.writer.write("model_best", detector, iteration)
+        elif self.best is None:
+            logger.warning("%s is %s: there is no model_best.pth of this run yet", self.config.metric, value)
+        else:
+            best = (self.config.metric, value, self.best, self.iteration)
+            logger.info("%s is %.4f; the best is %.4f, of iteration %d", *best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state for a checkpoint."""
+        return {"best": self.best, "iteration": self.iteration}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Loads the state of a checkpoint."""
+        self.best, self.iteration = state["best"], state["iteration"]
+
+
+class EarlyStopping:
+    """Ends training after ``patience`` evaluations in a row without an improvement of the metric.
+
+    NaN is no improvement. The state is part of a checkpoint: a run that has stopped and is resumed continues only with
+    a larger patience.
+    """
+
+    def __init__(self, config: EarlyStoppingConfig) -> None:
+        self.config = config
+        self.best = -math.inf
+        self.count = 0
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the patience is exhausted."""
+        return self.count >= self.config.patience
+
+    def update(self, value: float) -> None:
+        """Compares the metric of an evaluation."""
+        if math.isfinite(value) and value > self.best + self.config.min_delta:
+            self.best, self.count = value, 0
+        else:
+            self.count += 1
+
+    def log_stop(self, iteration: int) -> None:
+        """Logs that training ends after ``iteration``, counted from 0."""
+        logger.info(
+            "Stopping early at iteration %d: %s has not risen above %.4f by more than %g in %d evaluations",
+            iteration, self.config.metric, self.best, self.config.min_delta, self.count,
+        )  # fmt: skip
+
+    def log_stopped_before(self, iteration: int) -> None:
+        """Logs that the resumed run had stopped after ``iteration``."""
+        logger.info(
+            "This run stopped early at iteration %d: it is evaluated and ends. To continue, raise the patience of "
+            "early stopping above %d or switch it off", iteration, self.count,
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state for a checkpoint."""
+        return {"best": self.best, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Loads the state of a checkpoint; earlier versions wrote None for no improvement yet."""
+        self.best, self.count = -math.inf if state["best"] is None else state["best"], state["count"]

@@ -1,0 +1,113 @@
+"""Exponential moving average (EMA) of a model's weights."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Configuration of the exponential moving average.
+
+    Attributes:
+        decay: weight of the average in its update, in (0, 1).
+    """
+
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1:
+            raise ArgumentError("decay", f"must be between 0 and 1, such as 0.999, got {self.decay}")
+
+    def averaged_model_options(self) -> dict[str, Any]:
+        """Keyword arguments of ``AveragedModel``: also average buffers, because batch norms' statistics must match.
+
+        ``get_ema_multi_avg_fn`` uses ``lerp``, which leaves frozen weights exactly as they are.
+        """
+        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        return {"multi_avg_fn": average, "use_buffers": True}
+
+
+class ExponentialMovingAverage:
+    """Average of a model's parameters and buffers, which can be swapped with the model's own.
+
+    Checkpoints store the averaged weights as the model's, so that every reader gets them; `state_dict` adds the
+    trained ones.
+
+    Args:
+        model: the model without a distributed wrapper. All processes compute the same average, each of its own
+            buffers.
+        config: the configuration.
+    """
+
+    def __init__(self, model: nn.Module, config: EmaConfig) -> None:
+        self.model = model
+        self.average = AveragedModel(model, **config.averaged_model_options())
+        self._is_swapped = False  # the model has the averaged weights, and ``average`` the trained ones
+
+    @property
+    def has_average(self) -> bool:
+        """Whether there was an update."""
+        return bool(self.average.n_averaged > 0)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """Model with the averaged weights; the trained model before the first update."""
+        return self.average.module if self.has_average and not self._is_swapped else self.model
+
+    def update(self) -> None:
+        """Adds the model's weights to the average."""
+        self.average.update_parameters(self.model)
+
+    def apply(self) -> None:
+        """Gives the model the averaged weights. Idempotent; without effect before the first update."""
+        if not self._is_swapped and self.has_average:
+            self._swap()
+
+    def restore(self) -> None:
+        """Gives the model the trained weights. Idempotent."""
+        if self._is_swapped:
+            self._swap()
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Gives the model the averaged weights inside the context."""
+        was_swapped = self._is_swapped
+        self.apply()
+        try:
+            yield
+        finally:
+            if not was_swapped:
+                self.restore()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for averaged, trained in zip(_tensors(self.average.module), _tensors(self.model), strict=True):
+            kept = averaged.clone()
+            averaged.copy_(trained)
+            trained.copy_(kept)
+        self._is_swapped = not self._is_swapped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the trained weights and the number of updates."""
+        trained = self.average.module if self._is_swapped else self.model
+        return {"model": trained.state_dict(), "n_averaged": self.average.n_averaged.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Loads the trained weights; the model must have been loaded with the averaged ones before."""
+        self.average.module.load_state_dict(self.model.state_dict())
+        self.average.n_averaged.copy_(state["n_averaged"])
+        self.model.load_state_dict(state["model"])
+        self._is_swapped = False
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    return itertools.chain(model.parameters(), model.buffers())
