@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from projects_deformable_detr.modeling.classification import FocalClassification
+from projects_deformable_detr.modeling.losses import FocalClassification
 
 NAMES = ("torchvision", "ours")
 MATCHED = 8  # queries of an image

@@ -12,9 +12,8 @@ if importlib.util.find_spec("ms_deform_attn") is None:
     )
 
 from . import standalone as standalone  # registers its default config
-from .config import add_deformable_detr_config, get_cfg
+from .config import add_deformable_detr_config, build_criterion, build_detector, get_cfg
 from .engine import is_installed
-from .modeling import build_criterion, build_detector
 from .version import __version__
 
 __all__ = ["__version__", "add_deformable_detr_config", "build_criterion", "build_detector", "get_cfg"]

@@ -11,10 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from .config import get_cfg
+from .config import build_detector, get_cfg
 from .engine import choose_engine, is_installed
 from .errors import UserError
-from .modeling import build_detector
 from .shapes.scene import CATEGORIES, CLASS_NAMES
 
 _PACKAGED = Path(__file__).with_name("configs")  # an installed package

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from projects_deformable_detr.modeling.backbone import ResNet
-from projects_deformable_detr.modeling.deform_conv import DeformableConv2d
+from projects_deformable_detr.modeling.resnet import DeformableConv2d, ResNet
 
 ROOT = Path(__file__).resolve().parents[1]
 

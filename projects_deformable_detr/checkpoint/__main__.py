@@ -13,11 +13,10 @@ import yaml
 from torch import nn
 
 from ..cli.arguments import add_register_argument
-from ..config import get_cfg
+from ..config import build_detector, get_cfg
 from ..data import catalog
 from ..data.coco import read_class_names
 from ..errors import UserError
-from ..modeling import build_detector
 from . import coco_classes, export
 from .files import file_of, read_weights, save_detector
 from .keys import is_backbone, recognise

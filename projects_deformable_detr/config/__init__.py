@@ -3,9 +3,12 @@
 from .engines import get_cfg, register_engine
 from .keys import add_deformable_detr_config, most_objects, set_things, things
 from .loading import did_you_mean, leaves, load_cfg, merge
+from .model import build_criterion, build_detector
 
 __all__ = [
     "add_deformable_detr_config",
+    "build_criterion",
+    "build_detector",
     "did_you_mean",
     "get_cfg",
     "leaves",

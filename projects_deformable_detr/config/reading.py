@@ -1,5 +1,6 @@
 """Builds configuration dataclasses from a ``CfgNode`` and names the config key in their errors."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
@@ -25,19 +26,23 @@ def read(build: Callable[..., T], cfg: CfgNode, keys: Mapping[str, str], **other
         build: a dataclass or function.
         cfg: a config of either engine.
         keys: argument of ``build`` to config key.
-        others: further arguments.
+        others: further arguments; they take precedence over values of config keys.
 
     Raises:
         UserError: if ``build`` raises `ArgumentError`; the argument's name is replaced with its config key.
     """
     with naming_keys(keys):
-        return build(**{argument: get(cfg, key) for argument, key in keys.items()}, **others)
+        return build(**{argument: get(cfg, key) for argument, key in keys.items()} | others)
 
 
 @contextmanager
 def naming_keys(keys: Mapping[str, str]) -> Iterator[None]:
-    """Turns an `ArgumentError` raised in the block into a `UserError` that names the config key."""
+    """Converts an `ArgumentError` raised in the block to a `UserError` that names config keys.
+
+    The argument, and other arguments that the message has in backquotes, are replaced with their keys.
+    """
     try:
         yield
     except ArgumentError as error:
-        raise UserError(f"{keys.get(error.argument, error.argument)} {error.problem}") from error
+        problem = re.sub(r"`(\w+)`", lambda match: keys.get(match[1], match[0]), error.problem)
+        raise UserError(f"{keys.get(error.argument, error.argument)} {problem}") from error

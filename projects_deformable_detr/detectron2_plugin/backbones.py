@@ -11,17 +11,17 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
 from torch import nn
 
+from ..config.model import BACKBONES
 from ..errors import UserError
-from ..modeling.backbone import ResNet
-from ..modeling.backbones import BACKBONES
-from ..modeling.fpn import PyramidBackbone
+from ..modeling.fpn import BackboneWithFPN
+from ..modeling.resnet import ResNet
 from ..modeling.swin import VARIANTS as SWIN_VARIANTS
 from ..modeling.swin import SwinBackbone
 from ..modeling.timm_backbone import TimmBackbone
 
 # They already speak Detectron2's protocol. Virtual subclasses instead of wrappers keep parameter names, and so
 # checkpoints, the same in both engines.
-for kind in (ResNet, PyramidBackbone, SwinBackbone, TimmBackbone):
+for kind in (ResNet, BackboneWithFPN, SwinBackbone, TimmBackbone):
     Backbone.register(kind)
 
 # By the names of arXiv 2010.11929, table 1, and arXiv 2012.12877, table 1.

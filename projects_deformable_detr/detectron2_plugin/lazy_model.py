@@ -12,18 +12,17 @@ from omegaconf import DictConfig
 
 from ..checkpoint import LoadOptions
 from ..errors import UserError
-from ..modeling import Detector, HungarianMatcher, SetCriterion
-from ..modeling.backbone import ResNet
-from ..modeling.build_deformable import make_decoder, make_encoder
-from ..modeling.build_detr import make_transformer_decoder, make_transformer_encoder
-from ..modeling.fpn import PyramidBackbone
-from ..modeling.heads import BoxHead, make_class_head
+from ..modeling import Detector, HungarianMatcher, LayerConfig, SetCriterion
+from ..modeling.deformable_transformer import DeformableDecoder, DeformableEncoder
+from ..modeling.fpn import BackboneWithFPN
 from ..modeling.mask_head import MaskHead
-from ..modeling.neck import Tokenizer
+from ..modeling.neck import Neck
 from ..modeling.position_encoding import LearnedPositionEmbedding, SinePositionEmbedding
 from ..modeling.queries import EncoderDetections, LearnedQueries, PositionQueries, ProposalQueries
+from ..modeling.resnet import ResNet
 from ..modeling.swin import SwinBackbone
 from ..modeling.timm_backbone import TimmBackbone
+from ..modeling.transformer import TransformerDecoder, TransformerEncoder
 from .data import class_names
 
 
@@ -52,10 +51,10 @@ def _detector(cfg: CfgNode, built: Detector) -> DictConfig:
     parts = (_detr if isinstance(built.queries, PositionQueries) else _deformable)(detr, in_channels)
     if isinstance(built.mask_head, MaskHead):
         parts["mask_head"] = L(MaskHead)(
-            channels="${..tokenizer.channels}",
-            heads="${..encoder.heads}",
+            d_model="${..neck.d_model}",
+            num_heads="${..encoder.layer.num_heads}",
             level=built.mask_head.level,
-            fine=[(name, shapes[name].channels) for name in detr.MASKS.IN_FEATURES],
+            features=[(name, shapes[name].channels) for name in detr.MASKS.IN_FEATURES],
             box_positions=built.mask_head.position is not None,
         )
     return L(Detector)(
@@ -65,92 +64,83 @@ def _detector(cfg: CfgNode, built: Detector) -> DictConfig:
 
 def _deformable(detr: CfgNode, in_channels: dict[str, int]) -> dict[str, DictConfig | None]:
     """The parts of Deformable DETR between backbone and mask head."""
-    tokenizer = L(Tokenizer)(
+    neck = L(Neck)(
         in_channels=in_channels,
-        channels=detr.HIDDEN_DIM,
+        d_model=detr.HIDDEN_DIM,
         num_levels=detr.NUM_FEATURE_LEVELS,
-        position_embedding=_position_embedding(detr, centred=True),
+        position_embedding=_position_embedding(detr, centered=True),
     )
-    encoder = L(make_encoder)(
+    encoder = L(DeformableEncoder)(
+        layer=L(LayerConfig)(**_layer(detr), num_levels="${...neck.num_levels}", num_points=detr.ENC_N_POINTS),
         num_layers=detr.ENC_LAYERS,
-        channels="${..tokenizer.channels}",
-        heads=detr.NHEADS,
-        levels="${..tokenizer.num_levels}",
-        points=detr.ENC_N_POINTS,
-        hidden=detr.DIM_FEEDFORWARD,
-        dropout=detr.DROPOUT,
-        activation=detr.ACTIVATION,
         multi_scale=detr.MULTI_SCALE_ATTENTION,
-        recompute=detr.ACTIVATION_CHECKPOINTING,
+        activation_checkpointing=detr.ACTIVATION_CHECKPOINTING,
     )
-    heads = {
-        "class_head": L(make_class_head)(channels="${..channels}", num_classes=detr.NUM_CLASSES),
-        "box_head": L(BoxHead)(channels="${..channels}"),
-    }
     if detr.DEC_LAYERS == 0:
-        queries = L(EncoderDetections)(channels="${..tokenizer.channels}", **heads)
-        return {"tokenizer": tokenizer, "encoder": encoder, "queries": queries, "decoder": None}
-    queries = L(LearnedQueries)(num_queries=detr.NUM_OBJECT_QUERIES, channels="${..tokenizer.channels}")
+        queries = L(EncoderDetections)(d_model="${..neck.d_model}", num_classes=detr.NUM_CLASSES)
+        return {"neck": neck, "encoder": encoder, "queries": queries, "decoder": None}
+    queries = L(LearnedQueries)(num_queries=detr.NUM_OBJECT_QUERIES, d_model="${..neck.d_model}")
     if detr.TWO_STAGE:
-        heads["class_head"].num_classes = "${...decoder.num_classes}"
-        queries = L(ProposalQueries)(num_queries=detr.NUM_OBJECT_QUERIES, channels="${..tokenizer.channels}", **heads)
-    decoder = L(make_decoder)(
+        queries = L(ProposalQueries)(
+            num_queries=detr.NUM_OBJECT_QUERIES,
+            d_model="${..neck.d_model}",
+            num_classes="${..decoder.num_classes}",
+        )
+    layer: Any = "${..encoder.layer}"
+    if detr.DEC_N_POINTS != detr.ENC_N_POINTS:
+        layer = L(LayerConfig)(**_layer(detr), num_levels="${...neck.num_levels}", num_points=detr.DEC_N_POINTS)
+    decoder = L(DeformableDecoder)(
+        layer=layer,
         num_layers=detr.DEC_LAYERS,
         num_classes=detr.NUM_CLASSES,
-        channels="${..tokenizer.channels}",
-        heads="${..encoder.heads}",
-        levels="${..tokenizer.num_levels}",
-        points="${..encoder.points}" if detr.DEC_N_POINTS == detr.ENC_N_POINTS else detr.DEC_N_POINTS,
-        hidden="${..encoder.hidden}",
-        dropout="${..encoder.dropout}",
-        activation="${..encoder.activation}",
-        refine=detr.WITH_BOX_REFINE,
-        proposals=detr.TWO_STAGE,
+        box_refine=detr.WITH_BOX_REFINE,
+        two_stage=detr.TWO_STAGE,
         no_object="${..no_object}",
     )
-    return {"tokenizer": tokenizer, "encoder": encoder, "queries": queries, "decoder": decoder}
+    return {"neck": neck, "encoder": encoder, "queries": queries, "decoder": decoder}
 
 
 def _detr(detr: CfgNode, in_channels: dict[str, int]) -> dict[str, DictConfig | None]:
     """The parts of DETR between backbone and mask head."""
     return {
-        "tokenizer": L(Tokenizer)(
+        "neck": L(Neck)(
             in_channels=in_channels,
-            channels=detr.HIDDEN_DIM,
+            d_model=detr.HIDDEN_DIM,
             num_levels=1,
-            position_embedding=_position_embedding(detr, centred=False),
+            position_embedding=_position_embedding(detr, centered=False),
             norm=False,
             level_embed=False,
         ),
-        "encoder": L(make_transformer_encoder)(
+        "encoder": L(TransformerEncoder)(
+            layer=L(LayerConfig)(**_layer(detr), pre_norm=detr.PRE_NORM),
             num_layers=detr.ENC_LAYERS,
-            channels="${..tokenizer.channels}",
-            heads=detr.NHEADS,
-            hidden=detr.DIM_FEEDFORWARD,
-            dropout=detr.DROPOUT,
-            activation=detr.ACTIVATION,
-            pre_norm=detr.PRE_NORM,
-            recompute=detr.ACTIVATION_CHECKPOINTING,
+            activation_checkpointing=detr.ACTIVATION_CHECKPOINTING,
         ),
-        "queries": L(PositionQueries)(num_queries=detr.NUM_OBJECT_QUERIES, channels="${..tokenizer.channels}"),
-        "decoder": L(make_transformer_decoder)(
+        "queries": L(PositionQueries)(num_queries=detr.NUM_OBJECT_QUERIES, d_model="${..neck.d_model}"),
+        "decoder": L(TransformerDecoder)(
+            layer="${..encoder.layer}",
             num_layers=detr.DEC_LAYERS,
             num_classes=detr.NUM_CLASSES,
-            channels="${..tokenizer.channels}",
-            heads="${..encoder.heads}",
-            hidden="${..encoder.hidden}",
-            dropout="${..encoder.dropout}",
-            activation="${..encoder.activation}",
-            pre_norm="${..encoder.pre_norm}",
             no_object="${..no_object}",
         ),
     }
 
 
-def _position_embedding(detr: CfgNode, centred: bool) -> DictConfig:
+def _layer(detr: CfgNode) -> dict[str, Any]:
+    """Arguments of `LayerConfig` that encoder and decoder share."""
+    return {
+        "d_model": "${...neck.d_model}",
+        "num_heads": detr.NHEADS,
+        "dim_feedforward": detr.DIM_FEEDFORWARD,
+        "dropout": detr.DROPOUT,
+        "activation": detr.ACTIVATION,
+    }
+
+
+def _position_embedding(detr: CfgNode, centered: bool) -> DictConfig:
     if detr.POSITION_EMBEDDING == "learned":
-        return L(LearnedPositionEmbedding)(channels="${..channels}", size=detr.POSITION_EMBEDDING_SIZE)
-    return L(SinePositionEmbedding)(channels="${..channels}", centred=centred)
+        return L(LearnedPositionEmbedding)(d_model="${..d_model}", size=detr.POSITION_EMBEDDING_SIZE)
+    return L(SinePositionEmbedding)(d_model="${..d_model}", centered=centered)
 
 
 def _backbone(cfg: CfgNode) -> DictConfig:
@@ -160,7 +150,7 @@ def _backbone(cfg: CfgNode) -> DictConfig:
             depth=resnets.DEPTH,
             out_features=resnets.OUT_FEATURES,
             norm=resnets.NORM,
-            dilate_res5=resnets.RES5_DILATION == 2,
+            res5_dilation=resnets.RES5_DILATION,
             freeze_at=backbone.FREEZE_AT,
             stem_channels=resnets.STEM_OUT_CHANNELS,
             res2_channels=None if resnets.RES2_OUT_CHANNELS == 256 else resnets.RES2_OUT_CHANNELS,
@@ -171,7 +161,7 @@ def _backbone(cfg: CfgNode) -> DictConfig:
         "swin": lambda: L(SwinBackbone)(
             variant=backbone.VARIANT,
             out_features=backbone.OUT_FEATURES,
-            drop_path=backbone.DROP_PATH_RATE,
+            drop_path_rate=backbone.DROP_PATH_RATE,
             freeze_at=backbone.FREEZE_AT,
         ),
         "timm": lambda: L(TimmBackbone)(variant=backbone.VARIANT, out_features=backbone.OUT_FEATURES),
@@ -183,18 +173,21 @@ def _backbone(cfg: CfgNode) -> DictConfig:
         )
     node = nodes[match[1]]()
     if match[2]:
-        return L(PyramidBackbone)(bottom_up=node, in_features=fpn.IN_FEATURES, channels=fpn.OUT_CHANNELS, norm=fpn.NORM)
+        return L(BackboneWithFPN)(
+            bottom_up=node, in_features=fpn.IN_FEATURES, out_channels=fpn.OUT_CHANNELS, norm=fpn.NORM
+        )
     return node
 
 
 def _criterion(built: SetCriterion) -> DictConfig:
     matcher = built.matcher
     return L(SetCriterion)(
+        classification=dump_dataclass(built.classification),
         matcher=L(HungarianMatcher)(
-            classification=dump_dataclass(matcher.classification),
-            class_weight=matcher.class_weight,
-            l1_weight=matcher.l1_weight,
-            giou_weight=matcher.giou_weight,
+            classification="${..classification}",
+            cost_class=matcher.cost_class,
+            cost_bbox=matcher.cost_bbox,
+            cost_giou=matcher.cost_giou,
         ),
         weights=dict(built.weights),
         deep_supervision=built.deep_supervision,

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from ..checkpoint import LoadOptions
+from ..config import build_criterion, build_detector
 from ..data.problems import DatasetError
 from ..errors import UserError
 from ..modeling import (
     Detections,
     Predictions,
     Targets,
-    build_criterion,
-    build_detector,
     cardinality_error,
     panoptic_postprocess,
     postprocess,

@@ -11,7 +11,6 @@ from detectron2.utils.events import get_event_storage
 from detectron2.utils.visualizer import Visualizer
 
 from ..modeling import Predictions, Targets
-from ..modeling.classification import class_scores
 from ..modeling.matcher import HungarianMatcher
 
 TITLE = "Left: ground truth; right: matched predictions of the last layer, with the score of the object's class"
@@ -42,7 +41,7 @@ def put_matched(
     ours = match.image == 0  # whose targets come first
     query, target = match.query[0, ours], match.target[0, ours]
     labels = targets[0].labels[target]
-    scores = class_scores(last.logits[0, 0].float(), last.no_object)[query, labels].tolist()
+    scores = last.scores()[0][query, labels].tolist()
     names = [class_names[label] if class_names else str(label) for label in labels.tolist()]
 
     image = convert_image_to_rgb(record["image"].permute(1, 2, 0), input_format)

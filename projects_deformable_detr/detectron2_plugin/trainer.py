@@ -17,7 +17,6 @@ from torch import nn
 from ..checkpoint import LoadOptions
 from ..config.training import training_config
 from ..errors import UserError
-from ..modeling.backbones import unused_features
 from ..training import TrainingConfig
 from ..training.ema import ExponentialMovingAverage
 from .checkpoint import EMA, DetectorCheckpointer
@@ -129,6 +128,6 @@ class Trainer(DefaultTrainer, StoppableLoop):
 
 def _distributed_options(cfg: CfgNode, model: Any) -> dict[str, Any]:
     """Options for processes on CPUs, and for backbones with unused features."""
-    unused = unused_features(cfg, model.detector.backbone)
+    unused = model.detector.unused_features()
     devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
     return {"find_unused_parameters": bool(unused), **devices}

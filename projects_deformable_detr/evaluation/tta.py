@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as transforms
 from ..data.images import resize_shortest_edge
 from ..errors import ArgumentError
 from ..modeling import Detections, Predictions, postprocess
-from ..modeling.masks import instance_masks
+from ..modeling.postprocess import instance_masks
 from ..modeling.structures import MaskLogits
 
 

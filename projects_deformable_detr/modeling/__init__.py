@@ -1,17 +1,20 @@
-"""Models, matcher, criterion and postprocess in pure PyTorch: no Detectron2, no Lightning."""
+"""Models, matcher, criterion and postprocessing in plain PyTorch."""
 
-from .build import build_criterion, build_detector
-from .criterion import SetCriterion, cardinality_error
+from .build import DetectorConfig, build_detector
+from .criterion import CriterionConfig, SetCriterion, build_criterion, cardinality_error
 from .detector import Detector, batch_images
+from .layers import LayerConfig
 from .matcher import HungarianMatcher
-from .panoptic import PanopticSegmentation, panoptic_postprocess
-from .postprocess import postprocess
+from .postprocess import PanopticSegmentation, panoptic_postprocess, postprocess
 from .structures import Detections, Predictions, Targets
 
 __all__ = [
+    "CriterionConfig",
     "Detections",
     "Detector",
+    "DetectorConfig",
     "HungarianMatcher",
+    "LayerConfig",
     "PanopticSegmentation",
     "Predictions",
     "SetCriterion",

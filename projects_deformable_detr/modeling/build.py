@@ -1,150 +1,224 @@
-"""The detector and its criterion from a config, without any engine."""
+"""Configuration of a detector, and the detector built from it."""
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import nn
 
-from ..errors import UserError
-from .backbones import build_backbone
-from .build_deformable import build_deformable_detr
-from .build_detr import build_detr
-from .classification import Classification, FocalClassification, SoftmaxClassification
-from .criterion import SetCriterion
+from ..errors import ArgumentError
+from .deformable_transformer import DeformableDecoder, DeformableEncoder
 from .detector import Detector
+from .layers import LayerConfig, check_at_least, check_choice
 from .mask_head import MaskHead
-from .masks import MaskLoss
-from .matcher import HungarianMatcher
+from .neck import Neck
+from .position_encoding import LearnedPositionEmbedding, SinePositionEmbedding
+from .queries import EncoderDetections, LearnedQueries, PositionQueries, ProposalQueries
+from .structures import output_shape
+from .transformer import TransformerDecoder, TransformerEncoder
 
-_BUILDERS = {"DeformableDETR": build_deformable_detr, "DETR": build_detr}
-_AT_LEAST_1 = (
-    "HIDDEN_DIM",
-    "NHEADS",
-    "DIM_FEEDFORWARD",
-    "NUM_OBJECT_QUERIES",
-    "ENC_N_POINTS",
-    "DEC_N_POINTS",
-    "NUM_FEATURE_LEVELS",
-)
+ARCHITECTURES = ("DeformableDETR", "DETR")
 
 
-def build_detector(cfg: Any, backbone: nn.Module | None = None, architecture: str | None = None) -> Detector:
-    """The detector that ``cfg.MODEL`` describes; called as ``detector(images, padding_mask)``.
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Configuration of a detector without its backbone.
+
+    Attributes:
+        num_classes: number of classes.
+        architecture: ``"DeformableDETR"`` or ``"DETR"``.
+        num_queries: object queries; proposals of a two-stage model.
+        in_features: feature maps of the backbone, finest first.
+        num_levels: feature levels; those after ``in_features`` come from convolutions of stride 2.
+        d_model, num_heads, dim_feedforward, dropout, activation, pre_norm: see `LayerConfig`.
+        encoder_layers: number of encoder layers.
+        decoder_layers: number of decoder layers; 0 builds the encoder-only Deformable DETR.
+        encoder_points, decoder_points: sampling points per head and level.
+        multi_scale_attention: let encoder tokens sample all levels instead of their own level only.
+        position_embedding: ``"sine"`` or ``"learned"``.
+        position_embedding_size: maximum rows and columns of a feature map, learned embedding only.
+        box_refine: iterative box refinement.
+        two_stage: use the encoder's best proposals as queries; needs ``box_refine``.
+        class_loss: ``"focal"``, or ``"softmax"``, which adds a logit for "no object".
+        activation_checkpointing: recompute encoder layers in the backward pass.
+        mask_head: add a mask head.
+        mask_attention_feature: the one of ``in_features`` whose level the mask head attends to; "" is the last.
+        mask_features: three feature maps for upsampling masks, coarsest first.
+        freeze_detector: train the mask head only.
+    """
+
+    num_classes: int
+    architecture: str = "DeformableDETR"
+    num_queries: int = 300
+    in_features: tuple[str, ...] = ("res3", "res4", "res5")
+    num_levels: int = 4
+    d_model: int = 256
+    num_heads: int = 8
+    dim_feedforward: int = 1024
+    dropout: float = 0.1
+    activation: str = "relu"
+    pre_norm: bool = False
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    encoder_points: int = 4
+    decoder_points: int = 4
+    multi_scale_attention: bool = True
+    position_embedding: str = "sine"
+    position_embedding_size: int = 50
+    box_refine: bool = False
+    two_stage: bool = False
+    class_loss: str = "focal"
+    activation_checkpointing: bool = False
+    mask_head: bool = False
+    mask_attention_feature: str = ""
+    mask_features: tuple[str, ...] = ("res4", "res3", "res2")
+    freeze_detector: bool = False
+
+    def __post_init__(self) -> None:
+        check_at_least("num_classes", self.num_classes, 1)
+        check_choice("architecture", self.architecture, ARCHITECTURES)
+        check_choice("position_embedding", self.position_embedding, ("sine", "learned"))
+        check_choice("class_loss", self.class_loss, ("focal", "softmax"))
+        for name in ("num_queries", "encoder_points", "decoder_points"):
+            check_at_least(name, getattr(self, name), 1)
+        if self.position_embedding == "learned":
+            check_at_least("position_embedding_size", self.position_embedding_size, 1)
+        for name in ("encoder_layers", "decoder_layers"):
+            check_at_least(name, getattr(self, name), 0)
+        self.layer(self.encoder_points)  # checks its arguments
+        if self.architecture == "DETR":
+            self._check_detr()
+        else:
+            self._check_deformable_detr()
+        if self.mask_head:
+            self._check_mask_head()
+        elif self.freeze_detector:
+            raise ArgumentError("freeze_detector", "needs `mask_head`: nothing else would train")
+
+    def _check_detr(self) -> None:
+        for name, value in (("in_features", len(self.in_features)), ("num_levels", self.num_levels)):
+            if value != 1:
+                raise ArgumentError(name, f"must be one feature map for DETR, got {getattr(self, name)}")
+        for name in ("box_refine", "two_stage"):
+            if getattr(self, name):
+                raise ArgumentError(name, "is not available in DETR: set it to False")
+        if self.decoder_layers == 0:
+            raise ArgumentError("decoder_layers", "must be at least 1 for DETR, got 0")
+
+    def _check_deformable_detr(self) -> None:
+        if self.pre_norm:
+            raise ArgumentError("pre_norm", "is available in DETR only: set it to False")
+        if self.two_stage and not self.box_refine:
+            raise ArgumentError("two_stage", "needs `box_refine`: set both to True")
+        if self.decoder_layers == 0 and self.box_refine:
+            raise ArgumentError("decoder_layers", "must be at least 1 with `box_refine`, got 0")
+        if self.class_loss == "softmax" and (self.two_stage or self.decoder_layers == 0):
+            raise ArgumentError(
+                "class_loss",
+                "must be 'focal' with `two_stage` or without decoder, where most tokens are background, got 'softmax'",
+            )
+
+    def _check_mask_head(self) -> None:
+        if self.decoder_layers == 0:
+            raise ArgumentError("mask_head", "needs a decoder: set `decoder_layers` to at least 1")
+        if self.mask_attention_feature and self.mask_attention_feature not in self.in_features:
+            raise ArgumentError(
+                "mask_attention_feature",
+                f"must be one of `in_features` {list(self.in_features)}, got {self.mask_attention_feature!r}",
+            )
+        if len(self.mask_features) != 3:
+            raise ArgumentError("mask_features", f"must be three feature maps, got {list(self.mask_features)}")
+
+    @property
+    def no_object(self) -> bool:
+        """Whether the last logit is that of "no object"."""
+        return self.class_loss == "softmax"
+
+    def layer(self, num_points: int) -> LayerConfig:
+        """Returns the configuration of the encoder's or decoder's layers."""
+        return LayerConfig(
+            d_model=self.d_model,
+            num_heads=self.num_heads,
+            dim_feedforward=self.dim_feedforward,
+            dropout=self.dropout,
+            activation=self.activation,
+            num_levels=self.num_levels,
+            num_points=num_points,
+            pre_norm=self.pre_norm,
+        )
+
+
+def build_detector(config: DetectorConfig, backbone: nn.Module) -> Detector:
+    """Builds a detector; ``detector(images, padding_mask)`` returns predictions.
 
     Args:
-        cfg: a config of either engine, with ``MODEL.DETR.NUM_CLASSES`` set.
-        backbone: a module that maps images (N, 3, H, W) to feature maps by name, with an ``output_shape()`` that
-            tells their channels; by default the ResNet of ``cfg.MODEL.RESNETS``.
-        architecture: ``"DETR"`` or ``"DeformableDETR"``; by default ``cfg.MODEL.META_ARCHITECTURE``.
+        config: configuration of all parts but the backbone.
+        backbone: maps images (N, 3, H, W) to feature maps by name and has an ``output_shape()`` method, which returns
+            objects with the attributes ``channels`` and ``stride`` by name.
 
     Raises:
-        UserError: for values that make no model; it names the key.
+        ArgumentError: if the backbone lacks feature maps, or a size does not fit a part.
     """
-    detr = cfg.MODEL.DETR
-    _check(detr)
-    build = _BUILDERS[_architecture(cfg, architecture)]
-    backbone = build_backbone(cfg) if backbone is None else backbone
-    classification = _build_classification(cfg, architecture)
-    mask_head = _build_mask_head(cfg, backbone, architecture)
-    return build(detr, backbone, _in_channels(backbone, detr.IN_FEATURES), classification.no_object, mask_head)
+    # The order in which parts are built determines their random initial weights.
+    in_channels = dict(_feature_channels(backbone, "in_features", config.in_features))
+    mask_head = _build_mask_head(config, backbone) if config.mask_head else None
+    deformable = config.architecture == "DeformableDETR"
+    embedding: nn.Module
+    if config.position_embedding == "sine":
+        embedding = SinePositionEmbedding(config.d_model, centered=deformable)
+    else:
+        embedding = LearnedPositionEmbedding(config.d_model, config.position_embedding_size)
+    # DETR has a single level: no norm and no level embedding.
+    neck = Neck(in_channels, config.d_model, config.num_levels, embedding, norm=deformable, level_embed=deformable)
+    encoder, queries, decoder = _build_deformable_transformer(config) if deformable else _build_transformer(config)
+    return Detector(backbone, neck, encoder, queries, decoder, config.no_object, mask_head, config.freeze_detector)
 
 
-def _architecture(cfg: Any, architecture: str | None) -> str:
-    name = architecture or cfg.MODEL.META_ARCHITECTURE
-    if name not in _BUILDERS:
-        raise UserError(f"MODEL.META_ARCHITECTURE {name!r} is not known here: choose {' or '.join(_BUILDERS)}")
-    return name
+def _build_transformer(config: DetectorConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
+    layer = config.layer(config.encoder_points)
+    encoder = TransformerEncoder(layer, config.encoder_layers, activation_checkpointing=config.activation_checkpointing)
+    decoder = TransformerDecoder(layer, config.decoder_layers, config.num_classes, no_object=config.no_object)
+    return encoder, PositionQueries(config.num_queries, config.d_model), decoder
 
 
-def _check(detr: Any) -> None:
-    if detr.NUM_CLASSES < 1:
-        raise UserError(
-            "MODEL.DETR.NUM_CLASSES is not set: set it to the data set's number of categories (the engines "
-            "take it from DATASETS.TRAIN)"
+def _build_deformable_transformer(config: DetectorConfig) -> tuple[nn.Module, nn.Module, nn.Module | None]:
+    encoder = DeformableEncoder(
+        config.layer(config.encoder_points),
+        config.encoder_layers,
+        multi_scale=config.multi_scale_attention,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    if config.decoder_layers == 0:
+        return encoder, EncoderDetections(config.d_model, config.num_classes), None
+    queries: nn.Module
+    if config.two_stage:
+        queries = ProposalQueries(config.num_queries, config.d_model, config.num_classes)
+    else:
+        queries = LearnedQueries(config.num_queries, config.d_model)
+    decoder = DeformableDecoder(
+        config.layer(config.decoder_points),
+        config.decoder_layers,
+        config.num_classes,
+        box_refine=config.box_refine,
+        two_stage=config.two_stage,
+        no_object=config.no_object,
+    )
+    return encoder, queries, decoder
+
+
+def _build_mask_head(config: DetectorConfig, backbone: nn.Module) -> MaskHead:
+    return MaskHead(
+        config.d_model,
+        config.num_heads,
+        config.in_features.index(config.mask_attention_feature or config.in_features[-1]),
+        _feature_channels(backbone, "mask_features", config.mask_features),
+        box_positions=config.architecture == "DeformableDETR",
+    )
+
+
+def _feature_channels(backbone: nn.Module, argument: str, names: Iterable[str]) -> list[tuple[str, int]]:
+    shapes, names = output_shape(backbone), list(names)
+    if not names or any(name not in shapes for name in names):
+        raise ArgumentError(
+            argument, f"must be a non-empty subset of the backbone's features {list(shapes)}, got {names}"
         )
-    for key in _AT_LEAST_1:
-        if detr[key] < 1:
-            raise UserError(f"MODEL.DETR.{key} must be at least 1, got {detr[key]}")
-    for key in ("ENC_LAYERS", "DEC_LAYERS"):
-        if detr[key] < 0:
-            raise UserError(f"MODEL.DETR.{key} must not be negative, got {detr[key]}")
-    if detr.HIDDEN_DIM % detr.NHEADS:
-        raise UserError(f"MODEL.DETR.HIDDEN_DIM {detr.HIDDEN_DIM} must be a multiple of NHEADS {detr.NHEADS}")
-
-
-def _in_channels(backbone: nn.Module, wanted: list[str]) -> dict[str, int]:
-    shapes: dict[str, Any] = backbone.output_shape()  # type: ignore[operator]  # Detectron2's protocol, not nn.Module's
-    missing = [name for name in wanted if name not in shapes]
-    if missing or not wanted:
-        raise UserError(
-            f"MODEL.DETR.IN_FEATURES {list(wanted)}: the backbone gives {list(shapes)}; name at least one of "
-            "these and no other"
-        )
-    return {name: shapes[name].channels for name in wanted}
-
-
-def _build_mask_head(cfg: Any, backbone: nn.Module, architecture: str | None) -> MaskHead | None:
-    detr = cfg.MODEL.DETR
-    if not cfg.MODEL.MASK_ON:
-        for key, value in (
-            ("MASKS.FREEZE_DETECTOR", detr.MASKS.FREEZE_DETECTOR),
-            ("PANOPTIC.ENABLED", detr.PANOPTIC.ENABLED),
-        ):
-            if value:
-                raise UserError(f"MODEL.DETR.{key} True needs MODEL.MASK_ON True: there is no mask head without it")
-        return None
-    if detr.DEC_LAYERS == 0:
-        raise UserError(
-            "MODEL.MASK_ON True needs a decoder: masks are those of its queries; set DEC_LAYERS to 1 or more"
-        )
-    if detr.HIDDEN_DIM % 128 or detr.NHEADS % 8:
-        raise UserError(
-            f"MODEL.DETR.HIDDEN_DIM {detr.HIDDEN_DIM} must be a multiple of 128 and NHEADS {detr.NHEADS} one of 8 with "
-            "MODEL.MASK_ON: the mask head narrows them to a sixteenth, in norms of 8 groups"
-        )
-    wanted = list(detr.MASKS.IN_FEATURES)
-    shapes: dict[str, Any] = backbone.output_shape()  # type: ignore[operator]  # as in _in_channels
-    if len(wanted) != 3 or any(name not in shapes for name in wanted):
-        raise UserError(
-            f"MODEL.DETR.MASKS.IN_FEATURES {wanted}: the mask head needs three of the backbone's feature maps, "
-            f"coarsest first, but it gives {list(shapes)}; add them to its OUT_FEATURES (MODEL.RESNETS.OUT_FEATURES or "
-            "MODEL.BACKBONE.OUT_FEATURES)"
-        )
-    features = list(detr.IN_FEATURES)
-    attended = detr.MASKS.ATTENTION_FEATURE or features[-1]
-    if attended not in features:
-        raise UserError(
-            f"MODEL.DETR.MASKS.ATTENTION_FEATURE {attended!r} is not one of MODEL.DETR.IN_FEATURES {features}"
-        )
-    fine = [(name, shapes[name].channels) for name in wanted]
-    deformable = _architecture(cfg, architecture) == "DeformableDETR"
-    return MaskHead(detr.HIDDEN_DIM, detr.NHEADS, features.index(attended), fine, box_positions=deformable)
-
-
-def build_criterion(cfg: Any, architecture: str | None = None) -> SetCriterion:
-    """The criterion that ``cfg.MODEL.DETR`` describes: ``criterion(predictions, targets)`` gives weighted losses.
-
-    ``architecture``: as in `build_detector`.
-    """
-    detr = cfg.MODEL.DETR
-    classification = _build_classification(cfg, architecture)
-    matcher = HungarianMatcher(classification, detr.COST_CLASS, detr.COST_BBOX, detr.COST_GIOU)
-    weights = {"loss_ce": detr.CLASS_WEIGHT, "loss_bbox": detr.L1_WEIGHT, "loss_giou": detr.GIOU_WEIGHT}
-    masks = MaskLoss(detr.MASKS.MASK_WEIGHT, detr.MASKS.DICE_WEIGHT) if cfg.MODEL.MASK_ON else None
-    return SetCriterion(matcher, weights, detr.DEEP_SUPERVISION, masks)
-
-
-def _build_classification(cfg: Any, architecture: str | None) -> Classification:
-    detr, architecture = cfg.MODEL.DETR, _architecture(cfg, architecture)
-    name = detr.CLASS_LOSS
-    if name == "auto":
-        name = "softmax" if architecture == "DETR" else "focal"
-    if name == "focal":
-        return FocalClassification(detr.FOCAL_ALPHA, detr.FOCAL_GAMMA)
-    if name != "softmax":
-        raise UserError(f"MODEL.DETR.CLASS_LOSS {name!r} is not known: choose auto, softmax or focal")
-    if detr.TWO_STAGE or detr.DEC_LAYERS == 0:
-        raise UserError(
-            "MODEL.DETR.CLASS_LOSS softmax needs a decoder and no TWO_STAGE: objects would vanish among the proposals "
-            "of all tokens; choose focal"
-        )
-    return SoftmaxClassification(detr.NO_OBJECT_WEIGHT)
+    return [(name, shapes[name].channels) for name in names]

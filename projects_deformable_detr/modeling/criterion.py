@@ -1,55 +1,109 @@
-"""The set-prediction loss (arXiv 2005.12872, eq. 2; 2010.04159, appendix A.4), for all layers at once."""
+"""Set-prediction loss (arXiv 2005.12872, eq. 2; 2010.04159, appendix A.4), for all layers at once."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, distributed, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from .classification import calls_object
-from .masks import MaskLoss
-from .matcher import HungarianMatcher, Match
-from .structures import Predictions, Targets
+from ..errors import ArgumentError
+from .layers import check_choice
+from .losses import Classification, FocalClassification, MaskLoss, SoftmaxClassification
+from .matcher import HungarianMatcher
+from .structures import Match, Predictions, Targets
+
+
+@dataclass(frozen=True)
+class CriterionConfig:
+    """Configuration of `SetCriterion`.
+
+    Attributes:
+        class_loss: ``"focal"`` or ``"softmax"``.
+        focal_alpha, focal_gamma: see `FocalClassification`.
+        no_object_weight: see `SoftmaxClassification`.
+        cost_class, cost_bbox, cost_giou: weights of the matching cost.
+        class_weight, bbox_weight, giou_weight: weights of ``loss_ce``, ``loss_bbox`` and ``loss_giou``.
+        deep_supervision: train all decoder layers instead of the last one only.
+        mask_loss: train a mask head.
+        mask_weight, dice_weight: weights of ``loss_mask`` and ``loss_dice``.
+    """
+
+    class_loss: str = "focal"
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    no_object_weight: float = 0.1
+    cost_class: float = 2.0
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+    class_weight: float = 2.0
+    bbox_weight: float = 5.0
+    giou_weight: float = 2.0
+    deep_supervision: bool = True
+    mask_loss: bool = False
+    mask_weight: float = 1.0
+    dice_weight: float = 1.0
+
+
+def build_criterion(config: CriterionConfig) -> "SetCriterion":
+    """Builds the criterion; ``criterion(predictions, targets)`` returns weighted losses by name."""
+    check_choice("class_loss", config.class_loss, ("focal", "softmax"))
+    classification: Classification
+    if config.class_loss == "focal":
+        classification = FocalClassification(config.focal_alpha, config.focal_gamma)
+    else:
+        classification = SoftmaxClassification(config.no_object_weight)
+    matcher = HungarianMatcher(classification, config.cost_class, config.cost_bbox, config.cost_giou)
+    weights = {"loss_ce": config.class_weight, "loss_bbox": config.bbox_weight, "loss_giou": config.giou_weight}
+    mask_loss = MaskLoss(config.mask_weight, config.dice_weight) if config.mask_loss else None
+    return SetCriterion(classification, matcher, weights, config.deep_supervision, mask_loss)
 
 
 class SetCriterion(nn.Module):
-    """Matches predictions to targets and sums class, L1 and GIoU losses.
+    """Matches predictions to targets and computes classification, L1 and GIoU losses.
 
     Args:
-        matcher: the Hungarian matcher; its classification is the class loss too.
-        weights: factors of ``loss_ce``, ``loss_bbox`` and ``loss_giou``.
-        deep_supervision: also train every earlier decoder layer.
-        masks: the loss of the last layer's masks; None for models of boxes only.
+        classification: classification loss.
+        matcher: matcher with the same classification loss.
+        weights: weights of ``loss_ce``, ``loss_bbox`` and ``loss_giou``.
+        deep_supervision: train all decoder layers instead of the last one only.
+        masks: loss of the last layer's masks; None without mask head.
     """
 
     def __init__(
         self,
+        classification: Classification,
         matcher: HungarianMatcher,
-        weights: dict[str, float],
+        weights: Mapping[str, float],
         deep_supervision: bool = True,
         masks: MaskLoss | None = None,
     ) -> None:
         super().__init__()
+        if matcher.classification != classification:
+            raise ArgumentError(
+                "classification", f"must be that of `matcher` {matcher.classification}, got {classification}"
+            )
+        self.classification = classification
         self.matcher = matcher
         self.weights = dict(weights)
         self.deep_supervision = deep_supervision
         self.masks = masks
 
     def forward(self, predictions: Predictions, targets: list[Targets]) -> dict[str, Tensor]:
-        """Losses, already weighted; their sum is what to minimise.
+        """Computes weighted losses, whose sum is to be minimised.
 
         Args:
-            predictions: of N images.
+            predictions: predictions of N images.
             targets: N items, on the predictions' device. An image without objects has empty ones.
 
         Returns:
-            ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last layer, with ``_0``, ``_1`` … of the earlier
-            ones and ``_enc`` of the proposals; with masks, ``loss_mask`` and ``loss_dice`` of the last layer. Scalars,
-            divided by the number of boxes of all ranks' batches averaged over the ranks (at least 1).
+            ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last layer, with suffix ``_0``, ``_1`` … of earlier layers
+            and ``_enc`` of proposals; with masks, ``loss_mask`` and ``loss_dice`` of the last layer. Scalars, divided
+            by the number of boxes, averaged over ranks and at least 1.
 
         Raises:
-            ValueError: if the batch sizes differ, a label is not a class, an image has more targets than
-                queries, or a matching cost is not finite.
+            ValueError: if the batch sizes differ, a label is not a class, an image has more targets than queries, or
+                a matching cost is not finite.
         """
         self._check(predictions, targets)
         first = 0 if self.deep_supervision else len(predictions.logits) - 1
@@ -57,65 +111,65 @@ class SetCriterion(nn.Module):
         match, proposal_match = self.matcher(predictions, targets, first_layer=first)
         labels = torch.cat([target.labels for target in targets])
         boxes = torch.cat([target.boxes for target in targets]).to(predictions.boxes.dtype)
-        count = _average_count(len(labels), predictions.logits.device)
+        num_boxes = _average_over_ranks(len(labels), predictions.logits.device)
 
         losses: dict[str, Tensor] = {}
-        layers = self._layers(predictions.logits, predictions.boxes, labels, boxes, match, count)
+        layers = self._layer_losses(predictions.logits, predictions.boxes, labels, boxes, match, num_boxes)
         last = len(predictions.logits) - 1
         for index in range(last + 1):
             suffix = "" if index == last else f"_{index}"
             losses |= {name + suffix: values[index] for name, values in layers.items()}
         if predictions.proposals is not None and proposal_match is not None:
             logits, proposed = (tensor[None] for tensor in predictions.proposals)
-            objects = torch.zeros_like(labels)  # proposals tell objects from background only
-            encoder = self._layers(logits, proposed, objects, boxes, proposal_match, count)
+            objects = torch.zeros_like(labels)  # proposals distinguish objects from background only
+            encoder = self._layer_losses(logits, proposed, objects, boxes, proposal_match, num_boxes)
             losses |= {f"{name}_enc": values[0] for name, values in encoder.items()}
         if self.masks is not None and predictions.masks is not None:
-            losses |= self.masks(predictions.masks, match, targets, count)
+            losses |= self.masks(predictions.masks, match, targets, num_boxes)
         return losses
 
-    def _layers(
-        self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor, match: Match, count: Tensor
+    def _layer_losses(
+        self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor, match: Match, num_boxes: Tensor
     ) -> dict[str, Tensor]:
-        """Every loss as (layers,)."""
+        """Computes every loss as (layers,)."""
         layers, batch, queries, _ = logits.shape
         layer = torch.arange(layers, device=logits.device)[:, None]
-        matched = torch.full((layers, batch, queries), -1, dtype=torch.int64, device=logits.device)
-        matched[layer, match.image, match.query] = labels[match.target]
-        found, wanted = boxes[layer, match.image, match.query], target_boxes[match.target]  # (layers, M, 4)
-        overlap = generalized_box_iou_loss(
-            box_convert(found, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy"), reduction="none"
+        matched_labels = torch.full((layers, batch, queries), -1, dtype=torch.int64, device=logits.device)
+        matched_labels[layer, match.image, match.query] = labels[match.target]
+        found, truth = boxes[layer, match.image, match.query], target_boxes[match.target]  # (layers, M, 4)
+        giou_loss = generalized_box_iou_loss(
+            box_convert(found, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"), reduction="none"
         )
         losses = {
-            "loss_ce": self.matcher.classification.loss(logits.float(), matched, count),
-            "loss_bbox": (found - wanted).abs().sum((1, 2)) / count,
-            "loss_giou": overlap.sum(1) / count,
+            "loss_ce": self.classification.loss(logits.float(), matched_labels, num_boxes),
+            "loss_bbox": (found - truth).abs().sum((1, 2)) / num_boxes,
+            "loss_giou": giou_loss.sum(1) / num_boxes,
         }
         return {name: value * self.weights[name] for name, value in losses.items()}
 
     def _check(self, predictions: Predictions, targets: list[Targets]) -> None:
         batch, classes = predictions.logits.shape[1], predictions.num_classes
-        if predictions.no_object != self.matcher.classification.no_object:
+        if predictions.no_object != self.classification.no_object:
             raise ValueError(
-                f"predictions {'have' if predictions.no_object else 'lack'} a logit for no object, unlike the class "
-                "loss: build detector and criterion from one config"
+                f"predictions {'have' if predictions.no_object else 'lack'} a logit for no object, unlike the "
+                "classification loss: build detector and criterion with the same class_loss"
             )
         if len(targets) != batch:
-            raise ValueError(f"predictions are of {batch} images, targets of {len(targets)}")
+            raise ValueError(f"predictions have {batch} images, targets {len(targets)}")
         for image, target in enumerate(targets):
-            # Targets that come from the device's memory are not read here: that would make the host wait.
+            # Labels on a device are not read: that would synchronise with it.
             if target.labels.device.type != "cpu" or len(target) == 0:
                 continue
             low, high = int(target.labels.min()), int(target.labels.max())
             if low < 0 or high >= classes:
                 raise ValueError(
                     f"image {image} of the batch has class id {low if low < 0 else high}, but the head has {classes} "
-                    f"classes (0 to {classes - 1}): ids must be contiguous and MODEL.DETR.NUM_CLASSES their number"
+                    f"classes (0 to {classes - 1}): class ids must be contiguous and num_classes their number"
                 )
 
 
-def _average_count(count: int, device: torch.device) -> Tensor:
-    """The number of boxes averaged over the ranks, at least 1, as a scalar tensor."""
+def _average_over_ranks(count: int, device: torch.device) -> Tensor:
+    """Averages the number of boxes over ranks; the result, a scalar tensor, is at least 1."""
     total = torch.full((), float(count), device=device)
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(total)
@@ -125,10 +179,10 @@ def _average_count(count: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def cardinality_error(predictions: Predictions, targets: list[Targets]) -> Tensor:
-    """The mean over images of | queries of the last layer that call an object - objects |: logged, not trained.
+    """Computes the absolute error of the number of predicted objects, averaged over images; for logging.
 
-    What it is to call an object is `calls_object`'s affair.
+    Predicted objects are those of `Predictions.foreground`.
     """
-    called = calls_object(predictions.logits[-1], predictions.no_object).sum(-1)  # (N,)
-    objects = called.new_tensor([len(target) for target in targets])
-    return (called - objects).abs().float().mean()
+    count = predictions.foreground().sum(-1)  # (N,)
+    objects = count.new_tensor([len(target) for target in targets])
+    return (count - objects).abs().float().mean()

@@ -1,43 +1,43 @@
-"""DETR and Deformable DETR as one chain of parts: images in, boxes and class logits of every decoder layer out."""
+"""Set-prediction detector: images to boxes and class logits of every decoder layer."""
 
 import torch
 from torch import Tensor, nn
 
-from .neck import Tokenizer
-from .structures import Predictions
+from .mask_head import MaskHead
+from .neck import Neck
+from .structures import Predictions, output_shape
 
 
 class Detector(nn.Module):
-    """A set-prediction detector in its parts.
+    """DETR or Deformable DETR, composed of its parts.
 
     Args:
-        backbone: images (N, 3, H, W) to feature maps by name.
-        tokenizer: feature maps and mask to tokens.
-        encoder: tokens to memory (N, S, C).
-        queries: memory and tokens to the decoder's queries, learned or proposed; without a decoder, memory and tokens
-            to logits and boxes.
-        decoder: queries, memory and tokens to logits, boxes and the last layer's hidden states (N, Q, C); None for an
-            encoder-only detector.
-        no_object: whether the last logit stands for "no object".
-        mask_head: feature maps, tokens, memory, hidden states, boxes and mask to mask logits; None for boxes only.
-        freeze_detector: train the mask head only: everything else gets no gradient, and stays in evaluation mode, so
-            that it is the detector that was trained before (no dropout, no new statistics of its norms).
+        backbone: maps images (N, 3, H, W) to feature maps by name.
+        neck: maps feature maps and padding mask to tokens.
+        encoder: maps tokens to memory (N, S, C).
+        queries: maps memory and tokens to the decoder's initial queries; without a decoder, to logits and boxes.
+        decoder: maps queries, memory and tokens to logits, boxes and the last layer's hidden states (N, Q, C); None
+            for an encoder-only detector.
+        no_object: whether the last logit is that of "no object".
+        mask_head: maps feature maps, tokens, memory, hidden states, boxes and padding mask to mask logits, or None.
+        freeze_detector: train the mask head only. All other parts get no gradient and stay in evaluation mode, without
+            dropout and updates of batch-norm statistics.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        tokenizer: Tokenizer,
+        neck: Neck,
         encoder: nn.Module,
         queries: nn.Module,
         decoder: nn.Module | None,
         no_object: bool = False,
-        mask_head: nn.Module | None = None,
+        mask_head: MaskHead | None = None,
         freeze_detector: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.tokenizer = tokenizer
+        self.tokenizer = neck  # the name in state dicts
         self.encoder = encoder
         self.queries = queries
         self.decoder = decoder
@@ -45,22 +45,28 @@ class Detector(nn.Module):
         self.mask_head = mask_head
         self.freeze_detector = freeze_detector
         if freeze_detector:
-            for part in self._detector_parts():
-                part.requires_grad_(False).eval()  # from the start: not everyone calls train()
+            for part in self._frozen_parts():
+                part.requires_grad_(False)
+            self.train()
 
-    def _detector_parts(self) -> list[nn.Module]:
+    def _frozen_parts(self) -> list[nn.Module]:
         return [part for name, part in self.named_children() if name != "mask_head"]
 
     def train(self, mode: bool = True) -> "Detector":
-        """As ``nn.Module``'s; a frozen detector stays in evaluation mode."""
+        """Sets the mode of all parts but those of a frozen detector, which stay in evaluation mode."""
         super().train(mode)
         if self.freeze_detector:
-            for part in self._detector_parts():
+            for part in self._frozen_parts():
                 part.eval()
         return self
 
+    def unused_features(self) -> set[str]:
+        """Returns the backbone's feature maps that no part uses: parameters used by these only get no gradient."""
+        used = {*self.tokenizer.in_features, *(self.mask_head.features if self.mask_head is not None else ())}
+        return set(output_shape(self.backbone)) - used
+
     def forward(self, images: Tensor, padding_mask: Tensor) -> Predictions:
-        """Detects.
+        """Predicts boxes and class logits, and masks with a mask head.
 
         Args:
             images: (N, 3, H, W), normalised float32 RGB, zero on padding.
@@ -81,11 +87,11 @@ class Detector(nn.Module):
 
 
 def batch_images(images: list[Tensor], size_divisibility: int = 0) -> tuple[Tensor, Tensor]:
-    """Images (3, h, w) of any sizes to one batch (N, 3, H, W), zero on padding, and its mask (N, H, W).
+    """Pads images (3, h, w) of any sizes to a batch (N, 3, H, W), zero on padding, with its mask (N, H, W).
 
     Args:
         images: at least one, all of one dtype and device.
-        size_divisibility: make H and W multiples of it; 0 or 1 takes the largest height and width.
+        size_divisibility: round H and W up to a multiple of it; 0 or 1 uses the largest height and width.
     """
     if not images:
         raise ValueError("batch_images needs at least one image")

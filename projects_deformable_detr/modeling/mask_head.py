@@ -1,62 +1,77 @@
 """DETR's mask head (arXiv 2005.12872, section 4.4 and figure 8), for DETR and Deformable DETR."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import ArgumentError
 from .position_encoding import sine_box_embedding
 from .structures import MaskLogits, Tokens
 
-_GROUPS = 8  # of every norm, as published
+_NORM_GROUPS = 8
 
 
 class MaskHead(nn.Module):
-    """Each query's attention over one level of the memory, upsampled with the backbone's finer maps to a mask.
+    """Upsamples attention maps of the queries over one level of the memory to masks, with finer feature maps.
 
-    The queries of the decoder's last layer attend to the encoder's memory at one level; the attention maps of all heads
-    are put beside that level's projected feature map (the tokenizer's, before the encoder). Five 3x3 convolutions
-    with group norm and ReLU follow, each of the last three after nearest upsampling to a finer feature map of the
-    backbone and adding it, brought to the same width by a 1x1 convolution. One more gives the mask's logits, at the
-    finest map's stride: 4 for res2.
+    The queries of the decoder's last layer attend to the memory of one level; the attention maps of all heads are
+    concatenated to that level's projected feature map (output of the neck). Five 3x3 convolutions with group norm and
+    ReLU follow; before each of the last three, the maps are upsampled (nearest) to a finer feature map of the backbone,
+    which is added after a 1x1 convolution. A last convolution yields mask logits at the stride of the finest map.
 
-    The level is that of one feature map of the backbone: DETR has no other, and in Deformable DETR it is by default the
-    last of ``IN_FEATURES``, of stride 32 in the published models. The other levels are not attended to: a softmax over
-    all positions of an image needs a short list of them. In Deformable DETR, unlike in DETR, hidden states tell boxes
-    relative to references that are known without them, and no key has a position: there the queries' boxes, embedded,
-    are added to the attention's queries, and the positions of the tokens to its keys.
+    Only one level is attended to, as a softmax over all positions of an image needs a short list of them: by default
+    the last feature map of the backbone, stride 32 in the published models. In Deformable DETR, hidden states encode
+    boxes relative to references and keys have no position; ``box_positions`` adds embeddings of the queries' boxes to
+    the queries and position embeddings to the keys.
 
     Args:
-        channels: C of tokens, memory and queries; a multiple of ``heads`` and of 128.
-        heads: of the attention.
-        level: which level of the tokens, from 0.
-        fine: names and channels of the three finer feature maps, coarsest first.
-        box_positions: add positions to the attention's queries and keys, for Deformable DETR.
+        d_model: C of tokens, memory and queries, a multiple of 128.
+        num_heads: attention heads, a multiple of 8.
+        level: index of the level to attend to.
+        features: names and channels of three finer feature maps of the backbone, coarsest first; names may repeat.
+        box_positions: add positions to queries and keys of the attention, for Deformable DETR.
     """
 
     def __init__(
-        self, channels: int, heads: int, level: int, fine: list[tuple[str, int]], *, box_positions: bool = False
+        self,
+        d_model: int,
+        num_heads: int,
+        level: int,
+        features: Sequence[tuple[str, int]],
+        *,
+        box_positions: bool = False,
     ) -> None:
         super().__init__()
+        if d_model % (16 * _NORM_GROUPS):
+            raise ArgumentError(
+                "d_model",
+                f"must be a multiple of {16 * _NORM_GROUPS} with a mask head, whose last norm has a sixteenth of the "
+                f"channels in {_NORM_GROUPS} groups, got {d_model}",
+            )
+        if num_heads % _NORM_GROUPS:
+            raise ArgumentError("num_heads", f"must be a multiple of {_NORM_GROUPS} with a mask head, got {num_heads}")
         self.level = level
-        self.position = nn.Linear(2 * channels, channels) if box_positions else None
-        self.fine = tuple(name for name, _ in fine)
-        self.attention = AttentionMaps(channels, heads)
-        widths = [channels + heads, channels + heads, *(channels // 2**power for power in range(1, 5))]
+        self.position = nn.Linear(2 * d_model, d_model) if box_positions else None
+        self.features = tuple(name for name, _ in features)
+        self.attention = AttentionMaps(d_model, num_heads)
+        widths = [d_model + num_heads, d_model + num_heads, *(d_model // 2**power for power in range(1, 5))]
         self.convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, following, 3, padding=1), nn.GroupNorm(_GROUPS, following))
+            nn.Sequential(nn.Conv2d(width, following, 3, padding=1), nn.GroupNorm(_NORM_GROUPS, following))
             for width, following in zip(widths[:-1], widths[1:], strict=True)
         )
         self.adapters = nn.ModuleList(
-            nn.Conv2d(width, own, 1) for (_, width), own in zip(fine, widths[2:-1], strict=True)
+            nn.Conv2d(channels, width, 1) for (_, channels), width in zip(features, widths[2:-1], strict=True)
         )
         self.output = nn.Conv2d(widths[-1], 1, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # there is one, by default
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
 
     def forward(
         self,
@@ -67,75 +82,100 @@ class MaskHead(nn.Module):
         boxes: Tensor,
         padding_mask: Tensor,
     ) -> MaskLogits:
-        """Mask logits on demand; what all queries of an image share is computed here.
+        """Returns mask logits on demand; what all queries of an image share is computed here.
 
         Args:
-            features: the backbone's maps (N, C_l, H_l, W_l) by name.
-            tokens: the projected feature maps.
+            features: feature maps (N, C_l, H_l, W_l) of the backbone by name.
+            tokens: projected feature maps.
             memory: (N, S, C).
-            hidden: (N, Q, C), the decoder's last hidden states, with the norm if it has one.
-            boxes: (N, Q, 4), the decoder's last, normalised (cx, cy, w, h).
+            hidden: (N, Q, C), hidden states of the decoder's last layer, after the final norm if there is one.
+            boxes: (N, Q, 4), boxes of the decoder's last layer as normalised (cx, cy, w, h).
             padding_mask: (N, H, W) bool of the images, True on padding.
         """
         height, width = tokens.spatial_shapes[self.level]
         start = tokens.level_start_index[self.level]
-        part = slice(start, start + height * width)
-        key = memory[:, part]
+        rows = slice(start, start + height * width)
+        key = memory[:, rows]
         if self.position is not None:
             embedding = sine_box_embedding(boxes.detach(), hidden.shape[-1] // 2)
             hidden = hidden + self.position(embedding.to(hidden.dtype))
-            key = key + tokens.positions[:, part]
-        maps = self.attention(hidden, key, tokens.padding_mask[:, part])
-        projected = tokens.values[:, part].transpose(1, 2).unflatten(2, (height, width))
-        # The first convolution sees the same projected map for every query: its share is computed once an image.
-        first: Any = self.convs[0]
-        base = F.conv2d(projected, first[0].weight[:, : projected.shape[1]], first[0].bias, padding=1)
-        adapted = [adapt(features[name]) for name, adapt in zip(self.fine, self.adapters, strict=True)]
-        shared = _Shared(self, base, maps.unflatten(3, (height, width)), adapted)
-        return MaskLogits(shared.logits, padding_mask, hidden.shape[1])
+            key = key + tokens.positions[:, rows]
+        maps = self.attention(hidden, key, tokens.padding_mask[:, rows])
+        projected = tokens.values[:, rows].transpose(1, 2).unflatten(2, (height, width))
+        # The projected map's part of the first convolution is the same for all queries of an image.
+        conv, _ = self._first_layer()
+        base = F.conv2d(projected, conv.weight[:, : projected.shape[1]], conv.bias, padding=1)
+        adapted = [adapter(features[name]) for name, adapter in zip(self.features, self.adapters, strict=True)]
+        upsampler = _Upsampler(self, base, maps.unflatten(3, (height, width)), adapted)
+        return MaskLogits(upsampler, padding_mask, hidden.shape[1])
 
-    def upsample(self, base: Tensor, maps: Tensor, fine: list[Tensor]) -> Tensor:
-        """Of M queries: base (M, C + heads, H, W), maps (M, heads, H, W), fine (M, C_i, H_i, W_i) to (M, h, w)."""
-        first: Any = self.convs[0]
-        x = base + F.conv2d(maps, first[0].weight[:, -maps.shape[1] :], padding=1)
-        x = F.relu(first[1](x))
+    def upsample(self, base: Tensor, maps: Tensor, features: list[Tensor]) -> Tensor:
+        """Upsamples the attention maps of M queries.
+
+        Args:
+            base: (M, C + heads, H, W), output of the first convolution for the projected feature map.
+            maps: (M, heads, H, W), attention maps.
+            features: adapted feature maps (M, C_i, H_i, W_i), coarsest first.
+
+        Returns:
+            Mask logits (M, h, w).
+        """
+        conv, norm = self._first_layer()
+        x = base + F.conv2d(maps, conv.weight[:, -maps.shape[1] :], padding=1)
+        x = F.relu(norm(x))
         x = F.relu(self.convs[1](x))
-        for finer, conv in zip(fine, list(self.convs)[2:], strict=True):
-            x = finer + F.interpolate(x, size=finer.shape[-2:], mode="nearest")
-            x = F.relu(conv(x))
-        return self.output(x)[:, 0]
+        for feature, layer in zip(features, list(self.convs)[2:], strict=True):
+            x = feature + F.interpolate(x, size=feature.shape[-2:], mode="nearest")
+            x = F.relu(layer(x))
+        logits: Tensor = self.output(x)
+        return logits[:, 0]
+
+    def _first_layer(self) -> tuple[nn.Conv2d, nn.GroupNorm]:
+        layer = self.convs[0]
+        assert isinstance(layer, nn.Sequential)
+        conv, norm = layer
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.GroupNorm)
+        return conv, norm
 
 
 @dataclass(frozen=True)
-class _Shared:
-    """What the queries of an image share, and their attention maps (N, Q, heads, H, W)."""
+class _Upsampler:
+    """Computes the masks of selected queries from the tensors that queries of an image share."""
 
     head: MaskHead
     base: Tensor
-    maps: Tensor
-    fine: list[Tensor]
+    maps: Tensor  # (N, Q, heads, H, W)
+    features: list[Tensor]
 
-    def logits(self, image: Tensor, query: Tensor) -> Tensor:
-        """Image and query (M,) int64 to (M, h, w)."""
-        return self.head.upsample(self.base[image], self.maps[image, query], [finer[image] for finer in self.fine])
+    def __call__(self, image: Tensor, query: Tensor) -> Tensor:
+        """Maps image and query indices (M,) to mask logits (M, h, w)."""
+        features = [feature[image] for feature in self.features]
+        return self.head.upsample(self.base[image], self.maps[image, query], features)
 
 
 class AttentionMaps(nn.Module):
-    """Multi-head attention weights of queries over positions; one softmax over all heads and positions together."""
+    """Multi-head attention weights of queries over positions, with one softmax over all heads and positions."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, d_model: int, num_heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(channels, channels)
-        self.key = nn.Linear(channels, channels)
+        self.num_heads = num_heads
+        self.query = nn.Linear(d_model, d_model)
+        self.key = nn.Linear(d_model, d_model)
         for linear in (self.query, self.key):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
     def forward(self, hidden: Tensor, memory: Tensor, padding_mask: Tensor) -> Tensor:
-        """hidden (N, Q, C), memory (N, P, C), padding_mask (N, P) to weights (N, Q, heads, P), 0 on padding."""
-        query = self.query(hidden).unflatten(2, (self.heads, -1))
-        key = self.key(memory).unflatten(2, (self.heads, -1))
+        """Maps hidden (N, Q, C), memory (N, P, C), padding_mask (N, P) to weights (N, Q, heads, P), 0 on padding."""
+        query = self.query(hidden).unflatten(2, (self.num_heads, -1))
+        key = self.key(memory).unflatten(2, (self.num_heads, -1))
         scores = (query.transpose(1, 2) / math.sqrt(query.shape[-1])) @ key.permute(0, 2, 3, 1)  # (N, heads, Q, P)
         scores = scores.transpose(1, 2).float().masked_fill(padding_mask[:, None, None], -math.inf)
         return scores.flatten(2).softmax(-1).view_as(scores)
+
+
+def resize_mask_logits(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Resizes logits (M, h, w) to (M, *size), bilinear."""
+    if not len(logits):  # interpolate rejects empty batches; the sum keeps the gradient graph
+        return logits.new_zeros(0, *size) + logits.sum()
+    return F.interpolate(logits[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]

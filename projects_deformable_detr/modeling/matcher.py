@@ -1,98 +1,88 @@
 """Hungarian matching of queries to targets (arXiv 2005.12872, eq. 1), for all layers at once."""
 
-from dataclasses import dataclass
-
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from ..errors import UserError
-from .classification import Classification
-from .structures import Predictions, Targets
+from ..errors import ArgumentError, UserError
+from .losses import Classification
+from .structures import Match, Predictions, Targets
 
-
-@dataclass(frozen=True)
-class Match:
-    """Matched pairs of one set of predictions with ``layers`` layers, M pairs in each.
-
-    Every target of every image is matched once in each layer, so that all layers have the same M and the same
-    images in the same order.
-
-    Attributes:
-        image: (M,) int64, the image of a pair.
-        query: (layers, M) int64, its query.
-        target: (layers, M) int64, its target, counted over the whole batch.
-    """
-
-    image: Tensor
-    query: Tensor
-    target: Tensor
+_Array = npt.NDArray[np.float32]
 
 
 class HungarianMatcher:
-    """Finds, for every layer and image, the cheapest one-to-one assignment of queries to targets.
+    """Finds the one-to-one assignment of queries to targets with the lowest total cost, for every layer and image.
 
-    The cost is ``class_weight * class cost + l1_weight * L1 + giou_weight * -GIoU`` on normalised boxes.
+    The cost is ``cost_class * classification cost + cost_bbox * L1 - cost_giou * GIoU`` on normalised boxes.
+
+    Args:
+        classification: the criterion's classification loss.
+        cost_class, cost_bbox, cost_giou: weights, not all 0.
     """
 
     def __init__(
-        self, classification: Classification, class_weight: float, l1_weight: float, giou_weight: float
+        self,
+        classification: Classification,
+        cost_class: float = 2.0,
+        cost_bbox: float = 5.0,
+        cost_giou: float = 2.0,
     ) -> None:
-        if class_weight == l1_weight == giou_weight == 0:
-            raise UserError("all matching costs are 0: set one of MODEL.DETR.COST_CLASS, COST_BBOX, COST_GIOU")
+        if cost_class == cost_bbox == cost_giou == 0:
+            raise ArgumentError("cost_class", "must not be 0 if `cost_bbox` and `cost_giou` are 0")
         self.classification = classification
-        self.class_weight = class_weight
-        self.l1_weight = l1_weight
-        self.giou_weight = giou_weight
+        self.cost_class = cost_class
+        self.cost_bbox = cost_bbox
+        self.cost_giou = cost_giou
 
     @torch.no_grad()
     def __call__(
         self, predictions: Predictions, targets: list[Targets], first_layer: int = 0
     ) -> tuple[Match, Match | None]:
-        """Matches all decoder layers, and the proposals of a two-stage model, with one copy from the device.
+        """Matches all decoder layers, and the proposals of a two-stage model, with one device-to-host copy.
 
         Args:
-            predictions: of N images.
+            predictions: predictions of N images.
             targets: N items, on the predictions' device.
-            first_layer: the number of the first decoder layer in ``predictions``, for errors.
+            first_layer: index of the first decoder layer in ``predictions``, for error messages.
 
         Returns:
-            The match of the decoder's layers, and that of the proposals (one layer; all targets are of class 0
-            there) or None.
+            The match of the decoder layers, and that of the proposals (one layer, all targets have class 0) or None.
 
         Raises:
-            UserError: if an image has more targets than there are queries, or a cost is not finite; it
-                names the image, and the layer.
+            UserError: if an image has more targets than queries, or a cost is not finite.
         """
         sizes = [len(target) for target in targets]
         labels, boxes = _pad(targets)
         costs = [self._cost(predictions.logits, predictions.boxes, labels, boxes)]
+        names = [[f"decoder layer {first_layer + index}" for index in range(len(predictions.logits))]]
         if predictions.proposals is not None:
             logits, proposed = (tensor[None] for tensor in predictions.proposals)
             costs.append(self._cost(logits, proposed, torch.zeros_like(labels), boxes))
-        decoder = [f"decoder layer {first_layer + index}" for index in range(len(predictions.logits))]
-        names, device = (decoder, ["the encoder proposals"]), predictions.logits.device
-        matches = [_assign(cost, sizes, layers, device) for cost, layers in zip(_to_host(costs), names, strict=False)]
+            names.append(["the encoder proposals"])
+        device = predictions.logits.device
+        matches = [_assign(cost, sizes, layers, device) for cost, layers in zip(_to_host(costs), names, strict=True)]
         return matches[0], matches[1] if len(matches) > 1 else None
 
     def _cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
-        """logits (layers, N, Q, classes), boxes (layers, N, Q, 4), labels (N, T) to (layers, N, Q, T)."""
+        """Costs (layers, N, Q, T) of logits (layers, N, Q, classes), boxes (layers, N, Q, 4) and labels (N, T)."""
         layers = logits.shape[0]
         boxes = boxes.float()
         labels = labels.expand(layers, *labels.shape)
         target_boxes = target_boxes.expand(layers, *target_boxes.shape)
-        overlap = generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy"))
+        giou = generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy"), box_convert(target_boxes, "cxcywh", "xyxy"))
         return (
-            self.class_weight * self.classification.cost(logits.float(), labels)
-            + self.l1_weight * torch.cdist(boxes, target_boxes, p=1)
-            - self.giou_weight * overlap
+            self.cost_class * self.classification.cost(logits.float(), labels)
+            + self.cost_bbox * torch.cdist(boxes, target_boxes, p=1)
+            - self.cost_giou * giou
         )
 
 
 def _pad(targets: list[Targets]) -> tuple[Tensor, Tensor]:
-    """Labels (N, T) and boxes (N, T, 4) with T the largest number of targets; the padding is never read back."""
+    """Pads labels to (N, T) and boxes to (N, T, 4), T being the largest number of targets."""
     labels = torch.nn.utils.rnn.pad_sequence([target.labels for target in targets], batch_first=True)
     boxes = torch.nn.utils.rnn.pad_sequence(
         [target.boxes.float() for target in targets], batch_first=True, padding_value=0.5
@@ -100,37 +90,45 @@ def _pad(targets: list[Targets]) -> tuple[Tensor, Tensor]:
     return labels, boxes
 
 
-def _to_host(costs: list[Tensor]) -> list[np.ndarray]:
-    """All costs in one copy, which is the only point of a step where the host waits for the device."""
+def _to_host(costs: list[Tensor]) -> list[_Array]:
+    """Copies all costs to the host at once; no other operation of a training step synchronises with the device."""
     flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
     ends = np.cumsum([cost.numel() for cost in costs])
     return [part.reshape(cost.shape) for part, cost in zip(np.split(flat, ends[:-1]), costs, strict=True)]
 
 
-def _assign(costs: np.ndarray, sizes: list[int], names: list[str], device: torch.device) -> Match:
-    """costs (layers, N, Q, T), of which each image has its own first columns, to pairs; names of the layers."""
+def _assign(costs: _Array, sizes: list[int], names: list[str], device: torch.device) -> Match:
+    """Solves the assignments.
+
+    Args:
+        costs: (layers, N, Q, T); image i uses its first ``sizes[i]`` columns.
+        sizes: number of targets of each image.
+        names: names of the layers, for error messages.
+        device: device of the result.
+    """
     layers, _, num_queries, _ = costs.shape
     offsets = np.cumsum([0, *sizes[:-1]])
-    queries: list[list[np.ndarray]] = [[] for _ in range(layers)]
-    found: list[list[np.ndarray]] = [[] for _ in range(layers)]
+    queries: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(layers)]
+    matched: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(layers)]
     for image, size in enumerate(sizes):
         if size > num_queries:
             raise UserError(
-                f"image {image} of the batch has {size} ground-truth boxes, more than the {num_queries} queries "
-                "that could find them: raise MODEL.DETR.NUM_OBJECT_QUERIES (a two-stage model has no more queries than "
-                "its images have tokens: enlarge images as tiny as that)"
+                f"image {image} of the batch has {size} ground-truth boxes, but there are {num_queries} queries: "
+                "increase the number of object queries (a two-stage model has at most as many queries as its images "
+                "have tokens: enlarge small images)"
             )
         for layer in range(layers):
             cost = costs[layer, image, :, :size]
             if not np.isfinite(cost).all():
                 raise UserError(
                     f"the matching cost of image {image} of the batch in {names[layer]} is not finite: the "
-                    "predictions diverged (lower SOLVER.BASE_LR, check the input) or a ground-truth box is not finite"
+                    "predictions diverged (lower the learning rate, check the input) or a ground-truth box is not "
+                    "finite"
                 )
             rows, columns = linear_sum_assignment(cost)
             queries[layer].append(rows)
-            found[layer].append(columns + offsets[image])
-    pairs = np.stack([[np.concatenate(part) for part in parts] for parts in (queries, found)]).astype(np.int64)
+            matched[layer].append(columns + offsets[image])
+    pairs = np.stack([[np.concatenate(part) for part in parts] for parts in (queries, matched)]).astype(np.int64)
     moved = torch.from_numpy(pairs).to(device, non_blocking=True)  # (2, layers, M)
     images = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(device, non_blocking=True)
     return Match(images, moved[0], moved[1])

@@ -1,14 +1,30 @@
-"""From predictions to detections: the best scores of the last layer, no threshold, no NMS."""
+"""Detections and panoptic segmentations from predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import box_convert, clip_boxes_to_image
 
-from .classification import class_scores
-from .masks import instance_masks
-from .structures import Detections, Predictions
+from .mask_head import resize_mask_logits
+from .structures import MASKS_PER_CHUNK, Detections, MaskLogits, Predictions
+
+
+@dataclass(frozen=True)
+class PanopticSegmentation:
+    """Panoptic segmentation of one image; each pixel belongs to at most one segment.
+
+    Attributes:
+        ids: (H, W) int32 segment ids from 1; 0 (void) only if no segment was found.
+        segments: in order of ids: ``id``, ``category_id`` (contiguous), ``isthing``, ``score`` of the best query in
+            [0, 1], and ``area`` in pixels; ``segments_info`` in Detectron2.
+    """
+
+    ids: Tensor
+    segments: list[dict[str, Any]]
 
 
 @torch.no_grad()
@@ -19,37 +35,32 @@ def postprocess(
     classes: Sequence[int] | None = None,
     score_threshold: float = 0.0,
 ) -> list[Detections]:
-    """Detections of every image, best first.
+    """Selects the detections of every image, best first.
 
-    Sigmoid scores (arXiv 2010.04159, appendix A.4): a query gives one detection for each class among the
-    ``min(topk, Q * classes)`` best scores of its image. Softmax (arXiv 2005.12872, section 4): a query gives one
-    detection, of its best class, "no object" apart; the ``min(topk, Q)`` best.
+    Sigmoid scores (arXiv 2010.04159, appendix A.4): the ``min(topk, Q * classes)`` best pairs of query and class.
+    Softmax (arXiv 2005.12872, section 4): the ``min(topk, Q)`` best queries, with their best class apart from "no
+    object".
 
     Args:
-        predictions: of N images.
-        image_sizes: N sizes (H, W) in pixels in which boxes and masks are wanted, usually those of the original files.
-        topk: how many detections at the most, >= 1.
-        classes: give detections of these classes only, such as the things of a panoptic model; None: of all. The others
-            take none of the ``topk``: their sigmoid scores are not looked at, and softmax queries whose best class is
-            one of them are left out.
-        score_threshold: leave out detections of lower scores.
+        predictions: predictions of N images.
+        image_sizes: N sizes (H, W) in pixels for boxes and masks, usually those of the original files.
+        topk: maximum number of detections, >= 1.
+        classes: restrict detections to these classes, such as the things of a panoptic model; None for all. Other
+            classes take no place among the ``topk``: their sigmoid scores are ignored, and softmax queries whose best
+            class is another one are dropped.
+        score_threshold: drop detections with lower scores.
 
     Raises:
-        ValueError: if the number of sizes is not N, topk is less than 1, or ``classes`` has what is no class.
+        ValueError: if the number of sizes is not N, ``topk`` is less than 1, or ``classes`` has unknown classes.
     """
-    logits, boxes = predictions.logits[-1].float(), predictions.boxes[-1].float()
-    if len(image_sizes) != len(logits):
-        raise ValueError(f"predictions are of {len(logits)} images, image_sizes of {len(image_sizes)}")
+    _check_sizes(predictions, image_sizes)
     if topk < 1:
         raise ValueError(f"topk must be at least 1, got {topk}")
-    wanted = _wanted(classes, predictions.num_classes, logits.device)
-    scores, labels, query = _best(
-        class_scores(logits, predictions.no_object), topk, wanted, one_each=predictions.no_object
-    )
-    corners = box_convert(boxes, "cxcywh", "xyxy").gather(1, query[..., None].expand(-1, -1, 4))
+    scores, labels, query = _topk(predictions, topk, classes)
+    corners = box_convert(predictions.boxes[-1].float(), "cxcywh", "xyxy").gather(1, query[..., None].expand(-1, -1, 4))
     detections = []
     for image, (height, width) in enumerate(image_sizes):
-        kept = (scores[image] >= score_threshold) & (scores[image] >= 0)  # -1: not of a class that is wanted
+        kept = (scores[image] >= score_threshold) & (scores[image] >= 0)  # -1: another class, see _topk
         scaled = corners[image, kept] * corners.new_tensor((width, height, width, height))
         masks = None
         if predictions.masks is not None:
@@ -59,23 +70,99 @@ def postprocess(
     return detections
 
 
-def _wanted(classes: Sequence[int] | None, num_classes: int, device: torch.device) -> Tensor | None:
-    """The wanted classes (K,), or None for all."""
-    if classes is None or list(classes) == list(range(num_classes)):
-        return None
-    wrong = [index for index in classes if not 0 <= index < num_classes]
-    if wrong:
-        raise ValueError(f"classes {wrong} are none of the {num_classes} classes (0 to {num_classes - 1})")
-    return torch.tensor(list(classes), dtype=torch.int64, device=device)
+@torch.no_grad()
+def panoptic_postprocess(
+    predictions: Predictions,
+    image_sizes: Sequence[tuple[int, int]],
+    things: Collection[int],
+    score_threshold: float = 0.85,
+    min_area: int = 4,
+) -> list[PanopticSegmentation]:
+    """Computes the panoptic segmentations of all images (arXiv 2005.12872, section 4.4).
 
+    Each query has its best class; queries of class "no object" or with a score of at most the threshold are dropped. A
+    pixel belongs to the mask with the largest logit. Stuff masks of one class form one segment. Segments of at most
+    ``min_area`` pixels are dropped and their pixels reassigned to the remaining masks, until all segments are larger.
 
-def _best(scores: Tensor, topk: int, wanted: Tensor | None, one_each: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (N, Q, classes) to the best scores, their classes and queries, (N, K) each; ``one_each``: of a query.
+    Unlike the published code, which keeps only the first mask of each stuff class when it reassigns pixels, all masks
+    of a stuff segment are kept.
 
-    With ``one_each``, queries of classes that are not wanted come last, with score -1, where there are not ``topk``
-    others.
+    Args:
+        predictions: predictions of N images, with masks.
+        image_sizes: N sizes (H, W) in pixels, usually those of the original files.
+        things: classes of things; the others are stuff.
+        score_threshold: in [0, 1).
+        min_area: in pixels of ``image_sizes``, >= 0.
+
+    Raises:
+        ValueError: if the predictions have no masks, or the number of sizes is not N.
     """
-    if one_each:
+    if predictions.masks is None:
+        raise ValueError("a panoptic segmentation needs a detector with a mask head")
+    _check_sizes(predictions, image_sizes)
+    logits = predictions.logits[-1].float()
+    scores, labels = (logits.softmax(-1) if predictions.no_object else logits.sigmoid()).max(-1)
+    kept = scores > score_threshold
+    if predictions.no_object:
+        kept &= labels != logits.shape[-1] - 1
+    segmentations = []
+    for image, size in enumerate(image_sizes):
+        queries = kept[image].nonzero()[:, 0]
+        masks = image_logits(predictions.masks, image, queries)
+        segmentations.append(
+            _segment(masks, scores[image, queries], labels[image, queries].tolist(), size, things, min_area)
+        )
+    return segmentations
+
+
+def image_logits(masks: MaskLogits, image: int, queries: Tensor) -> Tensor:
+    """Computes mask logits (K, h, w) of one image's queries (K,) at the size of the input image without padding."""
+    height, width = masks.image_sizes[image]
+    logits = masks.padding_mask.new_zeros(len(queries), height, width, dtype=torch.float32)
+    for out, chunk in zip(logits.split(MASKS_PER_CHUNK), queries.split(MASKS_PER_CHUNK), strict=True):
+        if len(chunk):
+            padded = masks(torch.full_like(chunk, image), chunk).float()
+            out.copy_(resize_mask_logits(padded, masks.padding_mask.shape[-2:])[:, :height, :width])
+    return logits
+
+
+def instance_masks(masks: MaskLogits, image: int, queries: Tensor, size: tuple[int, int]) -> Tensor:
+    """Computes masks (K, *size) bool of one image's queries (K,), which may repeat.
+
+    Logits at the size of the input image become masks at probability 1/2, which are resized to ``size`` by nearest
+    neighbour, as published.
+    """
+    distinct, place = queries.unique(return_inverse=True)
+    result = masks.padding_mask.new_zeros(len(queries), *size)  # filled in place: can be most of the memory in use
+    for start, chunk in zip(range(0, len(distinct), MASKS_PER_CHUNK), distinct.split(MASKS_PER_CHUNK), strict=False):
+        binary = image_logits(masks, image, chunk) > 0
+        if binary.shape[-2:] != tuple(size):
+            binary = F.interpolate(binary[:, None].float(), size=tuple(size), mode="nearest")[:, 0] > 0.5
+        rows = ((place >= start) & (place < start + len(chunk))).nonzero()[:, 0]
+        for row, source in zip(rows.tolist(), (place[rows] - start).tolist(), strict=True):
+            result[row] = binary[source]
+    return result
+
+
+def _check_sizes(predictions: Predictions, image_sizes: Sequence[tuple[int, int]]) -> None:
+    if len(image_sizes) != predictions.logits.shape[1]:
+        raise ValueError(f"predictions have {predictions.logits.shape[1]} images, image_sizes {len(image_sizes)}")
+
+
+def _topk(predictions: Predictions, topk: int, classes: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the best scores (N, K) of the last layer, with their classes and queries.
+
+    With "no object", one score per query is selected; queries of other classes than ``classes`` come last, with score
+    -1.
+    """
+    scores, num_classes = predictions.scores(), predictions.num_classes
+    wanted = None
+    if classes is not None and list(classes) != list(range(num_classes)):
+        unknown = [index for index in classes if not 0 <= index < num_classes]
+        if unknown:
+            raise ValueError(f"classes {unknown} are not among the {num_classes} classes (0 to {num_classes - 1})")
+        wanted = torch.tensor(list(classes), dtype=torch.int64, device=scores.device)
+    if predictions.no_object:
         scores, labels = scores.max(-1)
         if wanted is not None:
             scores = scores.masked_fill(~torch.isin(labels, wanted), -1.0)
@@ -83,7 +170,47 @@ def _best(scores: Tensor, topk: int, wanted: Tensor | None, one_each: bool) -> t
         return scores, labels.gather(1, query), query
     if wanted is not None:
         scores = scores[..., wanted]
-    classes = scores.shape[-1]
-    scores, best = scores.flatten(1).topk(min(topk, scores.shape[1] * classes), dim=1)
-    labels = best % classes
-    return scores, labels if wanted is None else wanted[labels], torch.div(best, classes, rounding_mode="floor")
+    width = scores.shape[-1]
+    scores, best = scores.flatten(1).topk(min(topk, scores.shape[1] * width), dim=1)
+    labels = best % width
+    return scores, labels if wanted is None else wanted[labels], torch.div(best, width, rounding_mode="floor")
+
+
+def _segment(
+    masks: Tensor, scores: Tensor, labels: list[int], size: tuple[int, int], things: Collection[int], min_area: int
+) -> PanopticSegmentation:
+    """Segments one image from mask logits (K, h, w), scores (K,) and labels of the kept queries."""
+    # The segment of each query is its own index, or for stuff the index of the first query of its class.
+    first = {label: index for index, label in reversed(list(enumerate(labels))) if label not in things}
+    segment_of = torch.tensor([first.get(label, index) for index, label in enumerate(labels)], device=masks.device)
+    alive = torch.ones(len(labels), dtype=torch.bool, device=masks.device)
+    while alive.any():
+        queries = alive.nonzero()[:, 0]
+        owners = segment_of[queries[masks[alive].argmax(0)]]
+        owners = F.interpolate(owners[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
+        areas = owners.flatten().bincount(minlength=len(labels))
+        large = areas[segment_of] > min_area
+        if bool((large | ~alive).all()):
+            return _number_segments(owners, areas, scores, labels, things, segment_of)
+        alive &= large
+    return PanopticSegmentation(torch.zeros(size, dtype=torch.int32, device=masks.device), [])
+
+
+def _number_segments(
+    owners: Tensor, areas: Tensor, scores: Tensor, labels: list[int], things: Collection[int], segment_of: Tensor
+) -> PanopticSegmentation:
+    """Numbers the segments of owners (H, W), indices of queries, from 1."""
+    numbers = torch.zeros(len(labels), dtype=torch.int32, device=owners.device)
+    segments: list[dict[str, Any]] = []
+    for index in areas.nonzero()[:, 0].tolist():
+        numbers[index] = len(segments) + 1
+        segments.append(
+            {
+                "id": len(segments) + 1,
+                "category_id": labels[index],
+                "isthing": labels[index] in things,
+                "score": float(scores[segment_of == index].max()),
+                "area": int(areas[index]),
+            }
+        )
+    return PanopticSegmentation(numbers[owners], segments)

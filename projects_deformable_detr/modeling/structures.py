@@ -1,52 +1,87 @@
-"""What flows through the model: small frozen dataclasses, one for each station."""
+"""Dataclasses passed between the parts of a model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-SpatialShapes = tuple[tuple[int, int], ...]
-MASKS_AT_ONCE = 25  # masks that are computed together outside of training
+MASKS_PER_CHUNK = 25  # masks that are computed together outside of training
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Channels and stride (input pixels per feature pixel) of a feature map."""
+
+    channels: int
+    stride: int
+
+
+class FeatureShape(Protocol):
+    """Channels and stride of a feature map, as `FeatureSpec` and Detectron2's ``ShapeSpec`` have them."""
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def stride(self) -> int: ...
+
+
+def output_shape(backbone: nn.Module) -> dict[str, FeatureShape]:
+    """Returns channels and stride of a backbone's feature maps by name (Detectron2's protocol)."""
+    shapes: dict[str, FeatureShape] = backbone.output_shape()  # type: ignore[operator]  # a method of the subclass
+    return shapes
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The feature maps of all levels, flattened and joined: S = sum of H_l * W_l positions.
+    """Feature maps of all levels, flattened and concatenated: S = sum of H_l * W_l positions.
 
     Attributes:
         values: (N, S, C) features.
         positions: (N, S, C) position embedding plus level embedding.
         padding_mask: (N, S) bool, True on padding.
         spatial_shapes: (H_l, W_l) of every level, as Python ints.
-        valid_ratios: (N, L, 2) as (x, y): the share of each level's width and height that is image, in (0, 1].
+        valid_ratios: (N, L, 2) as (x, y), the fractions of each level's width and height that are image, in (0, 1].
     """
 
     values: Tensor
     positions: Tensor
     padding_mask: Tensor
-    spatial_shapes: SpatialShapes
+    spatial_shapes: tuple[tuple[int, int], ...]
     valid_ratios: Tensor
 
     @property
     def level_start_index(self) -> tuple[int, ...]:
-        """The position at which each level begins."""
+        """Index of the first token of each level."""
         sizes = [height * width for height, width in self.spatial_shapes]
         return tuple(accumulate([0] + sizes[:-1]))
+
+    def centers(self) -> Tensor:
+        """Computes the centres (N, S, 2) of all tokens as (x, y), normalised by the image without padding."""
+        centers = []
+        for (height, width), ratio in zip(self.spatial_shapes, self.valid_ratios.unbind(1), strict=True):
+            # Sizes stay Python numbers: a tensor of them would need a copy to the device.
+            y = torch.arange(height, device=ratio.device, dtype=ratio.dtype) + 0.5
+            x = torch.arange(width, device=ratio.device, dtype=ratio.dtype) + 0.5
+            x, y = x.repeat(height), y.repeat_interleave(width)
+            centers.append(torch.stack((x / (ratio[:, :1] * width), y / (ratio[:, 1:] * height)), dim=-1))
+        return torch.cat(centers, dim=1)
 
 
 @dataclass(frozen=True)
 class Queries:
-    """What the decoder starts from.
+    """Initial queries of the decoder.
 
     Attributes:
         content: (N, Q, C).
-        positions: (N, Q, C), added to queries and keys of the self-attention and to the cross-attention's query.
+        positions: (N, Q, C), added to queries and keys of self-attention and to queries of cross-attention.
         reference: (N, Q, 2) as (x, y), or (N, Q, 4) as (cx, cy, w, h), in [0, 1] of the image without padding; None
-            in DETR, whose queries have no place.
-        proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder's proposals, two-stage only.
+            in DETR.
+        proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder, two-stage only.
     """
 
     content: Tensor
@@ -57,10 +92,10 @@ class Queries:
 
 @dataclass(frozen=True)
 class MaskLogits:
-    """Mask logits of the last layer's queries, computed where they are asked for: a loss needs the matched ones only.
+    """Mask logits of the last layer's queries, computed on demand: a loss needs those of matched queries only.
 
     Attributes:
-        select: image (M,) and query (M,), int64, to logits (M, h, w) that cover the padded image.
+        select: function of image (M,) and query (M,), int64, that returns logits (M, h, w) of the padded image.
         padding_mask: (N, H, W) bool of the batch of images, True on padding.
         num_queries: Q.
     """
@@ -70,19 +105,16 @@ class MaskLogits:
     num_queries: int
 
     def __call__(self, image: Tensor, query: Tensor) -> Tensor:
-        """The logits (M, h, w) of chosen queries."""
+        """Computes the logits (M, h, w) of selected queries."""
         return self.select(image, query)
 
     def all(self) -> Tensor:
-        """(N, Q, h, w).
-
-        `MASKS_AT_ONCE` are computed together, so that without gradients the memory of no more is needed.
-        """
+        """Computes all logits (N, Q, h, w), a chunk of masks at a time to bound memory when gradients are off."""
         batch, device = len(self.padding_mask), self.padding_mask.device
         image = torch.arange(batch, device=device).repeat_interleave(self.num_queries)
         query = torch.arange(self.num_queries, device=device).repeat(batch)
-        parts = zip(image.split(MASKS_AT_ONCE), query.split(MASKS_AT_ONCE), strict=True)
-        return torch.cat([self(*part) for part in parts]).unflatten(0, (batch, self.num_queries))
+        chunks = zip(image.split(MASKS_PER_CHUNK), query.split(MASKS_PER_CHUNK), strict=True)
+        return torch.cat([self(*chunk) for chunk in chunks]).unflatten(0, (batch, self.num_queries))
 
     @cached_property
     def image_sizes(self) -> list[tuple[int, int]]:
@@ -94,14 +126,14 @@ class MaskLogits:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a detector returns.
+    """Output of a detector.
 
     Attributes:
-        logits: (layers, N, Q, classes), the last decoder layer last; one more with ``no_object``.
+        logits: (layers, N, Q, classes), the last decoder layer last; with ``no_object`` one more logit.
         boxes: (layers, N, Q, 4) as (cx, cy, w, h), normalised by the size of the image without padding.
-        proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder, or None for one-stage models.
-        masks: mask logits of the last layer's queries; ``masks.all()`` is (N, Q, h, w). None for models of boxes only.
-        no_object: whether the last logit stands for "no object" (softmax, as in DETR) or all are classes (sigmoid).
+        proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder; None for one-stage models.
+        masks: mask logits of the last layer's queries; ``masks.all()`` is (N, Q, h, w). None without mask head.
+        no_object: whether the last logit is that of "no object" (softmax) or all logits are classes (sigmoid).
     """
 
     logits: Tensor
@@ -112,8 +144,21 @@ class Predictions:
 
     @property
     def num_classes(self) -> int:
-        """Classes of objects, "no object" not counted."""
+        """Number of classes, without "no object"."""
         return self.logits.shape[-1] - int(self.no_object)
+
+    def scores(self) -> Tensor:
+        """Computes the class scores of the last layer, (N, Q, num_classes) float32 in [0, 1]."""
+        logits = self.logits[-1].float()
+        return logits.softmax(-1)[..., :-1] if self.no_object else logits.sigmoid()
+
+    def foreground(self) -> Tensor:
+        """Returns the mask (N, Q) of the last layer's queries that predict an object.
+
+        Softmax: the most likely class is not "no object". Sigmoid: the score of any class is above 1/2.
+        """
+        logits = self.logits[-1]
+        return logits.argmax(-1) != logits.shape[-1] - 1 if self.no_object else logits.max(-1).values > 0
 
 
 @dataclass(frozen=True)
@@ -122,8 +167,8 @@ class Targets:
 
     Attributes:
         labels: (T,) int64 contiguous class ids, 0 <= id < classes.
-        boxes: (T, 4) float32 as (cx, cy, w, h), normalised by the image's size.
-        masks: (T, h, w) bool at the image's size without padding, or None where there are none.
+        boxes: (T, 4) float32 as (cx, cy, w, h), normalised by the size of the image.
+        masks: (T, h, w) bool at the size of the image without padding; None without masks.
     """
 
     labels: Tensor
@@ -131,7 +176,7 @@ class Targets:
     masks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Targets":
-        """The same targets on ``device``."""
+        """Returns a copy on ``device``."""
         return Targets(
             self.labels.to(device, non_blocking=True),
             self.boxes.to(device, non_blocking=True),
@@ -143,15 +188,33 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Match:
+    """Matched pairs of one set of predictions: M pairs in each of its layers.
+
+    Every target of every image is matched once in each layer, so that all layers have the same M and the same images
+    in the same order.
+
+    Attributes:
+        image: (M,) int64, image index of each pair.
+        query: (layers, M) int64, query index.
+        target: (layers, M) int64, target index within the concatenated targets of the batch.
+    """
+
+    image: Tensor
+    query: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
 class Detections:
     """Detections of one image, best score first.
 
     Attributes:
-        boxes: (K, 4) as (x1, y1, x2, y2), in pixels of the size that was asked for, clipped to it.
+        boxes: (K, 4) as (x1, y1, x2, y2) in pixels of the requested size, clipped to it.
         scores: (K,) in [0, 1].
         labels: (K,) int64 contiguous class ids.
-        masks: (K, H, W) bool in the size that was asked for, or None for models of boxes only.
-        queries: (K,) int64, whose detections they are; None where they are not of one prediction.
+        masks: (K, H, W) bool at the requested size; None without mask head.
+        queries: (K,) int64, query of each detection; None if detections of several predictions were merged.
     """
 
     boxes: Tensor

@@ -1,45 +1,50 @@
-"""Swin Transformer (arXiv 2103.14030) from torchvision's, as named feature maps."""
+"""Swin Transformer (arXiv 2103.14030) with named feature maps, built from torchvision's."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TypedDict
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models import SwinTransformer
 
-from ..errors import UserError
-from .backbone import FeatureSpec
+from .layers import check_choice
+from .resnet import STAGES, check_stages
+from .structures import FeatureSpec
+
+
+class SwinSize(TypedDict):
+    """Size arguments of a Swin Transformer, named alike in torchvision and Detectron2."""
+
+    embed_dim: int
+    depths: list[int]
+    num_heads: list[int]
+
 
 # arXiv 2103.14030, section 3.3. torchvision has ImageNet weights of the first three.
-VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, SwinSize] = {
     "swin_t": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
     "swin_s": {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24]},
     "swin_b": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
     "swin_l": {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48]},
 }
-_STAGES = ("res2", "res3", "res4", "res5")
-_PATCH = 4
+_PATCH_SIZE = 4
 
 
 class SwinBackbone(nn.Module):
-    """Swin-T, -S, -B or -L without its classifier.
+    """Swin-T, -S, -B or -L without classifier.
 
-    Its modules keep torchvision's names (``features.0`` the patches, then stages and, between them, the merging of
-    patches), so that its ImageNet weights load. Each feature map has a layer norm of its own, which starts anew, as
-    is usual where Swin detects.
+    Modules have torchvision's names (``features.0`` is the patch embedding, followed by stages and patch merging in
+    turn), so that its ImageNet weights load. Each feature map has a layer norm of its own, newly initialised.
 
-    Attention windows reach into the padding of a batch: an image's features depend on it slightly.
+    Attention windows include the padding of a batch, so that features of an image depend slightly on it.
 
     Args:
-        variant: a name among ``VARIANTS``.
-        out_features: names among ``res2`` … ``res5``, which tell the strides 4 … 32 as a ResNet's do; later stages
-            than the last of them are not built.
-        drop_path: stochastic depth of the last block; it grows from 0 at the first.
-        freeze_at: freeze the patches' embedding (1) and the stages up to this one (2 = res2 …), with the merging
-            that follows each, as Detectron2's Swin does; they skip no block then. 0 freezes nothing.
-
-    Raises:
-        UserError: for an unknown variant or feature.
+        variant: ``"swin_t"``, ``"swin_s"``, ``"swin_b"`` or ``"swin_l"``.
+        out_features: names among ``res2`` … ``res5``, with strides 4 … 32 as those of a ResNet; stages after the last
+            of them are not built.
+        drop_path_rate: stochastic depth rate of the last block; rates increase linearly from 0 at the first.
+        freeze_at: freeze the patch embedding (1) and stages up to this one (2: res2 …), each with the patch merging
+            after it, as Detectron2's Swin does; frozen stages have no stochastic depth. 0 freezes nothing.
     """
 
     def __init__(
@@ -47,28 +52,22 @@ class SwinBackbone(nn.Module):
         variant: str = "swin_t",
         out_features: Iterable[str] = ("res3", "res4", "res5"),
         *,
-        drop_path: float = 0.2,
+        drop_path_rate: float = 0.2,
         freeze_at: int = 0,
     ) -> None:
         super().__init__()
         self.out_features = tuple(out_features)
-        if variant not in VARIANTS:
-            raise UserError(f"MODEL.BACKBONE.VARIANT {variant!r} is no Swin: choose one of {', '.join(VARIANTS)}")
-        unknown = [name for name in self.out_features if name not in _STAGES]
-        if unknown or not self.out_features:
-            raise UserError(
-                f"MODEL.BACKBONE.OUT_FEATURES {list(self.out_features)}: name at least one of {list(_STAGES)} and no "
-                "other"
-            )
-        whole = SwinTransformer(
-            [_PATCH, _PATCH], window_size=[7, 7], stochastic_depth_prob=drop_path, **VARIANTS[variant]
+        check_choice("variant", variant, VARIANTS)
+        check_stages(self.out_features)
+        size = VARIANTS[variant]
+        model = SwinTransformer(
+            [_PATCH_SIZE, _PATCH_SIZE], window_size=[7, 7], stochastic_depth_prob=drop_path_rate, **size
         )
-        width = VARIANTS[variant]["embed_dim"]
-        last = max(_STAGES.index(name) for name in self.out_features)
-        self.features = whole.features[: 2 * last + 2]
+        last = max(STAGES.index(name) for name in self.out_features)
+        self.features = model.features[: 2 * last + 2]
         self._specs = {
-            name: FeatureSpec(width * 2**index, _PATCH * 2**index)
-            for index, name in enumerate(_STAGES)
+            name: FeatureSpec(size["embed_dim"] * 2**index, _PATCH_SIZE * 2**index)
+            for index, name in enumerate(STAGES)
             if name in self.out_features
         }
         self.norms = nn.ModuleDict({name: nn.LayerNorm(spec.channels) for name, spec in self._specs.items()})
@@ -78,36 +77,24 @@ class SwinBackbone(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "SwinBackbone":
-        """Frozen stages stay as in evaluation."""
+        """Sets the mode of all modules but frozen stages, which stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
     def output_shape(self) -> dict[str, FeatureSpec]:
-        """Channels and stride of every feature map in ``out_features``, finest first."""
+        """Returns channels and stride of every feature map in ``out_features``, finest first."""
         return dict(self._specs)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) to feature maps (N, C, ceil(H / stride), ceil(W / stride)) by name."""
+        """Maps images (N, 3, H, W) to feature maps (N, C, ceil(H / stride), ceil(W / stride)) by name."""
         height, width = images.shape[-2:]
-        x = F.pad(images, (0, -width % _PATCH, 0, -height % _PATCH))
-        found = {}
+        x = F.pad(images, (0, -width % _PATCH_SIZE, 0, -height % _PATCH_SIZE))
+        features = {}
         for index, module in enumerate(self.features):
             x = module(x)  # (N, H, W, C)
-            name = _STAGES[(index - 1) // 2] if index % 2 else ""
+            name = STAGES[(index - 1) // 2] if index % 2 else ""
             if name in self.out_features:
-                found[name] = self.norms[name](x).permute(0, 3, 1, 2).contiguous()
-        return found
-
-
-def build_swin(cfg: Any) -> SwinBackbone:
-    """The Swin Transformer that ``cfg.MODEL.BACKBONE`` describes.
-
-    Raises:
-        UserError: for values that no Swin Transformer has.
-    """
-    backbone = cfg.MODEL.BACKBONE
-    return SwinBackbone(
-        backbone.VARIANT, backbone.OUT_FEATURES, drop_path=backbone.DROP_PATH_RATE, freeze_at=backbone.FREEZE_AT
-    )
+                features[name] = self.norms[name](x).permute(0, 3, 1, 2).contiguous()
+        return features

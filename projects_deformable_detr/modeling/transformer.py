@@ -1,72 +1,62 @@
-"""DETR's transformer (arXiv 2005.12872, section 3.2 and appendix A.3): attention to every position.
+"""DETR's encoder and decoder (arXiv 2005.12872, section 3.2 and appendix A.3).
 
-Positions are added to queries and keys of every attention layer, never to values.
+Position embeddings are added to queries and keys of every attention layer, never to values.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .heads import BoxHead, FeedForward, at_least_float32
+from .layers import BoxHead, FeedForward, LayerConfig, at_least_float32, build_class_head, xavier_init
 from .structures import Queries, Tokens
 
 
 class TransformerEncoderLayer(nn.Module):
-    """Self-attention, then a feed-forward network.
+    """Self-attention and a feed-forward network."""
 
-    Args:
-        channels: C.
-        heads: attention heads; divides C.
-        hidden: width of the feed-forward network.
-        dropout: probability, of attention weights too.
-        activation: ``"relu"`` or ``"gelu"``.
-        pre_norm: norms before each part instead of after it.
-    """
-
-    def __init__(
-        self, channels: int, heads: int, hidden: int, dropout: float, activation: str, pre_norm: bool = False
-    ) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
-        self.pre_norm = pre_norm
-        self.self_attn = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(channels)
-        self.ffn = FeedForward(channels, hidden, dropout, activation, pre_norm)
+        self.pre_norm = config.pre_norm
+        self.self_attn = nn.MultiheadAttention(
+            config.d_model, config.num_heads, dropout=config.dropout, batch_first=True
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.d_model)
+        self.ffn = FeedForward(config)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
-        """x (N, S, C) to (N, S, C)."""
+        """Maps x (N, S, C) to (N, S, C)."""
         if self.pre_norm:
-            return self.ffn(x + self._attend(self.norm(x), tokens))
-        return self.ffn(self.norm(x + self._attend(x, tokens)))
+            return self.ffn(x + self._self_attention(self.norm(x), tokens))
+        return self.ffn(self.norm(x + self._self_attention(x, tokens)))
 
-    def _attend(self, x: Tensor, tokens: Tokens) -> Tensor:
+    def _self_attention(self, x: Tensor, tokens: Tokens) -> Tensor:
         query = x + tokens.positions
         attended = self.self_attn(query, query, x, key_padding_mask=tokens.padding_mask, need_weights=False)[0]
         return self.dropout(attended)
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of encoder layers.
+    """Stack of encoder layers, with a final norm for pre-norm layers.
 
     Args:
-        layers: the layers, in order.
-        norm: after the last layer; pre-norm layers need it, others have their own.
-        recompute: activation checkpointing, which stores each layer's input only and recomputes the rest.
+        layer: configuration of the layers.
+        num_layers: number of layers.
+        activation_checkpointing: recompute layers in the backward pass instead of storing their activations.
     """
 
-    def __init__(
-        self, layers: list[TransformerEncoderLayer], norm: nn.Module | None = None, recompute: bool = False
-    ) -> None:
+    def __init__(self, layer: LayerConfig, num_layers: int = 6, *, activation_checkpointing: bool = False) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.norm = norm
-        self.recompute = recompute
+        self.layers = nn.ModuleList(TransformerEncoderLayer(layer) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(layer.d_model) if layer.pre_norm else None
+        self.activation_checkpointing = activation_checkpointing
+        xavier_init(self.layers)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Tokens to memory (N, S, C)."""
+        """Maps tokens to memory (N, S, C)."""
         memory = tokens.values
         for layer in self.layers:
-            if self.recompute and self.training:
+            if self.activation_checkpointing and self.training:
                 memory = checkpoint(layer, memory, tokens, use_reentrant=False)
             else:
                 memory = layer(memory, tokens)
@@ -74,64 +64,68 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoderLayer(nn.Module):
-    """Self-attention among queries, attention of each to all positions, then a feed-forward network.
+    """Self-attention among queries, cross-attention to memory and a feed-forward network."""
 
-    Args: as `TransformerEncoderLayer`.
-    """
-
-    def __init__(
-        self, channels: int, heads: int, hidden: int, dropout: float, activation: str, pre_norm: bool = False
-    ) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
-        self.pre_norm = pre_norm
-        self.self_attn = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
-        self.self_dropout = nn.Dropout(dropout)
-        self.self_norm = nn.LayerNorm(channels)
-        self.cross_attn = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
-        self.cross_dropout = nn.Dropout(dropout)
-        self.cross_norm = nn.LayerNorm(channels)
-        self.ffn = FeedForward(channels, hidden, dropout, activation, pre_norm)
+        d_model, num_heads = config.d_model, config.num_heads
+        self.pre_norm = config.pre_norm
+        self.self_attn = nn.MultiheadAttention(d_model, num_heads, dropout=config.dropout, batch_first=True)
+        self.self_dropout = nn.Dropout(config.dropout)
+        self.self_norm = nn.LayerNorm(d_model)
+        self.cross_attn = nn.MultiheadAttention(d_model, num_heads, dropout=config.dropout, batch_first=True)
+        self.cross_dropout = nn.Dropout(config.dropout)
+        self.cross_norm = nn.LayerNorm(d_model)
+        self.ffn = FeedForward(config)
 
     def forward(self, x: Tensor, positions: Tensor, memory: Tensor, tokens: Tokens) -> Tensor:
-        """x, positions (N, Q, C), memory (N, S, C) to (N, Q, C)."""
+        """Maps x, positions (N, Q, C) and memory (N, S, C) to (N, Q, C)."""
         if self.pre_norm:
-            x = x + self._among_queries(self.self_norm(x), positions)
-            x = x + self._to_memory(self.cross_norm(x), positions, memory, tokens)
+            x = x + self._self_attention(self.self_norm(x), positions)
+            x = x + self._cross_attention(self.cross_norm(x), positions, memory, tokens)
         else:
-            x = self.self_norm(x + self._among_queries(x, positions))
-            x = self.cross_norm(x + self._to_memory(x, positions, memory, tokens))
+            x = self.self_norm(x + self._self_attention(x, positions))
+            x = self.cross_norm(x + self._cross_attention(x, positions, memory, tokens))
         return self.ffn(x)
 
-    def _among_queries(self, x: Tensor, positions: Tensor) -> Tensor:
+    def _self_attention(self, x: Tensor, positions: Tensor) -> Tensor:
         query = x + positions
         return self.self_dropout(self.self_attn(query, query, x, need_weights=False)[0])
 
-    def _to_memory(self, x: Tensor, positions: Tensor, memory: Tensor, tokens: Tokens) -> Tensor:
+    def _cross_attention(self, x: Tensor, positions: Tensor, memory: Tensor, tokens: Tokens) -> Tensor:
         key, mask = memory + tokens.positions, tokens.padding_mask
         attended = self.cross_attn(x + positions, key, memory, key_padding_mask=mask, need_weights=False)[0]
         return self.cross_dropout(attended)
 
 
 class TransformerDecoder(nn.Module):
-    """A stack of decoder layers, with one norm and one pair of heads for what every layer says.
+    """Stack of decoder layers; a norm and prediction heads, shared by all layers, map every layer's output.
 
     Args:
-        layers: the layers, in order.
-        class_head: (…, C) to (…, logits).
-        box_head: (…, C) to (…, 4), boxes as (cx, cy, w, h) before the sigmoid.
+        layer: configuration of the layers.
+        num_layers: number of layers, at least 1.
+        num_classes: number of classes.
+        no_object: add a logit for "no object", for softmax classification.
     """
 
-    def __init__(self, layers: list[TransformerDecoderLayer], class_head: nn.Linear, box_head: BoxHead) -> None:
+    def __init__(
+        self, layer: LayerConfig, num_layers: int = 6, num_classes: int = 80, *, no_object: bool = True
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(class_head.in_features)
-        # Lists of one, as in Deformable DETR's decoder, so that weights are named alike.
-        self.class_heads = nn.ModuleList([class_head])
-        self.box_heads = nn.ModuleList([box_head])
+        self.layers = nn.ModuleList(TransformerDecoderLayer(layer) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(layer.d_model)
+        # Lists of one, so that parameter names are those of Deformable DETR's decoder.
+        self.class_heads = nn.ModuleList([build_class_head(layer.d_model, num_classes, no_object=no_object)])
+        self.box_heads = nn.ModuleList([BoxHead(layer.d_model, size_bias=None)])
+        xavier_init(self.layers)
 
     def forward(self, queries: Queries, memory: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (layers, N, Q, logits), boxes (layers, N, Q, 4) as normalised (cx, cy, w, h), and the last layer's
-        hidden states (N, Q, C)."""
+        """Decodes queries.
+
+        Returns:
+            logits (layers, N, Q, logits), boxes (layers, N, Q, 4) as normalised (cx, cy, w, h), and normalised hidden
+            states (N, Q, C) of the last layer.
+        """
         x, hidden = queries.content, []
         for layer in self.layers:
             x = layer(x, queries.positions, memory, tokens)

@@ -10,8 +10,8 @@ from typing import Any
 from fvcore.common.config import CfgNode as _CfgNode
 
 from ..config import did_you_mean, leaves
+from ..config.model import BACKBONES
 from ..errors import UserError
-from ..modeling.backbones import BACKBONES
 
 VERSION = 2
 

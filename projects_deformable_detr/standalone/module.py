@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..config import build_criterion, build_detector
 from ..config.evaluation import evaluation_config
 from ..config.training import optimizer_config, schedule_config
 from ..errors import UserError
 from ..evaluation import Evaluator, TestTimeAugmentationConfig
 from ..evaluation.tta import detect_with_tta
-from ..modeling import build_criterion, build_detector, cardinality_error, panoptic_postprocess, postprocess
+from ..modeling import cardinality_error, panoptic_postprocess, postprocess
 from ..training import build_optimizer, build_scheduler
 from . import data
 from .batch import Batch

@@ -16,7 +16,6 @@ from ..config.loading import processes_per_machine
 from ..config.training import training_config
 from ..data import catalog
 from ..evaluation import Evaluator
-from ..modeling.backbones import unused_features
 from ..training.callbacks import DetectorWriter
 from ..training.last_checkpoint import find_last_checkpoint
 from ..training.launch import launch
@@ -112,9 +111,10 @@ def build_trainer(
     output_dir = Path(cfg.OUTPUT_DIR)
     strategy: DDPStrategy | str = "auto"
     if processes * args.num_machines > 1:
-        unused = unused_features(cfg, module.detector.backbone)
         strategy = DDPStrategy(
-            broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=bool(unused)
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=bool(module.detector.unused_features()),
         )
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",

@@ -9,11 +9,11 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import Boxes, Instances
 
+from projects_deformable_detr.config.model import BACKBONES
 from projects_deformable_detr.detectron2_plugin.trainer import Trainer
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.modeling.backbone import ResNet
-from projects_deformable_detr.modeling.backbones import BACKBONES
-from projects_deformable_detr.modeling.fpn import PyramidBackbone
+from projects_deformable_detr.modeling.fpn import BackboneWithFPN
+from projects_deformable_detr.modeling.resnet import ResNet
 
 WIDE = {"MODEL__RESNETS__RES2_OUT_CHANNELS": 64, "MODEL__RESNETS__STEM_OUT_CHANNELS": 64}
 PYRAMID = {
@@ -115,7 +115,7 @@ def test_our_pyramid_computes_what_detectron2s_does():
     features = ["res3", "res4", "res5"]
     bottom_up = ResNet(18, features)
     Backbone.register(ResNet)
-    ours = PyramidBackbone(bottom_up, features, 32)
+    ours = BackboneWithFPN(bottom_up, features, 32)
     theirs = FPN(bottom_up, features, 32, top_block=LastLevelMaxPool())
     for index in range(3):
         for source, target in ((ours.fpn.inner_blocks, "lateral"), (ours.fpn.layer_blocks, "output")):

@@ -49,8 +49,9 @@ def describe_criterion(criterion: Any) -> Any:
         plain(criterion.weights),
         criterion.deep_supervision,
         criterion.masks,
+        criterion.classification,
         matcher.classification,
-        (matcher.class_weight, matcher.l1_weight, matcher.giou_weight),
+        (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou),
     )
 
 
@@ -70,7 +71,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     cfg, lazy = get_cfg(), model_zoo.get_config(request.param, lazy=True)
     cfg.merge_from_file(str(model_zoo.config_file(request.param)))
     decoder = lazy.model.detector.decoder
-    head = decoder if decoder is not None else lazy.model.detector.queries.class_head
+    head = decoder if decoder is not None else lazy.model.detector.queries
     assert cfg.MODEL.DETR.NUM_CLASSES in (0, head.num_classes)
     cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DEVICE = head.num_classes, "meta"
     return cfg, lazy
@@ -157,7 +158,7 @@ def test_a_lazy_file_equals_its_recipe():
 def test_overrides_reach_every_part():
     lazy = model_zoo.get_config("quickstart", lazy=True)
     lazy.model.detector.decoder.num_layers = 3
-    options = ["model.detector.decoder.num_classes=3", "model.detector.tokenizer.channels=64", "optimizer.lr=0.5"]
+    options = ["model.detector.decoder.num_classes=3", "model.detector.neck.d_model=64", "optimizer.lr=0.5"]
     options += ["dataloader.test.dataset.names=coco_2017_val", "dataloader.train.dataset.names=coco_2017_train"]
     lazy = LazyConfig.apply_overrides(lazy, options)
     model = instantiate(lazy.model)

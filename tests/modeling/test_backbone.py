@@ -6,8 +6,9 @@ import torchvision
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.modeling.backbone import ResNet, build_resnet
+from projects_deformable_detr.config.model import build_backbone
+from projects_deformable_detr.errors import ArgumentError, UserError
+from projects_deformable_detr.modeling.resnet import ResNet
 
 ALL = ("res2", "res3", "res4", "res5")
 
@@ -21,7 +22,7 @@ def theirs_and_ours(depth, norm="BN", dilate=False, out_features=ALL):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.8, 1.2)
             nn.init.uniform_(module.weight, 0.5, 1.0)
-    ours = ResNet(depth, out_features, norm=norm, dilate_res5=dilate).eval()
+    ours = ResNet(depth, out_features, norm=norm, res5_dilation=2 if dilate else 1).eval()
     ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
     return theirs, ours
 
@@ -53,7 +54,7 @@ def test_equals_torchvision(depth, norm, dilate):
 
 @pytest.mark.parametrize(("depth", "dilate"), [(18, False), (50, False), (50, True)])
 def test_output_shape_tells_channels_and_strides(depth, dilate):
-    model = ResNet(depth, ("res5", "res3"), dilate_res5=dilate, stem_channels=16, res2_channels=16)
+    model = ResNet(depth, ("res5", "res3"), res5_dilation=2 if dilate else 1, stem_channels=16, res2_channels=16)
     assert list(model.output_shape()) == ["res3", "res5"]
     with torch.no_grad():
         features = model(torch.zeros(2, 3, 97, 131))
@@ -106,22 +107,22 @@ def test_frozen_stages_keep_their_batch_statistics():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"depth": 20}, "DEPTH 20"),
-        ({"out_features": ()}, r"OUT_FEATURES \[\]"),
+        ({"depth": 20}, "depth must be one of 18, 34, 50, 101, got 20"),
+        ({"out_features": ()}, r"out_features must .*got \[\]"),
         ({"out_features": ("res3", "res6")}, "res6"),
-        ({"norm": "LN"}, "NORM 'LN'"),
-        ({"dilate_res5": True}, "DEPTH 50 or 101"),
+        ({"norm": "LN"}, "norm must be .*got 'LN'"),
+        ({"res5_dilation": 2}, "res5_dilation needs .*`depth` to 50 or 101"),
     ],
 )
 def test_bad_arguments_are_named(arguments, named):
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(ArgumentError, match=named):
         ResNet(**{"depth": 18, **arguments})
 
 
 def test_config_keys_reach_the_backbone(make_cfg):
     cfg = make_cfg(DEPTH=50, RES5_DILATION=2, NORM="GN")
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
-    model = build_resnet(cfg)
+    model = build_backbone(cfg)
     shape = model.output_shape()
     assert (shape["res5"].stride, shape["res3"].channels) == (16, 64)
     assert isinstance(model.bn1, nn.GroupNorm)
@@ -133,12 +134,12 @@ def test_config_values_that_no_backbone_has_are_named(make_cfg, key, value):
     cfg = make_cfg()
     cfg.MODEL.RESNETS[key] = value
     with pytest.raises(UserError, match=key):
-        build_resnet(cfg)
+        build_backbone(cfg)
 
 
 def test_detectron2s_default_width_is_the_papers_at_every_depth(make_cfg):
     cfg = make_cfg()
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 256
-    assert build_resnet(cfg).output_shape()["res5"].channels == 512
+    assert build_backbone(cfg).output_shape()["res5"].channels == 512
     cfg.MODEL.RESNETS.DEPTH = 50
-    assert build_resnet(cfg).output_shape()["res5"].channels == 2048
+    assert build_backbone(cfg).output_shape()["res5"].channels == 2048

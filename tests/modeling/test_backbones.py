@@ -8,12 +8,11 @@ import torchvision
 from torch import nn
 
 from projects_deformable_detr import build_criterion, build_detector
-from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.config.model import BACKBONES, build_backbone
+from projects_deformable_detr.errors import ArgumentError, UserError
 from projects_deformable_detr.modeling import Targets
-from projects_deformable_detr.modeling.backbone import ResNet
-from projects_deformable_detr.modeling.backbones import BACKBONES, build_backbone
-from projects_deformable_detr.modeling.deform_conv import DeformableConv2d
-from projects_deformable_detr.modeling.fpn import PyramidBackbone
+from projects_deformable_detr.modeling.fpn import BackboneWithFPN
+from projects_deformable_detr.modeling.resnet import DeformableConv2d, ResNet
 from projects_deformable_detr.modeling.swin import SwinBackbone
 from projects_deformable_detr.modeling.timm_backbone import TimmBackbone
 from projects_deformable_detr.training.optimizer import parameter_groups
@@ -72,26 +71,26 @@ def test_deformable_stages_are_those_asked_for_and_all_of_it_learns():
     own = model.state_dict()
     assert plain.keys() <= own.keys()  # torchvision's weights find their places
     assert all(own[key].shape == value.shape for key, value in plain.items())
-    check_protocol(ResNet(50, deform=stages, dilate_res5=True, deform_groups=2, **TINY))
+    check_protocol(ResNet(50, deform=stages, res5_dilation=2, deform_groups=2, **TINY))
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"depth": 18, "deform": (False, False, False, True)}, "DEPTH 50 or 101"),
-        ({"deform": (True, True)}, "DEFORM_ON_PER_STAGE"),
-        ({"deform": (False, False, False, True), "deform_groups": 0}, "DEFORM_NUM_GROUPS must be at least 1"),
-        ({"deform": (False, False, False, True), "deform_groups": 3}, "DEFORM_NUM_GROUPS 3 must divide"),
+        ({"depth": 18, "deform": (False, False, False, True)}, "deform needs .*`depth` to 50 or 101"),
+        ({"deform": (True, True)}, "deform must be a bool for each"),
+        ({"deform": (False, False, False, True), "deform_groups": 0}, "deform_groups must be at least 1"),
+        ({"deform": (False, False, False, True), "deform_groups": 3}, "deform_groups must divide"),
     ],
 )
 def test_wrong_deformable_convolutions_are_named(arguments, named):
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(ArgumentError, match=named):
         ResNet(**{"depth": 50, **TINY, **arguments})
 
 
 @pytest.mark.parametrize("norm", ["", "GN"])
 def test_pyramid_names_levels_by_stride(norm):
-    pyramid = PyramidBackbone(ResNet(18, ("res2", "res3", "res4", "res5")), ["res3", "res4", "res5"], 32, norm)
+    pyramid = BackboneWithFPN(ResNet(18, ("res2", "res3", "res4", "res5")), ["res3", "res4", "res5"], 32, norm)
     assert {name: spec.stride for name, spec in pyramid.output_shape().items()} == {
         "p3": 8, "p4": 16, "p5": 32, "p6": 64
     }  # fmt: skip
@@ -105,8 +104,8 @@ def test_pyramid_names_levels_by_stride(norm):
     [
         ({"IN_FEATURES": []}, "IN_FEATURES"),
         ({"IN_FEATURES": ["res3", "p9"]}, "p9"),
-        ({"NORM": "BN"}, "NORM 'BN'"),
-        ({"NORM": "GN", "OUT_CHANNELS": 48}, "OUT_CHANNELS 48"),
+        ({"NORM": "BN"}, "NORM must be .*got 'BN'"),
+        ({"NORM": "GN", "OUT_CHANNELS": 48}, "MODEL.FPN.OUT_CHANNELS must .* MODEL.FPN.NORM GN, got 48"),
         ({"FUSE_TYPE": "avg"}, "FUSE_TYPE"),
     ],
 )
@@ -155,10 +154,11 @@ def test_swin_freezes_the_patches_then_stages(freeze_at):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [({"variant": "swin_x"}, "VARIANT 'swin_x'"), ({"out_features": ["p3"]}, "OUT_FEATURES")]
+    ("arguments", "named"),
+    [({"variant": "swin_x"}, "variant must be .*got 'swin_x'"), ({"out_features": ["p3"]}, "out_features")],
 )
 def test_wrong_swins_are_named(arguments, named):
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(ArgumentError, match=named):
         SwinBackbone(**arguments)
 
 
@@ -174,14 +174,14 @@ def test_timm_networks_keep_the_protocol(variant):
     ("variant", "features", "named"),
     [
         ("no_such_network", ["res3"], "no_such_network"),
-        ("resnet18", ["p3"], r"OUT_FEATURES \['p3'\]"),
+        ("resnet18", ["p3"], r"`out_features` \['p3'\]"),
         ("vit_tiny_patch16_224", ["res4"], "strides"),
         ("swin_tiny_patch4_window7_224", ["res4"], "convolutional"),
     ],
 )
 def test_timm_networks_that_do_not_fit_are_named(variant, features, named):
     pytest.importorskip("timm", reason="timm is not installed")
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(ArgumentError, match=named):
         TimmBackbone(variant, features)
 
 
@@ -194,7 +194,7 @@ def test_timm_is_optional_and_says_so(monkeypatch):
 def test_timm_networks_have_no_stages_to_freeze(make_cfg):
     cfg = make_cfg()
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "build_deformable_detr_timm_backbone", 2
-    with pytest.raises(UserError, match="FREEZE_AT 2"):
+    with pytest.raises(UserError, match="FREEZE_AT must be 0 .*got 2"):
         build_backbone(cfg)
 
 

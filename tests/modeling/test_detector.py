@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from projects_deformable_detr import build_criterion, build_detector
-from projects_deformable_detr.modeling.backbone import FeatureSpec
+from projects_deformable_detr.modeling.structures import FeatureSpec
 
 VARIANTS = ["single_scale", "single_scale_dc5", "multi_scale", "box_refine", "two_stage"]
 

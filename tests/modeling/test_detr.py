@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from projects_deformable_detr import build_criterion, build_detector
-from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.errors import ArgumentError, UserError
 from projects_deformable_detr.modeling import Predictions, batch_images, cardinality_error, postprocess
-from projects_deformable_detr.modeling.classification import SoftmaxClassification
+from projects_deformable_detr.modeling.losses import SoftmaxClassification
 from projects_deformable_detr.modeling.position_encoding import LearnedPositionEmbedding
 from projects_deformable_detr.modeling.structures import Tokens
 
@@ -84,7 +84,7 @@ def test_a_softmax_query_calls_an_object_when_that_is_likelier_than_none(make_ra
 
 
 def test_no_object_weight_must_be_positive(make_cfg):
-    with pytest.raises(UserError, match="NO_OBJECT_WEIGHT"):
+    with pytest.raises(ArgumentError, match="no_object_weight"):
         SoftmaxClassification(0.0)
 
 
@@ -163,7 +163,7 @@ def test_learned_positions_tell_x_then_y():
     grid = embedding(torch.zeros(2, 3, 5, dtype=torch.bool))
     assert grid.shape == (2, 8, 3, 5)
     assert torch.equal(grid[1, :, 2, 4], torch.cat((embedding.column[4], embedding.row[2])))
-    with pytest.raises(UserError, match="feature map of 7 x 5.*6 learned positions.*POSITION_EMBEDDING_SIZE"):
+    with pytest.raises(UserError, match="feature map of 7 x 5.*6 learned positions.*position_embedding_size"):
         embedding(torch.zeros(1, 7, 5, dtype=torch.bool))
 
 
@@ -185,7 +185,7 @@ def test_recomputed_encoder_layers_give_the_same_gradients(make_cfg, make_random
     targets, gradients = make_random.targets((2, 2), classes=5), []
     for recompute in (False, True):
         detector.zero_grad()
-        detector.encoder.recompute = recompute
+        detector.encoder.activation_checkpointing = recompute
         with torch.random.fork_rng():
             sum(criterion(detector(images, mask), targets).values()).backward()
         gradients.append([parameter.grad.clone() for parameter in detector.parameters()])

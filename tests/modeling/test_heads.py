@@ -7,8 +7,7 @@ import torch
 
 from projects_deformable_detr import build_criterion, build_detector
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.modeling.decoder import Decoder
-from projects_deformable_detr.modeling.heads import BoxHead, apply_box_delta, inverse_sigmoid, make_class_head
+from projects_deformable_detr.modeling.layers import BoxHead, apply_box_delta, build_class_head, inverse_sigmoid
 
 
 def sigmoid(x):
@@ -53,7 +52,7 @@ def test_half_precision_is_widened_before_the_logarithm(dtype):
 
 def test_heads_start_at_the_prior_and_the_size():
     x = torch.randn(4, 32)
-    head = make_class_head(32, 6)
+    head = build_class_head(32, 6)
     torch.testing.assert_close(head.bias.sigmoid(), torch.full((6,), 0.01))
     assert head.weight.abs().max() > 0
     boxes = apply_box_delta(BoxHead(32, -2.0)(x)[None], torch.full((1, 4, 2), 0.5))
@@ -102,35 +101,28 @@ def test_building_keeps_the_start_of_deformable_attention(make_cfg):
         assert 0.9 * bound < module.value_proj.weight.abs().max() <= bound
 
 
-def test_the_decoder_takes_one_head_or_one_per_layer(make_cfg):
-    layers = list(build_detector(make_cfg()).decoder.layers)
-    heads = [make_class_head(64, 5) for _ in range(2)]
-    with pytest.raises(ValueError, match="class_heads: give 1 or 3"):
-        Decoder(layers, heads, [BoxHead(64)], refine=False)
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"NUM_CLASSES": 0}, "NUM_CLASSES"),
         ({"TWO_STAGE": True}, "WITH_BOX_REFINE"),
         ({"WITH_BOX_REFINE": True, "DEEP_SUPERVISION": False}, "DEEP_SUPERVISION"),
-        ({"NHEADS": 5}, "NHEADS 5"),
+        ({"NHEADS": 5}, "HIDDEN_DIM must .*NHEADS 5"),
         ({"NHEADS": 0}, "NHEADS"),
-        ({"HIDDEN_DIM": 48}, "HIDDEN_DIM 48"),
+        ({"HIDDEN_DIM": 48}, "HIDDEN_DIM must .*got 48"),
         ({"NUM_OBJECT_QUERIES": 0}, "NUM_OBJECT_QUERIES"),
         ({"DEC_LAYERS": -1}, "DEC_LAYERS"),
-        ({"DEC_LAYERS": 0, "WITH_BOX_REFINE": True}, "DEC_LAYERS 0"),
-        ({"DEC_LAYERS": 0, "CLASS_LOSS": "softmax"}, "CLASS_LOSS softmax"),
-        ({"CLASS_LOSS": "hinge"}, "CLASS_LOSS 'hinge'"),
+        ({"DEC_LAYERS": 0, "WITH_BOX_REFINE": True}, "DEC_LAYERS must .*got 0"),
+        ({"DEC_LAYERS": 0, "CLASS_LOSS": "softmax"}, "CLASS_LOSS must be 'focal'"),
+        ({"CLASS_LOSS": "hinge"}, "CLASS_LOSS must .*got 'hinge'"),
         ({"PRE_NORM": True}, "PRE_NORM"),
-        ({"POSITION_EMBEDDING": "none"}, "POSITION_EMBEDDING 'none'"),
+        ({"POSITION_EMBEDDING": "none"}, "POSITION_EMBEDDING must .*got 'none'"),
         ({"POSITION_EMBEDDING": "learned", "POSITION_EMBEDDING_SIZE": 0}, "POSITION_EMBEDDING_SIZE"),
         ({"META_ARCHITECTURE": "DETR"}, "one feature map"),
-        ({"META_ARCHITECTURE": "YOLO"}, "META_ARCHITECTURE 'YOLO'"),
+        ({"META_ARCHITECTURE": "YOLO"}, "META_ARCHITECTURE must .*got 'YOLO'"),
         ({"ENC_N_POINTS": 0}, "ENC_N_POINTS"),
-        ({"NUM_FEATURE_LEVELS": 2}, "NUM_FEATURE_LEVELS 2"),
-        ({"ACTIVATION": "swish"}, "ACTIVATION 'swish'"),
+        ({"NUM_FEATURE_LEVELS": 2}, "NUM_FEATURE_LEVELS must .*got 2"),
+        ({"ACTIVATION": "swish"}, "ACTIVATION must .*got 'swish'"),
     ],
 )
 def test_values_that_make_no_model_name_their_key(make_cfg, changes, named):
@@ -141,7 +133,7 @@ def test_values_that_make_no_model_name_their_key(make_cfg, changes, named):
 def test_features_that_the_backbone_lacks_are_named(make_cfg):
     cfg = make_cfg()
     cfg.MODEL.DETR.IN_FEATURES = ["res3", "p6"]
-    with pytest.raises(UserError, match=r"IN_FEATURES \['res3', 'p6'\].*res5"):
+    with pytest.raises(UserError, match=r"IN_FEATURES must .*res5.*got \['res3', 'p6'\]"):
         build_detector(cfg)
 
 

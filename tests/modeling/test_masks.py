@@ -6,10 +6,10 @@ import torch
 from projects_deformable_detr import build_criterion, build_detector
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling import Predictions, Targets, batch_images, postprocess
+from projects_deformable_detr.modeling.losses import MaskLoss
 from projects_deformable_detr.modeling.mask_head import AttentionMaps
-from projects_deformable_detr.modeling.masks import MaskLoss, instance_masks
-from projects_deformable_detr.modeling.matcher import Match
-from projects_deformable_detr.modeling.structures import MaskLogits
+from projects_deformable_detr.modeling.postprocess import instance_masks
+from projects_deformable_detr.modeling.structures import MaskLogits, Match
 
 SIZES = ((96, 64), (64, 128))
 
@@ -156,14 +156,14 @@ def test_many_masks_a_few_at_a_time(make_mask_cfg, monkeypatch):
 
     expected = losses_and_gradients()
     assert together == [5]
-    monkeypatch.setattr("projects_deformable_detr.modeling.masks._IN_LOSS", 2)
+    monkeypatch.setattr("projects_deformable_detr.modeling.losses._MASKS_PER_CHUNK", 2)
     together.clear()
     found = losses_and_gradients()
     assert sorted(together) == [1, 1, 2, 2, 2, 2]  # each once forward, once for its backward
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     together.clear()
     assert detector(images, mask).masks.all().shape[:2] == (2, 7) and together == [14]
-    monkeypatch.setattr("projects_deformable_detr.modeling.structures.MASKS_AT_ONCE", 5)
+    monkeypatch.setattr("projects_deformable_detr.modeling.structures.MASKS_PER_CHUNK", 5)
     together.clear()
     assert detector(images, mask).masks.all().shape[:2] == (2, 7) and together == [5, 5, 4]
 
@@ -210,11 +210,11 @@ def test_stuff_takes_no_place_among_the_best(no_object):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda cfg: cfg.MODEL.RESNETS.OUT_FEATURES.remove("res2"), r"MASKS.IN_FEATURES.*gives \['res3'"),
-        (lambda cfg: cfg.MODEL.DETR.MASKS.update(IN_FEATURES=["res3", "res2"]), "needs three"),
-        (lambda cfg: cfg.MODEL.DETR.MASKS.update(ATTENTION_FEATURE="res2"), "ATTENTION_FEATURE 'res2'"),
-        (lambda cfg: cfg.MODEL.DETR.update(HIDDEN_DIM=64), "HIDDEN_DIM 64 must be a multiple of 128"),
-        (lambda cfg: cfg.MODEL.DETR.update(NHEADS=4), "NHEADS 4"),
+        (lambda cfg: cfg.MODEL.RESNETS.OUT_FEATURES.remove("res2"), r"MASKS.IN_FEATURES must .*features \['res3'"),
+        (lambda cfg: cfg.MODEL.DETR.MASKS.update(IN_FEATURES=["res3", "res2"]), "must be three"),
+        (lambda cfg: cfg.MODEL.DETR.MASKS.update(ATTENTION_FEATURE="res2"), "ATTENTION_FEATURE must .*got 'res2'"),
+        (lambda cfg: cfg.MODEL.DETR.update(HIDDEN_DIM=64), "HIDDEN_DIM must be a multiple of 128.*got 64"),
+        (lambda cfg: cfg.MODEL.DETR.update(NHEADS=4), "NHEADS must .*got 4"),
         (lambda cfg: cfg.MODEL.DETR.update(DEC_LAYERS=0), "needs a decoder"),
         (lambda cfg: (cfg.MODEL.update(MASK_ON=False), cfg.MODEL.DETR.MASKS.update(FREEZE_DETECTOR=True)), "MASK_ON"),
         (lambda cfg: (cfg.MODEL.update(MASK_ON=False), cfg.MODEL.DETR.PANOPTIC.update(ENABLED=True)), "MASK_ON"),

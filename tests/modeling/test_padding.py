@@ -7,7 +7,7 @@ import torch
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.modeling import batch_images
-from projects_deformable_detr.modeling.neck import Tokenizer
+from projects_deformable_detr.modeling.neck import Neck
 from projects_deformable_detr.modeling.position_encoding import SinePositionEmbedding
 from projects_deformable_detr.modeling.structures import Tokens
 
@@ -65,13 +65,13 @@ def test_every_image_of_a_padded_batch_has_what_it_has_alone(make_cfg, shake, va
 
 
 def tokenize(images):
-    tokenizer = Tokenizer({"res4": 8, "res5": 8}, CHANNELS, 3, SinePositionEmbedding(CHANNELS)).eval()
+    neck = Neck({"res4": 8, "res5": 8}, CHANNELS, 3, SinePositionEmbedding(CHANNELS)).eval()
     batch, mask = batch_images(images)
     height, width = batch.shape[-2:]
     sizes = [(-(-height // stride), -(-width // stride)) for stride in (16, 32)]
     features = {name: torch.randn(len(images), 8, *size) for name, size in zip(("res4", "res5"), sizes, strict=True)}
     with torch.no_grad():
-        return tokenizer(features, mask), mask
+        return neck(features, mask), mask
 
 
 def test_valid_ratios_are_the_share_that_is_image():

@@ -115,7 +115,7 @@ def test_sigmoid_scores_and_the_images_own_size():
 
 def test_what_is_needed():
     made = predictions([(0, 0.9, (ALL, 1.0))])
-    with pytest.raises(ValueError, match="1 images, image_sizes of 2"):
+    with pytest.raises(ValueError, match="1 images, image_sizes 2"):
         panoptic_postprocess(made, [(8, 8)] * 2, range(THINGS))
     with pytest.raises(ValueError, match="mask head"):
         panoptic_postprocess(Predictions(made.logits, made.boxes, no_object=True), [(8, 8)], range(THINGS))

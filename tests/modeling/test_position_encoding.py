@@ -13,17 +13,17 @@ def sine_channel(angle, channel, features):
     return (math.sin if channel % 2 == 0 else math.cos)(angle / wavelength)
 
 
-@pytest.mark.parametrize("centred", [True, False])
-def test_grid_embedding_counts_on_the_image_without_padding(centred):
+@pytest.mark.parametrize("centered", [True, False])
+def test_grid_embedding_counts_on_the_image_without_padding(centered):
     channels, height, width = 8, 4, 6
     mask = torch.zeros(2, height, width, dtype=torch.bool)
     mask[1, 3:], mask[1, :, 4:] = True, True
-    embedding = SinePositionEmbedding(channels, centred)(mask)
+    embedding = SinePositionEmbedding(channels, centered)(mask)
     assert embedding.shape == (2, channels, height, width)
     for image, (rows, columns) in enumerate(((height, width), (3, 4))):
         for y in range(rows):
             for x in range(columns):
-                offset = 0.5 if centred else 0.0
+                offset = 0.5 if centered else 0.0
                 angles = ((y + 1 - offset) / rows * 2 * math.pi, (x + 1 - offset) / columns * 2 * math.pi)
                 half = channels // 2
                 expected = [sine_channel(angles[c // half], c % half, half) for c in range(channels)]
@@ -52,5 +52,5 @@ def test_box_embedding_is_each_coordinates_in_turn():
 
 
 def test_channels_must_be_a_multiple_of_4():
-    with pytest.raises(ValueError, match="multiple of 4 channels, got 6"):
+    with pytest.raises(ValueError, match="d_model must be a multiple of 4.*got 6"):
         SinePositionEmbedding(6)

@@ -67,7 +67,7 @@ def test_half_precision_logits_are_scored_in_float32(make_random):
 
 def test_errors(make_random):
     predictions = make_random.predictions(batch=2)
-    with pytest.raises(ValueError, match="2 images, image_sizes of 1"):
+    with pytest.raises(ValueError, match="2 images, image_sizes 1"):
         postprocess(predictions, [(10, 10)])
     with pytest.raises(ValueError, match="topk must be at least 1, got 0"):
         postprocess(predictions, [(10, 10)] * 2, topk=0)

@@ -7,7 +7,6 @@ from torch import nn
 from projects_deformable_detr import build_criterion, build_detector
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling import batch_images
-from projects_deformable_detr.modeling.heads import BoxHead
 from projects_deformable_detr.modeling.queries import ProposalQueries, proposal_anchors
 from projects_deformable_detr.modeling.structures import Tokens
 
@@ -59,7 +58,9 @@ class FixedScores(nn.Module):
 
 
 def make_queries(count, scores):
-    return ProposalQueries(count, CHANNELS, FixedScores(scores), BoxHead(CHANNELS))
+    queries = ProposalQueries(count, CHANNELS, num_classes=1)
+    queries.class_head = FixedScores(scores)
+    return queries
 
 
 # The first has a column at the border (0.5 / 60 < 0.01) and padding; the second a level whose anchors are too large.
@@ -118,15 +119,14 @@ def test_fewer_tokens_than_queries_give_fewer_queries():
 
 def test_references_carry_no_gradient_but_proposals_do():
     tokens = make_tokens([(3, 3)], [[(3, 3)]])
-    head = nn.Linear(CHANNELS, 2)
-    queries = ProposalQueries(2, CHANNELS, head, BoxHead(CHANNELS))(tokens.values, tokens)
+    queries = ProposalQueries(2, CHANNELS, num_classes=2)(tokens.values, tokens)
     assert not queries.reference.requires_grad
     assert all(tensor.requires_grad for tensor in queries.proposals)
 
 
 def test_what_padded_tokens_hold_does_not_reach_proposals():
     tokens = make_tokens([(3, 4)], [[(2, 3)]])
-    queries = ProposalQueries(3, CHANNELS, nn.Linear(CHANNELS, 2), BoxHead(CHANNELS))
+    queries = ProposalQueries(3, CHANNELS, num_classes=2)
     garbage = tokens.values.masked_fill(tokens.padding_mask[..., None], float("nan"))
     one, other = queries(tokens.values, tokens), queries(garbage, tokens)
     for a, b in (
@@ -149,7 +149,7 @@ def test_a_tiny_image_trains(make_cfg, make_random):
     losses = build_criterion(cfg)(predictions, make_random.targets((2, 1), classes=5))
     sum(losses.values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in detector.parameters())
-    with pytest.raises(UserError, match=f"image 0 .*{tokens + 1} ground-truth boxes.*{tokens} queries"):
+    with pytest.raises(UserError, match=f"image 0 .*{tokens + 1} ground-truth boxes.* there are {tokens} queries"):
         build_criterion(cfg)(predictions, make_random.targets((tokens + 1, 1), classes=5))
 
 

@@ -1,0 +1,188 @@
+"""Builds models and criteria from a config."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from .. import modeling
+from ..errors import UserError
+from ..modeling import CriterionConfig, Detector, DetectorConfig, SetCriterion
+from ..modeling.fpn import BackboneWithFPN
+from ..modeling.resnet import ResNet
+from ..modeling.swin import SwinBackbone
+from ..modeling.timm_backbone import TimmBackbone
+from .reading import naming_keys, read
+
+_DETECTOR = {
+    "architecture": "MODEL.META_ARCHITECTURE",
+    "class_loss": "MODEL.DETR.CLASS_LOSS",
+    "num_classes": "MODEL.DETR.NUM_CLASSES",
+    "num_queries": "MODEL.DETR.NUM_OBJECT_QUERIES",
+    "in_features": "MODEL.DETR.IN_FEATURES",
+    "num_levels": "MODEL.DETR.NUM_FEATURE_LEVELS",
+    "d_model": "MODEL.DETR.HIDDEN_DIM",
+    "num_heads": "MODEL.DETR.NHEADS",
+    "dim_feedforward": "MODEL.DETR.DIM_FEEDFORWARD",
+    "dropout": "MODEL.DETR.DROPOUT",
+    "activation": "MODEL.DETR.ACTIVATION",
+    "pre_norm": "MODEL.DETR.PRE_NORM",
+    "encoder_layers": "MODEL.DETR.ENC_LAYERS",
+    "decoder_layers": "MODEL.DETR.DEC_LAYERS",
+    "encoder_points": "MODEL.DETR.ENC_N_POINTS",
+    "decoder_points": "MODEL.DETR.DEC_N_POINTS",
+    "multi_scale_attention": "MODEL.DETR.MULTI_SCALE_ATTENTION",
+    "position_embedding": "MODEL.DETR.POSITION_EMBEDDING",
+    "position_embedding_size": "MODEL.DETR.POSITION_EMBEDDING_SIZE",
+    "box_refine": "MODEL.DETR.WITH_BOX_REFINE",
+    "two_stage": "MODEL.DETR.TWO_STAGE",
+    "activation_checkpointing": "MODEL.DETR.ACTIVATION_CHECKPOINTING",
+    "mask_head": "MODEL.MASK_ON",
+    "mask_attention_feature": "MODEL.DETR.MASKS.ATTENTION_FEATURE",
+    "mask_features": "MODEL.DETR.MASKS.IN_FEATURES",
+    "freeze_detector": "MODEL.DETR.MASKS.FREEZE_DETECTOR",
+}
+_CRITERION = {
+    "class_loss": "MODEL.DETR.CLASS_LOSS",
+    "focal_alpha": "MODEL.DETR.FOCAL_ALPHA",
+    "focal_gamma": "MODEL.DETR.FOCAL_GAMMA",
+    "no_object_weight": "MODEL.DETR.NO_OBJECT_WEIGHT",
+    "cost_class": "MODEL.DETR.COST_CLASS",
+    "cost_bbox": "MODEL.DETR.COST_BBOX",
+    "cost_giou": "MODEL.DETR.COST_GIOU",
+    "class_weight": "MODEL.DETR.CLASS_WEIGHT",
+    "bbox_weight": "MODEL.DETR.L1_WEIGHT",
+    "giou_weight": "MODEL.DETR.GIOU_WEIGHT",
+    "deep_supervision": "MODEL.DETR.DEEP_SUPERVISION",
+    "mask_loss": "MODEL.MASK_ON",
+    "mask_weight": "MODEL.DETR.MASKS.MASK_WEIGHT",
+    "dice_weight": "MODEL.DETR.MASKS.DICE_WEIGHT",
+}
+_RESNET = {
+    "depth": "MODEL.RESNETS.DEPTH",
+    "out_features": "MODEL.RESNETS.OUT_FEATURES",
+    "norm": "MODEL.RESNETS.NORM",
+    "res5_dilation": "MODEL.RESNETS.RES5_DILATION",
+    "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
+    "stem_channels": "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "res2_channels": "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "deform": "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
+    "deform_modulated": "MODEL.RESNETS.DEFORM_MODULATED",
+    "deform_groups": "MODEL.RESNETS.DEFORM_NUM_GROUPS",
+}
+_TIMM = {
+    "variant": "MODEL.BACKBONE.VARIANT",
+    "out_features": "MODEL.BACKBONE.OUT_FEATURES",
+    "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
+}
+_SWIN = {**_TIMM, "drop_path_rate": "MODEL.BACKBONE.DROP_PATH_RATE"}
+_FPN = {
+    "in_features": "MODEL.FPN.IN_FEATURES",
+    "out_channels": "MODEL.FPN.OUT_CHANNELS",
+    "norm": "MODEL.FPN.NORM",
+    "fuse_type": "MODEL.FPN.FUSE_TYPE",
+}
+
+
+def build_detector(cfg: CfgNode, backbone: nn.Module | None = None, architecture: str | None = None) -> Detector:
+    """Builds the detector of ``cfg.MODEL``; ``detector(images, padding_mask)`` returns predictions.
+
+    Args:
+        cfg: a config of either engine, with ``MODEL.DETR.NUM_CLASSES`` set.
+        backbone: see `modeling.build_detector`; by default that of ``cfg.MODEL.BACKBONE``.
+        architecture: ``"DETR"`` or ``"DeformableDETR"``; by default ``cfg.MODEL.META_ARCHITECTURE``.
+
+    Raises:
+        UserError: for invalid values; the message names the key.
+    """
+    config = detector_config(cfg, architecture)
+    with naming_keys(_DETECTOR):
+        return modeling.build_detector(config, build_backbone(cfg) if backbone is None else backbone)
+
+
+def build_criterion(cfg: CfgNode, architecture: str | None = None) -> SetCriterion:
+    """Builds the criterion of ``cfg.MODEL.DETR``; ``criterion(predictions, targets)`` returns weighted losses.
+
+    Args:
+        cfg: a config of either engine.
+        architecture: as in `build_detector`.
+
+    Raises:
+        UserError: for invalid values; the message names the key.
+    """
+    config = criterion_config(cfg, architecture)
+    constructors = {"alpha": _CRITERION["focal_alpha"], "gamma": _CRITERION["focal_gamma"]}
+    with naming_keys({**_CRITERION, **constructors}):
+        return modeling.build_criterion(config)
+
+
+def detector_config(cfg: CfgNode, architecture: str | None = None) -> DetectorConfig:
+    """Reads the detector's configuration; arguments and errors as in `build_detector`."""
+    detr = cfg.MODEL.DETR
+    if detr.PANOPTIC.ENABLED and not cfg.MODEL.MASK_ON:
+        raise UserError("MODEL.DETR.PANOPTIC.ENABLED True needs a mask head: set MODEL.MASK_ON True")
+    if detr.WITH_BOX_REFINE and not detr.DEEP_SUPERVISION and detr.DEC_LAYERS > 1:
+        # Boxes are passed to the next layer without gradient.
+        raise UserError(
+            "MODEL.DETR.WITH_BOX_REFINE True needs MODEL.DETR.DEEP_SUPERVISION True: otherwise, the heads of earlier "
+            "decoder layers would not be trained"
+        )
+    architecture = architecture or cfg.MODEL.META_ARCHITECTURE
+    return read(DetectorConfig, cfg, _DETECTOR, architecture=architecture, class_loss=_class_loss(cfg, architecture))
+
+
+def criterion_config(cfg: CfgNode, architecture: str | None = None) -> CriterionConfig:
+    """Reads the criterion's configuration; arguments and errors as in `build_criterion`."""
+    return read(CriterionConfig, cfg, _CRITERION, class_loss=_class_loss(cfg, architecture))
+
+
+def _class_loss(cfg: CfgNode, architecture: str | None) -> str:
+    """Resolves ``MODEL.DETR.CLASS_LOSS auto``: softmax in DETR, focal in Deformable DETR."""
+    name, choices = cast(str, cfg.MODEL.DETR.CLASS_LOSS), ("auto", "softmax", "focal")
+    if name not in choices:
+        raise UserError(f"MODEL.DETR.CLASS_LOSS must be one of {', '.join(choices)}, got {name!r}")
+    if name != "auto":
+        return name
+    return "softmax" if (architecture or cfg.MODEL.META_ARCHITECTURE) == "DETR" else "focal"
+
+
+def build_backbone(cfg: CfgNode) -> nn.Module:
+    """Builds the backbone of ``cfg.MODEL.BACKBONE.NAME``.
+
+    Raises:
+        UserError: for an unknown name, and for invalid values; the message names the key.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if name not in BACKBONES:
+        raise UserError(
+            f"MODEL.BACKBONE.NAME must be one of {', '.join(BACKBONES)}, got {name!r}; backbones of Detectron2's "
+            "registry need --engine detectron2"
+        )
+    return BACKBONES[name](cfg)
+
+
+def _build_resnet(cfg: CfgNode) -> ResNet:
+    resnets = cfg.MODEL.RESNETS
+    if resnets.STRIDE_IN_1X1:
+        raise UserError("MODEL.RESNETS.STRIDE_IN_1X1 must be False: torchvision's weights have the stride in the 3x3")
+    # Detectron2's default, 256, selects the width of the paper at every depth.
+    width = None if resnets.RES2_OUT_CHANNELS == 256 else resnets.RES2_OUT_CHANNELS
+    return read(ResNet, cfg, _RESNET, res2_channels=width)
+
+
+def _build_with_fpn(build_bottom_up: Callable[[CfgNode], nn.Module], cfg: CfgNode) -> BackboneWithFPN:
+    return read(BackboneWithFPN, cfg, _FPN, bottom_up=build_bottom_up(cfg))
+
+
+_BOTTOM_UP: dict[str, Callable[[CfgNode], nn.Module]] = {
+    "resnet": _build_resnet,
+    "swin": lambda cfg: read(SwinBackbone, cfg, _SWIN),
+    "timm": lambda cfg: read(TimmBackbone, cfg, _TIMM),
+}
+# Backbones of both engines by MODEL.BACKBONE.NAME.
+BACKBONES: dict[str, Callable[[CfgNode], nn.Module]] = {
+    **{f"build_deformable_detr_{name}_backbone": build for name, build in _BOTTOM_UP.items()},
+    **{f"build_deformable_detr_{name}_fpn_backbone": partial(_build_with_fpn, f) for name, f in _BOTTOM_UP.items()},
+}

@@ -1,0 +1,222 @@
+"""ResNet (arXiv 1512.03385) with named feature maps, built from torchvision's blocks.
+
+torchvision's ``ResNet`` has fixed stage widths and a classifier. This one has its parameter names (``conv1``, ``bn1``,
+``layer1`` …), so that its ImageNet weights load unchanged.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
+
+from ..errors import ArgumentError
+from .layers import check_at_least, check_choice
+from .structures import FeatureSpec
+
+_DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
+STAGES = ("res2", "res3", "res4", "res5")
+_KERNEL_SIZE = 9  # taps of a 3x3 kernel
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels), channels)
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "FrozenBN": FrozenBatchNorm2d,
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "GN": _group_norm,
+}
+
+
+class ResNet(nn.Module):
+    """ResNet-18/34/50/101 without classifier.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        out_features: names among ``res2`` … ``res5``; stages after the last of them are not built.
+        norm: ``"FrozenBN"``, ``"BN"``, ``"SyncBN"`` or ``"GN"``. FrozenBN is the identity until pretrained weights are
+            loaded: use another norm to train from scratch.
+        res5_dilation: 2 dilates res5 instead of striding, so that its stride is 16 (DC5); 1 does not. Depth 50 and 101.
+        freeze_at: freeze the stem (1) and stages up to this one (2: res2 …), batch-norm statistics included; 0 freezes
+            nothing.
+        stem_channels: channels of the stem, 64 in the paper.
+        res2_channels: channels of res2; each further stage doubles them. None for those of the paper, 64 (depth 18 and
+            34) or 256.
+        deform: for each of res2 … res5, whether its 3x3 convolutions are deformable; depth 50 and 101.
+        deform_modulated: use modulated deformable convolutions (arXiv 1811.11168).
+        deform_groups: groups of channels with offsets of their own.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        out_features: Iterable[str] = ("res3", "res4", "res5"),
+        *,
+        norm: str = "FrozenBN",
+        res5_dilation: int = 1,
+        freeze_at: int = 0,
+        stem_channels: int = 64,
+        res2_channels: int | None = None,
+        deform: Sequence[bool] = (False, False, False, False),
+        deform_modulated: bool = False,
+        deform_groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.out_features = tuple(out_features)
+        _check_arguments(depth, norm, res5_dilation, deform, deform_groups)
+        check_stages(self.out_features)
+        block, num_blocks = _DEPTHS[depth]
+        planes = (res2_channels or 64 * block.expansion) // block.expansion
+        self.conv1 = nn.Conv2d(3, stem_channels, 7, stride=2, padding=3, bias=False)
+        self.bn1 = _norm_layer(norm, freeze_at >= 1)(stem_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+        self._specs: dict[str, FeatureSpec] = {}
+        channels, stride = stem_channels, 4
+        last = max(STAGES.index(name) for name in self.out_features)
+        for index in range(last + 1):
+            dilation = res5_dilation if index == 3 else 1
+            step = 1 if index == 0 or dilation > 1 else 2
+            norm_layer = _norm_layer(norm, freeze_at >= index + 2)
+            stage = _build_stage(block, channels, planes, num_blocks[index], step, dilation, norm_layer)
+            if deform[index]:
+                _make_deformable(stage, deform_modulated, deform_groups)
+            self.add_module(f"layer{index + 1}", stage)
+            channels, stride, planes = planes * block.expansion, stride * step, planes * 2
+            self._specs[STAGES[index]] = FeatureSpec(channels, stride)
+        self._reset_parameters()
+        self._freeze(freeze_at)
+
+    def _reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, DeformableConv2d):
+                module.reset_parameters()
+
+    def _freeze(self, freeze_at: int) -> None:
+        frozen = [self.conv1, self.bn1] if freeze_at >= 1 else []
+        stages = {f"layer{index}" for index in range(1, freeze_at)}
+        frozen += [module for name, module in self.named_children() if name in stages]
+        for module in frozen:
+            module.requires_grad_(False)
+
+    def output_shape(self) -> dict[str, FeatureSpec]:
+        """Returns channels and stride of every feature map in ``out_features``, finest first."""
+        return {name: self._specs[name] for name in STAGES if name in self.out_features}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps images (N, 3, H, W) to feature maps (N, C, ceil(H / stride), ceil(W / stride)) by name."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        features = {}
+        for index, name in enumerate(STAGES[: len(self._specs)]):
+            x = getattr(self, f"layer{index + 1}")(x)
+            if name in self.out_features:
+                features[name] = x
+        return features
+
+
+class DeformableConv2d(DeformConv2d):
+    """3x3 convolution, C to C channels, at offsets predicted from the input (arXiv 1703.06211, 1811.11168).
+
+    Its weight has the name and shape of a plain convolution's, so that ImageNet weights load. Offsets start at zero,
+    and with ``modulated`` the weight of every tap at 1/2.
+
+    Args:
+        channels: C.
+        stride: input pixels per output pixel.
+        dilation: input pixels between taps, and the padding.
+        modulated: weight each tap by a number in (0, 1) predicted from the input.
+        groups: groups of channels with offsets of their own; divides C.
+    """
+
+    def __init__(self, channels: int, *, stride: int, dilation: int, modulated: bool, groups: int) -> None:
+        if channels % groups:
+            raise ArgumentError("deform_groups", f"must divide the {channels} channels, got {groups}")
+        super().__init__(channels, channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+        self.sizes = [2 * groups * _KERNEL_SIZE, groups * _KERNEL_SIZE if modulated else 0]
+        self.offset = nn.Conv2d(channels, sum(self.sizes), 3, stride=stride, padding=dilation, dilation=dilation)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises the weight as the ResNet's other convolutions, and offsets to zero."""
+        if not hasattr(self, "offset"):  # within the constructor of DeformConv2d
+            super().reset_parameters()
+            return
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.offset.weight)
+        assert self.offset.bias is not None
+        nn.init.zeros_(self.offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # offsets are computed from x
+        """Maps (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride))."""
+        offset, weight = torch.split(self.offset(x), self.sizes, dim=1)
+        return super().forward(x, offset, weight.sigmoid() if self.sizes[1] else None)
+
+
+def check_stages(out_features: tuple[str, ...]) -> None:
+    """Raises `ArgumentError` if ``out_features`` is empty or has an unknown stage."""
+    if not out_features or any(name not in STAGES for name in out_features):
+        raise ArgumentError("out_features", f"must be a non-empty subset of {list(STAGES)}, got {list(out_features)}")
+
+
+def _check_arguments(depth: int, norm: str, res5_dilation: int, deform: Sequence[bool], deform_groups: int) -> None:
+    if depth not in _DEPTHS:
+        raise ArgumentError("depth", f"must be one of {', '.join(map(str, _DEPTHS))}, got {depth}")
+    check_choice("norm", norm, _NORMS)
+    if res5_dilation not in (1, 2):
+        raise ArgumentError("res5_dilation", f"must be 1 or 2 (DC5), got {res5_dilation}")
+    if len(deform) != len(STAGES):
+        raise ArgumentError("deform", f"must be a bool for each of {', '.join(STAGES)}, got {list(deform)}")
+    check_at_least("deform_groups", deform_groups, 1)
+    if _DEPTHS[depth][0] is not Bottleneck:
+        for argument, used in (("res5_dilation", res5_dilation > 1), ("deform", any(deform))):
+            if used:
+                raise ArgumentError(argument, f"needs bottleneck blocks: set `depth` to 50 or 101, got {depth}")
+
+
+def _norm_layer(norm: str, frozen: bool) -> Callable[[int], nn.Module]:
+    """Returns the norm of a stage; batch norm of frozen stages must not update its statistics."""
+    return FrozenBatchNorm2d if frozen and norm in ("BN", "SyncBN") else _NORMS[norm]
+
+
+def _build_stage(
+    block: Any,
+    channels: int,
+    planes: int,
+    num_blocks: int,
+    stride: int,
+    dilation: int,
+    norm_layer: Callable[[int], nn.Module],
+) -> nn.Sequential:
+    """Builds a stage; the first block of a dilated one has dilation 1, as in torchvision's ImageNet models."""
+    out_channels = planes * block.expansion
+    shortcut = None
+    if stride != 1 or channels != out_channels:
+        conv = nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False)
+        shortcut = nn.Sequential(conv, norm_layer(out_channels))
+    layers = [block(channels, planes, stride, shortcut, norm_layer=norm_layer)]
+    layers += [block(out_channels, planes, dilation=dilation, norm_layer=norm_layer) for _ in range(1, num_blocks)]
+    return nn.Sequential(*layers)
+
+
+def _make_deformable(stage: nn.Sequential, modulated: bool, groups: int) -> None:
+    """Replaces the 3x3 convolution of every bottleneck block."""
+    for block in stage:
+        assert isinstance(block, Bottleneck)
+        conv = block.conv2
+        block.conv2 = DeformableConv2d(  # type: ignore[assignment]
+            conv.in_channels, stride=conv.stride[0], dilation=conv.dilation[0], modulated=modulated, groups=groups
+        )
