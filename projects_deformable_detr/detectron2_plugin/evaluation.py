@@ -10,6 +10,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +48,56 @@ _logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-    """Builds the evaluator for the ``evaluator_type`` of a data set.
+    """Builds the evaluator of a data set, see `make_evaluator`.
 
-    Results are written to ``OUTPUT_DIR/inference``, with several test sets to a subfolder for each. COCO's metrics
-    evaluate ``TEST.DETECTIONS_PER_IMAGE`` detections per image, LVIS's at most 300.
+    Results are written to ``OUTPUT_DIR/inference``, with several test sets to a subfolder for each.
+    """
+    several = len(cfg.DATASETS.TEST) > 1
+    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", *[dataset_name] * several)
+    return make_evaluator(
+        dataset_name,
+        folder,
+        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+        has_masks=cfg.MODEL.MASK_ON,
+        is_panoptic=cfg.MODEL.DETR.PANOPTIC.ENABLED,
+    )
+
+
+def make_evaluator(
+    dataset_name: str,
+    output_dir: str,
+    *,
+    max_detections: int = 100,
+    has_masks: bool = False,
+    is_panoptic: bool = False,
+) -> DatasetEvaluator:
+    """Builds the evaluator for the ``evaluator_type`` of a data set.
 
     A data set without a type, such as one registered as a list of records, gets the COCO evaluator, which converts the
     records to COCO's format.
 
+    Args:
+        dataset_name: a name in Detectron2's catalog.
+        output_dir: folder of the results.
+        max_detections: detections per image that COCO's metrics evaluate; LVIS's evaluate at most 300.
+        has_masks: whether the model predicts masks.
+        is_panoptic: whether the model predicts panoptic segmentations.
+
     Raises:
         UserError: for an unknown type.
     """
-    several = len(cfg.DATASETS.TEST) > 1
-    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", *[dataset_name] * several)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type") or "coco"
+    # A cached conversion may have been made from other records of the same name.
+    coco = {"output_dir": output_dir, "max_dets_per_image": max_detections, "allow_cached_coco": False}
+    panoptic_evaluators = partial(_panoptic_evaluators, dataset_name, coco, has_masks, is_panoptic)
     evaluators: dict[str, Callable[[], DatasetEvaluator]] = {
-        "coco": lambda: COCOEvaluator(dataset_name, output_dir=folder, **_coco_options(cfg)),
-        "coco_panoptic_seg": lambda: DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder)),
-        "lvis": lambda: ClassLVISEvaluator(dataset_name, output_dir=folder),
+        "coco": lambda: COCOEvaluator(dataset_name, **coco),
+        "coco_panoptic_seg": lambda: DatasetEvaluators(panoptic_evaluators()),
+        "lvis": lambda: ClassLVISEvaluator(dataset_name, output_dir=output_dir),
         "pascal_voc": lambda: VOCEvaluator(dataset_name),
-        "cityscapes_instance": lambda: DatasetEvaluators(_cityscapes_evaluators(cfg, dataset_name, folder)),
-        "cityscapes_panoptic_seg": lambda: DatasetEvaluators(_panoptic_evaluators(cfg, dataset_name, folder)),
-        "sem_seg": lambda: SemSegEvaluator(dataset_name, output_dir=folder),
+        "cityscapes_instance": lambda: DatasetEvaluators(_cityscapes_evaluators(dataset_name, coco, has_masks)),
+        "cityscapes_panoptic_seg": lambda: DatasetEvaluators(panoptic_evaluators()),
+        "sem_seg": lambda: SemSegEvaluator(dataset_name, output_dir=output_dir),
         "cityscapes_sem_seg": lambda: CityscapesSemSegEvaluator(dataset_name),
     }
     if kind not in evaluators:
@@ -78,30 +107,26 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     return evaluators[kind]()
 
 
-def _coco_options(cfg: CfgNode) -> dict[str, Any]:
-    # A cached conversion may have been made from other records of the same name.
-    return {"max_dets_per_image": cfg.TEST.DETECTIONS_PER_IMAGE, "allow_cached_coco": False}
-
-
-def _cityscapes_evaluators(cfg: CfgNode, name: str, folder: str) -> list[DatasetEvaluator]:
+def _cityscapes_evaluators(name: str, coco: dict[str, Any], has_masks: bool) -> list[DatasetEvaluator]:
     """COCO's AP of boxes and, with masks, Cityscapes' AP of masks."""
-    evaluators = [COCOEvaluator(name, output_dir=folder, tasks=("bbox",), **_coco_options(cfg))]
-    return [*evaluators, CityscapesEvaluator(name)] if cfg.MODEL.MASK_ON else evaluators
+    evaluators = [COCOEvaluator(name, tasks=("bbox",), **coco)]
+    return [*evaluators, CityscapesEvaluator(name)] if has_masks else evaluators
 
 
-def _panoptic_evaluators(cfg: CfgNode, name: str, folder: str) -> list[DatasetEvaluator]:
+def _panoptic_evaluators(name: str, coco: dict[str, Any], has_masks: bool, is_panoptic: bool) -> list[DatasetEvaluator]:
     """AP of things and, for a panoptic model, panoptic quality."""
     evaluators: list[DatasetEvaluator] = []
     classes = panoptic_classes(name, panoptic=True)
     if classes is None or classes.is_separated:
-        evaluators.append(COCOEvaluator(name, output_dir=folder, **_coco_options(cfg)))
+        evaluators.append(COCOEvaluator(name, **coco))
     else:
         is_cityscapes = MetadataCatalog.get(name).evaluator_type == "cityscapes_panoptic_seg"
         tasks = ("bbox",) if is_cityscapes else None  # Cityscapes has its own metrics of masks
-        evaluators.append(ThingsEvaluator(name, classes, folder, tasks=tasks, **_coco_options(cfg)))
-        if is_cityscapes and cfg.MODEL.MASK_ON:
+        evaluators.append(ThingsEvaluator(name, classes, tasks=tasks, **coco))
+        if is_cityscapes and has_masks:
             evaluators.append(CityscapesEvaluator(name))
-    if cfg.MODEL.DETR.PANOPTIC.ENABLED:
+    if is_panoptic:
+        folder = coco["output_dir"]
         if is_separated(name):
             evaluators.append(SemSegEvaluator(name, output_dir=folder))
         has_panopticapi = is_installed("panopticapi")

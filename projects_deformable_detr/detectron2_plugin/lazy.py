@@ -10,23 +10,17 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.config import LazyCall as L
 from detectron2.config.instantiate import dump_dataclass
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.samplers import RepeatFactorTrainingSampler
-from detectron2.evaluation import COCOEvaluator
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from omegaconf import DictConfig
 
-from ..config.training import augmentation_policy, optimizer_config
+from ..config.training import augmentation_policy, optimizer_config, schedule_config
 from ..errors import UserError
 from ..training.optimizer import make_optimizer, parameter_groups
 from .data import resolve_num_classes
-from .evaluation import ClassLVISEvaluator, PanopticEvaluator
+from .evaluation import make_evaluator
 from .hooks import refuse_unsupported
 from .lazy_model import lazy_model
 from .mapper import DetrDatasetMapper, build_augmentations
@@ -77,7 +71,13 @@ def _dataloader(cfg: CfgNode) -> dict[str, Any]:
             mapper=_mapper(cfg, is_train=False),
             num_workers="${..train.num_workers}",
         ),
-        "evaluator": _evaluator(cfg),
+        "evaluator": L(make_evaluator)(
+            dataset_name="${..test.dataset.names}",
+            output_dir="${train.output_dir}/inference",
+            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+            has_masks=cfg.MODEL.MASK_ON,
+            is_panoptic=cfg.MODEL.DETR.PANOPTIC.ENABLED,
+        ),
     }
 
 
@@ -88,7 +88,7 @@ def _mapper(cfg: CfgNode, is_train: bool) -> DictConfig:
 
 
 def _sampler(cfg: CfgNode) -> DictConfig | None:
-    """None: Detectron2's `TrainingSampler`."""
+    """Returns None for Detectron2's default, `TrainingSampler`."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         return None
@@ -103,20 +103,6 @@ def _sampler(cfg: CfgNode) -> DictConfig | None:
             sqrt=cfg.DATALOADER.REPEAT_SQRT,
         )
     )
-
-
-def _evaluator(cfg: CfgNode) -> DictConfig | list[DictConfig]:
-    name, folder, limit = (
-        "${dataloader.test.dataset.names}",
-        "${train.output_dir}/inference",
-        cfg.TEST.DETECTIONS_PER_IMAGE,
-    )
-    if MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("evaluator_type") == "lvis":
-        return L(ClassLVISEvaluator)(dataset_name=name, output_dir=folder, max_dets_per_image=limit)
-    coco = L(COCOEvaluator)(dataset_name=name, max_dets_per_image=limit)
-    if not cfg.MODEL.DETR.PANOPTIC.ENABLED:
-        return coco
-    return [coco, L(PanopticEvaluator)(dataset_name=name, output_dir=folder)]
 
 
 def _optimizer(cfg: CfgNode) -> DictConfig:
@@ -138,24 +124,20 @@ def _optimizer(cfg: CfgNode) -> DictConfig:
 
 
 def _lr_multiplier(cfg: CfgNode) -> DictConfig:
-    """Detectron2's ``build_lr_scheduler``. Schedules are relative to ``train.max_iter`` and stretch with it."""
-    solver = cfg.SOLVER
-    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
-        scheduler = L(CosineParamScheduler)(start_value=1.0, end_value=solver.BASE_LR_END / solver.BASE_LR)
-    elif solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
-        milestones = [step for step in solver.STEPS if step <= solver.MAX_ITER]
-        values = [solver.GAMMA**index for index in range(len(milestones) + 1)]
-        scheduler = L(MultiStepParamScheduler)(values=values, milestones=milestones, num_updates=solver.MAX_ITER)
+    """The schedule is relative to ``train.max_iter``: if that is changed, the schedule is stretched."""
+    config = schedule_config(cfg)
+    if config.name == "WarmupCosineLR":
+        scheduler = L(CosineParamScheduler)(start_value=1.0, end_value=config.base_lr_end / config.base_lr)
     else:
-        raise UserError(
-            f"SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME!r} has no LazyConfig form here: set lr_multiplier"
-        )
+        milestones = [step for step in config.steps if step <= config.max_iter]
+        values = [config.gamma**index for index in range(len(milestones) + 1)]
+        scheduler = L(MultiStepParamScheduler)(values=values, milestones=milestones, num_updates=config.max_iter)
     return L(WarmupParamScheduler)(
         scheduler=scheduler,
-        warmup_factor=solver.WARMUP_FACTOR,
-        warmup_length=min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
-        warmup_method=solver.WARMUP_METHOD,
-        rescale_interval=solver.RESCALE_INTERVAL,
+        warmup_factor=config.warmup_factor,
+        warmup_length=min(config.warmup_iters / config.max_iter, 1.0),
+        warmup_method=config.warmup_method,
+        rescale_interval=config.rescale_interval,
     )
 
 

@@ -126,7 +126,10 @@ def test_data_equals_the_yaml(pair):
         assert values[0] == values[1]
         ours, theirs = ([describe_augmentation(item) for item in mapper.augmentations.augs] for mapper in mappers)
         assert ours == theirs
-    train = lazy.train
+    evaluator, train = loaders.evaluator, lazy.train
+    assert (evaluator.dataset_name,) == tuple(cfg.DATASETS.TEST)
+    assert (evaluator.has_masks, evaluator.is_panoptic) == (cfg.MODEL.MASK_ON, cfg.MODEL.DETR.PANOPTIC.ENABLED)
+    assert evaluator.max_detections == cfg.TEST.DETECTIONS_PER_IMAGE
     assert (train.max_iter, train.eval_period) == (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD)
     assert train.checkpointer.period == cfg.SOLVER.CHECKPOINT_PERIOD
     assert (train.init_checkpoint, train.output_dir) == (cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR)
@@ -180,7 +183,7 @@ def test_overrides_reach_every_part():
         (["TEST.AUG.ENABLED", True], "TEST.AUG.ENABLED"),
         (["DATASETS.TEST", ("shapes_val", "coco_2017_val")], "DATASETS.TEST"),
         (["DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler"], "set dataloader.train.sampler"),
-        (["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"], "set lr_multiplier"),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"], "SOLVER.LR_SCHEDULER_NAME must be"),
         (["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "set model.detector.backbone"),
     ],
 )
