@@ -60,7 +60,7 @@ _CRITERION = {
     "mask_weight": "MODEL.DETR.MASKS.MASK_WEIGHT",
     "dice_weight": "MODEL.DETR.MASKS.DICE_WEIGHT",
 }
-_RESNET = {
+RESNET_KEYS = {
     "depth": "MODEL.RESNETS.DEPTH",
     "out_features": "MODEL.RESNETS.OUT_FEATURES",
     "norm": "MODEL.RESNETS.NORM",
@@ -72,13 +72,13 @@ _RESNET = {
     "deform_modulated": "MODEL.RESNETS.DEFORM_MODULATED",
     "deform_groups": "MODEL.RESNETS.DEFORM_NUM_GROUPS",
 }
-_TIMM = {
+TIMM_KEYS = {
     "variant": "MODEL.BACKBONE.VARIANT",
     "out_features": "MODEL.BACKBONE.OUT_FEATURES",
     "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
 }
-_SWIN = {**_TIMM, "drop_path_rate": "MODEL.BACKBONE.DROP_PATH_RATE"}
-_FPN = {
+SWIN_KEYS = {**TIMM_KEYS, "drop_path_rate": "MODEL.BACKBONE.DROP_PATH_RATE"}
+FPN_KEYS = {
     "in_features": "MODEL.FPN.IN_FEATURES",
     "out_channels": "MODEL.FPN.OUT_CHANNELS",
     "norm": "MODEL.FPN.NORM",
@@ -169,17 +169,17 @@ def _build_resnet(cfg: CfgNode) -> ResNet:
         raise UserError("MODEL.RESNETS.STRIDE_IN_1X1 must be False: torchvision's weights have the stride in the 3x3")
     # Detectron2's default, 256, selects the width of the paper at every depth.
     width = None if resnets.RES2_OUT_CHANNELS == 256 else resnets.RES2_OUT_CHANNELS
-    return read(ResNet, cfg, _RESNET, res2_channels=width)
+    return read(ResNet, cfg, RESNET_KEYS, res2_channels=width)
 
 
 def _build_with_fpn(build_bottom_up: Callable[[CfgNode], nn.Module], cfg: CfgNode) -> BackboneWithFPN:
-    return read(BackboneWithFPN, cfg, _FPN, bottom_up=build_bottom_up(cfg))
+    return read(BackboneWithFPN, cfg, FPN_KEYS, bottom_up=build_bottom_up(cfg))
 
 
 _BOTTOM_UP: dict[str, Callable[[CfgNode], nn.Module]] = {
     "resnet": _build_resnet,
-    "swin": lambda cfg: read(SwinBackbone, cfg, _SWIN),
-    "timm": lambda cfg: read(TimmBackbone, cfg, _TIMM),
+    "swin": lambda cfg: read(SwinBackbone, cfg, SWIN_KEYS),
+    "timm": lambda cfg: read(TimmBackbone, cfg, TIMM_KEYS),
 }
 # Backbones of both engines by MODEL.BACKBONE.NAME.
 BACKBONES: dict[str, Callable[[CfgNode], nn.Module]] = {
