@@ -1,1 +1,1 @@
-"""Synthetic scenes in COCO format, for the demo and the tests."""
+"""Synthetic demo data set: shapes in COCO's instances and panoptic formats."""

@@ -1,16 +1,18 @@
-"""A data set of synthetic scenes in COCO's format, for demonstrations and tests.
+"""Generator of the shapes data set: synthetic scenes in COCO's instances and panoptic formats.
 
     python -m projects_deformable_detr.shapes --out datasets/shapes --train 4000 --val 500
 
 Six classes of shapes, from 6 pixels to most of the image, overlap in front of textured and cluttered backgrounds.
-Boxes, areas and polygons are those of the *visible* part of a shape inside the image, as in COCO; at least 70 % of
-every shape is visible. Image i of a split depends on the seed, the split and i alone: a larger data set begins
-with the images of a smaller one.
+Boxes, areas and polygons are those of the visible part of a shape inside the image, as in COCO; at least 70 % of every
+shape is visible. Image i of a split is a function of the seed, the split and i, so that a larger data set begins with
+the images of a smaller one.
 
-The same images have panoptic annotations: the shapes are things, the surfaces behind them stuff of three kinds.
+In the panoptic annotations of the same images, shapes are things, and the surfaces behind them are stuff of three
+kinds.
 """
 
 import argparse
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -19,33 +21,35 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from ..data.catalog import datasets_root
-from ..data.panoptic_format import encode_png, ids_to_colours
-from ..data.problems import DatasetError
-from .draws import Draws
-from .outlines import mask_to_polygons
+from ..errors import ArgumentError, UserError
+from .polygons import mask_to_polygons
+from .random import Random
 from .scene import CATEGORIES, CLASS_NAMES, FINE, Scene, draw_scene
 from .textures import STUFF_NAMES
 
-VERSION = 1  # of the scenes: raised when the same seed gives other ones
+VERSION = 1  # version of the scenes, incremented if a seed gives other scenes
 _SPLITS = ("train", "val")
 _MIN_SIDE = 32
 
 
 def make_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scene:
-    """Image ``index`` (from 0) of a split: ``"train"`` or ``"val"``.
+    """Returns one scene of a data set.
 
     Args:
-        size: (smallest, largest) side in pixels; height and width are drawn from it independently.
+        seed: seed of the data set.
+        split: ``"train"`` or ``"val"``.
+        index: index of the image, from 0.
+        size: (smallest, largest) side in pixels; height and width are drawn independently.
     """
-    draws = Draws(seed, _SPLITS.index(split), index)
-    height, width = draws.integer(*size), draws.integer(*size)
-    return draw_scene(draws, height, width)
+    random = Random(seed, _SPLITS.index(split), index)
+    height, width = random.integer(*size), random.integer(*size)
+    return draw_scene(random, height, width)
 
 
 def annotate(scene: Scene) -> list[dict[str, Any]]:
-    """COCO annotations of a scene without ``id`` and ``image_id``, from the back to the front; category ids from 1."""
+    """Returns COCO's annotations of a scene without ``id`` and ``image_id``, back to front; category ids start at 1."""
     annotations = []
     for item in scene.objects:
         mask = (scene.owners == item.index).astype(np.uint8)
@@ -63,11 +67,11 @@ def annotate(scene: Scene) -> list[dict[str, Any]]:
 
 
 def annotate_panoptic(scene: Scene) -> tuple[np.ndarray[Any, np.dtype[np.int32]], list[dict[str, Any]]]:
-    """A scene's segments: all pixels of one kind of stuff are one segment, as in COCO's panoptic format.
+    """Returns the panoptic segments of a scene; all pixels of one kind of stuff are one segment, as in COCO's format.
 
     Returns:
-        (H, W) segment ids, each pixel's that of its middle, and for each segment its ``id``, ``category_id`` (shapes
-        from 1 in the order of `CLASS_NAMES`, then `STUFF_NAMES`), ``area`` and ``bbox`` in pixels, and ``iscrowd``.
+        (H, W) segment ids below 256, sampled at the center of each pixel, and for each segment ``id``, ``category_id``
+        (from 1, in the order of `CLASS_NAMES` and `STUFF_NAMES`), ``area`` and ``bbox`` in pixels, and ``iscrowd``.
     """
     owners = scene.owners[FINE // 2 :: FINE, FINE // 2 :: FINE].astype(np.int32)
     first = len(scene.objects) + 1
@@ -92,30 +96,34 @@ def generate(
     size: int | tuple[int, int] = (128, 160),
     seed: int = 0,
 ) -> None:
-    """Writes ``train/``, ``val/`` and ``annotations/instances_{train,val}.json`` below ``root``.
+    """Writes the data set.
 
-    Beside them, the panoptic annotations: ``panoptic_train/``, ``panoptic_val/`` and
-    ``annotations/panoptic_{train,val}.json``. An annotation file appears only when all its images are there.
+    The files below ``root`` are ``train/``, ``val/`` and ``annotations/instances_{train,val}.json``, and the panoptic
+    annotations ``panoptic_train/``, ``panoptic_val/`` and ``annotations/panoptic_{train,val}.json``. An annotation file
+    is written after its images.
 
     Args:
+        root: folder to write to.
         num_train, num_val: numbers of images; a split of 0 images is not written.
         size: side of the images in pixels, or (smallest, largest).
-        seed: >= 0; another seed is another data set.
+        seed: seed of all scenes, at least 0.
 
     Raises:
-        DatasetError: for numbers out of range, or a folder that cannot be written.
+        ArgumentError: for numbers out of range.
+        UserError: if the folder cannot be written.
     """
     low, high = (size, size) if isinstance(size, int) else size
     if low < _MIN_SIDE or high < low:
-        raise DatasetError(f"image sizes {low} to {high}: choose sides of at least {_MIN_SIDE}, the smaller first")
-    if min(num_train, num_val, seed) < 0:
-        raise DatasetError(f"{num_train} and {num_val} images, seed {seed}: none can be negative")
+        raise ArgumentError("size", f"must be at least {_MIN_SIDE}, the smaller side first, got {low} to {high}")
+    for name, value in {"num_train": num_train, "num_val": num_val, "seed": seed}.items():
+        if value < 0:
+            raise ArgumentError(name, f"must be at least 0, got {value}")
     try:
         for split, count in zip(_SPLITS, (num_train, num_val), strict=True):
             if count:
                 _write_split(Path(root), split, count, (low, high), seed)
     except OSError as error:
-        raise DatasetError(f"cannot write to {error.filename or root}: {error.strerror}; name another --out") from error
+        raise UserError(f"cannot write to {error.filename or root}: {error.strerror}; choose another folder") from error
 
 
 def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> None:
@@ -123,7 +131,7 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
     for made in (folder, segments_folder, annotation_folder):
         made.mkdir(parents=True, exist_ok=True)
     kinds = ("instances", "panoptic")
-    for kind in kinds:  # they would describe other images while these are written
+    for kind in kinds:  # older files, which would not match the images while these are written
         (annotation_folder / f"{kind}_{split}.json").unlink(missing_ok=True)
     images: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
@@ -137,7 +145,7 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
         images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
         instances += [{"id": len(instances) + i, **identifier, **item} for i, item in enumerate(annotate(scene), 1)]
         ids, segments = annotate_panoptic(scene)
-        (segments_folder / segments_name).write_bytes(encode_png(ids_to_colours(ids)))
+        (segments_folder / segments_name).write_bytes(_encode_png(ids))
         panoptic.append({**identifier, "file_name": segments_name, "segments_info": segments})
     things = [{"id": item["id"], "name": item["name"]} for item in CATEGORIES if item["isthing"]]
     common = {
@@ -149,6 +157,15 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
         _write_json(annotation_folder / f"{kind}_{split}.json", content)
 
 
+def _encode_png(ids: np.ndarray[Any, np.dtype[np.int32]]) -> bytes:
+    """Returns COCO's PNG of segment ids below 256, which are the red channel."""
+    pixels = np.zeros((*ids.shape, 3), np.uint8)
+    pixels[..., 0] = ids
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, format="PNG")
+        return file.getvalue()
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
@@ -156,22 +173,22 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write_image(path: Path, scene: Scene) -> None:
-    fine, encoded = cv2.imencode(".jpg", scene.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-    if not fine:
+    success, encoded = cv2.imencode(".jpg", scene.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    if not success:
         raise RuntimeError(f"OpenCV could not encode {path.name}")
-    path.write_bytes(encoded.tobytes())  # unlike cv2.imwrite, it says why it fails
+    path.write_bytes(encoded.tobytes())  # unlike cv2.imwrite, it raises an error with the reason
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m projects_deformable_detr.shapes",
-        description="Makes a COCO-format data set of synthetic scenes.",
+        description="Generates a data set of synthetic scenes in COCO's format.",
     )
-    default = datasets_root() / "shapes"
+    default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "shapes"
     parser.add_argument("--out", type=Path, default=default, help="folder to write to (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=4000, help="images to train on (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=500, help="images to validate on (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=4000, help="training images (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=500, help="validation images (default: %(default)s)")
     parser.add_argument(
         "--size",
         type=int,
@@ -179,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=[128, 160],
         help="side of the images in pixels, or smallest and largest (default: 128 160)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another data set (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all scenes (default: %(default)s)")
     options = parser.parse_args(arguments)
     if len(options.size) > 2:
         parser.error("--size takes one number or two")
@@ -192,6 +209,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             size=(options.size[0], options.size[-1]),
             seed=options.seed,
         )
-    except DatasetError as error:
+    except (ArgumentError, UserError) as error:
         parser.error(str(error))
-    print(f"{options.train} images to train on and {options.val} to validate on are in {options.out}")
+    print(f"Wrote {options.train} training and {options.val} validation images to {options.out}")

@@ -1,4 +1,4 @@
-"""The generated data set: repeatable, true to its masks, and sound COCO."""
+"""Shapes data set: reproducible, consistent with its masks, and in COCO's format."""
 
 import collections
 import contextlib
@@ -12,12 +12,12 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from projects_deformable_detr.data import coco
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.images import read_image
-from projects_deformable_detr.data.problems import DatasetError
+from projects_deformable_detr.data.load import load_dataset
+from projects_deformable_detr.errors import ArgumentError, UserError
 from projects_deformable_detr.shapes import dataset as shapes
-from projects_deformable_detr.shapes.outlines import mask_to_polygons
+from projects_deformable_detr.shapes.polygons import mask_to_polygons
 from projects_deformable_detr.shapes.scene import CLASS_NAMES, FINE, MIN_VISIBLE, SHAPES
 
 SIZE = (96, 128)
@@ -47,11 +47,12 @@ def decoded(polygons, height, width):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_the_files_are_sound(made, split):
-    summary = coco.inspect(spec(made, split), max_objects=10, for_evaluation=True)
+    records = load_dataset(spec(made, split), max_objects=10, for_evaluation=True)
+    summary = records.summary
     assert summary.class_names == CLASS_NAMES and summary.category_ids == (1, 2, 3, 4, 5, 6)
     assert summary.num_images == {"train": 12, "val": 5}[split]
     assert (summary.dropped, summary.clipped, summary.num_crowd) == (0, 0, 0)
-    for record in coco.load_records(spec(made, split)):
+    for record in records:
         image = read_image(record["file_name"], expected_size=(record["height"], record["width"]))
         assert SIZE[0] <= min(image.shape[:2]) and max(image.shape[:2]) <= SIZE[1]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -169,21 +170,21 @@ def test_polygons_keep_holes_and_parts():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"size": 16}, "at least 32"),
-        ({"size": (160, 128)}, "the smaller first"),
-        ({"num_train": -1}, "-1 and 1 images"),
-        ({"seed": -5}, "seed -5"),
+        ({"size": 16}, "size must be at least 32"),
+        ({"size": (160, 128)}, "the smaller side first, got 160 to 128"),
+        ({"num_train": -1}, "num_train must be at least 0, got -1"),
+        ({"seed": -5}, "seed must be at least 0, got -5"),
     ],
 )
 def test_unusable_numbers(tmp_path, change, said):
-    with pytest.raises(DatasetError, match=said):
+    with pytest.raises(ArgumentError, match=said):
         shapes.generate(tmp_path / "out", **({"num_train": 1, "num_val": 1} | change))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DatasetError, match="cannot write to .*file"):
+    with pytest.raises(UserError, match="cannot write to .*file"):
         shapes.generate(tmp_path / "file", num_train=1, num_val=1)
 
 

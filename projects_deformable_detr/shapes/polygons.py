@@ -1,4 +1,4 @@
-"""Polygons of masks, in COCO's convention: pixel (x, y) covers [x, x + 1] × [y, y + 1]."""
+"""Conversion of masks to polygons in COCO's convention: pixel (x, y) covers [x, x + 1] × [y, y + 1]."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ Points = np.ndarray[Any, np.dtype[np.float64]]  # (points, 2)
 
 
 def mask_to_polygons(mask: np.ndarray[Any, np.dtype[np.uint8]], scale: int = 1) -> list[list[float]]:
-    """The outlines of a mask's parts, as COCO's ``segmentation``.
+    """Returns the outlines of a mask's parts, as COCO's ``segmentation``.
 
-    A hole is joined to its outline by a cut of no width, since COCO's format unites the polygons of an object and
-    so cannot subtract one.
+    A hole is joined to its outline by a cut of zero width, as the polygons of an object are united in COCO's format and
+    cannot be subtracted.
 
     Args:
-        mask: (H, W) uint8, not 0 inside.
+        mask: (H, W) uint8, nonzero inside.
         scale: mask pixels per image pixel.
 
     Returns:
@@ -24,8 +24,8 @@ def mask_to_polygons(mask: np.ndarray[Any, np.dtype[np.uint8]], scale: int = 1) 
     left, top, width, height = cv2.boundingRect(mask)
     if width == 0:
         return []
-    # OpenCV's contours run through pixels' centres. On a mask of doubled size an odd coordinate is the far half of
-    # a pixel and an even one the near half, so that halving and rounding up gives the edge between two pixels.
+    # OpenCV's contours pass through the centers of pixels. In a mask of twice the size, halving and rounding up these
+    # coordinates gives the edges between pixels.
     doubled = np.repeat(np.repeat(mask[top : top + height, left : left + width], 2, axis=0), 2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     outlines = [_simplified((contour + 1) // 2, scale) for contour in contours]
@@ -43,12 +43,12 @@ def mask_to_polygons(mask: np.ndarray[Any, np.dtype[np.uint8]], scale: int = 1) 
 
 
 def _simplified(contour: np.ndarray[Any, Any], scale: int) -> Points:
-    """Fewer points, at most a quarter of an image pixel off."""
+    """Removes points; the contour moves by at most a quarter of an image pixel."""
     return cv2.approxPolyDP(contour, 0.25 * scale, closed=True)[:, 0].astype(np.float64)
 
 
 def _joined(outline: Points, hole: Points) -> Points:
-    """One closed line: the outline up to its point nearest to the hole, around the hole, and on."""
+    """Returns one closed line: the outline up to its point nearest to the hole, the hole, the rest of the outline."""
     distances = ((outline[:, None] - hole[None]) ** 2).sum(2)
     at, start = np.unravel_index(int(distances.argmin()), distances.shape)
     around = np.concatenate([hole[start:], hole[: start + 1]])
