@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Time and memory from process start to the first image of a training on a COCO-size annotation file.
+
+    python benchmarks/data_startup.py --data DIR [--before CHECKOUT] [--engine standalone|detectron2] [--masks] [--runs
+    N]
+
+The data set is generated in DIR once: 118,000 images (empty files) with 860,000 annotations whose polygons are as long
+as COCO's, about 450 MB of JSON, and a validation set of 5,000 images with 36,500 annotations. Every run is a new
+process that executes the checkout's ``train_net.py`` on the CPU: config, checks of both data sets, records, model,
+optimizer, sampler and two loader workers. It ends where a worker opens the first image file; the worker then stores the
+time since process start and the peak resident memory (VmHWM) of the training process. With ``--before`` the two
+checkouts take turns, and the ratios of their fastest runs and of their smallest peaks are printed. Close other programs
+first.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SPLITS = {"train": (118_000, 860_000), "val": (5_000, 36_500)}
+# Executed in place of train_net.py: a worker's first Image.open ends the run.
+PROBE = """
+import json, os, runpy, sys, time
+from PIL import Image
+started, out, script = float(sys.argv[1]), sys.argv[2], sys.argv[3]
+main = os.getpid()
+def stop(*_, **__):
+    parent = os.getppid() if os.getpid() != main else main
+    status = dict(line.split(":", 1) for line in open(f"/proc/{parent}/status") if ":" in line)
+    try:
+        with open(out, "x") as file:
+            json.dump({"seconds": time.time() - started, "megabytes": int(status["VmHWM"].split()[0]) / 1024}, file)
+    except FileExistsError:
+        pass
+    os._exit(0)
+Image.open = stop
+sys.argv = sys.argv[3:]
+sys.path.insert(0, os.path.dirname(script))
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def generate(folder: Path) -> None:
+    """Writes ``{train,val}.json`` and folders of empty image files."""
+    random = np.random.default_rng(0)
+    pool = [_shape(random) for _ in range(5_000)]
+    for split, (num_images, num_annotations) in SPLITS.items():
+        images = folder / split
+        images.mkdir(parents=True, exist_ok=True)
+        records = []
+        for image_id in range(1, num_images + 1):
+            name = f"{image_id:012d}.jpg"
+            (images / name).touch()
+            records.append(
+                f'{{"license":3,"file_name":"{name}","coco_url":"http://images.example/{split}/{name}","height":480,'
+                f'"width":640,"date_captured":"2013-11-14 17:02:52","flickr_url":"http://f.example/{name}",'
+                f'"id":{image_id}}}'
+            )
+        owners = random.integers(1, num_images + 1, num_annotations)
+        categories = random.integers(1, 81, num_annotations)
+        chosen = random.integers(0, len(pool), num_annotations)
+        rows = (
+            f'{{{pool[shape]},"image_id":{owner},"category_id":{category},"id":{index}}}'
+            for index, (shape, owner, category) in enumerate(
+                zip(chosen.tolist(), owners.tolist(), categories.tolist(), strict=True), 1
+            )
+        )
+        classes = ",".join(f'{{"supercategory":"thing","id":{i},"name":"class {i}"}}' for i in range(1, 81))
+        with open(folder / f"{split}.partial", "w") as file:
+            file.write(f'{{"info":{{}},"licenses":[],"images":[{",".join(records)}],"annotations":[')
+            for index, row in enumerate(rows):
+                file.write("," * (index > 0) + row)
+            file.write(f'],"categories":[{classes}]}}')
+        os.replace(folder / f"{split}.partial", folder / f"{split}.json")
+
+
+def _shape(random: np.random.Generator) -> str:
+    """Segmentation, area, iscrowd and box of an annotation, as JSON; one in a hundred is a crowd of run lengths."""
+    width, height = random.uniform(10, 300, 2)
+    x, y = random.uniform(0, 640 - width), random.uniform(0, 480 - height)
+    box = f'"bbox":[{x:.2f},{y:.2f},{width:.2f},{height:.2f}]'
+    if random.random() < 0.01:
+        runs = random.multinomial(640 * 480, np.ones(201) / 201).tolist()
+        return f'"segmentation":{{"counts":{json.dumps(runs)},"size":[480,640]}},"area":900,"iscrowd":1,{box}'
+    points = int(np.clip(random.lognormal(2.9, 0.75), 4, 400))
+    corners = random.uniform((x, y), (x + width, y + height), (points, 2)).ravel()
+    polygon = ",".join(f"{value:.2f}" for value in corners)
+    return f'"segmentation":[[{polygon}]],"area":{width * height / 2:.4f},"iscrowd":0,{box}'
+
+
+def measure(checkout: Path, engine: str, data: Path, masks: bool) -> dict[str, float]:
+    """Runs one training up to its first image: ``seconds`` and ``megabytes``."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "result.json")
+        recipe = "deformable_detr_r50_instance" if masks else "deformable_detr_r50_50ep"
+        command = [
+            sys.executable, "-c", PROBE, str(time.time()), str(out), str(checkout / "train_net.py"),
+            "--config-file", str(checkout / f"configs/{recipe}.yaml"), "--engine", engine, "--num-gpus", "0",
+            "--register", "big_train", str(data / "train.json"), str(data / "train"),
+            "--register", "big_val", str(data / "val.json"), str(data / "val"),
+            "DATASETS.TRAIN", "('big_train',)", "DATASETS.TEST", "('big_val',)", "MODEL.WEIGHTS", "",
+            "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "2",
+            "OUTPUT_DIR", f"{folder}/output",
+        ]  # fmt: skip
+        paths = os.pathsep.join((str(checkout), str(checkout / "ops")))
+        log = Path(folder, "log")
+        with open(log, "w") as file:
+            subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, cwd=folder, stdout=file, stderr=file)
+        if not out.exists():
+            sys.exit(f"{checkout} ({engine}) did not reach an image:\n{log.read_text()[-3000:]}")
+        return dict(json.loads(out.read_text()))
+
+
+def main() -> None:
+    """Prints seconds and megabytes of each checkout and engine, and ratios after / before."""
+    parser = argparse.ArgumentParser(description="Measures the start of a training on a COCO-size annotation file.")
+    parser.add_argument("--data", required=True, type=Path, help="folder of the generated data set")
+    parser.add_argument("--checkout", type=Path, default=Path(__file__).parents[1], help="default: this one")
+    parser.add_argument("--before", type=Path, help="a checkout to compare with")
+    parser.add_argument("--engine", action="append", choices=("standalone", "detectron2"), help="default: both")
+    parser.add_argument("--masks", action="store_true", help="train masks, too")
+    parser.add_argument("--runs", type=int, default=3)
+    args = parser.parse_args()
+    if not (args.data / "val.json").is_file():
+        generate(args.data)
+    checkouts = {"after": args.checkout.resolve()} | ({"before": args.before.resolve()} if args.before else {})
+    for engine in args.engine or ("standalone", "detectron2"):
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+        for _ in range(args.runs):
+            for name, checkout in checkouts.items():
+                found[name].append(measure(checkout, engine, args.data.resolve(), args.masks))
+        best = {
+            name: {key: min(run[key] for run in runs) for key in ("seconds", "megabytes")}
+            for name, runs in found.items()
+        }
+        for name, values in best.items():
+            print(f"{engine:11} {name:7} {values['seconds']:7.1f} s {values['megabytes']:8.0f} MB", flush=True)
+        if args.before:
+            ratios = [best["after"][key] / best["before"][key] for key in ("seconds", "megabytes")]
+            print(f"{engine:11} ratio   {ratios[0]:7.2f}   {ratios[1]:8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
