@@ -1,9 +1,8 @@
-"""Keys of samplers and of test-time augmentation, checked before anything is built."""
+"""Keys of test-time augmentation, checked before anything is built."""
 
 import pytest
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.config.checks import check_sampler, dataset_weights
 from projects_deformable_detr.config.evaluation import evaluation_config
 from projects_deformable_detr.errors import UserError
 
@@ -17,35 +16,6 @@ def make(**keys):
             node = node[part]
         node[name[-1]] = value
     return cfg
-
-
-@pytest.mark.parametrize("threshold", [0.0, -0.5, 1.5, float("nan")])
-@pytest.mark.parametrize("name", ["RepeatFactorTrainingSampler", "WeightedCategoryTrainingSampler"])
-def test_a_threshold_that_repeats_nothing(name, threshold):
-    cfg = make(DATALOADER__SAMPLER_TRAIN=name, DATALOADER__REPEAT_THRESHOLD=threshold)
-    with pytest.raises(UserError, match=f"REPEAT_THRESHOLD is {threshold}: {name}"):
-        check_sampler(cfg)
-    cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
-    check_sampler(cfg)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "named"),
-    [
-        ([("nope", 2.0)], r"has \('nope', 2.0\): write pairs .* of cells, more"),
-        ([("cells", 0.0)], "gives cells the weight 0.0: set a number above 0"),
-        ([("cells", "much")], "gives cells the weight 'much'"),
-        (["cells"], "has 'cells': write pairs"),
-    ],
-)
-def test_weights_without_a_meaning(pairs, named):
-    cfg = make(DATALOADER__SAMPLER_TRAIN="WeightedTrainingSampler", DATASETS__TRAIN_REPEAT_FACTOR=pairs)
-    with pytest.raises(UserError, match=named):
-        check_sampler(cfg)
-
-
-def test_weights_by_data_set():
-    assert dataset_weights(make(DATASETS__TRAIN_REPEAT_FACTOR=[("more", 3)])) == {"cells": 1.0, "more": 3.0}
 
 
 @pytest.mark.parametrize(

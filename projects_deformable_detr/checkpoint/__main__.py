@@ -15,7 +15,7 @@ from torch import nn
 from ..cli.arguments import add_register_argument
 from ..config import build_detector, get_cfg
 from ..data import catalog
-from ..data.coco import read_class_names
+from ..data.load import read_classes
 from ..errors import UserError
 from . import coco_classes, export
 from .files import file_of, read_weights, save_detector
@@ -85,7 +85,7 @@ def _class_names(cfg: Any) -> tuple[str, ...] | None:
         if name.startswith("coco_2017_"):
             return coco_classes.THINGS_AND_STUFF if "panoptic" in name else coco_classes.THINGS
         if name in catalog.names() and Path(catalog.get(name).json_file).is_file():
-            return read_class_names(catalog.get(name))
+            return read_classes(catalog.get(name)).names
     return None
 
 

@@ -1,7 +1,7 @@
 """Config keys, and the only code that reads a cfg."""
 
 from .engines import get_cfg, register_engine
-from .keys import add_deformable_detr_config, most_objects, set_things, things
+from .keys import add_deformable_detr_config, set_things, things
 from .loading import did_you_mean, leaves, load_cfg, merge
 from .model import build_criterion, build_detector
 
@@ -14,7 +14,6 @@ __all__ = [
     "leaves",
     "load_cfg",
     "merge",
-    "most_objects",
     "register_engine",
     "set_things",
     "things",

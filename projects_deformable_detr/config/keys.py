@@ -172,11 +172,6 @@ def _add_monitor_keys(cfg: Any, node_type: type) -> None:
     stopping.MIN_DELTA = 0.0  # in the metric's unit, percent for AP
 
 
-def most_objects(cfg: Any) -> int | None:
-    """The most objects that an image to train on may have: one for each query; None where every token is a query."""
-    return cfg.MODEL.DETR.NUM_OBJECT_QUERIES if cfg.MODEL.DETR.DEC_LAYERS else None
-
-
 def things(cfg: Any) -> tuple[int, ...]:
     """The contiguous ids of the classes that are things, where the config says them; () where it does not."""
     keys = cfg.MODEL.DETR.PANOPTIC

@@ -1,1 +1,1 @@
-"""Data sets in COCO's format: their registry, their checks, their images, and a generator of one."""
+"""Data sets in COCO's, LVIS's and panoptic formats: catalog, checks, records, masks and image reading."""

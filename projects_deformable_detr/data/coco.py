@@ -1,256 +1,306 @@
-"""COCO's instances format: every check that can be made before training, and Detectron2's records.
+"""COCO's instances format, and LVIS's: checks before training, and records.
 
 Category ids, sorted, become contiguous class ids 0, 1, …, as in Detectron2. The rule for boxes:
 
-- a box that is not four finite numbers, or of negative width or height, is always an error;
+- a box that is not four finite numbers, or has negative width or height, is always an error;
 - every other box is clipped to its image;
-- a box without area then is an error, or (``"drop"``) is left out, with one warning that counts such boxes;
-- crowds are never objects to train on; they stay in the records, marked ``iscrowd``.
+- a box without area is then an error or, with ``"drop"``, left out and counted in one warning;
+- crowds are kept in the records with ``iscrowd`` 1, and are never objects to train on.
 """
 
-import contextlib
-import functools
-import gc
 import logging
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
+import numpy as np
+
 from . import lvis
+from .annotations import (
+    FIELDS,
+    LACKS_KEYS,
+    Annotation,
+    MaskAnnotation,
+    convert_annotations,
+    make_table,
+    take_segmentations,
+)
 from .catalog import DatasetSpec
-from .coco_annotations import AnnotationReader
-from .coco_files import KEYS, Record, read_categories, read_images, read_json
+from .files import KEYS, ImageEntry, check_categories, check_images, convert_images, image_columns, paused_gc, read_file
+from .masks import Segmentations
 from .problems import Problems
+from .records import Array, Record, Records, Summary, positions
 
 _logger = logging.getLogger(__name__)
+_XYWH_ABS = 1  # detectron2.structures.BoxMode.XYWH_ABS
 
 
-@dataclass(frozen=True)
-class CocoSummary:
-    """What is known of a data set that passed its checks.
+class CocoRecords(Records):
+    """Records with ``annotations``: ``bbox``, ``bbox_mode``, ``category_id``, ``iscrowd``, perhaps ``segmentation``.
+
+    ``bbox`` is [x, y, width, height] in pixels, clipped to the image; ``category_id`` is contiguous.
 
     Attributes:
-        name: of the data set.
-        class_names: of class 0, 1, ….
-        category_ids: the file's category id of class 0, 1, ….
-        num_images: in the file.
-        num_annotations: kept, crowds included.
-        num_crowd: crowds among them.
-        dropped: boxes without area and masks of short polygons, left out (``invalid_boxes="drop"``).
-        clipped: boxes that reached out of their image.
-        most_objects: the largest number of objects to train on in one image.
-        num_things: how many classes, the first ones, are things; all of them unless the data set is panoptic.
-        is_lvis: in LVIS's format (see `lvis`).
+        table: (annotations,) array of dtype `annotations.TABLE`, as in the file.
+        segmentations: segmentations of the annotations; None if they were not loaded.
     """
 
-    name: str
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    num_images: int
-    num_annotations: int
-    num_crowd: int
-    dropped: int
-    clipped: int
-    most_objects: int
-    num_things: int | None = None
-    is_lvis: bool = False
+    table: Array
+    segmentations: Segmentations | None = None
+
+    def _annotations(self, index: int) -> Record:
+        start, stop = self.spans[index].tolist()
+        boxes = clip(self.table["bbox"][start:stop], self.sizes[index]).tolist()
+        found = []
+        for row in (start + np.flatnonzero(self.is_used[start:stop])).tolist():
+            item: Record = {
+                "bbox": boxes[row - start],
+                "bbox_mode": _XYWH_ABS,
+                "category_id": int(self.labels[row]),
+                "iscrowd": int(self.is_crowd[row]),
+            }
+            if self.segmentations is not None:
+                item["segmentation"] = self.segmentations[row]
+            found.append(item)
+        return {"annotations": found}
+
+    def ground_truth(self) -> dict[str, Any]:
+        """Returns the content of the file for COCO's evaluation: all annotations, with boxes that are not clipped."""
+        columns = {key: self.table[key].tolist() for key in ("id", "image_id", "category_id", "bbox", "area")}
+        columns["iscrowd"] = self.table["iscrowd"].astype(int).tolist()
+        if self.segmentations is not None:
+            columns["segmentation"] = [self.segmentations.decode(row) for row in range(len(self.table))]
+        images = {
+            "id": self.image_ids.tolist(),
+            "height": self.sizes[:, 0].tolist(),
+            "width": self.sizes[:, 1].tolist(),
+        }
+        categories = {"id": self.summary.category_ids, "name": self.summary.class_names}
+        return {
+            key: [dict(zip(part, values, strict=True)) for values in zip(*part.values(), strict=True)]
+            for key, part in (("images", images), ("annotations", columns), ("categories", categories))
+        }
 
 
-def inspect(
-    spec: DatasetSpec,
-    invalid_boxes: str = "error",
-    max_objects: int | None = None,
-    *,
-    for_evaluation: bool = False,
-    masks: bool = False,
-) -> CocoSummary:
-    """Checks a data set in full, its pixels excepted.
+def clip(boxes: Array, sizes: Array) -> Array:
+    """Clips boxes (N, 4) x, y, width, height to images of ``sizes`` (N, 2) or (2,) height, width.
 
-    Args:
-        spec: where it lies.
-        invalid_boxes: ``"error"`` or ``"drop"``: what becomes of boxes without area.
-        max_objects: the number of queries, for a set to train on; an image with more objects is an error. None: any
-            number.
-        for_evaluation: also ask for ``area`` and ``iscrowd``, which pycocotools needs in every annotation. Without
-            ``max_objects``, the file may then have no objects, and no list of annotations, as COCO's test-dev.
-        masks: also ask for a ``segmentation`` in every annotation.
-
-    Raises:
-        DatasetError: for everything that is wrong, at once: files, records, remedies. Annotations are looked at
-            only when images and categories are sound.
-        ValueError: for another ``invalid_boxes``.
+    Boxes inside their image are returned exactly as they are.
     """
-    return load(spec, invalid_boxes, max_objects, for_evaluation=for_evaluation, masks=masks)[0]
+    limits = sizes[..., ::-1]
+    low, high = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, :2] + boxes[:, 2:], limits)
+    is_inside = np.all((boxes[:, :2] >= 0) & (boxes[:, :2] + boxes[:, 2:] <= limits), axis=1)
+    return np.where(is_inside[:, None], boxes, np.concatenate([low, high - low], axis=1))
 
 
-def load_records(
-    spec: DatasetSpec,
-    invalid_boxes: str = "error",
-    filter_empty: bool = False,
-    *,
-    for_evaluation: bool = False,
-    masks: bool = False,
-) -> list[Record]:
-    """Detectron2's standard records, one an image, in the order of the image ids.
-
-    Each has ``file_name``, ``height``, ``width``, ``image_id`` and ``annotations``: ``bbox`` as [x, y, width,
-    height] in pixels, clipped to the image, ``bbox_mode`` 1 (``BoxMode.XYWH_ABS``), ``category_id`` contiguous,
-    ``iscrowd``, and ``segmentation`` as it stands in the file, where it has one.
-
-    Args:
-        spec: where the data set lies.
-        invalid_boxes: as for `inspect`.
-        filter_empty: leave out images without an object to train on.
-        for_evaluation, masks: as for `inspect`.
-
-    Raises:
-        DatasetError: as `inspect`.
-    """
-    records = load(spec, invalid_boxes, for_evaluation=for_evaluation, masks=masks)[1]
-    if filter_empty:
-        records = [record for record in records if any(not item["iscrowd"] for item in objects(record))]
-    return records
-
-
-def objects(record: Record) -> list[dict[str, Any]]:
-    """The annotations of a record, or the segments of a panoptic one; crowds among them."""
-    found: list[dict[str, Any]] = record["segments_info"] if "segments_info" in record else record["annotations"]
-    return found
-
-
-@contextlib.contextmanager
-def paused_gc() -> Iterator[None]:
-    """Millions of new objects, none of them garbage: looking for it takes as long as the work itself."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@paused_gc()
 def load(
-    spec: DatasetSpec,
-    invalid_boxes: str = "error",
-    max_objects: int | None = None,
-    *,
-    for_evaluation: bool = False,
-    masks: bool = False,
-) -> tuple[CocoSummary, list[Record]]:
-    """`inspect` and `load_records` in one reading of the file."""
-    if invalid_boxes not in ("error", "drop"):
-        raise ValueError(f"DATASETS.INVALID_BOXES is {invalid_boxes!r}: choose error or drop")
-    if spec.panoptic_root is not None:
-        from . import panoptic  # late: it reads files and images as this module does
-
-        return panoptic.load(spec, max_objects)
+    spec: DatasetSpec, invalid_boxes: str, max_objects: int | None, *, for_evaluation: bool, masks: bool
+) -> CocoRecords:
+    """Loads a data set in COCO's instances format or LVIS's; see `load_dataset` for the arguments."""
     may_be_empty = for_evaluation and max_objects is None
-    content = read_json(spec, KEYS[:2] if may_be_empty else KEYS)
-    annotations = content.get("annotations", [])
+    kind = MaskAnnotation if masks else Annotation
     problems = Problems()
-    is_lvis = lvis.as_coco(content, problems)
-    if not os.path.isdir(spec.image_root):
-        problems.add("missing image folder", str(spec.image_root), "Correct the path, or put the images there.")
-    categories = read_categories(content["categories"], problems)
-    where = " In LVIS's files the last two parts of coco_url tell where an image lies." if is_lvis else ""
-    records = read_images(content["images"], spec, problems, where)
+    with paused_gc():
+        file = read_file(spec, kind, KEYS[:2] if may_be_empty else KEYS)
+        images = convert_images(file.images, problems)
+        is_lvis = lvis.is_lvis(images)
+        if is_lvis:
+            lvis.prepare(images, file.categories, problems)
+        categories = check_categories(file.categories, problems)
+        images = check_images(images, spec, problems, lvis.FILE_NAME_HINT if is_lvis else "")
+        problems.raise_if_any(spec.name, spec.json_file)
+        file_names = {image.id: str(image.file_name) for image in images}
+        rows = convert_annotations(file.annotations, kind, file_names, problems)
+        table = make_table(rows)
+        owners = positions(np.array(list(file_names), np.int64), table["image_id"])
+        order = np.argsort(owners, kind="stable")
+        segmentations = take_segmentations(rows, order) if masks else None
+        del file, rows
+    check = _Check(images, categories, table[order], owners[order], problems)
+    check.ids(needs_area=for_evaluation, needs_crowd=for_evaluation and not is_lvis)
+    check.boxes(drop=invalid_boxes == "drop")
+    if segmentations is not None:
+        check.masks(segmentations, drop=invalid_boxes == "drop")
+    if is_lvis:
+        lvis.check_absent_categories(images, check.table["image_id"], check.table["category_id"], problems)
+    most_objects = check.objects(max_objects)
+    num_used = int(check.is_used.sum())
+    num_crowd = int(check.table["iscrowd"][check.is_used].sum())
+    if num_used == num_crowd and not may_be_empty and not problems:
+        problems.add("empty list of objects", "'annotations' has none to train on", "List the objects' boxes there.")
     problems.raise_if_any(spec.name, spec.json_file)
 
-    reader = AnnotationReader(records, categories, problems, invalid_boxes == "drop", for_evaluation, masks)
-    for annotation in annotations:
-        reader.read(annotation)
-    most_objects = _check_counts(records, reader, max_objects, problems)
-    if reader.kept == reader.crowds:
-        if not may_be_empty:
-            problems.add(
-                "empty list of objects", "'annotations' has none to train on", "List the objects' boxes there."
-            )
-        else:
-            _warn_once(f"data set {spec.name} ({spec.json_file}) has no objects: there are no metrics to compute on it")
-    problems.raise_if_any(spec.name, spec.json_file)
-    if reader.dropped:
+    source = f"data set {spec.name} ({spec.json_file})"
+    if num_used == num_crowd:
+        _warn_once(f"{source} has no objects: there are no metrics to compute on it")
+    if check.dropped:
         _warn_once(
-            f"data set {spec.name} ({spec.json_file}): boxes or masks without area, left out as DATASETS.INVALID_BOXES "
-            f"is drop: {len(reader.dropped)} of {len(annotations)} (annotation ids "
-            f"{', '.join(map(str, reader.dropped[:5]))}{', …' if len(reader.dropped) > 5 else ''})"
+            f"{source}: {len(check.dropped)} of {len(check.table)} annotations are left out, as their boxes or masks "
+            f"have no area (annotation ids {', '.join(map(str, check.dropped[:5]))}{', …' * (len(check.dropped) > 5)})"
         )
-    summary = CocoSummary(
+    summary = Summary(
         spec.name,
         class_names=tuple(categories.values()),
         category_ids=tuple(categories),
-        num_images=len(records),
-        num_annotations=reader.kept,
-        num_crowd=reader.crowds,
-        dropped=len(reader.dropped),
-        clipped=reader.clipped,
+        num_things=len(categories),
+        num_images=len(images),
+        num_annotations=num_used,
+        num_crowd=num_crowd,
+        dropped=len(check.dropped),
+        clipped=check.clipped,
         most_objects=most_objects,
         is_lvis=is_lvis,
     )
-    return summary, [records[image_id] for image_id in sorted(records)]
+    columns = check.spans, check.labels, check.table["iscrowd"], check.is_used
+    records = CocoRecords(spec, summary, *image_columns(images, spec), *columns)
+    records.table, records.segmentations = check.table, segmentations
+    return records
 
 
-def read_class_names(spec: DatasetSpec) -> tuple[str, ...]:
-    """The names of class 0, 1, …: the file's categories in the order of their ids; in panoptic files things first.
+class _Check:
+    """Checks of a table of annotations. A row with a fault is excluded from later checks.
 
-    Raises:
-        DatasetError: if the file is missing, not in COCO's format, or has unusable categories.
+    Attributes:
+        table: annotations, ordered by image.
+        spans: (images, 2) first row of each image, and the one after its last.
+        labels: (annotations,) contiguous class ids.
+        is_used: (annotations,) bool; False for rows that were dropped.
+        dropped: annotation ids of these.
+        clipped: number of boxes that reach out of their image.
     """
-    return _classes(spec)[0]
+
+    def __init__(
+        self, images: list[ImageEntry], categories: dict[int, str], table: Array, owners: Array, problems: Problems
+    ) -> None:
+        self.images = images
+        self.table = table
+        self.owners = owners
+        self.problems = problems
+        self.category_ids = np.array(list(categories), np.int64)
+        self.labels = positions(self.category_ids, table["category_id"])
+        index = np.arange(len(images))
+        self.spans = np.stack([np.searchsorted(owners, index, side) for side in ("left", "right")], axis=1)
+        self.sizes = np.array([(image.height, image.width) for image in images])[owners]
+        self.is_used = np.ones(len(table), bool)
+        self.dropped: list[int] = []
+        self.clipped = 0
+
+    def _reject(self, kind: str, is_faulty: Array, example: Callable[[int], str], remedy: str) -> None:
+        rows = np.flatnonzero(is_faulty & self.is_used)
+        if rows.size:
+            self.problems.add(kind, map(example, rows.tolist()), remedy, rows.size)
+            self.is_used[rows] = False
+
+    def _drop(self, is_dropped: Array) -> None:
+        rows = np.flatnonzero(is_dropped & self.is_used)
+        self.is_used[rows] = False
+        self.dropped += self.table["id"][rows].tolist()
+
+    def _name(self, row: int) -> str:
+        return f"annotation {self.table['id'][row]} of {self.images[self.owners[row]].file_name}"
+
+    def _describe_absent(self, key: str, row: int) -> str:
+        return f"{self._name(row)} lacks {key}"
+
+    def _describe_box(self, row: int) -> str:
+        box = ", ".join(f"{value:.10g}" for value in self.table["bbox"][row])
+        return f"{self._name(row)} has bbox [{box}]"
+
+    def ids(self, *, needs_area: bool, needs_crowd: bool) -> None:
+        """Checks that ids are unique and known, and that ``area`` and ``iscrowd`` are there."""
+        table = self.table
+        is_repeated = np.ones(len(table), bool)
+        is_repeated[np.unique(table["id"], return_index=True)[1]] = False
+        self._reject(
+            "annotation ids that are used twice",
+            is_repeated,
+            lambda row: f"{table['id'][row]}",
+            "Give each its own id.",
+        )
+        self._reject(
+            "annotations of images that are not in 'images'",
+            self.owners < 0,
+            lambda row: f"annotation {table['id'][row]} has image_id {table['image_id'][row]}",
+            "Add the image, or remove them.",
+        )
+        known = ", ".join(str(category_id) for category_id in self.category_ids[:20])
+        more = f" and {len(self.category_ids) - 20} more" if len(self.category_ids) > 20 else ""
+        self._reject(
+            "annotations whose category_id is not in 'categories'",
+            self.labels < 0,
+            lambda row: f"{self._name(row)} has category_id {table['category_id'][row]}",
+            f"Known ids are {known}{more}: add the category, or correct the id.",
+        )
+        is_absent = {"area": np.isnan(table["area"]) & needs_area, "iscrowd": ~table["has_iscrowd"] & needs_crowd}
+        for key, absent in is_absent.items():
+            self._reject(LACKS_KEYS[0], absent, partial(self._describe_absent, key), LACKS_KEYS[1])
+
+    def boxes(self, *, drop: bool) -> None:
+        """Applies the rule for boxes."""
+        boxes = self.table["bbox"]
+        kind, remedy = FIELDS["bbox"]
+        is_finite = np.all(np.isfinite(boxes), axis=1)
+        self._reject(kind, ~is_finite, self._describe_box, remedy)
+        self._reject(
+            "boxes of negative width or height",
+            np.any(boxes[:, 2:] < 0, axis=1),
+            self._describe_box,
+            "Write bbox as [x, y, width, height] in pixels, not as two corners in the wrong order.",
+        )
+        clipped = clip(boxes, self.sizes)
+        is_empty = np.any(clipped[:, 2:] <= 0, axis=1)
+        if drop:
+            self._drop(is_empty)
+        self._reject(
+            "boxes without area inside their image",
+            is_empty,
+            lambda row: f"{self._describe_box(row)} in an image of {self.sizes[row][1]} x {self.sizes[row][0]}",
+            "Correct or remove them, or set `invalid_boxes` to drop, which leaves them out.",
+        )
+        self.clipped = int((clipped != boxes)[self.is_used].any(1).sum())
+
+    def masks(self, segmentations: Segmentations, *, drop: bool) -> None:
+        """Checks segmentations. With ``drop``, polygons of fewer than three points are left out, as in Detectron2."""
+        faults: dict[int, str] = {}
+        is_absent, is_short, has_short = (np.zeros(len(self.table), bool) for _ in range(3))
+        for row in np.flatnonzero(self.is_used).tolist():
+            fault, num_parts, num_short = segmentations.check(row, *self.sizes[row])
+            is_absent[row] = num_parts == 0
+            has_short[row], is_short[row] = num_short > 0, 0 < num_parts == num_short
+            if fault is not None:
+                faults[row] = fault
+        self._reject(
+            "annotations without a segmentation",
+            is_absent,
+            self._name,
+            "Add polygons or run lengths, or set `masks` to False.",
+        )
+        is_faulty = np.zeros(len(self.table), bool)
+        is_faulty[list(faults)] = True
+        remedy = "Correct or remove the annotation."
+        self._reject("unusable segmentations", is_faulty, lambda row: f"{self._name(row)} has {faults[row]}", remedy)
+        if drop:
+            self._drop(is_short)
+        else:
+            remedy += " Or set `invalid_boxes` to drop, which leaves such polygons out."
+            self._reject("polygons of fewer than three points", has_short, self._name, remedy)
+
+    def objects(self, max_objects: int | None) -> int:
+        """Returns the largest number of objects in one image, and checks it."""
+        is_object = self.is_used & ~self.table["iscrowd"]
+        counts = np.bincount(self.owners[is_object], minlength=len(self.images))
+        most = int(counts.max())
+        images = np.flatnonzero(counts > max_objects) if max_objects is not None else np.zeros(0, int)
+        if images.size:
+            self.problems.add(
+                f"images with more objects than the {max_objects} queries",
+                (f"{self.images[index].file_name} has {counts[index]}" for index in images.tolist()),
+                f"A query finds one object: set `max_objects` to at least {most}.",
+                images.size,
+            )
+        return most
 
 
-def read_num_things(spec: DatasetSpec) -> int:
-    """How many of the classes, the first ones, are things: all of them unless the data set is panoptic.
-
-    Raises:
-        DatasetError: as `read_class_names`.
-    """
-    return _classes(spec)[1]
-
-
-def _classes(spec: DatasetSpec) -> tuple[tuple[str, ...], int]:
-    path = Path(spec.json_file)
-    if not path.is_file():
-        read_json(spec)  # raises
-    status = path.stat()
-    return _read_classes(spec, status.st_mtime_ns, status.st_size)
-
-
-@functools.lru_cache(maxsize=64)
-def _read_classes(spec: DatasetSpec, modified: int, size: int) -> tuple[tuple[str, ...], int]:
-    """The names of all classes, and how many are things; kept while the file does not change, since COCO's takes
-    seconds to parse."""
-    problems = Problems()
-    content = read_json(spec)
-    lvis.as_coco(content, problems)
-    entries = content["categories"]
-    categories = read_categories(entries, problems)
-    problems.raise_if_any(spec.name, spec.json_file)
-    if spec.panoptic_root is None:
-        return tuple(categories.values()), len(categories)
-    from . import panoptic
-
-    classes = panoptic.read_classes(entries, spec)
-    return tuple(item.name for item in classes), sum(item.is_thing for item in classes)
-
-
-def _check_counts(
-    records: dict[int, Record], reader: AnnotationReader, max_objects: int | None, problems: Problems
-) -> int:
-    """The most objects to train on in an image, which ``max_objects`` must allow."""
-    most = max(reader.objects.values(), default=0)
-    if max_objects is not None and most > max_objects:
-        remedy = f"A query finds one object: set MODEL.DETR.NUM_OBJECT_QUERIES to at least {most}."
-        for image_id, count in reader.objects.items():
-            if count > max_objects:
-                where = f"{records[image_id]['file_name']} has {count}"
-                problems.add(f"images with more objects than the {max_objects} queries", where, remedy)
-    return most
-
-
-@functools.cache
+@cache
 def _warn_once(message: str) -> None:
     _logger.warning(message)

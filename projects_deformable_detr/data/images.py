@@ -1,4 +1,4 @@
-"""Reading an image file, with an error that names it."""
+"""Image reading."""
 
 import os
 import struct
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ..errors import ArgumentError
 from .problems import DatasetError
 
 _ORIENTATION = 0x0112  # the EXIF tag
-# EXIF's orientation → what brings the image upright.
+# EXIF orientation: the inverse transform.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,28 +27,28 @@ _UPRIGHT = {
 def read_image(
     path: str | os.PathLike[str], format: str = "RGB", expected_size: tuple[int, int] | None = None
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The pixels of an image file, upright by its EXIF orientation, as Detectron2's reader gives them.
+    """Reads the pixels of an image file and applies its EXIF orientation, as Detectron2's reader does.
 
     Args:
-        path: any format that Pillow reads.
-        format: ``"RGB"`` or ``"BGR"``, the order of the channels.
-        expected_size: (height, width) of the data set's record, or None.
+        path: file in any format that Pillow reads.
+        format: order of the channels, ``"RGB"`` or ``"BGR"``.
+        expected_size: (height, width) in the data set's record, or None.
 
     Returns:
         (H, W, 3) uint8, contiguous.
 
     Raises:
         DatasetError: if the file is missing, empty, truncated, not an image, or not of the expected size.
-        ValueError: for another ``format``.
+        ArgumentError: for another ``format``.
     """
     if format not in ("RGB", "BGR"):
-        raise ValueError(f"image format {format!r}: choose RGB or BGR")
+        raise ArgumentError("format", f"must be RGB or BGR, got {format!r}")
     pixels = np.asarray(_decode(Path(path)))
     if expected_size is not None and pixels.shape[:2] != tuple(expected_size):
         raise DatasetError(
-            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height, upright by its EXIF "
-            f"orientation), but its record says {expected_size[1]} x {expected_size[0]}: correct the record's width "
-            "and height, or replace the file"
+            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height, after its EXIF orientation), but "
+            f"{expected_size[1]} x {expected_size[0]} in its record: correct the record's width and height, or replace "
+            "the file"
         )
     return np.ascontiguousarray(pixels if format == "RGB" else pixels[:, :, ::-1])
 
@@ -83,7 +84,7 @@ def _decode(path: Path) -> Image.Image:
             f"{path} ({size} bytes) is not an image, or not in a format that Pillow reads: replace the file, or "
             "remove its record from the data set"
         ) from error
-    # What Pillow's decoders raise for broken files, beside OSError ("image file is truncated").
+    # All of these are raised by Pillow's decoders for damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DatasetError(
             f"{path} cannot be decoded as an image ({error}): replace the file, or remove its record from the data set"
@@ -91,8 +92,8 @@ def _decode(path: Path) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation; 1 (upright) where the block is absent or unreadable, as in Detectron2's reader."""
+    """Returns the EXIF orientation; 1 (upright) if it is absent or unreadable, as in Detectron2's reader."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except (SyntaxError, ValueError, TypeError, OSError, EOFError, struct.error):
-        return 1  # only the metadata is broken: the pixels were decoded above
+        return 1  # only the metadata is damaged: the pixels have been decoded

@@ -1,25 +1,122 @@
-"""Instance masks of COCO's annotations: polygons, run lengths compressed or not, as bitmaps and back."""
+"""Instance masks: COCO's segmentations (polygons or run lengths), and bitmaps."""
 
+import json
+from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
+import msgspec
 import numpy as np
 from pycocotools import mask as rle_format
 
 from .problems import DatasetError
 
 Rle = dict[str, Any]
+Bitmaps = np.ndarray[Any, np.dtype[np.bool_]]
+_TRIANGLE = 6  # numbers of the shortest polygon
+
+
+class _RunLengths(msgspec.Struct, gc=False):
+    size: tuple[int, int]
+    counts: str | list[int]
+
+
+_decoder = msgspec.json.Decoder(list[list[float]] | _RunLengths | None)
+
+
+class Segmentations:
+    """Segmentations of many annotations, stored as JSON and decoded when they are accessed.
+
+    Polygons as JSON take a quarter of the memory of lists of numbers, and all are one object.
+
+    Args:
+        texts: JSON of each segmentation.
+    """
+
+    def __init__(self, texts: Sequence[Any]) -> None:
+        self._offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts], dtype=np.int64)])
+        self._content = b"".join(texts)
+
+    def decode(self, index: int) -> Any:
+        """Returns polygons or run lengths as in the file."""
+        return msgspec.json.decode(self._text(index))
+
+    def __getitem__(self, index: int) -> Any:
+        """Returns polygons or run lengths, without polygons of fewer than three points."""
+        found = self.decode(index)
+        return [polygon for polygon in found if len(polygon) >= _TRIANGLE] if isinstance(found, list) else found
+
+    def _text(self, index: int) -> bytes:
+        return self._content[self._offsets[index] : self._offsets[index + 1]]
+
+    def check(self, index: int, height: int, width: int) -> tuple[str | None, int, int]:
+        """Checks one segmentation.
+
+        Returns:
+            what is wrong with it, or None; the number of its parts; the number of its polygons that are too short.
+        """
+        text = self._text(index)
+        try:
+            found = _decoder.decode(text)
+        except msgspec.DecodeError:
+            return _find_fault(text), 1, 0
+        if found is None:
+            return None, 0, 0
+        if isinstance(found, _RunLengths):
+            return _check_run_lengths(found, height, width), 1, 0
+        lengths = [len(polygon) for polygon in found]
+        for polygon in found:
+            if len(polygon) % 2:
+                return _describe_polygon(polygon), len(lengths), 0
+        return None, len(lengths), sum(length < _TRIANGLE for length in lengths)
+
+
+def _check_run_lengths(found: _RunLengths, height: int, width: int) -> str | None:
+    if found.size != (height, width):
+        return f"run lengths of size {list(found.size)!r}, but its image is {height} x {width} (height x width)"
+    if isinstance(found.counts, str):
+        return None
+    if any(count < 0 for count in found.counts):
+        return "run lengths whose counts are neither a text nor whole numbers"
+    total = sum(found.counts)
+    return None if total == height * width else f"run lengths of {total} pixels, not {height * width}"
+
+
+def _find_fault(text: bytes) -> str:
+    """Returns what is wrong with a segmentation that does not follow the schema."""
+    found = json.loads(text)  # unlike msgspec's, it decodes NaN
+    if isinstance(found, dict):
+        size = found.get("size")
+        if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int for side in size):
+            return f"run lengths of size {size!r}"
+        return "run lengths whose counts are neither a text nor whole numbers"
+    if not isinstance(found, list):
+        return f"a {type(found).__name__}, neither polygons nor run lengths"
+    for polygon in found:
+        try:
+            if isinstance(polygon, list) and all(map(isfinite, polygon)):
+                continue
+        except (TypeError, OverflowError):
+            pass
+        return _describe_polygon(polygon)
+    return "polygons that cannot be decoded"
+
+
+def _describe_polygon(polygon: object) -> str:
+    return f"the polygon {polygon!r:.60}, not a list of alternating x and y, all finite numbers"
 
 
 def to_rle(segmentation: Any, height: int, width: int, where: str) -> Rle:
-    """Any of COCO's segmentations as compressed run lengths of an image of ``height`` x ``width`` pixels.
+    """Converts any of COCO's segmentations to compressed run lengths.
 
     Args:
-        segmentation: a list of polygons [x1, y1, x2, y2, …] in pixels, whose union is meant; or a dict with ``size``
+        segmentation: list of polygons [x1, y1, x2, y2, …] in pixels, whose union is the mask; or a dict with ``size``
             and ``counts``, a text or a list of numbers.
-        where: the annotation, for the error.
+        height, width: size of the image in pixels.
+        where: name of the annotation, for errors.
 
     Raises:
-        DatasetError: if it is none of these, or of another size.
+        DatasetError: if the segmentation is of no such kind, or of another size.
     """
     try:
         if isinstance(segmentation, list):
@@ -28,8 +125,7 @@ def to_rle(segmentation: Any, height: int, width: int, where: str) -> Rle:
             if isinstance(segmentation["counts"], list):
                 return dict(rle_format.frPyObjects(segmentation, height, width))
             return dict(segmentation)
-    # What pycocotools raises for other things: plain Exception, too.
-    except Exception as error:
+    except Exception as error:  # pycocotools raises plain Exception, too
         raise DatasetError(
             f"{where} has an unusable segmentation ({error}): correct or remove the annotation"
         ) from error
@@ -39,21 +135,14 @@ def to_rle(segmentation: Any, height: int, width: int, where: str) -> Rle:
     )
 
 
-def decode(rles: list[Rle], height: int, width: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """(T, height, width) bool masks."""
+def decode(rles: list[Rle], height: int, width: int) -> Bitmaps:
+    """Returns (T, height, width) bool masks."""
     if not rles:
         return np.zeros((0, height, width), bool)
     return np.ascontiguousarray(rle_format.decode(rles).transpose(2, 0, 1)).astype(bool)
 
 
 def encode(mask: np.ndarray[Any, Any]) -> Rle:
-    """A mask (H, W) as run lengths that JSON can hold."""
+    """Returns a mask (H, W) as run lengths that can be written as JSON."""
     rle = rle_format.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
-def compact(segmentation: Any) -> Any:
-    """A segmentation in less memory: polygons as arrays of numbers instead of lists of objects."""
-    if isinstance(segmentation, list):
-        return [np.asarray(polygon, np.float64) for polygon in segmentation]
-    return segmentation

@@ -1,34 +1,80 @@
-"""COCO's panoptic format: its checks, Detectron2's records, and each segment as an object to train on.
+"""COCO's panoptic format: segment ids as colors of a PNG per image, and a JSON file that lists the segments.
 
-DETR's panoptic model has things and stuff as classes of one list (arXiv 2005.12872, section 4.4): contiguous class ids
-are those of the things in the order of their category ids, then those of the stuff.
+Class ids 0, 1, … are those of the things in the order of their category ids, then those of the stuff.
 """
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from PIL import Image
 from pycocotools import mask as rle_format
 
 from .catalog import DatasetSpec
-from .coco import CocoSummary, paused_gc
-from .coco_files import read_categories, read_images, read_json
-from .images import read_image
-from .panoptic_format import MAX_ID, read_segment_ids, segment_masks
-from .problems import DatasetError, Problems
-
-Record = dict[str, Any]
-_XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS
-_REMEDY_SEGMENT = (
-    "Give each a whole number 'id' from 1 to 16777215, of its own in its image, a 'category_id', and iscrowd 0 or 1."
+from .files import (
+    KEYS,
+    ImageEntry,
+    Int64,
+    check_categories,
+    check_images,
+    convert,
+    convert_images,
+    image_columns,
+    paused_gc,
+    read_file,
 )
+from .images import read_image
+from .masks import Bitmaps
+from .problems import DatasetError, Problems
+from .records import Array, Record, Records, Summary, positions
+
+SegmentIds = np.ndarray[Any, np.dtype[np.int32]]
+VOID = 0  # id of pixels that belong to no segment
+MAX_ID = 256**3 - 1
+_XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS
+
+
+def ids_to_rgb(ids: SegmentIds) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Converts segment ids (H, W) in [0, 256³) to RGB (H, W, 3); red is the lowest byte."""
+    return np.stack([(ids >> shift) & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
+
+
+def rgb_to_ids(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> SegmentIds:
+    """Inverse of `ids_to_rgb`."""
+    red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
+    return np.asarray(red + (green << 8) + (blue << 16), np.int32)
+
+
+def encode_png(ids: SegmentIds) -> bytes:
+    """Returns segment ids (H, W) as the content of a PNG file."""
+    with io.BytesIO() as file:
+        Image.fromarray(ids_to_rgb(ids)).save(file, format="PNG")
+        return file.getvalue()
+
+
+def decode_png(content: bytes) -> SegmentIds:
+    """Inverse of `encode_png`."""
+    with Image.open(io.BytesIO(content)) as image:
+        return rgb_to_ids(np.asarray(image))
+
+
+def read_segment_ids(path: str | Path, expected_size: tuple[int, int] | None = None) -> SegmentIds:
+    """Reads the segment ids (H, W) of a panoptic PNG.
+
+    Raises:
+        DatasetError: if the file is missing, is not an image, or is not of the expected (height, width).
+    """
+    return rgb_to_ids(read_image(path, expected_size=expected_size))
 
 
 @dataclass(frozen=True)
 class PanopticClass:
-    """One category of a panoptic file: the file's id, its name, and whether it is a thing."""
+    """Category of a panoptic file: the file's id, its name, and whether it is a thing."""
 
     category_id: int
     name: str
@@ -36,7 +82,8 @@ class PanopticClass:
 
 
 def read_classes(entries: list[dict[str, Any]], spec: DatasetSpec) -> tuple[PanopticClass, ...]:
-    """Sound categories of a panoptic file as class 0, 1, …: things, then stuff, each in the order of their ids.
+    """Returns checked categories of a panoptic file as class 0, 1, …: things, then stuff, both in the order of their
+    ids.
 
     Raises:
         DatasetError: for a category without ``isthing``.
@@ -45,121 +92,170 @@ def read_classes(entries: list[dict[str, Any]], spec: DatasetSpec) -> tuple[Pano
     if wrong:
         raise DatasetError(
             f"data set {spec.name} ({spec.json_file}): category {wrong[0]['name']!r} has isthing "
-            f"{wrong[0].get('isthing')!r}: a panoptic file gives each category isthing 0 or 1"
+            f"{wrong[0].get('isthing')!r}: set isthing of every category of a panoptic file to 0 or 1"
         )
     ordered = sorted(entries, key=lambda entry: (not entry["isthing"], entry["id"]))
     return tuple(PanopticClass(entry["id"], entry["name"], bool(entry["isthing"])) for entry in ordered)
 
 
-@paused_gc()
-def load(spec: DatasetSpec, max_objects: int | None = None) -> tuple[CocoSummary, list[Record]]:
-    """The summary and the records of a panoptic data set, all that can be checked without reading its PNGs.
+class _Segment(msgspec.Struct, gc=False):
+    id: Annotated[int, msgspec.Meta(ge=1, le=MAX_ID)]
+    category_id: Int64
+    iscrowd: Literal[0, 1] = 0
 
-    Each record has ``file_name``, ``height``, ``width``, ``image_id``, ``pan_seg_file_name``, and ``segments_info``:
-    dicts with ``id``, contiguous ``category_id``, ``isthing`` and ``iscrowd``.
 
-    Args:
-        spec: with a ``panoptic_root``.
-        max_objects: the number of queries, for a set to train on; None: any number.
+class _LooseAnnotation(msgspec.Struct, gc=False):
+    image_id: Int64
+    file_name: str
+    segments_info: list[Any]
 
-    Raises:
-        DatasetError: for everything that is wrong, at once.
+
+class _Annotation(_LooseAnnotation, gc=False):
+    segments_info: list[_Segment]
+
+
+class PanopticRecords(Records):
+    """Records with ``pan_seg_file_name`` and ``segments_info``.
+
+    The latter are dicts with ``id``, contiguous ``category_id``, ``isthing`` and ``iscrowd``.
+
+    Attributes:
+        png_paths: paths of the panoptic PNGs.
+        segment_ids: (segments,) ids of the segments in their PNG.
     """
-    content = read_json(spec, ("images", "categories", "annotations"))
-    problems = Problems()
-    for folder in (spec.image_root, spec.panoptic_root):
-        if not os.path.isdir(str(folder)):
-            problems.add("missing folders", str(folder), "Correct the path, or put the files there.")
-    read_categories(content["categories"], problems)
-    images = read_images(content["images"], spec, problems)
-    problems.raise_if_any(spec.name, spec.json_file)
 
-    classes = read_classes(content["categories"], spec)
-    reader = _Reader(images, classes, spec, problems)
-    for annotation in content["annotations"]:
-        reader.read(annotation)
-    for image_id in images.keys() - reader.records.keys():
-        what, remedy = images[image_id]["file_name"], "Annotate them, or remove them from 'images'."
-        problems.add("images without an annotation", what, remedy)
-    records = [reader.records[image_id] for image_id in sorted(reader.records)]
-    counts = [sum(not segment["iscrowd"] for segment in record["segments_info"]) for record in records]
-    most = max(counts, default=0)
-    for record, count in zip(records, counts, strict=True):
-        if max_objects is not None and count > max_objects:
-            remedy = f"A query finds one segment: set MODEL.DETR.NUM_OBJECT_QUERIES to at least {most}."
-            where = f"{record['file_name']} has {count}"
-            problems.add(f"images with more segments than the {max_objects} queries", where, remedy)
+    png_paths: list[str]
+    segment_ids: Array
+
+    def _annotations(self, index: int) -> Record:
+        start, stop = self.spans[index].tolist()
+        columns = (column[start:stop].tolist() for column in (self.segment_ids, self.labels, self.is_crowd))
+        segments = [
+            {
+                "id": segment_id,
+                "category_id": label,
+                "isthing": label < self.summary.num_things,
+                "iscrowd": int(is_crowd),
+            }
+            for segment_id, label, is_crowd in zip(*columns, strict=True)
+        ]
+        return {"pan_seg_file_name": self.png_paths[index], "segments_info": segments}
+
+    def select(self, indices: Array) -> "PanopticRecords":
+        """Returns a part of the images."""
+        selected = super().select(indices)
+        selected.png_paths = [self.png_paths[index] for index in indices.tolist()]
+        return selected
+
+
+def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
+    """Loads a panoptic data set; its PNGs are not read. See `load_dataset` for the arguments."""
+    problems = Problems()
+    if not os.path.isdir(str(spec.panoptic_root)):
+        problems.add("missing folders", str(spec.panoptic_root), "Correct the path, or put the files there.")
+    with paused_gc():
+        file = read_file(spec, _Annotation, KEYS)
+        check_categories(file.categories, problems)
+        images = check_images(convert_images(file.images, problems), spec, problems)
+        problems.raise_if_any(spec.name, spec.json_file)
+        classes = read_classes(file.categories, spec)
+        annotations = _check_annotations(file.annotations, images, spec, problems)
+        del file
+        segments = [segment for annotation in annotations for segment in annotation.segments_info]
+        segment_ids = np.fromiter((segment.id for segment in segments), np.int32, len(segments))
+        category_ids = np.fromiter((segment.category_id for segment in segments), np.int64, len(segments))
+        is_crowd = np.fromiter((segment.iscrowd for segment in segments), bool, len(segments))
+    png_names = [annotation.file_name for annotation in annotations]
+    stops = np.cumsum([len(annotation.segments_info) for annotation in annotations], dtype=np.int64)
+    spans = np.stack([np.concatenate([[0], stops[:-1]]), stops], axis=1)
+    owners = np.repeat(np.arange(len(annotations)), spans[:, 1] - spans[:, 0])
+    labels = _labels(classes, category_ids, segment_ids, owners, png_names, problems)
+    counts = np.bincount(owners[~is_crowd], minlength=len(annotations))
+    most = int(counts.max(initial=0))
+    for index in np.flatnonzero(counts > max_objects).tolist() if max_objects is not None else ():
+        remedy = f"A query finds one segment: set `max_objects` to at least {most}."
+        where = f"{images[index].file_name} has {counts[index]}"
+        problems.add(f"images with more segments than the {max_objects} queries", where, remedy)
     problems.raise_if_any(spec.name, spec.json_file)
-    total = sum(len(record["segments_info"]) for record in records)
-    summary = CocoSummary(
+    summary = Summary(
         spec.name,
         class_names=tuple(item.name for item in classes),
         category_ids=tuple(item.category_id for item in classes),
-        num_images=len(records),
-        num_annotations=total,
-        num_crowd=total - sum(counts),
-        dropped=0,
-        clipped=0,
-        most_objects=most,
         num_things=sum(item.is_thing for item in classes),
+        num_images=len(images),
+        num_annotations=len(segments),
+        num_crowd=int(is_crowd.sum()),
+        most_objects=most,
     )
-    return summary, records
+    records = PanopticRecords(spec, summary, *image_columns(images, spec), spans, labels, is_crowd)
+    records.png_paths = [os.path.join(str(spec.panoptic_root), name) for name in png_names]
+    records.segment_ids = segment_ids
+    return records
 
 
-class _Reader:
-    """Reads the entries of ``annotations``, one an image."""
+def _check_annotations(
+    entries: list[Any], images: list[ImageEntry], spec: DatasetSpec, problems: Problems
+) -> list[_LooseAnnotation]:
+    """Returns one annotation per image, in the order of the images."""
 
-    def __init__(
-        self, images: dict[int, Record], classes: Sequence[PanopticClass], spec: DatasetSpec, problems: Problems
-    ) -> None:
-        self.records: dict[int, Record] = {}
-        self._images = images
-        self._classes = {item.category_id: (index, item.is_thing) for index, item in enumerate(classes)}
-        self._folder = str(spec.panoptic_root)
-        self._problems = problems
-        self._files = {entry.name for entry in os.scandir(self._folder)}
+    def report(_: int, entry: Any, message: str) -> None:
+        what, remedy = (
+            f"{entry!r:.80} ({message})",
+            "Give each image_id, file_name (of its PNG) and a list segments_info.",
+        )
+        problems.add("annotations that are incomplete", what, remedy)
 
-    def read(self, item: Any) -> None:
-        """Checks an entry and makes a record of it."""
-        if not isinstance(item, dict) or not isinstance(item.get("segments_info"), list):
-            remedy = "Give each image_id, file_name (of its PNG) and a list segments_info."
-            self._problems.add("annotations that are incomplete", f"{item!r:.80}", remedy)
-            return
-        image_id, name = item.get("image_id"), item.get("file_name")
-        if image_id not in self._images:
-            what = f"image_id {image_id!r}"
-            self._problems.add("annotations of images that are not in 'images'", what, "Add the image, or remove them.")
-            return
-        if image_id in self.records:
-            self._problems.add("images that are annotated twice", f"image_id {image_id}", "Keep one annotation each.")
-        if name not in self._files:
-            path = os.path.join(self._folder, str(name))
-            self._problems.add("panoptic PNGs that are missing", path, "Put them there, or correct the folder.")
-        segments = [self._segment(segment, str(name)) for segment in item["segments_info"]]
-        identifiers = [segment["id"] for segment in segments if segment]
-        if len(set(identifiers)) < len(identifiers):
-            self._problems.add("images that use a segment id twice", str(name), _REMEDY_SEGMENT)
-        record = {key: value for key, value in self._images[image_id].items() if key != "annotations"}
-        kept = [segment for segment in segments if segment]
-        record |= {"pan_seg_file_name": os.path.join(self._folder, str(name)), "segments_info": kept}
-        self.records[image_id] = record
+    def report_segment(_: int, entry: Any, message: str) -> None:
+        remedy = f"Give each a whole number 'id' from 1 to {MAX_ID}, a 'category_id', and iscrowd 0 or 1."
+        problems.add("segments that are incomplete", f"{entry!r:.80} of {name} ({message})", remedy)
 
-    def _segment(self, item: Any, name: str) -> dict[str, Any] | None:
-        sound = isinstance(item, dict) and type(item.get("id")) is int and 0 < item["id"] <= MAX_ID
-        if not sound or item.get("iscrowd", 0) not in (0, 1):
-            self._problems.add("segments that are incomplete", f"{item!r:.80} of {name}", _REMEDY_SEGMENT)
-            return None
-        if item.get("category_id") not in self._classes:
-            what = f"segment {item['id']} of {name} has category_id {item.get('category_id')!r}"
-            remedy = "Add the category, or correct the id."
-            self._problems.add("segments whose category_id is not in 'categories'", what, remedy)
-            return None
-        label, is_thing = self._classes[item["category_id"]]
-        return {"id": item["id"], "category_id": label, "isthing": is_thing, "iscrowd": item.get("iscrowd", 0)}
+    known = {image.id for image in images}
+    files = {entry.name for entry in os.scandir(str(spec.panoptic_root))}
+    found: dict[int, _LooseAnnotation] = {}
+    for annotation in convert(entries, _LooseAnnotation, report):
+        image_id, name = annotation.image_id, annotation.file_name
+        if image_id not in known:
+            what, remedy = f"image_id {image_id}", "Add the image, or remove them."
+            problems.add("annotations of images that are not in 'images'", what, remedy)
+            continue
+        if image_id in found:
+            problems.add("images that are annotated twice", f"image_id {image_id}", "Keep one annotation each.")
+        if name not in files:
+            path = os.path.join(str(spec.panoptic_root), name)
+            problems.add("panoptic PNGs that are missing", path, "Put them there, or correct the folder.")
+        annotation.segments_info = convert(annotation.segments_info, _Segment, report_segment)
+        found[image_id] = annotation
+    for image in images:
+        if image.id not in found:
+            remedy = "Annotate them, or remove them from 'images'."
+            problems.add("images without an annotation", str(image.file_name), remedy)
+    return [found[image.id] for image in images if image.id in found]
 
 
-def read_objects(record: Record) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The segments of a panoptic record that are no crowds, as objects with the boxes of their masks.
+def _labels(
+    classes: Sequence[PanopticClass],
+    category_ids: Array,
+    segment_ids: Array,
+    owners: Array,
+    png_names: list[str],
+    problems: Problems,
+) -> Array:
+    """Returns the class ids of segments, and checks that their ids are unique in their image."""
+    known = np.array([item.category_id for item in classes], np.int64)
+    order = np.argsort(known)
+    found = positions(known[order], category_ids)
+    for row in np.flatnonzero(found < 0).tolist():
+        what = f"segment {segment_ids[row]} of {png_names[owners[row]]} has category_id {category_ids[row]}"
+        remedy = "Add the category, or correct the id."
+        problems.add("segments whose category_id is not in 'categories'", what, remedy)
+    pairs, counts = np.unique(np.stack([owners, segment_ids], axis=1), axis=0, return_counts=True)
+    for owner in np.unique(pairs[counts > 1][:, 0]).tolist():
+        problems.add("images that use a segment id twice", png_names[owner], "Give each segment its own id.")
+    return order[found]
+
+
+def read_objects(record: Record) -> tuple[Array, Array, Bitmaps]:
+    """Reads the segments of a panoptic record, without crowds, as objects with the boxes of their masks.
 
     Returns:
         boxes (T, 4) float32 corners in pixels, labels (T,) int64, masks (T, H, W) bool.
@@ -167,17 +263,28 @@ def read_objects(record: Record) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises:
         DatasetError: if the PNG is missing, of another size than the record, or lacks a segment.
     """
-    path, size = record["pan_seg_file_name"], None
-    if "height" in record:
-        size = (record["height"], record["width"])
+    path = record["pan_seg_file_name"]
+    size = (record["height"], record["width"]) if "height" in record else None
     segments = [segment for segment in record["segments_info"] if not segment.get("iscrowd", 0)]
-    masks = segment_masks(read_segment_ids(path, size), segments, path)
+    masks = _segment_masks(read_segment_ids(path, size), segments, path)
     labels = np.array([segment["category_id"] for segment in segments], np.int64)
     return mask_boxes(masks), labels, masks
 
 
-def mask_boxes(masks: np.ndarray) -> np.ndarray:
-    """The corners (T, 4) float32 of masks (T, H, W), none of which is empty; a pixel has width and height 1."""
+def _segment_masks(ids: SegmentIds, segments: list[dict[str, Any]], path: str) -> Bitmaps:
+    wanted = np.array([segment["id"] for segment in segments], np.int32).reshape(-1)
+    masks = np.asarray(ids[None] == wanted[:, None, None], bool)
+    empty = wanted[~masks.any((1, 2))]
+    if empty.size:
+        raise DatasetError(
+            f"{path} has no pixel of segment {empty[0]}, which segments_info lists for it: remove the segment from the "
+            "JSON file, or replace the PNG"
+        )
+    return masks
+
+
+def mask_boxes(masks: Bitmaps) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Returns the corners (T, 4) of masks (T, H, W), none of which is empty; a pixel has width and height 1."""
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks, strict=True):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -186,9 +293,11 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
 
 
 def as_annotations(record: Record, *, crowds: bool = False) -> list[dict[str, Any]]:
-    """`read_objects` as Detectron2's annotations: ``bbox``, ``bbox_mode``, ``category_id``, ``iscrowd``, RLE.
+    """Reads segments as Detectron2's annotations: ``bbox``, ``bbox_mode``, ``category_id``, ``iscrowd``, run lengths.
 
-    ``crowds``: give these, too, marked ``iscrowd``.
+    Args:
+        record: panoptic record.
+        crowds: include crowds, with ``iscrowd`` 1.
     """
     segments = [item for item in record["segments_info"] if crowds or not item.get("iscrowd", 0)]
     found = _annotations(*read_objects({**record, "segments_info": [{**item, "iscrowd": 0} for item in segments]}))
@@ -196,15 +305,15 @@ def as_annotations(record: Record, *, crowds: bool = False) -> list[dict[str, An
 
 
 def stuff_annotations(path: str, size: tuple[int, int], classes: Mapping[int, int]) -> list[dict[str, Any]]:
-    """The stuff of a picture of labels, all pixels of one label as one object, as `as_annotations` gives objects.
+    """Reads the stuff of a label image as `as_annotations` does; all pixels of one label are one object.
 
     Args:
-        path: of the picture, of one channel.
-        size: its height and width in pixels.
-        classes: label to class; other labels, such as those of things and of what is ignored, are left out.
+        path: image with one channel.
+        size: height and width in pixels.
+        classes: label to class; other labels, such as those of things, are ignored.
 
     Raises:
-        DatasetError: if the picture is missing, is not an image, or is of another size.
+        DatasetError: if the file is missing, is not an image, or is of another size.
     """
     labels = read_image(path, expected_size=size)[:, :, 0]
     found = [label for label in np.unique(labels).tolist() if label in classes]
@@ -212,7 +321,7 @@ def stuff_annotations(path: str, size: tuple[int, int], classes: Mapping[int, in
     return _annotations(mask_boxes(masks), np.array([classes[label] for label in found], np.int64), masks)
 
 
-def _annotations(boxes: np.ndarray, labels: np.ndarray, masks: np.ndarray) -> list[dict[str, Any]]:
+def _annotations(boxes: Array, labels: Array, masks: Bitmaps) -> list[dict[str, Any]]:
     return [
         {
             "bbox": box.tolist(),

@@ -16,9 +16,10 @@ from detectron2.utils.logger import setup_logger
 from torch import distributed
 
 from ..config import load_cfg, set_things
-from ..config.checks import SAMPLERS, check_sampler
+from ..config.data import sampler_config
 from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
+from ..data.config import SAMPLERS
 from ..errors import UserError
 from ..training.launch import launch
 from . import data
@@ -56,8 +57,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_cfg("detectron2", args)
     _check(args, cfg)
     _setup_logger(cfg)
-    check(cfg, [] if args.eval_only else cfg.DATASETS.TRAIN, for_evaluation=False)
-    check(cfg, cfg.DATASETS.TEST, for_evaluation=True)
+    check(cfg, eval_only=args.eval_only)
     cfg.MODEL.DETR.NUM_CLASSES = data.resolve_num_classes(cfg)
     set_things(cfg, data.resolve_things(cfg))
     cfg.freeze()
@@ -74,7 +74,7 @@ def _check_sampler(cfg: CfgNode) -> None:
             f"DATALOADER.SAMPLER_TRAIN {name} reads DATALOADER.RANDOM_SUBSET_RATIO, for which Detectron2 has no "
             "default, so that no config file can set it: choose another, or set it in a script of your own"
         )
-    check_sampler(cfg)
+    sampler_config(cfg)
 
 
 def _check(args: argparse.Namespace, cfg: CfgNode) -> None:

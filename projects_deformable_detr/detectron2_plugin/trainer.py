@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..training import TrainingConfig
 from ..training.ema import ExponentialMovingAverage
 from .checkpoint import EMA, DetectorCheckpointer
-from .data import known_class_names, resolve_num_classes
+from .data import known_class_names, resolve_num_classes, test_data, training_data
 from .evaluation import build_evaluator
 from .hooks import StopTraining, add_hooks
 from .integration import build_optimizer, following_keys
@@ -94,12 +94,15 @@ class Trainer(DefaultTrainer, StoppableLoop):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Builds Detectron2's training loader with DETR's mapper."""
-        return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, True))
+        return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, True), **training_data(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Builds Detectron2's test loader with DETR's mapper."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=DetrDatasetMapper(cfg, False))
+        mapper, records = DetrDatasetMapper(cfg, False), test_data(cfg, dataset_name)
+        if records is None:
+            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:

@@ -17,8 +17,8 @@ from tabulate import tabulate
 from torch import column_stack, distributed
 
 from ..data import masks
-from ..data.catalog import DatasetSpec
-from ..data.coco import CocoSummary
+from ..data.coco import CocoRecords
+from ..data.records import Records
 from ..modeling import Detections
 
 logger = logging.getLogger(__name__)
@@ -76,16 +76,16 @@ class CocoEvaluator:
     """Gathers detections on one data set from all ranks and computes COCO's metrics.
 
     Args:
-        spec: data set in the instances format; its JSON file is the ground truth.
-        summary: class names and category ids of the file.
+        records: data set in the instances format.
         max_detections: number of detections per image that are evaluated, best first.
     """
 
     results_name = "coco_instances_results.json"
 
-    def __init__(self, spec: DatasetSpec, summary: CocoSummary, max_detections: int = 100) -> None:
-        self.spec = spec
-        self.summary = summary
+    def __init__(self, records: Records, max_detections: int = 100) -> None:
+        self.records = records
+        self.spec = records.spec
+        self.summary = records.summary
         self.max_detections = max_detections
         self._detections: list[ImageDetections] = []
         self._ground_truth: Any = None
@@ -127,16 +127,19 @@ class CocoEvaluator:
 
     @property
     def ground_truth(self) -> Any:
-        """The annotation file, read once."""
+        """Ground truth in the form that the evaluation reads, created once."""
         if self._ground_truth is None:
-            self._ground_truth = self.read_ground_truth(self.spec.json_file)
+            self._ground_truth = self.make_ground_truth()
         return self._ground_truth
 
-    @staticmethod
-    def read_ground_truth(path: str | Path) -> Any:
-        """Reads the annotation file with the package that evaluates it."""
+    def make_ground_truth(self) -> Any:
+        """Creates the ground truth from the records, without another pass over the annotation file."""
+        assert isinstance(self.records, CocoRecords)
+        ground_truth = COCO()
+        ground_truth.dataset = self.records.ground_truth()
         with contextlib.redirect_stdout(io.StringIO()):
-            return COCO(str(path))
+            ground_truth.createIndex()
+        return ground_truth
 
 
 def gather(items: list[T]) -> list[T] | None:

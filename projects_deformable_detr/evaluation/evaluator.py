@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data import catalog, coco
-from ..data.catalog import DatasetSpec
-from ..data.coco import CocoSummary
+from ..data import catalog
+from ..data.load import load_dataset
+from ..data.records import Records
 from ..errors import ArgumentError
 from ..modeling import Detections, PanopticSegmentation
 from .coco import CocoEvaluator, Metrics
@@ -49,29 +49,31 @@ class Evaluator:
     """All evaluators of one data set.
 
     Args:
-        spec: data set.
-        summary: summary of its annotation file.
+        records: data set.
         max_detections: number of detections per image that are evaluated, best first.
         is_panoptic: compute panoptic quality if the data set is in the panoptic format.
+        with_masks: detections have masks.
     """
 
     def __init__(
-        self, spec: DatasetSpec, summary: CocoSummary, max_detections: int = 100, is_panoptic: bool = False
+        self, records: Records, max_detections: int = 100, is_panoptic: bool = False, with_masks: bool = False
     ) -> None:
-        self.spec = spec
+        self.records = records
+        self.spec = spec = records.spec
+        summary = records.summary
         self.coco: CocoEvaluator | None = None
         self.panoptic: PanopticEvaluator | None = None
         if spec.panoptic_root is None:
-            self.coco = (LvisEvaluator if summary.is_lvis else CocoEvaluator)(spec, summary, max_detections)
+            self.coco = (LvisEvaluator if summary.is_lvis else CocoEvaluator)(records, max_detections)
             return
         if is_panoptic:
             self.panoptic = PanopticEvaluator(spec, summary.category_ids)
         if spec.instances_json is not None and Path(spec.instances_json).is_file():
             things = replace(spec, json_file=spec.instances_json, panoptic_root=None, instances_json=None)
-            names = coco.read_class_names(things)
-            expected = summary.class_names[: summary.num_things]
+            instances = load_dataset(things, "drop", for_evaluation=True, masks=with_masks)
+            expected, names = summary.class_names[: summary.num_things], instances.summary.class_names
             catalog.check_same_classes(f"{spec.name} (things)", expected, spec.name, names)
-            self.coco = CocoEvaluator(things, replace(summary, class_names=names), max_detections)
+            self.coco = CocoEvaluator(instances, max_detections)
         else:
             logger.info("%s: AP is not computed, as there is no file %s", spec.name, spec.instances_json)
 

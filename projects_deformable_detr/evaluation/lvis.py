@@ -35,12 +35,11 @@ class LvisEvaluator(CocoEvaluator):
         write_class_ap(output_dir, kind, self.summary.class_names, class_ap)
         return metrics
 
-    @staticmethod
-    def read_ground_truth(path: str | Path) -> Any:
-        """Reads the annotation file with faster-coco-eval."""
+    def make_ground_truth(self) -> Any:
+        """Reads the annotation file with faster-coco-eval, which needs LVIS's fields."""
         from faster_coco_eval import COCO  # late: an optional package
 
-        return COCO(str(path))
+        return COCO(str(self.spec.json_file))
 
 
 def check_installed(dataset_name: str) -> None:

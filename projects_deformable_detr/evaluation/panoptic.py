@@ -16,8 +16,8 @@ import numpy as np
 from tabulate import tabulate
 
 from ..data.catalog import DatasetSpec
-from ..data.coco_files import read_json
-from ..data.panoptic_format import VOID, decode_png, encode_png, ids_to_colours, read_segment_ids
+from ..data.files import read_json
+from ..data.panoptic import VOID, decode_png, encode_png, read_segment_ids
 from ..data.problems import DatasetError
 from ..modeling import PanopticSegmentation
 from .coco import Metrics, gather
@@ -68,7 +68,7 @@ class PanopticEvaluator:
             {"id": int(item["id"]), "category_id": self.category_ids[item["category_id"]]}
             for item in segmentation.segments
         ]
-        png = encode_png(ids_to_colours(segmentation.ids.cpu().numpy()))
+        png = encode_png(segmentation.ids.cpu().numpy())
         self._results.append(PanopticResult(image_id, os.path.basename(file_name), png, segments))
 
     def evaluate(self, output_dir: Path) -> dict[str, Metrics]:

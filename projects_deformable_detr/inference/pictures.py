@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..cli.arguments import add_register_argument
-from ..data import catalog, coco
+from ..data import catalog
 from ..data.images import read_image
+from ..data.load import load_dataset
 from ..data.masks import decode
 from ..errors import UserError
 from . import drawing as visualize
@@ -66,11 +67,11 @@ def main() -> None:
         catalog.register(name, json_file, image_root)
     spec = catalog.get(args.dataset)
     # What is drawn are detections: boxes that a training would refuse do not matter here.
-    summary = coco.inspect(spec, invalid_boxes="drop", max_objects=None)
+    records = load_dataset(spec, invalid_boxes="drop")
     results = read_results(args.results)
     pictures = []
-    for record in coco.load_records(spec, invalid_boxes="drop")[: args.count]:
-        picture = draw_record(record, results.get(record["image_id"], []), summary, args.threshold)
+    for record in records[: args.count]:
+        picture = draw_record(record, results.get(record["image_id"], []), records.summary, args.threshold)
         visualize.save(args.out / f"{Path(record['file_name']).stem}.png", picture)
         pictures.append(picture)
     visualize.save_grid(args.out / "grid.png", pictures)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config import build_criterion, build_detector
+from ..config.data import data_config
 from ..config.evaluation import evaluation_config
-from ..config.training import optimizer_config, schedule_config
+from ..config.training import augmentation_policy, optimizer_config, schedule_config
 from ..errors import UserError
 from ..evaluation import Evaluator, TestTimeAugmentationConfig
 from ..evaluation.tta import detect_with_tta
@@ -63,7 +64,7 @@ class DetectionModule(L.LightningModule):
         """Lightning asks for it after it has restored a checkpoint: the loader begins where that run stood."""
         assert self.dataset is not None
         return data.training_loader(
-            self.cfg,
+            data_config(self.cfg),
             self.dataset,
             self.seed,
             start=self.trainer.global_step,
@@ -75,7 +76,8 @@ class DetectionModule(L.LightningModule):
         """One for each of ``DATASETS.TEST``."""
         options: dict[str, Any] = {"rank": self.global_rank, "world_size": self.trainer.world_size}
         options["original_size"] = self.tta is not None
-        return [data.evaluation_loader(self.cfg, item.spec.name, **options) for item in self.evaluators]
+        config, policy = data_config(self.cfg), augmentation_policy(self.cfg, is_train=False)
+        return [data.evaluation_loader(config, item.records, policy, **options) for item in self.evaluators]
 
     def configure_optimizers(self) -> Any:
         """Builds the optimizer and the learning-rate schedule, which steps every iteration."""

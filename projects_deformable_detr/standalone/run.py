@@ -11,19 +11,19 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..checkpoint import LoadOptions, load_weights
+from ..config.data import data_config
 from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
-from ..config.training import training_config
-from ..data import catalog
+from ..config.training import augmentation_policy, training_config
 from ..evaluation import Evaluator
 from ..training.callbacks import DetectorWriter
 from ..training.last_checkpoint import find_last_checkpoint
 from ..training.launch import launch
 from .callbacks import AtomicCheckpointIO, SameStart, build_callbacks
-from .data import load_training_set
+from .data import build_training_set
 from .module import DetectionModule
 from .progress import JsonLogger, Progress
-from .setup import Summaries, configure, inspect, register, set_up, start_log
+from .setup import Datasets, configure, load_datasets, register, set_up
 
 logger = logging.getLogger(__name__)
 
@@ -45,25 +45,24 @@ def main(args: Namespace) -> dict[str, Any]:
     """
     register(args)
     cfg = configure(args)
-    start_log(cfg)
-    summaries = inspect(args, cfg)
+    datasets = load_datasets(args, cfg)
     # Looked up once, before any process could change what another finds.
     last = find_last_checkpoint(Path(cfg.OUTPUT_DIR), "standalone") if args.resume else None
     processes, machines = processes_per_machine(args), (args.num_machines, args.machine_rank, args.dist_url)
-    return launch(_run, processes, *machines, args, cfg, summaries, last) or {}
+    return launch(_run, processes, *machines, args, cfg, datasets, last) or {}
 
 
-def _run(args: Namespace, cfg: Any, summaries: Summaries, last: Path | None) -> dict[str, Any]:
+def _run(args: Namespace, cfg: Any, datasets: Datasets, last: Path | None) -> dict[str, Any]:
     """Runs one process of the job, starting from checkpoint ``last``; returns the metrics."""
-    set_up(args, cfg, summaries)
-    evaluation = evaluation_config(cfg)
-    evaluators = [
-        Evaluator(catalog.get(name), summaries[name], evaluation.max_detections, evaluation.is_panoptic)
-        for name in cfg.DATASETS.TEST
-    ]
-    dataset = None if args.eval_only else load_training_set(cfg)
+    set_up(args, cfg, datasets)
+    evaluation, config = evaluation_config(cfg), data_config(cfg)
+    options = evaluation.max_detections, evaluation.is_panoptic, config.masks
+    evaluators = [Evaluator(datasets[name], *options) for name in config.test]
+    dataset = None
+    if not args.eval_only:
+        dataset = build_training_set(config, datasets, augmentation_policy(cfg, is_train=True))
     module = DetectionModule(cfg, dataset, evaluators)
-    class_names = next(iter(summaries.values())).class_names  # all data sets of a run have the same
+    class_names = next(iter(datasets.values())).summary.class_names  # all data sets of a run have the same
     trainer = build_trainer(args, cfg, module, last, class_names)
     options = LoadOptions.of(cfg, for_evaluation=args.eval_only, class_names=class_names)
     if args.eval_only:

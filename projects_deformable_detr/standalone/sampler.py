@@ -1,4 +1,4 @@
-"""Which images make which batch: endless for training, exact for evaluation, the same however the work is shared."""
+"""Samplers of batches: endless for training, every image once for evaluation, independent of the number of ranks."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -7,26 +7,27 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-Draw = tuple[int, int]  # (position in the endless sequence, index of the image)
+from ..errors import ArgumentError
+
+Draw = tuple[int, int]  # position in the endless sequence, index of the image
 
 
 class TrainingBatchSampler(Sampler[list[Draw]]):
-    """An endless sequence of batches that is a pure function of its arguments.
+    """Endless sequence of batches that is a pure function of the arguments.
 
-    The images are shuffled, pass after pass, into one endless sequence, from which whole batches (those of all
-    ranks together) are formed; each rank takes its share of every batch. So a run that resumes at iteration i
-    goes on with batch i exactly, and the batches do not depend on the number of ranks or of loader workers.
+    The images of every pass are shuffled. Batches of all ranks together are taken from the sequence of passes, and each
+    rank gets its share of every batch. A run that resumes at iteration i therefore continues with batch i, and batches
+    do not depend on the number of ranks or workers.
 
-    With ``factors`` a pass has each image a whole number of times: its factor, rounded up with a probability of its
-    fraction, else down, anew in each pass (arXiv 1908.03195, appendix B.2).
+    With ``factors``, the number of times that a pass has an image is its factor, rounded up with the probability of its
+    fraction and down otherwise, anew in every pass (arXiv 1908.03195, appendix B.2).
 
     Args:
-        groups: for every image the group within which batches are formed, such as 0 for landscape and 1 for
-            portrait; all equal for no grouping.
+        groups: group of each image, such as 0 for portrait and 1 for landscape; a batch has images of one group.
         batch_size: images per batch of all ranks together; a multiple of ``world_size``.
-        seed: of the shuffling; the same on all ranks.
-        start: the batch to begin with.
-        rank, world_size: this process among all.
+        seed: seed of the shuffling; the same on all ranks.
+        start: index of the first batch.
+        rank, world_size: index of this process, and number of processes.
         factors: (images,) >= 0, not all 0: how often a pass has each image on average; None: once.
     """
 
@@ -42,11 +43,13 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
         factors: Tensor | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
-            raise ValueError(f"batch size {batch_size} is not a positive multiple of the {world_size} processes")
+            raise ArgumentError(
+                "batch_size", f"must be a positive multiple of the {world_size} processes, got {batch_size}"
+            )
         if len(groups) == 0:
-            raise ValueError("there are no images to sample from")
+            raise ArgumentError("groups", "must have at least one image")
         if factors is not None and (factors.shape != (len(groups),) or not factors.min() >= 0 or not factors.max() > 0):
-            raise ValueError(f"factors must be {len(groups)} numbers of at least 0, and not all 0")
+            raise ArgumentError("factors", f"must be {len(groups)} numbers of at least 0, and not all 0")
         self.groups = groups
         self.factors = factors
         self.batch_size = batch_size
@@ -56,7 +59,7 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
         self.world_size = world_size
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """Batches of (position, index); the position tells draws of one image apart, in augmentation."""
+        """Yields batches of (position, index); augmentation depends on the position."""
         waiting: dict[int, list[Draw]] = defaultdict(list)
         number = 0
         for draw in self._draws():
@@ -77,7 +80,7 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
                 position += 1
 
     def _pass(self, generator: torch.Generator) -> list[int]:
-        """Indices of one pass, shuffled."""
+        """Returns the shuffled indices of one pass."""
         if self.factors is None:
             return torch.randperm(len(self.groups), generator=generator).tolist()
         whole = self.factors.floor()
@@ -89,13 +92,14 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
 def evaluation_batches(
     sizes: Sequence[tuple[int, int]], batch_size: int, rank: int = 0, world_size: int = 1
 ) -> list[list[Draw]]:
-    """Every image once, over all ranks; images of one batch have one size, so that none is padded.
+    """Returns batches that have every image once, over all ranks.
 
-    Padding would change results slightly, and so make them depend on the batch size.
+    Images of one batch have one size: padding changes results slightly, so that they would depend on the batch size.
 
     Args:
-        sizes: (H, W) of every image as the model sees it.
-        batch_size: at most so many images at a time.
+        sizes: (height, width) of every image after resizing.
+        batch_size: largest number of images in a batch.
+        rank, world_size: index of this process, and number of processes.
     """
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, size in enumerate(sizes):

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..config import load_cfg, most_objects, set_things
+from ..config import load_cfg, set_things
+from ..config.data import data_config, load, resolve_num_classes, resolve_things
 from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
 from ..config.training import schedule_config, training_config
-from ..data import catalog, coco
+from ..data import catalog
+from ..data.records import Records
 from ..evaluation import lvis
 
-Summaries = dict[str, coco.CocoSummary]
+Datasets = dict[str, Records]
 logger = logging.getLogger(__name__)
 
 # On what is chosen here on purpose, or on Lightning's own code.
@@ -41,32 +43,26 @@ def configure(args: Namespace) -> Any:
     if not args.eval_only:
         training_config(cfg)
         schedule_config(cfg)
-    cfg.MODEL.DETR.NUM_CLASSES = catalog.resolve_num_classes(cfg)
-    set_things(cfg, catalog.resolve_things(cfg))
+    start_log(cfg)
+    load_datasets(args, cfg)  # first, so that the classes need no further pass over the files
+    cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
+    set_things(cfg, resolve_things(cfg))
     cfg.freeze()
     return cfg
 
 
-def inspect(args: Namespace, cfg: Any) -> Summaries:
-    """Checks every data set that the run will use, in full; boxes without area are counted here.
+def load_datasets(args: Namespace, cfg: Any) -> Datasets:
+    """Loads and checks every data set of the run.
 
     Raises:
         DatasetError: naming file, record and remedy.
     """
-    training = [] if args.eval_only else list(cfg.DATASETS.TRAIN)
-    summaries = {}
-    for name in dict.fromkeys([*training, *cfg.DATASETS.TEST]):
-        limit = most_objects(cfg) if name in training else None
-        summaries[name] = coco.inspect(
-            catalog.get(name),
-            cfg.DATASETS.INVALID_BOXES,
-            limit,
-            for_evaluation=name in cfg.DATASETS.TEST,
-            masks=cfg.MODEL.MASK_ON,
-        )
-        if summaries[name].is_lvis and name in cfg.DATASETS.TEST:
+    config = data_config(cfg, eval_only=args.eval_only)
+    datasets = {name: load(catalog.get(name), config) for name in dict.fromkeys([*config.train, *config.test])}
+    for name in config.test:
+        if datasets[name].summary.is_lvis:
             lvis.check_installed(name)
-    return summaries
+    return datasets
 
 
 def register(args: Namespace) -> None:
@@ -75,13 +71,13 @@ def register(args: Namespace) -> None:
         catalog.register(name, json_file, image_root)
 
 
-def set_up(args: Namespace, cfg: Any, summaries: Summaries) -> None:
+def set_up(args: Namespace, cfg: Any, datasets: Datasets) -> None:
     """Catalog, log, config file, seed, precision, threads of one process."""
     register(args)  # again: a process that was started has a fresh catalog
     start_log(cfg)
     if is_first():
         Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
-    for summary in summaries.values():
+    for summary in (records.summary for records in datasets.values()):
         counts = (summary.num_images, summary.num_annotations, len(summary.class_names))
         logger.info("%s: %d images, %d objects, %d classes", summary.name, *counts)
     if cfg.SEED >= 0:

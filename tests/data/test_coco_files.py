@@ -1,17 +1,20 @@
-"""COCO files: what a sound one gives, and what each unsound one says."""
+"""COCO files: summary and records of a correct file, and the error of every fault."""
 
 import gc
 import itertools
 import json
 import logging
 import math
+import pickle
 import re
 
 import pytest
 
-from projects_deformable_detr.data import coco
 from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.data.load import load_dataset, read_classes
 from projects_deformable_detr.data.problems import DatasetError
+from projects_deformable_detr.data.records import Summary
+from projects_deformable_detr.errors import ArgumentError
 
 _numbers = itertools.count(100)
 
@@ -23,37 +26,41 @@ def annotation(bbox, **changes):
 
 def refusal(spec, *args, **keywords):
     with pytest.raises(DatasetError) as caught:
-        coco.inspect(spec, *args, **keywords)
+        load_dataset(spec, *args, **keywords)
     message = str(caught.value)
     assert "tiny" in message and str(spec.json_file) in message
     return message
 
 
 def test_the_summary_of_a_sound_file(write, content):
-    assert coco.inspect(write(content), max_objects=2, for_evaluation=True) == coco.CocoSummary(
+    assert load_dataset(write(content), max_objects=2, for_evaluation=True).summary == Summary(
         "tiny",
         class_names=("four", "seven", "nine"),
         category_ids=(4, 7, 9),
+        num_things=3,
         num_images=3,
         num_annotations=4,
         num_crowd=1,
-        dropped=0,
         clipped=1,
         most_objects=2,
     )
 
 
 def test_records_are_sorted_contiguous_and_clipped(write, content):
-    content["annotations"][0]["segmentation"] = [[1, 2, 11, 2, 11, 22]]
     spec = write(content)
-    first, second, third = coco.load_records(spec)
+    first, second, third = records = load_dataset(spec)
     assert [record["image_id"] for record in (first, second, third)] == [10, 20, 30]
     assert first["file_name"] == str(spec.image_root / "a.png") and (first["height"], first["width"]) == (30, 40)
     nine = {"bbox": [1, 2, 10, 20], "bbox_mode": 1, "category_id": 2, "iscrowd": 0}
     four = {"bbox": [30.5, 5, 9.5, 10], "bbox_mode": 1, "category_id": 0, "iscrowd": 0}
-    assert first["annotations"] == [nine | {"segmentation": [[1, 2, 11, 2, 11, 22]]}, four]
+    assert first["annotations"] == [nine, four]
     assert [item["iscrowd"] for item in second["annotations"]] == [1, 0]
     assert third["annotations"] == []
+    assert records[-1] == third and list(records[1:]) == [second, third]
+    assert list(pickle.loads(pickle.dumps(records))) == [first, second, third]
+    assert [labels.tolist() for labels in records.object_labels()] == [[2, 0], [1], []]
+    assert [labels.tolist() for labels in records.object_labels(crowds=True)] == [[2, 0], [0, 1], []]
+    assert [record["annotations"] for record in records.without_annotations()] == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -69,20 +76,22 @@ def test_records_are_sorted_contiguous_and_clipped(write, content):
 def test_boxes_end_at_every_border(write, content, bbox, clipped):
     content["annotations"][0]["bbox"] = bbox
     spec = write(content)
-    assert coco.inspect(spec).clipped == 2
-    assert coco.load_records(spec)[0]["annotations"][0]["bbox"] == clipped
+    records = load_dataset(spec)
+    assert records.summary.clipped == 2 and records[0]["annotations"][0]["bbox"] == clipped
 
 
 def test_images_without_objects_can_be_left_out(write, content):
     content["annotations"][3]["iscrowd"] = 1  # image 20 has crowds only now
-    assert [record["image_id"] for record in coco.load_records(write(content), filter_empty=True)] == [10]
+    assert [record["image_id"] for record in load_dataset(write(content)).with_objects()] == [10]
 
 
 def test_records_are_those_that_detectron2_reads(write, content):
     detectron2 = pytest.importorskip("detectron2.data.datasets.coco", reason="Detectron2 is not installed")
+    for item in content["annotations"]:
+        item["segmentation"] = [[1, 2, 11, 2, 11, 22]]
     spec = write(content)
     theirs = detectron2.load_coco_json(str(spec.json_file), str(spec.image_root), "tiny_for_comparison")
-    ours = coco.load_records(spec)
+    ours = list(load_dataset(spec, masks=True))
     ours[0]["annotations"][1]["bbox"][2] = 20  # the one that is clipped
     assert ours == theirs
 
@@ -94,13 +103,14 @@ def test_boxes_without_area_follow_the_rule(write, content, bbox, caplog):
     content["annotations"].append(annotation(bbox, id=77))
     spec = write(content)
     message = refusal(spec)
-    assert "annotation 77" in message and "a.png" in message and str(bbox) in message and "INVALID_BOXES" in message
+    assert "annotation 77" in message and "a.png" in message and str(bbox) in message and "`invalid_boxes`" in message
     with caplog.at_level(logging.WARNING):
-        summary = coco.inspect(spec, "drop")
-        records = coco.load_records(spec, "drop")
-    assert (summary.dropped, summary.num_annotations) == (1, 4)
+        records = load_dataset(spec, "drop")
+        load_dataset(spec, "drop", for_evaluation=True)
+    assert (records.summary.dropped, records.summary.num_annotations) == (1, 4)
     assert len(records[0]["annotations"]) == 2
-    (warning,) = (record.getMessage() for record in caplog.records)  # once, although the file was read twice
+    assert [labels.tolist() for labels in records.object_labels()] == [[2, 0], [1], []]
+    (warning,) = (record.getMessage() for record in caplog.records)  # once, although the file was loaded twice
     assert "1 of 5" in warning and "77" in warning
 
 
@@ -125,7 +135,7 @@ def test_boxes_without_area_follow_the_rule(write, content, bbox, caplog):
 def test_boxes_that_are_not_finite_are_always_an_error(write, content, bbox, rule):
     content["annotations"].append(annotation(bbox, id=77))
     message = refusal(write(content), rule)
-    assert "four finite numbers" in message and "annotation 77" in message and "a.png" in message
+    assert "four finite numbers" in message and "annotation 77 of a.png has bbox" in message
 
 
 @pytest.mark.parametrize("rule", ["error", "drop"])
@@ -149,11 +159,11 @@ def test_all_faults_are_told_at_once_counted_and_cut_short(write, content):
         (lambda c: c["annotations"][1].update(id=1), "annotation ids that are used twice (1): 1"),
         (lambda c: c["images"][1].update(id=20), "image ids that are used twice (1): id 20"),
         (lambda c: c["categories"][1].update(id=9), "category ids that are used twice (1): id 9: 'nine' and 'four'"),
-        (lambda c: c["annotations"][1].pop("bbox"), "annotation 2 lacks bbox"),
+        (lambda c: c["annotations"][1].pop("bbox"), "annotation 2 of a.png lacks bbox"),
         (lambda c: c["annotations"][1].pop("image_id"), "annotation 2 lacks image_id"),
         (lambda c: c["annotations"][1].update(category_id="4"), "category_id '4'"),
         (lambda c: c["annotations"][1].update(category_id=[4]), "category_id [4]"),
-        (lambda c: c["annotations"][1].update(iscrowd=2), "annotation 2 has iscrowd 2"),
+        (lambda c: c["annotations"][1].update(iscrowd=2), "annotation 2 of a.png has iscrowd 2"),
         (lambda c: c["annotations"][1].update(ignore=1), "ignore 1"),
         (lambda c: c["annotations"].append("text"), "'text'"),
         (lambda c: c["images"][1].pop("height"), "images[1]"),
@@ -210,7 +220,7 @@ def test_files_that_are_not_coco(write, text, said):
     spec = write(text)
     assert said in refusal(spec)
     with pytest.raises(DatasetError, match=said):
-        coco.read_class_names(spec)
+        read_classes(spec)
 
 
 def test_binary_and_missing_files(write, content):
@@ -220,7 +230,7 @@ def test_binary_and_missing_files(write, content):
     spec.json_file.unlink()
     assert "does not exist" in refusal(spec)
     with pytest.raises(DatasetError, match="does not exist"):
-        coco.read_class_names(spec)
+        read_classes(spec)
     spec.json_file.mkdir()
     assert "cannot be read" in refusal(spec)
 
@@ -228,24 +238,25 @@ def test_binary_and_missing_files(write, content):
 def test_missing_shapes_say_how_to_make_them(tmp_path):
     spec = DatasetSpec("shapes_train", tmp_path / "none.json", tmp_path)
     with pytest.raises(DatasetError, match=re.escape("python -m projects_deformable_detr.shapes")):
-        coco.inspect(spec)
+        load_dataset(spec)
 
 
 def test_more_objects_than_queries(write, content):
     message = refusal(write(content), max_objects=1)
     assert "than the 1 queries (1)" in message and "a.png has 2" in message and "at least 2" in message
     content["annotations"][0]["iscrowd"] = 1  # a crowd takes no query
-    assert coco.inspect(write(content), max_objects=1).most_objects == 1
+    assert load_dataset(write(content), max_objects=1).summary.most_objects == 1
 
 
 @pytest.mark.parametrize("change", [lambda c: c.pop("annotations"), lambda c: c["annotations"].clear()])
 def test_no_objects_are_needed_where_only_results_are_wanted(write, content, change, caplog):
     change(content)
     spec = write(content)
-    assert coco.inspect(spec, for_evaluation=True).num_annotations == 0
+    records = load_dataset(spec, for_evaluation=True)
+    assert records.summary.num_annotations == 0
     assert "tiny" in caplog.text and "has no objects" in caplog.text
-    assert [record["annotations"] for record in coco.load_records(spec, for_evaluation=True)] == [[], [], []]
-    assert coco.read_class_names(spec) == ("four", "seven", "nine")
+    assert [record["annotations"] for record in records] == [[], [], []]
+    assert read_classes(spec).names == ("four", "seven", "nine")
     assert "annotations" in refusal(spec)
     assert "annotations" in refusal(spec, max_objects=5, for_evaluation=True)  # a set to train on as well
 
@@ -259,25 +270,25 @@ def test_annotations_that_are_no_list_are_never_allowed(write, content):
 def test_what_only_the_evaluation_needs(write, content, key):
     del content["annotations"][1][key]
     spec = write(content)
-    assert coco.inspect(spec).num_annotations == 4
-    assert f"annotation 2 lacks {key}" in refusal(spec, for_evaluation=True)
+    assert load_dataset(spec).summary.num_annotations == 4
+    assert f"annotation 2 of a.png lacks {key}" in refusal(spec, for_evaluation=True)
 
 
 def test_the_garbage_collector_runs_again_afterwards(write, content):
-    coco.inspect(write(content))
+    load_dataset(write(content))
     assert gc.isenabled()
     refusal(write("{}"))
     assert gc.isenabled()
 
 
 def test_an_unknown_rule_lists_the_known(write, content):
-    with pytest.raises(ValueError, match="'keep': choose error or drop"):
-        coco.inspect(write(content), "keep")
+    with pytest.raises(ArgumentError, match="invalid_boxes must be error or drop, got 'keep'"):
+        load_dataset(write(content), "keep")
 
 
 def test_class_names_follow_the_file(write, content):
     spec = write(content)
-    assert coco.read_class_names(spec) == ("four", "seven", "nine")
+    assert read_classes(spec) == (("four", "seven", "nine"), (4, 7, 9), 3)
     content["categories"].append({"id": 1, "name": "a new one"})
     spec.json_file.write_text(json.dumps(content))
-    assert coco.read_class_names(spec) == ("a new one", "four", "seven", "nine")
+    assert read_classes(spec).names == load_dataset(spec).summary.class_names == ("a new one", "four", "seven", "nine")

@@ -1,4 +1,4 @@
-"""LVIS's format: told by its content, put into COCO's form, its faults named before training."""
+"""LVIS's format: detected from the content, converted to COCO's, with an error for every fault."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from projects_deformable_detr.data import catalog, coco, lvis
+from projects_deformable_detr.data import catalog, lvis
 from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.data.load import load_dataset, read_classes
 from projects_deformable_detr.data.problems import DatasetError
 
 Write = Callable[[Any], DatasetSpec]
@@ -30,10 +31,11 @@ def federated(content: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_file_is_recognised_and_read(write: Write, federated: dict[str, Any]) -> None:
     spec = write(federated)
-    summary, records = coco.load(spec, for_evaluation=True)
+    records = load_dataset(spec, for_evaluation=True)
+    summary = records.summary
     assert summary.is_lvis
     assert summary.class_names == ("first of four", "first of seven", "first of nine")
-    assert coco.read_class_names(spec) == summary.class_names
+    assert read_classes(spec).names == summary.class_names
     assert summary.category_ids == (4, 7, 9) and summary.num_crowd == 0
     assert [Path(record["file_name"]).parts[-2:] for record in records] == [
         ("images", "a.png"), ("deep", "b.png"), ("images", "c.png")
@@ -42,7 +44,7 @@ def test_a_file_is_recognised_and_read(write: Write, federated: dict[str, Any]) 
 
 def test_cocos_files_are_left_alone(write: Write, content: dict[str, Any]) -> None:
     content["categories"][0]["synonyms"] = ["another"]
-    summary = coco.inspect(write(content))
+    summary = load_dataset(write(content)).summary
     assert not summary.is_lvis and summary.class_names == ("four", "seven", "nine")
 
 
@@ -58,8 +60,8 @@ def test_cocos_files_are_left_alone(write: Write, content: dict[str, Any]) -> No
         (lambda c: c["images"][2].update(coco_url="b.png"), "unusable 'coco_url'.*'b.png'"),
         (lambda c: c["images"][2].update(coco_url=7), "unusable 'coco_url'.* 7"),
         (lambda c: c["images"][2].update(coco_url="http://x/deep/gone.png"), "missing.*deep/gone.png"),
-        (lambda c: c["images"][2].update(coco_url="http://x/deep/gone.png"), "last two parts of coco_url tell"),
-        (lambda c: c["annotations"][0].pop("area"), "annotation 1 lacks area"),
+        (lambda c: c["images"][2].update(coco_url="http://x/deep/gone.png"), "last two parts of coco_url are"),
+        (lambda c: c["annotations"][0].pop("area"), "annotation 1 of a.png lacks area"),
     ],
 )
 def test_faults_are_named(
@@ -67,7 +69,7 @@ def test_faults_are_named(
 ) -> None:
     change(federated)
     with pytest.raises(DatasetError, match=message):
-        coco.inspect(write(federated), for_evaluation=True)
+        load_dataset(write(federated), for_evaluation=True)
 
 
 def test_lvis_lies_where_detectron2_looks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_lvis_lies_where_detectron2_looks_for_it(monkeypatch: pytest.MonkeyPatch
         spec = catalog.get(f"lvis_v1_{split}")
         assert (spec.json_file, spec.image_root) == (tmp_path / f"lvis/lvis_v1_{split}.json", tmp_path / "coco")
         with pytest.raises(DatasetError, match=f"lvis_v1_{split}.json does not exist: put LVIS there"):
-            coco.inspect(spec)
+            load_dataset(spec)
     builtin = pytest.importorskip("detectron2.data.datasets.builtin", reason="compares with Detectron2's places")
     theirs = builtin._PREDEFINED_SPLITS_LVIS["lvis_v1"]
     assert theirs["lvis_v1_train"] == ("coco/", "lvis/lvis_v1_train.json")

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle_format
 
-from projects_deformable_detr.data import catalog, coco, masks, panoptic
+from projects_deformable_detr.data import catalog, masks, panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
-from projects_deformable_detr.data.panoptic_format import colours_to_ids, ids_to_colours, read_segment_ids
+from projects_deformable_detr.data.load import load_dataset, read_classes
+from projects_deformable_detr.data.panoptic import encode_png, ids_to_rgb, read_segment_ids, rgb_to_ids
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.evaluation.panoptic import PanopticEvaluator
 from projects_deformable_detr.modeling import PanopticSegmentation
@@ -48,9 +49,10 @@ def test_names_of_panoptic_data_sets(monkeypatch):
 
 
 def test_every_pixel_of_the_shapes_is_in_one_segment(spec):
-    summary, records = coco.load(spec, max_objects=20)
+    records = load_dataset(spec, max_objects=20)
+    summary = records.summary
     assert summary.class_names == (*CLASS_NAMES, *STUFF_NAMES) and summary.num_things == len(CLASS_NAMES)
-    assert coco.read_class_names(spec) == summary.class_names and coco.read_num_things(spec) == len(CLASS_NAMES)
+    assert read_classes(spec) == (summary.class_names, summary.category_ids, len(CLASS_NAMES))
     assert (summary.num_images, summary.num_crowd) == (12, 0)
     content = json.loads(spec.json_file.read_text())
     listed = {item["image_id"]: item["segments_info"] for item in content["annotations"]}
@@ -72,8 +74,8 @@ def test_every_pixel_of_the_shapes_is_in_one_segment(spec):
 
 def test_things_are_the_instances(spec):
     """Segments of shapes are the polygons' masks, but for pixels on an edge."""
-    instances = coco.load_records(DatasetSpec("things", spec.instances_json, spec.image_root))
-    for record, other in zip(coco.load_records(spec), instances, strict=True):
+    instances = load_dataset(DatasetSpec("things", spec.instances_json, spec.image_root), masks=True)
+    for record, other in zip(load_dataset(spec), instances, strict=True):
         _, labels, found = panoptic.read_objects(record)
         size = record["height"], record["width"]
         rles = [masks.to_rle(item["segmentation"], *size, "") for item in other["annotations"]]
@@ -88,11 +90,11 @@ def test_instances_do_not_know_of_stuff(made):
     assert len(content["categories"]) == len(CLASS_NAMES) and "isthing" not in content["categories"][0]
 
 
-def test_colours_are_cocos():
+def test_pixels_are_cocos():
     ids = np.array([[0, 1, 255, 256, 65536, 256**3 - 1]], np.int32)
-    colours = ids_to_colours(ids)
-    assert colours[0].tolist() == [[0, 0, 0], [1, 0, 0], [255, 0, 0], [0, 1, 0], [0, 0, 1], [255, 255, 255]]
-    np.testing.assert_array_equal(colours_to_ids(colours), ids)
+    pixels = ids_to_rgb(ids)
+    assert pixels[0].tolist() == [[0, 0, 0], [1, 0, 0], [255, 0, 0], [0, 1, 0], [0, 0, 1], [255, 255, 255]]
+    np.testing.assert_array_equal(rgb_to_ids(pixels), ids)
 
 
 def test_segmentations_of_every_kind():
@@ -109,7 +111,6 @@ def test_segmentations_of_every_kind():
         {"size": [6, 8], "counts": compressed["counts"].decode()},
         compressed,
         masks.encode(mask),
-        masks.compact([[2, 1, 7, 1, 7, 4, 2, 4]]),
     ]
     for kind in kinds:
         np.testing.assert_array_equal(masks.decode([masks.to_rle(kind, 6, 8, "")], 6, 8)[0], mask > 0)
@@ -127,9 +128,9 @@ def test_annotations_without_a_segmentation(content, write):
     for item in content["annotations"][:3]:
         item["segmentation"] = [[0, 0, 5, 0, 5, 5]]
     spec = write(content)
-    assert coco.inspect(spec).num_annotations == 4
+    assert load_dataset(spec).summary.num_annotations == 4
     with pytest.raises(DatasetError, match=r"without a segmentation \(1\): annotation 4 .*b.png"):
-        coco.inspect(spec, masks=True)
+        load_dataset(spec, masks=True)
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def write_panoptic(tmp_path):
     ids = np.array([[5] * 3 + [9] * 3] * 3 + [[300] * 6], np.int32)
     for name in "ab":
         Image.new("RGB", (6, 4)).save(tmp_path / f"images/{name}.jpg")
-        Image.fromarray(ids_to_colours(ids)).save(tmp_path / f"segments/{name}.png")
+        (tmp_path / f"segments/{name}.png").write_bytes(encode_png(ids))
     segments = [{"id": 5, "category_id": 20, "iscrowd": 0}, {"id": 9, "category_id": 1, "iscrowd": 0},
                 {"id": 300, "category_id": 7, "iscrowd": 1}]  # fmt: skip
     content = {
@@ -160,7 +161,8 @@ def write_panoptic(tmp_path):
 
 
 def test_things_come_first_and_crowds_are_no_objects(write_panoptic):
-    summary, records = coco.load(write_panoptic(), max_objects=2)
+    records = load_dataset(write_panoptic(), max_objects=2)
+    summary = records.summary
     assert (summary.class_names, summary.category_ids) == (("dog", "cat", "sky"), (7, 20, 1))
     assert (summary.num_things, summary.num_annotations, summary.num_crowd, summary.most_objects) == (2, 6, 2, 2)
     assert [record["image_id"] for record in records] == [1, 2]
@@ -215,53 +217,21 @@ def _segment(content):
 def test_what_is_wrong_with_a_file_is_named(write_panoptic, change, said):
     spec = write_panoptic(change)
     with pytest.raises(DatasetError, match=said):
-        coco.load(spec)
+        load_dataset(spec)
 
 
 def test_too_many_segments_for_the_queries(write_panoptic):
     with pytest.raises(DatasetError, match="(?s)more segments than the 1 queries.*at least 2"):
-        coco.load(write_panoptic(), max_objects=1)
+        load_dataset(write_panoptic(), max_objects=1)
 
 
 def test_what_is_wrong_with_a_png_is_named(write_panoptic):
     spec = write_panoptic(lambda c: _segment(c).update(id=6))
     with pytest.raises(DatasetError, match=r"a.png has no pixel of segment 6"):
-        panoptic.read_objects(coco.load_records(spec)[0])
+        panoptic.read_objects(load_dataset(spec)[0])
     Image.new("RGB", (5, 4)).save(f"{spec.panoptic_root}/a.png")
     with pytest.raises(DatasetError, match=r"a.png is 5 x 4 pixels"):
-        panoptic.read_objects(coco.load_records(spec)[0])
-
-
-class _Cfg(dict):
-    __getattr__ = dict.__getitem__
-
-
-def _cfg(*train, number=0, enabled=True, listed=()):
-    things = _Cfg(NUM_THING_CLASSES=number, THING_CLASSES=listed, ENABLED=enabled)
-    return _Cfg(MODEL=_Cfg(DETR=_Cfg(PANOPTIC=things, NUM_CLASSES=133)), DATASETS=_Cfg(TRAIN=train, TEST=()))
-
-
-def test_the_number_of_things(spec, made):
-    assert catalog.resolve_things(_cfg("shapes_train_panoptic", "shapes_train")) == tuple(range(6))
-    assert catalog.resolve_things(_cfg("coco_2017_train_panoptic", number=80)) == tuple(
-        range(80)
-    )  # not on this machine
-    assert catalog.resolve_things(_cfg("coco_2017_train", enabled=False)) == ()
-    with pytest.raises(DatasetError, match="has 5 classes of things, but data set shapes_train_panoptic has 6"):
-        catalog.resolve_things(_cfg("shapes_train_panoptic", number=5))
-    with pytest.raises(DatasetError, match="no data set tells the number"):
-        catalog.resolve_things(_cfg("coco_2017_train_panoptic"))
-
-
-def test_things_that_are_listed():
-    assert catalog.resolve_things(_cfg(listed=[11, 12, 18])) == (11, 12, 18)
-    for listed in ([11, 11], [12, 11], [132, 133], [-1, 0]):
-        with pytest.raises(DatasetError, match=r"THING_CLASSES \[.*each class once, in rising order, from 0 to 132"):
-            catalog.resolve_things(_cfg(listed=listed))
-    with pytest.raises(DatasetError, match="are 2, but NUM_THING_CLASSES is 8"):
-        catalog.resolve_things(_cfg(listed=[11, 12], number=8))
-    with pytest.raises(DatasetError, match=r"has the things \[1, 2\], but data set any \[0, 1\]"):
-        catalog.resolve_things(_cfg("any", listed=[1, 2]), lambda name: (0, 1))
+        panoptic.read_objects(load_dataset(spec)[0])
 
 
 @pytest.fixture
@@ -289,31 +259,21 @@ def with_masks(content):
         ({"size": [20, 50], "counts": [999]}, "run lengths of 999 pixels, not 1000"),
         ({"size": [20, 50], "counts": [1001, -1]}, "neither a text nor whole numbers"),
         ({"size": [20, 50]}, "neither a text nor whole numbers"),
-        ([[1, 2, 11, 2]], "fewer than three points .*annotation 4 .*DATASETS.INVALID_BOXES to drop"),
+        ([[1, 2, 11, 2]], "fewer than three points .*annotation 4 .*`invalid_boxes` to drop"),
     ],
 )
 def test_segmentations_are_checked_where_masks_are_wanted(with_masks, write, segmentation, named):
     spec = write(with_masks(segmentation))
     with pytest.raises(DatasetError, match="(?s)" + named):
-        coco.inspect(spec, masks=True)
-    assert coco.inspect(spec).num_annotations == 4  # boxes alone do not need them
+        load_dataset(spec, masks=True)
+    assert load_dataset(spec).summary.num_annotations == 4  # boxes alone do not need them
 
 
 def test_short_polygons_are_left_out_where_boxes_without_area_are(with_masks, write):
     spec = write(with_masks([[1, 2, 11, 2]]))
-    summary = coco.inspect(spec, "drop", masks=True)
+    summary = load_dataset(spec, "drop", masks=True).summary
     assert (summary.num_annotations, summary.dropped) == (3, 1)
     spec = write(with_masks([[1, 2, 11, 2], [1, 2, 11, 2, 11, 12]]))
-    records = coco.load_records(spec, "drop", masks=True)
+    records = load_dataset(spec, "drop", masks=True)
     found = [item for record in records for item in record["annotations"] if item["bbox"] == [5, 5, 5, 5]]
     assert len(found) == 1 and len(found[0]["segmentation"]) == 1
-
-
-def test_a_panoptic_model_needs_stuff(make_cfg):
-    cfg = make_cfg()
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ()
-    cfg.MODEL.DETR.NUM_CLASSES = 6
-    assert catalog.resolve_things(cfg, lambda name: tuple(range(6))) == tuple(range(6))
-    cfg.MODEL.DETR.PANOPTIC.ENABLED = True
-    with pytest.raises(DatasetError, match="ENABLED is True, but all 6 classes of data set shapes_train are things"):
-        catalog.resolve_things(cfg, lambda name: tuple(range(6)))

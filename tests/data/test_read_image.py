@@ -1,4 +1,4 @@
-"""Image files: upright pixels, or an error that names the file."""
+"""Image reading: EXIF orientation, image modes, and errors that name the file."""
 
 import numpy as np
 import pytest
@@ -82,5 +82,5 @@ def test_missing_files_and_folders(tmp_path):
 
 
 def test_a_size_that_disagrees_names_both(file):
-    with pytest.raises(DatasetError, match=r"photo\.png is 20 x 12 .*says 12 x 20"):
+    with pytest.raises(DatasetError, match=r"photo\.png is 20 x 12 .* 12 x 20 in its record"):
         read_image(file, expected_size=(20, 12))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from projects_deformable_detr.data.panoptic_format import encode_png, ids_to_colours
+from projects_deformable_detr.data.panoptic import encode_png
 
 SIZE = (64, 96)  # height, width
 COLOURS = {"sky": (90, 150, 230), "road": (90, 90, 90), "car": (200, 30, 40), "person": (240, 210, 40)}
@@ -118,7 +118,7 @@ def write_coco(root: Path, split: str, made: list[Scene]) -> None:
         info, segment_ids = _panoptic(segments, ids, lambda index, kind: 1000 * index + 7)
         png = root / f"panoptic_{split}2017" / name
         png.parent.mkdir(parents=True, exist_ok=True)
-        png.write_bytes(encode_png(ids_to_colours(segment_ids)))
+        png.write_bytes(encode_png(segment_ids))
         annotated.append({"image_id": scene.number, "file_name": name, "segments_info": info})
         stuff = np.zeros(SIZE, np.uint8)
         for kind, mask in scene.stuff().items():
@@ -218,7 +218,7 @@ def write_cityscapes(root: Path, split: str, made: list[Scene]) -> None:
         info, segment_ids = _panoptic(segments, ids, number)
         png = root / f"gtFine/cityscapes_panoptic_{split}/{stem}_gtFine_panoptic.png"
         png.parent.mkdir(parents=True, exist_ok=True)
-        png.write_bytes(encode_png(ids_to_colours(segment_ids)))
+        png.write_bytes(encode_png(segment_ids))
         annotated.append({"image_id": stem, "file_name": png.name, "segments_info": info})
         images.append({"id": stem, "file_name": f"{stem}_gtFine_leftImg8bit.png", "height": SIZE[0], "width": SIZE[1]})
     classes = [{key: item[key] for key in ("id", "name", "isthing")} for item in CITYSCAPES_CATEGORIES]

@@ -123,8 +123,9 @@ def test_what_cannot_be_trained_on_is_refused_by_name(name, options, named):
         pytest.importorskip("lvis")
     cfg = get_cfg("detectron2")
     cfg.merge_from_list(options)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
     with pytest.raises(UserError, match=f"(?s){named}"):
-        check(cfg, [name], for_evaluation=False)
+        check(cfg)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +138,10 @@ def test_what_cannot_be_trained_on_is_refused_by_name(name, options, named):
 )
 def test_a_missing_package_is_named_before_training(monkeypatch, name, package):
     monkeypatch.setattr(inspection, "is_installed", lambda package: False)
+    cfg = get_cfg("detectron2")
+    cfg.DATASETS.TEST = (name,)
     with pytest.raises(UserError, match=f"{name} needs .*pip install {package}"):
-        check(get_cfg("detectron2"), [name], for_evaluation=False)
+        check(cfg)
 
 
 def test_boxes_alone_are_measured_on_panoptic_data(tmp_path):

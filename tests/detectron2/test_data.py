@@ -78,7 +78,9 @@ def test_register_refuses_a_name_that_detectron2_gives_other_files(tiny_name, co
 def test_a_json_file_without_an_image_folder_is_its_functions_affair(make_cfg, coco_files):
     DatasetCatalog.register("own_paths", lambda: [])
     MetadataCatalog.get("own_paths").set(json_file=coco_files[0], evaluator_type="coco")
-    check(make_cfg(), ["own_paths"], for_evaluation=True)
+    cfg = make_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ("own_paths",)
+    check(cfg)
 
 
 def test_a_plain_list_of_records_is_a_data_set_too(make_cfg, coco_files):
@@ -86,7 +88,7 @@ def test_a_plain_list_of_records_is_a_data_set_too(make_cfg, coco_files):
     MetadataCatalog.get("plain_records").thing_classes = ["a", "b", "c"]
     cfg = make_cfg()
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("plain_records",)
-    check(cfg, cfg.DATASETS.TRAIN, for_evaluation=False)
+    check(cfg)
     assert data.resolve_num_classes(cfg) == 3
 
 

@@ -15,8 +15,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.data import coco, masks, panoptic
+from projects_deformable_detr.data import masks, panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, Trainer
 from projects_deformable_detr.detectron2_plugin.data import resolve_things
 from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
@@ -87,7 +88,7 @@ def test_the_mapper_gives_the_standalone_engines_targets(names, tmp_path):
         else:
             DatasetCatalog.get(name)
             spec = DatasetSpec(name, metadata.json_file, metadata.image_root)
-        records = coco.load_records(spec)
+        records = load_dataset(spec, masks=not is_standard(name))
         dataset = DetectionDataset(records, augmentation_policy(cfg, True), with_masks=True)
         for index, record in enumerate(sorted(DatasetCatalog.get(name), key=lambda item: item["image_id"])):
             theirs, ours = _targets(mapper(record)["instances"]), dataset[(0, index)].targets
@@ -153,7 +154,7 @@ def test_the_truth_as_predictions_gives_100(names, tmp_path):
 def test_a_short_panoptic_training(names, tmp_path):
     options = ("SOLVER.MAX_ITER", 4, "MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.005, "TEST.DETECTIONS_PER_IMAGE", 10)
     cfg = make_cfg("quickstart_panoptic.yaml", names[0], tmp_path / "out", *options)
-    check(cfg, names, for_evaluation=True)
+    check(cfg)
     Path(cfg.OUTPUT_DIR).mkdir()
     trainer = Trainer(cfg)
     trainer.train()

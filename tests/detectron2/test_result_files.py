@@ -11,8 +11,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
-from projects_deformable_detr.data import coco
 from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.evaluation.coco import ImageDetections
 from projects_deformable_detr.modeling import Detections
 
@@ -33,7 +33,7 @@ def detections(seed, size, with_masks):
 def test_both_engines_write_the_same_results(tiny_name, coco_files, tmp_path, with_masks):
     theirs = COCOEvaluator(tiny_name, output_dir=str(tmp_path / "theirs"))
     theirs.reset()
-    category_ids = coco.inspect(DatasetSpec(tiny_name, *coco_files)).category_ids
+    category_ids = load_dataset(DatasetSpec(tiny_name, *coco_files)).summary.category_ids
     ours = []
     for record in DatasetCatalog.get(tiny_name):
         size = record["height"], record["width"]

@@ -1,6 +1,5 @@
-"""Images and boxes on their way to the model: transformed together, and reproducibly."""
+"""Training and evaluation data: images and boxes are transformed together, and reproducibly."""
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,11 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.config.training import augmentation_policy
-from projects_deformable_detr.data import catalog, coco
 from projects_deformable_detr.data.images import resize_shortest_edge
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.standalone.augment import augment
 from projects_deformable_detr.standalone.batch import collate
-from projects_deformable_detr.standalone.data import DetectionDataset, load_training_set
-from projects_deformable_detr.standalone.module import DetectionModule
+from projects_deformable_detr.standalone.data import DetectionDataset
 from projects_deformable_detr.training import AugmentationPolicy
 
 RED = (250, 10, 10)
@@ -152,45 +149,6 @@ def test_a_truncated_image_is_named(records: list[dict[str, Any]]) -> None:
     path.write_bytes(path.read_bytes()[:90])
     with pytest.raises(UserError, match="0.png"):
         DetectionDataset(records, policy())[(0, 0)]
-
-
-class Record(dict[str, Any]):
-    """A dict that can be watched."""
-
-
-@pytest.fixture
-def cfg_of_records(records: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A config whose training set ``any`` has the two records."""
-    cfg = get_cfg("standalone")
-    cfg.DATASETS.TRAIN, cfg.MODEL.DETR.NUM_CLASSES = ("any",), 5
-    monkeypatch.setattr(catalog, "get", lambda name: name)
-    monkeypatch.setattr(coco, "load_records", lambda *_, **__: [Record(record) for record in records])
-    return cfg
-
-
-def test_records_are_not_kept(cfg_of_records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, watched = coco.load_records, []
-
-    def watch(*arguments: Any, **options: Any) -> Any:
-        found = load(*arguments, **options)
-        watched.extend(weakref.ref(record) for record in found)
-        return found
-
-    monkeypatch.setattr(coco, "load_records", watch)
-    dataset = load_training_set(cfg_of_records)
-    module = DetectionModule(cfg_of_records, dataset, [])
-    assert module.dataset is dataset and len(dataset) == 2
-    assert [record() for record in watched] == [None, None]
-
-
-@pytest.mark.parametrize(("category", "named"), [(5, "0.png: .* class id 5, .* 5 classes"), (-1, "class id -1")])
-def test_a_class_that_the_model_has_not_is_named(
-    records: list[dict[str, Any]], cfg_of_records: Any, category: int, named: str
-) -> None:
-    assert len(load_training_set(cfg_of_records)) == 2  # class 4 is the model's last
-    records[0]["annotations"][0]["category_id"] = category
-    with pytest.raises(UserError, match=named):
-        load_training_set(cfg_of_records)
 
 
 def test_the_config_chooses_the_policy() -> None:

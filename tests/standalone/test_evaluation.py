@@ -11,7 +11,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from projects_deformable_detr.data import catalog, coco
+from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.evaluation.coco import CocoEvaluator, compute_metrics, format_metrics
 from projects_deformable_detr.modeling import Detections
 
@@ -31,6 +32,8 @@ def truth_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": category, **item})
     categories = [{"id": 8, "name": "eight"}, {"id": 2, "name": "two"}, {"id": 5, "name": "five"}]
     path = tmp_path_factory.mktemp("truth") / "truth.json"
+    for image in images:
+        (path.parent / image["file_name"]).touch()
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return path
 
@@ -83,9 +86,7 @@ def test_no_detections(truth_file: Path) -> None:
 
 
 def test_the_evaluator_writes_cocos_results_format(truth_file: Path, tmp_path: Path) -> None:
-    spec = catalog.DatasetSpec("truth", truth_file, tmp_path)
-    summary = coco.CocoSummary("truth", ("two", "five", "eight"), (2, 5, 8), 4, 18, 0, 0, 0, 6)
-    evaluator = CocoEvaluator(spec, summary)
+    evaluator = CocoEvaluator(load_dataset(DatasetSpec("truth", truth_file, truth_file.parent), for_evaluation=True))
     boxes, scores = torch.tensor([[10.0, 20.0, 40.0, 80.0], [0.0, 0.0, 5.0, 5.0]]), torch.tensor([0.75, 0.5])
     evaluator.add(
         [7, 3], [Detections(boxes, scores, torch.tensor([2, 0])), Detections(boxes[:0], scores[:0], scores[:0])]

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from projects_deformable_detr.cli.arguments import argument_parser
-from projects_deformable_detr.data import coco, masks
+from projects_deformable_detr.data import masks
 from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.evaluation.lvis import LvisEvaluator
 from projects_deformable_detr.modeling import Detections
@@ -95,7 +96,7 @@ def evaluate(
     spec: DatasetSpec, found: dict[int, Detections], folder: Path, most: int = 300
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     pytest.importorskip("faster_coco_eval", reason="measures LVIS's AP with faster-coco-eval")
-    evaluator = LvisEvaluator(spec, coco.inspect(spec), most)
+    evaluator = LvisEvaluator(load_dataset(spec), most)
     evaluator.add(list(found), list(found.values()))
     metrics = evaluator.evaluate(folder)["bbox"]
     return metrics, json.loads((folder / "lvis_instances_results.json").read_text())
@@ -117,7 +118,7 @@ def test_the_ground_truth_has_ap_100(many: DatasetSpec, tmp_path: Path) -> None:
 def test_masks_of_the_ground_truth_have_ap_100(many: DatasetSpec, tmp_path: Path) -> None:
     """Of boxes without a meaning: sizes are those of the masks."""
     pytest.importorskip("faster_coco_eval", reason="measures LVIS's AP with faster-coco-eval")
-    evaluator = LvisEvaluator(many, coco.inspect(many), 300)
+    evaluator = LvisEvaluator(load_dataset(many), 300)
     annotations = json.loads(Path(many.json_file).read_text())["annotations"]
     for image_id, item in truth(many).items():
         outlines = [found["segmentation"] for found in annotations if found["image_id"] == image_id]

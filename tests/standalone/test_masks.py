@@ -12,7 +12,8 @@ pytest.importorskip("lightning", reason="the standalone engine needs lightning")
 
 
 from projects_deformable_detr.cli.arguments import argument_parser
-from projects_deformable_detr.data import catalog, coco, panoptic
+from projects_deformable_detr.data import catalog, panoptic
+from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.evaluation import Evaluator
@@ -56,13 +57,13 @@ def policy(**changes: Any) -> AugmentationPolicy:
 @pytest.mark.parametrize("name", ["shapes_train", "shapes_train_panoptic"])
 def test_masks_stay_on_their_objects(name: str) -> None:
     """Each mask's box is the target's, also after flip and crop; colours under it stay those of the object."""
-    records = coco.load_records(catalog.get(name), masks=True)
+    records = load_dataset(catalog.get(name), masks=True)
     augmented = DetectionDataset(records, policy(), seed=1, with_masks=True)
     fewer = 0
     for position in range(24):
         index = position % len(records)
         item = augmented[(position, index)]
-        whole = len([s for s in coco.objects(records[index])])
+        whole = len(records.object_labels(crowds=True)[index])
         fewer += len(item.targets) < whole
         height, width = item.pixels.shape[1:]
         assert item.targets.masks is not None and item.targets.masks.shape == (len(item.targets), height, width)
@@ -78,7 +79,7 @@ def test_masks_stay_on_their_objects(name: str) -> None:
 @pytest.mark.parametrize("name", ["shapes_train", "shapes_train_panoptic"])
 def test_images_without_objects_are_cropped_and_resized_too(name: str) -> None:
     """None at all, or crowds only: no target, and masks of the image's new size all the same."""
-    record = coco.load_records(catalog.get(name), masks=True)[0]
+    record = load_dataset(catalog.get(name), masks=True)[0]
     key = "segments_info" if "panoptic" in name else "annotations"
     for items in ([], [{**item, "iscrowd": 1} for item in record[key]]):
         dataset = DetectionDataset([{**record, key: items}, record], policy(), with_masks=True)
@@ -91,7 +92,7 @@ def test_images_without_objects_are_cropped_and_resized_too(name: str) -> None:
 
 
 def test_a_batch_pads_masks_and_targets_have_their_images_size() -> None:
-    records = coco.load_records(catalog.get("shapes_train"), masks=True)
+    records = load_dataset(catalog.get("shapes_train"), masks=True)
     dataset = DetectionDataset(records, policy(), with_masks=True)
     items = [dataset[(i, i)] for i in range(4)]
     batch = collate(items)
@@ -103,13 +104,13 @@ def test_a_batch_pads_masks_and_targets_have_their_images_size() -> None:
 
 def test_evaluating_the_truth_gives_100() -> None:
     spec = catalog.get("shapes_val_panoptic")
-    summary, records = coco.load(spec)
-    things = catalog.get("shapes_val")
-    evaluator = CocoEvaluator(things, coco.inspect(things, for_evaluation=True, masks=True))
-    segments = PanopticEvaluator(spec, summary.category_ids)
+    records = load_dataset(spec)
+    things = load_dataset(catalog.get("shapes_val"), for_evaluation=True, masks=True)
+    evaluator = CocoEvaluator(things)
+    segments = PanopticEvaluator(spec, records.summary.category_ids)
     from projects_deformable_detr.data import masks
 
-    for record, other in zip(records, coco.load_records(things), strict=True):
+    for record, other in zip(records, things, strict=True):
         size = record["height"], record["width"]
         rles = [masks.to_rle(item["segmentation"], *size, "") for item in other["annotations"]]
         boxes = torch.tensor([item["bbox"] for item in other["annotations"]])
@@ -138,7 +139,7 @@ def test_evaluating_the_truth_gives_100() -> None:
 def test_an_image_without_a_result_is_an_error(tmp_path: Path) -> None:
     spec = catalog.get("shapes_val_panoptic")
     with pytest.raises(DatasetError, match="5 images without a panoptic result"):
-        PanopticEvaluator(spec, coco.inspect(spec).category_ids).evaluate(tmp_path)
+        PanopticEvaluator(spec, load_dataset(spec).summary.category_ids).evaluate(tmp_path)
 
 
 def run(tmp_path: Path, config: str, *options: object) -> dict[str, Any]:
@@ -196,5 +197,5 @@ def test_things_of_a_panoptic_set_without_instances_are_not_measured(made: Path)
     from dataclasses import replace
 
     spec = replace(catalog.get("shapes_val_panoptic"), instances_json=None)
-    evaluator = Evaluator(spec, coco.inspect(spec), is_panoptic=True)
+    evaluator = Evaluator(load_dataset(spec), is_panoptic=True)
     assert evaluator.coco is None and evaluator.panoptic is not None

@@ -1,4 +1,4 @@
-"""How often images are repeated: the paper's formula, Detectron2's numbers, and keys without a meaning."""
+"""Repeat factors of training images: the paper's formula, Detectron2's numbers, and a training with them."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from projects_deformable_detr import get_cfg
-from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.data.config import SamplerConfig
+from projects_deformable_detr.data.sampling import class_repeat_factors, repeat_factors
 from projects_deformable_detr.standalone import data, main
-from projects_deformable_detr.standalone.repeat import factors_of_classes, repeat_factors
 from projects_deformable_detr.standalone.sampler import TrainingBatchSampler
 
 # Class 0 is in all four images, 1 in two, 2 in one; the last image has no object.
@@ -20,16 +19,9 @@ IMAGES = [np.array(labels, dtype=np.int64) for labels in ([0, 0], [0, 1, 1], [0,
 OTHERS = [np.array(labels, dtype=np.int64) for labels in ([2], [2, 2], [1])]
 
 
-def config(*options: object) -> Any:
-    cfg = get_cfg("standalone")
-    cfg.merge_from_list([str(option) for option in options])
-    cfg.DATASETS.TRAIN = ("a", "b")
-    return cfg
-
-
 def test_the_papers_formula() -> None:
-    assert factors_of_classes(IMAGES, 0.8, sqrt=False).tolist() == pytest.approx([1.0, 2.0, 4.0, 1.0, 1.0])
-    assert factors_of_classes(IMAGES, 0.8).tolist() == pytest.approx([1.0, 2**0.5, 2.0, 1.0, 1.0])
+    assert class_repeat_factors(IMAGES, 0.8, sqrt=False).tolist() == pytest.approx([1.0, 2.0, 4.0, 1.0, 1.0])
+    assert class_repeat_factors(IMAGES, 0.8).tolist() == pytest.approx([1.0, 2**0.5, 2.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("sqrt", [True, False])
@@ -39,53 +31,26 @@ def test_factors_are_detectron2s(sqrt: bool) -> None:
     images = [rng.integers(0, 40, int(rng.integers(0, 5))) ** 2 // 40 for _ in range(200)]
     records = [{"annotations": [{"category_id": int(label)} for label in labels]} for labels in images]
     theirs = samplers.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.1, sqrt=sqrt)
-    ours = factors_of_classes(images, 0.1, sqrt)
+    ours = class_repeat_factors(images, 0.1, sqrt)
     assert torch.allclose(ours, theirs) and ours.max() > 1.5
-
-
-def test_every_image_once_is_the_default() -> None:
-    assert repeat_factors(config(), [("a", IMAGES)]) is None
 
 
 def test_all_data_sets_are_counted_together_or_each_on_its_own() -> None:
     datasets = [("a", IMAGES), ("b", OTHERS)]
-    threshold = ("DATALOADER.REPEAT_THRESHOLD", 0.8, "DATALOADER.REPEAT_SQRT", False)
-    name = "DATALOADER.SAMPLER_TRAIN"
-    together = repeat_factors(config(name, "RepeatFactorTrainingSampler", *threshold), datasets)
+    assert repeat_factors(SamplerConfig(), datasets) is None  # every image once
+    options = {"repeat_threshold": 0.8, "repeat_sqrt": False}
+    together = repeat_factors(SamplerConfig("RepeatFactorTrainingSampler", **options), datasets)
     assert together is not None
-    assert together.tolist() == factors_of_classes([*IMAGES, *OTHERS], 0.8, sqrt=False).tolist()
+    assert together.tolist() == class_repeat_factors([*IMAGES, *OTHERS], 0.8, sqrt=False).tolist()
 
-    weights = ("DATASETS.TRAIN_REPEAT_FACTOR", "[('b', 0.5)]")
-    weighted = repeat_factors(config(name, "WeightedTrainingSampler", *weights), datasets)
+    weights = {"dataset_weights": {"b": 0.5}}
+    weighted = repeat_factors(SamplerConfig("WeightedTrainingSampler", **weights), datasets)
     assert weighted is not None and weighted.tolist() == [1.0] * 5 + [0.5] * 3
 
-    both = repeat_factors(config(name, "WeightedCategoryTrainingSampler", *weights, *threshold), datasets)
+    both = repeat_factors(SamplerConfig("WeightedCategoryTrainingSampler", **weights, **options), datasets)
     assert both is not None
     alone = [1.0, 2.0, 4.0, 1.0, 1.0, 0.5 * 1.2, 0.5 * 1.2, 0.5 * 2.4]
     assert both.tolist() == pytest.approx([value / 0.6 for value in alone])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), "REPEAT_THRESHOLD is 0.0: Repeat.*above 0"),
-        (
-            ("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler", "DATASETS.TRAIN_REPEAT_FACTOR", "[('c', 2.0)]"),
-            r"TRAIN_REPEAT_FACTOR has \('c', 2.0\): write pairs \(name, weight\) of a, b",
-        ),
-        (
-            ("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler", "DATASETS.TRAIN_REPEAT_FACTOR", "[('a', -2)]"),
-            "TRAIN_REPEAT_FACTOR gives a the weight -2",
-        ),
-        (
-            ("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"),
-            "SAMPLER_TRAIN 'RandomSubsetTrainingSampler' is not in this engine",
-        ),
-    ],
-)
-def test_keys_without_a_meaning(options: tuple[object, ...], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        repeat_factors(config(*options), [("a", IMAGES), ("b", OTHERS)])
 
 
 def test_a_training_draws_by_the_factors(

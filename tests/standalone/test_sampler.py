@@ -1,4 +1,4 @@
-"""The endless sequence of training batches, and the batches of an evaluation."""
+"""Samplers of training and evaluation batches."""
 
 import math
 from itertools import islice
@@ -59,7 +59,7 @@ def test_batches_stay_within_a_group() -> None:
 
 @pytest.mark.parametrize(("groups", "size", "ranks"), [([0], 3, 2), ([0], 0, 1), ([], 2, 1)])
 def test_impossible_batches_are_refused(groups: list[int], size: int, ranks: int) -> None:
-    with pytest.raises(ValueError, match="multiple of the|no images"):
+    with pytest.raises(ValueError, match="multiple of the|at least one image"):
         TrainingBatchSampler(groups, size, 0, world_size=ranks)
 
 

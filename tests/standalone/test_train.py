@@ -14,9 +14,12 @@ import torch
 
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.checkpoint import load_weights
+from projects_deformable_detr.config.data import data_config, load
+from projects_deformable_detr.config.training import augmentation_policy
+from projects_deformable_detr.data import catalog
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.standalone import main, run
-from projects_deformable_detr.standalone.data import load_training_set, training_loader
+from projects_deformable_detr.standalone.data import build_training_set, training_loader
 from projects_deformable_detr.standalone.module import DetectionModule
 
 Make = Callable[..., Namespace]
@@ -64,7 +67,9 @@ def _loss(folder: Path, checkpoint: Path | None) -> float:
     if checkpoint is not None:
         load_weights(module.detector, checkpoint)
     cfg.SOLVER.IMS_PER_BATCH = 8
-    batch = next(iter(training_loader(cfg, load_training_set(cfg), cfg.SEED)))
+    config, policy = data_config(cfg), augmentation_policy(cfg, is_train=True)
+    datasets = {name: load(catalog.get(name), config) for name in config.train}
+    batch = next(iter(training_loader(config, build_training_set(config, datasets, policy), cfg.SEED)))
     with torch.no_grad():
         return float(sum(module.criterion(module(batch), batch.targets).values()))
 

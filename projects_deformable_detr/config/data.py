@@ -1,0 +1,192 @@
+"""Data configuration from a ``CfgNode``, and what a config takes from its data sets: classes and things."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from ..data import catalog
+from ..data.catalog import DatasetSpec, check_same_classes
+from ..data.config import DataConfig, SamplerConfig
+from ..data.load import load_dataset, read_classes
+from ..data.problems import DatasetError
+from ..data.records import Records
+from ..errors import ArgumentError
+from .keys import things as things_of_config
+from .reading import get, naming_keys, read
+
+DATA_KEYS = {
+    "invalid_boxes": "DATASETS.INVALID_BOXES",
+    "masks": "MODEL.MASK_ON",
+    "filter_empty": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+    "batch_size": "SOLVER.IMS_PER_BATCH",
+    "num_workers": "DATALOADER.NUM_WORKERS",
+    "group_by_aspect_ratio": "DATALOADER.ASPECT_RATIO_GROUPING",
+}
+SAMPLER_KEYS = {
+    "name": "DATALOADER.SAMPLER_TRAIN",
+    "repeat_threshold": "DATALOADER.REPEAT_THRESHOLD",
+    "repeat_sqrt": "DATALOADER.REPEAT_SQRT",
+    "dataset_weights": "DATASETS.TRAIN_REPEAT_FACTOR",
+}
+_MAX_OBJECTS_KEY = "MODEL.DETR.NUM_OBJECT_QUERIES"
+_THINGS_KEY = "MODEL.DETR.PANOPTIC.NUM_THING_CLASSES"
+
+
+def data_config(cfg: CfgNode, *, eval_only: bool = False) -> DataConfig:
+    """Reads data sets, loader and sampler. With ``eval_only``, there are no training sets."""
+    return read(
+        DataConfig,
+        cfg,
+        DATA_KEYS,
+        train=() if eval_only else tuple(cfg.DATASETS.TRAIN),
+        test=tuple(cfg.DATASETS.TEST),
+        # Every query finds one object; a detector without decoder has a query per token.
+        max_objects=cfg.MODEL.DETR.NUM_OBJECT_QUERIES if cfg.MODEL.DETR.DEC_LAYERS else None,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
+        sampler=sampler_config(cfg),
+    )
+
+
+def sampler_config(cfg: CfgNode) -> SamplerConfig:
+    """Reads the sampler of training images."""
+    names = tuple(cfg.DATASETS.TRAIN)
+
+    def build(dataset_weights: tuple[object, ...], **options: Any) -> SamplerConfig:
+        weights = {}
+        for item in dataset_weights:
+            if not isinstance(item, list | tuple) or len(item) != 2 or item[0] not in names:
+                raise ArgumentError(
+                    "dataset_weights", f"has {item!r}: write pairs (name, weight) of {', '.join(names)}"
+                )
+            weights[item[0]] = item[1]
+        return SamplerConfig(dataset_weights=weights, **options)
+
+    return read(build, cfg, SAMPLER_KEYS)
+
+
+def load(spec: DatasetSpec, config: DataConfig) -> Records:
+    """Loads one of the data sets of ``config``, with the checks for its use: training, evaluation or both.
+
+    Raises:
+        DatasetError: as `load_dataset`, with config keys in place of arguments.
+    """
+    keys = {**DATA_KEYS, "max_objects": _MAX_OBJECTS_KEY}
+    try:
+        with naming_keys(keys):
+            return load_dataset(
+                spec,
+                config.invalid_boxes,
+                config.max_objects if spec.name in config.train else None,
+                for_evaluation=spec.name in config.test,
+                masks=config.masks,
+            )
+    except DatasetError as error:
+        message = str(error)
+        for argument, key in keys.items():
+            message = message.replace(f"`{argument}`", key)
+        raise DatasetError(message) from error
+
+
+def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ...]] | None = None) -> int:
+    """Returns the number of classes of the model.
+
+    It is the number of categories of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, which must agree with each other and, if
+    it is set, with ``MODEL.DETR.NUM_CLASSES``. With ``NUM_CLASSES`` set, data sets whose annotation file does not exist
+    are not compared, so that a trained model can be built without its data.
+
+    Args:
+        cfg: config of either engine.
+        class_names: maps the name of a data set to its class names; by default those of its annotation file.
+
+    Raises:
+        DatasetError: if numbers or names of classes disagree, a data set cannot be read, or there is no data set.
+    """
+    num_classes = get(cfg, "MODEL.DETR.NUM_CLASSES")
+    if not isinstance(num_classes, int) or num_classes < 0:
+        raise DatasetError(f"MODEL.DETR.NUM_CLASSES is {num_classes}: set a number of classes, or 0 for the data set's")
+    first: tuple[str, tuple[str, ...]] | None = None
+    for name in _dataset_names(cfg):
+        if class_names is not None:
+            found = class_names(name)
+        elif num_classes and not Path(catalog.get(name).json_file).is_file():
+            continue
+        else:
+            found = read_classes(catalog.get(name)).names
+        if num_classes and len(found) != num_classes:
+            raise DatasetError(
+                f"MODEL.DETR.NUM_CLASSES is {num_classes}, but data set {name} has {len(found)} categories: set it to "
+                f"{len(found)}, or to 0, which takes the number from the data set"
+            )
+        if first is None:
+            first = (name, found)
+        else:
+            check_same_classes(*first, name, found)
+    if first is None and not num_classes:
+        raise DatasetError(
+            "MODEL.DETR.NUM_CLASSES is 0 and DATASETS.TRAIN and DATASETS.TEST are empty, so the number of classes is "
+            "not known: set one of them"
+        )
+    return num_classes or len(first[1] if first else ())
+
+
+def resolve_things(cfg: CfgNode, things: Callable[[str], tuple[int, ...] | None] | None = None) -> tuple[int, ...]:
+    """Returns the classes of the model that are things; () if they are not known.
+
+    They are the things of panoptic data sets and all classes of other data sets, which must agree with each other and,
+    if they are set, with ``MODEL.DETR.PANOPTIC.NUM_THING_CLASSES`` and ``THING_CLASSES``.
+
+    Args:
+        cfg: config of either engine, with the number of classes resolved.
+        things: maps the name of a data set to its classes that are things, or None if they are not known; by default
+            those of its annotation file.
+
+    Raises:
+        DatasetError: if things disagree, or a panoptic model has no or only things.
+    """
+    panoptic, num_classes = cfg.MODEL.DETR.PANOPTIC, cfg.MODEL.DETR.NUM_CLASSES
+    _check_things(panoptic.THING_CLASSES, panoptic.NUM_THING_CLASSES, num_classes)
+    known, source = things_of_config(cfg), _THINGS_KEY
+    for name in _dataset_names(cfg):
+        found = (things or _read_things)(name)
+        if found is None:
+            continue
+        if known and len(found) != len(known):
+            raise DatasetError(
+                f"{source} has {len(known)} classes of things, but data set {name} has {len(found)}: use data sets of "
+                f"the same classes, and leave {_THINGS_KEY} at 0, which takes the number from them"
+            )
+        if known and found != known:
+            raise DatasetError(
+                f"{source} has the things {list(known)}, but data set {name} {list(found)}: use data sets of the same "
+                "classes, and leave MODEL.DETR.PANOPTIC.THING_CLASSES and NUM_THING_CLASSES at [] and 0"
+            )
+        known, source = found, f"data set {name}"
+    if panoptic.ENABLED and not known:
+        raise DatasetError(f"{_THINGS_KEY} is 0 and no data set specifies the number: set it")
+    if panoptic.ENABLED and len(known) >= num_classes > 0:
+        raise DatasetError(
+            f"MODEL.DETR.PANOPTIC.ENABLED is True, but all {num_classes} classes of {source} are things: use panoptic "
+            "data sets, such as shapes_train_panoptic, or set it to False"
+        )
+    return known
+
+
+def _dataset_names(cfg: CfgNode) -> list[str]:
+    return list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+
+
+def _check_things(listed: Sequence[int], number: int, num_classes: int) -> None:
+    where = f"MODEL.DETR.PANOPTIC.THING_CLASSES {list(listed)}"
+    if list(listed) != sorted({index for index in listed if 0 <= index < (num_classes or index + 1)}):
+        raise DatasetError(
+            f"{where}: list each class once, in ascending order, from 0 to {num_classes - 1 if num_classes else '…'}"
+        )
+    if listed and number not in (0, len(listed)):
+        raise DatasetError(f"{where} are {len(listed)}, but NUM_THING_CLASSES is {number}: leave it at 0")
+
+
+def _read_things(name: str) -> tuple[int, ...] | None:
+    spec = catalog.get(name)
+    return tuple(range(read_classes(spec).num_things)) if Path(spec.json_file).is_file() else None

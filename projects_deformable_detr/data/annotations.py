@@ -1,0 +1,132 @@
+"""Entries of ``annotations`` in COCO's instances format, decoded into one array."""
+
+import json
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from .files import Int64, convert
+from .masks import Segmentations
+from .problems import Problems
+from .records import Array
+
+TABLE = np.dtype(
+    [
+        ("id", np.int64),
+        ("image_id", np.int64),
+        ("category_id", np.int64),
+        ("bbox", np.float64, 4),
+        ("area", np.float64),  # NaN: absent
+        ("iscrowd", np.bool_),
+        ("has_iscrowd", np.bool_),
+    ]
+)
+
+
+class Annotation(msgspec.Struct, gc=False):
+    """Entry of ``annotations``, without its segmentation."""
+
+    id: Int64
+    image_id: Int64
+    category_id: Int64
+    bbox: tuple[float, float, float, float]
+    area: float | None = None
+    iscrowd: Literal[0, 1] | msgspec.UnsetType = msgspec.UNSET
+    ignore: Literal[0] = 0
+
+
+class MaskAnnotation(Annotation, gc=False):
+    """Entry of ``annotations`` with the JSON of its segmentation."""
+
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_IDS = ("annotations with ids that are not whole numbers", "Use whole numbers of at most 64 bits.")
+_CROWDS = (
+    "annotations with an unusable iscrowd or ignore",
+    "Set iscrowd to 0 or 1 and remove ignore, which is not part of COCO's format: regions to ignore are crowds.",
+)
+LACKS_KEYS = (
+    "annotations that lack keys",
+    "Add them; pycocotools needs area (width x height is sufficient) and iscrowd (0) to evaluate.",
+)
+# Field that cannot be converted: kind of problem and remedy.
+FIELDS = {
+    "id": _IDS,
+    "image_id": _IDS,
+    "category_id": _IDS,
+    "bbox": ("boxes that are not four finite numbers", "Write bbox as [x, y, width, height] in pixels."),
+    "iscrowd": _CROWDS,
+    "ignore": _CROWDS,
+}
+
+
+def convert_annotations(
+    entries: list[Any], kind: type[Annotation], file_names: dict[int, str], problems: Problems
+) -> list[Any]:
+    """Returns the entries as structs of type ``kind``.
+
+    Args:
+        entries: entries of a file; see `files.convert`.
+        kind: `Annotation` or `MaskAnnotation`.
+        file_names: image id to file name, for messages.
+        problems: receives the faults.
+    """
+
+    def report(index: int, entry: Any, message: str) -> None:
+        if not isinstance(entry, dict):
+            what = f"annotations[{index}] is {entry!r:.80}"
+            problems.add("annotations that are not objects", what, "Make each a JSON object.")
+            return
+        image_id = entry.get("image_id")
+        where = f"annotation {entry.get('id')!r}"
+        if type(image_id) is int and image_id in file_names:
+            where += f" of {file_names[image_id]}"
+        field = next((field for field in FIELDS if f"$.{field}" in message), None)
+        if field is None:
+            what, missing = f"{where} lacks {message.split('`')[1]}", LACKS_KEYS
+            problems.add(missing[0], what, missing[1])
+        else:
+            problems.add(FIELDS[field][0], f"{where} has {field} {entry[field]!r:.80}", FIELDS[field][1])
+
+    return convert(entries, kind, report, _prepare)
+
+
+def _prepare(entry: Any) -> Any:
+    """Removes deviations that do not matter: iscrowd true, an area that is not a number."""
+    if not isinstance(entry, dict):
+        return entry
+    prepared = {**entry}
+    for key in ("iscrowd", "ignore"):
+        if key in entry and isinstance(entry[key], bool | float) and entry[key] in (0, 1):
+            prepared[key] = int(entry[key])
+    if type(entry.get("area")) not in (int, float):
+        prepared["area"] = None
+    if "segmentation" in entry:
+        prepared["segmentation"] = msgspec.Raw(json.dumps(entry["segmentation"]).encode())
+    return prepared
+
+
+def make_table(rows: list[Any]) -> Array:
+    """Returns the fields of all annotations as an array of dtype `TABLE`."""
+    table = np.empty(len(rows), TABLE)
+
+    def fill(column: Array, values: Iterable[Any]) -> None:
+        column[:] = np.fromiter(values, column.dtype, column.size).reshape(column.shape)
+
+    fill(table["id"], (row.id for row in rows))
+    fill(table["image_id"], (row.image_id for row in rows))
+    fill(table["category_id"], (row.category_id for row in rows))
+    fill(table["bbox"], chain.from_iterable(row.bbox for row in rows))
+    fill(table["area"], (np.nan if row.area is None else row.area for row in rows))
+    fill(table["iscrowd"], (row.iscrowd == 1 for row in rows))
+    fill(table["has_iscrowd"], (row.iscrowd is not msgspec.UNSET for row in rows))
+    return table
+
+
+def take_segmentations(rows: list[Any], order: Array) -> Segmentations:
+    """Returns the segmentations in a given order."""
+    return Segmentations([rows[index].segmentation for index in order.tolist()])

@@ -1,0 +1,273 @@
+"""Annotation files in COCO's formats: decoding, categories, images."""
+
+import contextlib
+import gc
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+import numpy as np
+
+from .catalog import DatasetSpec
+from .problems import DatasetError, Problems
+from .records import Array
+
+T = TypeVar("T")
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+KEYS = ("images", "categories", "annotations")
+
+
+class ImageEntry(msgspec.Struct, gc=False):
+    """Entry of ``images``. The last three fields are read from LVIS files only."""
+
+    id: Int64
+    width: Side
+    height: Side
+    file_name: str | None = None
+    coco_url: Any = None
+    neg_category_ids: Any = msgspec.UNSET
+    not_exhaustive_category_ids: Any = msgspec.UNSET
+
+
+class _Content(msgspec.Struct, Generic[T]):
+    images: list[ImageEntry]
+    categories: list[Any]
+    annotations: list[T] | msgspec.UnsetType = msgspec.UNSET
+
+
+@dataclass(frozen=True)
+class AnnotationFile(Generic[T]):
+    """The lists of an annotation file.
+
+    Attributes:
+        images: `ImageEntry` objects, or decoded JSON if the file does not follow the schema.
+        categories: decoded JSON.
+        annotations: objects of the annotation type, or decoded JSON if the file does not follow the schema.
+    """
+
+    images: list[Any]
+    categories: list[Any]
+    annotations: list[Any]
+
+
+def read_file(spec: DatasetSpec, annotation: type[T], needed: tuple[str, ...] = KEYS) -> AnnotationFile[T]:
+    """Decodes an annotation file in one pass.
+
+    A file that follows the schema is decoded into structs directly. Any other file is decoded into Python objects, so
+    that `convert` can report all faulty entries and accept harmless deviations.
+
+    Args:
+        spec: data set.
+        annotation: type of the entries of ``annotations``.
+        needed: keys that must be present.
+
+    Raises:
+        DatasetError: if the file cannot be read, is not JSON, or lacks a list.
+    """
+    content = _read_bytes(spec)
+    with paused_gc():
+        try:
+            found = msgspec.json.decode(content, type=_Content[annotation])  # type: ignore[valid-type]
+            if found.annotations is not msgspec.UNSET:
+                return AnnotationFile(found.images, found.categories, found.annotations)
+        except msgspec.DecodeError:
+            pass
+        loose = _decode_json(content, spec, needed)
+    return AnnotationFile(loose["images"], loose["categories"], loose.get("annotations", []))
+
+
+def convert(
+    entries: list[Any],
+    kind: type[T],
+    report: Callable[[int, Any, str], None],
+    prepare: Callable[[Any], Any] = lambda entry: entry,
+) -> list[T]:
+    """Returns the entries as structs of type ``kind``, without those that do not follow the schema.
+
+    Args:
+        entries: structs, which are returned unchanged, or decoded JSON.
+        kind: struct type.
+        report: called with position, entry and message for every faulty entry.
+        prepare: called for every entry of decoded JSON before it is converted.
+    """
+    if not entries or isinstance(entries[0], kind):
+        return entries
+    found = []
+    for index, entry in enumerate(entries):
+        try:
+            found.append(msgspec.convert(prepare(entry), kind))
+        except msgspec.ValidationError as error:
+            report(index, entry, str(error))
+    return found
+
+
+def read_json(spec: DatasetSpec, needed: tuple[str, ...] = KEYS[:2]) -> dict[str, Any]:
+    """Decodes an annotation file into Python objects.
+
+    Args:
+        spec: data set.
+        needed: keys that must be present.
+
+    Raises:
+        DatasetError: if the file cannot be read, is not JSON, or lacks a list.
+    """
+    return _decode_json(_read_bytes(spec), spec, needed)
+
+
+def read_categories(spec: DatasetSpec) -> list[Any]:
+    """Decodes the categories of an annotation file only.
+
+    Raises:
+        DatasetError: if the file cannot be read, is not JSON, or lacks a list.
+    """
+    content = _read_bytes(spec)
+    try:
+        return msgspec.json.decode(content, type=_Content[msgspec.Raw]).categories
+    except msgspec.DecodeError:
+        return list(_decode_json(content, spec, KEYS[:2])["categories"])
+
+
+@contextlib.contextmanager
+def paused_gc() -> Iterator[None]:
+    """Pauses the garbage collector: scanning millions of new objects takes as long as decoding them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read_bytes(spec: DatasetSpec) -> bytes:
+    where = f"data set {spec.name}: annotation file {spec.json_file}"
+    try:
+        return Path(spec.json_file).read_bytes()
+    except FileNotFoundError as error:
+        raise DatasetError(f"{where} does not exist: {_how_to_get(spec)}") from error
+    except OSError as error:
+        raise DatasetError(f"{where} cannot be read ({error.strerror}): name a readable file") from error
+
+
+def _decode_json(content: bytes, spec: DatasetSpec, needed: tuple[str, ...]) -> dict[str, Any]:
+    where = f"data set {spec.name}: annotation file {spec.json_file}"
+    expected = f"name a JSON file in COCO's {'instances' if spec.panoptic_root is None else 'panoptic'} format"
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:  # not JSON, or not text
+        raise DatasetError(f"{where} is not JSON ({error}): {expected}") from error
+    if not isinstance(found, dict):
+        is_results = isinstance(found, list) and found and isinstance(found[0], dict) and "score" in found[0]
+        hint = " (it looks like a file of results)" if is_results else ""
+        raise DatasetError(
+            f"{where} holds a {type(found).__name__}{hint}, not an object with images, annotations and categories: "
+            f"{expected}"
+        )
+    wrong = [key for key in KEYS if (key in needed or key in found) and not isinstance(found.get(key), list)]
+    if wrong:
+        raise DatasetError(
+            f"{where} has no list {', '.join(repr(key) for key in wrong)} (its keys: {', '.join(found) or 'none'}): "
+            f"{expected}"
+        )
+    return found
+
+
+def _how_to_get(spec: DatasetSpec) -> str:
+    if spec.name.startswith("shapes_"):
+        return "generate it with python -m projects_deformable_detr.shapes, or set DETECTRON2_DATASETS to its folder"
+    if spec.name.startswith(("coco_", "lvis_")):
+        name = spec.name[:4].upper()
+        return f"put {name} there as Detectron2's documentation describes, or set DETECTRON2_DATASETS to its folder"
+    return "correct the path"
+
+
+def check_categories(entries: list[Any], problems: Problems) -> dict[int, str]:
+    """Returns category id to name, in the order of the ids."""
+    found: dict[int, str] = {}
+    for index, entry in enumerate(entries):
+        is_sound = isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("name"), str)
+        if not is_sound:
+            remedy = "Give each a whole number 'id' and a text 'name'."
+            problems.add("categories that are incomplete", f"categories[{index}] is {entry!r:.80}", remedy)
+        elif entry["id"] in found:
+            names = f"id {entry['id']}: {found[entry['id']]!r} and {entry['name']!r}"
+            problems.add("category ids that are used twice", names, "Give every category its own id.")
+        else:
+            found[entry["id"]] = entry["name"]
+    if not entries:
+        problems.add("empty list of categories", "'categories'", "List the classes there.")
+    return dict(sorted(found.items()))
+
+
+def convert_images(entries: list[Any], problems: Problems) -> list[ImageEntry]:
+    """Returns the entries of ``images`` as structs."""
+    kind, remedy = (
+        "images that are incomplete",
+        ("Give each a whole number 'id', a text 'file_name', and 'width' and 'height' in pixels."),
+    )
+    return convert(
+        entries, ImageEntry, lambda index, entry, _: problems.add(kind, f"images[{index}] is {entry!r:.80}", remedy)
+    )
+
+
+def check_images(images: list[ImageEntry], spec: DatasetSpec, problems: Problems, hint: str = "") -> list[ImageEntry]:
+    """Checks ids and looks for every image file.
+
+    Args:
+        images: entries of the file.
+        spec: data set.
+        problems: receives the faults.
+        hint: sentence for the error about missing files.
+
+    Returns:
+        the images in the order of their ids.
+    """
+    found: dict[int, ImageEntry] = {}
+    for image in images:
+        if image.file_name is None:
+            problems.add("images without a file_name", f"id {image.id}", "Give each a text 'file_name'.")
+        elif image.id in found:
+            problems.add("image ids that are used twice", f"id {image.id}: {image.file_name}", "Give each its own id.")
+        else:
+            found[image.id] = image
+    if not images:
+        problems.add("empty list of images", "'images'", "List the images there.")
+    ordered = [found[image_id] for image_id in sorted(found)]
+    if os.path.isdir(spec.image_root):
+        _check_files(ordered, spec, problems, hint)
+    else:
+        problems.add("missing image folder", str(spec.image_root), "Correct the path, or put the images there.")
+    return ordered
+
+
+def image_columns(images: list[ImageEntry], spec: DatasetSpec) -> tuple[list[str], Array, Array]:
+    """Returns paths, ids (images,) and sizes (images, 2) height, width."""
+    paths = [os.path.join(spec.image_root, str(image.file_name)) for image in images]
+    ids = np.array([image.id for image in images], np.int64)
+    return paths, ids, np.array([(image.height, image.width) for image in images], np.int32)
+
+
+def _check_files(images: list[ImageEntry], spec: DatasetSpec, problems: Problems, hint: str) -> None:
+    """Looks for every image file in listings of the folders, which is faster than one system call per image."""
+    listed: dict[str, set[str]] = {}
+    for image in images:
+        path = os.path.join(spec.image_root, str(image.file_name))
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            listed[folder] = _file_names(folder)
+        if name not in listed[folder]:
+            remedy = f"Put them there, correct the image folder, or remove their records.{hint}"
+            problems.add("image files that are missing", path, remedy)
+
+
+def _file_names(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if not entry.is_dir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()

@@ -1,0 +1,142 @@
+"""Records of a data set in compact arrays, and their summary."""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+import numpy as np
+
+from .catalog import DatasetSpec
+
+Record = dict[str, Any]  # Detectron2's standard format
+Array = np.ndarray[Any, np.dtype[Any]]
+R = TypeVar("R", bound="Records")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Summary of a data set that passed its checks.
+
+    Attributes:
+        name: name of the data set.
+        class_names: names of class 0, 1, ….
+        category_ids: the file's category ids of class 0, 1, ….
+        num_things: number of classes that are things, which come first; all classes unless the data set is panoptic.
+        num_images: number of images in the file.
+        num_annotations: number of annotations or segments that are used, crowds included.
+        num_crowd: number of crowds among them.
+        dropped: number of annotations left out because their box or mask has no area.
+        clipped: number of boxes that were clipped to their image.
+        most_objects: largest number of objects in one image, without crowds.
+        is_lvis: whether the file is in LVIS's format.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    num_things: int
+    num_images: int
+    num_annotations: int
+    num_crowd: int
+    dropped: int = 0
+    clipped: int = 0
+    most_objects: int = 0
+    is_lvis: bool = False
+
+
+class Records(Sequence[Record]):
+    """Sequence of Detectron2's standard records, in the order of the image ids.
+
+    A record is created when it is accessed. Until then, all images are stored in a few arrays, which take less memory
+    than one dict per annotation and are cheap to send to another process.
+
+    Args:
+        spec: location of the data set.
+        summary: summary of the data set.
+        file_names: paths of the images.
+        image_ids: (images,) ids of the images in the file.
+        sizes: (images, 2) height and width.
+        spans: (images, 2) first annotation of each image, and the one after its last.
+        labels: (annotations,) class ids.
+        is_crowd: (annotations,) bool.
+        is_used: (annotations,) bool, False for annotations that were dropped; None: all are used.
+    """
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        summary: Summary,
+        file_names: list[str],
+        image_ids: Array,
+        sizes: Array,
+        spans: Array,
+        labels: Array,
+        is_crowd: Array,
+        is_used: Array | None = None,
+    ) -> None:
+        self.spec = spec
+        self.summary = summary
+        self.file_names = file_names
+        self.image_ids = image_ids
+        self.sizes = sizes
+        self.spans = spans
+        self.labels = labels
+        self.is_crowd = is_crowd
+        self.is_used = np.ones(len(labels), bool) if is_used is None else is_used
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self: R, index: slice) -> R: ...
+    def __getitem__(self: R, index: int | slice) -> Record | R:
+        if isinstance(index, slice):
+            return self.select(np.arange(len(self))[index])
+        index = range(len(self))[index]
+        height, width = self.sizes[index].tolist()
+        record = {
+            "file_name": self.file_names[index],
+            "height": height,
+            "width": width,
+            "image_id": int(self.image_ids[index]),
+        }
+        return record | self._annotations(index)
+
+    def select(self: R, indices: Array) -> R:
+        """Returns the images at the given positions."""
+        selected = copy.copy(self)
+        selected.file_names = [self.file_names[index] for index in indices.tolist()]
+        selected.image_ids, selected.sizes = self.image_ids[indices], self.sizes[indices]
+        selected.spans = self.spans[indices]
+        return selected
+
+    def with_objects(self: R) -> R:
+        """Returns the images that have an object which is not a crowd."""
+        counts = np.concatenate([[0], np.cumsum(self.is_used & ~self.is_crowd)])
+        return self.select(np.flatnonzero(counts[self.spans[:, 1]] > counts[self.spans[:, 0]]))
+
+    def without_annotations(self: R) -> R:
+        """Returns the images without annotations."""
+        selected = copy.copy(self)
+        selected.spans = np.zeros_like(self.spans)
+        return selected
+
+    def object_labels(self, *, crowds: bool = False) -> list[Array]:
+        """Returns the class ids of each image's objects, with ``crowds`` those of crowds, too."""
+        kept = self.is_used if crowds else self.is_used & ~self.is_crowd
+        labels, before = self.labels[kept], np.concatenate([[0], np.cumsum(kept)])
+        return [labels[start:stop] for start, stop in before[self.spans].tolist()]
+
+    @abstractmethod
+    def _annotations(self, index: int) -> Record:
+        """Returns the part of a record that depends on the format: ``annotations`` or ``segments_info``."""
+
+
+def positions(sorted_ids: Array, ids: Array) -> Array:
+    """Returns the position of each id in ``sorted_ids``, which is not empty; -1 for ids that are not there."""
+    found = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
+    return np.where(sorted_ids[found] == ids, found, -1)

@@ -1,0 +1,79 @@
+"""Selection of training images and how often they are repeated: class-balanced sampling, weights of data sets."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import DataConfig, SamplerConfig
+from .problems import DatasetError
+from .records import Records
+
+_logger = logging.getLogger(__name__)
+
+Labels = Sequence[np.ndarray[Any, np.dtype[Any]]]  # class ids of the objects of each image
+
+
+def select_training_images(
+    config: DataConfig, datasets: Mapping[str, Records], *, crowds: bool = False
+) -> tuple[list[Records], Tensor | None]:
+    """Returns the images of each training set, and their repeat factors (`repeat_factors`).
+
+    Images without objects are left out if ``config.filter_empty``.
+
+    Args:
+        config: training sets and sampler.
+        datasets: name to records.
+        crowds: count crowds in the repeat factors, as Detectron2 does.
+
+    Raises:
+        DatasetError: if there is no image.
+    """
+    parts = [datasets[name].with_objects() if config.filter_empty else datasets[name] for name in config.train]
+    removed = sum(len(datasets[name]) for name in config.train) - sum(map(len, parts))
+    if removed:
+        _logger.info("%d training images without objects are left out", removed)
+    if not any(parts):
+        raise DatasetError(f"training sets {', '.join(config.train)} have no image with an object to train on")
+    labels = [(name, part.object_labels(crowds=crowds)) for name, part in zip(config.train, parts, strict=True)]
+    return parts, repeat_factors(config.sampler, labels)
+
+
+def repeat_factors(config: SamplerConfig, datasets: Sequence[tuple[str, Labels]]) -> Tensor | None:
+    """Returns how often a pass has each image on average, (images,) float32; None: every image once.
+
+    - ``RepeatFactorTrainingSampler``: by the rarest class of the image, over all data sets together.
+    - ``WeightedTrainingSampler``: the weight of the image's data set.
+    - ``WeightedCategoryTrainingSampler``: both, with classes counted within each data set; the smallest becomes 1.
+
+    Args:
+        config: sampler and its options.
+        datasets: name and class ids of each training set; a set may be there twice.
+    """
+    threshold, sqrt = config.repeat_threshold, config.repeat_sqrt
+    if not config.by_dataset:
+        every = [labels for _, images in datasets for labels in images]
+        return class_repeat_factors(every, threshold, sqrt) if config.by_class else None
+    parts = [torch.full((len(images),), config.dataset_weights.get(name, 1.0)) for name, images in datasets]
+    if not config.by_class:
+        return torch.cat(parts)
+    factors = torch.cat([class_repeat_factors(images, threshold, sqrt) for _, images in datasets]) * torch.cat(parts)
+    return factors / factors.min()
+
+
+def class_repeat_factors(images: Labels, threshold: float, sqrt: bool = True) -> Tensor:
+    """Returns the repeat factor of each image by its rarest class (arXiv 1908.03195, appendix B.2).
+
+    The factor of a class in the share f of all images is max(1, (threshold / f) ** 0.5), without the root if ``sqrt``
+    is False. The factor of an image is the largest of its classes, and 1 without an object.
+    """
+    classes = [set(labels.tolist()) for labels in images]
+    counts = Counter(label for found in classes for label in found)
+    ratios = {label: threshold * len(images) / count for label, count in counts.items()}
+    factors = {label: max(1.0, math.sqrt(ratio) if sqrt else ratio) for label, ratio in ratios.items()}
+    return torch.tensor([max((factors[label] for label in found), default=1.0) for found in classes])
