@@ -106,12 +106,18 @@ def training_config(cfg: CfgNode) -> TrainingConfig:
                 f"{section}.ENABLED True needs evaluations during training: TEST.EVAL_PERIOD must be a number of "
                 f"iterations, got {cfg.TEST.EVAL_PERIOD}"
             )
+    ema = _read_if_enabled(EmaConfig, cfg, "SOLVER.EMA", EMA_KEYS)
+    if ema and "PRECISE_BN" in cfg.TEST and cfg.TEST.PRECISE_BN.ENABLED:  # a key of Detectron2's engine
+        raise UserError(
+            "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED cannot both be True: Detectron2 measures the statistics of "
+            "batch norms for the trained weights, not for the averaged ones; SOLVER.EMA also averages statistics"
+        )
     return read(
         TrainingConfig,
         cfg,
         TRAINING_KEYS,
         optimizer=optimizer_config(cfg),
-        ema=_read_if_enabled(EmaConfig, cfg, "SOLVER.EMA", EMA_KEYS),
+        ema=ema,
         best_checkpoint=best,
         early_stopping=stopping,
     )

@@ -1,7 +1,6 @@
 """Trainer hooks: exponential moving average, best checkpoint and early stopping."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +146,7 @@ def add_hooks(
     evaluations = [hook for hook in given if isinstance(hook, hooks.EvalHook)]
     if ema is not None:
         for hook in evaluations:
-            hook._func = _averaged(hook._func, ema)
+            hook._func = ema.applied()(hook._func)
     own: list[HookBase] = []
     if config.best_checkpoint:
         writer = DetectorWriter(Path(cfg.OUTPUT_DIR), cfg.dump(), known_class_names(cfg), ema is not None)
@@ -170,14 +169,6 @@ def refuse_unsupported(cfg: CfgNode) -> None:
             )
 
 
-def _averaged(evaluate: Callable[[], Any], ema: ExponentialMovingAverage) -> Callable[[], Any]:
-    def evaluate_average() -> Any:
-        with ema.applied():
-            return evaluate()
-
-    return evaluate_average
-
-
 def _is_evaluated(trainer: Any, period: int) -> bool:
     """Whether ``EvalHook`` has evaluated after this step; the last iteration is evaluated after the loop."""
     done = trainer.iter + 1
@@ -190,18 +181,7 @@ def _is_finished(trainer: Any) -> bool:
 
 
 def _latest_metric(trainer: Any, metric: str, keys: dict[str, str]) -> float:
-    """Returns a metric of the last evaluation on all processes; only the main process has the results.
-
-    An unknown metric is an error on all processes, so that none waits for another.
-    """
-    value, problem = math.nan, ""
-    if comm.is_main_process():
-        try:
-            with naming_keys(keys):
-                value = select_metric(flatten_results_dict(trainer._last_eval_results), metric)
-        except UserError as error:
-            problem = str(error)
-    value, problem = comm.all_gather((value, problem))[0]
-    if problem:
-        raise UserError(problem)
-    return value
+    """Returns a metric of the last evaluation on all processes; only the main process has the results."""
+    results = flatten_results_dict(trainer._last_eval_results) if comm.is_main_process() else {}
+    with naming_keys(keys):  # an unknown metric is an error on all processes, so that none waits for another
+        return select_metric(comm.all_gather(results)[0], metric)

@@ -16,8 +16,6 @@ from torch import nn
 
 from ..checkpoint import LoadOptions
 from ..config.training import training_config
-from ..errors import UserError
-from ..training import TrainingConfig
 from ..training.ema import ExponentialMovingAverage
 from .checkpoint import EMA, DetectorCheckpointer
 from .data import known_class_names, resolve_num_classes, test_data, training_data
@@ -26,17 +24,6 @@ from .hooks import StopTraining, add_hooks
 from .integration import build_optimizer, following_keys
 from .mapper import DetrDatasetMapper
 from .tta import SetPredictionTTA
-
-
-def read_training_config(cfg: CfgNode) -> TrainingConfig:
-    """Reads the training configuration; checks it against keys that only Detectron2 has."""
-    config = training_config(cfg)
-    if config.ema and cfg.TEST.PRECISE_BN.ENABLED:
-        raise UserError(
-            "SOLVER.EMA.ENABLED True and TEST.PRECISE_BN.ENABLED True: Detectron2 measures the batch norms' statistics "
-            "of the trained weights, not of the averaged ones. Set one to False; SOLVER.EMA also averages statistics"
-        )
-    return config
 
 
 class StoppableLoop(TrainerBase):
@@ -58,9 +45,9 @@ class Trainer(DefaultTrainer, StoppableLoop):
         # DefaultTrainer's constructor would pass its own checkpointer to the hooks, and GPU ids to the distributed
         # model even on the CPU.
         TrainerBase.__init__(self)
-        self.training_config = read_training_config(cfg)
-        resolve_num_classes(cfg)  # raises where the config and the data sets disagree
+        resolve_num_classes(cfg)  # raises if the config and the data sets disagree
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.training_config = training_config(cfg)
         model = self.build_model(cfg)
         with following_keys():
             optimizer = self.build_optimizer(cfg, model)

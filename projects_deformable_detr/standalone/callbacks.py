@@ -69,10 +69,6 @@ class Average(WeightAveraging):
         local = kind if kind == "cpu" else f"{kind}:{index or os.environ.get('LOCAL_RANK', 0)}"
         super().__init__(device=local, **config.averaged_model_options())
 
-    def detector(self, module: Any) -> nn.Module:
-        """Returns the averaged detector, or the module's own before training."""
-        return (self._average_model.module if self._average_model else module).detector
-
 
 class BestCheckpoint(training.callbacks.BestCheckpoint, L.Callback):
     """Writes ``model_best.pth`` (``TEST.BEST_CHECKPOINT``), the detector alone, which both engines read."""
@@ -205,7 +201,9 @@ def build_callbacks(config: training.TrainingConfig, writer: DetectorWriter, dev
 
 
 def _detector(module: Any, average: Average | None) -> nn.Module:
-    return module.detector if average is None else average.detector(module)
+    """Returns the averaged detector, or the module's own without an average or before training."""
+    averaged = average and average._average_model
+    return (averaged.module if averaged else module).detector
 
 
 def _is_stopping(trainer: L.Trainer) -> bool:

@@ -25,20 +25,21 @@ from .batch import Batch
 
 
 class DetectionModule(L.LightningModule):
-    """Trains and evaluates ``self.detector``; its weights are named ``detector.…``, as in the Detectron2 engine.
+    """Trains and evaluates ``self.detector``, whose weights have the same names as in the Detectron2 engine.
 
     Args:
         cfg: the config, with the number of classes and the device resolved.
-        dataset: training images; None where only evaluation is wanted.
+        dataset: training images, or None for evaluation only.
         evaluators: one for each of ``DATASETS.TEST``.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # a rank may find no test image left for it
+    allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer test images than ranks
 
     def __init__(self, cfg: Any, dataset: data.DetectionDataset | None, evaluators: list[Evaluator]) -> None:
         super().__init__()
         self.cfg = cfg
         self.optimizer_config = optimizer_config(cfg)
+        self.evaluation = evaluation_config(cfg)
         self.dataset = dataset
         self.evaluators = evaluators
         self.detector = build_detector(cfg)
@@ -50,30 +51,23 @@ class DetectionModule(L.LightningModule):
         self.seed = cfg.SEED if cfg.SEED >= 0 else int(torch.seed() % 2**31)
         self.last_losses: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
-        self.scalars: dict[str, float] = {}  # the metrics by the names that they have in logs
-        self.evaluation = evaluation_config(cfg)
-        self.tta: TestTimeAugmentationConfig | None = None  # set: evaluate with it and add the results to ``metrics``
-        self.evaluated_at = -1  # iterations done when ``metrics`` were measured
+        self.scalars: dict[str, float] = {}  # the same, flattened to names as in logs
+        self.evaluated_at = -1  # number of iterations at that evaluation
+        self.tta: TestTimeAugmentationConfig | None = None  # if set, evaluations use it and add to ``metrics``
         self._losses: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        """All ranks share the seed of rank 0."""
+        """Shares the seed of rank 0 with all ranks."""
         self.seed = self.trainer.strategy.broadcast(self.seed)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Lightning asks for it after it has restored a checkpoint: the loader begins where that run stood."""
+        """Builds the training loader, which starts at the iteration of the restored checkpoint."""
         assert self.dataset is not None
-        return data.training_loader(
-            data_config(self.cfg),
-            self.dataset,
-            self.seed,
-            start=self.trainer.global_step,
-            rank=self.global_rank,
-            world_size=self.trainer.world_size,
-        )
+        config, ranks = data_config(self.cfg), {"rank": self.global_rank, "world_size": self.trainer.world_size}
+        return data.training_loader(config, self.dataset, self.seed, start=self.trainer.global_step, **ranks)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """One for each of ``DATASETS.TEST``."""
+        """Builds one loader for each of ``DATASETS.TEST``."""
         options: dict[str, Any] = {"rank": self.global_rank, "world_size": self.trainer.world_size}
         options["original_size"] = self.tta is not None
         config, policy = data_config(self.cfg), augmentation_policy(self.cfg, is_train=False)
@@ -91,32 +85,27 @@ class DetectionModule(L.LightningModule):
             self.optimizer_config.clip(value for group in optimizer.param_groups for value in group["params"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout becomes a function of seed, rank and iteration, so that a resumed run repeats it."""
+        """Makes dropout a function of seed, rank and iteration, so that a resumed run repeats it."""
         state = np.random.SeedSequence([self.seed, self.global_rank, self.global_step]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]) >> 1)
 
     def forward(self, batch: Batch) -> Any:
-        """The detector's predictions for a batch of uint8 images."""
+        """Returns the detector's predictions for a batch of uint8 images."""
         images = (batch.images.float() - self.pixel_mean) / self.pixel_std
         return self.detector(images.masked_fill(batch.padding_mask[:, None], 0.0), batch.padding_mask)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of all weighted losses."""
+        """Returns the sum of all weighted losses."""
         predictions = self(batch)
-        targets = batch.targets
-        losses = self.criterion(predictions, targets)
+        losses = self.criterion(predictions, batch.targets)
         total = torch.stack(list(losses.values())).sum()
-        # Fetched only after the backward was launched: the host waits once, and late.
-        error = cardinality_error(predictions, targets)
+        error = cardinality_error(predictions, batch.targets)
+        # Copied to the host after the backward pass was launched, so that the host waits only once.
         self._losses = {"total_loss": total, **losses, "cardinality_error": error}
         return total
 
     def on_after_backward(self) -> None:
-        """Brings the losses to the host, in one copy.
-
-        Raises:
-            FloatingPointError: if one is not finite; the optimizer has not stepped then.
-        """
+        """Copies the losses to the host; raises `FloatingPointError` before the step if one is not finite."""
         values = torch.stack([value.detach().float() for value in self._losses.values()]).tolist()
         self.last_losses = dict(zip(self._losses, values, strict=True))
         self._losses = {}
@@ -124,42 +113,36 @@ class DetectionModule(L.LightningModule):
         if wrong:
             raise FloatingPointError(
                 f"losses became infinite or NaN at iteration {self.global_step}: {wrong}. Lower SOLVER.BASE_LR, "
-                "lengthen SOLVER.WARMUP_ITERS, or switch SOLVER.AMP off; --resume goes on from the last checkpoint."
+                "increase SOLVER.WARMUP_ITERS, or switch SOLVER.AMP off; --resume continues from the last checkpoint."
             )
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets what an interrupted evaluation has left."""
+        """Discards detections of an interrupted evaluation."""
         for evaluator in self.evaluators:
             evaluator.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Detects in full precision: mixed precision is for training, as in Detectron2."""
+        """Detects in full precision, as Detectron2, which uses mixed precision in training only."""
         config, sizes, segmentations = self.evaluation, batch.original_sizes, None
         options = config.max_detections, config.thing_classes or None, config.score_threshold
-        # Postprocessing is inside, too: it computes the masks.
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):  # also for postprocessing, which computes the masks
             if self.tta is not None:
                 detections = detect_with_tta(partial(self._predict, batch), batch.images, self.tta, *options)
             else:
                 predictions = self(batch)
                 detections = postprocess(predictions, sizes, *options)
                 if config.is_panoptic:
-                    segmentations = panoptic_postprocess(
-                        predictions,
-                        sizes,
-                        config.thing_classes,
-                        config.panoptic_score_threshold,
-                        config.panoptic_min_area,
-                    )
+                    limits = config.panoptic_score_threshold, config.panoptic_min_area
+                    segmentations = panoptic_postprocess(predictions, sizes, config.thing_classes, *limits)
         self.evaluators[dataloader_idx].add(batch.image_ids, batch.file_names, detections, segmentations)
 
     def _predict(self, batch: Batch, images: Tensor) -> Any:
-        """Of a view (N, 3, h, w) of the batch's images, which have no padding."""
+        """Returns the predictions for resized or flipped images (N, 3, h, w) of a batch without padding."""
         padding_mask = batch.padding_mask.new_zeros(len(images), *images.shape[-2:])
         return self(replace(batch, images=images, padding_mask=padding_mask))
 
     def on_validation_epoch_end(self) -> None:
-        """Computes the metrics of each data set on rank 0 and logs them under Detectron2's names on all."""
+        """Computes the metrics on rank 0, shares them with all ranks and logs them with Detectron2's names."""
         folder = Path(self.cfg.OUTPUT_DIR, "inference" if self.tta is None else "inference_TTA")
         several = len(self.evaluators) > 1
         results: dict[str, Any] = {}
@@ -170,39 +153,33 @@ class DetectionModule(L.LightningModule):
         found = results if several else next(iter(results.values()))
         if self.tta is None:
             self.metrics, self.scalars, self.evaluated_at = found, flatten(found), self.global_step
-            self.log_dict(self.scalars, logger=False)  # for callbacks that watch a metric
         else:
             found = {f"{name}_TTA": value for name, value in found.items()}
             self.metrics = self.metrics | found
-        for sink in self.trainer.loggers:  # Lightning itself would count an evaluation to the iteration before
+        for sink in self.trainer.loggers:  # self.log_dict would log them one iteration earlier
             sink.log_metrics(flatten(found), self.global_step)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies are of the network; the data sets may be larger."""
+        """Leaves the data sets out of copies of the module, such as the averaged one."""
         return super().__getstate__() | {"dataset": None, "evaluators": []}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A drawn seed must outlive the run."""
+        """Saves the seed, which a resumed run reuses if the config has none."""
         checkpoint["seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A seed that the config sets stays; a drawn one is the checkpoint's.
-
-        Raises:
-            UserError: for a checkpoint with averaged weights, if there is no average any more: what was trained would
-                be lost.
-        """
+        """Restores a random seed; raises `UserError` if the trained weights beside averaged ones would be lost."""
         if "averaging_state" in checkpoint and not self.cfg.SOLVER.EMA.ENABLED:
             raise UserError(
-                "the checkpoint to resume from holds averaged weights beside the trained ones: set SOLVER.EMA.ENABLED "
-                "True, or start anew from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
+                "the checkpoint to resume from has averaged weights beside the trained ones: set SOLVER.EMA.ENABLED "
+                "True, or start a run from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
             )
         if self.cfg.SEED < 0:
             self.seed = checkpoint["seed"]
 
 
 def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested metrics as ``bbox/AP`` and so on, Detectron2's names in logs."""
+    """Flattens nested metrics to Detectron2's names in logs, such as ``bbox/AP``."""
     flat: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, dict):

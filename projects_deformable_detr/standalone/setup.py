@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 # On what is chosen here on purpose, or on Lightning's own code.
 _LIGHTNING_REMARKS = (
     ".*does not have many workers.*",
-    ".*sync_dist=True.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*in eval mode at the start.*",  # a frozen detector
 )

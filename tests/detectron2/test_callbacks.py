@@ -22,6 +22,7 @@ from projects_deformable_detr.checkpoint import load_weights, read_state
 from projects_deformable_detr.detectron2_plugin import Trainer, main
 from projects_deformable_detr.detectron2_plugin import hooks as callbacks
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.training import EarlyStoppingConfig
 
 EMA = {"SOLVER__EMA__ENABLED": True, "SOLVER__EMA__DECAY": 0.8}
 BEST = {"TEST__BEST_CHECKPOINT__ENABLED": True, "TEST__EVAL_PERIOD": 2, "SOLVER__CHECKPOINT_PERIOD": 2}
@@ -265,20 +266,14 @@ def test_two_processes_stop_together_and_average_what_they_train(job, tmp_path, 
     assert far > 1e-3  # it has trained
 
 
-def test_a_name_that_is_no_metric_is_an_error_in_all_processes(monkeypatch):
-    """Else those that have no metrics would wait for the main one."""
+def test_an_unknown_metric_is_an_error_on_all_processes(monkeypatch):
+    """Otherwise the others, which have no results, would wait for the main process."""
     monkeypatch.setattr(callbacks.comm, "is_main_process", lambda: False)
-    monkeypatch.setattr(callbacks.comm, "all_gather", lambda own: [(math.nan, "AP is no metric"), own])
-    with pytest.raises(UserError, match="AP is no metric"):
-        callbacks._latest_metric(None, "AP", {})
-
-
-def test_the_main_process_tells_the_others_what_is_wrong(monkeypatch):
-    told = []
-    monkeypatch.setattr(callbacks.comm, "all_gather", lambda own: told.append(own) or [own])
-    with pytest.raises(UserError, match="KEY must be one of .* got 'AP'"):
-        callbacks._latest_metric(SimpleNamespace(_last_eval_results={"bbox": {"AP": 1.0}}), "AP", {"metric": "KEY"})
-    assert "got 'AP'" in told[0][1]
+    monkeypatch.setattr(callbacks.comm, "all_gather", lambda own: [{"bbox/AP": 1.0}, own])
+    hook = callbacks.EarlyStopping(EarlyStoppingConfig(metric="AP"), period=1, evaluations=[])
+    hook.trainer = SimpleNamespace(iter=0, max_iter=9)
+    with pytest.raises(UserError, match="EARLY_STOPPING.METRIC must be one of bbox/AP, got 'AP'"):
+        hook.after_step()
 
 
 def test_evaluations_of_a_base_class_see_the_average_too(make_cfg, scores):
@@ -309,7 +304,10 @@ def test_evaluations_of_a_base_class_see_the_average_too(make_cfg, scores):
     ("options", "message"),
     [
         ({**BEST, "TEST__EVAL_PERIOD": 0}, "BEST_CHECKPOINT.ENABLED True needs"),
-        ({**EMA, "TEST__PRECISE_BN__ENABLED": True, "MODEL__RESNETS__NORM": "BN"}, "TEST.PRECISE_BN.ENABLED True"),
+        (
+            {**EMA, "TEST__PRECISE_BN__ENABLED": True, "MODEL__RESNETS__NORM": "BN"},
+            "TEST.PRECISE_BN.ENABLED cannot both be True",
+        ),
         ({**BEST, "TEST__BEST_CHECKPOINT__METRIC": "AP"}, "BEST_CHECKPOINT.METRIC must be one of .* got 'AP'"),
         ({**STOP, "TEST__EARLY_STOPPING__METRIC": "AP"}, "EARLY_STOPPING.METRIC must be one of .* got 'AP'"),
     ],
