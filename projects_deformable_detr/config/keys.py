@@ -18,7 +18,7 @@ def add_deformable_detr_config(cfg: Any) -> None:
     _add_model_keys(cfg, node_type)
     _add_recipe_keys(cfg)
     _add_input_keys(cfg)
-    _add_monitor_keys(cfg, node_type)
+    _add_callback_keys(cfg, node_type)
 
 
 def _add_model_keys(cfg: Any, node_type: type) -> None:
@@ -152,8 +152,8 @@ def _add_input_keys(cfg: Any) -> None:
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
 
 
-def _add_monitor_keys(cfg: Any, node_type: type) -> None:
-    """What watches a training; docs/training.md tells more. Metrics have the names that ``metrics.json`` gives them."""
+def _add_callback_keys(cfg: Any, node_type: type) -> None:
+    """Adds the keys of training callbacks, see docs/training.md. Metrics have the names in ``metrics.json``."""
     # Exponential moving average of the weights (torch's AveragedModel), updated after every iteration. It is evaluated
     # in their place, and is what model_final.pth, model_best.pth and, for MODEL.WEIGHTS, every checkpoint hold.
     cfg.SOLVER.EMA = ema = node_type()
