@@ -1,5 +1,6 @@
 """LazyConfigs of all recipes: the same modules, optimizer, schedule and data as the YAML file gives."""
 
+import re
 from typing import Any
 
 import pytest
@@ -151,6 +152,14 @@ def test_lazy_files_load_and_can_be_saved(path, tmp_path):
         instantiate(lazy.model)
     LazyConfig.save(lazy, str(tmp_path / "config.yaml"))
     assert LazyConfig.load(str(tmp_path / "config.yaml")).train == lazy.train
+
+
+def test_documented_code_runs():
+    text = (model_zoo.config_folder().parent / "docs" / "detectron2.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
 
 
 def test_a_lazy_file_equals_its_recipe():
