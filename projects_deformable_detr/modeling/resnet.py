@@ -5,7 +5,6 @@ torchvision's ``ResNet`` has fixed stage widths and a classifier. This one has i
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +127,7 @@ class ResNet(nn.Module):
         return features
 
 
-class DeformableConv2d(DeformConv2d):
+class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is not typed
     """3x3 convolution, C to C channels, at offsets predicted from the input (arXiv 1703.06211, 1811.11168).
 
     Its weight has the name and shape of a plain convolution's, so that ImageNet weights load. Offsets start at zero,
@@ -160,7 +159,7 @@ class DeformableConv2d(DeformConv2d):
         assert self.offset.bias is not None
         nn.init.zeros_(self.offset.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # offsets are computed from x
+    def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride))."""
         offset, weight = torch.split(self.offset(x), self.sizes, dim=1)
         return super().forward(x, offset, weight.sigmoid() if self.sizes[1] else None)
@@ -193,7 +192,7 @@ def _norm_layer(norm: str, frozen: bool) -> Callable[[int], nn.Module]:
 
 
 def _build_stage(
-    block: Any,
+    block: type[BasicBlock] | type[Bottleneck],
     channels: int,
     planes: int,
     num_blocks: int,
@@ -217,6 +216,6 @@ def _make_deformable(stage: nn.Sequential, modulated: bool, groups: int) -> None
     for block in stage:
         assert isinstance(block, Bottleneck)
         conv = block.conv2
-        block.conv2 = DeformableConv2d(  # type: ignore[assignment]
+        block.conv2 = DeformableConv2d(
             conv.in_channels, stride=conv.stride[0], dilation=conv.dilation[0], modulated=modulated, groups=groups
         )
