@@ -1,6 +1,6 @@
-"""Backbones in Detectron2's registry: the project's, and those that Detectron2 has but does not register there."""
+"""Backbones in Detectron2's registry: the project's, and Detectron2's that are not registered by themselves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,12 +19,11 @@ from ..modeling.swin import VARIANTS as SWIN_VARIANTS
 from ..modeling.swin import SwinBackbone
 from ..modeling.timm_backbone import TimmBackbone
 
-# They already speak Detectron2's protocol. Virtual subclasses instead of wrappers keep parameter names, and so
-# checkpoints, the same in both engines.
+# They implement Detectron2's protocol; virtual subclasses instead of wrappers keep parameter names unchanged.
 for kind in (ResNet, BackboneWithFPN, SwinBackbone, TimmBackbone):
     Backbone.register(kind)
 
-# By the names of arXiv 2010.11929, table 1, and arXiv 2012.12877, table 1.
+# arXiv 2010.11929, table 1, and arXiv 2012.12877, table 1.
 _VIT = {
     "vit_t": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "vit_s": {"embed_dim": 384, "depth": 12, "num_heads": 6},
@@ -48,17 +47,17 @@ _REGNET = {
 
 
 def _register(name: str, build: Callable[[Any], nn.Module]) -> None:
-    """Under the name that the standalone engine knows too."""
+    """Registers a backbone of the project under its name in the standalone engine."""
 
     def adapted(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
         _check_channels(input_shape)
         backbone: Any = build(cfg)
-        # What Detectron2's Backbone adds to the protocol: any height and width will do.
+        # Attributes of Detectron2's Backbone: any height and width is possible.
         backbone.size_divisibility, backbone.padding_constraints = 0, {}
         return backbone
 
     adapted.__name__ = name
-    adapted.__doc__ = f"The project's ``{name}``; it also serves Detectron2's other meta-architectures."
+    adapted.__doc__ = f"Builds the project's ``{name}``, also for Detectron2's own meta-architectures."
     BACKBONE_REGISTRY.register(adapted)
 
 
@@ -68,18 +67,18 @@ for registered, builder in BACKBONES.items():
 
 @BACKBONE_REGISTRY.register()
 def build_deformable_detr_d2_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer:
-    """Detectron2's own Swin Transformer, with feature maps ``p0`` … ``p3`` of the strides 4 … 32.
+    """Builds Detectron2's Swin Transformer, with feature maps ``p0`` … ``p3`` of strides 4 … 32.
 
-    ``MODEL.BACKBONE.VARIANT`` is ``swin_t``, ``swin_s``, ``swin_b`` or ``swin_l``; ``MODEL.DETR.IN_FEATURES`` says
-    which maps are wanted, since each has a norm that would be left without a gradient. ``FREEZE_AT`` counts as the
-    project's Swin counts it.
+    ``MODEL.BACKBONE.VARIANT`` is ``swin_t``, ``swin_s``, ``swin_b`` or ``swin_l``; ``FREEZE_AT`` has the meaning of
+    `SwinBackbone`. Only the feature maps in ``MODEL.DETR.IN_FEATURES`` are built, as the norms of others would have no
+    gradient.
     """
     _check_channels(input_shape)
     backbone = cfg.MODEL.BACKBONE
     wanted = list(cfg.MODEL.DETR.IN_FEATURES)
     known = [f"p{index}" for index in range(4)]
     if any(name not in known for name in wanted):
-        raise UserError(f"MODEL.DETR.IN_FEATURES {wanted}: Detectron2's Swin gives {known}")
+        raise UserError(f"MODEL.DETR.IN_FEATURES must be a subset of {known} with Detectron2's Swin, got {wanted}")
     return SwinTransformer(
         **_variant(SWIN_VARIANTS, backbone.VARIANT),
         drop_path_rate=backbone.DROP_PATH_RATE,
@@ -90,16 +89,15 @@ def build_deformable_detr_d2_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec)
 
 @BACKBONE_REGISTRY.register()
 def build_deformable_detr_d2_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
-    """Detectron2's ViTDet (arXiv 2203.16527): a plain ViT with windowed attention in all blocks but four, and its
-    simple pyramid ``p2`` … ``p6``.
+    """Builds Detectron2's ViTDet (arXiv 2203.16527): a plain ViT with windowed attention in all blocks but four, and a
+    simple feature pyramid ``p2`` … ``p6``.
 
-    ``MODEL.BACKBONE.VARIANT`` is ``vit_t``, ``vit_s``, ``vit_b`` or ``vit_l``; ``MODEL.FPN.OUT_CHANNELS`` is the
-    pyramid's. All of it trains: FREEZE_AT must be 0.
+    ``MODEL.BACKBONE.VARIANT`` is ``vit_t``, ``vit_s``, ``vit_b`` or ``vit_l``; ``MODEL.FPN.OUT_CHANNELS`` the channels
+    of the pyramid. ``FREEZE_AT`` must be 0.
     """
     _check_channels(input_shape)
     backbone = cfg.MODEL.BACKBONE
-    if backbone.FREEZE_AT != 0:
-        raise UserError(f"MODEL.BACKBONE.FREEZE_AT {backbone.FREEZE_AT}: a ViT has no stages to freeze; set it to 0")
+    _check_not_frozen(cfg)
     size = _variant(_VIT, backbone.VARIANT)
     depth = size["depth"]
     whole_image = [depth // 4 * part - 1 for part in range(1, 5)]
@@ -111,11 +109,11 @@ def build_deformable_detr_d2_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) 
         use_rel_pos=True,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )
-    # From the finest level in use to the coarsest: another one's parameters would be left without a gradient.
+    # Levels finer or coarser than those in use are not built: their parameters would have no gradient.
     scales = {"p2": 4.0, "p3": 2.0, "p4": 1.0, "p5": 0.5}
     wanted = list(cfg.MODEL.DETR.IN_FEATURES)
     if any(name not in (*scales, "p6") for name in wanted):
-        raise UserError(f"MODEL.DETR.IN_FEATURES {wanted}: Detectron2's ViT pyramid gives {[*scales, 'p6']}")
+        raise UserError(f"MODEL.DETR.IN_FEATURES must be a subset of {[*scales, 'p6']} with ViT, got {wanted}")
     return SimpleFeaturePyramid(
         net,
         "last_feat",
@@ -127,28 +125,27 @@ def build_deformable_detr_d2_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) 
 
 @BACKBONE_REGISTRY.register()
 def build_deformable_detr_d2_mvit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MViT:
-    """Detectron2's MViTv2 (arXiv 2112.01526), with feature maps ``scale2`` … ``scale5`` of the strides 4 … 32.
+    """Builds Detectron2's MViTv2 (arXiv 2112.01526), with feature maps ``scale2`` … ``scale5`` of strides 4 … 32.
 
-    ``MODEL.BACKBONE.VARIANT`` is ``mvitv2_t``, ``mvitv2_s`` or ``mvitv2_b``. All of it trains: FREEZE_AT must be 0.
+    ``MODEL.BACKBONE.VARIANT`` is ``mvitv2_t``, ``mvitv2_s`` or ``mvitv2_b``. ``FREEZE_AT`` must be 0.
     """
     _check_channels(input_shape)
     backbone = cfg.MODEL.BACKBONE
-    if backbone.FREEZE_AT != 0:
-        raise UserError(f"MODEL.BACKBONE.FREEZE_AT {backbone.FREEZE_AT}: nothing of MViT freezes; set it to 0")
+    _check_not_frozen(cfg)
     return MViT(
         **_variant(_MVIT, backbone.VARIANT),
         drop_path_rate=backbone.DROP_PATH_RATE,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        out_features=_wanted(cfg, "MViT", [f"scale{index}" for index in range(2, 6)]),
+        out_features=_in_features(cfg, "MViT", [f"scale{index}" for index in range(2, 6)]),
     )
 
 
 @BACKBONE_REGISTRY.register()
 def build_deformable_detr_d2_regnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RegNet:
-    """Detectron2's RegNet (arXiv 2003.13678), with feature maps ``s1`` … ``s4`` of the strides 4 … 32.
+    """Builds Detectron2's RegNet (arXiv 2003.13678), with feature maps ``s1`` … ``s4`` of strides 4 … 32.
 
-    ``MODEL.BACKBONE.VARIANT`` is ``regnetx_400mf``, ``regnety_400mf``, ``regnetx_4gf`` or ``regnety_4gf``; the norm is
-    ``MODEL.RESNETS.NORM``; ``FREEZE_AT`` counts the stem as 1, ``s1`` as 2.
+    ``MODEL.BACKBONE.VARIANT`` is ``regnetx_400mf``, ``regnety_400mf``, ``regnetx_4gf`` or ``regnety_4gf``;
+    ``MODEL.RESNETS.NORM`` the norm. ``FREEZE_AT`` 1 freezes the stem, 2 also ``s1``, and so on.
     """
     _check_channels(input_shape)
     return RegNet(
@@ -158,26 +155,33 @@ def build_deformable_detr_d2_regnet_backbone(cfg: CfgNode, input_shape: ShapeSpe
         **_variant(_REGNET, cfg.MODEL.BACKBONE.VARIANT),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         norm=cfg.MODEL.RESNETS.NORM,
-        out_features=_wanted(cfg, "RegNet", [f"s{index}" for index in range(1, 5)]),
+        out_features=_in_features(cfg, "RegNet", [f"s{index}" for index in range(1, 5)]),
     )
 
 
-def _wanted(cfg: CfgNode, name: str, known: list[str]) -> list[str]:
-    """``MODEL.DETR.IN_FEATURES``; the last map is computed in any case, and untrained if nothing reads it."""
-    wanted = list(cfg.MODEL.DETR.IN_FEATURES)
-    if any(feature not in known for feature in wanted) or known[-1] not in wanted:
+def _in_features(cfg: CfgNode, name: str, known: list[str]) -> list[str]:
+    """Returns ``MODEL.DETR.IN_FEATURES``, which must have the last map: it is computed in any case."""
+    features = list(cfg.MODEL.DETR.IN_FEATURES)
+    if any(feature not in known for feature in features) or known[-1] not in features:
         raise UserError(
-            f"MODEL.DETR.IN_FEATURES {wanted}: Detectron2's {name} gives {known}; {known[-1]} must be in it"
+            f"MODEL.DETR.IN_FEATURES must be a subset of {known} with {known[-1]} for {name}, got {features}"
         )
-    return wanted
+    return features
+
+
+def _check_not_frozen(cfg: CfgNode) -> None:
+    if cfg.MODEL.BACKBONE.FREEZE_AT != 0:
+        raise UserError(
+            f"MODEL.BACKBONE.FREEZE_AT must be 0 for {cfg.MODEL.BACKBONE.NAME}, got {cfg.MODEL.BACKBONE.FREEZE_AT}"
+        )
 
 
 def _check_channels(input_shape: ShapeSpec) -> None:
     if input_shape.channels != 3:
-        raise UserError(f"the backbone takes 3 channels, but MODEL.PIXEL_MEAN has {input_shape.channels}")
+        raise UserError(f"MODEL.PIXEL_MEAN must have 3 channels for this backbone, got {input_shape.channels}")
 
 
-def _variant(known: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+def _variant(known: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
     if name not in known:
-        raise UserError(f"MODEL.BACKBONE.VARIANT {name!r} is not known here: choose one of {', '.join(known)}")
+        raise UserError(f"MODEL.BACKBONE.VARIANT must be one of {', '.join(known)}, got {name!r}")
     return known[name]

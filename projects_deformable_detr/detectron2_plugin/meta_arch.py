@@ -1,4 +1,4 @@
-"""The project's meta-architectures: a pure PyTorch detector between Detectron2's inputs and outputs."""
+"""Meta-architectures ``DeformableDETR`` and ``DETR``: Detectron2's inputs and outputs around a `Detector`."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -29,31 +29,29 @@ from .checkpoint import read_foreign_weights
 from .data import known_class_names, resolve_num_classes, resolve_things, separated_classes
 from .pictures import put_matched
 
-_LOG_PERIOD = 20  # iterations between two lines of Detectron2's writers
+_LOG_PERIOD = 20  # iterations between writes of Detectron2's event writers
 
 
 class SetPredictionModel(nn.Module):
-    """What all set-prediction meta-architectures share.
+    """Base class of the meta-architectures.
 
     Args:
-        detector: images (N, 3, H, W) and padding mask (N, H, W) to ``Predictions``. All weights are in it.
-        criterion: predictions and targets to weighted losses by name.
-        pixel_mean: per channel, in the order of ``input_format`` and the range 0–255.
-        pixel_std: the same.
-        topk: detections per image, at most.
-        score_threshold: leave out detections of lower scores.
-        vis_period: iterations between pictures of ground truth and matched predictions in the event storage; 0: none.
-            The criterion's ``matcher`` matches them.
-        input_format: ``"RGB"`` or ``"BGR"``, needed for the pictures.
-        things: classes of things; the others, stuff, are no instances. Empty: all are things.
-        panoptic: give a panoptic segmentation too, with these arguments of `panoptic_postprocess`; None: do not.
-        segment_ids: the ``category_id`` by which segments of class 0, 1, … are called; None: the class. Detectron2's
-            separated panoptic format numbers stuff from 1, see `PanopticClasses`; the model then gives ``sem_seg``,
-            too.
-        load_options: what loading another project's weights may do.
+        detector: maps images (N, 3, H, W) and padding mask (N, H, W) to `Predictions`; holds all weights.
+        criterion: maps predictions and targets to weighted losses by name; its ``matcher`` is used for ``vis_period``.
+        pixel_mean: mean of each channel in the order of ``input_format``, in 0–255.
+        pixel_std: standard deviation, likewise.
+        topk: maximum number of detections per image.
+        score_threshold: drop detections with lower scores.
+        vis_period: iterations between images of ground truth and matched predictions in the event storage; 0: none.
+        input_format: channel order of input images, ``"RGB"`` or ``"BGR"``; for ``vis_period``.
+        things: classes of things; stuff has no instances. Empty: all classes are things.
+        panoptic: arguments of `panoptic_postprocess` if panoptic segmentations are returned, too.
+        segment_ids: ``category_id`` of the segments of each class; None: the class. In Detectron2's separated panoptic
+            format, which numbers stuff from 1 (see `PanopticClasses`); the model then returns ``sem_seg``, too.
+        load_options: options for loading weights of other projects.
     """
 
-    architecture: ClassVar[str]  # as in `build_detector`; subclasses under other names keep it
+    architecture: ClassVar[str]  # argument of `build_detector`; inherited by subclasses with other names
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -91,7 +89,7 @@ class SetPredictionModel(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The constructor's arguments, with the backbone from Detectron2's registry."""
+        """Returns the constructor's arguments; the backbone comes from Detectron2's registry."""
         foreign_keys.check(cfg)
         if cfg.MODEL.DETR.NUM_CLASSES == 0:
             cfg = cfg.clone()
@@ -119,26 +117,26 @@ class SetPredictionModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, and where its inputs are moved."""
+        """Device of the model, to which inputs are moved."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Losses in training, detections otherwise.
+        """Returns losses in training mode, else detections.
 
         Args:
-            batched_inputs: one dict per image, as Detectron2's dataset mapper makes them: ``image`` (3, h, w) in
-                0–255; in training ``instances`` with ``gt_boxes``, ``gt_classes`` and, for a mask head, ``gt_masks``;
-                ``height`` and ``width``, the size in which detections are wanted, by default the image's own.
+            batched_inputs: one dict per image, from Detectron2's dataset mapper: ``image`` (3, h, w) in 0–255; in
+                training ``instances`` with ``gt_boxes``, ``gt_classes`` and, for a mask head, ``gt_masks``; ``height``
+                and ``width``, the size of the detections, by default that of the image.
 
         Returns:
-            In training, weighted scalar losses by name: their sum is to be minimised. Else one
+            In training, weighted scalar losses by name, whose sum is to be minimised. Else one
             ``{"instances": Instances}`` per image with ``pred_boxes``, ``scores``, ``pred_classes`` and, with a mask
-            head, ``pred_masks``, best first; for a panoptic model also ``"panoptic_seg"``: segment ids (H, W) and
-            Detectron2's list of segments; with data sets of the separated format ``"sem_seg"``: (S, H, W) uint8, 1 for
-            the label of a pixel's segment, 0 otherwise: label 0 for things and void, 1 … S - 1 for stuff.
+            head, ``pred_masks``, best first. Panoptic models add ``"panoptic_seg"``: segment ids (H, W) and the list
+            of segments; with data sets of the separated format also ``"sem_seg"``: one-hot labels (S, H, W) uint8,
+            label 0 for things and void, 1 … S - 1 for stuff.
 
         Raises:
-            DatasetError: if a ``gt_classes`` is not one of the model's classes.
+            DatasetError: if a value of ``gt_classes`` is not a class of the model.
         """
         images = self._preprocess(batched_inputs)
         predictions = self.detector(images.tensor, _padding_mask(images))
@@ -153,7 +151,7 @@ class SetPredictionModel(nn.Module):
         losses: dict[str, Tensor] = self.criterion(predictions, targets)
         if has_event_storage():
             storage = get_event_storage()
-            if (storage.iter + 1) % _LOG_PERIOD == 0:  # the storage fetches it at once, for which the host has to wait
+            if (storage.iter + 1) % _LOG_PERIOD == 0:  # reading the scalar synchronises with the device
                 storage.put_scalar("cardinality_error", cardinality_error(predictions, targets))
             if self.vis_period > 0 and storage.iter % self.vis_period == 0:
                 names = self.load_options.class_names
@@ -177,7 +175,7 @@ class SetPredictionModel(nn.Module):
         return results
 
     def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalises and pads; a Detectron2 backbone says what the padded size must satisfy."""
+        """Normalises and pads images to a size that meets the backbone's constraints."""
         images = [(record["image"].to(self.device) - self.pixel_mean) / self.pixel_std for record in batched_inputs]
         backbone = self.detector.backbone
         return ImageList.from_tensors(
@@ -188,20 +186,16 @@ class SetPredictionModel(nn.Module):
 
 
 def _check_precise_bn(detector: nn.Module) -> None:
-    """Detectron2's hook is silent where it finds nothing to do.
-
-    Raises:
-        UserError: if no batch norm of the detector keeps statistics.
-    """
+    """Raises `UserError` if no batch norm of the detector keeps statistics, where Detectron2's hook does nothing."""
     if not get_bn_modules(detector.train()):
         raise UserError(
-            "TEST.PRECISE_BN.ENABLED True has no batch norm to measure: those of MODEL.RESNETS.NORM FrozenBN, and of "
-            "stages that FREEZE_AT freezes, never change; set it to False, or train with NORM BN or SyncBN"
+            "TEST.PRECISE_BN.ENABLED True needs batch norms that update their statistics, unlike FrozenBN and stages "
+            "frozen by MODEL.BACKBONE.FREEZE_AT: set it to False, or MODEL.RESNETS.NORM to BN or SyncBN"
         )
 
 
 def _padding_mask(images: ImageList) -> Tensor:
-    """(N, H, W) bool, True on padding."""
+    """Returns the padding mask (N, H, W), True on padding."""
     mask = torch.ones_like(images.tensor[:, 0], dtype=torch.bool)
     for index, (height, width) in enumerate(images.image_sizes):
         mask[index, :height, :width] = False
@@ -209,11 +203,7 @@ def _padding_mask(images: ImageList) -> Tensor:
 
 
 def _check_classes(batched_inputs: list[dict[str, Any]], classes: int) -> None:
-    """Looks at labels where the mapper left them, on the CPU: on a GPU the criterion does not, nor could it say where.
-
-    Raises:
-        DatasetError: naming the image.
-    """
+    """Checks labels on the CPU, where reading them does not synchronise with a GPU; errors name the image's file."""
     for index, record in enumerate(batched_inputs):
         labels = record["instances"].gt_classes
         wrong = labels[(labels < 0) | (labels >= classes)]
@@ -226,18 +216,18 @@ def _check_classes(batched_inputs: list[dict[str, Any]], classes: int) -> None:
 
 
 def _targets(instances: Instances) -> Targets:
-    """Detectron2's ground truth in pixels as normalised (cx, cy, w, h)."""
+    """Converts Detectron2's ground truth, in pixels, to normalised (cx, cy, w, h)."""
     height, width = instances.image_size
     boxes = instances.gt_boxes.tensor.float()
     boxes = box_convert(boxes, "xyxy", "cxcywh") / boxes.new_tensor([width, height, width, height])
     masks = instances.gt_masks if instances.has("gt_masks") else None
-    if isinstance(masks, PolygonMasks):  # of another mapper than ours
+    if isinstance(masks, PolygonMasks):  # from Detectron2's own mapper
         masks = BitMasks.from_polygon_masks(masks, height, width)
     return Targets(instances.gt_classes.long(), boxes, None if masks is None else masks.tensor)
 
 
 def _semantic(ids: Tensor, segments: list[dict[str, Any]], labels: int) -> Tensor:
-    """A panoptic segmentation as the scores (labels, H, W) that Detectron2's evaluator of semantic labels takes."""
+    """Converts a panoptic segmentation to scores (labels, H, W) for Detectron2's evaluator of semantic labels."""
     table = ids.new_zeros(len(segments) + 1, dtype=torch.int64)
     for item in segments:
         table[item["id"]] = 0 if item["isthing"] else item["category_id"]
@@ -246,23 +236,23 @@ def _semantic(ids: Tensor, segments: list[dict[str, Any]], labels: int) -> Tenso
 
 
 def to_instances(detections: Detections, size: tuple[int, int]) -> Instances:
-    """Converts detections of an image of this (H, W) to Detectron2's instances."""
-    found = Instances(size, pred_boxes=Boxes(detections.boxes), scores=detections.scores)
-    found.pred_classes = detections.labels
+    """Converts the detections of an image of size (H, W) to Detectron2's ``Instances``."""
+    instances = Instances(size, pred_boxes=Boxes(detections.boxes), scores=detections.scores)
+    instances.pred_classes = detections.labels
     if detections.masks is not None:
-        found.pred_masks = detections.masks
-    return found
+        instances.pred_masks = detections.masks
+    return instances
 
 
 @META_ARCH_REGISTRY.register()
 class DeformableDETR(SetPredictionModel):
-    """Deformable DETR (arXiv 2010.04159) in every variant that ``cfg.MODEL.DETR`` describes."""
+    """Deformable DETR (arXiv 2010.04159); see ``MODEL.DETR`` for its variants."""
 
     architecture = "DeformableDETR"
 
 
 @META_ARCH_REGISTRY.register()
 class DETR(SetPredictionModel):
-    """DETR (arXiv 2005.12872) in every variant that ``cfg.MODEL.DETR`` describes."""
+    """DETR (arXiv 2005.12872); see ``MODEL.DETR`` for its variants."""
 
     architecture = "DETR"
