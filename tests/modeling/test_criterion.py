@@ -1,4 +1,4 @@
-"""The set criterion against a re-computation one query, class and box at a time."""
+"""The set criterion against a scalar reference implementation."""
 
 from dataclasses import replace
 
@@ -8,14 +8,19 @@ from torch import distributed
 from torchvision.ops import sigmoid_focal_loss
 
 from projects_deformable_detr import build_criterion, build_detector
-from projects_deformable_detr.modeling import Predictions, Targets, cardinality_error
+from projects_deformable_detr.errors import ArgumentError
+from projects_deformable_detr.modeling import Predictions, SetCriterion, Targets, cardinality_error
 from projects_deformable_detr.modeling.losses import FocalClassification
 
+VARIANTS = [
+    "single_scale", "single_scale_dc5", "multi_scale", "box_refine", "two_stage", "encoder_only", "own_level", "detr",
+    "detr_pre_norm", "detr_dc5_plus",
+]  # fmt: skip
 STEMS = {"loss_ce", "loss_bbox", "loss_giou"}
 
 
 def naive_losses(naive, cfg, logits, boxes, targets):
-    """Losses of one layer: logits (N, Q, C), boxes (N, Q, 4)."""
+    """Computes the losses of one layer from logits (N, Q, C) and boxes (N, Q, 4)."""
     detr = cfg.MODEL.DETR
     focal, costs = (detr.FOCAL_ALPHA, detr.FOCAL_GAMMA), (detr.COST_CLASS, detr.COST_BBOX, detr.COST_GIOU)
     total = dict.fromkeys(STEMS, 0.0)
@@ -38,7 +43,7 @@ def naive_losses(naive, cfg, logits, boxes, targets):
 @pytest.mark.parametrize(
     "changes", [{}, {"FOCAL_ALPHA": 0.6, "FOCAL_GAMMA": 1.0, "CLASS_WEIGHT": 3.0, "L1_WEIGHT": 0.5, "COST_BBOX": 0.1}]
 )
-def test_equals_the_naive_losses_by_name(naive, make_random, make_cfg, sizes, changes):
+def test_equals_scalar_reference(naive, make_random, make_cfg, sizes, changes):
     cfg = make_cfg(**changes)
     predictions = make_random.predictions(layers=3, queries=5, classes=4, proposals=6)
     targets = make_random.targets(sizes, classes=4)
@@ -56,18 +61,20 @@ def test_equals_the_naive_losses_by_name(naive, make_random, make_cfg, sizes, ch
         assert losses[name].item() == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-def test_focal_keys_reach_the_matcher_and_the_loss(make_cfg):
-    classification = build_criterion(make_cfg(FOCAL_ALPHA=0.4, FOCAL_GAMMA=3.0)).matcher.classification
-    assert (classification.alpha, classification.gamma) == (0.4, 3.0)
+def test_focal_keys_reach_matcher_and_loss(make_cfg):
+    criterion = build_criterion(make_cfg(FOCAL_ALPHA=0.4, FOCAL_GAMMA=3.0))
+    assert criterion.classification == criterion.matcher.classification == FocalClassification(0.4, 3.0)
+    with pytest.raises(ArgumentError, match="classification must be that of `matcher`"):
+        SetCriterion(FocalClassification(), criterion.matcher, criterion.weights)
 
 
-def test_predictions_of_another_class_loss_are_refused(make_random, make_cfg):
+def test_predictions_of_another_class_loss_are_rejected(make_random, make_cfg):
     predictions = replace(make_random.predictions(classes=4), no_object=True)
     with pytest.raises(ValueError, match="a logit for no object.*same class_loss"):
         build_criterion(make_cfg())(predictions, make_random.targets((1, 1), classes=3))
 
 
-def test_without_deep_supervision_the_last_layer_and_the_proposals_remain(make_random, make_cfg):
+def test_losses_without_deep_supervision(make_random, make_cfg):
     predictions = make_random.predictions(proposals=6)
     targets = make_random.targets((2, 3), classes=4)
     everything = build_criterion(make_cfg())(predictions, targets)
@@ -76,7 +83,7 @@ def test_without_deep_supervision_the_last_layer_and_the_proposals_remain(make_r
     torch.testing.assert_close(losses, {name: everything[name] for name in losses})
 
 
-def test_an_error_without_deep_supervision_counts_layers_as_the_model_does(make_random, make_cfg):
+def test_errors_without_deep_supervision_have_the_index_of_the_layer(make_random, make_cfg):
     predictions = make_random.predictions(layers=3)
     predictions.boxes[2, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="decoder layer 2 "):
@@ -84,27 +91,29 @@ def test_an_error_without_deep_supervision_counts_layers_as_the_model_does(make_
 
 
 @pytest.mark.parametrize(("label", "named"), [(4, "4"), (-1, "-1")])
-def test_a_label_that_is_no_class_is_refused(make_random, make_cfg, label, named):
+def test_unknown_labels_are_rejected(make_random, make_cfg, label, named):
     targets = make_random.targets((1, 2), classes=4)
     targets[1].labels[0] = label
     with pytest.raises(ValueError, match=rf"image 1 .*class id {named}, .* 4 classes.*num_classes"):
         build_criterion(make_cfg())(make_random.predictions(classes=4), targets)
 
 
-def test_another_number_of_targets_than_images_is_refused(make_random, make_cfg):
+def test_number_of_targets_must_be_that_of_images(make_random, make_cfg):
     with pytest.raises(ValueError, match="2 images, targets 3"):
         build_criterion(make_cfg())(make_random.predictions(batch=2), make_random.targets((1, 1, 1), classes=4))
 
 
 @pytest.mark.parametrize("sizes", [(2, 3), (0, 3), (0, 0)])
-@pytest.mark.parametrize("variant", ["single_scale", "single_scale_dc5", "multi_scale", "box_refine", "two_stage"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_gets_a_finite_gradient(make_random, make_cfg, variant, sizes):
-    """Also where images have no targets: a parameter without a gradient stops distributed training."""
+    """Also for images without targets: distributed training fails for parameters without gradient."""
     cfg = make_cfg(variant)
     detector = build_detector(cfg)
     images, mask = torch.randn(2, 3, 64, 80), torch.zeros(2, 64, 80, dtype=torch.bool)
     mask[1, 50:] = True
-    losses = build_criterion(cfg)(detector(images, mask), make_random.targets(sizes, classes=5))
+    predictions = detector(images, mask)
+    assert predictions.no_object == (variant in ("detr", "detr_pre_norm")) and predictions.num_classes == 5
+    losses = build_criterion(cfg)(predictions, make_random.targets(sizes, classes=5))
     sum(losses.values()).backward()
     without = [name for name, parameter in detector.named_parameters() if parameter.grad is None]
     assert without == []
@@ -112,9 +121,9 @@ def test_every_parameter_gets_a_finite_gradient(make_random, make_cfg, variant, 
     assert any(parameter.grad.abs().max() > 0 for parameter in detector.backbone.parameters())
 
 
-def test_cardinality_error_is_the_mean_miscount_of_the_last_layer():
+def test_cardinality_error():
     logits = torch.full((2, 2, 4, 3), -3.0)
-    logits[1, 0, :3, 1] = 0.1  # three queries call an object in the first image, none in the second
+    logits[1, 0, :3, 1] = 0.1  # three objects in the first image, none in the second
     predictions = Predictions(logits, torch.zeros(2, 2, 4, 4))
     targets = [Targets(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 4)) for _ in range(2)]
     assert cardinality_error(predictions, targets).item() == (abs(3 - 1) + abs(0 - 1)) / 2
@@ -130,9 +139,9 @@ def _losses_of_rank(rank, folder, results):
 
 @pytest.mark.skipif(not distributed.is_gloo_available(), reason="this PyTorch is built without gloo")
 @pytest.mark.parametrize("sizes", [((4, 3), (0, 0)), ((0, 0), (0, 0))])
-def test_the_number_of_boxes_is_averaged_over_ranks(make_random, make_cfg, tmp_path, sizes):
+def test_number_of_boxes_is_averaged_over_ranks(make_random, make_cfg, tmp_path, sizes):
     criterion = build_criterion(make_cfg())
-    # Forked, so that the processes need not import everything again; they run no backward.
+    # Forked processes need not import modules again; they run no backward pass.
     context = torch.multiprocessing.get_context("fork")
     with context.Manager() as manager:
         results = manager.dict()
@@ -154,7 +163,7 @@ def test_the_number_of_boxes_is_averaged_over_ranks(make_random, make_cfg, tmp_p
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 0.0), (0.0, 1.5)])
-def test_the_focal_loss_is_torchvisions(alpha, gamma):
+def test_focal_loss_equals_torchvision(alpha, gamma):
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(2, 3, 5, 7, generator=generator) * 6).requires_grad_()
     matched = torch.randint(-1, 7, (2, 3, 5), generator=generator)

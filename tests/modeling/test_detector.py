@@ -1,4 +1,6 @@
-"""The whole detector: every variant at odd sizes, mixed precision, recomputation."""
+"""The detector: all variants at odd sizes, mixed precision, activation checkpointing, and state-dict keys."""
+
+import hashlib
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ VARIANTS = ["single_scale", "single_scale_dc5", "multi_scale", "box_refine", "tw
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_an_odd_sized_image_alone(make_cfg, variant):
+def test_odd_sized_image(make_cfg, variant):
     detector = build_detector(make_cfg(variant)).eval()
     with torch.no_grad():
         predictions = detector(torch.randn(1, 3, 97, 131), torch.zeros(1, 97, 131, dtype=torch.bool))
@@ -27,7 +29,7 @@ def test_an_odd_sized_image_alone(make_cfg, variant):
         assert predictions.proposals is None
 
 
-def test_images_of_a_batch_do_not_mix(make_cfg, shake):
+def test_images_of_a_batch_are_independent(make_cfg, shake):
     detector = shake(build_detector(make_cfg("two_stage")), 0.03).eval()
     images, mask = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
     with torch.no_grad():
@@ -39,7 +41,7 @@ def test_images_of_a_batch_do_not_mix(make_cfg, shake):
 
 
 @pytest.mark.parametrize("variant", ["box_refine", "two_stage"])
-def test_refined_boxes_start_from_the_layer_before_without_its_gradient(make_cfg, shake, variant):
+def test_refinement_detaches_boxes_of_the_previous_layer(make_cfg, shake, variant):
     detector = shake(build_detector(make_cfg(variant)), 0.03)
     predictions = detector(torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool))
     predictions.boxes[2].sum().backward()
@@ -49,19 +51,19 @@ def test_refined_boxes_start_from_the_layer_before_without_its_gradient(make_cfg
 
 
 @pytest.mark.parametrize("variant", ["multi_scale", "box_refine"])
-def test_only_refinement_hands_boxes_on(make_cfg, shake, variant):
-    """A head that still answers 0 keeps the box of the layer before it, or its own reference point."""
+def test_only_refinement_passes_boxes_to_the_next_layer(make_cfg, shake, variant):
+    """A head whose output is 0 keeps its reference: the box of the previous layer, or the query's point."""
     detector = build_detector(make_cfg(variant))
     shake(detector.decoder.box_heads[0])
     predictions = detector(torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool))
-    handed_on = variant == "box_refine"
-    assert torch.allclose(predictions.boxes[1], predictions.boxes[0], atol=1e-5) == handed_on
-    assert torch.allclose(predictions.boxes[2], predictions.boxes[0], atol=1e-5) == handed_on
+    passed_on = variant == "box_refine"
+    assert torch.allclose(predictions.boxes[1], predictions.boxes[0], atol=1e-5) == passed_on
+    assert torch.allclose(predictions.boxes[2], predictions.boxes[0], atol=1e-5) == passed_on
 
 
 def run(detector, criterion, images, mask, targets):
     detector.zero_grad()
-    torch.manual_seed(3)  # of dropout
+    torch.manual_seed(3)  # for dropout
     predictions = detector(images, mask)
     losses = criterion(predictions, targets)
     sum(losses.values()).backward()
@@ -69,8 +71,8 @@ def run(detector, criterion, images, mask, targets):
     return predictions, losses, gradients
 
 
-@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
-def test_activation_checkpointing_gives_the_same_gradients(make_cfg, make_random, shake, variant):
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage", "detr", "detr_pre_norm"])
+def test_activation_checkpointing_does_not_change_gradients(make_cfg, make_random, shake, variant):
     cfg = make_cfg(variant, DROPOUT=0.1)
     detector = shake(build_detector(cfg), 0.03)
     arguments = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
@@ -83,7 +85,7 @@ def test_activation_checkpointing_gives_the_same_gradients(make_cfg, make_random
     calls = []
     lean.encoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
     _, lean_losses, gradients = run(lean, build_criterion(cfg), *arguments, targets)
-    assert len(calls) == 2  # in the forward, and again in the backward
+    assert len(calls) == 2  # in the forward pass, and again in the backward pass
     assert {name: value.item() for name, value in lean_losses.items()} == pytest.approx(
         {name: value.item() for name, value in losses.items()}
     )
@@ -92,7 +94,7 @@ def test_activation_checkpointing_gives_the_same_gradients(make_cfg, make_random
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bfloat16_autocast_is_near_float32(make_cfg, make_random, variant):
+def test_bfloat16_autocast_approximates_float32(make_cfg, make_random, variant):
     cfg = make_cfg(variant)
     detector, criterion = build_detector(cfg), build_criterion(cfg)
     arguments = torch.randn(2, 3, 97, 131), torch.zeros(2, 97, 131, dtype=torch.bool)
@@ -101,7 +103,7 @@ def test_bfloat16_autocast_is_near_float32(make_cfg, make_random, variant):
     with torch.autocast("cpu", torch.bfloat16):
         near, losses, gradients = run(detector, criterion, *arguments, targets)
     assert near.logits.dtype == torch.bfloat16 and near.boxes.dtype == torch.float32
-    if variant != "two_stage":  # there, rounding may choose other proposals
+    if variant != "two_stage":  # rounding may select other proposals
         torch.testing.assert_close(near.boxes, exact.boxes, rtol=0, atol=0.02)
         torch.testing.assert_close(near.logits.float(), exact.logits, rtol=0, atol=0.1)
     for name, value in exact_losses.items():
@@ -115,7 +117,7 @@ def test_bfloat16_autocast_is_near_float32(make_cfg, make_random, variant):
 
 
 class Pyramid(nn.Module):
-    """A backbone of someone else's, as Detectron2 has them."""
+    """Backbone with Detectron2's protocol."""
 
     def __init__(self):
         super().__init__()
@@ -128,7 +130,7 @@ class Pyramid(nn.Module):
         return {"p3": self.fine(images), "p4": self.coarse(images)}
 
 
-def test_any_backbone_with_named_features_works(make_cfg):
+def test_custom_backbone(make_cfg):
     cfg = make_cfg()
     cfg.MODEL.DETR.IN_FEATURES = ["p3", "p4"]
     detector = build_detector(cfg, Pyramid())
@@ -136,3 +138,34 @@ def test_any_backbone_with_named_features_works(make_cfg):
     assert predictions.boxes.shape == (3, 1, 7, 4)
     predictions.logits.sum().backward()
     assert detector.backbone.fine.weight.grad.abs().max() > 0
+
+
+# Checkpoints of earlier versions have these keys: their number, and the hash of the list.
+STATE_DICT_KEYS = {
+    "single_scale": (215, "a1fc954f5213"),
+    "single_scale_dc5": (380, "c3745de49066"),
+    "multi_scale": (227, "b1f7208e81a6"),
+    "box_refine": (243, "8b22cb41a3ef"),
+    "two_stage": (255, "f1cb82268ac7"),
+    "encoder_only": (161, "c35fa1c33fa8"),
+    "own_level": (227, "b1f7208e81a6"),
+    "detr": (191, "e2ebefcbad38"),
+    "detr_pre_norm": (195, "fda0ef84a9cb"),
+    "detr_dc5_plus": (356, "7b506e0c19be"),
+    "detr masks": (223, "a1e1761e8b5a"),
+    "multi_scale masks": (261, "202335250709"),
+    "multi_scale swin": (314, "4e5e1583f9ea"),
+    "multi_scale resnet_fpn": (239, "0e91ed15eba1"),
+}
+
+
+@pytest.mark.parametrize("name", STATE_DICT_KEYS)
+def test_state_dict_keys_do_not_change(make_cfg, name):
+    variant, _, part = name.partition(" ")
+    cfg = make_cfg(variant, **({"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8} if part == "masks" else {}))
+    if part in ("swin", "resnet_fpn"):
+        cfg.MODEL.BACKBONE.NAME = f"build_deformable_detr_{part}_backbone"
+    if part == "resnet_fpn":
+        cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.DETR.IN_FEATURES = ["res3", "res4", "res5"], ["p3", "p4", "p5", "p6"]
+    keys = list(build_detector(cfg).state_dict())
+    assert (len(keys), hashlib.sha256("\n".join(keys).encode()).hexdigest()[:12]) == STATE_DICT_KEYS[name]

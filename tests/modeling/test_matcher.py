@@ -1,4 +1,4 @@
-"""The Hungarian matcher against every permutation, and what it refuses."""
+"""The Hungarian matcher against all permutations."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from projects_deformable_detr.errors import ArgumentError, UserError
 from projects_deformable_detr.modeling import HungarianMatcher, Predictions, Targets
-from projects_deformable_detr.modeling.losses import FocalClassification
+from projects_deformable_detr.modeling.losses import FocalClassification, SoftmaxClassification
 
 ALPHA, GAMMA, WEIGHTS = 0.25, 2.0, (2.0, 5.0, 2.0)
 
@@ -18,7 +18,7 @@ def matcher():
 
 
 def pairs(match, sizes, layer):
-    """{(image, target within the image): query} of one layer."""
+    """Returns {(image, target within the image): query} of one layer."""
     starts = [sum(sizes[:image]) for image in range(len(sizes))]
     return {
         (image, target - starts[image]): query
@@ -62,7 +62,7 @@ def test_proposals_are_matched_as_objects_of_class_0(matcher, naive, make_random
         assert [found[image, index] for index in range(len(target))] == expected
 
 
-def test_all_layers_and_proposals_at_once_equal_one_at_a_time(matcher, make_random):
+def test_layers_and_proposals_are_independent(matcher, make_random):
     sizes = (4, 1, 0)
     predictions = make_random.predictions(layers=3, batch=3, queries=6, proposals=9)
     targets = make_random.targets(sizes, classes=4)
@@ -79,7 +79,7 @@ def test_all_layers_and_proposals_at_once_equal_one_at_a_time(matcher, make_rand
     assert pairs(alone, sizes, 0) == pairs(proposal_match, sizes, 0)
 
 
-def test_images_of_a_batch_do_not_mix(matcher, make_random):
+def test_images_of_a_batch_are_independent(matcher, make_random):
     predictions = make_random.predictions(layers=2, batch=3)
     targets = make_random.targets((2, 5, 3), classes=4)
     together, _ = matcher(predictions, targets)
@@ -102,7 +102,7 @@ def test_images_without_targets(matcher, make_random, sizes):
     assert {tensor.dtype for tensor in (match.image, match.query, match.target)} == {torch.int64}
 
 
-def test_the_order_of_queries_does_not_matter(matcher, make_random):
+def test_order_of_queries_does_not_matter(matcher, make_random):
     sizes = (4, 2)
     predictions = make_random.predictions(layers=2, queries=6)
     targets = make_random.targets(sizes, classes=4)
@@ -114,13 +114,13 @@ def test_the_order_of_queries_does_not_matter(matcher, make_random):
         assert restored == pairs(match, sizes, layer)
 
 
-def test_more_targets_than_queries_names_image_and_both_numbers(matcher, make_random):
+def test_more_targets_than_queries_are_rejected(matcher, make_random):
     with pytest.raises(UserError, match=r"image 1 .* 6 ground-truth boxes.* there are 5 queries"):
         matcher(make_random.predictions(queries=5), make_random.targets((5, 6), classes=4))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_cost_that_is_not_finite_names_layer_and_image(matcher, make_random, value):
+def test_infinite_costs_are_rejected(matcher, make_random, value):
     predictions = make_random.predictions()
     predictions.boxes[1, 1, 4, 2] = value
     with pytest.raises(UserError, match=r"image 1 .*decoder layer 1 "):
@@ -131,20 +131,27 @@ def test_a_cost_that_is_not_finite_names_layer_and_image(matcher, make_random, v
         matcher(predictions, make_random.targets((2, 2), classes=4))
 
 
-def test_a_target_that_is_not_finite_is_refused(matcher, make_random):
+def test_infinite_targets_are_rejected(matcher, make_random):
     targets = make_random.targets((2, 2), classes=4)
     targets[1].boxes[0, 3] = math.nan
     with pytest.raises(UserError, match="image 1 "):
         matcher(make_random.predictions(), targets)
 
 
-def test_all_costs_0_are_refused():
+def test_at_least_one_cost_must_not_be_0():
     with pytest.raises(ArgumentError, match="cost_class"):
         HungarianMatcher(FocalClassification(), 0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("changes", [{"alpha": -1.0}, {"alpha": 1.5}, {"gamma": -1.0}])
-def test_focal_parameters_outside_their_range_are_refused(changes):
-    """The weight of a class is a share: the other class has the rest."""
-    with pytest.raises(ArgumentError, match="must be"):
-        FocalClassification(**changes)
+@pytest.mark.parametrize(
+    ("build", "changes", "named"),
+    [
+        (FocalClassification, {"alpha": -1.0}, "alpha must be"),
+        (FocalClassification, {"alpha": 1.5}, "alpha must be"),
+        (FocalClassification, {"gamma": -1.0}, "gamma must be"),
+        (SoftmaxClassification, {"no_object_weight": 0.0}, "no_object_weight must be"),
+    ],
+)
+def test_parameters_of_losses_outside_their_range_are_rejected(build, changes, named):
+    with pytest.raises(ArgumentError, match=named):
+        build(**changes)

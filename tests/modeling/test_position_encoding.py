@@ -1,11 +1,16 @@
-"""Sine embeddings against sums of sines and cosines, one number at a time."""
+"""Position embeddings against scalar reference implementations."""
 
 import math
 
 import pytest
 import torch
 
-from projects_deformable_detr.modeling.position_encoding import SinePositionEmbedding, sine_box_embedding
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.modeling.position_encoding import (
+    LearnedPositionEmbedding,
+    SinePositionEmbedding,
+    sine_box_embedding,
+)
 
 
 def sine_channel(angle, channel, features):
@@ -14,7 +19,7 @@ def sine_channel(angle, channel, features):
 
 
 @pytest.mark.parametrize("centered", [True, False])
-def test_grid_embedding_counts_on_the_image_without_padding(centered):
+def test_sine_embedding_ignores_padding(centered):
     channels, height, width = 8, 4, 6
     mask = torch.zeros(2, height, width, dtype=torch.bool)
     mask[1, 3:], mask[1, :, 4:] = True, True
@@ -30,7 +35,7 @@ def test_grid_embedding_counts_on_the_image_without_padding(centered):
                 torch.testing.assert_close(embedding[image, :, y, x], torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_is_embedded_as_it_is_alone():
+def test_sine_embedding_of_a_padded_image_equals_that_of_the_image():
     embed = SinePositionEmbedding(16)
     mask = torch.ones(1, 9, 11, dtype=torch.bool)
     mask[:, :5, :7] = False
@@ -38,7 +43,7 @@ def test_an_image_is_embedded_as_it_is_alone():
     assert torch.equal(embed(mask)[:, :, :5, :7], alone)
 
 
-def test_box_embedding_is_each_coordinates_in_turn():
+def test_box_embedding_concatenates_coordinates():
     boxes, features = torch.rand(2, 3, 4), 6
     embedding = sine_box_embedding(boxes, features)
     assert embedding.shape == (2, 3, 24)
@@ -51,6 +56,15 @@ def test_box_embedding_is_each_coordinates_in_turn():
             torch.testing.assert_close(embedding[image, query], torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_channels_must_be_a_multiple_of_4():
+def test_d_model_must_be_a_multiple_of_4():
     with pytest.raises(ValueError, match="d_model must be a multiple of 4.*got 6"):
         SinePositionEmbedding(6)
+
+
+def test_learned_embedding_encodes_x_then_y():
+    embedding = LearnedPositionEmbedding(8, size=6)
+    grid = embedding(torch.zeros(2, 3, 5, dtype=torch.bool))
+    assert grid.shape == (2, 8, 3, 5)
+    assert torch.equal(grid[1, :, 2, 4], torch.cat((embedding.column[4], embedding.row[2])))
+    with pytest.raises(UserError, match="feature map of 7 x 5.*6 learned positions.*position_embedding_size"):
+        embedding(torch.zeros(1, 7, 5, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Proposals: what may be chosen, what is chosen, and images with fewer tokens than queries."""
+"""Two-stage: valid anchors, selection of proposals, and images with fewer tokens than queries."""
 
 import pytest
 import torch
@@ -8,27 +8,23 @@ from projects_deformable_detr import build_criterion, build_detector
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling import batch_images
 from projects_deformable_detr.modeling.queries import ProposalQueries, proposal_anchors
-from projects_deformable_detr.modeling.structures import Tokens
 
 CHANNELS = 8
 
 
-def make_tokens(sizes, valid):
-    """Tokens of len(valid) images; valid: for each image the (rows, columns) that are image, level by level."""
-    masks, ratios = [], []
-    for level, (height, width) in enumerate(sizes):
-        mask = torch.ones(len(valid), height, width, dtype=torch.bool)
-        for image, levels in enumerate(valid):
-            mask[image, : levels[level][0], : levels[level][1]] = False
-        masks.append(mask.flatten(1))
-        ratios.append(torch.tensor([[levels[level][1] / width, levels[level][0] / height] for levels in valid]))
-    mask = torch.cat(masks, 1)
-    values = torch.randn(*mask.shape, CHANNELS)
-    return Tokens(values, values, mask, tuple(sizes), torch.stack(ratios, 1))
+@pytest.fixture
+def make_tokens(make_random):
+    """``make_tokens(sizes, valid)``; valid: (rows, columns) without padding of each level of each image."""
+
+    def make(sizes, valid):
+        images = [[torch.randn(*size, CHANNELS) for size in levels] for levels in valid]
+        return make_random.tokens(images, sizes, garbage=1.0)
+
+    return make
 
 
 def naive_anchors(sizes, levels):
-    """[(box or None where it may not be chosen)] of one image."""
+    """Returns the anchors of one image, None for invalid ones."""
     anchors = []
     for level, ((height, width), (rows, columns)) in enumerate(zip(sizes, levels, strict=True)):
         side = 0.05 * 2**level
@@ -40,14 +36,14 @@ def naive_anchors(sizes, levels):
     return anchors
 
 
-def test_what_the_mask_hides_is_not_usable_wherever_it_lies():
+def test_masked_tokens_are_invalid(make_tokens):
     tokens = make_tokens([(3, 3)], [[(3, 3)]])
     tokens.padding_mask[0, 4] = True
     assert proposal_anchors(tokens)[1].tolist() == [[index != 4 for index in range(9)]]
 
 
 class FixedScores(nn.Module):
-    """A class head with scores (N, S, classes) of the test's own."""
+    """Class head with constant scores (N, S, classes)."""
 
     def __init__(self, scores):
         super().__init__()
@@ -71,28 +67,28 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_anchors_equal_a_plain_loop(case):
+def test_anchors_equal_scalar_reference(make_tokens, case):
     sizes, valid = CASES[case]
-    anchors, usable = proposal_anchors(make_tokens(sizes, valid))
+    anchors, valid_mask = proposal_anchors(make_tokens(sizes, valid))
     assert anchors.isfinite().all()
     for image, levels in enumerate(valid):
         expected = naive_anchors(sizes, levels)
-        assert usable[image].tolist() == [box is not None for box in expected]
-        assert 0 < sum(usable[image]) < len(expected)
+        assert valid_mask[image].tolist() == [box is not None for box in expected]
+        assert 0 < sum(valid_mask[image]) < len(expected)
         for anchor, box in zip(anchors[image].sigmoid(), expected, strict=True):
             torch.testing.assert_close(anchor, torch.tensor(box or (1.0,) * 4))
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_best_usable_tokens_are_chosen_whatever_the_others_score(case, dtype):
+def test_best_valid_tokens_are_selected(make_tokens, case, dtype):
     sizes, valid = CASES[case]
     tokens = make_tokens(sizes, valid)
-    _, usable = proposal_anchors(tokens)
+    _, valid_mask = proposal_anchors(tokens)
     # Distinct in half precision, and objectness is that of class 0 alone.
-    order = torch.stack([torch.randperm(usable.shape[1]) for _ in valid]).float()
-    scores = torch.stack((torch.where(usable, order, 60000.0), -order), dim=-1).to(dtype)
-    scores = torch.where(usable[..., None], scores, torch.tensor(float("inf"), dtype=dtype))
+    order = torch.stack([torch.randperm(valid_mask.shape[1]) for _ in valid]).float()
+    scores = torch.stack((torch.where(valid_mask, order, 60000.0), -order), dim=-1).to(dtype)
+    scores = torch.where(valid_mask[..., None], scores, torch.tensor(float("inf"), dtype=dtype))
     queries = make_queries(4, scores)(tokens.values, tokens)
     for image, levels in enumerate(valid):
         anchors = naive_anchors(sizes, levels)
@@ -100,7 +96,7 @@ def test_the_best_usable_tokens_are_chosen_whatever_the_others_score(case, dtype
         torch.testing.assert_close(queries.reference[image], torch.tensor([anchors[index] for index in best]))
 
 
-def test_fewer_usable_tokens_than_queries_repeat_the_best():
+def test_best_token_repeats_if_fewer_are_valid_than_queries(make_tokens):
     sizes, valid = [(2, 3)], [[(1, 2)], [(2, 3)]]
     tokens = make_tokens(sizes, valid)
     scores = torch.arange(12.0).view(2, 6, 1)
@@ -111,20 +107,20 @@ def test_fewer_usable_tokens_than_queries_repeat_the_best():
     assert len(queries.reference[1].unique(dim=0)) == 5
 
 
-def test_fewer_tokens_than_queries_give_fewer_queries():
+def test_number_of_queries_is_limited_by_tokens(make_tokens):
     tokens = make_tokens([(2, 2), (1, 1)], [[(2, 2), (1, 1)]])
     queries = make_queries(9, torch.randn(1, 5, 3))(tokens.values, tokens)
     assert queries.reference.shape == (1, 5, 4) and queries.content.shape == (1, 5, CHANNELS)
 
 
-def test_references_carry_no_gradient_but_proposals_do():
+def test_references_are_detached_and_proposals_are_not(make_tokens):
     tokens = make_tokens([(3, 3)], [[(3, 3)]])
     queries = ProposalQueries(2, CHANNELS, num_classes=2)(tokens.values, tokens)
     assert not queries.reference.requires_grad
     assert all(tensor.requires_grad for tensor in queries.proposals)
 
 
-def test_what_padded_tokens_hold_does_not_reach_proposals():
+def test_padding_does_not_change_proposals(make_tokens):
     tokens = make_tokens([(3, 4)], [[(2, 3)]])
     queries = ProposalQueries(3, CHANNELS, num_classes=2)
     garbage = tokens.values.masked_fill(tokens.padding_mask[..., None], float("nan"))
@@ -138,7 +134,7 @@ def test_what_padded_tokens_hold_does_not_reach_proposals():
         assert torch.equal(a, b)
 
 
-def test_a_tiny_image_trains(make_cfg, make_random):
+def test_training_with_fewer_tokens_than_queries(make_cfg, make_random):
     cfg = make_cfg("two_stage", NUM_OBJECT_QUERIES=50, NUM_FEATURE_LEVELS=3)
     detector = build_detector(cfg)
     images, mask = batch_images([torch.randn(3, 17, 20), torch.randn(3, 9, 30)])
@@ -154,7 +150,7 @@ def test_a_tiny_image_trains(make_cfg, make_random):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_autocast_is_finite_with_padding(make_cfg, make_random, shake, dtype):
+def test_half_precision_is_finite_with_padding(make_cfg, make_random, shake, dtype):
     cfg = make_cfg("two_stage")
     detector = shake(build_detector(cfg), 0.02)
     images, mask = batch_images([torch.randn(3, 64, 64), torch.randn(3, 40, 96)])
