@@ -16,8 +16,12 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from omegaconf import DictConfig
 
-from ..config.training import augmentation_policy, optimizer_config, schedule_config
+from ..config.data import data_config
+from ..config.evaluation import evaluation_config
+from ..config.training import augmentation_policy, optimizer_config, schedule_config, training_config
+from ..data.config import SamplerConfig
 from ..errors import UserError
+from ..training import OptimizerConfig, ScheduleConfig
 from ..training.optimizer import make_optimizer, parameter_groups
 from .data import resolve_num_classes
 from .evaluation import make_evaluator
@@ -34,49 +38,49 @@ def lazy_config(cfg: CfgNode) -> DictConfig:
         ``train``, in this order.
 
     Raises:
-        UserError: for keys that Detectron2's LazyConfig training script has no counterpart for.
+        UserError: for keys that Detectron2's LazyConfig training script does not support.
     """
     refuse_unsupported(cfg)
-    if cfg.TEST.AUG.ENABLED:
+    if evaluation_config(cfg).tta is not None:
         raise UserError("TEST.AUG.ENABLED True has no LazyConfig form: set it to False")
     if len(cfg.DATASETS.TEST) != 1:
-        raise UserError(f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: a LazyConfig evaluates one data set, so name one")
+        raise UserError(f"DATASETS.TEST must name one data set in a LazyConfig, got {tuple(cfg.DATASETS.TEST)}")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DETR.NUM_CLASSES = cfg.MODEL.DETR.NUM_CLASSES or resolve_num_classes(cfg)
     nodes = {
         "model": lazy_model(cfg),
         "dataloader": _dataloader(cfg),
-        "optimizer": _optimizer(cfg),
-        "lr_multiplier": _lr_multiplier(cfg),
+        "optimizer": _optimizer(optimizer_config(cfg)),
+        "lr_multiplier": _lr_multiplier(schedule_config(cfg)),
         "train": _train(cfg),
     }
     return DictConfig(nodes, flags={"allow_objects": True})
 
 
 def _dataloader(cfg: CfgNode) -> dict[str, Any]:
-    filter_empty, workers = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, cfg.DATALOADER.NUM_WORKERS
-    train = cfg.DATASETS.TRAIN[0] if len(cfg.DATASETS.TRAIN) == 1 else list(cfg.DATASETS.TRAIN)
+    config, evaluation = data_config(cfg), evaluation_config(cfg)
+    train = config.train[0] if len(config.train) == 1 else config.train
     return {
         "train": L(build_detection_train_loader)(
-            dataset=L(get_detection_dataset_dicts)(names=train, filter_empty=filter_empty),
-            sampler=_sampler(cfg),
+            dataset=L(get_detection_dataset_dicts)(names=train, filter_empty=config.filter_empty),
+            sampler=_sampler(config.sampler),
             mapper=_mapper(cfg, is_train=True),
-            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-            num_workers=workers,
+            total_batch_size=config.batch_size,
+            aspect_ratio_grouping=config.group_by_aspect_ratio,
+            num_workers=config.num_workers,
         ),
         "test": L(build_detection_test_loader)(
-            dataset=L(get_detection_dataset_dicts)(names=cfg.DATASETS.TEST[0], filter_empty=False),
+            dataset=L(get_detection_dataset_dicts)(names=config.test[0], filter_empty=False),
             mapper=_mapper(cfg, is_train=False),
             num_workers="${..train.num_workers}",
         ),
         "evaluator": L(make_evaluator)(
             dataset_name="${..test.dataset.names}",
             output_dir="${train.output_dir}/inference",
-            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-            has_masks=cfg.MODEL.MASK_ON,
-            is_panoptic=cfg.MODEL.DETR.PANOPTIC.ENABLED,
+            max_detections=evaluation.max_detections,
+            has_masks=config.masks,
+            is_panoptic=evaluation.is_panoptic,
         ),
     }
 
@@ -87,27 +91,25 @@ def _mapper(cfg: CfgNode, is_train: bool) -> DictConfig:
     return L(DetrDatasetMapper)(**arguments | {"augmentations": L(build_augmentations)(policy=policy)})
 
 
-def _sampler(cfg: CfgNode) -> DictConfig | None:
+def _sampler(config: SamplerConfig) -> DictConfig | None:
     """Returns None for Detectron2's default, `TrainingSampler`."""
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "TrainingSampler":
+    if config.name == "TrainingSampler":
         return None
-    if name != "RepeatFactorTrainingSampler":
+    if config.name != "RepeatFactorTrainingSampler":
         raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN {name!r} has no LazyConfig form: set dataloader.train.sampler instead"
+            f"DATALOADER.SAMPLER_TRAIN {config.name!r} has no LazyConfig form: set dataloader.train.sampler instead"
         )
     return L(RepeatFactorTrainingSampler)(
         repeat_factors=L(RepeatFactorTrainingSampler.repeat_factors_from_category_frequency)(
             dataset_dicts="${dataloader.train.dataset}",
-            repeat_thresh=cfg.DATALOADER.REPEAT_THRESHOLD,
-            sqrt=cfg.DATALOADER.REPEAT_SQRT,
+            repeat_thresh=config.repeat_threshold,
+            sqrt=config.repeat_sqrt,
         )
     )
 
 
-def _optimizer(cfg: CfgNode) -> DictConfig:
+def _optimizer(config: OptimizerConfig) -> DictConfig:
     """The training script sets ``params.model``."""
-    config = optimizer_config(cfg)
     return L(make_optimizer)(
         params=L(parameter_groups)(
             base_lr="${..lr}",
@@ -123,9 +125,8 @@ def _optimizer(cfg: CfgNode) -> DictConfig:
     )
 
 
-def _lr_multiplier(cfg: CfgNode) -> DictConfig:
+def _lr_multiplier(config: ScheduleConfig) -> DictConfig:
     """The schedule is relative to ``train.max_iter``: if that is changed, the schedule is stretched."""
-    config = schedule_config(cfg)
     if config.name == "WarmupCosineLR":
         scheduler = L(CosineParamScheduler)(start_value=1.0, end_value=config.base_lr_end / config.base_lr)
     else:
@@ -142,15 +143,16 @@ def _lr_multiplier(cfg: CfgNode) -> DictConfig:
 
 
 def _train(cfg: CfgNode) -> dict[str, Any]:
-    """As in Detectron2's ``configs/common/train.py``."""
+    """Settings of the training script, as in Detectron2's ``configs/common/train.py``."""
+    config = training_config(cfg)
     return {
         "output_dir": cfg.OUTPUT_DIR,
         "init_checkpoint": cfg.MODEL.WEIGHTS,
-        "max_iter": cfg.SOLVER.MAX_ITER,
+        "max_iter": config.max_iter,
         "amp": {"enabled": cfg.SOLVER.AMP.ENABLED},
         "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
-        "checkpointer": {"period": cfg.SOLVER.CHECKPOINT_PERIOD, "max_to_keep": 100},
-        "eval_period": cfg.TEST.EVAL_PERIOD,
+        "checkpointer": {"period": config.checkpoint_period, "max_to_keep": 100},
+        "eval_period": config.eval_period,
         "log_period": 20,
         "device": cfg.MODEL.DEVICE,
     }

@@ -11,7 +11,6 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from omegaconf import DictConfig
 from torch import nn
 
-from ..checkpoint import LoadOptions
 from ..config.model import FPN_KEYS, RESNET_KEYS, SWIN_KEYS, TIMM_KEYS, detector_config
 from ..config.reading import read
 from ..errors import UserError
@@ -46,12 +45,11 @@ def lazy_model(cfg: CfgNode) -> DictConfig:
     nodes = {
         "detector": L(Detector)(backbone=_backbone(cfg), **_parts(config, arguments["detector"].backbone)),
         "criterion": _criterion(arguments["criterion"]),
-        "load_options": L(LoadOptions)(
-            allow_partial=cfg.MODEL.DETR.ALLOW_PARTIAL_WEIGHTS,
-            keep_logits=cfg.MODEL.DETR.KEEP_CLASS_LOGITS,
-            class_names=L(class_names)(dataset=train, panoptic=cfg.MODEL.DETR.PANOPTIC.ENABLED),
-            input_format="${..input_format}",
-        ),
+        "load_options": {
+            **dump_dataclass(arguments["load_options"]),
+            "class_names": L(class_names)(dataset=train, panoptic=arguments["panoptic"] is not None),
+            "input_format": "${..input_format}",
+        },
     }
     return L(architecture)(**arguments | nodes)
 
