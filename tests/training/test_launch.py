@@ -1,0 +1,79 @@
+"""Processes of a job: the result of rank 0, errors, the environment, and what is left when a process exits."""
+
+import atexit
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+from torch.multiprocessing.spawn import ProcessException
+
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.training.launch import launch, parse_address
+
+
+def write_threads(folder):
+    tasks = Path("/proc/self/task").iterdir()
+    names = sorted((task / "comm").read_text().strip() for task in tasks)
+    Path(folder, os.environ["RANK"]).write_text("\n".join(names))
+
+
+def reduce(folder, failing_rank=None, error=UserError):
+    """Sums ranks over all processes, in a group that a module-level name would keep alive."""
+    atexit.register(write_threads, folder)
+    distributed.init_process_group("gloo")
+    rank, group = distributed.get_rank(), distributed.new_group()
+    total = torch.tensor(rank + 1)
+    distributed.all_reduce(total, group=group)
+    if rank == failing_rank:
+        raise error(f"message of rank {rank}")
+    return rank, int(total)
+
+
+def test_one_process_runs_here(tmp_path):
+    assert launch(os.getpid, 1, 1, 0, "auto") == os.getpid()
+
+
+def test_result_of_rank_0_and_no_thread_of_gloo_at_exit(tmp_path):
+    """A thread of gloo that needs the interpreter while that shuts down aborts the process."""
+    assert launch(reduce, 2, 1, 0, "auto", str(tmp_path)) == (0, 3)
+    if not Path("/proc/self/task").exists():
+        pytest.skip("threads are listed on Linux only")
+    for rank in "01":
+        assert not [name for name in (tmp_path / rank).read_text().split() if "gloo" in name]
+
+
+def test_a_user_error_is_forwarded_as_its_message(tmp_path):
+    with pytest.raises(UserError) as caught:
+        launch(reduce, 2, 1, 0, "auto", str(tmp_path), 1)
+    assert str(caught.value) == "message of rank 1"
+
+
+def test_other_errors_keep_their_traceback(tmp_path):
+    with pytest.raises(ProcessException, match="(?s)in reduce.*LookupError: message of rank 0"):
+        launch(reduce, 2, 1, 0, "auto", str(tmp_path), 0, LookupError)
+
+
+def test_two_machines(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda rank: launch(reduce, 1, 2, rank, url, str(tmp_path)), range(2)))
+    assert results == [(0, 3), None]
+
+
+@pytest.mark.parametrize(
+    ("url", "machines", "message"),
+    [
+        ("auto", 2, "--dist-url auto finds a port on one machine only"),
+        ("file:///x", 1, "must be tcp://HOST:PORT"),
+        ("tcp://host", 2, "must be tcp://HOST:PORT"),
+    ],
+)
+def test_invalid_addresses(url, machines, message):
+    with pytest.raises(UserError, match=message):
+        parse_address(url, machines)
