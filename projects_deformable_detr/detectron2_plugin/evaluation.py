@@ -41,8 +41,8 @@ from ..evaluation import panoptic
 from ..evaluation.lvis import compute_lvis_metrics, write_class_ap
 from ..modeling import PanopticSegmentation
 from .data import panoptic_spec
-from .lent_names import numpy_names
 from .panoptic_classes import PanopticClasses, is_separated, panoptic_classes
+from .patches import numpy_names
 
 _logger = logging.getLogger(__name__)
 

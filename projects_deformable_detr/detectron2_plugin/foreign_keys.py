@@ -1,4 +1,4 @@
-"""Keys of Detectron2's own models, which a config or a script may still set when its model has been swapped."""
+"""Keys of Detectron2's own models, which configs and scripts may set although the project's models do not read them."""
 
 import logging
 from collections.abc import Iterator
@@ -33,27 +33,27 @@ _COUNTERPARTS = {
 
 
 def check(cfg: CfgNode) -> None:
-    """Names in a warning the keys that the config sets and these models do not read.
+    """Warns of keys that are set and have no effect on the project's models.
 
     Raises:
-        UserError: for a key that asks for what these models cannot do.
+        UserError: for a key that enables an unsupported feature.
     """
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UserError(
-            "MODEL.LOAD_PROPOSALS is True, but these models take no proposals: a two-stage one makes its own "
-            "(MODEL.DETR.TWO_STAGE); set it to False"
+            "MODEL.LOAD_PROPOSALS must be False: these models take no proposals, and compute their own with "
+            "MODEL.DETR.TWO_STAGE True"
         )
     if cfg.MODEL.KEYPOINT_ON:
-        raise UserError("MODEL.KEYPOINT_ON is True, but these models have no keypoints: set it to False")
+        raise UserError("MODEL.KEYPOINT_ON must be False: these models have no keypoints")
     defaults = get_cfg().MODEL
     changed = [key for name in _WITHOUT_EFFECT for key in _changed(cfg.MODEL[name], defaults[name], f"MODEL.{name}")]
     if changed:
-        said = [f"{key} (here: {_COUNTERPARTS[key]})" if key in _COUNTERPARTS else key for key in changed]
-        _logger.warning("The config sets keys without effect on %s: %s", cfg.MODEL.META_ARCHITECTURE, ", ".join(said))
+        names = [f"{key} (here: {_COUNTERPARTS[key]})" if key in _COUNTERPARTS else key for key in changed]
+        _logger.warning("The config sets keys without effect on %s: %s", cfg.MODEL.META_ARCHITECTURE, ", ".join(names))
 
 
 def _changed(node: Any, default: Any, name: str) -> Iterator[str]:
-    """Names of the keys below ``node`` that have not the default's value; keys that somebody added do not count."""
+    """Yields the keys of ``default`` below ``node`` whose value differs."""
     if not isinstance(default, CfgNode):
         if node != default:
             yield name

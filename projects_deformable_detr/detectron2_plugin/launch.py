@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.evaluation import verify_results
@@ -23,7 +24,7 @@ from ..config.training import training_config
 from ..data.config import SAMPLERS
 from ..errors import UserError
 from ..training.launch import launch
-from . import data
+from . import data, import_aliases
 from .inspection import check
 from .trainer import Trainer
 
@@ -56,6 +57,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         UserError: for an unknown key, an unavailable device, an invalid data set, or numbers of classes that disagree.
     """
     cfg = load_cfg("detectron2", args)
+    _alias_imports(cfg)
     _check(args, cfg)
     _setup_logger(cfg)
     check(cfg, eval_only=args.eval_only)
@@ -66,14 +68,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def _check_sampler(cfg: CfgNode) -> None:
-    """Samplers that Detectron2 would stop at with an error of its own, or go on with for ever."""
+    """Checks samplers for which Detectron2's own loader would fail late or never return."""
     name, known = cfg.DATALOADER.SAMPLER_TRAIN, (*SAMPLERS, "RandomSubsetTrainingSampler")
     if name not in known:
-        raise UserError(f"DATALOADER.SAMPLER_TRAIN {name!r} is not known: choose one of {', '.join(known)}")
+        raise UserError(f"DATALOADER.SAMPLER_TRAIN must be one of {', '.join(known)}, got {name!r}")
     if name == "RandomSubsetTrainingSampler" and "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
         raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN {name} reads DATALOADER.RANDOM_SUBSET_RATIO, for which Detectron2 has no "
-            "default, so that no config file can set it: choose another, or set it in a script of your own"
+            f"DATALOADER.SAMPLER_TRAIN {name} needs DATALOADER.RANDOM_SUBSET_RATIO, for which Detectron2 has no "
+            "default, so that no config file can set it: choose another sampler, or set the key in a script"
         )
     sampler_config(cfg)
 
@@ -94,6 +96,7 @@ def _check(args: argparse.Namespace, cfg: CfgNode) -> None:
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     """Runs one process of the job; returns the metrics on the main process."""
     _register(args)  # a spawned process has new catalogs
+    _alias_imports(cfg)
     several = processes_per_machine(args) * args.num_machines > 1
     with _process_groups(cfg) if several else contextlib.nullcontext():
         default_setup(cfg, args)
@@ -139,14 +142,21 @@ def _evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 
 
 def _setup_logger(cfg: CfgNode) -> None:
-    """The project's lines go where Detectron2's go; a second call in the same process changes nothing."""
+    """Sends the project's log to Detectron2's handlers. Idempotent."""
     setup_logger(
         cfg.OUTPUT_DIR,
         distributed_rank=comm.get_rank(),
         name="projects_deformable_detr",
         abbrev_name="deformable_detr",
-        enable_propagation=True,  # a caller's own handlers keep getting the lines
+        enable_propagation=True,  # to handlers of the caller
     )
+
+
+def _alias_imports(cfg: CfgNode) -> None:
+    """Makes Detectron2's loaders and evaluators of Cityscapes importable if the run uses them."""
+    kinds = [MetadataCatalog.get(name).get("evaluator_type") for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+    if any(kind and kind.startswith("cityscapes") for kind in kinds):
+        import_aliases.install()
 
 
 def _register(args: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
-"""Runs a Python script as Python itself would, with the project imported first:
+"""Runs a Python script with the project imported and `import_aliases` installed:
 
 python -m projects_deformable_detr.detectron2_plugin.run SCRIPT [ARGUMENT …]
 
-Processes that the script spawns import the project too: multiprocessing runs this module again in each of them, as it
-runs the main script of any program.
+The same holds for spawned processes, in which multiprocessing runs this module as it runs the main script of any
+program.
 """
 
 import os
@@ -11,14 +11,16 @@ import runpy
 import sys
 from types import ModuleType
 
-_SCRIPT = "PROJECTS_DEFORMABLE_DETR_SCRIPT"  # spawned processes have nothing else from which to know it
+from projects_deformable_detr.detectron2_plugin import import_aliases
+
+_SCRIPT = "PROJECTS_DEFORMABLE_DETR_SCRIPT"  # environment variable with its path, for spawned processes
 
 
 def main() -> int:
-    """Runs ``sys.argv[1]``, which sees itself as ``sys.argv[0]``, its folder as ``sys.path[0]`` and itself as main.
+    """Runs ``sys.argv[1]`` as ``__main__``, with ``sys.argv`` and ``sys.path[0]`` as Python sets them for a script.
 
     Returns:
-        The exit status: 0, or 2 if the script cannot be read. Whatever the script raises passes through.
+        The exit status: 0, or 2 if the script cannot be read. Exceptions of the script are not caught.
     """
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m projects_deformable_detr.detectron2_plugin.run SCRIPT [ARGUMENT ...]", file=sys.stderr)
@@ -35,11 +37,12 @@ def main() -> int:
         sys.path[0] = os.path.dirname(os.path.realpath(script))
     os.environ[_SCRIPT] = script
     module = ModuleType("__main__")
-    # By the name in __spec__ multiprocessing finds this module, not the script, to run in a spawned process.
+    # multiprocessing runs the module of __spec__ in spawned processes: this one, not the script.
     module.__file__, module.__spec__ = script, sys.modules["__main__"].__spec__
-    module.__package__ = ""  # not this module's: a script has no package
-    # The second name is that of what comes back from spawned processes.
+    module.__package__ = ""  # a script has no package
+    # Objects from spawned processes are unpickled under the second name.
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    import_aliases.install()
     exec(code, module.__dict__)
     return 0
 
@@ -47,4 +50,5 @@ def main() -> int:
 if __name__ == "__main__":
     sys.exit(main())
 if __name__ == "__mp_main__":
+    import_aliases.install()
     globals().update(runpy.run_path(os.environ[_SCRIPT], run_name="__mp_main__"))

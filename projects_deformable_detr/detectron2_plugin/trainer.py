@@ -21,8 +21,8 @@ from .checkpoint import EMA, DetectorCheckpointer
 from .data import known_class_names, resolve_num_classes, test_data, training_data
 from .evaluation import build_evaluator
 from .hooks import StopTraining, add_hooks
-from .integration import build_optimizer, following_keys
 from .mapper import DetrDatasetMapper
+from .patches import build_optimizer, without_refusal
 from .tta import SetPredictionTTA
 
 
@@ -49,7 +49,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.training_config = training_config(cfg)
         model = self.build_model(cfg)
-        with following_keys():
+        with without_refusal():
             optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         ema = self.training_config.ema

@@ -148,6 +148,9 @@ def builtin_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets import builtin
 
+    from projects_deformable_detr.detectron2_plugin import import_aliases
+
+    import_aliases.install()  # for Detectron2's Cityscapes functions
     folder = tmp_path_factory.mktemp("formats")
     dataset_formats.write_all(folder)
     saved = dict(DatasetCatalog.data), dict(MetadataCatalog.data)

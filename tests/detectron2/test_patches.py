@@ -1,4 +1,4 @@
-"""One import: Detectron2's own config, builders and trainer with the project's models, and unchanged with others."""
+"""Detectron2's own config, builders and trainer with the project's models, unchanged with others."""
 
 import subprocess
 import sys
@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
+import detectron2.data.build as data_build
 import detectron2.engine.defaults as engine_defaults
 import detectron2.solver as solver
 from detectron2.config import CfgNode, get_cfg
@@ -18,7 +19,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-from projects_deformable_detr.detectron2_plugin import DeformableDETR, DetrDatasetMapper, config, integration
+from projects_deformable_detr.detectron2_plugin import DeformableDETR, DetrDatasetMapper, config, patches
+from projects_deformable_detr.errors import UserError
 
 _UNTOUCHED = """
 from detectron2.config import get_cfg
@@ -42,16 +44,44 @@ def test_no_default_of_detectron2s_changes():
     assert result.stdout.split() == ["True", "False", "True"]
 
 
-def test_a_second_time_changes_nothing():
+def test_installing_again_changes_nothing():
     cfg, function = get_cfg(), solver.build_optimizer
     config.extend_defaults()
-    integration.install()
+    patches.install()
     assert get_cfg() == cfg
     assert solver.build_optimizer is function is engine_defaults.build_optimizer
 
 
+@pytest.fixture
+def originals():
+    """Attributes before the patches, which are installed again afterwards."""
+    patches.uninstall()
+    yield lambda: {
+        patch.name: [getattr(owner, attribute) for owner, attribute in patch.targets] for patch in patches.PATCHES
+    }
+    patches.uninstall()
+    patches.install()
+
+
+@pytest.mark.parametrize("disabled", ["mapper", "optimizer, tta", "all", ""])
+def test_patches_can_be_disabled_and_undone(originals, monkeypatch, disabled):
+    before = originals()
+    monkeypatch.setenv(patches.DISABLE, disabled)
+    patches.install()
+    installed = {name for name, values in originals().items() if values != before[name]}
+    names = set(before) if disabled == "all" else set(disabled.split(", "))
+    assert installed == set(before) - names
+    patches.uninstall()
+    assert originals() == before
+
+
+def test_an_unknown_patch_is_named(originals):
+    with pytest.raises(UserError, match=r"must name optimizer, mapper, .* or all, got loader"):
+        patches.install("loader,mapper")
+
+
 class Wrapper(nn.Module):
-    """As a distributed or compiled model, or one that holds a teacher."""
+    """Stands in for a distributed or compiled model."""
 
     def __init__(self, inner):
         super().__init__()
@@ -91,16 +121,16 @@ def test_every_other_model_gets_detectron2s_optimizer(make_cfg):
 
 def test_loaders_take_detrs_mapper_for_our_models_and_the_given_one_always(make_cfg):
     cfg = make_cfg()
-    own = integration.data_build._train_loader_from_config(cfg)["mapper"]
+    own = data_build._train_loader_from_config(cfg)["mapper"]
     assert type(own) is DetrDatasetMapper and own.is_train
-    assert not integration.data_build._test_loader_from_config(cfg, cfg.DATASETS.TEST[0])["mapper"].is_train
+    assert not data_build._test_loader_from_config(cfg, cfg.DATASETS.TEST[0])["mapper"].is_train
     given = DatasetMapper(cfg, True)
     assert type(given) is DatasetMapper
-    assert integration.data_build._train_loader_from_config(cfg, mapper=given)["mapper"] is given
+    assert data_build._train_loader_from_config(cfg, mapper=given)["mapper"] is given
     cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
-    assert type(integration.data_build._train_loader_from_config(cfg)["mapper"]) is DatasetMapper
+    assert type(data_build._train_loader_from_config(cfg)["mapper"]) is DatasetMapper
     cfg.MODEL.META_ARCHITECTURE = "not registered"
-    assert type(integration.data_build._train_loader_from_config(cfg)["mapper"]) is DatasetMapper
+    assert type(data_build._train_loader_from_config(cfg)["mapper"]) is DatasetMapper
 
 
 def test_loaders_give_batches(make_cfg):
@@ -110,7 +140,7 @@ def test_loaders_give_batches(make_cfg):
 
 
 def test_a_users_subclass_of_the_mapper_stays_itself(make_cfg):
-    class Own(integration.data_build.DatasetMapper):
+    class Own(data_build.DatasetMapper):
         pass
 
     assert type(Own(make_cfg(), True)) is Own
@@ -121,7 +151,7 @@ def test_a_registered_subclass_counts_as_ours(make_cfg):
     if "OwnDeformableDETR" not in META_ARCH_REGISTRY:
         META_ARCH_REGISTRY.register(type("OwnDeformableDETR", (DeformableDETR,), {}))
     cfg.MODEL.META_ARCHITECTURE = "OwnDeformableDETR"
-    assert integration.names_ours(cfg) and integration.is_ours(build_model(cfg))
+    assert patches.names_ours(cfg) and patches.is_ours(build_model(cfg))
 
 
 def test_detectron2s_default_trainer_trains_resumes_and_predicts(make_cfg):
