@@ -41,6 +41,7 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	PYTHONPATH=. $(BIN)/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 	$(CLANG_FORMAT) --dry-run --Werror $$(git ls-files 'ops/csrc/*.h' 'ops/csrc/*.cpp' 'ops/csrc/*.cu' 'ops/csrc/*.cuh')
 
 cuda-compile: $(STAMP)
