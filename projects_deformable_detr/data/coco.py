@@ -26,10 +26,10 @@ from .annotations import (
     take_segmentations,
 )
 from .catalog import DatasetSpec
-from .files import KEYS, ImageEntry, check_categories, check_images, convert_images, image_columns, paused_gc, read_file
+from .files import KEYS, ImageEntry, check_categories, check_images, convert_images, paused_gc, read_content
 from .masks import Segmentations
 from .problems import Problems
-from .records import Array, Record, Records, Summary, positions
+from .records import Array, Record, Records, Summary, check_counts, positions
 
 _logger = logging.getLogger(__name__)
 _XYWH_ABS = 1  # detectron2.structures.BoxMode.XYWH_ABS
@@ -101,21 +101,21 @@ def load(
     kind = MaskAnnotation if masks else Annotation
     problems = Problems()
     with paused_gc():
-        file = read_file(spec, kind, KEYS[:2] if may_be_empty else KEYS)
-        images = convert_images(file.images, problems)
+        content = read_content(spec, kind, KEYS[:2] if may_be_empty else KEYS)
+        images = convert_images(content.images, problems)
         is_lvis = lvis.is_lvis(images)
         if is_lvis:
-            lvis.prepare(images, file.categories, problems)
-        categories = check_categories(file.categories, problems)
+            lvis.prepare(images, content.categories, problems)
+        categories = check_categories(content.categories, problems)
         images = check_images(images, spec, problems, lvis.FILE_NAME_HINT if is_lvis else "")
         problems.raise_if_any(spec.name, spec.json_file)
         file_names = {image.id: str(image.file_name) for image in images}
-        rows = convert_annotations(file.annotations, kind, file_names, problems)
+        rows = convert_annotations(content.annotations or [], kind, file_names, problems)
         table = make_table(rows)
         owners = positions(np.array(list(file_names), np.int64), table["image_id"])
         order = np.argsort(owners, kind="stable")
         segmentations = take_segmentations(rows, order) if masks else None
-        del file, rows
+        del content, rows
     check = _Check(images, categories, table[order], owners[order], problems)
     check.ids(needs_area=for_evaluation, needs_crowd=for_evaluation and not is_lvis)
     check.boxes(drop=invalid_boxes == "drop")
@@ -123,7 +123,8 @@ def load(
         check.masks(segmentations, drop=invalid_boxes == "drop")
     if is_lvis:
         lvis.check_absent_categories(images, check.table["image_id"], check.table["category_id"], problems)
-    most_objects = check.objects(max_objects)
+    is_object = check.is_used & ~check.table["iscrowd"]
+    most_objects = check_counts(images, check.owners[is_object], max_objects, problems)
     num_used = int(check.is_used.sum())
     num_crowd = int(check.table["iscrowd"][check.is_used].sum())
     if num_used == num_crowd and not may_be_empty and not problems:
@@ -152,7 +153,7 @@ def load(
         is_lvis=is_lvis,
     )
     columns = check.spans, check.labels, check.table["iscrowd"], check.is_used
-    records = CocoRecords(spec, summary, *image_columns(images, spec), *columns)
+    records = CocoRecords(spec, summary, images, *columns)
     records.table, records.segmentations = check.table, segmentations
     return records
 
@@ -284,21 +285,6 @@ class _Check:
         else:
             remedy += " Or set `invalid_boxes` to drop, which leaves such polygons out."
             self._reject("polygons of fewer than three points", has_short, self._name, remedy)
-
-    def objects(self, max_objects: int | None) -> int:
-        """Returns the largest number of objects in one image, and checks it."""
-        is_object = self.is_used & ~self.table["iscrowd"]
-        counts = np.bincount(self.owners[is_object], minlength=len(self.images))
-        most = int(counts.max())
-        images = np.flatnonzero(counts > max_objects) if max_objects is not None else np.zeros(0, int)
-        if images.size:
-            self.problems.add(
-                f"images with more objects than the {max_objects} queries",
-                (f"{self.images[index].file_name} has {counts[index]}" for index in images.tolist()),
-                f"A query finds one object: set `max_objects` to at least {most}.",
-                images.size,
-            )
-        return most
 
 
 @cache

@@ -5,16 +5,13 @@ import gc
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
-import numpy as np
 
 from .catalog import DatasetSpec
 from .problems import DatasetError, Problems
-from .records import Array
 
 T = TypeVar("T")
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -34,32 +31,19 @@ class ImageEntry(msgspec.Struct, gc=False):
     not_exhaustive_category_ids: Any = msgspec.UNSET
 
 
-class _Content(msgspec.Struct, Generic[T]):
+class Content(msgspec.Struct, Generic[T]):
+    """Content of an annotation file. Images and annotations of a file with faults are not structs, but decoded JSON."""
+
     images: list[ImageEntry]
     categories: list[Any]
-    annotations: list[T] | msgspec.UnsetType = msgspec.UNSET
+    annotations: list[T] | None = None
 
 
-@dataclass(frozen=True)
-class AnnotationFile(Generic[T]):
-    """The lists of an annotation file.
-
-    Attributes:
-        images: `ImageEntry` objects, or decoded JSON if the file does not follow the schema.
-        categories: decoded JSON.
-        annotations: objects of the annotation type, or decoded JSON if the file does not follow the schema.
-    """
-
-    images: list[Any]
-    categories: list[Any]
-    annotations: list[Any]
-
-
-def read_file(spec: DatasetSpec, annotation: type[T], needed: tuple[str, ...] = KEYS) -> AnnotationFile[T]:
+def read_content(spec: DatasetSpec, annotation: type[T], needed: tuple[str, ...] = KEYS) -> Content[T]:
     """Decodes an annotation file in one pass.
 
     A file that follows the schema is decoded into structs directly. Any other file is decoded into Python objects, so
-    that `convert` can report all faulty entries and accept harmless deviations.
+    that `convert` can report all faulty entries.
 
     Args:
         spec: data set.
@@ -72,13 +56,13 @@ def read_file(spec: DatasetSpec, annotation: type[T], needed: tuple[str, ...] = 
     content = _read_bytes(spec)
     with paused_gc():
         try:
-            found = msgspec.json.decode(content, type=_Content[annotation])  # type: ignore[valid-type]
-            if found.annotations is not msgspec.UNSET:
-                return AnnotationFile(found.images, found.categories, found.annotations)
+            found = msgspec.json.decode(content, type=Content[annotation])  # type: ignore[valid-type]
+            if found.annotations is not None:
+                return found
         except msgspec.DecodeError:
             pass
         loose = _decode_json(content, spec, needed)
-    return AnnotationFile(loose["images"], loose["categories"], loose.get("annotations", []))
+    return Content(loose["images"], loose["categories"], loose.get("annotations", []))
 
 
 def convert(
@@ -127,7 +111,7 @@ def read_categories(spec: DatasetSpec) -> list[Any]:
     """
     content = _read_bytes(spec)
     try:
-        return msgspec.json.decode(content, type=_Content[msgspec.Raw]).categories
+        return msgspec.json.decode(content, type=Content[msgspec.Raw]).categories
     except msgspec.DecodeError:
         return list(_decode_json(content, spec, KEYS[:2])["categories"])
 
@@ -206,13 +190,12 @@ def check_categories(entries: list[Any], problems: Problems) -> dict[int, str]:
 
 def convert_images(entries: list[Any], problems: Problems) -> list[ImageEntry]:
     """Returns the entries of ``images`` as structs."""
-    kind, remedy = (
-        "images that are incomplete",
-        ("Give each a whole number 'id', a text 'file_name', and 'width' and 'height' in pixels."),
-    )
-    return convert(
-        entries, ImageEntry, lambda index, entry, _: problems.add(kind, f"images[{index}] is {entry!r:.80}", remedy)
-    )
+
+    def report(index: int, entry: Any, message: str) -> None:
+        remedy = "Give each a whole number 'id', a text 'file_name', and 'width' and 'height' in pixels."
+        problems.add("images that are incomplete", f"images[{index}] is {entry!r:.80} ({message})", remedy)
+
+    return convert(entries, ImageEntry, report)
 
 
 def check_images(images: list[ImageEntry], spec: DatasetSpec, problems: Problems, hint: str = "") -> list[ImageEntry]:
@@ -243,13 +226,6 @@ def check_images(images: list[ImageEntry], spec: DatasetSpec, problems: Problems
     else:
         problems.add("missing image folder", str(spec.image_root), "Correct the path, or put the images there.")
     return ordered
-
-
-def image_columns(images: list[ImageEntry], spec: DatasetSpec) -> tuple[list[str], Array, Array]:
-    """Returns paths, ids (images,) and sizes (images, 2) height, width."""
-    paths = [os.path.join(spec.image_root, str(image.file_name)) for image in images]
-    ids = np.array([image.id for image in images], np.int64)
-    return paths, ids, np.array([(image.height, image.width) for image in images], np.int32)
 
 
 def _check_files(images: list[ImageEntry], spec: DatasetSpec, problems: Problems, hint: str) -> None:

@@ -5,7 +5,7 @@ Class ids 0, 1, … are those of the things in the order of their category ids, 
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,21 +17,19 @@ from pycocotools import mask as rle_format
 
 from .catalog import DatasetSpec
 from .files import (
-    KEYS,
     ImageEntry,
     Int64,
     check_categories,
     check_images,
     convert,
     convert_images,
-    image_columns,
     paused_gc,
-    read_file,
+    read_content,
 )
 from .images import read_image
 from .masks import Bitmaps
 from .problems import DatasetError, Problems
-from .records import Array, Record, Records, Summary, positions
+from .records import Array, Record, Records, Summary, check_counts, positions
 
 SegmentIds = np.ndarray[Any, np.dtype[np.int32]]
 VOID = 0  # id of pixels that belong to no segment
@@ -104,13 +102,9 @@ class _Segment(msgspec.Struct, gc=False):
     iscrowd: Literal[0, 1] = 0
 
 
-class _LooseAnnotation(msgspec.Struct, gc=False):
+class _Annotation(msgspec.Struct, gc=False):
     image_id: Int64
     file_name: str
-    segments_info: list[Any]
-
-
-class _Annotation(_LooseAnnotation, gc=False):
     segments_info: list[_Segment]
 
 
@@ -154,28 +148,31 @@ def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
     if not os.path.isdir(str(spec.panoptic_root)):
         problems.add("missing folders", str(spec.panoptic_root), "Correct the path, or put the files there.")
     with paused_gc():
-        file = read_file(spec, _Annotation, KEYS)
-        check_categories(file.categories, problems)
-        images = check_images(convert_images(file.images, problems), spec, problems)
+        content = read_content(spec, _Annotation)
+        check_categories(content.categories, problems)
+        images = check_images(convert_images(content.images, problems), spec, problems)
         problems.raise_if_any(spec.name, spec.json_file)
-        classes = read_classes(file.categories, spec)
-        annotations = _check_annotations(file.annotations, images, spec, problems)
-        del file
+        annotations = _check_annotations(content.annotations or [], images, spec, problems)
         segments = [segment for annotation in annotations for segment in annotation.segments_info]
         segment_ids = np.fromiter((segment.id for segment in segments), np.int32, len(segments))
         category_ids = np.fromiter((segment.category_id for segment in segments), np.int64, len(segments))
         is_crowd = np.fromiter((segment.iscrowd for segment in segments), bool, len(segments))
+        del segments
+    classes = read_classes(content.categories, spec)
     png_names = [annotation.file_name for annotation in annotations]
-    stops = np.cumsum([len(annotation.segments_info) for annotation in annotations], dtype=np.int64)
-    spans = np.stack([np.concatenate([[0], stops[:-1]]), stops], axis=1)
-    owners = np.repeat(np.arange(len(annotations)), spans[:, 1] - spans[:, 0])
-    labels = _labels(classes, category_ids, segment_ids, owners, png_names, problems)
-    counts = np.bincount(owners[~is_crowd], minlength=len(annotations))
-    most = int(counts.max(initial=0))
-    for index in np.flatnonzero(counts > max_objects).tolist() if max_objects is not None else ():
-        remedy = f"A query finds one segment: set `max_objects` to at least {most}."
-        where = f"{images[index].file_name} has {counts[index]}"
-        problems.add(f"images with more segments than the {max_objects} queries", where, remedy)
+    lengths = np.array([len(annotation.segments_info) for annotation in annotations], np.int64)
+    owners = np.repeat(np.arange(len(annotations)), lengths)
+    known = np.array([item.category_id for item in classes], np.int64)
+    order = np.argsort(known)
+    labels = positions(known[order], category_ids)
+    for row in np.flatnonzero(labels < 0).tolist():
+        what = f"segment {segment_ids[row]} of {png_names[owners[row]]} has category_id {category_ids[row]}"
+        remedy = "Add the category, or correct the id."
+        problems.add("segments whose category_id is not in 'categories'", what, remedy)
+    pairs, counts = np.unique(np.stack([owners, segment_ids], axis=1), axis=0, return_counts=True)
+    for owner in pairs[counts > 1][:, 0].tolist():
+        problems.add("segment ids that are used twice in an image", png_names[owner], "Give each segment its own id.")
+    most_objects = check_counts(images, owners[~is_crowd], max_objects, problems, "segments")
     problems.raise_if_any(spec.name, spec.json_file)
     summary = Summary(
         spec.name,
@@ -183,11 +180,13 @@ def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
         category_ids=tuple(item.category_id for item in classes),
         num_things=sum(item.is_thing for item in classes),
         num_images=len(images),
-        num_annotations=len(segments),
+        num_annotations=len(labels),
         num_crowd=int(is_crowd.sum()),
-        most_objects=most,
+        most_objects=most_objects,
     )
-    records = PanopticRecords(spec, summary, *image_columns(images, spec), spans, labels, is_crowd)
+    stops = np.cumsum(lengths)
+    spans = np.stack([stops - lengths, stops], axis=1)
+    records = PanopticRecords(spec, summary, images, spans, order[labels], is_crowd)
     records.png_paths = [os.path.join(str(spec.panoptic_root), name) for name in png_names]
     records.segment_ids = segment_ids
     return records
@@ -195,63 +194,38 @@ def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
 
 def _check_annotations(
     entries: list[Any], images: list[ImageEntry], spec: DatasetSpec, problems: Problems
-) -> list[_LooseAnnotation]:
+) -> list[_Annotation]:
     """Returns one annotation per image, in the order of the images."""
 
     def report(_: int, entry: Any, message: str) -> None:
-        what, remedy = (
-            f"{entry!r:.80} ({message})",
-            "Give each image_id, file_name (of its PNG) and a list segments_info.",
-        )
-        problems.add("annotations that are incomplete", what, remedy)
-
-    def report_segment(_: int, entry: Any, message: str) -> None:
-        remedy = f"Give each a whole number 'id' from 1 to {MAX_ID}, a 'category_id', and iscrowd 0 or 1."
-        problems.add("segments that are incomplete", f"{entry!r:.80} of {name} ({message})", remedy)
+        if "segments_info[" in message:
+            what = "segments that are incomplete"
+            remedy = f"Give each a whole number 'id' from 1 to {MAX_ID}, a 'category_id', and iscrowd 0 or 1."
+        else:
+            what = "annotations that are incomplete"
+            remedy = "Give each image_id, file_name (of its PNG) and a list segments_info."
+        problems.add(what, f"{entry!r:.80} ({message})", remedy)
 
     known = {image.id for image in images}
     files = {entry.name for entry in os.scandir(str(spec.panoptic_root))}
-    found: dict[int, _LooseAnnotation] = {}
-    for annotation in convert(entries, _LooseAnnotation, report):
+    found: dict[int, _Annotation] = {}
+    for annotation in convert(entries, _Annotation, report):
         image_id, name = annotation.image_id, annotation.file_name
         if image_id not in known:
             what, remedy = f"image_id {image_id}", "Add the image, or remove them."
             problems.add("annotations of images that are not in 'images'", what, remedy)
-            continue
-        if image_id in found:
+        elif image_id in found:
             problems.add("images that are annotated twice", f"image_id {image_id}", "Keep one annotation each.")
-        if name not in files:
+        elif name not in files:
             path = os.path.join(str(spec.panoptic_root), name)
             problems.add("panoptic PNGs that are missing", path, "Put them there, or correct the folder.")
-        annotation.segments_info = convert(annotation.segments_info, _Segment, report_segment)
         found[image_id] = annotation
-    for image in images:
-        if image.id not in found:
-            remedy = "Annotate them, or remove them from 'images'."
-            problems.add("images without an annotation", str(image.file_name), remedy)
-    return [found[image.id] for image in images if image.id in found]
-
-
-def _labels(
-    classes: Sequence[PanopticClass],
-    category_ids: Array,
-    segment_ids: Array,
-    owners: Array,
-    png_names: list[str],
-    problems: Problems,
-) -> Array:
-    """Returns the class ids of segments, and checks that their ids are unique in their image."""
-    known = np.array([item.category_id for item in classes], np.int64)
-    order = np.argsort(known)
-    found = positions(known[order], category_ids)
-    for row in np.flatnonzero(found < 0).tolist():
-        what = f"segment {segment_ids[row]} of {png_names[owners[row]]} has category_id {category_ids[row]}"
-        remedy = "Add the category, or correct the id."
-        problems.add("segments whose category_id is not in 'categories'", what, remedy)
-    pairs, counts = np.unique(np.stack([owners, segment_ids], axis=1), axis=0, return_counts=True)
-    for owner in np.unique(pairs[counts > 1][:, 0]).tolist():
-        problems.add("images that use a segment id twice", png_names[owner], "Give each segment its own id.")
-    return order[found]
+    missing = [str(image.file_name) for image in images if image.id not in found]
+    if missing and not problems:
+        remedy = "Annotate them, or remove them from 'images'."
+        problems.add("images without an annotation", missing, remedy, len(missing))
+    problems.raise_if_any(spec.name, spec.json_file)
+    return [found[image.id] for image in images]
 
 
 def read_objects(record: Record) -> tuple[Array, Array, Bitmaps]:

@@ -1,6 +1,7 @@
 """Records of a data set in compact arrays, and their summary."""
 
 import copy
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from .catalog import DatasetSpec
+from .files import ImageEntry
+from .problems import Problems
 
 Record = dict[str, Any]  # Detectron2's standard format
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -55,22 +58,23 @@ class Records(Sequence[Record]):
     Args:
         spec: location of the data set.
         summary: summary of the data set.
-        file_names: paths of the images.
-        image_ids: (images,) ids of the images in the file.
-        sizes: (images, 2) height and width.
+        images: entries of the file.
         spans: (images, 2) first annotation of each image, and the one after its last.
         labels: (annotations,) class ids.
         is_crowd: (annotations,) bool.
         is_used: (annotations,) bool, False for annotations that were dropped; None: all are used.
+
+    Attributes:
+        file_names: paths of the images.
+        image_ids: (images,) ids of the images in the file.
+        sizes: (images, 2) height and width.
     """
 
     def __init__(
         self,
         spec: DatasetSpec,
         summary: Summary,
-        file_names: list[str],
-        image_ids: Array,
-        sizes: Array,
+        images: Sequence[ImageEntry],
         spans: Array,
         labels: Array,
         is_crowd: Array,
@@ -78,9 +82,9 @@ class Records(Sequence[Record]):
     ) -> None:
         self.spec = spec
         self.summary = summary
-        self.file_names = file_names
-        self.image_ids = image_ids
-        self.sizes = sizes
+        self.file_names = [os.path.join(spec.image_root, str(image.file_name)) for image in images]
+        self.image_ids = np.array([image.id for image in images], np.int64)
+        self.sizes = np.array([(image.height, image.width) for image in images], np.int32)
         self.spans = spans
         self.labels = labels
         self.is_crowd = is_crowd
@@ -140,3 +144,28 @@ def positions(sorted_ids: Array, ids: Array) -> Array:
     """Returns the position of each id in ``sorted_ids``, which is not empty; -1 for ids that are not there."""
     found = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
     return np.where(sorted_ids[found] == ids, found, -1)
+
+
+def check_counts(
+    images: Sequence[ImageEntry], owners: Array, max_objects: int | None, problems: Problems, kind: str = "objects"
+) -> int:
+    """Returns the largest number of objects in one image, which must not exceed ``max_objects``.
+
+    Args:
+        images: entries of the file.
+        owners: (objects,) position of each object's image.
+        max_objects: number of queries; None: no limit.
+        problems: receives the faults.
+        kind: name of the objects in messages.
+    """
+    counts = np.bincount(owners, minlength=len(images))
+    most = int(counts.max(initial=0))
+    if max_objects is not None and most > max_objects:
+        rows = np.flatnonzero(counts > max_objects)
+        problems.add(
+            f"images with more {kind} than the {max_objects} queries",
+            (f"{images[row].file_name} has {counts[row]}" for row in rows.tolist()),
+            f"A query finds one of the {kind}: set `max_objects` to at least {most}.",
+            rows.size,
+        )
+    return most

@@ -16,9 +16,9 @@ from .data import separated_classes
 
 
 def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
-    """The policy as Detectron2 augmentations: flip, perhaps resize and crop, resize.
+    """Converts a policy to Detectron2's augmentations: flip, resize and crop, resize.
 
-    The flip and the crop are left out where their probability is 0, so that a test policy is only the resize.
+    Flip and crop are left out if their probability is 0, so that only the resize is left of a policy for evaluation.
     """
     augmentations: list[T.Augmentation] = []
     if policy.flip_prob > 0:
@@ -36,15 +36,15 @@ def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
 
 
 class DetrDatasetMapper(DatasetMapper):
-    """Detectron2's mapper, with the augmentations of ``AugmentationPolicy`` and errors that name the image.
+    """Detectron2's mapper with the augmentations of an ``AugmentationPolicy``, and errors that name the image.
 
-    Masks are bitmaps from the start, whatever ``INPUT.MASK_FORMAT`` says: both engines then see the same ones, and a
-    crop needs no polygon library. The segments of a panoptic record, things and stuff, become its instances.
+    Masks are bitmaps before they are transformed, independent of ``INPUT.MASK_FORMAT``, so that they are the same in
+    both engines. The segments of a panoptic record, things and stuff, become its instances.
 
     Args:
-        label_classes: in Detectron2's separated panoptic format, labels of the picture of stuff to classes; None: stuff
-            is not wanted.
-        arguments: Detectron2's.
+        arguments, keywords: arguments of Detectron2's mapper.
+        label_classes: in Detectron2's separated panoptic format, labels of the stuff images to classes; None: stuff is
+            ignored.
     """
 
     @configurable
@@ -54,7 +54,7 @@ class DetrDatasetMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Detectron2's arguments with the augmentations replaced."""
+        """Returns Detectron2's arguments with the augmentations replaced."""
         policy = augmentation_policy(cfg, is_train)
         classes = separated_classes(cfg)
         return {
@@ -65,13 +65,13 @@ class DetrDatasetMapper(DatasetMapper):
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """One record of a data set, as an input of the model.
+        """Returns the input of the model for one record.
 
         Raises:
-            DatasetError: if the image is missing, cannot be decoded or has another size than its record says.
+            DatasetError: if the image is missing, cannot be decoded, or is of another size than its record.
         """
         dataset_dict = dict(dataset_dict)
-        labels = dataset_dict.pop("sem_seg_file_name", None)  # which Detectron2 would read, and no model here looks at
+        labels = dataset_dict.pop("sem_seg_file_name", None)  # Detectron2 would read it, but no model here uses it
         if self.is_train and "segments_info" in dataset_dict and "annotations" not in dataset_dict:
             dataset_dict["annotations"] = panoptic.as_annotations(dataset_dict)
             del dataset_dict["segments_info"]
@@ -82,7 +82,7 @@ class DetrDatasetMapper(DatasetMapper):
         try:
             return super().__call__(dataset_dict)
         except Exception:
-            # Detectron2's reader does not name the file: ours does, if the file is what is wrong.
+            # Detectron2's reader does not name the file. This reader fails in the same way if the file is the cause.
             size = (dataset_dict["height"], dataset_dict["width"]) if "height" in dataset_dict else None
             read_image(dataset_dict["file_name"], self.image_format, size)
             raise
@@ -91,7 +91,7 @@ class DetrDatasetMapper(DatasetMapper):
         self, dataset_dict: dict[str, Any], transforms: Any, image_shape: tuple[int, int]
     ) -> None:
         objects = [item for item in dataset_dict["annotations"] if not item.get("iscrowd", 0)]
-        if self.use_instance_mask and not objects:  # of which Detectron2's would make instances without masks
+        if self.use_instance_mask and not objects:  # Detectron2 would create instances without masks
             dataset_dict.pop("annotations")
             dataset_dict["instances"] = Instances(
                 image_shape,

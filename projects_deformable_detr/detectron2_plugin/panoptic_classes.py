@@ -1,11 +1,11 @@
-"""The classes of Detectron2's panoptic data sets, in each of its two formats.
+"""Classes of Detectron2's panoptic data sets, in its two formats.
 
-A panoptic model has things and stuff as classes of one list (arXiv 2005.12872, section 4.4). Detectron2's catalog has
+The classes of a panoptic model are things and stuff in one list (arXiv 2005.12872, section 4.4). Detectron2's catalog has
 
 - the "standard" format (``coco_2017_train_panoptic``, ``cityscapes_fine_panoptic_train``): one list of contiguous ids,
-  things not always the first of them;
-- the "separated" one (``coco_2017_train_panoptic_separated``): things 0, 1, … with annotations of instances, and stuff
-  1, 2, … in a picture of labels, where 0 stands for any thing. Here its stuff comes after its things.
+  in which things are not always first;
+- the "separated" format (``coco_2017_train_panoptic_separated``): things 0, 1, … as instances, and stuff 1, 2, … in label
+  images, in which 0 is any thing. In the model's list, stuff follows the things.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..data.problems import DatasetError
 
 _TYPES = ("coco_panoptic_seg", "cityscapes_panoptic_seg")
-_ANY_THING = 0  # in the picture of labels, and among the stuff of the metadata
+_ANY_THING = 0  # in label images, and in the stuff of the metadata
 
 
 @dataclass(frozen=True)
 class PanopticClasses:
-    """Class 0, 1, … of a model, and what they are in a panoptic data set.
+    """Classes 0, 1, … of a model, and their ids in a panoptic data set.
 
     Attributes:
-        names: of the classes.
-        things: the classes that are things.
-        segment_ids: the ``category_id`` that Detectron2's segments of each class have.
-        category_ids: the id of each class in the data set's files.
+        names: names of the classes.
+        things: classes that are things.
+        segment_ids: ``category_id`` of Detectron2's segments of each class.
+        category_ids: id of each class in the data set's files.
     """
 
     names: tuple[str, ...]
@@ -38,16 +38,16 @@ class PanopticClasses:
 
     @property
     def is_separated(self) -> bool:
-        """Whether stuff is numbered apart from things."""
+        """Whether stuff is numbered separately from things."""
         return self.segment_ids != tuple(range(len(self.names)))
 
     @property
     def label_classes(self) -> dict[int, int]:
-        """In the separated format, labels of the picture of stuff to classes."""
+        """Labels of stuff images to classes, in the separated format."""
         return {label: index for index, label in enumerate(self.segment_ids) if index not in self.things}
 
     def class_of(self, segment: Mapping[str, Any]) -> int:
-        """The class of one of Detectron2's segments, which has ``category_id`` and ``isthing``."""
+        """Returns the class of one of Detectron2's segments, which has ``category_id`` and ``isthing``."""
         number = int(segment["category_id"])
         if segment["isthing"] or not self.is_separated:
             return number
@@ -55,27 +55,27 @@ class PanopticClasses:
 
 
 def is_standard(name: str) -> bool:
-    """Whether a data set has segments of things and stuff in its records: the standard format."""
+    """Whether a data set is in the standard format: its records have segments of things and stuff."""
     metadata = MetadataCatalog.get(name)
     return metadata.get("evaluator_type") in _TYPES and metadata.get("sem_seg_root") is None
 
 
 def is_separated(name: str) -> bool:
-    """Whether a data set is of the separated format."""
+    """Whether a data set is in the separated format."""
     metadata = MetadataCatalog.get(name)
     return metadata.get("evaluator_type") in _TYPES and metadata.get("sem_seg_root") is not None
 
 
 def panoptic_classes(name: str, panoptic: bool) -> PanopticClasses | None:
-    """The classes of a model for a data set; None for one of instances.
+    """Returns the classes of a model for a panoptic data set; None for other data sets.
 
     Args:
-        name: of the data set.
-        panoptic: whether the model gives a panoptic segmentation (``MODEL.DETR.PANOPTIC.ENABLED``). One that does not
-            takes the separated format for its instances alone.
+        name: name of the data set.
+        panoptic: whether the model predicts a panoptic segmentation (``MODEL.DETR.PANOPTIC.ENABLED``). Other models use
+            the instances of the separated format only.
 
     Raises:
-        DatasetError: if the metadata does not number its classes as its format says.
+        DatasetError: if the numbering of classes in the metadata does not follow the format.
     """
     if name not in DatasetCatalog:
         return None

@@ -69,18 +69,13 @@ def test_the_same_seed_gives_the_same_files_and_a_longer_set_begins_with_a_short
     assert not (tmp_path / "val").exists()
 
 
-def test_splits_seeds_and_images_differ():
+def test_splits_seeds_and_images_differ(made):
     keys = [(0, "train", 0), (0, "train", 1), (0, "val", 0), (1, "train", 0)]
-    pictures = {shapes.make_scene(*key, SIZE).image.tobytes() for key in keys}
-    assert len(pictures) == len(keys)
-
-
-def test_no_validation_image_is_a_training_image(made):
-    digests = {
-        split: {hashlib.sha256(file.read_bytes()).digest() for file in (made / split).iterdir()}
-        for split in ("train", "val")
-    }
-    assert len(digests["train"]) == 12 and len(digests["val"]) == 5 and not digests["train"] & digests["val"]
+    assert len({shapes.make_scene(*key, SIZE).image.tobytes() for key in keys}) == len(keys)
+    train, val = (
+        {hashlib.sha256(file.read_bytes()).digest() for file in (made / s).iterdir()} for s in ("train", "val")
+    )
+    assert len(train) == 12 and len(val) == 5 and not train & val
 
 
 def test_a_known_scene():
@@ -180,9 +175,6 @@ def test_unusable_numbers(tmp_path, change, said):
     with pytest.raises(ArgumentError, match=said):
         shapes.generate(tmp_path / "out", **({"num_train": 1, "num_val": 1} | change))
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write to .*file"):
         shapes.generate(tmp_path / "file", num_train=1, num_val=1)
