@@ -1,11 +1,12 @@
 """Classes of Detectron2's panoptic data sets, in its two formats.
 
-The classes of a panoptic model are things and stuff in one list (arXiv 2005.12872, section 4.4). Detectron2's catalog has
+The classes of a panoptic model are things and stuff in one list (arXiv 2005.12872, section 4.4). In Detectron2's
+catalog are
 
 - the "standard" format (``coco_2017_train_panoptic``, ``cityscapes_fine_panoptic_train``): one list of contiguous ids,
   in which things are not always first;
-- the "separated" format (``coco_2017_train_panoptic_separated``): things 0, 1, … as instances, and stuff 1, 2, … in label
-  images, in which 0 is any thing. In the model's list, stuff follows the things.
+- the "separated" format (``coco_2017_train_panoptic_separated``): things 0, 1, … as instances, and stuff 1, 2, … in
+  label images, in which 0 is any thing. In the model's list, stuff follows the things.
 """
 
 from collections.abc import Mapping

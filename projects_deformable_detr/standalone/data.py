@@ -163,7 +163,8 @@ def evaluation_loader(
     """
     if original_size:
         policy = replace(policy, min_sizes=(0,))
-    sizes = [resize_shortest_edge(*size, policy.min_sizes[0], policy.max_size) for size in records.sizes.tolist()]
+    limits = policy.min_sizes[0], policy.max_size
+    sizes = [resize_shortest_edge(height, width, *limits) for height, width in records.sizes.tolist()]
     # Without gradients, a batch of the training's size fits into memory.
     batch_size = 1 if original_size else max(1, config.batch_size // world_size)
     batches = evaluation_batches(sizes, batch_size, rank, world_size)

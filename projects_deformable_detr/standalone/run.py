@@ -56,8 +56,10 @@ def _run(args: Namespace, cfg: Any, datasets: Datasets, last: Path | None) -> di
     """Runs one process of the job, starting from checkpoint ``last``; returns the metrics."""
     set_up(args, cfg, datasets)
     evaluation, config = evaluation_config(cfg), data_config(cfg)
-    options = evaluation.max_detections, evaluation.is_panoptic, config.masks
-    evaluators = [Evaluator(datasets[name], *options) for name in config.test]
+    evaluators = [
+        Evaluator(datasets[name], evaluation.max_detections, evaluation.is_panoptic, config.masks)
+        for name in config.test
+    ]
     dataset = None
     if not args.eval_only:
         dataset = build_training_set(config, datasets, augmentation_policy(cfg, is_train=True))
