@@ -1,4 +1,4 @@
-"""tools/flops.py: each kind of arithmetic against a count by hand."""
+"""tools/flops.py against counts by hand."""
 
 import importlib.util
 from pathlib import Path
@@ -35,7 +35,7 @@ class Attention(nn.Module):
         (
             DeformableConv2d(4, stride=2, dilation=1, modulated=True, groups=2),
             [(1, 4, 8, 6)],
-            12 * 9 * 4 * (4 + 4) + 12 * 9 * 4 * 54,  # with its sampling; its offsets and weights
+            12 * 9 * 4 * (4 + 4) + 12 * 9 * 4 * 54,  # convolution with sampling, and that of offsets and weights
         ),
     ],
 )
@@ -44,24 +44,24 @@ def test_multiply_adds(flops, module, shapes, expected):
     assert counted * 1e9 == pytest.approx(expected)
 
 
-def test_resnet50_has_the_flops_that_torchvision_tells(flops):
-    # torchvision's page of resnet50: 4.09 GFLOPS at 224 x 224, of which the classifier is 2048 * 1000.
+def test_resnet50_has_the_flops_of_torchvision(flops):
+    # torchvision documents 4.09 GFLOPS at 224 x 224, classifier (2048 * 1000) included.
     counted = flops.count_flops(ResNet(50).eval(), (torch.zeros(1, 3, 224, 224),))
     assert counted + 2048 * 1000 / 1e9 == pytest.approx(4.09, abs=0.005)
 
 
-def test_a_detector_costs_in_proportion_to_its_image(flops, make_cfg):
+def test_flops_are_proportional_to_the_image(flops, make_cfg):
     parameters, (small, large) = flops.count(make_cfg(), [(64, 96), (128, 96)], num_classes=5)
     assert parameters > 0
-    assert large == pytest.approx(2 * small, rel=0.1)  # but for the queries
+    assert large == pytest.approx(2 * small, rel=0.1)  # apart from queries
 
 
-def test_the_papers_models_are_configs(flops):
+def test_models_of_the_papers_are_configs(flops):
     names = {str(path.relative_to(flops.CONFIGS).with_suffix("")) for path in flops.coco_configs()}
     assert set(flops.PAPER) - {flops.FASTER_RCNN} <= names
     assert not any("Base" in name or name in ("quickstart", "small_r18_scratch") for name in names)
 
 
-def test_every_config_for_coco_has_its_row_in_the_documentation(flops):
+def test_documentation_has_all_configs_for_coco(flops):
     text = (ROOT / "docs" / "models.md").read_text()
     assert [path.stem for path in flops.coco_configs() if f"`{path.stem}`" not in text] == []

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Parameters and FLOPs of the configs beside the papers' (arXiv 2005.12872, table 1; arXiv 2010.04159, table 1).
+"""Counts parameters and FLOPs of configs, beside those of arXiv 2005.12872 and 2010.04159, table 1 of each.
 
 tools/flops.py [--sizes 800x1066 800x1120] [--classes 91] [CONFIG …]
 
 A multiply-add counts as one FLOP, as in the papers. Matrix products, convolutions, attention and the sampling of
 deformable attention and convolution are counted; norms, activations and resizing are not. The papers average over the
-first 100 images of COCO val2017, resized to 800 pixels, most of them wider than 4:3: hence two sizes. They have COCO's
-91 logits. Without CONFIG: every config of configs/ that is made for COCO, and Detectron2's Faster R-CNN R50-FPN where
+first 100 images of COCO val2017, resized to 800 pixels, most of them wider than 4:3: hence two default sizes. Their
+models have 91 logits. Without CONFIG, all configs for COCO are counted, and Detectron2's Faster R-CNN R50-FPN if
 Detectron2 is installed.
 """
 
@@ -27,7 +27,7 @@ from projects_deformable_detr import build_detector, get_cfg
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
-# Config: (parameters in millions, FLOPs in billions) of the papers.
+# Parameters in millions and FLOPs in billions of the papers, by config.
 PAPER = {
     "detr_r50_500ep": (41, 86),
     "detr_r50_300ep": (41, 86),
@@ -46,7 +46,7 @@ Size = tuple[int, int]
 
 
 class _Tensors(nn.Module):
-    """The detector with plain tensors as its result, which is what tracing takes."""
+    """Returns a detector's predictions as plain tensors, as tracing needs."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -59,14 +59,14 @@ class _Tensors(nn.Module):
 
 
 def _attention_products(inputs: Any, outputs: Any) -> int:
-    """Multiply-adds of scaled_dot_product_attention: query by key, and weights by value."""
+    """Counts multiply-adds of scaled_dot_product_attention: query by key, and weights by value."""
     batch, heads, queries, channels = inputs[0].type().sizes()
     keys = inputs[1].type().sizes()[-2]
     return 2 * batch * heads * queries * keys * channels
 
 
 def _deformable_convolution(inputs: Any, outputs: Any) -> int:
-    """Multiply-adds of deform_conv2d: those of a convolution, and four for each channel that a tap samples."""
+    """Counts multiply-adds of deform_conv2d: those of a convolution, and four per sampled tap and channel."""
     out_channels, in_channels, *kernel = inputs[1].type().sizes()
     batch, _, height, width = outputs[0].type().sizes()
     return batch * height * width * math.prod(kernel) * in_channels * (out_channels + 4)
@@ -82,7 +82,7 @@ _NOT_COUNTED = ("norm", "upsample", "pool")
 
 @torch.no_grad()
 def count_flops(module: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """FLOPs of one forward, in billions."""
+    """Counts the FLOPs of one forward pass, in billions."""
     analysis = FlopCountAnalysis(module, inputs).set_op_handle(**_HANDLERS)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     counted = analysis.by_operator().items()
@@ -90,12 +90,12 @@ def count_flops(module: nn.Module, inputs: tuple[Any, ...]) -> float:
 
 
 def _parameters(module: nn.Module) -> float:
-    """In millions."""
+    """Counts parameters, in millions."""
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6
 
 
 def count(cfg: Any, sizes: list[Size], num_classes: int = 91) -> tuple[float, list[float]]:
-    """Parameters in millions, and FLOPs in billions of one image (3, height, width) of each size."""
+    """Returns parameters in millions, and FLOPs in billions for one image of each size (height, width)."""
     cfg.MODEL.DETR.NUM_CLASSES = num_classes
     detector = build_detector(cfg).eval()
     flops = []
@@ -106,14 +106,14 @@ def count(cfg: Any, sizes: list[Size], num_classes: int = 91) -> tuple[float, li
 
 
 def count_faster_rcnn(sizes: list[Size]) -> tuple[float, list[float]]:
-    """The same of Detectron2's Faster R-CNN, with random weights and COCO's 80 classes."""
+    """Returns the same numbers of Detectron2's Faster R-CNN, with random weights and COCO's 80 classes."""
     from detectron2 import model_zoo
     from detectron2.export import TracingAdapter
     from detectron2.modeling import build_model
 
     cfg = model_zoo.get_config(FASTER_RCNN)
     cfg.MODEL.DEVICE = "cpu"
-    # As many proposals as a trained model keeps, POST_NMS_TOPK_TEST: the anchors, even if they overlap.
+    # As many proposals as a trained model has, POST_NMS_TOPK_TEST: anchors without suppression.
     cfg.MODEL.RPN.NMS_THRESH = 1.0
     model = build_model(cfg).eval()
     nn.init.zeros_(model.proposal_generator.rpn_head.anchor_deltas.weight)
@@ -125,7 +125,7 @@ def count_faster_rcnn(sizes: list[Size]) -> tuple[float, list[float]]:
 
 
 def coco_configs() -> list[Path]:
-    """Every config of the folder for COCO: they start from ImageNet weights, the small ones from none."""
+    """Returns the configs for COCO that start from ImageNet weights, which excludes the small ones."""
     paths = {path: _read(path) for path in sorted(CONFIGS.rglob("*.yaml")) if not path.name.startswith("Base-")}
     return [path for path, cfg in paths.items() if cfg.MODEL.WEIGHTS and cfg.DATASETS.TRAIN[0].startswith("coco_")]
 
@@ -157,7 +157,7 @@ def main() -> None:
     sizes = " | ".join(f"FLOPs, G, {height} x {width}" for height, width in args.sizes)
     print(f"| config ({args.classes} classes) | parameters, M | paper | {sizes} | paper |")
     print("|---|---|---|" + "---|" * (len(args.sizes) + 1))
-    known: dict[str, tuple[float, list[float]]] = {}  # configs that differ in their recipe only are one model
+    known: dict[str, tuple[float, list[float]]] = {}  # configs that differ in their recipe only have the same model
     for path in args.configs or coco_configs():
         name = (
             str(path.resolve().relative_to(CONFIGS).with_suffix(""))

@@ -147,7 +147,7 @@ class SetPredictionModel(nn.Module):
             ]
             return self._results(predictions, sizes)
         _check_classes(batched_inputs, predictions.num_classes)
-        targets = [_targets(record["instances"]).to(self.device) for record in batched_inputs]
+        targets = [to_targets(record["instances"]).to(self.device) for record in batched_inputs]
         losses: dict[str, Tensor] = self.criterion(predictions, targets)
         if has_event_storage():
             storage = get_event_storage()
@@ -215,7 +215,7 @@ def _check_classes(batched_inputs: list[dict[str, Any]], classes: int) -> None:
             )
 
 
-def _targets(instances: Instances) -> Targets:
+def to_targets(instances: Instances) -> Targets:
     """Converts Detectron2's ground truth, in pixels, to normalised (cx, cy, w, h)."""
     height, width = instances.image_size
     boxes = instances.gt_boxes.tensor.float()

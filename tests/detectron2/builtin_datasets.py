@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper
-from projects_deformable_detr.detectron2_plugin.meta_arch import _targets
+from projects_deformable_detr.detectron2_plugin.meta_arch import to_targets
 
 # Name without the split: number of classes, things among them, whether the model gives masks, and panoptic segments.
 SETS = {
@@ -82,6 +82,6 @@ def perfect(cfg, dataset, evaluator, classes=None, things=None):
     evaluator.reset()
     mapper = DetrDatasetMapper(cfg, True)
     for record in DatasetCatalog.get(dataset):
-        targets = _targets(mapper(record)["instances"])
+        targets = to_targets(mapper(record)["instances"])
         evaluator.process([record], [truth_of(targets, classes, things or (classes.things if classes else ()))])
     return evaluator.evaluate()

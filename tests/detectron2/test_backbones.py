@@ -1,4 +1,4 @@
-"""Backbones in Detectron2's registry: the project's, and Detectron2's own ones with these models."""
+"""Backbones in Detectron2's registry: the project's and Detectron2's."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def batch(height=64, width=80):
 
 
 def train_one_step(cfg):
-    """A step of the papers' optimizer; every parameter must have had a gradient, the backbone's at its own rate."""
+    """Trains one step; every parameter must have a gradient, and those of the backbone a group of their own."""
     model = build_model(cfg)
     optimizer = Trainer.build_optimizer(cfg, model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -53,7 +53,7 @@ def train_one_step(cfg):
     return model
 
 
-def test_the_projects_backbones_have_one_name_in_both_engines():
+def test_backbones_are_registered():
     assert all(name in BACKBONE_REGISTRY for name in [*BACKBONES, D2_SWIN, D2_VIT, D2_MVIT, D2_REGNET])
 
 
@@ -71,12 +71,12 @@ def test_the_projects_backbones_have_one_name_in_both_engines():
         (D2_REGNET, {"MODEL__BACKBONE__VARIANT": "regnety_400mf", "MODEL__DETR__IN_FEATURES": ["s4"]} | FROZEN),
     ],
 )
-def test_a_backbone_by_name_trains_and_detects(make_cfg, name, options):
+def test_training_and_inference(make_cfg, name, options):
     model = train_one_step(make_cfg(MODEL__BACKBONE__NAME=name, **options))
     assert isinstance(model.detector.backbone, Backbone)
 
 
-def test_our_resnet_with_deformable_convolution_trains(make_cfg):
+def test_deformable_convolution(make_cfg):
     stages = "(False, True, True, True)"
     train_one_step(
         make_cfg(
@@ -86,8 +86,8 @@ def test_our_resnet_with_deformable_convolution_trains(make_cfg):
 
 
 @pytest.mark.parametrize("modulated", [False, True])
-def test_detectron2s_resnet_takes_the_same_keys(make_cfg, modulated):
-    # Its deformable convolution runs on CPUs in the plain form only, and trains nowhere but on a GPU.
+def test_detectron2s_resnet_has_the_same_parameters(make_cfg, modulated):
+    # On CPUs, its deformable convolution runs without modulation only, and does not train.
     cfg = make_cfg(
         MODEL__BACKBONE__NAME="build_resnet_backbone",
         MODEL__RESNETS__DEPTH=50,
@@ -111,7 +111,7 @@ def test_detectron2s_resnet_takes_the_same_keys(make_cfg, modulated):
         assert {name: (features[name].shape[1], -(-64 // features[name].shape[2])) for name in expected} == expected
 
 
-def test_our_pyramid_computes_what_detectron2s_does():
+def test_fpn_equals_detectron2():
     features = ["res3", "res4", "res5"]
     bottom_up = ResNet(18, features)
     Backbone.register(ResNet)
@@ -130,7 +130,7 @@ def test_our_pyramid_computes_what_detectron2s_does():
         torch.testing.assert_close(found[name], expected[name])
 
 
-def test_detectron2s_swin_freezes_as_ours_counts(make_cfg):
+def test_freeze_at_of_both_swins(make_cfg):
     cfg = make_cfg(MODEL__BACKBONE__FREEZE_AT=3, MODEL__DETR__IN_FEATURES=["p1", "p2", "p3"])
     frozen = []
     for name in (D2_SWIN, "build_deformable_detr_swin_backbone"):
@@ -161,6 +161,6 @@ def test_detectron2s_swin_freezes_as_ours_counts(make_cfg):
         (D2_SWIN, {"MODEL__PIXEL_MEAN": [0.0], "MODEL__PIXEL_STD": [1.0]}, "3 channels"),
     ],
 )
-def test_wrong_values_are_named(make_cfg, name, options, named):
+def test_invalid_values_name_their_key(make_cfg, name, options, named):
     with pytest.raises(UserError, match=named):
         build_backbone(make_cfg(MODEL__BACKBONE__NAME=name, **options))

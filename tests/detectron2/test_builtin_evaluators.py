@@ -20,7 +20,7 @@ from projects_deformable_detr import get_cfg
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, data, inspection, main
 from projects_deformable_detr.detectron2_plugin.evaluation import VOCEvaluator, build_evaluator
 from projects_deformable_detr.detectron2_plugin.inspection import check
-from projects_deformable_detr.detectron2_plugin.meta_arch import _targets
+from projects_deformable_detr.detectron2_plugin.meta_arch import to_targets
 from projects_deformable_detr.detectron2_plugin.panoptic_classes import panoptic_classes
 from projects_deformable_detr.errors import UserError
 
@@ -79,12 +79,12 @@ def test_stuff_of_the_separated_format_is_trained_on_by_panoptic_models_only(tmp
     cfg = get_cfg("detectron2")
     cfg.merge_from_file(config_file("coco_2017_panoptic_separated"))
     cfg.merge_from_list(options("coco_2017_panoptic_separated", tmp_path))
-    labels = _targets(DetrDatasetMapper(cfg, True)(record)["instances"]).labels.tolist()
+    labels = to_targets(DetrDatasetMapper(cfg, True)(record)["instances"]).labels.tolist()
     names = data.known_class_names(cfg)
     assert sorted(names[label] for label in labels) == ["car", "person", "road", "sky"]
     cfg.MODEL.DETR.PANOPTIC.ENABLED = False
     assert data.resolve_num_classes(cfg) == 80
-    labels = _targets(DetrDatasetMapper(cfg, True)(record)["instances"]).labels.tolist()
+    labels = to_targets(DetrDatasetMapper(cfg, True)(record)["instances"]).labels.tolist()
     assert sorted(names[label] for label in labels) == ["car", "person"]
 
 

@@ -1,4 +1,4 @@
-"""Masks and panoptic segmentation through Detectron2: its records, its evaluators, a short training."""
+"""Masks and panoptic segmentation in Detectron2: mapper, evaluator, and a short training."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, Traine
 from projects_deformable_detr.detectron2_plugin.data import resolve_things
 from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
 from projects_deformable_detr.detectron2_plugin.inspection import check
-from projects_deformable_detr.detectron2_plugin.meta_arch import _targets
+from projects_deformable_detr.detectron2_plugin.meta_arch import to_targets
 from projects_deformable_detr.detectron2_plugin.panoptic_classes import is_standard
 from projects_deformable_detr.shapes import dataset as shapes
 
@@ -33,7 +33,7 @@ THINGS = 6
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
-    """A panoptic and an instance data set of shapes, registered by Detectron2's own functions."""
+    """Registers a panoptic and an instance data set of shapes with Detectron2's functions."""
     root = tmp_path_factory.mktemp("data")
     shapes.generate(root, num_train=8, num_val=0, size=(64, 80), seed=3)
     classes = [item["name"] for item in shapes.CATEGORIES]
@@ -72,8 +72,8 @@ def test_built_in_panoptic_data_sets():
         resolve_things(cfg)
 
 
-def test_the_mapper_gives_the_standalone_engines_targets(names, tmp_path):
-    """Without random decisions, both engines have the same boxes, labels and masks."""
+def test_mapper_equals_standalone_engine(names, tmp_path):
+    """Without random augmentations, boxes, labels and masks are equal."""
     pytest.importorskip("lightning", reason="compares with the standalone engine")
     from projects_deformable_detr.config.training import augmentation_policy
     from projects_deformable_detr.standalone.data import DetectionDataset
@@ -91,14 +91,14 @@ def test_the_mapper_gives_the_standalone_engines_targets(names, tmp_path):
         records = load_dataset(spec, masks=not is_standard(name))
         dataset = DetectionDataset(records, augmentation_policy(cfg, True), with_masks=True)
         for index, record in enumerate(sorted(DatasetCatalog.get(name), key=lambda item: item["image_id"])):
-            theirs, ours = _targets(mapper(record)["instances"]), dataset[(0, index)].targets
+            theirs, ours = to_targets(mapper(record)["instances"]), dataset[(0, index)].targets
             assert torch.equal(theirs.labels, ours.labels)
-            assert (theirs.masks != ours.masks).float().mean() < 0.01  # pixels halfway between two, rounded differently
+            assert (theirs.masks != ours.masks).float().mean() < 0.01  # ties are rounded differently
             torch.testing.assert_close(theirs.boxes, ours.boxes, rtol=0, atol=1e-5)
             assert theirs.masks.shape[1] == 100 or theirs.masks.shape[2] == 100
 
 
-def test_masks_follow_a_crop_and_what_it_leaves_out_is_dropped(names, tmp_path):
+def test_masks_are_cropped_and_empty_ones_dropped(names, tmp_path):
     options = ("INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [24, 40], "INPUT.CROP.RESIZE", [60, 80])
     fewer = 0
     for name in names:
@@ -122,13 +122,13 @@ def test_images_without_objects_have_empty_masks(names, tmp_path):
     assert len(instances) == 0 and instances.gt_masks.tensor.shape == (0, *instances.image_size)
 
 
-def test_polygons_of_another_mapper_are_understood():
+def test_polygons_from_detectron2s_mapper():
     instances = Instances((6, 8), gt_boxes=Boxes(torch.tensor([[2.0, 1, 7, 4]])), gt_classes=torch.tensor([0]))
     instances.gt_masks = PolygonMasks([[np.array([2.0, 1, 7, 1, 7, 4, 2, 4])]])
-    assert _targets(instances).masks[0].sum() == 15
+    assert to_targets(instances).masks[0].sum() == 15
 
 
-def test_the_truth_as_predictions_gives_100(names, tmp_path):
+def test_ground_truth_as_predictions_has_100_percent(names, tmp_path):
     cfg = make_cfg("quickstart_panoptic.yaml", names[0], tmp_path)
     evaluator = build_evaluator(cfg, names[0])
     evaluator.reset()
@@ -151,7 +151,7 @@ def test_the_truth_as_predictions_gives_100(names, tmp_path):
     assert metrics["panoptic_seg"]["PQ"] == metrics["panoptic_seg"]["PQ_st"] == pytest.approx(100)
 
 
-def test_a_short_panoptic_training(names, tmp_path):
+def test_short_panoptic_training(names, tmp_path):
     options = ("SOLVER.MAX_ITER", 4, "MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.005, "TEST.DETECTIONS_PER_IMAGE", 10)
     cfg = make_cfg("quickstart_panoptic.yaml", names[0], tmp_path / "out", *options)
     check(cfg)
@@ -166,7 +166,7 @@ def test_a_short_panoptic_training(names, tmp_path):
     assert len(predictions["annotations"]) == 8
 
 
-def test_what_a_panoptic_model_returns(names, tmp_path):
+def test_outputs_of_a_panoptic_model(names, tmp_path):
     cfg = make_cfg("quickstart_panoptic.yaml", names[0], tmp_path, "MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.0)
     model = build_model(cfg).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The meta-architecture: Detectron2's inputs and outputs around the detector."""
+"""Meta-architectures: inputs, losses and outputs in Detectron2's form."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_registry_builds_every_config(path):
     cfg.merge_from_file(str(path))
     cfg.MODEL.DEVICE = "cpu"
     if not cfg.DATASETS.TRAIN or cfg.DATASETS.TRAIN[0].startswith("shapes"):
-        cfg.MODEL.DETR.NUM_CLASSES = 9  # things and stuff; else taken from a file that need not be here
+        cfg.MODEL.DETR.NUM_CLASSES = 9  # things and stuff; by default read from a file that may be missing
     model = build_model(cfg)
     assert type(model).__name__ == cfg.MODEL.META_ARCHITECTURE
     assert all(key.startswith("detector.") for key in model.state_dict())
@@ -54,7 +54,7 @@ def test_explicit_arguments_build_the_same_model(make_cfg):
     assert len(model.eval()([record()])[0]["instances"]) == 20
 
 
-def test_training_gives_weighted_losses_and_logs_cardinality_apart(make_cfg):
+def test_training_returns_losses_and_logs_cardinality(make_cfg):
     model = build_model(make_cfg())
     with EventStorage(start_iter=19) as storage:
         losses = model([record(), record(80, 64, boxes=(), labels=())])
@@ -65,7 +65,7 @@ def test_training_gives_weighted_losses_and_logs_cardinality_apart(make_cfg):
     assert [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
 
 
-def test_cardinality_is_fetched_only_when_it_is_written(make_cfg):
+def test_cardinality_is_computed_only_when_it_is_written(make_cfg):
     model = build_model(make_cfg())
     with EventStorage(start_iter=18) as storage:
         model([record()])
@@ -76,13 +76,13 @@ def test_cardinality_is_fetched_only_when_it_is_written(make_cfg):
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_a_label_that_is_no_class_is_named_with_its_image(make_cfg, label):
+def test_unknown_labels_are_rejected_with_the_file_name(make_cfg, label):
     named = record(labels=(label,)) | {"file_name": "street.jpg"}
     with pytest.raises(DatasetError, match=rf"street\.jpg has class id {label}, but the model has 2 classes"):
         build_model(make_cfg())([record(), named])
 
 
-def test_mixed_precision_computes_losses_in_full(make_cfg):
+def test_losses_are_float32_in_mixed_precision(make_cfg):
     model, batch = build_model(make_cfg()), [record(), record(48, 60)]
     expected = model(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -92,12 +92,12 @@ def test_mixed_precision_computes_losses_in_full(make_cfg):
         torch.testing.assert_close(value, expected[name], rtol=0.03, atol=0, msg=name)
 
 
-def test_a_loop_without_event_storage_trains_too(make_cfg):
+def test_training_without_event_storage(make_cfg):
     assert sum(build_model(make_cfg())([record()]).values()).isfinite()
 
 
 class Recorder(nn.Module):
-    """Stands for a module, keeps what it was called with and returns always the same."""
+    """Module that records its arguments and returns a constant."""
 
     def __init__(self, result, backbone=None):
         super().__init__()
@@ -110,7 +110,7 @@ class Recorder(nn.Module):
         return self.result
 
 
-def test_targets_are_normalised_by_each_images_own_size(make_cfg):
+def test_targets_are_normalised_by_the_size_of_the_image(make_cfg):
     model = build_model(make_cfg())
     model.criterion = Recorder({})
     model([record(64, 80), record(40, 40, boxes=((0.0, 0.0, 40.0, 20.0),), labels=(0,))])
@@ -121,7 +121,7 @@ def test_targets_are_normalised_by_each_images_own_size(make_cfg):
 
 
 @pytest.mark.parametrize(("divisibility", "padded"), [(0, (80, 100)), (64, (128, 128))])
-def test_images_are_normalised_then_padded_with_zeros_under_the_mask(make_cfg, divisibility, padded):
+def test_images_are_normalised_and_padded_with_zeros(make_cfg, divisibility, padded):
     backbone = nn.Identity()
     backbone.size_divisibility, backbone.padding_constraints = divisibility, {}
     mean, std = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
@@ -139,7 +139,7 @@ def test_images_are_normalised_then_padded_with_zeros_under_the_mask(make_cfg, d
         assert image[:, ~padding].unique(dim=1).flatten().tolist() == [15.0, 5.0, 2.0]
 
 
-def test_detections_are_in_the_size_that_the_record_names(make_cfg):
+def test_detections_have_the_size_of_the_record(make_cfg):
     model = build_model(make_cfg(TEST__DETECTIONS_PER_IMAGE=7)).eval()
     named, bare = record(), record()
     bare = {"image": bare["image"]}
@@ -155,7 +155,7 @@ def test_detections_are_in_the_size_that_the_record_names(make_cfg):
         assert torch.equal(clipped.tensor, output.pred_boxes.tensor)
 
 
-def test_vis_period_puts_a_picture_into_the_storage(make_cfg):
+def test_vis_period_puts_images_into_the_storage(make_cfg):
     model = build_model(make_cfg(VIS_PERIOD=2))
     with EventStorage(start_iter=1) as storage:
         model([record()])
@@ -188,7 +188,7 @@ def test_detectron2_backbones_train_and_detect(make_cfg, builder, features):
     assert [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
 
 
-def test_our_backbone_serves_detectron2s_own_meta_architectures(make_cfg):
+def test_backbone_works_in_detectron2s_meta_architectures(make_cfg):
     cfg = make_cfg(
         MODEL__META_ARCHITECTURE="RetinaNet",
         MODEL__RETINANET__IN_FEATURES=["res5"],
@@ -202,7 +202,7 @@ def test_our_backbone_serves_detectron2s_own_meta_architectures(make_cfg):
         assert sum(model([record()]).values()).isfinite()
 
 
-def test_a_backbone_of_another_depth_of_colour_is_refused(make_cfg):
+def test_backbone_needs_3_channels(make_cfg):
     cfg = make_cfg(MODEL__PIXEL_MEAN=[0.0], MODEL__PIXEL_STD=[1.0])
     with pytest.raises(ValueError, match="3 channels"):
         build_model(cfg)

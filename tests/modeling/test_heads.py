@@ -1,4 +1,4 @@
-"""Heads, box arithmetic, initial values and the values that the builder refuses."""
+"""Heads, box arithmetic, initial values, and invalid config values."""
 
 import math
 
@@ -27,12 +27,12 @@ def test_apply_box_delta_adds_before_the_sigmoid(values):
         assert boxes.view(6, 4)[place].item() == pytest.approx(sigmoid(offset), abs=1e-6)
 
 
-def test_a_delta_of_0_keeps_a_box():
+def test_zero_delta_keeps_the_box():
     reference = 0.05 + 0.9 * torch.rand(1, 5, 4)
     torch.testing.assert_close(apply_box_delta(torch.zeros(1, 5, 4), reference), reference)
 
 
-def test_references_on_the_border_stay_finite():
+def test_references_on_the_border_are_finite():
     reference = torch.tensor([[[0.0, 1.0, 0.0, 1.0]]], requires_grad=True)
     boxes = apply_box_delta(torch.zeros(1, 1, 4), reference)
     boxes.sum().backward()
@@ -41,7 +41,7 @@ def test_references_on_the_border_stay_finite():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_widened_before_the_logarithm(dtype):
+def test_inverse_sigmoid_of_half_precision(dtype):
     """1 - 1e-5 is 1 in half precision, and its logit would be infinite."""
     x = torch.tensor([0.0, 0.5, 1.0], dtype=dtype)
     result = inverse_sigmoid(x)
@@ -50,7 +50,7 @@ def test_half_precision_is_widened_before_the_logarithm(dtype):
     assert result.isfinite().all()
 
 
-def test_heads_start_at_the_prior_and_the_size():
+def test_initial_outputs_of_heads():
     x = torch.randn(4, 32)
     head = build_class_head(32, 6)
     torch.testing.assert_close(head.bias.sigmoid(), torch.full((6,), 0.01))
@@ -63,7 +63,7 @@ def size_biases(detector):
     return [head.layers[-1].bias[2:].tolist() for head in detector.decoder.box_heads]
 
 
-def test_only_a_head_that_starts_from_a_point_has_the_size_bias(make_cfg):
+def test_size_bias_of_heads_that_refine_points(make_cfg):
     assert size_biases(build_detector(make_cfg("multi_scale"))) == [[-2.0] * 2]
     assert size_biases(build_detector(make_cfg("box_refine"))) == [[-2.0] * 2, [0.0] * 2, [0.0] * 2]
     two_stage = build_detector(make_cfg("two_stage"))
@@ -72,7 +72,7 @@ def test_only_a_head_that_starts_from_a_point_has_the_size_bias(make_cfg):
 
 
 @pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
-def test_every_class_head_starts_at_the_prior_of_every_class(make_cfg, variant):
+def test_prior_of_all_class_heads(make_cfg, variant):
     detector = build_detector(make_cfg(variant, NUM_CLASSES=9))
     heads = [*detector.decoder.class_heads]
     if variant == "two_stage":
@@ -81,7 +81,7 @@ def test_every_class_head_starts_at_the_prior_of_every_class(make_cfg, variant):
         torch.testing.assert_close(head.bias.sigmoid(), torch.full((9,), 0.01))
 
 
-def test_building_keeps_the_start_of_deformable_attention(make_cfg):
+def test_deformable_attention_keeps_its_initialisation(make_cfg):
     """arXiv 2010.04159, A.4: zero weights, eight directions, uniform attention."""
     detector = build_detector(make_cfg(NHEADS=8))
     modules = [layer.self_attn for layer in detector.encoder.layers]
@@ -125,18 +125,18 @@ def test_building_keeps_the_start_of_deformable_attention(make_cfg):
         ({"ACTIVATION": "swish"}, "ACTIVATION must .*got 'swish'"),
     ],
 )
-def test_values_that_make_no_model_name_their_key(make_cfg, changes, named):
+def test_invalid_values_name_their_key(make_cfg, changes, named):
     with pytest.raises(UserError, match=named):
         build_detector(make_cfg(**changes))
 
 
-def test_features_that_the_backbone_lacks_are_named(make_cfg):
+def test_missing_features_are_named(make_cfg):
     cfg = make_cfg()
     cfg.MODEL.DETR.IN_FEATURES = ["res3", "p6"]
     with pytest.raises(UserError, match=r"IN_FEATURES must .*res5.*got \['res3', 'p6'\]"):
         build_detector(cfg)
 
 
-def test_focal_parameters_are_checked_when_the_criterion_is_built(make_cfg):
+def test_invalid_focal_parameters_name_their_key(make_cfg):
     with pytest.raises(UserError, match="FOCAL_ALPHA"):
         build_criterion(make_cfg(FOCAL_ALPHA=-1.0))

@@ -1,4 +1,4 @@
-"""The mask head on every detector, what it trains, and masks in the image's own size."""
+"""Mask head, mask losses, and masks at the size of the original image."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def inputs(counts=(3, 2)):
 
 
 def fixed(logits, padding_mask=None):
-    """Mask logits (N, Q, h, w) that are there already."""
+    """Wraps precomputed mask logits (N, Q, h, w)."""
     if padding_mask is None:
         padding_mask = torch.zeros(len(logits), *logits.shape[-2:], dtype=torch.bool)
     return MaskLogits(lambda image, query: logits[image, query], padding_mask, logits.shape[1])
@@ -43,7 +43,7 @@ def fixed(logits, padding_mask=None):
 
 @pytest.mark.parametrize("counts", [(3, 2), (0, 0)])
 @pytest.mark.parametrize("variant", ["detr", "multi_scale", "two_stage"])
-def test_everything_trains_also_without_objects(make_mask_cfg, variant, counts):
+def test_all_parameters_train_also_without_objects(make_mask_cfg, variant, counts):
     cfg = make_mask_cfg(variant)
     detector = build_detector(cfg)
     images, mask, targets = inputs(counts)
@@ -56,23 +56,23 @@ def test_everything_trains_also_without_objects(make_mask_cfg, variant, counts):
     assert trained == (sum(counts) > 0)
 
 
-def test_masks_of_chosen_queries_are_those_of_all(make_mask_cfg):
+def test_masks_of_selected_queries(make_mask_cfg):
     detector = build_detector(make_mask_cfg("two_stage")).eval()
     masks = detector(*inputs()[:2]).masks
-    everything = masks.all()
-    assert everything.shape == (2, 7, 24, 32)  # stride 4 of the padded 96 x 128
+    all_masks = masks.all()
+    assert all_masks.shape == (2, 7, 24, 32)  # stride 4 of the padded 96 x 128
     image, query = torch.tensor([1, 0, 1]), torch.tensor([6, 2, 0])
-    torch.testing.assert_close(masks(image, query), everything[image, query], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(masks(image, query), all_masks[image, query], rtol=1e-4, atol=1e-5)
 
 
-def test_the_level_attended_to_is_a_feature_map_of_the_backbone(make_mask_cfg):
+def test_attention_feature(make_mask_cfg):
     cfg = make_mask_cfg()
     for name, level in (("", 2), ("res5", 2), ("res3", 0)):
         cfg.MODEL.DETR.MASKS.ATTENTION_FEATURE = name
         assert build_detector(cfg).mask_head.level == level
 
 
-def test_attention_is_one_distribution_over_heads_and_positions_without_padding():
+def test_attention_maps_are_one_distribution_over_heads_and_positions():
     attention, padding = AttentionMaps(16, 4), torch.zeros(2, 10, dtype=torch.bool)
     padding[1, 6:] = True
     memory = torch.randn(2, 10, 16)
@@ -85,7 +85,7 @@ def test_attention_is_one_distribution_over_heads_and_positions_without_padding(
     torch.testing.assert_close(weights[1:, :, :, :6], alone)
 
 
-def test_a_frozen_detector_stays_as_it_was(make_mask_cfg):
+def test_frozen_detector_does_not_change(make_mask_cfg):
     cfg = make_mask_cfg(NORM="BN", DROPOUT=0.5)
     cfg.MODEL.DETR.MASKS.FREEZE_DETECTOR = True
     detector = build_detector(cfg).train()
@@ -102,14 +102,14 @@ def test_a_frozen_detector_stays_as_it_was(make_mask_cfg):
     assert detector.mask_head.training and not detector.eval().mask_head.training
 
 
-def test_the_loss_of_a_padded_batch():
-    """By hand: two images, one target each; predictions of the target's size, wrong only on padding of the second."""
+def test_losses_of_a_padded_batch():
+    """Two images with one target each; predictions are wrong only on the padding of the second."""
     padding = torch.zeros(2, 4, 4, dtype=torch.bool)
     padding[1, 2:] = True
     wanted = torch.zeros(2, 4, 4)
     wanted[0, :2, :2] = wanted[1, 0] = 1
     logits = (wanted * 2 - 1) * 20
-    logits[1, 3] = 20  # four pixels of padding, where nothing is to be
+    logits[1, 3] = 20  # four pixels of padding
     targets = [Targets(torch.tensor([0]), torch.rand(1, 4), wanted[0, None].bool()),
                Targets(torch.tensor([0]), torch.rand(1, 4), wanted[1, None, :2].bool())]  # fmt: skip
     match = Match(torch.tensor([0, 1]), torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[0, 1]]))
@@ -118,7 +118,7 @@ def test_the_loss_of_a_padded_batch():
     assert losses["loss_dice"].item() == pytest.approx(5 / 2 * (1 - (2 * 4 + 1) / (8 + 4 + 1)), rel=1e-4)
 
 
-def test_targets_without_masks_are_an_error(make_mask_cfg):
+def test_targets_without_masks_are_rejected(make_mask_cfg):
     cfg = make_mask_cfg()
     images, mask, targets = inputs()
     targets[1] = Targets(targets[1].labels, targets[1].boxes)
@@ -138,8 +138,8 @@ def test_images_without_objects_need_no_masks(make_mask_cfg):
             torch.testing.assert_close(losses[name], expected[name])
 
 
-def test_many_masks_a_few_at_a_time(make_mask_cfg, monkeypatch):
-    """The losses and the gradients of all at once, with never more than two masks computed together."""
+def test_masks_in_chunks(make_mask_cfg, monkeypatch):
+    """Losses and gradients do not depend on the number of masks that are computed together."""
     cfg = make_mask_cfg("two_stage")
     detector, (images, mask, targets) = build_detector(cfg).eval(), inputs((3, 2))
     together, upsample = [], detector.mask_head.upsample
@@ -159,7 +159,7 @@ def test_many_masks_a_few_at_a_time(make_mask_cfg, monkeypatch):
     monkeypatch.setattr("projects_deformable_detr.modeling.losses._MASKS_PER_CHUNK", 2)
     together.clear()
     found = losses_and_gradients()
-    assert sorted(together) == [1, 1, 2, 2, 2, 2]  # each once forward, once for its backward
+    assert sorted(together) == [1, 1, 2, 2, 2, 2]  # each in the forward pass, and again for the backward pass
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     together.clear()
     assert detector(images, mask).masks.all().shape[:2] == (2, 7) and together == [14]
@@ -168,8 +168,8 @@ def test_many_masks_a_few_at_a_time(make_mask_cfg, monkeypatch):
     assert detector(images, mask).masks.all().shape[:2] == (2, 7) and together == [5, 5, 4]
 
 
-def test_instance_masks_in_the_images_own_size():
-    """A mask on a padded batch, brought to the size of the file: padding is cut off first."""
+def test_instance_masks_at_the_size_of_the_image():
+    """Padding is removed before masks are resized."""
     logits = torch.full((1, 2, 10, 12), -5.0)
     logits[0, 1, :, 5:] = 5.0  # the right half of an image that is 10 x 10 of 10 x 12
     padding = torch.zeros(1, 40, 48, dtype=torch.bool)
@@ -181,7 +181,7 @@ def test_instance_masks_in_the_images_own_size():
     assert torch.equal(found[0], expected)
 
 
-def test_detections_have_the_masks_of_their_queries_and_stuff_is_left_out():
+def test_masks_of_detections_restricted_to_things():
     logits = torch.tensor([[3.0, -9, -9], [-9.0, 2, -9], [-9.0, -9, 4]])[None, None]
     masks = torch.full((1, 3, 4, 4), -1.0)
     for query in range(3):
@@ -195,8 +195,8 @@ def test_detections_have_the_masks_of_their_queries_and_stuff_is_left_out():
 
 
 @pytest.mark.parametrize("no_object", [False, True])
-def test_stuff_takes_no_place_among_the_best(no_object):
-    """Two of three queries see stuff, the last class, more clearly than anything; two detections are asked for."""
+def test_stuff_is_not_counted_in_topk(no_object):
+    """Two of three queries have their best score for stuff, the last class; topk is 2."""
     logits = torch.tensor([[-2.0, -3, 5, -9], [-1.0, -4, 5, -9], [1.0, -5, 0, -9]])
     logits = logits if no_object else logits[:, :3]
     predictions = Predictions(logits[None, None], torch.rand(1, 1, 3, 4) * 0.2 + 0.4, no_object=no_object)
@@ -208,7 +208,7 @@ def test_stuff_takes_no_place_among_the_best(no_object):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "named"),
     [
         (lambda cfg: cfg.MODEL.RESNETS.OUT_FEATURES.remove("res2"), r"MASKS.IN_FEATURES must .*features \['res3'"),
         (lambda cfg: cfg.MODEL.DETR.MASKS.update(IN_FEATURES=["res3", "res2"]), "must be three"),
@@ -220,8 +220,8 @@ def test_stuff_takes_no_place_among_the_best(no_object):
         (lambda cfg: (cfg.MODEL.update(MASK_ON=False), cfg.MODEL.DETR.PANOPTIC.update(ENABLED=True)), "MASK_ON"),
     ],
 )
-def test_configs_that_make_no_mask_head(make_mask_cfg, change, said):
+def test_invalid_configs(make_mask_cfg, change, named):
     cfg = make_mask_cfg()
     change(cfg)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=named):
         build_detector(cfg)

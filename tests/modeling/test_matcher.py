@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from projects_deformable_detr.errors import ArgumentError, UserError
-from projects_deformable_detr.modeling import HungarianMatcher, Predictions, Targets
+from projects_deformable_detr.modeling import HungarianMatcher, Targets
 from projects_deformable_detr.modeling.losses import FocalClassification, SoftmaxClassification
 
 ALPHA, GAMMA, WEIGHTS = 0.25, 2.0, (2.0, 5.0, 2.0)
@@ -62,37 +62,6 @@ def test_proposals_are_matched_as_objects_of_class_0(matcher, naive, make_random
         assert [found[image, index] for index in range(len(target))] == expected
 
 
-def test_layers_and_proposals_are_independent(matcher, make_random):
-    sizes = (4, 1, 0)
-    predictions = make_random.predictions(layers=3, batch=3, queries=6, proposals=9)
-    targets = make_random.targets(sizes, classes=4)
-    match, proposal_match = matcher(predictions, targets)
-    for layer in range(3):
-        alone, nothing = matcher(
-            Predictions(predictions.logits[layer : layer + 1], predictions.boxes[layer : layer + 1]), targets
-        )
-        assert nothing is None
-        assert pairs(alone, sizes, 0) == pairs(match, sizes, layer)
-    logits, boxes = predictions.proposals
-    objects = [Targets(torch.zeros_like(target.labels), target.boxes) for target in targets]
-    alone, _ = matcher(Predictions(logits[None], boxes[None]), objects)
-    assert pairs(alone, sizes, 0) == pairs(proposal_match, sizes, 0)
-
-
-def test_images_of_a_batch_are_independent(matcher, make_random):
-    predictions = make_random.predictions(layers=2, batch=3)
-    targets = make_random.targets((2, 5, 3), classes=4)
-    together, _ = matcher(predictions, targets)
-    for image, target in enumerate(targets):
-        alone, _ = matcher(
-            Predictions(predictions.logits[:, image : image + 1], predictions.boxes[:, image : image + 1]), [target]
-        )
-        for layer in range(2):
-            expected = {index: query for (_, index), query in pairs(alone, (len(target),), layer).items()}
-            found = {index: query for (at, index), query in pairs(together, (2, 5, 3), layer).items() if at == image}
-            assert found == expected
-
-
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 2), (2, 0)])
 def test_images_without_targets(matcher, make_random, sizes):
     match, proposal_match = matcher(make_random.predictions(proposals=6), make_random.targets(sizes, classes=4))
@@ -100,18 +69,6 @@ def test_images_without_targets(matcher, make_random, sizes):
     assert proposal_match.query.shape == (1, sum(sizes))
     assert match.image.tolist() == [image for image, size in enumerate(sizes) for _ in range(size)]
     assert {tensor.dtype for tensor in (match.image, match.query, match.target)} == {torch.int64}
-
-
-def test_order_of_queries_does_not_matter(matcher, make_random):
-    sizes = (4, 2)
-    predictions = make_random.predictions(layers=2, queries=6)
-    targets = make_random.targets(sizes, classes=4)
-    order = torch.randperm(6)
-    shuffled = Predictions(predictions.logits[:, :, order], predictions.boxes[:, :, order])
-    match, other = matcher(predictions, targets)[0], matcher(shuffled, targets)[0]
-    for layer in range(2):
-        restored = {key: int(order[query]) for key, query in pairs(other, sizes, layer).items()}
-        assert restored == pairs(match, sizes, layer)
 
 
 def test_more_targets_than_queries_are_rejected(matcher, make_random):

@@ -1,4 +1,4 @@
-"""Panoptic segmentations of masks made by hand."""
+"""Panoptic segmentations of constructed masks."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ THINGS = 2  # classes 0 and 1; 2 and 3 are stuff
 
 
 def predictions(rows, no_object=True, size=(8, 8)):
-    """One image of queries (class, score, region with its logit or several), a region being (rows, columns)."""
+    """Builds predictions of one image from queries (class, score, (region, logit)…); a region is (rows, columns)."""
     logits = torch.full((1, 1, len(rows), 5 if no_object else 4), -20.0)
     masks = torch.full((1, len(rows), *size), -10.0)
     for query, (label, score, *regions) in enumerate(rows):
@@ -43,21 +43,21 @@ def segment(rows, size=(8, 8), **options):
     return found
 
 
-def test_each_pixel_goes_to_the_strongest_mask():
+def test_pixels_belong_to_the_largest_logit():
     found = segment([(0, 0.9, (LEFT, 3.0)), (0, 0.95, (box(0, 8, 3, 8), 2.0)), (2, 0.99, (ALL, 1.0))])
     assert [(s["category_id"], s["isthing"], s["area"]) for s in found.segments] == [(0, True, 32), (0, True, 32)]
     assert (found.ids[:, :4] == 1).all() and (found.ids[:, 4:] == 2).all()
     assert [s["score"] for s in found.segments] == pytest.approx([0.9, 0.95])
 
 
-def test_no_object_and_low_scores_take_no_part():
+def test_no_object_and_low_scores_are_dropped():
     rows = [(0, 0.9, (LEFT, 1.0)), (4, 0.99, (ALL, 9.0)), (1, 0.85, (ALL, 9.0)), (1, 0.8, (ALL, 9.0))]
     assert [s["category_id"] for s in segment(rows).segments] == [0]
     assert len(segment(rows, score_threshold=0.82).segments) == 1  # class 1 covers everything
     assert segment(rows, score_threshold=0.82).segments[0]["category_id"] == 1
 
 
-def test_stuff_of_one_class_is_one_segment_and_things_are_not():
+def test_stuff_is_merged_by_class_and_things_are_not():
     parts = [(box(0, 8, 2 * i, 2 * i + 2), 5.0) for i in range(4)]
     rows = [(2, 0.9, parts[0]), (0, 0.9, parts[1]), (2, 0.95, parts[2]), (0, 0.9, parts[3])]
     found = segment(rows)
@@ -67,39 +67,39 @@ def test_stuff_of_one_class_is_one_segment_and_things_are_not():
     assert stuff["score"] == pytest.approx(0.95) and stuff["isthing"] is False
 
 
-def test_every_mask_of_a_stuff_segment_keeps_its_pixels():
-    """Also against a mask that is the strongest there among those of other segments, which would win as published."""
+def test_merged_stuff_keeps_pixels_of_all_masks():
+    """The published code would give the second mask's pixels to the third."""
     found = segment([(2, 0.9, (LEFT, 5.0)), (2, 0.9, (RIGHT, 5.0)), (0, 0.9, (ALL, 1.0))])
     assert [(s["category_id"], s["area"]) for s in found.segments] == [(2, 64)]
 
 
-def test_tiny_segments_are_dropped_until_none_is_left():
+def test_small_segments_are_dropped_repeatedly():
     rows = [
         (0, 0.9, (ALL, 1.0)),
-        (1, 0.9, (box(0, 2, 0, 2), 5.0)),  # 4 pixels: gone, and its pixels go to the next
-        (1, 0.9, (box(0, 1, 0, 5), 3.0), (box(0, 1, 0, 2), 4.0)),  # 3 pixels, as the one above has two: gone with it
-        (3, 0.9, (box(7, 8, 0, 5), 5.0)),  # 5 pixels: stays
+        (1, 0.9, (box(0, 2, 0, 2), 5.0)),  # 4 pixels: dropped, its pixels are reassigned
+        (1, 0.9, (box(0, 1, 0, 5), 3.0), (box(0, 1, 0, 2), 4.0)),  # 3 pixels, as the one above has two: dropped, too
+        (3, 0.9, (box(7, 8, 0, 5), 5.0)),  # 5 pixels: kept
     ]
     found = segment(rows)
     assert [(s["category_id"], s["area"]) for s in found.segments] == [(0, 59), (3, 5)]
     assert len(segment(rows, min_area=0).segments) == 4
 
 
-def test_pixels_of_a_dropped_segment_go_to_the_next_mask():
+def test_pixels_of_dropped_segments_are_reassigned():
     rows = [(0, 0.9, (ALL, 1.0)), (1, 0.9, (box(0, 2, 0, 3), 2.0)), (0, 0.9, (box(0, 2, 0, 2), 3.0))]
-    # The last one has 4 pixels and the second the 2 beside: both go.
+    # The last one has 4 pixels and the second 2: both are dropped.
     assert [(s["category_id"], s["area"]) for s in segment(rows).segments] == [(0, 64)]
-    # With one row more, the second has 5, and gets those of the last one.
+    # With one more row, the second has 5, and those of the last one are reassigned to it.
     rows[1] = (1, 0.9, (box(0, 3, 0, 3), 2.0))
     assert [(s["category_id"], s["area"]) for s in segment(rows).segments] == [(0, 55), (1, 9)]
 
 
-def test_merged_stuff_is_judged_as_one():
+def test_area_of_merged_stuff():
     rows = [(0, 0.9, (ALL, 1.0)), (2, 0.9, (box(0, 1, 0, 3), 5.0)), (2, 0.9, (box(7, 8, 0, 3), 5.0))]
     assert [(s["category_id"], s["area"]) for s in segment(rows).segments] == [(0, 58), (2, 6)]
 
 
-def test_nothing_found_is_void():
+def test_images_without_segments_are_void():
     for rows in ([(4, 0.99, (ALL, 5.0))], [(0, 0.5, (ALL, 5.0))]):
         found = segment(rows)
         assert found.segments == [] and not found.ids.any()
@@ -107,13 +107,13 @@ def test_nothing_found_is_void():
     assert found.segments == [] and not found.ids.any()
 
 
-def test_sigmoid_scores_and_the_images_own_size():
+def test_sigmoid_scores_at_another_size():
     found = segment([(0, 0.6, (LEFT, 2.0)), (3, 0.7, (RIGHT, 2.0))], (16, 24), no_object=False, score_threshold=0.5)
     assert [(s["category_id"], s["area"]) for s in found.segments] == [(0, 192), (3, 192)]
     assert (found.ids[:, :12] == 1).all()
 
 
-def test_what_is_needed():
+def test_invalid_arguments():
     made = predictions([(0, 0.9, (ALL, 1.0))])
     with pytest.raises(ValueError, match="1 images, image_sizes 2"):
         panoptic_postprocess(made, [(8, 8)] * 2, range(THINGS))

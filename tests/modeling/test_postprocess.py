@@ -1,4 +1,4 @@
-"""From predictions to detections."""
+"""Detections from predictions."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from projects_deformable_detr.modeling import Predictions, postprocess
 
 
 def naive_detections(predictions, image, size, topk):
-    """All (score, label, corners) of one image, best first, by plain loops."""
+    """Returns (score, label, corners) of one image, best first."""
     height, width = size
     found = []
     for scores, (cx, cy, w, h) in zip(
@@ -22,7 +22,7 @@ def naive_detections(predictions, image, size, topk):
 
 
 @pytest.mark.parametrize("topk", [1, 6, 19, 20, 100])
-def test_equals_a_plain_sort_of_all_query_and_class_pairs(make_random, topk):
+def test_equals_scalar_reference(make_random, topk):
     predictions = make_random.predictions(layers=2, batch=2, queries=5, classes=4)
     sizes = [(30, 50), (480, 333)]
     detections = postprocess(predictions, sizes, topk)
@@ -34,7 +34,7 @@ def test_equals_a_plain_sort_of_all_query_and_class_pairs(make_random, topk):
         torch.testing.assert_close(found.boxes, torch.tensor([item[2] for item in expected]))
 
 
-def test_one_query_can_give_several_classes():
+def test_several_classes_of_one_query():
     logits = torch.full((1, 1, 3, 2), -9.0)
     logits[0, 0, 1] = torch.tensor([2.0, 3.0])
     boxes = torch.full((1, 1, 3, 4), 0.1)
@@ -50,14 +50,14 @@ def test_boxes_are_clipped_to_the_image():
     assert found.boxes.tolist() == [[0.0, 30.0, 20.0, 40.0]]
 
 
-def test_only_the_last_layer_counts(make_random):
+def test_only_the_last_layer_is_used(make_random):
     predictions = make_random.predictions(layers=3, batch=1)
     last = Predictions(predictions.logits[-1:], predictions.boxes[-1:])
     sizes = [(60, 70)]
     assert torch.equal(postprocess(predictions, sizes)[0].boxes, postprocess(last, sizes)[0].boxes)
 
 
-def test_half_precision_logits_are_scored_in_float32(make_random):
+def test_scores_of_half_precision_logits_are_float32(make_random):
     predictions = make_random.predictions(batch=1)
     half = Predictions(predictions.logits.bfloat16(), predictions.boxes)
     scores = postprocess(half, [(9, 9)])[0].scores
@@ -65,7 +65,7 @@ def test_half_precision_logits_are_scored_in_float32(make_random):
     assert torch.equal(scores, half.logits[-1].float().sigmoid().flatten().sort(descending=True).values)
 
 
-def test_errors(make_random):
+def test_invalid_arguments(make_random):
     predictions = make_random.predictions(batch=2)
     with pytest.raises(ValueError, match="2 images, image_sizes 1"):
         postprocess(predictions, [(10, 10)])

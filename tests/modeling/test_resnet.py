@@ -1,4 +1,4 @@
-"""The backbone against torchvision's ResNet with the same random weights."""
+"""ResNet against torchvision's with the same random weights, and deformable convolution."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from projects_deformable_detr.config.model import build_backbone
-from projects_deformable_detr.errors import ArgumentError, UserError
-from projects_deformable_detr.modeling.resnet import ResNet
+from projects_deformable_detr.modeling.resnet import DeformableConv2d, ResNet
 
+TINY = {"stem_channels": 16, "res2_channels": 32}
 ALL = ("res2", "res3", "res4", "res5")
 
 
@@ -53,7 +53,7 @@ def test_equals_torchvision(depth, norm, dilate):
 
 
 @pytest.mark.parametrize(("depth", "dilate"), [(18, False), (50, False), (50, True)])
-def test_output_shape_tells_channels_and_strides(depth, dilate):
+def test_output_shape(depth, dilate):
     model = ResNet(depth, ("res5", "res3"), res5_dilation=2 if dilate else 1, stem_channels=16, res2_channels=16)
     assert list(model.output_shape()) == ["res3", "res5"]
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_output_shape_tells_channels_and_strides(depth, dilate):
     assert {name: spec.channels for name, spec in model.output_shape().items()} == {"res3": 32, "res5": 128}
 
 
-def test_stages_beyond_the_last_feature_are_not_built():
+def test_stages_after_the_last_feature_are_not_built():
     model = ResNet(18, ("res2", "res3"))
     assert not hasattr(model, "layer3")
     assert list(model(torch.zeros(1, 3, 32, 32))) == ["res2", "res3"]
@@ -85,38 +85,23 @@ def test_norms(norm, kind):
     norms += [block.bn2 for stage in (model.layer1, model.layer4) for block in stage]
     assert {type(module) for module in norms} == {kind}
     trainable = sum(parameter.requires_grad for parameter in model.parameters())
-    assert trainable == (20 if norm == "FrozenBN" else 60)  # convolutions, with weight and bias of each norm
+    assert trainable == (20 if norm == "FrozenBN" else 60)  # convolutions; weight and bias of each norm
 
 
 @pytest.mark.parametrize("freeze_at", range(6))
-def test_freeze_at_counts_the_stem_and_stages(freeze_at):
+def test_freeze_at(freeze_at):
     model = ResNet(18, freeze_at=freeze_at, norm="GN", stem_channels=16, res2_channels=16)
     for name, parameter in model.named_parameters():
         group = 1 if name.startswith(("conv1", "bn1")) else int(name[len("layer")]) + 1
         assert parameter.requires_grad == (group > freeze_at), name
 
 
-def test_frozen_stages_keep_their_batch_statistics():
+def test_frozen_stages_do_not_update_batch_norm():
     model = ResNet(18, norm="BN", freeze_at=2, stem_channels=16, res2_channels=16).train()
     before = {name: value.clone() for name, value in model.named_buffers()}
     model(torch.randn(2, 3, 64, 64))
     moved = {name.split(".")[0] for name, value in model.named_buffers() if not torch.equal(value, before[name])}
     assert moved == {"layer2", "layer3", "layer4"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ({"depth": 20}, "depth must be one of 18, 34, 50, 101, got 20"),
-        ({"out_features": ()}, r"out_features must .*got \[\]"),
-        ({"out_features": ("res3", "res6")}, "res6"),
-        ({"norm": "LN"}, "norm must be .*got 'LN'"),
-        ({"res5_dilation": 2}, "res5_dilation needs .*`depth` to 50 or 101"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, named):
-    with pytest.raises(ArgumentError, match=named):
-        ResNet(**{"depth": 18, **arguments})
 
 
 def test_config_keys_reach_the_backbone(make_cfg):
@@ -129,17 +114,53 @@ def test_config_keys_reach_the_backbone(make_cfg):
     assert not model.layer1[0].conv1.weight.requires_grad and model.layer2[0].conv1.weight.requires_grad
 
 
-@pytest.mark.parametrize(("key", "value"), [("STRIDE_IN_1X1", True), ("RES5_DILATION", 4)])
-def test_config_values_that_no_backbone_has_are_named(make_cfg, key, value):
-    cfg = make_cfg()
-    cfg.MODEL.RESNETS[key] = value
-    with pytest.raises(UserError, match=key):
-        build_backbone(cfg)
-
-
-def test_detectron2s_default_width_is_the_papers_at_every_depth(make_cfg):
+def test_detectron2s_default_width_is_that_of_the_paper_at_every_depth(make_cfg):
     cfg = make_cfg()
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 256
     assert build_backbone(cfg).output_shape()["res5"].channels == 512
     cfg.MODEL.RESNETS.DEPTH = 50
     assert build_backbone(cfg).output_shape()["res5"].channels == 2048
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+def test_deformable_convolution_starts_as_plain_convolution(stride, dilation):
+    plain = nn.Conv2d(8, 8, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+    options = {"stride": stride, "dilation": dilation}
+    deformable = DeformableConv2d(8, modulated=False, groups=2, **options)
+    modulated = DeformableConv2d(8, modulated=True, groups=2, **options)
+    for module in (deformable, modulated):
+        module.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(2, 8, 13, 10)
+    torch.testing.assert_close(deformable(x), plain(x))
+    torch.testing.assert_close(modulated(x), 0.5 * plain(x))
+
+
+def test_offsets_belong_to_a_group():
+    module = DeformableConv2d(4, stride=1, dilation=1, modulated=False, groups=2)
+    with torch.no_grad():
+        module.offset.bias.view(2, 9, 2)[1, :, 0] = 1.0  # taps of the second group move one row down
+    x = torch.randn(1, 4, 9, 9)
+    moved = x.clone()
+    moved[:, 2:, :-1] = x[:, 2:, 1:]
+    moved[:, 2:, -1] = 0
+    expected = nn.functional.conv2d(moved, module.weight, padding=1)
+    # The first output row differs: its taps reach row 0, which the moved input lacks.
+    torch.testing.assert_close(module(x)[:, :, 1:], expected[:, :, 1:])
+
+
+def test_deformable_stages():
+    stages = (False, True, False, True)
+    model = ResNet(50, norm="GN", deform=stages, deform_modulated=True, **TINY)
+    for index, wanted in enumerate(stages):
+        kinds = {type(block.conv2) for block in getattr(model, f"layer{index + 1}")}
+        assert kinds == {DeformableConv2d if wanted else nn.Conv2d}
+    offsets = [module.offset for module in model.modules() if isinstance(module, DeformableConv2d)]
+    assert len(offsets) == 4 + 3 and not any(module.weight.any() or module.bias.any() for module in offsets)
+    sum(feature.square().sum() for feature in model(torch.randn(1, 3, 64, 64)).values()).backward()
+    assert all(module.weight.grad.any() for module in offsets)
+    plain = ResNet(50, norm="GN", **TINY).state_dict()
+    own = model.state_dict()
+    assert plain.keys() <= own.keys()  # torchvision's weights load
+    assert all(own[key].shape == value.shape for key, value in plain.items())
+    dilated = ResNet(50, deform=stages, res5_dilation=2, deform_groups=2, **TINY)
+    assert dilated(torch.zeros(1, 3, 97, 131))["res5"].shape == (1, 256, 7, 9)
