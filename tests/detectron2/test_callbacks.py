@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,9 +52,22 @@ def run(cfg, resume=False, watch=(), trainer=Trainer):
     return trainer
 
 
+def check_averages(folder, iterations):
+    """Recomputes the average from the trained weights of every iteration; returns the last of both."""
+    expected = {}
+    for iteration in range(iterations):
+        content = torch.load(Path(folder, f"model_{iteration:07d}.pth"), weights_only=True)
+        assert content["ema"]["n_averaged"] == iteration + 1
+        for key, value in content["ema"]["model"].items():
+            if value.is_floating_point():
+                expected[key] = 0.8 * expected[key] + 0.2 * value if iteration else value.clone()
+        assert all(torch.allclose(content["model"][key], value, atol=1e-5) for key, value in expected.items())
+    return content["ema"]["model"], expected
+
+
 @pytest.fixture
 def scores(monkeypatch):
-    """``scores([3.0, 5.0])``: the AP of the first evaluation, of the second, …; gives a list of the models' weights."""
+    """``scores([3.0, 5.0])`` sets the AP of the next evaluations; returns a list that collects the models' weights."""
 
     def give(values):
         left, seen = iter(values), []
@@ -73,27 +87,16 @@ def test_the_average_is_evaluated_and_kept_and_goes_on_when_resumed(make_cfg, sc
     evaluated = scores([1.0, 2.0, 3.0])
     cfg.TEST.EVAL_PERIOD = 2
     run(cfg)
-    expected = {}
-    for iteration in range(4):
-        content = load(cfg, f"model_{iteration:07d}.pth")
-        for key, value in content["ema"]["model"].items():
-            if value.is_floating_point():
-                expected[key] = 0.8 * expected[key] + 0.2 * value if iteration else value.clone()
-        assert all(torch.allclose(content["model"][key], value, atol=1e-6) for key, value in expected.items())
-    assert any("running_var" in key for key in expected)
+    assert any("running_var" in key for key in check_averages(cfg.OUTPUT_DIR, 4)[1])
+    content = load(cfg, "model_0000003.pth")
     assert not same(content["model"], content["ema"]["model"])
     assert same(evaluated[0], load(cfg, "model_0000001.pth")["model"])
     assert same(evaluated[1], content["model"]) and same(evaluated[1], load(cfg, "model_final.pth")["model"])
     assert same(read_state(Path(cfg.OUTPUT_DIR, "model_final.pth")), content["model"])
 
-    # Resumed, the average goes on from what it was.
     cfg.SOLVER.MAX_ITER = 5
     run(cfg, resume=True)
-    after = load(cfg, "model_final.pth")
-    assert after["ema"]["n_averaged"] == 5
-    for key, value in expected.items():
-        assert torch.allclose(after["model"][key], 0.8 * value + 0.2 * after["ema"]["model"][key], atol=1e-6)
-
+    check_averages(cfg.OUTPUT_DIR, 5)
     cfg.SOLVER.EMA.ENABLED = False
     with pytest.raises(UserError, match="set SOLVER.EMA.ENABLED True to resume"):
         run(cfg, resume=True)
@@ -124,26 +127,18 @@ def test_an_average_may_begin_late(make_cfg, scores, caplog):
     assert same(end["model"], end["ema"]["model"])
 
 
-def test_the_best_evaluation_is_kept_and_remembered(make_cfg, scores, monkeypatch):
-    cfg = make_cfg(**BEST, SOLVER__MAX_ITER=6)
-    scores([math.nan, 6.0, math.inf])
-    run(cfg)
-    assert load(cfg, "model_best.pth")["iteration"] == 3
-    assert last(cfg) == "model_final.pth"
-
-    scores([8.0, 5.0, 9.0])
-    cfg.OUTPUT_DIR += "_killed"
-    cfg.SOLVER.MAX_ITER = 8
-    with monkeypatch.context() as patch:
-        hook = callbacks.SaveAfterEvaluation
-        patch.setattr(hook, "after_step", _stop_at(5, hook.after_step))
-        with pytest.raises(RuntimeError, match="killed"):
-            run(cfg)
+def test_the_best_evaluation_is_kept_and_remembered(make_cfg, scores):
+    cfg = make_cfg(**BEST, SOLVER__MAX_ITER=8)
+    scores([8.0, math.nan, 9.0])
+    kill = hooks.CallbackHook(after_step=lambda trainer: 1 / (5 - trainer.iter))
+    with pytest.raises(ZeroDivisionError):
+        run(cfg, watch=[kill])
     assert last(cfg) == "model_0000005.pth"
     assert load(cfg, "model_best.pth")["iteration"] == 5
     scores([8.5])
     run(cfg, resume=True)
     best = load(cfg, "model_best.pth")
+    assert last(cfg) == "model_final.pth"
     assert best["iteration"] == 5 and same(best["model"], load(cfg, "model_0000005.pth")["model"])
 
 
@@ -186,15 +181,6 @@ def test_the_best_checkpoint_is_read_by_both_engines(make_cfg, scores):
     assert same({f"detector.{key}": value for key, value in detector.state_dict().items()}, wanted)
 
 
-def _stop_at(iteration, original):
-    def after_step(self):
-        original(self)
-        if self.trainer.iter == iteration:
-            raise RuntimeError("killed")
-
-    return after_step
-
-
 def test_training_stops_early_as_it_would_end(make_cfg, scores, caplog):
     cfg = make_cfg(**STOP, **EMA, SOLVER__MAX_ITER=20, TEST__EARLY_STOPPING__MIN_DELTA=1.0)
     seen = []
@@ -210,42 +196,26 @@ def test_training_stops_early_as_it_would_end(make_cfg, scores, caplog):
     end = [line for line in lines if "bbox/AP" in line][-1]
     assert end["iteration"] == 5 and math.isnan(end["bbox/AP"])
 
-    # Resumed, it is evaluated and ends; with more patience it goes on.
+    # Resumed, it is evaluated and ends; with a larger patience or without the key it continues.
     scores([7.0])
     assert run(cfg, resume=True)._last_eval_results["bbox"]["AP"] == 7.0
     assert load(cfg, "model_final.pth")["iteration"] == 5
-    cfg.TEST.EARLY_STOPPING.PATIENCE, cfg.SOLVER.MAX_ITER = 3, 9
-    scores([9.0, 9.0])
-    run(cfg, resume=True)
-    assert load(cfg, "model_final.pth")["iteration"] == 8
-
-
-def test_a_run_that_stopped_early_goes_on_without_the_key(make_cfg, scores):
-    cfg = make_cfg(**STOP, SOLVER__MAX_ITER=7)
-    scores([4.0, 4.0, 4.0])
-    run(cfg)
-    assert load(cfg, "model_final.pth")["iteration"] == 5
-    cfg.TEST.EARLY_STOPPING.ENABLED = False
-    scores([4.0])
-    run(cfg, resume=True)
-    assert load(cfg, "model_final.pth")["iteration"] == 6
-
-
-def options_of(values):
-    return [str(word) for pair in values.items() for word in pair]
+    other = shutil.copytree(cfg.OUTPUT_DIR, f"{cfg.OUTPUT_DIR}_other")
+    for folder, key, value in ((cfg.OUTPUT_DIR, "PATIENCE", 3), (other, "ENABLED", False)):
+        cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER, cfg.TEST.EARLY_STOPPING[key] = folder, 9, value
+        scores([9.0, 9.0])
+        run(cfg, resume=True)
+        assert load(cfg, "model_final.pth")["iteration"] == 8
 
 
 def test_two_processes_stop_together_and_average_what_they_train(job, tmp_path, coco_files, monkeypatch):
-    """AP does not rise by 90 in four iterations. Resumed without the key, the run goes on.
-
-    The average is computed again from what every checkpoint holds beside it.
-    """
+    """AP does not rise by 90 in four iterations. Resumed without the key, the run continues."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    words = options_of({
-        "SOLVER.EMA.ENABLED": True, "SOLVER.EMA.DECAY": 0.8, "MODEL.RESNETS.NORM": "BN", "SOLVER.CHECKPOINT_PERIOD": 1,
-        "TEST.BEST_CHECKPOINT.ENABLED": True, "TEST.EVAL_PERIOD": 2, "TEST.EARLY_STOPPING.ENABLED": True,
-        "TEST.EARLY_STOPPING.PATIENCE": 1, "TEST.EARLY_STOPPING.MIN_DELTA": 90.0,
-    })  # fmt: skip
+    options = EMA | BEST | STOP | {
+        "MODEL__RESNETS__NORM": "BN", "SOLVER__CHECKPOINT_PERIOD": 1, "TEST__EARLY_STOPPING__PATIENCE": 1,
+        "TEST__EARLY_STOPPING__MIN_DELTA": 90.0,
+    }  # fmt: skip
+    words = [word for key, value in options.items() for word in (key.replace("__", "."), value)]
     output = tmp_path / "output"
     results = main(job(tmp_path, coco_files, *words, "SOLVER.MAX_ITER", 30, num_gpus=2))
     assert "AP" in results["bbox"]
@@ -254,16 +224,8 @@ def test_two_processes_stop_together_and_average_what_they_train(job, tmp_path, 
 
     more = ("SOLVER.MAX_ITER", 5, "TEST.EARLY_STOPPING.ENABLED", False)
     main(job(tmp_path, coco_files, *words, *more, num_gpus=2, resume=True))
-    expected = {}
-    for iteration in range(5):
-        content = torch.load(output / f"model_{iteration:07d}.pth", weights_only=True)
-        assert content["ema"]["n_averaged"] == iteration + 1
-        for key, value in content["ema"]["model"].items():
-            if value.is_floating_point():
-                expected[key] = 0.8 * expected[key] + 0.2 * value if iteration else value.clone()
-        assert all(torch.allclose(content["model"][key], value, atol=1e-5) for key, value in expected.items())
-    far = max(float((content["ema"]["model"][key] - value).abs().max()) for key, value in expected.items())
-    assert far > 1e-3  # it has trained
+    trained, averaged = check_averages(output, 5)
+    assert max(float((trained[key] - averaged[key]).abs().max()) for key in averaged) > 1e-3  # it has trained
 
 
 def test_an_unknown_metric_is_an_error_on_all_processes(monkeypatch):

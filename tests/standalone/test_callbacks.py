@@ -16,7 +16,9 @@ from projects_deformable_detr.checkpoint import read_state
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.evaluation import Evaluator
 from projects_deformable_detr.standalone import main
+from projects_deformable_detr.standalone.callbacks import EarlyStopping
 from projects_deformable_detr.standalone.module import DetectionModule
+from projects_deformable_detr.training import EarlyStoppingConfig
 
 Make = Callable[..., Namespace]
 EMA = ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.8)
@@ -148,15 +150,6 @@ def test_the_best_evaluation_is_kept(
     assert "bbox/AP is 8.0000; the best is 9.0000, of iteration 11" in caplog.text
 
 
-def test_the_least_is_best_where_it_is_asked_for(
-    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None]
-) -> None:
-    scores([5.0, 2.0, 9.0, 4.0])  # the last one after the end, which is no evaluation's iteration
-    options = ("TEST.BEST_CHECKPOINT.MODE", "min", "SOLVER.MAX_ITER", 14)
-    main(make_args(tmp_path, *BEST, *options))
-    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 7
-
-
 @pytest.mark.parametrize("ema", [(), EMA])
 def test_the_evaluation_at_the_end_counts_and_is_remembered(
     make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], ema: tuple[object, ...]
@@ -230,6 +223,13 @@ def test_training_stops_early_as_it_would_end(
         main(make_args(folder, "--resume", *STOP, *EMA, f"TEST.EARLY_STOPPING.{more[0]}", more[1]))
         assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == 23
     assert same(network(tmp_path / "model_final.pth"), network(other / "model_final.pth"))
+
+
+def test_early_stopping_loads_the_state_of_lightnings_callback() -> None:
+    """Of checkpoints of earlier versions."""
+    stopping = EarlyStopping(EarlyStoppingConfig(patience=3))
+    stopping.load_state_dict({"wait_count": 2, "best_score": torch.tensor(4.0), "patience": 5})
+    assert (stopping.count, stopping.best, stopping.config.patience) == (2, 4.0, 3)
 
 
 def test_two_processes_stop_together(make_args: Make, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Configuration and logic of EMA, best checkpoint and early stopping, without a training."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from torch import nn
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.config.training import training_config
 from projects_deformable_detr.errors import ArgumentError, UserError
-from projects_deformable_detr.training import EarlyStoppingConfig, EmaConfig
-from projects_deformable_detr.training.callbacks import EarlyStopping, select_metric
+from projects_deformable_detr.training import BestCheckpointConfig, EarlyStoppingConfig, EmaConfig
+from projects_deformable_detr.training.callbacks import BestCheckpoint, DetectorWriter, EarlyStopping, select_metric
 from projects_deformable_detr.training.ema import ExponentialMovingAverage
 
 EMA, BEST, STOP = "SOLVER.EMA", "TEST.BEST_CHECKPOINT", "TEST.EARLY_STOPPING"
@@ -55,6 +56,20 @@ def test_an_unknown_metric_is_named() -> None:
     assert select_metric(metrics, "bbox/AP-red") == 3.0
     with pytest.raises(ArgumentError, match="metric must be one of bbox/AP, bbox/AP50, or AP-CLASS of .* got 'AP'"):
         select_metric(metrics, "AP")
+
+
+@pytest.mark.parametrize(("mode", "written"), [("max", [(0, 2.0), (3, 3.0)]), ("min", [(0, 2.0), (2, 1.0)])])
+def test_the_best_evaluation_is_written(mode: str, written: list[tuple[int, float]], tmp_path: Path) -> None:
+    best = BestCheckpoint(BestCheckpointConfig(mode=mode), DetectorWriter(tmp_path, ""))
+    found = []
+    for iteration, value in enumerate((2.0, 2.0, 1.0, 3.0, math.nan, math.inf)):
+        best.update(value, iteration, nn.Linear(1, 1), write=True)
+        path = tmp_path / "model_best.pth"
+        found.append((torch.load(path, weights_only=True)["iteration"], best.best))
+    assert list(dict.fromkeys(found)) == written
+    other = BestCheckpoint(BestCheckpointConfig(mode=mode), DetectorWriter(tmp_path, ""))
+    other.load_state_dict(best.state_dict())
+    assert (other.iteration, other.best) == written[-1]
 
 
 def test_early_stopping_counts_evaluations_without_an_improvement() -> None:
