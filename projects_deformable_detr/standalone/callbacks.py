@@ -202,8 +202,9 @@ def build_callbacks(config: training.TrainingConfig, writer: DetectorWriter, dev
 
 def _detector(module: Any, average: Average | None) -> nn.Module:
     """Returns the averaged detector, or the module's own without an average or before training."""
-    averaged = average and average._average_model
-    return (averaged.module if averaged else module).detector
+    averaged: Any = average and average._average_model
+    detector: nn.Module = (averaged.module if averaged else module).detector
+    return detector
 
 
 def _is_stopping(trainer: L.Trainer) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -19,7 +20,7 @@ from ..errors import UserError
 from ..evaluation import Evaluator, TestTimeAugmentationConfig
 from ..evaluation.tta import detect_with_tta
 from ..modeling import cardinality_error, panoptic_postprocess, postprocess
-from ..training import build_optimizer, build_scheduler
+from ..training import GradientClip, build_optimizer, build_scheduler
 from . import data
 from .batch import Batch
 
@@ -38,7 +39,6 @@ class DetectionModule(L.LightningModule):
     def __init__(self, cfg: Any, dataset: data.DetectionDataset | None, evaluators: list[Evaluator]) -> None:
         super().__init__()
         self.cfg = cfg
-        self.optimizer_config = optimizer_config(cfg)
         self.evaluation = evaluation_config(cfg)
         self.dataset = dataset
         self.evaluators = evaluators
@@ -54,6 +54,7 @@ class DetectionModule(L.LightningModule):
         self.scalars: dict[str, float] = {}  # the same, flattened to names as in logs
         self.evaluated_at = -1  # number of iterations at that evaluation
         self.tta: TestTimeAugmentationConfig | None = None  # if set, evaluations use it and add to ``metrics``
+        self.clip: GradientClip | None = None
         self._losses: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
@@ -75,14 +76,15 @@ class DetectionModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Builds the optimizer and the learning-rate schedule, which steps every iteration."""
-        optimizer = build_optimizer(self, self.optimizer_config)
+        config = optimizer_config(self.cfg)
+        optimizer, self.clip = build_optimizer(self, config), config.clip
         schedule = {"scheduler": build_scheduler(optimizer, schedule_config(self.cfg)), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clips gradients, which mixed precision no longer scales at this point."""
-        if self.optimizer_config.clip:
-            self.optimizer_config.clip(value for group in optimizer.param_groups for value in group["params"])
+        if self.clip is not None:
+            self.clip(value for group in optimizer.param_groups for value in group["params"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes dropout a function of seed, rank and iteration, so that a resumed run repeats it."""
@@ -169,7 +171,9 @@ class DetectionModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores a random seed; raises `UserError` if the trained weights beside averaged ones would be lost."""
-        if "averaging_state" in checkpoint and not self.cfg.SOLVER.EMA.ENABLED:
+        trainer: Any = self.trainer
+        has_average = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+        if "averaging_state" in checkpoint and not has_average:
             raise UserError(
                 "the checkpoint to resume from has averaged weights beside the trained ones: set SOLVER.EMA.ENABLED "
                 "True, or start a run from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"

@@ -32,7 +32,7 @@ class EmaConfig:
 
         ``get_ema_multi_avg_fn`` uses ``lerp``, which leaves frozen weights exactly as they are.
         """
-        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        average = get_ema_multi_avg_fn(self.decay)
         return {"multi_avg_fn": average, "use_buffers": True}
 
 
