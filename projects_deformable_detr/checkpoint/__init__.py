@@ -1,26 +1,37 @@
-"""Checkpoints: reading and writing files, and other projects' weights by their keys."""
+"""Checkpoints: reading and writing files, and weights of other projects in their formats."""
 
-from .files import CLASS_NAMES, CheckpointError, Weights, read_state, read_weights, save_detector, write_atomically
-from .imagenet import TORCHVISION, download
-from .keys import recognise, to_ours
+from .files import (
+    CLASS_NAMES,
+    TORCHVISION,
+    CheckpointError,
+    Weights,
+    download,
+    read_weights,
+    save_detector,
+    write_atomically,
+)
+from .formats import detect, to_ours
+from .formats.hugging_face import write_hugging_face
+from .formats.official import write_official
 from .load import LoadOptions, LoadReport, fit, load_weights
 from .pickles import read_pickle
 
 __all__ = [
     "CLASS_NAMES",
+    "TORCHVISION",
     "CheckpointError",
     "LoadOptions",
     "LoadReport",
-    "TORCHVISION",
     "Weights",
+    "detect",
     "download",
     "fit",
     "load_weights",
     "read_pickle",
-    "read_state",
     "read_weights",
-    "recognise",
     "save_detector",
     "to_ours",
     "write_atomically",
+    "write_hugging_face",
+    "write_official",
 ]

@@ -1,11 +1,14 @@
-"""Class heads: which of a file's classes are which of the model's, and what becomes of the others.
+"""Class heads: assigns the logits of a file's classes to those of the model.
 
-The rule, in its order (docs/checkpoints.md):
-1. ``keep_logits``: the head is taken as it is, and must have the model's number of logits.
-2. The classes of both are known by name: each of the model's classes that the file has takes over its logit; the others
-   start anew.
-3. Those of one of them are not known: the head is taken as it is where the numbers agree, and starts anew elsewhere.
-Softmax and sigmoid heads do not replace each other. What starts anew is an error where a model is to be evaluated.
+The first rule that applies (docs/checkpoints.md):
+
+1. ``keep_logits``: the head is loaded unchanged and must have the model's number of logits.
+2. The class names of both are known: each class of the model takes the logit of the file's class of the same name;
+   classes that the file lacks keep their initial weights.
+3. Class names are unknown: the head is loaded unchanged if the numbers of logits agree, and keeps its initial weights
+   otherwise.
+
+Softmax heads are not loaded into sigmoid heads, nor the other way round.
 """
 
 import re
@@ -16,22 +19,20 @@ import torch
 from torch import Tensor
 
 from . import coco_classes
-from .names import State
+from .formats.base import Format, Names, State
+from .formats.detector import CLASS_HEAD
 
 _SHOWN = 10
-_HEAD = re.compile(r"(decoder\.class_heads\.\d+|queries\.class_head)\.(weight|bias)")
 _PROPOSALS = "queries.class_head."
-
-Names = Sequence[str | None]
 
 
 @dataclass(frozen=True)
-class Heads:
-    """The class heads of a file or of a model.
+class ClassHead:
+    """Meaning of a class head's logits.
 
     Attributes:
-        names: of the classes, None where a logit stands for none; or None where they are not known.
-        no_object: whether the last logit means "no object".
+        names: names of the classes, None for an unused logit; None if they are unknown.
+        no_object: whether the last logit is "no object".
     """
 
     names: Names | None
@@ -39,132 +40,126 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of the class heads.
+class ClassReport:
+    """Result of fitting class heads.
 
     Attributes:
-        action: ``"kept"``, ``"mapped"``, ``"new"``, or ``"none"`` where there were no class heads.
-        sentence: for the log.
-        new: classes without a counterpart in the file, by name or, where that is not known, by number.
+        action: ``"kept"``, ``"mapped"``, ``"new"``, or ``"none"`` without class heads.
+        message: description for the log.
+        new: names, or if unknown the indices, of classes that keep their initial weights.
     """
 
     action: str
-    sentence: str = ""
+    message: str = ""
     new: tuple[str, ...] = ()
 
 
-def names_in_file(kind: str, classes: int, told: Sequence[str] | None) -> Names | None:
-    """The classes of a file's logits, "no object" not counted; None where nothing tells.
+def count_logits(state: State) -> int:
+    """Returns the number of logits of a detector's class heads, 0 if it has none."""
+    return next((len(value) for key, value in state.items() if CLASS_HEAD.fullmatch(key)), 0)
+
+
+def class_names_of(format: Format, count: int, stored: Sequence[str] | None) -> Names | None:
+    """Returns the names of a file's ``count`` classes, None for unused logits; None if they are unknown.
 
     Args:
-        kind: as `keys.recognise` tells it.
-        classes: their number.
-        told: names that the file, or a config beside it, has.
+        format: format of the file.
+        count: number of classes, without "no object".
+        stored: names in the file, or in a config next to it.
     """
-    # LABEL_7 is what Hugging Face's configs say of a class that nobody has named.
-    if told is not None and len(told) == classes and not any(re.fullmatch(r"LABEL_\d+", name) for name in told):
-        return tuple(None if name in ("N/A", "") else name for name in told)
-    if kind in ("official", "hugging-face", "detrex") and classes in coco_classes.BY_ID:
-        return coco_classes.BY_ID[classes]
-    return coco_classes.CONTIGUOUS.get(classes) if kind in ("detrex", "mmdetection") else None
+    # Hugging Face's configs have LABEL_7 for a class without a name.
+    if stored is not None and len(stored) == count and not any(re.fullmatch(r"LABEL_\d+", name) for name in stored):
+        return tuple(None if name in ("N/A", "") else name for name in stored)
+    return format.classes.get(count)
 
 
 def fit_class_heads(
-    state: State, own: State, theirs: Heads, ours: Heads, *, keep_logits: bool = False
-) -> tuple[State, Outcome]:
-    """The state with class heads that fit the model ``own``; see the rule above.
+    state: State, own: State, theirs: ClassHead, ours: ClassHead, *, keep_logits: bool = False
+) -> tuple[State, ClassReport]:
+    """Returns the state with class heads that fit the model.
 
     Args:
-        state: a detector's, with our names.
-        own: the model's state dict, whose values are those of classes that start anew.
-        theirs, ours: what is known of the heads of both.
-        keep_logits: take them as they are.
+        state: the file's weights with our keys.
+        own: the model's state dict.
+        theirs, ours: class heads of file and model.
+        keep_logits: load class heads without mapping classes.
     """
-    heads = [key for key in state if _HEAD.fullmatch(key) and key in own]
+    heads = [key for key in state if CLASS_HEAD.fullmatch(key) and key in own]
     main = [key for key in heads if not key.startswith(_PROPOSALS)] or heads
     if not main or keep_logits:
-        return state, Outcome("kept" if main else "none")
-    rows, outcome = _choose_rows(len(state[main[0]]), len(own[main[0]]), theirs, ours)
+        return state, ClassReport("kept" if main else "none")
+    rows, report = _choose_rows(len(state[main[0]]), len(own[main[0]]), theirs, ours)
     fitted = dict(state)
     for key in heads:
         if key in main:
-            fitted[key] = _take(state[key], own[key], rows)
+            fitted[key] = _take_rows(state[key], own[key], rows)
         elif state[key].shape != own[key].shape:
             # The first logit of a proposal is its objectness; the others are trained to be low.
-            count = min(len(state[key]), len(own[key]))
-            fitted[key] = _take(state[key], own[key], {index: index for index in range(count)})
-    return fitted, outcome
+            fitted[key] = _take_rows(state[key], own[key], _identity(min(len(state[key]), len(own[key]))))
+    return fitted, report
 
 
-def _choose_rows(found: int, wanted: int, theirs: Heads, ours: Heads) -> tuple[dict[int, int], Outcome]:
-    """Row of the model's head to row of the file's."""
+def _choose_rows(found: int, wanted: int, theirs: ClassHead, ours: ClassHead) -> tuple[dict[int, int], ClassReport]:
+    """Maps rows of the model's head, of ``wanted`` logits, to rows of the file's, of ``found`` logits."""
+    count = wanted - ours.no_object
+    names = ours.names if ours.names and len(ours.names) == count else None
+
+    def new_head(reason: str) -> tuple[dict[int, int], ClassReport]:
+        listed = f" ({_listed(names)})" if names else ""
+        new = tuple(map(str, names or range(count)))
+        message = f"The class head of {count} classes{listed} keeps its initial weights: {reason}."
+        return {}, ClassReport("new", message, new)
+
     if theirs.no_object != ours.no_object:
         loss = "softmax with a logit for no object" if theirs.no_object else "sigmoid"
-        return {}, _new(found, wanted, ours, f"the file's is {loss}, the model's is not (MODEL.DETR.CLASS_LOSS)")
-    extra = int(ours.no_object)
-    names = ours.names if ours.names and len(ours.names) == wanted - extra else None
-    by_coco = names is None
-    names = names or _assumed(theirs.names, wanted - extra)
-    if theirs.names is None or names is None:
+        return new_head(f"the file's is {loss}, the model's is not")
+    # COCO is assumed for a model with as many classes if the file is COCO's.
+    by_coco = names is None and theirs.names in coco_classes.BY_ID.values()
+    known = coco_classes.CONTIGUOUS.get(count) if by_coco else names
+    if theirs.names is None or known is None:
         if found == wanted:
-            return _identity(found), Outcome("kept", f"The class head's {found} logits were taken as they are.")
-        return {}, _new(found, wanted, ours, f"the file has {found} logits, of classes that are not known")
-    rows = _rows_of_same_names(names, theirs.names)
+            return _identity(found), ClassReport("kept", f"The class head's {found} logits are loaded unchanged.")
+        return new_head(f"the file has {found} logits of unknown classes")
+    rows = match_names(known, theirs.names)
     if not rows:
-        known = [_plain(name) for name in theirs.names if name is not None]
-        return {}, _new(found, wanted, ours, f"none of its classes is among the file's ({_listed(known)})")
-    if extra:
+        return new_head(f"none of its classes is among the file's ({_listed([name for name in theirs.names if name])})")
+    if ours.no_object:
         rows[wanted - 1] = found - 1
-    missing = tuple(str(name) for index, name in enumerate(names) if index not in rows)
+    missing = tuple(str(name) for index, name in enumerate(known) if index not in rows)
     if rows == _identity(found) and found == wanted:
-        return rows, Outcome("kept", f"The class head's {found} logits are of the model's classes.")
-    sentence = f"{len(names) - len(missing)} of {len(names)} classes took over their logits of the file's {found}"
-    sentence += " by COCO's categories." if by_coco else " by name."
+        return rows, ClassReport("kept", f"The class head's {found} logits are of the model's classes.")
+    message = f"{count - len(missing)} of {count} classes take their logits from the file's {found}"
+    message += " by COCO's categories." if by_coco else " by name."
     if missing:
-        sentence += f" The others start anew: {_listed(list(missing))}."
-    return rows, Outcome("mapped", sentence, missing)
+        message += f" The others keep their initial weights: {_listed(missing)}."
+    return rows, ClassReport("mapped", message, missing)
 
 
-def _rows_of_same_names(ours: Names, theirs: Names) -> dict[int, int]:
-    """Of each of our classes that is among theirs, its place and theirs.
+def match_names(ours: Names, theirs: Names) -> dict[int, int]:
+    """Returns the index in ``theirs`` of each class of ``ours`` that is in both.
 
-    Detectron2's separated panoptic format calls COCO's "sky-other-merged" "sky": such names, too, are the same, where
-    there is no doubt.
+    Case and separators are ignored, and where the match is unique also the suffixes of COCO's stuff classes:
+    Detectron2's separated panoptic format has "sky" for "sky-other-merged".
     """
-    places = {_plain(name): index for index, name in enumerate(theirs) if name is not None}
-    rows = {index: places[_plain(name)] for index, name in enumerate(ours) if _plain(name) in places}
+    places = {_normalized(name): index for index, name in enumerate(theirs) if name is not None}
+    rows = {index: places[_normalized(name)] for index, name in enumerate(ours) if _normalized(name) in places}
     left: dict[str, list[int]] = {}
     for index, name in enumerate(theirs):
         if name is not None and index not in rows.values():
-            left.setdefault(_short(name), []).append(index)
+            left.setdefault(_without_suffix(name), []).append(index)
     for index, name in enumerate(ours):
-        if index not in rows and len(left.get(_short(name), ())) == 1:
-            rows[index] = left.pop(_short(name))[0]
+        if index not in rows and len(left.get(_without_suffix(name), ())) == 1:
+            rows[index] = left.pop(_without_suffix(name))[0]
     return dict(sorted(rows.items()))
-
-
-def _assumed(theirs: Names | None, classes: int) -> Names | None:
-    """COCO's own classes, for a model of as many, where the file is COCO's and no data set is known."""
-    return coco_classes.CONTIGUOUS.get(classes) if theirs in coco_classes.BY_ID.values() else None
-
-
-def _new(found: int, wanted: int, ours: Heads, reason: str) -> Outcome:
-    count = wanted - int(ours.no_object)
-    named = ours.names is not None and len(ours.names) == count
-    names = tuple(map(str, ours.names if named and ours.names else range(count)))
-    what = f" ({_listed(list(names))})" if named else ""
-    return Outcome("new", f"The class head of {count} classes{what} starts anew: {reason}.", names)
 
 
 def _identity(count: int) -> dict[int, int]:
     return {index: index for index in range(count)}
 
 
-def _take(theirs: Tensor, own: Tensor, rows: dict[int, int]) -> Tensor:
-    """``own`` (M, …) with some rows of ``theirs`` (F, …); untouched if nothing else fits either."""
-    if theirs.shape[1:] != own.shape[1:]:
-        return theirs
-    if rows == _identity(len(own)) and len(theirs) == len(own):
+def _take_rows(theirs: Tensor, own: Tensor, rows: dict[int, int]) -> Tensor:
+    """Returns ``own`` (M, …) with rows of ``theirs`` (F, …), or ``theirs`` if their other dimensions differ."""
+    if theirs.shape[1:] != own.shape[1:] or (rows == _identity(len(own)) and len(theirs) == len(own)):
         return theirs
     taken = own.detach().clone().to(theirs.device)
     if rows:
@@ -172,14 +167,13 @@ def _take(theirs: Tensor, own: Tensor, rows: dict[int, int]) -> Tensor:
     return taken
 
 
-def _plain(name: str | None) -> str:
-    """Names are compared without regard to case, and to what stands between their words."""
+def _normalized(name: str | None) -> str:
     return re.sub(r"[\s_-]+", " ", name or "").strip().casefold()
 
 
-def _short(name: str | None) -> str:
-    return re.sub(r"(?<=.) (other|merged|other merged)$", "", _plain(name))
+def _without_suffix(name: str | None) -> str:
+    return re.sub(r"(?<=.) (other|merged|other merged)$", "", _normalized(name))
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def _listed(names: Sequence[str | None]) -> str:
+    return ", ".join(map(str, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

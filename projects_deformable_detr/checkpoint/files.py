@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running code, written whole or not at all."""
+"""Checkpoint files: read without executing code, written atomically; downloads of ImageNet weights."""
 
 import argparse
 import json
@@ -11,122 +11,165 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlparse
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .pickles import RefusedPickleError, as_tensors, read_pickle, stand_ins, with_arrays
+from .pickles import RefusedPickleError, as_tensors, read_pickle, safe_globals, with_arrays
 
-CLASS_NAMES = "class_names"  # the key beside the weights in this project's files
+CLASS_NAMES = "class_names"  # key of the class names in this project's files
+TORCHVISION = "torchvision://"
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read, or that does not fit the model."""
+    """Raised for a checkpoint that cannot be read or does not fit the model."""
+
+
+class DownloadError(CheckpointError):
+    """Raised for ImageNet weights that cannot be downloaded."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a checkpoint file holds.
+    """Content of a checkpoint file.
 
     Attributes:
-        state: tensors by their names, on the CPU.
-        class_names: of the class head's logits in their order, where the file or its config tells them.
+        state: state dict on the CPU.
+        class_names: names of the classes if the file, or a config next to it, stores them.
     """
 
     state: dict[str, Tensor]
     class_names: tuple[str, ...] | None = None
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of `read_weights`."""
-    return read_weights(path).state
-
-
 def read_weights(path: str | Path) -> Weights:
-    """The weights in a ``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.safetensors`` or ``.pkl`` file, on the CPU.
+    """Reads the weights in a ``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.safetensors`` or ``.pkl`` file to the CPU.
 
-    They may stand alone, under ``model`` (Detectron2, the official repositories) or under ``state_dict`` (Lightning).
-    A folder of Hugging Face's with one file of weights is read too; the class names are in the ``config.json`` beside.
+    They are at the top, under ``model`` (Detectron2, the official repositories) or under ``state_dict`` (Lightning). A
+    folder of Hugging Face with one file of weights is accepted, too; class names are read from its ``config.json``.
 
     Raises:
-        CheckpointError: if there is no such file, it holds anything but tensors and plain values, or no weights.
+        CheckpointError: if the file does not exist, contains other than tensors and plain values, or no weights.
     """
-    path = file_of(Path(path))
+    path = weights_file(Path(path))
     if path.suffix == ".safetensors":
         return Weights(_read_safetensors(path), _hugging_face_classes(path))
-    content = read_content(path)
-    names = _class_names(content)
-    told = tuple(map(str, names)) if isinstance(names, list | tuple) else _hugging_face_classes(path)
-    return Weights(_find_weights(path, content), told)
-
-
-def read_content(path: Path) -> Any:
-    """All that a file of `read_weights` holds, but for safetensors, without running code from it.
-
-    Raises:
-        CheckpointError: if it is damaged, or holds anything but tensors and plain values.
-    """
     try:
-        return _read_torch_or_pickle(path)
-    except Exception as error:  # a damaged file can fail anywhere in the unpickler: KeyError, struct.error, …
-        reason = _reason(path, error)
+        content = _read_torch_or_pickle(path)
+    except Exception as error:  # a damaged file fails anywhere in the unpickler: KeyError, struct.error, …
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint that can be read without running code from it ({reason})"
+            f"{path}: damaged, or not a checkpoint that can be read without running code ({_reason(path, error)})"
         ) from error
+    names = _class_names(content)
+    stored = tuple(map(str, names)) if isinstance(names, list | tuple) else _hugging_face_classes(path)
+    return Weights(_find_weights(path, content), stored)
 
 
-def _class_names(content: Any) -> Any:
-    """Those in this project's files, and in mmdetection's."""
-    place: Any = content if isinstance(content, Mapping) else {}
-    if CLASS_NAMES in place:
-        return place[CLASS_NAMES]
-    for key in ("meta", "dataset_meta"):
-        place = place.get(key)
-        if not isinstance(place, Mapping):
-            return None
-    return place.get("classes", place.get("CLASSES"))
-
-
-def file_of(path: Path) -> Path:
-    """The file that `read_weights` reads: ``path``, or the one with weights in a folder of Hugging Face's.
+def weights_file(path: Path) -> Path:
+    """Returns ``path``, or the file of weights in it if it is a folder of Hugging Face.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is no such file.
     """
     if path.is_dir():
         found = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
         if not found:
-            raise CheckpointError(f"{path}: a folder with neither of {' and '.join(_IN_FOLDERS)}: name a file in it")
+            raise CheckpointError(f"{path}: a folder without {' or '.join(_IN_FOLDERS)}; name a file in it")
         return found[0]
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint file (MODEL.WEIGHTS)")
+        raise CheckpointError(f"{path}: there is no such checkpoint file")
     return path
+
+
+def save_detector(
+    path: str | Path, detector: nn.Module, *, iteration: int, cfg_text: str, class_names: Sequence[str] | None = None
+) -> None:
+    """Atomically writes a checkpoint that both engines and ``load_weights`` read.
+
+    Args:
+        path: the file, usually ``model_final.pth``.
+        detector: the network; its keys get the prefix ``detector.``.
+        iteration: the last training iteration, counted from 0 as in Detectron2.
+        cfg_text: the config as YAML.
+        class_names: names of the classes, if known.
+    """
+    state = {f"detector.{key}": value.detach().cpu() for key, value in detector.state_dict().items()}
+    content = {"model": state, "iteration": iteration, "config": cfg_text, "format": 1}
+    write_atomically(path, content | ({CLASS_NAMES: list(class_names)} if class_names else {}))
+
+
+def write_atomically(path: str | Path, content: Any) -> None:
+    """Saves with ``torch.save`` to a temporary file in the same folder and renames it to ``path``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def download(source: str) -> Path:
+    """Downloads ``torchvision://NAME``, ImageNet weights of torchvision, to the cache of ``torch.hub``.
+
+    Returns:
+        the file.
+
+    Raises:
+        DownloadError: if the weights cannot be downloaded.
+        CheckpointError: if torchvision has no such weights, or the download is damaged.
+    """
+    name = source.removeprefix(TORCHVISION)
+    try:
+        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{source}: torchvision has no such ImageNet weights; try {TORCHVISION}resnet50"
+        ) from error
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
+    try:
+        if not file.is_file():
+            weights.get_state_dict(progress=False, check_hash=True)
+        return file
+    except RuntimeError as error:  # wrong hash
+        raise CheckpointError(f"{source}: the download is damaged ({error}); try again") from error
+    except (URLError, OSError) as error:
+        raise DownloadError(f"{source} could not be downloaded ({error})") from error
 
 
 def _read_torch_or_pickle(path: Path) -> Any:
     if path.suffix == ".pkl":
         content = read_pickle(path)
-        # Caffe2's detectors keep theirs under "blobs".
+        # Caffe2's detectors store weights under "blobs".
         return content.get("blobs", content) if isinstance(content, dict) else content
-    # The official repositories keep their command line beside the weights: a Namespace holds values, no code.
+    # The official repositories store their arguments next to the weights: a Namespace holds values, no code.
     try:
         return _load(path, {*torch.serialization.get_safe_globals(), argparse.Namespace})
     except pickle.UnpicklingError:
-        # NumPy's arrays, and mmdetection's log: what stands for them here takes their values and does nothing. Alone:
-        # where a program has allowed NumPy's own types too, it would be left to chance which of the two torch takes.
-        return with_arrays(_load(path, (argparse.Namespace, *stand_ins())))
+        # NumPy's arrays and mmdetection's log are read by substitutes. The program's own list is left out: it may have
+        # NumPy's types under the same names.
+        return with_arrays(_load(path, (argparse.Namespace, *safe_globals())))
 
 
 def _load(path: Path, allowed: Iterable[Any]) -> Any:
-    with _only_safe_globals(allowed):
+    with _safe_globals(allowed):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextmanager
-def _only_safe_globals(allowed: Iterable[Any]) -> Iterator[None]:
-    """What ``torch.load`` may make, in place of what the program has allowed, which comes back."""
+def _safe_globals(allowed: Iterable[Any]) -> Iterator[None]:
+    """Replaces the list of types that ``torch.load`` may create; the program's list is restored afterwards."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(list(allowed))
@@ -137,35 +180,9 @@ def _only_safe_globals(allowed: Iterable[Any]) -> Iterator[None]:
         torch.serialization.add_safe_globals(before)
 
 
-def _hugging_face_classes(path: Path) -> tuple[str, ...] | None:
-    """``id2label`` of the ``config.json`` in the same folder, where there is one."""
-    try:
-        labels = json.loads(path.with_name("config.json").read_text())["id2label"]
-        return tuple(str(labels[str(index)]) for index in range(len(labels)))
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not Hugging Face's
-        return None
-
-
-def _reason(path: Path, error: Exception) -> str:
-    """One line: what is wrong, without torch's advice to run the file's code."""
-    said = str(error).rpartition("WeightsUnpickler error:")[2]
-    lines = [line.strip() for line in said.splitlines()]
-    told = [line for line in lines if line and not re.search(r"weights_only|Weights only|documentation", line)]
-    reason = re.split(r" was not an allowed global|\. (?=[A-Z])", told[0])[0] if told else ""
-    if isinstance(error, RefusedPickleError) or "GLOBAL" in reason:
-        return reason
-    with open(path, "rb") as file:
-        begin = file.read(40)
-    if begin and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in begin):
-        return f"it is text, which begins {begin.decode().splitlines()[0]!r}"
-    if not isinstance(error, pickle.UnpicklingError | RuntimeError | OSError) and reason:
-        return f"{type(error).__name__}: {reason}"
-    return reason or ("it ends too early" if begin else "it is empty")
-
-
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        from safetensors import SafetensorError  # an optional package, needed for such files only
+        from safetensors import SafetensorError  # an optional package
         from safetensors.torch import load_file
     except ImportError as error:
         raise CheckpointError(f"{path}: reading it needs the safetensors package: pip install safetensors") from error
@@ -190,37 +207,39 @@ def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
     raise CheckpointError(f"{path}: holds no weights (no tensors at the top, under 'model' or 'state_dict')")
 
 
-def save_detector(
-    path: str | Path, detector: nn.Module, *, iteration: int, cfg_text: str, class_names: Sequence[str] | None = None
-) -> None:
-    """Writes the detector so that both engines, and ``load_weights``, read it.
-
-    The file appears whole or not at all: it is written beside its place and then moved there.
-
-    Args:
-        path: the file, usually ``model_final.pth``.
-        detector: the network; its keys get the prefix ``detector.``.
-        iteration: the last one that was trained, counted from 0, as Detectron2 stores it.
-        cfg_text: the config as YAML.
-        class_names: of the classes in their order, where they are known.
-    """
-    state = {f"detector.{key}": value.detach().cpu() for key, value in detector.state_dict().items()}
-    content = {"model": state, "iteration": iteration, "config": cfg_text, "format": 1}
-    write_atomically(path, content | ({CLASS_NAMES: list(class_names)} if class_names else {}))
+def _class_names(content: Any) -> Any:
+    """Returns the class names in files of this project and of mmdetection."""
+    node: Any = content if isinstance(content, Mapping) else {}
+    if CLASS_NAMES in node:
+        return node[CLASS_NAMES]
+    for key in ("meta", "dataset_meta"):
+        node = node.get(key)
+        if not isinstance(node, Mapping):
+            return None
+    return node.get("classes", node.get("CLASSES"))
 
 
-def write_atomically(path: str | Path, content: Any) -> None:
-    """``torch.save`` to a temporary file in the same folder, then a rename over ``path``."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def _hugging_face_classes(path: Path) -> tuple[str, ...] | None:
+    """Returns ``id2label`` of the ``config.json`` in the same folder, if any."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        labels = json.loads(path.with_name("config.json").read_text())["id2label"]
+        return tuple(str(labels[str(index)]) for index in range(len(labels)))
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, or another program's
+        return None
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Returns the cause of an error in one line, without torch's advice to execute the file's code."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    lines = [line.strip() for line in text.splitlines()]
+    kept = [line for line in lines if line and not re.search(r"weights_only|Weights only|documentation", line)]
+    reason = re.split(r" was not an allowed global|\. (?=[A-Z])", kept[0])[0] if kept else ""
+    if isinstance(error, RefusedPickleError) or "GLOBAL" in reason:
+        return reason
+    with open(path, "rb") as file:
+        start = file.read(40)
+    if start and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
+        return f"text that starts with {start.decode().splitlines()[0]!r}"
+    if not isinstance(error, pickle.UnpicklingError | RuntimeError | OSError) and reason:
+        return f"{type(error).__name__}: {reason}"
+    return reason or ("truncated" if start else "empty")

@@ -1,42 +1,38 @@
-"""Loading weights of any known kind into a detector, never silently in part."""
+"""Loads weights of any known format into a detector; whatever does not fit is reported by name."""
 
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from . import stem
-from .classes import Heads, Names, Outcome, fit_class_heads, names_in_file
-from .files import CheckpointError, Weights, read_weights
-from .imagenet import TORCHVISION, CannotDownloadError, download
-from .keys import is_backbone, recognise, to_dialect_of, to_ours
-from .layout import is_deformable
-from .names import State
+from .classes import ClassHead, ClassReport, class_names_of, count_logits, fit_class_heads
+from .files import TORCHVISION, CheckpointError, DownloadError, Weights, download, read_weights
+from .formats import detect, to_ours
+from .formats.backbones import CAFFE2_RESNET, is_group_norm, match_backbone
+from .formats.base import Format, Names, State
+from .formats.detector import OURS, is_deformable
 
 logger = logging.getLogger(__name__)
 _SHOWN = 8
 _MASKS = "mask_head."
-# Offsets of deformable convolutions, ours and Detectron2's, and the norms of a Swin Transformer's feature maps.
-_NEW = re.compile(r"\.conv2(\.|_)offset\.|\.norms\.res\d\.")
-_ONLY_A_BACKBONE = (
-    "these are weights of a backbone; to evaluate, set MODEL.WEIGHTS to a trained detector, such as "
-    "OUTPUT_DIR/model_final.pth"
-)
+# Parameters that ImageNet models lack: offsets of deformable convolutions, and norms of a Swin Transformer's features.
+_NOT_IN_IMAGENET = re.compile(r"\.conv2(\.|_)offset\.|\.norms\.res\d\.")
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What a load may do, and what is known of the model beyond its modules.
+    """Options of loading weights into a detector.
 
     Attributes:
-        allow_partial: load what fits, and leave the rest as it is (``MODEL.DETR.ALLOW_PARTIAL_WEIGHTS``).
-        for_evaluation: refuse what would leave parameters untrained.
-        keep_logits: take class heads as they are (``MODEL.DETR.KEEP_CLASS_LOGITS``).
-        class_names: of the model's classes in their order, where they are known.
-        input_format: ``"RGB"`` or ``"BGR"`` (``INPUT.FORMAT``).
+        allow_partial: load what fits, and leave the rest of the detector as it is.
+        for_evaluation: raise an error where parameters would keep their initial values.
+        keep_logits: load class heads without mapping classes.
+        class_names: names of the model's classes, None if unknown.
+        input_format: order of the model's image channels, ``"RGB"`` or ``"BGR"``.
+        config_keys: config keys of arguments, which replace them in messages.
     """
 
     allow_partial: bool = False
@@ -44,217 +40,262 @@ class LoadOptions:
     keep_logits: bool = False
     class_names: tuple[str, ...] | None = None
     input_format: str = "RGB"
+    config_keys: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
-    @staticmethod
-    def of(cfg: Any, *, for_evaluation: bool = False, class_names: tuple[str, ...] | None = None) -> "LoadOptions":
-        """Those of a config."""
-        detr = cfg.MODEL.DETR
-        return LoadOptions(
-            detr.ALLOW_PARTIAL_WEIGHTS, for_evaluation, detr.KEEP_CLASS_LOGITS, class_names, cfg.INPUT.FORMAT
-        )
+    def name(self, argument: str) -> str:
+        """Returns the name of an argument for messages: its config key if there is one."""
+        return self.config_keys.get(argument, argument)
+
+    def setting(self, argument: str, value: object) -> str:
+        """Returns the text that sets an argument: ``KEY value`` in a config, else ``argument=value``."""
+        return f"{self.config_keys[argument]} {value}" if argument in self.config_keys else f"{argument}={value}"
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did.
+    """Result of loading weights.
 
     Attributes:
-        kind: as `keys.recognise` tells it, or ``"none"`` if nothing was loaded.
-        missing: parameters that kept their initial values.
-        unexpected: weights of the file that the model has no place for.
-        mismatched: weights whose shape differs from the model's; these kept their initial values too.
-        classes: what became of the class heads.
+        format: name of the file's format, or ``"none"`` if nothing was loaded.
+        missing: keys of the model that the file lacks; these keep their initial values.
+        unexpected: keys of the file that the model lacks.
+        mismatched: keys of different shapes in file and model; these keep their initial values too.
+        classes: result of fitting class heads.
     """
 
-    kind: str
+    format: str
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
-    classes: Outcome = Outcome("none")
+    classes: ClassReport = ClassReport("none")
 
 
 def load_weights(detector: nn.Module, source: str | Path, options: LoadOptions | None = None) -> LoadReport:
-    """Loads a file, or ``torchvision://resnet50`` (its ImageNet weights), into the detector, in place.
+    """Loads a file, or ``torchvision://resnet50`` (ImageNet weights), into the detector in place.
 
-    Backbone weights fill the backbone and leave the rest as it is. A whole detector must fit exactly but for its class
-    heads (see `classes`), unless a partial load is allowed: then what fits is loaded and the rest is warned of, by
-    name. ImageNet weights that cannot be downloaded are a warning, and the backbone starts from scratch; not so for
-    evaluation, which needs a whole, trained detector.
+    Weights of a backbone are loaded into the backbone. Weights of a detector must fit except for the class heads (see
+    `classes`), unless ``allow_partial`` is set; then a warning lists what does not fit. Training continues without
+    ImageNet weights that cannot be downloaded, after a warning.
 
     Raises:
-        CheckpointError: if the file cannot be read, is of no known kind, or does not fit; it lists what is
-            missing, unexpected and of another shape. The detector is unchanged then. For evaluation also for an empty
-            source and for weights of a backbone alone.
+        CheckpointError: if the file cannot be read, has an unknown format, or does not fit; if ``for_evaluation``, also
+            for an empty source and for weights of a backbone. The detector is then unchanged.
     """
     options = options or LoadOptions()
     if options.for_evaluation and not str(source):
-        raise CheckpointError("evaluation needs MODEL.WEIGHTS: a checkpoint, such as OUTPUT_DIR/model_final.pth")
+        raise CheckpointError(f"evaluation needs {options.name('weights')}: a checkpoint, such as model_final.pth")
     if str(source).startswith(TORCHVISION):
         if options.for_evaluation:
-            raise CheckpointError(f"{source}: {_ONLY_A_BACKBONE}")
+            raise _backbone_only(str(source), options)
         try:
             source = download(str(source))
-        except CannotDownloadError as error:
-            logger.warning("%s", error)
-            _warn_from_scratch(detector, source)
+        except DownloadError as error:
+            _warn_without_weights(detector, error, options)
             return LoadReport("none")
     weights = read_weights(source)
-    if recognise(weights.state) == "unknown":
+    if detect(weights.state) is None:
         raise CheckpointError(
-            f"{source}: its keys ({', '.join(list(weights.state)[:4])} …) are of no detector or backbone that is known "
-            "here"
+            f"{source}: the keys ({', '.join(list(weights.state)[:4])} …) are of no known detector or backbone"
         )
     fitting, report = fit(detector, weights, str(source), options)
     detector.load_state_dict(fitting, strict=False)
     return report
 
 
-def _warn_from_scratch(detector: nn.Module, source: str | Path) -> None:
+def _backbone_only(source: str, options: LoadOptions) -> CheckpointError:
+    return CheckpointError(
+        f"{source}: these are weights of a backbone; for evaluation set {options.name('weights')} to a trained "
+        "detector, such as model_final.pth"
+    )
+
+
+def _warn_without_weights(detector: nn.Module, error: DownloadError, options: LoadOptions) -> None:
     advice = ""
     if any(type(module).__name__ == "FrozenBatchNorm2d" for module in detector.modules()):
         advice = (
-            " Its norms are frozen at the identity, which trains badly: set MODEL.RESNETS.NORM to BN or GN and "
-            "MODEL.BACKBONE.FREEZE_AT to 0, or put the weights where the network is not needed and set MODEL.WEIGHTS"
+            f" Its frozen norms are the identity, which trains badly: set {options.name('norm')} to BN or GN and "
+            f"{options.setting('freeze_at', 0)}, or download the file elsewhere and set {options.name('weights')}."
         )
-    logger.warning("Without the weights %s the backbone starts FROM SCRATCH.%s", source, advice)
+    logger.warning("%s: the backbone is trained FROM SCRATCH.%s", error, advice)
 
 
 def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions) -> tuple[State, LoadReport]:
-    """The weights that ``detector.load_state_dict`` is to be given, by its names, and what to say of them, in the log.
+    """Converts weights for ``detector.load_state_dict`` and logs what does not fit.
 
     Args:
-        detector: unchanged.
-        weights: of a recognised kind.
-        source: its name in messages.
-        options: see there.
+        detector: the detector; it is not changed.
+        weights: weights of a known format.
+        source: name of the file for messages.
+        options: see `LoadOptions`.
+
+    Returns:
+        the state dict and the report.
 
     Raises:
-        CheckpointError: if they do not fit.
+        CheckpointError: if the weights do not fit.
     """
-    kind = recognise(weights.state)
-    if options.for_evaluation and is_backbone(kind):
-        raise CheckpointError(f"{source}: {_ONLY_A_BACKBONE}")
-    if kind == "resnet-caffe2":
-        stem.check_caffe2(detector, weights.state, source, options.input_format)
+    format = _detect(weights)
+    if format.is_backbone and options.for_evaluation:
+        raise _backbone_only(source, options)
+    if format is CAFFE2_RESNET:
+        _check_caffe2(detector, weights.state, source, options)
+    source = f"{source} ({format.name} weights)"
     own = detector.state_dict()
-    state = to_dialect_of(own, to_ours(weights.state, kind))
-    state = {key: value for key, value in state.items() if not _is_counter(key, own)}
-    state, classes = _fit_classes(detector, state, own, kind, weights, options)
-    state, new_masks = _fit_masks(state, own, f"{source} ({kind} weights)", options)
-    scope = _imagenet_keys(own) if is_backbone(kind) else list(own)
-    mismatched = tuple(key for key in state if key in own and own[key].shape != state[key].shape)
-    unexpected = tuple(key for key in state if key not in own and not _is_unbuilt_stage(key, own, kind))
-    given = {*state, *new_masks, *_counters(own)}
-    missing = tuple(key for key in scope if key not in given)
-    report = LoadReport(kind, missing, unexpected, mismatched, classes)
-    fitting = {key: value for key, value in state.items() if key in own and key not in mismatched}
-    _tell(report, own, state, f"{source} ({kind} weights)", options)
-    logger.info("Loading %d of %d tensors from %s (%s weights)", len(fitting), len(own), source, kind)
+    state = match_backbone(to_ours(weights.state, format), own)
+    # Batch norm's step counter, which frozen norms lack.
+    state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
+    no_object = bool(getattr(detector, "no_object", False))
+    head = _class_head(format, state, weights.class_names, no_object)
+    state, classes = fit_class_heads(
+        state, own, head, ClassHead(options.class_names, no_object), keep_logits=options.keep_logits
+    )
+    state, new_masks = _fit_masks(state, own, source, options)
+    expected = _imagenet_keys(own) if format.is_backbone else list(own)
+    report = LoadReport(
+        format.name,
+        missing=tuple(
+            key
+            for key in expected
+            if key not in state and key not in new_masks and not key.endswith("num_batches_tracked")
+        ),
+        unexpected=tuple(
+            key for key in state if key not in own and not (format.is_backbone and _is_unused_stage(key, own))
+        ),
+        mismatched=tuple(key for key in state if key in own and own[key].shape != state[key].shape),
+        classes=classes,
+    )
+    _check(report, own, state, source, options)
+    fitting = {key: value for key, value in state.items() if key in own and key not in report.mismatched}
+    logger.info("Loading %d of %d tensors from %s", len(fitting), len(own), source)
     return fitting, report
 
 
-def _fit_classes(
-    detector: nn.Module, state: State, own: State, kind: str, weights: Weights, options: LoadOptions
-) -> tuple[State, Outcome]:
-    softmax = bool(getattr(detector, "no_object", False))
-    theirs = _heads(state, kind, weights, softmax)
-    if theirs is None:
-        return state, Outcome("none")
-    return fit_class_heads(state, own, theirs, Heads(options.class_names, softmax), keep_logits=options.keep_logits)
+def file_classes(weights: Weights, no_object: bool) -> tuple[int, Names | None]:
+    """Returns the number of classes in the file of a detector, and their names if they are known.
+
+    Args:
+        weights: weights of a known format.
+        no_object: whether detectors of this project in the file have a logit for "no object".
+    """
+    format = _detect(weights)
+    state = to_ours(weights.state, format)
+    head = _class_head(format, state, weights.class_names, no_object)
+    return max(0, count_logits(state) - head.no_object), head.names
+
+
+def _detect(weights: Weights) -> Format:
+    format = detect(weights.state)
+    if format is None:
+        raise ValueError("weights must be of a known format")
+    return format
+
+
+def _class_head(format: Format, state: State, stored: Sequence[str] | None, no_object: bool) -> ClassHead:
+    """Returns the class head of a file; for files of this project it is assumed to be of the model's kind."""
+    no_object = no_object if format is OURS else not is_deformable(state)
+    return ClassHead(class_names_of(format, count_logits(state) - no_object, stored), no_object)
 
 
 def _fit_masks(state: State, own: State, source: str, options: LoadOptions) -> tuple[State, list[str]]:
-    """Boxes come before masks: a detector without them may start a model with a mask head, and the other way round.
+    """Loads detectors without masks into models with a mask head, and the other way round.
 
     Returns:
-        the state without masks that the model does not have, and the mask head's keys if it starts anew.
+        the state without masks that the model lacks, and the keys of a mask head that keeps its initial weights.
     """
     theirs = [key for key in state if key.startswith(_MASKS)]
     ours = [key for key in own if key.startswith(_MASKS)]
+    without = options.setting("mask_head", False)
     if theirs and not ours:
-        logger.info("%s: the mask head is left out: MODEL.MASK_ON is False", source)
+        logger.info("%s: the mask head is not loaded (%s)", source, without)
         return {key: value for key, value in state.items() if key not in theirs}, []
     if theirs or not ours or not any(key.startswith("encoder.") for key in state):
         return state, []
     if options.for_evaluation and not options.allow_partial:
-        raise CheckpointError(f"{source} has no mask head: set MODEL.MASK_ON False, or name a detector with masks")
-    logger.warning("%s has no mask head: it starts anew", source)
+        raise CheckpointError(f"{source} has no mask head: set {without}, or name a detector with masks")
+    logger.warning("%s has no mask head: it keeps its initial weights", source)
     return state, ours
 
 
-def _heads(state: State, kind: str, weights: Weights, softmax: bool) -> Heads | None:
-    """What is known of a file's class heads; ``softmax`` says it of our own, which nothing in a file tells."""
-    head = next((key for key in state if key.startswith(("decoder.class_heads.0.", "queries.class_head."))), None)
-    if head is None:
-        return None
-    softmax = softmax if kind == "ours" else not is_deformable(state)
-    return Heads(names_in_file(kind, len(state[head]) - softmax, weights.class_names), softmax)
-
-
-def file_classes(weights: Weights, softmax: bool) -> tuple[int, Names | None]:
-    """The number of classes of a whole detector's file, and their names where they are known.
-
-    ``softmax`` says whether a file of ours is of a detector with a logit for no object.
-    """
-    kind = recognise(weights.state)
-    state = to_ours(weights.state, kind)
-    heads = _heads(state, kind, weights, softmax)
-    head = next((key for key in state if key.startswith(("decoder.class_heads.0.", "queries.class_head."))), None)
-    if heads is None or head is None:
-        return 0, None
-    return len(state[head]) - heads.no_object, heads.names
-
-
-def _tell(report: LoadReport, own: State, state: State, source: str, options: LoadOptions) -> None:
-    """Refuses, or warns of, what is not as it should be."""
+def _check(report: LoadReport, own: State, state: State, source: str, options: LoadOptions) -> None:
+    """Raises an error or logs a warning for what does not fit."""
     classes = report.classes
     if report.missing or report.unexpected or report.mismatched:
         text = _describe(report, own, state)
         if not options.allow_partial:
             raise CheckpointError(
-                f"{source} is of another architecture than the config:\n{text}\nUse its own config, or set "
-                "MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load what fits and train the rest anew."
+                f"{source} is of another architecture than the model:\n{text}\nUse the config that it was trained "
+                f"with, or set {options.setting('allow_partial', True)} to load what fits and train the rest."
             )
         logger.warning("%s was loaded in part:\n%s", source, text)
     if classes.new and options.for_evaluation and not options.allow_partial:
         raise CheckpointError(
-            f"{source} does not know all of the model's classes. {classes.sentence} To take the file's own logits as "
-            "they are, set MODEL.DETR.KEEP_CLASS_LOGITS True and their number in MODEL.DETR.NUM_CLASSES."
+            f"{source} lacks some of the model's classes. {classes.message} To load the file's own logits, set "
+            f"{options.setting('keep_logits', True)} and {options.name('num_classes')} to their number."
         )
-    if classes.sentence:
-        logger.log(logging.WARNING if classes.new else logging.INFO, "%s: %s", source, classes.sentence)
-
-
-def _imagenet_keys(own: State) -> list[str]:
-    """What weights of a backbone have to fill: not the pyramid on top, nor what ImageNet models do not have."""
-    prefix = "backbone.bottom_up." if any(key.startswith("backbone.bottom_up.") for key in own) else "backbone."
-    return [key for key in own if key.startswith(prefix) and not _NEW.search(key)]
-
-
-def _counters(own: State) -> list[str]:
-    return [key for key in own if key.endswith("num_batches_tracked")]
-
-
-def _is_counter(key: str, own: State) -> bool:
-    """Batch norm's step counter, which a frozen norm does not have."""
-    return key.endswith("num_batches_tracked") and key not in own
-
-
-def _is_unbuilt_stage(key: str, own: State, kind: str) -> bool:
-    """Stages of an ImageNet model beyond the last feature map in use."""
-    stage = re.match(r".*\.(?:layer|res|features\.)\d\.", key)
-    return is_backbone(kind) and stage is not None and not any(name.startswith(stage[0]) for name in own)
+    if classes.message:
+        logger.log(logging.WARNING if classes.new else logging.INFO, "%s: %s", source, classes.message)
 
 
 def _describe(report: LoadReport, own: State, state: State) -> str:
-    def listed(keys: tuple[str, ...]) -> str:
-        return ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
-
     lines = []
-    if report.missing:
-        lines.append(f"  missing in the file ({len(report.missing)}): {listed(report.missing)}")
-    if report.unexpected:
-        lines.append(f"  unexpected in the file ({len(report.unexpected)}): {listed(report.unexpected)}")
+    for problem, keys in (("missing", report.missing), ("unexpected", report.unexpected)):
+        if keys:
+            more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+            lines.append(f"  {problem} in the file ({len(keys)}): {', '.join(keys[:_SHOWN])}{more}")
     for key in report.mismatched[:_SHOWN]:
-        lines.append(f"  of another shape: {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} here")
+        lines.append(f"  different shapes: {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} here")
     return "\n".join(lines)
+
+
+def _imagenet_keys(own: Iterable[str]) -> list[str]:
+    """Returns the keys that weights of a backbone must have, without those of an FPN."""
+    prefix = "backbone.bottom_up." if any(key.startswith("backbone.bottom_up.") for key in own) else "backbone."
+    return [key for key in own if key.startswith(prefix) and not _NOT_IN_IMAGENET.search(key)]
+
+
+def _is_unused_stage(key: str, own: Iterable[str]) -> bool:
+    """Returns whether a key is of a stage after the last feature map in use, which the model lacks."""
+    stage = re.match(r".*\.(?:layer|res|features\.)\d\.", key)
+    return stage is not None and not any(name.startswith(stage[0]) for name in own)
+
+
+def _check_caffe2(detector: nn.Module, state: State, source: str, options: LoadOptions) -> None:
+    """Checks that a model has what Caffe2's ResNets were trained with.
+
+    These are BGR images, and strides in the 1x1 convolutions except with group norm.
+
+    Raises:
+        CheckpointError: with all settings that are needed.
+    """
+    group_norm = is_group_norm(state)
+    strides_in_1x1 = _strides_in_1x1(detector)
+    if options.input_format == "BGR" and strides_in_1x1 in (not group_norm, None):
+        return
+    settings = {
+        "input_format": "BGR",
+        "pixel_mean": "[103.530,116.280,123.675]",
+        "pixel_std": "[57.375,57.120,58.395]" if group_norm else "[1.0,1.0,1.0]",
+        "stride_in_1x1": not group_norm,
+    }
+    needed = ", ".join(options.setting(name, value) for name, value in settings.items())
+    if not group_norm:
+        needed += (
+            f", and Detectron2's {options.setting('backbone', 'build_resnet_backbone')}, as ours strides in the 3x3"
+        )
+    found = f"{options.input_format} images"
+    found += "" if strides_in_1x1 is None else f", strides in the {'1x1' if strides_in_1x1 else '3x3'}"
+    raise CheckpointError(
+        f"{source}: these weights were trained in Caffe2, on BGR images and with strides in the "
+        f"{'3x3' if group_norm else '1x1'} convolutions; the model has {found}. Set {needed}; or use "
+        f"{TORCHVISION}resnet50, which the configs are for"
+    )
+
+
+def _strides_in_1x1(detector: nn.Module) -> bool | None:
+    """Returns whether the ResNet's second stage downsamples in its first convolution, None for other backbones."""
+    for name, module in detector.named_modules():
+        if name.endswith(("layer2.0", "res3.0")):
+            strides = [getattr(getattr(module, conv, None), "stride", None) for conv in ("conv1", "conv2")]
+            if hasattr(module, "conv3") and None not in strides:
+                return strides[0] in (2, (2, 2))
+    return None

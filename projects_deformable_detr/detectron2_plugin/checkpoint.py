@@ -1,8 +1,8 @@
-"""Weights in Detectron2: its checkpointer, which refuses a file that fits only in part, and what plain ones learn here.
+"""Checkpoints in Detectron2: a checkpointer that raises an error for files that fit only in part.
 
-Detectron2's own ``DetectionCheckpointer``, and with it ``DefaultPredictor`` and ``DefaultTrainer``, reads other
-projects' files too: `read_foreign_weights` renames them as the model loads them, `register` teaches its path manager
-``torchvision://NAME`` and PyTorch the one type, beyond tensors, that the official files hold.
+Plain ``DetectionCheckpointer``s, and with them ``DefaultPredictor`` and ``DefaultTrainer``, read files of other
+projects too: `read_foreign_weights` renames the weights as the model loads them. `register` adds ``torchvision://NAME``
+to Detectron2's path manager, and to PyTorch the only type besides tensors in the official files.
 """
 
 import argparse
@@ -24,17 +24,17 @@ from ..checkpoint import (
     CheckpointError,
     LoadOptions,
     Weights,
+    detect,
     download,
     fit,
     load_weights,
     read_pickle,
     read_weights,
-    recognise,
     write_atomically,
 )
 from ..training.last_checkpoint import find_last_checkpoint, write_last_checkpoint
 
-# Detectron2 matches the names of these formats itself: pycls's, and whatever is said to need it.
+# Names in these files are matched by Detectron2: pycls's, and those with its own suffix.
 _MATCHED_BY_DETECTRON2 = (".pyth", "?matching_heuristics=True")
 EMA = "ema"  # key of the `ExponentialMovingAverage` in a checkpoint
 _DETECTOR = "detector."
@@ -43,15 +43,12 @@ _SHOWN = 8  # keys of a kind in a message
 
 
 class DetectorCheckpointer(DetectionCheckpointer):
-    """Resumes and saves as Detectron2 does, and loads initial weights with nothing left out in silence.
-
-    Initial weights may be a checkpoint of either engine, of another project that `checkpoint.recognise` knows, or a
-    backbone of torchvision's or of Detectron2's own model zoo.
+    """Resumes and saves as Detectron2 does, and loads initial weights of any known format.
 
     Args:
         model: a meta-architecture with its weights in ``detector``, or one wrapped for distributed training.
-        save_dir: where checkpoints are written and looked for.
-        options: what loading may do.
+        save_dir: folder of the checkpoints.
+        options: options of loading.
         checkpointables: as in Detectron2.
     """
 
@@ -62,22 +59,22 @@ class DetectorCheckpointer(DetectionCheckpointer):
         self.options = options or LoadOptions()
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Loads a checkpoint; with ``checkpointables=[]``, which means initial weights, in any format known.
+        """Loads a checkpoint, or with ``checkpointables=[]`` initial weights of any known format.
 
-        Initial weights are those of the first process in all of them: each loads for itself, and a download can fail.
+        Initial weights are broadcast from the first process, since each process loads and a download can fail in one.
 
         Raises:
-            CheckpointError: listing what is missing and unexpected, or shaped otherwise.
+            CheckpointError: listing keys that are missing, unexpected or of another shape.
         """
         if checkpointables != []:
-            left = super().load(path, checkpointables)
-            if EMA in left and not self.options.for_evaluation:
+            rest = super().load(path, checkpointables)
+            if EMA in rest and not self.options.for_evaluation:
                 raise CheckpointError(
-                    f"{path} holds averaged weights beside the trained ones: set SOLVER.EMA.ENABLED True to resume, or "
-                    "start anew from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
+                    f"{path} has averaged weights next to the trained ones: set SOLVER.EMA.ENABLED True to resume, or "
+                    "start from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
                 )
-            return left
-        rest: dict[str, Any] = {}
+            return rest
+        rest = {}
         if path and not path.startswith(TORCHVISION) and not path.endswith(_MATCHED_BY_DETECTRON2):
             path = self.path_manager.get_local_path(path)
         if self._is_matched_by_detectron2(path):
@@ -88,16 +85,16 @@ class DetectorCheckpointer(DetectionCheckpointer):
         return rest
 
     def _is_matched_by_detectron2(self, path: str) -> bool:
-        """Pickles of other networks than ResNets are Detectron2's affair, like no weights at all."""
-        if path.endswith(".pkl") and recognise(read_weights(path).state) == "unknown":
+        """Pickles of networks other than ResNets, and an empty path, are delegated to Detectron2."""
+        if path.endswith(".pkl") and detect(read_weights(path).state) is None:
             return True
         return path.endswith(_MATCHED_BY_DETECTRON2) or not (path or self.options.for_evaluation)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Pickles are read without running code from them, which Detectron2's own reader would do."""
+        """Reads pickles without running code, unlike Detectron2's reader."""
         if not filename.endswith(".pkl"):
             return super()._load_file(filename)
-        read_weights(filename)  # refuses what is no checkpoint
+        read_weights(filename)  # raises a CheckpointError for damaged files
         content = read_pickle(filename)
         if "model" in content and "__author__" in content:
             return content
@@ -109,13 +106,13 @@ class DetectorCheckpointer(DetectionCheckpointer):
         missing, unexpected = list(keys.missing_keys), list(keys.unexpected_keys)
         if is_backbone_only:
             if self.options.for_evaluation and any(not key.startswith(_BACKBONE) for key in missing):
-                raise CheckpointError("MODEL.WEIGHTS has a backbone only: evaluation needs a whole, trained detector")
-            # These files have a classifier that is left over and no transformer; the backbone must be whole.
+                raise CheckpointError("MODEL.WEIGHTS has a backbone only: evaluation needs a trained detector")
+            # The classifier in these files is not used.
             missing, unexpected = [key for key in missing if key.startswith(_BACKBONE)], []
         shapes = [f"{key}: {found} in the file, {wanted} in the model" for key, found, wanted in keys.incorrect_shapes]
-        problems = _listed([f"missing in the file: {key}" for key in missing])
-        problems += _listed([f"unexpected in the file: {key}" for key in unexpected])
-        problems += _listed(shapes)
+        problems = _shorten([f"missing in the file: {key}" for key in missing])
+        problems += _shorten([f"unexpected in the file: {key}" for key in unexpected])
+        problems += _shorten(shapes)
         if problems and not self.options.allow_partial:
             raise CheckpointError(
                 "the checkpoint does not fit the model; choose the config that it was trained with, or set "
@@ -124,9 +121,9 @@ class DetectorCheckpointer(DetectionCheckpointer):
         return keys
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
-        """Writes ``<name>.pth`` so that a run killed meanwhile leaves the file whole or does not leave it at all.
+        """Atomically writes ``<name>.pth``.
 
-        With ``SOLVER.EMA`` its ``model`` is the average. ``tag``: it is what ``--resume`` goes on from.
+        With ``SOLVER.EMA`` its ``model`` is the average. ``tag``: make it the checkpoint that ``--resume`` loads.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -150,7 +147,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
 
 
 class _TorchvisionHandler(PathHandler):
-    """``torchvision://resnet50`` as the file of its ImageNet weights."""
+    """Resolves ``torchvision://resnet50`` to the file of ImageNet weights."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [TORCHVISION]
@@ -160,29 +157,29 @@ class _TorchvisionHandler(PathHandler):
 
 
 def register() -> None:
-    """Teaches Detectron2's path manager, and PyTorch's safe unpickler, what foreign checkpoints need."""
+    """Registers ``torchvision://`` paths, and the type of the arguments stored in the official files."""
     PathManager.register_handler(_TorchvisionHandler(), allow_override=True)
-    # The official repositories keep their command line beside the weights: a Namespace holds values, no code.
+    # A Namespace holds values, no code.
     torch.serialization.add_safe_globals([argparse.Namespace])
 
 
 def read_foreign_weights(model: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A pre-hook of ``load_state_dict``: renames another project's weights, in place, to the model's.
+    """A pre-hook of ``load_state_dict`` that converts weights of another project in place.
 
-    Whatever already has the model's names is left alone, and Detectron2 warns of what is missing. A model in
-    evaluation mode, such as ``DefaultPredictor``'s, takes only what leaves no class untrained.
+    Weights with the model's keys are left unchanged; Detectron2 warns of missing ones. A model in evaluation mode, such
+    as ``DefaultPredictor``'s, must get weights for all of its classes.
 
     Raises:
-        CheckpointError: as `load_weights`, for another project's weights that do not fit; for weights of another
-            architecture, such as a Faster R-CNN's, of which Detectron2 would load nothing, with a warning.
+        CheckpointError: for weights that do not fit, see `load_weights`, and for weights of another architecture, such
+            as a Faster R-CNN, of which Detectron2 would load nothing.
     """
     if prefix or not state or any(key.startswith(_DETECTOR) for key in state):
         return
-    if recognise(state) == "unknown":
+    if detect(state) is None:
         if not state.keys() & model.state_dict().keys():
             raise CheckpointError(
-                f"the checkpoint has nothing of this model: its weights are {', '.join(_listed(sorted(state)))}. Start "
-                "from a backbone (torchvision://resnet50), or from a detector of this architecture"
+                f"the checkpoint has no weights of this model: its keys are {', '.join(_shorten(sorted(state)))}. "
+                "Start from a backbone (torchvision://resnet50), or from a detector of this architecture"
             )
         return
     options = dataclasses.replace(model.load_options, for_evaluation=not model.training)
@@ -191,13 +188,13 @@ def read_foreign_weights(model: Any, state: dict[str, Any], prefix: str, *_: Any
     state.update({f"{_DETECTOR}{key}": value for key, value in fitting.items()})
 
 
-def _listed(lines: list[str]) -> list[str]:
+def _shorten(lines: list[str]) -> list[str]:
     return lines[:_SHOWN] + ([f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])
 
 
 @torch.no_grad()
 def _broadcast(model: nn.Module) -> None:
-    """Gives every process the parameters and buffers of the first."""
+    """Broadcasts parameters and buffers of the first process to all others."""
     if comm.get_world_size() > 1:
         for tensor in itertools.chain(model.parameters(), model.buffers()):
             distributed.broadcast(tensor, 0)

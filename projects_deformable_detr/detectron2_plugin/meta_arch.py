@@ -14,6 +14,7 @@ from torchvision.ops import box_convert
 
 from ..checkpoint import LoadOptions
 from ..config import build_criterion, build_detector
+from ..config.checkpoint import load_options
 from ..data.problems import DatasetError
 from ..errors import UserError
 from ..modeling import (
@@ -112,7 +113,7 @@ class SetPredictionModel(nn.Module):
             "things": things,
             "panoptic": panoptic if keys.ENABLED else None,
             "segment_ids": separated.segment_ids if separated else None,
-            "load_options": LoadOptions.of(cfg, class_names=known_class_names(cfg)),
+            "load_options": load_options(cfg, class_names=known_class_names(cfg)),
         }
 
     @property

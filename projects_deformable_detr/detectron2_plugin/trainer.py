@@ -14,7 +14,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from ..checkpoint import LoadOptions
+from ..config.checkpoint import load_options
 from ..config.training import training_config
 from ..training.ema import ExponentialMovingAverage
 from .checkpoint import EMA, DetectorCheckpointer
@@ -70,7 +70,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         cls, cfg: CfgNode, model: nn.Module, *, for_evaluation: bool = False, **checkpointables: Any
     ) -> DetectorCheckpointer:
         """Builds the checkpointer of ``OUTPUT_DIR`` for training, resuming and evaluation."""
-        options = LoadOptions.of(cfg, for_evaluation=for_evaluation, class_names=known_class_names(cfg))
+        options = load_options(cfg, for_evaluation=for_evaluation, class_names=known_class_names(cfg))
         return DetectorCheckpointer(model, cfg.OUTPUT_DIR, options, **checkpointables)
 
     @classmethod

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from ..checkpoint import LoadOptions, load_weights
 from ..config.data import data_config
+from ..config.checkpoint import load_options
 from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
 from ..config.training import augmentation_policy, training_config
@@ -66,7 +67,7 @@ def _run(args: Namespace, cfg: Any, datasets: Datasets, last: Path | None) -> di
     module = DetectionModule(cfg, dataset, evaluators)
     class_names = next(iter(datasets.values())).summary.class_names  # all data sets of a run have the same
     trainer = build_trainer(args, cfg, module, last, class_names)
-    options = LoadOptions.of(cfg, for_evaluation=args.eval_only, class_names=class_names)
+    options = load_options(cfg, for_evaluation=args.eval_only, class_names=class_names)
     if args.eval_only:
         load_weights(module.detector, last or cfg.MODEL.WEIGHTS, options)
         trainer.validate(module, verbose=False)

@@ -8,10 +8,16 @@ import torch
 from safetensors.torch import save_file
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, save_detector
-from projects_deformable_detr.checkpoint.classes import _rows_of_same_names, names_in_file
+from projects_deformable_detr.checkpoint import (
+    CheckpointError,
+    LoadOptions,
+    load_weights,
+    save_detector,
+    write_official,
+)
+from projects_deformable_detr.checkpoint.classes import class_names_of, match_names
 from projects_deformable_detr.checkpoint.coco_classes import CATEGORIES, THINGS, THINGS_AND_STUFF
-from projects_deformable_detr.checkpoint.export import write_official
+from projects_deformable_detr.checkpoint.formats.hugging_face import HUGGING_FACE
 
 PERSON, BICYCLE, CAR, TOOTHBRUSH = 1, 2, 3, 90
 ALL_HEADS = ("decoder.class_heads.", "queries.class_head.")
@@ -58,7 +64,7 @@ def test_91_logits_become_cocos_80_classes(make_file, caplog, variant, named):
         report = load_weights(target, path, LoadOptions(class_names=THINGS if named else None, for_evaluation=True))
     assert (report.classes.action, report.classes.new) == ("mapped", ())
     logits = 92 if variant == "detr" else 91
-    assert f"80 of 80 classes took over their logits of the file's {logits}" in caplog.text
+    assert f"80 of 80 classes take their logits from the file's {logits}" in caplog.text
     rows = [index for index in CATEGORIES if index < 91]
     no_object = [91] if variant == "detr" else []
     for index, theirs in enumerate(source.decoder.class_heads):
@@ -89,7 +95,7 @@ def test_the_short_names_of_the_separated_panoptic_format_are_cocos(make_file):
 
 def test_a_short_name_is_taken_only_where_there_is_no_doubt():
     theirs = ("car", "car-other", "sky-other-merged", "wall-merged", "wall-other", "other")
-    rows = _rows_of_same_names(("sky", "car", "wall", "other", "roof", "car other"), theirs)
+    rows = match_names(("sky", "car", "wall", "other", "roof", "car other"), theirs)
     assert rows == {0: 2, 1: 0, 3: 5, 5: 1}
 
 
@@ -111,11 +117,11 @@ def test_classes_that_the_file_lacks_start_anew(make_file, caplog, variant):
     with caplog.at_level(logging.WARNING):
         report = load_weights(target, path, LoadOptions(class_names=names))
     assert (report.classes.action, report.classes.new) == ("mapped", ("white blood cell",))
-    assert "The others start anew: white blood cell" in caplog.text
+    assert "The others keep their initial weights: white blood cell" in caplog.text
     found = head(target).weight
     assert torch.equal(found[[0, 2]], head(source).weight[[PERSON, BICYCLE]])
     assert torch.equal(found[1], before[1])
-    with pytest.raises(CheckpointError, match="does not know all of the model's classes.*white blood cell"):
+    with pytest.raises(CheckpointError, match="lacks some of the model's classes.*white blood cell"):
         load_weights(make(3), path, LoadOptions(class_names=names, for_evaluation=True))
 
 
@@ -128,7 +134,7 @@ def test_other_classes_start_with_a_new_head(make_file, caplog, variant, names):
     with caplog.at_level(logging.WARNING):
         report = load_weights(target, path, LoadOptions(class_names=names))
     assert report.classes.action == "new"
-    assert "The class head of 4 classes" in caplog.text and "starts anew" in caplog.text
+    assert "The class head of 4 classes" in caplog.text and "keeps its initial weights" in caplog.text
     assert names is None or "ellipse, star, ring, cross" in caplog.text
     for key, value in target.state_dict().items():
         if key.startswith("decoder.class_heads."):
@@ -137,7 +143,7 @@ def test_other_classes_start_with_a_new_head(make_file, caplog, variant, names):
             assert torch.equal(value, source.state_dict()[key]), key
     if variant == "two_stage":  # proposals are of all classes
         assert torch.equal(target.queries.class_head.weight, source.queries.class_head.weight[:4])
-    with pytest.raises(CheckpointError, match="does not know all of the model's classes"):
+    with pytest.raises(CheckpointError, match="lacks some of the model's classes"):
         load_weights(make(4), path, LoadOptions(class_names=names, for_evaluation=True))
 
 
@@ -157,7 +163,7 @@ def test_unknown_classes_of_the_same_number_are_kept(make_file, check_same, capl
     with caplog.at_level(logging.INFO):
         load_weights(target, path, LoadOptions(class_names=tuple("abcdef"), for_evaluation=True))
     check_same(target, source)
-    assert "6 logits were taken as they are" in caplog.text
+    assert "6 logits are loaded unchanged" in caplog.text
 
 
 def test_softmax_and_sigmoid_heads_do_not_replace_each_other(make_file, make_cfg, caplog):
@@ -166,7 +172,7 @@ def test_softmax_and_sigmoid_heads_do_not_replace_each_other(make_file, make_cfg
     before = head(target).weight.clone()
     with caplog.at_level(logging.WARNING):
         assert load_weights(target, path).classes.action == "new"
-    assert "the file's is softmax with a logit for no object, the model's is not (MODEL.DETR.CLASS_LOSS)" in caplog.text
+    assert "the file's is softmax with a logit for no object, the model's is not" in caplog.text
     assert torch.equal(head(target).weight, before)
     assert torch.equal(target.decoder.norm.weight, source.decoder.norm.weight)
 
@@ -193,10 +199,10 @@ def test_hugging_faces_config_tells_its_classes(make_cfg, shake, tmp_path):
 
 def test_labels_without_names_are_no_names():
     unnamed = [f"LABEL_{index}" for index in range(250)]
-    assert names_in_file("hugging-face", 250, unnamed)[200] == "rug-merged"
-    assert names_in_file("hugging-face", 250, ["N/A", "person", *unnamed[2:]])[200] == "rug-merged"
-    assert names_in_file("hugging-face", 7, unnamed[:7]) is None
-    assert names_in_file("hugging-face", 3, ["N/A", "ant", "bee"]) == (None, "ant", "bee")
+    assert class_names_of(HUGGING_FACE, 250, unnamed)[200] == "rug-merged"
+    assert class_names_of(HUGGING_FACE, 250, ["N/A", "person", *unnamed[2:]])[200] == "rug-merged"
+    assert class_names_of(HUGGING_FACE, 7, unnamed[:7]) is None
+    assert class_names_of(HUGGING_FACE, 3, ["N/A", "ant", "bee"]) == (None, "ant", "bee")
 
 
 def test_coco_ids_are_put_back(make_cfg, shake, tmp_path):
@@ -212,5 +218,5 @@ def test_coco_ids_are_put_back(make_cfg, shake, tmp_path):
     load_weights(target, tmp_path / "official.pth", LoadOptions(class_names=THINGS))
     for key, value in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], value), key
-    with pytest.raises(CheckpointError, match="--coco-ids is for COCO's 80"):
+    with pytest.raises(CheckpointError, match="--coco-ids needs COCO's 80"):
         write_official(tmp_path / "official.pth", source, ["ant"] * 80)

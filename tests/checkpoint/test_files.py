@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import CheckpointError, load_weights, read_state, save_detector
-from projects_deformable_detr.checkpoint import files as files_module
+from projects_deformable_detr.checkpoint import CheckpointError, load_weights, read_weights, save_detector
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_round_trip(make_cfg, detector, tmp_path):
     assert not states_equal(other.state_dict(), detector.state_dict())
     report = load_weights(other, path)
     assert states_equal(other.state_dict(), detector.state_dict())
-    assert (report.kind, report.missing, report.unexpected, report.mismatched) == ("ours", (), (), ())
+    assert (report.format, report.missing, report.unexpected, report.mismatched) == ("ours", (), (), ())
     content = torch.load(path, weights_only=True)
     assert content.keys() == {"model", "iteration", "config", "format"}
     assert (content["iteration"], content["config"], content["format"]) == (41, "MODEL: {}", 1)
@@ -60,7 +59,7 @@ def test_a_failure_while_writing_leaves_the_old_file(detector, tmp_path, monkeyp
         file.write(b"half of it")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(files_module.torch, "save", full_disk)
+    monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_detector(path, detector, iteration=2, cfg_text="")
     assert path.read_bytes() == old
@@ -94,7 +93,7 @@ def test_a_file_with_code_is_refused_and_not_run(tmp_path, monkeypatch, write):
     path = tmp_path / "model.pth"
     write({"model": {"weight": RunsCode()}}, path)
     with pytest.raises(CheckpointError, match=r"model\.pth: .*without running code"):
-        read_state(path)
+        read_weights(path)
     assert not (tmp_path / "made_by_a_checkpoint").exists()
 
 
@@ -118,22 +117,22 @@ def test_a_damaged_file_is_named(tmp_path, write, name):
     path = tmp_path / name
     write(path)
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as caught:
-        read_state(path)
+        read_weights(path)
     assert len(str(caught.value).splitlines()) == 1 and "weights_only" not in str(caught.value)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.pth: there is no such checkpoint file"):
-        read_state(tmp_path / "none.pth")
-    with pytest.raises(CheckpointError, match=r"a folder with neither of model\.safetensors and pytorch_model\.bin"):
-        read_state(tmp_path)
+        read_weights(tmp_path / "none.pth")
+    with pytest.raises(CheckpointError, match=r"a folder without model\.safetensors or pytorch_model\.bin"):
+        read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("content", [{"iteration": 3}, [1, 2], {"model": {}}, torch.zeros(2)])
 def test_a_file_without_weights_is_named(tmp_path, content):
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match=r"odd\.pth: holds no weights"):
-        read_state(tmp_path / "odd.pth")
+        read_weights(tmp_path / "odd.pth")
 
 
 @pytest.mark.parametrize(
@@ -142,27 +141,27 @@ def test_a_file_without_weights_is_named(tmp_path, content):
 def test_weights_are_found_alone_or_below_a_key(tmp_path, wrap):
     state = {"conv1.weight": torch.randn(2, 3), "bias": torch.randn(1)}
     torch.save(wrap(state), tmp_path / "some.pth")
-    assert states_equal(read_state(tmp_path / "some.pth"), state)
+    assert states_equal(read_weights(tmp_path / "some.pth").state, state)
 
 
 def test_safetensors(tmp_path):
     state = {"conv1.weight": torch.randn(2, 3)}
     save_file(state, tmp_path / "some.safetensors")
-    assert states_equal(read_state(tmp_path / "some.safetensors"), state)
+    assert states_equal(read_weights(tmp_path / "some.safetensors").state, state)
 
 
 def test_the_official_repositories_files_are_read(detector, tmp_path):
     """They keep their command line, an argparse.Namespace, beside the weights."""
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": detector.state_dict(), "args": argparse.Namespace(lr=2e-4, backbone="resnet50")}, path)
-    assert states_equal(read_state(path), detector.state_dict())
+    assert states_equal(read_weights(path).state, detector.state_dict())
 
 
 def test_a_refused_type_is_named(tmp_path):
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": {}, "extra": uuid.UUID(int=1)}, path)
     with pytest.raises(CheckpointError, match=r"Unsupported global: GLOBAL uuid.UUID"):
-        read_state(path)
+        read_weights(path)
 
 
 def test_what_was_allowed_before_a_read_stays_allowed(detector, tmp_path):
@@ -171,7 +170,7 @@ def test_what_was_allowed_before_a_read_stays_allowed(detector, tmp_path):
     before = list(torch.serialization.get_safe_globals())
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
-        read_state(tmp_path / "checkpoint.pth")
+        read_weights(tmp_path / "checkpoint.pth")
         assert argparse.Namespace in torch.serialization.get_safe_globals()
     finally:
         torch.serialization.clear_safe_globals()
@@ -181,12 +180,12 @@ def test_what_was_allowed_before_a_read_stays_allowed(detector, tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "(it is empty)"),
-        (b"import os\nmodel = dict()\n", "(it is text, which begins 'import os')"),
-        (b"<!DOCTYPE html>", "(it is text, which begins '<!DOCTYPE html>')"),
+        (b"", "(empty)"),
+        (b"import os\nmodel = dict()\n", "(text that starts with 'import os')"),
+        (b"<!DOCTYPE html>", "(text that starts with '<!DOCTYPE html>')"),
         (b"PK\x03\x04 and no more", "(PytorchStreamReader failed reading zip archive: not a ZIP archive)"),
-        ({"model": {"a": np.zeros(2, dtype=object)}}, "(it has an array of 'O8', not of numbers)"),
-        ({"model": {"a": np.array(["text"])}}, "(it has an array of 'U4', not of numbers)"),
+        ({"model": {"a": np.zeros(2, dtype=object)}}, "(array of 'O8', not of numbers)"),
+        ({"model": {"a": np.array(["text"])}}, "(array of 'U4', not of numbers)"),
         ({"model": {"a": RunsCode()}}, f"{os.mkdir.__module__}.mkdir"),
     ],
 )
@@ -198,7 +197,7 @@ def test_the_reason_is_told_and_not_torchs_advice(tmp_path, content, reason):
     else:
         torch.save(content, path)
     with pytest.raises(CheckpointError) as caught:
-        read_state(path)
+        read_weights(path)
     text = str(caught.value)
     assert reason in text and "weights_only" not in text and "succeed" not in text and "\n" not in text
 
@@ -206,7 +205,7 @@ def test_the_reason_is_told_and_not_torchs_advice(tmp_path, content, reason):
 def test_a_program_may_have_allowed_numpys_types(tmp_path, allowed):
     """They have the names of what stands for them here: which of both torch took was left to the order of a set."""
     torch.save({"model": {"a": torch.ones(2)}, "best": np.float64(0.5)}, tmp_path / "number.pth")
-    assert files_module.read_content(tmp_path / "number.pth")["best"] == 0.5
+    assert torch.equal(read_weights(tmp_path / "number.pth").state["a"], torch.ones(2))
     assert allowed <= set(torch.serialization.get_safe_globals())
 
 
@@ -225,7 +224,7 @@ def test_stand_ins_are_alone_when_they_are_needed(tmp_path, allowed, monkeypatch
 
     monkeypatch.setattr(torch, "load", spy)
     with pytest.raises(CheckpointError, match=r"uuid\.UUID"):
-        read_state(path)
+        read_weights(path)
     assert [len(names) == len(set(names)) for names in seen] == [True, True]
     assert allowed <= set(torch.serialization.get_safe_globals())
 
@@ -234,15 +233,15 @@ def test_numpy_arrays_among_the_weights_are_weights(tmp_path):
     state = {"a": np.arange(3.0), "b": torch.zeros(2), "c": np.ones((2, 2), ">f4"), "steps": 3}
     for name, content in {"below.pth": {"model": state}, "alone.pth": state}.items():
         torch.save(content, tmp_path / name)
-        found = read_state(tmp_path / name)
+        found = read_weights(tmp_path / name).state
         assert found.keys() == {"a", "b", "c"}
         assert found["a"].tolist() == [0, 1, 2] and torch.equal(found["c"], torch.ones(2, 2))
 
 
 def test_numpy_arrays_that_the_program_allowed_are_weights_too(tmp_path, allowed):
     torch.save({"model": {"a": np.arange(3.0)}}, tmp_path / "x.pth")
-    assert read_state(tmp_path / "x.pth")["a"].tolist() == [0, 1, 2]
+    assert read_weights(tmp_path / "x.pth").state["a"].tolist() == [0, 1, 2]
     torch.serialization.add_safe_globals([type(np.dtype("O"))])
     torch.save({"model": {"odd": np.zeros(3, object)}}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="odd is an array of object, not of numbers"):
-        read_state(tmp_path / "x.pth")
+        read_weights(tmp_path / "x.pth")

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import LoadOptions, load_weights, read_weights, recognise
-from projects_deformable_detr.checkpoint.export import write_hugging_face
+from projects_deformable_detr.checkpoint import LoadOptions, detect, load_weights, read_weights
+from projects_deformable_detr.config.checkpoint import export_hugging_face
 from projects_deformable_detr.modeling import batch_images
 
 transformers = pytest.importorskip("transformers", reason="transformers reads and writes these files")
@@ -61,13 +61,13 @@ def check_equal_outputs(detector, theirs):
 def test_a_folder_for_transformers_gives_equal_outputs_and_comes_back(make_detector, check_same, tmp_path, variant):
     detector, cfg = make_detector(variant)
     names = ["ant", "bee", "cat", "dog", "eel"]
-    write_hugging_face(tmp_path, detector, cfg, names)
+    export_hugging_face(cfg, tmp_path, detector, names)
     assert read_weights(tmp_path).class_names == tuple(names)
     theirs = theirs_in(tmp_path)
     assert theirs.config.id2label == dict(enumerate(names))
     check_equal_outputs(detector, theirs)
     back = build_detector(cfg)
-    assert load_weights(back, tmp_path, LoadOptions(class_names=tuple(names))).kind == "hugging-face"
+    assert load_weights(back, tmp_path, LoadOptions(class_names=tuple(names))).format == "hugging-face"
     check_same(back, detector)
 
 
@@ -78,7 +78,7 @@ def test_dilated_models_go_through_timms_resnet(make_cfg, shake, check_same, tmp
     cfg = make_cfg("single_scale_dc5", **changes)
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64, 256
     detector = shake(build_detector(cfg))
-    write_hugging_face(tmp_path, detector, cfg)
+    export_hugging_face(cfg, tmp_path, detector)
     check_equal_outputs(detector, theirs_in(tmp_path))
     back = build_detector(cfg)
     load_weights(back, tmp_path / "model.safetensors")
@@ -87,7 +87,7 @@ def test_dilated_models_go_through_timms_resnet(make_cfg, shake, check_same, tmp
 
 def written_by_transformers(detector, cfg, folder, how):
     """The folder of a model that transformers has loaded and saved, in one of the layouts that it has had."""
-    write_hugging_face(folder / "ours", detector, cfg)
+    export_hugging_face(cfg, folder / "ours", detector)
     theirs, saved = theirs_in(folder / "ours"), folder / "theirs"
     theirs.save_pretrained(saved)
     if how == "safetensors":
@@ -109,6 +109,6 @@ def test_what_transformers_saves_loads(make_detector, check_same, tmp_path, vari
     detector, cfg = make_detector(variant)
     folder = written_by_transformers(detector, cfg, tmp_path, how)
     back = build_detector(cfg).eval()
-    assert load_weights(back, folder).kind == "hugging-face"
+    assert load_weights(back, folder).format == "hugging-face"
     check_same(back, detector)
-    assert recognise(read_weights(folder).state) == "hugging-face"
+    assert detect(read_weights(folder).state).name == "hugging-face"

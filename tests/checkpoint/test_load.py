@@ -9,6 +9,7 @@ import torchvision
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, save_detector
+from projects_deformable_detr.config.checkpoint import load_options
 
 
 def copy_state(detector):
@@ -44,7 +45,7 @@ def detector(make_cfg):
 )
 def test_files_of_either_engine(make_cfg, detector, tmp_path, wrap):
     other = build_detector(make_cfg("box_refine"))
-    assert load_weights(other, write(copy_state(detector), tmp_path / "a.ckpt", wrap)).kind == "ours"
+    assert load_weights(other, write(copy_state(detector), tmp_path / "a.ckpt", wrap)).format == "ours"
     assert same(other.state_dict(), detector.state_dict())
 
 
@@ -68,7 +69,7 @@ def test_what_does_not_fit_is_listed_and_the_detector_unchanged(make_cfg, detect
         "missing in the file (1): tokenizer.level_embed",
         "unexpected in the file (1): decoder.extra.weight",
         "queries.content: (9, 64) in the file, (7, 64) here",
-        "ALLOW_PARTIAL_WEIGHTS",
+        "set allow_partial=True",
     ):
         assert part in text
     assert same(other.state_dict(), before)
@@ -105,7 +106,7 @@ def test_two_stage_weights_do_not_load_into_one_stage(make_cfg, detector, tmp_pa
 
 def test_weights_of_something_else_are_named(detector, tmp_path):
     path = write({"encoder.embeddings": torch.zeros(3)}, tmp_path / "bert.pth")
-    with pytest.raises(CheckpointError, match=r"bert\.pth: its keys \(encoder\.embeddings"):
+    with pytest.raises(CheckpointError, match=r"bert\.pth: the keys \(encoder\.embeddings"):
         load_weights(detector, path)
 
 
@@ -117,7 +118,7 @@ def test_imagenet_weights_fill_the_backbone_and_leave_the_rest(make_cfg, tmp_pat
     detector = build_detector(cfg)
     before = copy_state(detector)
     report = load_weights(detector, write(theirs.state_dict(), tmp_path / "resnet18.pth", lambda state: state))
-    assert (report.kind, report.missing, report.unexpected) == ("resnet", (), ())
+    assert (report.format, report.missing, report.unexpected) == ("resnet", (), ())
     for key, value in detector.state_dict().items():
         if key.startswith("backbone."):
             assert torch.equal(value, theirs.state_dict()[key.removeprefix("backbone.")]), key
@@ -162,10 +163,10 @@ def test_torchvision_weights_by_name(make_cfg, replace_download):
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     detector, state = build_detector(cfg), torchvision.models.resnet18(weights=None).state_dict()
     replace_download(state)
-    assert load_weights(detector, "torchvision://resnet18").kind == "resnet"
+    assert load_weights(detector, "torchvision://resnet18").format == "resnet"
     assert torch.equal(detector.backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
     replace_download(AssertionError("it is in the cache"))
-    assert load_weights(detector, "torchvision://resnet18").kind == "resnet"
+    assert load_weights(detector, "torchvision://resnet18").format == "resnet"
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
@@ -174,7 +175,7 @@ def test_weights_that_cannot_be_downloaded_are_a_warning(make_cfg, replace_downl
     before = copy_state(detector)
     replace_download(URLError("no network"))
     with caplog.at_level(logging.WARNING):
-        assert load_weights(detector, "torchvision://resnet18").kind == "none"
+        assert load_weights(detector, "torchvision://resnet18", load_options(make_cfg())).format == "none"
     assert same(detector.state_dict(), before)
     assert "torchvision://resnet18" in caplog.text and "no network" in caplog.text
     assert "FROM SCRATCH" in caplog.text
@@ -194,16 +195,16 @@ def test_an_unknown_torchvision_model_is_named(detector, name):
 
 
 @pytest.mark.parametrize("source", ["", "torchvision://resnet18"])
-def test_evaluation_needs_a_whole_detector(detector, source):
+def test_evaluation_needs_a_whole_detector(make_cfg, detector, source):
     with pytest.raises(CheckpointError, match="MODEL.WEIGHTS"):
-        load_weights(detector, source, LoadOptions(for_evaluation=True))
+        load_weights(detector, source, load_options(make_cfg(), for_evaluation=True))
 
 
 def test_evaluation_refuses_a_backbone_file(make_cfg, tmp_path):
     detector = build_detector(make_cfg())
     torch.save(detector.backbone.state_dict(), tmp_path / "resnet.pth")
     before = {name: value.clone() for name, value in detector.state_dict().items()}
-    assert load_weights(detector, tmp_path / "resnet.pth").kind == "resnet"
+    assert load_weights(detector, tmp_path / "resnet.pth").format == "resnet"
     with pytest.raises(CheckpointError, match="weights of a backbone"):
         load_weights(detector, tmp_path / "resnet.pth", LoadOptions(for_evaluation=True))
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
@@ -226,12 +227,12 @@ def make_pair(make_cfg, tmp_path):
 
 def test_boxes_come_before_masks(make_pair, caplog):
     path, source, target = make_pair(False, True)
-    with pytest.raises(CheckpointError, match="has no mask head: set MODEL.MASK_ON False"):
+    with pytest.raises(CheckpointError, match="has no mask head: set mask_head=False"):
         load_weights(target, path, LoadOptions(for_evaluation=True))
     before = {key: value.clone() for key, value in target.mask_head.state_dict().items()}
     with caplog.at_level(logging.WARNING):
         load_weights(target, path)
-    assert "has no mask head: it starts anew" in caplog.text
+    assert "has no mask head: it keeps its initial weights" in caplog.text
     assert same(target.mask_head.state_dict(), before)
     assert same(target.decoder.state_dict(), source.decoder.state_dict())
 
@@ -240,5 +241,5 @@ def test_masks_are_left_out_where_the_model_has_none(make_pair, caplog):
     path, source, target = make_pair(True, False)
     with caplog.at_level(logging.INFO):
         assert load_weights(target, path, LoadOptions(for_evaluation=True)).unexpected == ()
-    assert "the mask head is left out" in caplog.text
+    assert "the mask head is not loaded" in caplog.text
     assert same(target.decoder.state_dict(), source.decoder.state_dict())

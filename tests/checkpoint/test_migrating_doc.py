@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from projects_deformable_detr import build_detector, get_cfg
-from projects_deformable_detr.checkpoint import __main__ as command
-from projects_deformable_detr.checkpoint.export import write_hugging_face, write_official
+from projects_deformable_detr.checkpoint import write_official
+from projects_deformable_detr.cli import checkpoint as command
+from projects_deformable_detr.config.checkpoint import export_hugging_face
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
@@ -37,7 +38,7 @@ def test_commands_run_on_small_files(make_cfg, tmp_path, monkeypatch):
             if source.endswith(".pth"):
                 write_official(source, build_detector(cfg))
             else:
-                write_hugging_face(source, build_detector(cfg), cfg)
+                export_hugging_face(cfg, source, build_detector(cfg))
         cfg.MODEL.DETR.NUM_CLASSES = 0
         cfg.DATASETS.TRAIN = ("coco_2017_train",)
         Path(config).write_text(cfg.dump())

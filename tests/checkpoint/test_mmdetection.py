@@ -17,10 +17,9 @@ from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import (
     CheckpointError,
     LoadOptions,
+    detect,
     load_weights,
-    read_state,
     read_weights,
-    recognise,
 )
 
 # Around the layers, and one layer of each stack, of the multi-scale model.
@@ -146,9 +145,9 @@ def test_every_tensor_is_filled(make_pair, check_same, tmp_path, variant):
     detector, state, other = make_pair(variant)
     assert set(KEYS[variant].split()) <= state.keys()
     assert not any("tokenizer" in key or "queries." in key or "_heads." in key for key in state)
-    assert recognise(state) == "mmdetection"
+    assert detect(state).name == "mmdetection"
     report = load_weights(other, write(tmp_path / "theirs.pth", state), LoadOptions(for_evaluation=True))
-    assert (report.kind, report.missing, report.unexpected, report.mismatched) == ("mmdetection", (), (), ())
+    assert (report.format, report.missing, report.unexpected, report.mismatched) == ("mmdetection", (), (), ())
     check_same(other, detector)
 
 
@@ -207,7 +206,7 @@ def test_a_training_checkpoint_with_its_log(make_pair, monkeypatch, tmp_path):
     for name in ("mmengine", "mmengine.logging", module.__name__):
         monkeypatch.delitem(sys.modules, name)
     before = torch.serialization.get_safe_globals()
-    assert read_state(path).keys() == state.keys()
+    assert read_weights(path).state.keys() == state.keys()
     assert "mmengine" not in sys.modules
     assert set(torch.serialization.get_safe_globals()) == set(before)
 
@@ -221,4 +220,4 @@ def test_what_the_log_may_not_do(tmp_path):
 
     torch.save({"state_dict": {"weight": torch.zeros(1)}, "args": argparse.Namespace(evil=Evil())}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="without running code"):
-        read_state(tmp_path / "x.pth")
+        read_weights(tmp_path / "x.pth")

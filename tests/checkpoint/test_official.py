@@ -11,8 +11,14 @@ import pytest
 import torch
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, read_state, recognise
-from projects_deformable_detr.checkpoint.export import write_official
+from projects_deformable_detr.checkpoint import (
+    CheckpointError,
+    LoadOptions,
+    detect,
+    load_weights,
+    read_weights,
+    write_official,
+)
 
 DEFORMABLE = ["single_scale", "single_scale_dc5", "multi_scale", "box_refine", "two_stage"]
 DETR = ["detr", "detr_pre_norm", "detr_masks"]
@@ -77,7 +83,7 @@ def make_pair(make_cfg, shake, tmp_path):
         cfg = make_cfg("detr", **MASKS) if variant == "detr_masks" else make_cfg(variant, **changes)
         detector = shake(build_detector(cfg))
         write_official(tmp_path / "official.pth", detector)
-        return detector, read_state(tmp_path / "official.pth"), build_detector(cfg)
+        return detector, read_weights(tmp_path / "official.pth").state, build_detector(cfg)
 
     return make
 
@@ -91,8 +97,8 @@ def test_a_round_trip_is_exact(make_pair, check_same, tmp_path, variant):
         assert f"{below}{key}" in state, key
     assert below == "" or set(MASK_KEYS.split()) <= state.keys()
     assert not set(state) & set(detector.state_dict())
-    assert recognise(state) == "official"
-    assert load_weights(other, write(tmp_path / "theirs.pth", state)).kind == "official"
+    assert detect(state).name == "official"
+    assert load_weights(other, write(tmp_path / "theirs.pth", state)).format == "official"
     check_same(other, detector)
 
 
@@ -130,7 +136,7 @@ def test_detrs_detectron2_wrapper(make_pair, check_same, tmp_path):
     theirs = {f"detr.{detectron2_backbone(key, 'backbone.0.backbone.')}": value for key, value in state.items()}
     assert "detr.backbone.0.backbone.res3.0.shortcut.norm.running_mean" in theirs
     path = write(tmp_path / "wrapped.pth", theirs | {"criterion.empty_weight": torch.ones(6)})
-    assert load_weights(other, path).kind == "official"
+    assert load_weights(other, path).format == "official"
     check_same(other, detector)
 
 
@@ -170,8 +176,8 @@ def test_detrexs_files_load(make_pair, check_same, tmp_path, variant):
     detector, state, other = make_pair(variant)
     theirs = {detrex_name(key, variant != "detr"): value for key, value in state.items()}
     theirs["criterion.empty_weight"] = torch.ones(6)
-    assert recognise(theirs) == "detrex"
-    assert load_weights(other, write(tmp_path / "detrex.pth", theirs)).kind == "detrex"
+    assert detect(theirs).name == "detrex"
+    assert load_weights(other, write(tmp_path / "detrex.pth", theirs)).format == "detrex"
     check_same(other, detector)
 
 
@@ -197,5 +203,5 @@ def test_detrexs_dilated_detr_has_torchvisions_backbone(make_pair, check_same, t
         for key, value in state.items()
     }
     assert "backbone.body.layer1.0.bn1.weight" in theirs
-    assert load_weights(other, write(tmp_path / "detrex.pth", theirs)).kind == "detrex"
+    assert load_weights(other, write(tmp_path / "detrex.pth", theirs)).format == "detrex"
     check_same(other, detector)

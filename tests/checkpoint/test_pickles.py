@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, read_state, recognise
+from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, detect, load_weights, read_weights
 from projects_deformable_detr.checkpoint.pickles import as_tensors, read_pickle
 
 BGR = LoadOptions(input_format="BGR")
@@ -68,7 +68,7 @@ def test_torchvisions_weights_converted_for_detectron2(resnet_50, tmp_path, prot
     arrays |= {"stem.fc.weight": np.zeros((9, 8)), "stem.fc.bias": np.zeros(9)}
     content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
     report = load_weights(target, write(tmp_path / "R-50.pkl", content, protocol))
-    assert (report.kind, report.missing, report.unexpected) == ("resnet", (), ())
+    assert (report.format, report.missing, report.unexpected) == ("resnet", (), ())
     check_backbones(source, target)
 
 
@@ -81,22 +81,22 @@ def check_backbones(source, target):
 def test_group_norm_of_caffe2_loads_where_images_are_bgr(resnet_50, tmp_path):
     source, target = resnet_50(NORM="GN"), resnet_50(NORM="GN")
     path = write(tmp_path / "R-50-GN.pkl", {"blobs": caffe2_arrays(source, "gn")})
-    with pytest.raises(CheckpointError, match=r"the model has RGB images.*Set INPUT\.FORMAT BGR.*PIXEL_STD \[57\.375"):
+    with pytest.raises(CheckpointError, match=r"the model has RGB images.*Set input_format=BGR.*pixel_std=\[57\.375"):
         load_weights(target, path)
     report = load_weights(target, path, BGR)
-    assert (report.kind, report.missing, report.unexpected) == ("resnet-caffe2", (), ())
+    assert (report.format, report.missing, report.unexpected) == ("resnet-caffe2", (), ())
     check_backbones(source, target)
 
 
 def test_msras_resnet_is_refused_by_ours_which_strides_elsewhere(resnet_50, tmp_path):
     source, target = resnet_50(), resnet_50()
     path = write(tmp_path / "R-50.pkl", caffe2_arrays(source, "bn"))
-    assert recognise(read_state(path)) == "resnet-caffe2"
+    assert detect(read_weights(path).state).name == "resnet-caffe2"
     for options in (None, BGR):
         with pytest.raises(CheckpointError) as caught:
             load_weights(target, path, options)
         text = str(caught.value)
-        for key in ("R-50.pkl", "strides in the 3x3", "STRIDE_IN_1X1 True", "build_resnet_backbone", "[1.0,1.0,1.0]"):
+        for key in ("R-50.pkl", "strides in the 3x3", "stride_in_1x1=True", "build_resnet_backbone", "[1.0,1.0,1.0]"):
             assert key in text
 
 
@@ -128,18 +128,18 @@ def test_a_pickle_that_names_anything_else_is_refused_and_not_run(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "R-50.pkl", {"model": {"stem.conv1.weight": call}, "__author__": "someone"}, protocol)
     with pytest.raises(CheckpointError, match=rf"R-50\.pkl: .*without running code.*({named})"):
-        read_state(path)
+        read_weights(path)
     assert not (tmp_path / "made_by_a_pickle").exists()
 
 
 def test_text_is_encoded_as_latin_1_only(tmp_path):
     """Python 3 writes bytes for Python 2 as a call of ``codecs.encode``, which knows much else."""
-    assert read_state(write(tmp_path / "a.pkl", {"model": {"w": np.ones(2)}, "note": b"\xff"})).keys() == {"w"}
+    assert read_weights(write(tmp_path / "a.pkl", {"model": {"w": np.ones(2)}, "note": b"\xff"})).state.keys() == {"w"}
     import codecs
 
     path = write(tmp_path / "b.pkl", {"model": {"w": np.ones(2)}, "note": Calls(codecs.encode, "text", "rot13")})
     with pytest.raises(CheckpointError, match="'rot13'"):
-        read_state(path)
+        read_weights(path)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
@@ -147,13 +147,13 @@ def test_a_damaged_pickle_is_named(tmp_path, cut):
     path = write(tmp_path / "R-50.pkl", {"model": OrderedDict(weight=np.ones(100))})
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(CheckpointError, match=r"R-50\.pkl: damaged"):
-        read_state(path)
+        read_weights(path)
 
 
 @pytest.mark.parametrize("content", [{"model": {}}, {"model": [1]}, [1, 2], "text", {"model": {"name": "text"}}])
 def test_a_pickle_without_weights_is_named(tmp_path, content):
     with pytest.raises(CheckpointError, match=r"odd\.pkl: holds no weights"):
-        read_state(write(tmp_path / "odd.pkl", content))
+        read_weights(write(tmp_path / "odd.pkl", content))
 
 
 class Calls:
@@ -181,7 +181,7 @@ class Calls:
 )
 def test_arrays_of_anything_but_numbers_are_refused(tmp_path, content, protocol):
     with pytest.raises(CheckpointError, match="not of numbers"):
-        read_state(write(tmp_path / "R-50.pkl", {"model": {"weight": content}}, protocol))
+        read_weights(write(tmp_path / "R-50.pkl", {"model": {"weight": content}}, protocol))
 
 
 @pytest.mark.parametrize("shape", [(3,), (-1,), (2**62, 4)])
@@ -193,7 +193,7 @@ def test_arrays_whose_bytes_are_not_as_many_as_their_shape_says_are_refused(tmp_
 
     content = np.zeros(2, np.float32).view(Lies)
     with pytest.raises(CheckpointError, match=r"with 8 bytes|not of numbers"):
-        read_state(write(tmp_path / "R-50.pkl", {"model": {"weight": content}}))
+        read_weights(write(tmp_path / "R-50.pkl", {"model": {"weight": content}}))
 
 
 @pytest.mark.parametrize("kind", ["<f4", ">f4", "<f2", "<f8", "|i1", "|u1", ">i8", "|b1"])

@@ -19,7 +19,7 @@ from detectron2.solver import build_optimizer
 from detectron2.utils.env import seed_all_rng
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import load_weights, read_state
+from projects_deformable_detr.checkpoint import load_weights, read_weights
 from projects_deformable_detr.detectron2_plugin import Trainer, main
 from projects_deformable_detr.detectron2_plugin import hooks as callbacks
 from projects_deformable_detr.errors import UserError
@@ -92,7 +92,7 @@ def test_the_average_is_evaluated_and_kept_and_goes_on_when_resumed(make_cfg, sc
     assert not same(content["model"], content["ema"]["model"])
     assert same(evaluated[0], load(cfg, "model_0000001.pth")["model"])
     assert same(evaluated[1], content["model"]) and same(evaluated[1], load(cfg, "model_final.pth")["model"])
-    assert same(read_state(Path(cfg.OUTPUT_DIR, "model_final.pth")), content["model"])
+    assert same(read_weights(Path(cfg.OUTPUT_DIR, "model_final.pth")).state, content["model"])
 
     cfg.SOLVER.MAX_ITER = 5
     run(cfg, resume=True)
@@ -169,7 +169,7 @@ def test_the_best_checkpoint_is_read_by_both_engines(make_cfg, scores):
     run(cfg)
     path = Path(cfg.OUTPUT_DIR, "model_best.pth")
     wanted = load(cfg, "model_final.pth")["model"]
-    assert same(read_state(path), wanted)
+    assert same(read_weights(path).state, wanted)
     for build in (Trainer, DefaultTrainer):
         other = make_cfg(MODEL__WEIGHTS=path, SEED=5)
         trainer = build(other)

@@ -15,8 +15,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
-from projects_deformable_detr.checkpoint import CheckpointError
-from projects_deformable_detr.checkpoint.export import write_hugging_face, write_official
+from projects_deformable_detr.checkpoint import CheckpointError, write_official
+from projects_deformable_detr.config.checkpoint import export_hugging_face
 from projects_deformable_detr.detectron2_plugin import Trainer
 
 BATCH_NORM = {"MODEL__RESNETS__NORM": "FrozenBN"}
@@ -73,7 +73,7 @@ def test_default_predictor_reads_hugging_faces_bin_files(make_model, tmp_path):
     from safetensors.torch import load_file
 
     model, cfg = make_model()
-    write_hugging_face(tmp_path, model.detector, cfg)
+    export_hugging_face(cfg, tmp_path, model.detector)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     cfg.MODEL.WEIGHTS = str(tmp_path / "pytorch_model.bin")
     check_same(DefaultPredictor(cfg).model, model)
@@ -84,7 +84,7 @@ def test_default_predictor_refuses_a_head_without_its_classes(make_model, make_c
     model, _ = make_model(MODEL__DETR__NUM_CLASSES=91, DATASETS__TRAIN="()", DATASETS__TEST="()")
     cfg = make_cfg(**BATCH_NORM)
     cfg.MODEL.WEIGHTS = write(model, tmp_path / "official.pth")
-    with pytest.raises(CheckpointError, match="does not know all of the model's classes"):
+    with pytest.raises(CheckpointError, match="lacks some of the model's classes"):
         DefaultPredictor(cfg)
 
 
@@ -105,7 +105,7 @@ def test_fine_tuning_starts_a_new_class_head_and_says_so(make_model, make_cfg, t
     checkpointer = Trainer.build_checkpointer(cfg, target) if ours else DetectionCheckpointer(target)
     with caplog.at_level("WARNING"):
         checkpointer.resume_or_load(write(model, tmp_path / "official.pth"), resume=False)
-    assert "The class head of 2 classes (red, blue) starts anew" in caplog.text
+    assert "The class head of 2 classes (red, blue) keeps its initial weights" in caplog.text
     assert torch.equal(target.detector.decoder.class_heads[0].weight, before)
     assert torch.equal(target.detector.tokenizer.level_embed, model.detector.tokenizer.level_embed)
 

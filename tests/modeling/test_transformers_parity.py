@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from projects_deformable_detr import build_criterion, build_detector, get_cfg
-from projects_deformable_detr.checkpoint import load_weights, recognise, to_ours
+from projects_deformable_detr.checkpoint import detect, load_weights, to_ours
 from projects_deformable_detr.modeling import Targets, batch_images
 
 transformers = pytest.importorskip("transformers", reason="transformers is the independent implementation")
@@ -95,8 +95,9 @@ def make_ours(theirs):
         detr.WITH_BOX_REFINE, detr.TWO_STAGE = config.with_box_refine, config.two_stage
     detector = build_detector(cfg)
     state = theirs.state_dict()
-    assert recognise(state) == "hugging-face"
-    detector.load_state_dict(to_ours(state, "hugging-face"), strict=True)
+    format = detect(state)
+    assert format.name == "hugging-face"
+    detector.load_state_dict(to_ours(state, format), strict=True)
     return detector, build_criterion(cfg)
 
 
@@ -162,7 +163,7 @@ def test_saved_files_hold_every_head(variant, tmp_path):
     for parameter in ours.parameters():
         torch.nn.init.zeros_(parameter)
     report = load_weights(ours, tmp_path / "model.safetensors")
-    assert report.kind == "hugging-face" and not report.missing and not report.unexpected
+    assert report.format == "hugging-face" and not report.missing and not report.unexpected
     for name, value in ours.state_dict().items():
         assert torch.equal(value, expected[name]), name
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from projects_deformable_detr.checkpoint import read_state
+from projects_deformable_detr.checkpoint import read_weights
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.evaluation import Evaluator
 from projects_deformable_detr.standalone import main
@@ -27,7 +27,7 @@ STOP = ("TEST.EARLY_STOPPING.ENABLED", True, "TEST.EARLY_STOPPING.PATIENCE", 2, 
 
 
 def network(path: Path) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in read_state(path).items() if key.startswith("detector.")}
+    return {key: value for key, value in read_weights(path).state.items() if key.startswith("detector.")}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import __main__ as command
-from projects_deformable_detr.checkpoint import load_weights, read_state, read_weights
+from projects_deformable_detr.checkpoint import load_weights, read_weights, write_official
 from projects_deformable_detr.checkpoint.coco_classes import THINGS
-from projects_deformable_detr.checkpoint.export import write_official
+from projects_deformable_detr.cli import checkpoint as command
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def make_files(make_cfg, shake, tmp_path, monkeypatch):
 
 
 def classes_in(path):
-    return len(read_state(path)["detector.decoder.class_heads.0.bias"])
+    return len(read_weights(path).state["detector.decoder.class_heads.0.bias"])
 
 
 def test_convert_maps_onto_the_configs_data_set(make_files, run, caplog):
@@ -53,10 +52,10 @@ def test_convert_maps_onto_the_configs_data_set(make_files, run, caplog):
     with caplog.at_level("INFO"):
         status, said = run("convert", source, "ours.pth", "--config-file", config)
     assert status == 0 and "ours.pth: official weights with 80 classes" in said
-    assert "80 of 80 classes took over their logits of the file's 91 by name" in caplog.text
+    assert "80 of 80 classes take their logits from the file's 91 by name" in caplog.text
     assert classes_in("ours.pth") == 80
     assert read_weights("ours.pth").class_names == THINGS
-    bias = read_state("ours.pth")["detector.decoder.class_heads.0.bias"]
+    bias = read_weights("ours.pth").state["detector.decoder.class_heads.0.bias"]
     assert torch.equal(bias[0], detector.decoder.class_heads[0].bias[1])
 
 
@@ -77,7 +76,7 @@ def test_convert_maps_onto_a_registered_data_set(make_files, run, tmp_path):
     )
     assert run(*arguments)[0] == 0
     assert read_weights("ours.pth").class_names == ("dog", "cat")
-    bias = read_state("ours.pth")["detector.decoder.class_heads.1.bias"]
+    bias = read_weights("ours.pth").state["detector.decoder.class_heads.1.bias"]
     assert torch.equal(bias, detector.decoder.class_heads[1].bias[[18, 17]])
 
 
@@ -99,9 +98,9 @@ def test_a_round_trip_through_files_is_exact(make_files, run):
     assert run("export-official", "ours.pth", "back.pth", "--config-file", config)[0] == 0
     assert run("export-hf", "ours.pth", "folder", "--config-file", config)[0] == 0
     assert run("export-official", "folder", "again.pth", "--config-file", config)[0] == 0
-    expected = read_state(source)
+    expected = read_weights(source).state
     for name in ("back.pth", "again.pth"):
-        found = read_state(name)
+        found = read_weights(name).state
         assert found.keys() == expected.keys()
         assert all(torch.equal(value, found[key]) for key, value in expected.items()), name
 
@@ -110,7 +109,7 @@ def test_coco_ids_come_back(make_files, run):
     _, source, config = make_files(91, ("coco_2017_val",))
     assert run("convert", source, "ours.pth", "--config-file", config)[0] == 0
     assert run("export-official", "ours.pth", "back.pth", "--config-file", config, "--coco-ids")[0] == 0
-    found, expected = read_state("back.pth"), read_state(source)
+    found, expected = read_weights("back.pth").state, read_weights(source).state
     assert found["class_embed.0.bias"].shape == (91,)
     assert torch.equal(found["class_embed.0.bias"][[1, 90]], expected["class_embed.0.bias"][[1, 90]])
 
@@ -118,8 +117,8 @@ def test_coco_ids_come_back(make_files, run):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("MODEL.DETR.DEC_LAYERS", "2"), "of another architecture than the config"),
-        (("MODEL.DETR.NUM_CLASSES", "7"), "does not know all of the model's classes"),
+        (("MODEL.DETR.DEC_LAYERS", "2"), "set MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load what fits"),
+        (("MODEL.DETR.NUM_CLASSES", "7"), "set MODEL.DETR.KEEP_CLASS_LOGITS True and MODEL.DETR.NUM_CLASSES"),
         (("MODEL.DETR.NO_SUCH_KEY", "2"), "NO_SUCH_KEY"),
     ],
 )
@@ -133,7 +132,7 @@ def test_a_backbone_and_others_weights_are_told(make_files, run):
     _, _, config = make_files(5)
     torch.save({"embedding.weight": torch.ones(2)}, "other.pth")
     status, text = run("convert", "other.pth", "ours.pth", "--config-file", config)
-    assert status == 2 and "of no detector that is known here" in text
+    assert status == 2 and "not of a known detector" in text
     status, text = run("convert", "none.pth", "ours.pth", "--config-file", config)
     assert status == 2 and "none.pth: there is no such checkpoint file" in text
 
@@ -148,7 +147,7 @@ def test_the_source_is_not_written_over(make_files, run, tmp_path, spelling):
     target = tmp_path / source if spelling == "absolute" else spelling
     for name in ("convert", "export-official"):
         status, said = run(name, source, target, "--config-file", config)
-        assert status == 2 and f"{target}: it is the source official.pth" in said
+        assert status == 2 and f"{target}: would replace the source official.pth" in said
     assert (tmp_path / source).read_bytes() == before
     assert os.path.samefile(tmp_path / source, tmp_path / "hard.pth")
 
@@ -159,17 +158,17 @@ def test_a_folder_is_not_written_over_either(make_files, run, tmp_path):
     before = (tmp_path / "folder" / "model.safetensors").read_bytes()
     for given in ("folder", "folder/model.safetensors"):
         status, said = run("export-hf", given, "./folder/", "--config-file", config)
-        assert status == 2 and f"folder: it is the source {given}" in said
+        assert status == 2 and f"folder: would replace the source {given}" in said
         status, said = run("convert", given, "folder/model.safetensors", "--config-file", config)
-        assert status == 2 and "which would be written over" in said
+        assert status == 2 and "would replace the source" in said
     assert (tmp_path / "folder" / "model.safetensors").read_bytes() == before
 
 
 def test_a_target_of_the_other_kind_is_refused(make_files, run, tmp_path):
     _, source, config = make_files(5)
     (tmp_path / "x").mkdir()
-    assert "x: it is a folder: name a file" in run("convert", source, "x", "--config-file", config)[1]
-    assert "config.yaml: it is a file: name a folder" in run("export-hf", source, config, "--config-file", config)[1]
+    assert "x: must be a file, is a folder" in run("convert", source, "x", "--config-file", config)[1]
+    assert "config.yaml: must be a folder, is a file" in run("export-hf", source, config, "--config-file", config)[1]
 
 
 def test_what_is_no_checkpoint_is_told_in_one_paragraph(make_files, run, tmp_path):
@@ -186,7 +185,7 @@ def test_what_is_no_checkpoint_is_told_in_one_paragraph(make_files, run, tmp_pat
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("deformable_detr_r50_50ep.py", "model = 1", "give the YAML file of that name, deformable_detr_r50_50ep.yaml"),
+        ("deformable_detr_r50_50ep.py", "model = 1", "use the YAML file deformable_detr_r50_50ep.yaml"),
         ("x.yaml", "MODEL: [", "config x.yaml"),
     ],
 )

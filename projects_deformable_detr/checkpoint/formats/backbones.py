@@ -1,0 +1,180 @@
+"""ImageNet backbones: torchvision's Swin Transformer, and a ResNet as named by torchvision (and by us) and others.
+
+Names of tensors are relative to the backbone here: ``conv1.weight``, ``layer1.0.bn1.weight``.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .base import DROPPED, Format, NameTable, Rule, State
+
+_EPS = 1e-5  # of the frozen batch norms in torchvision and Detectron2
+
+
+@dataclass(frozen=True)
+class ResNetFormat(Format):
+    """A ResNet with the names of one project.
+
+    Args:
+        name: name of the format.
+        marks: names that identify the format.
+        table: torchvision's names to the project's.
+    """
+
+    name: str
+    marks: frozenset[str]
+    table: NameTable
+    is_backbone = True
+
+    def detect(self, keys: Collection[str]) -> bool:
+        return self.marks.issubset(keys)
+
+    def to_ours(self, state: State) -> State:
+        return {f"backbone.{key}": value for key, value in self.to_torchvision(state).items()}
+
+    def to_torchvision(self, state: State) -> State:
+        """Renames a ResNet to torchvision's names, without the classifier."""
+        return self.table.to_ours(state)
+
+
+class _Caffe2ResNet(ResNetFormat):
+    def to_torchvision(self, state: State) -> State:
+        """Adds mean 0 and variance 1 - eps, with which a frozen norm equals the affine layer in Caffe2's files."""
+        renamed = super().to_torchvision(state)
+        if is_group_norm(state):
+            return renamed
+        for key, value in list(renamed.items()):
+            match = re.fullmatch(r"(.*(?:bn\d|downsample\.1))\.weight", key)
+            if match:
+                renamed[f"{match[1]}.running_mean"] = torch.zeros_like(value)
+                renamed[f"{match[1]}.running_var"] = torch.full_like(value, 1.0 - _EPS)
+        return renamed
+
+
+def is_group_norm(state: Iterable[str]) -> bool:
+    """Returns whether a ResNet with Caffe2's names has group norms."""
+    return any("_gn_" in key for key in state)
+
+
+class _SwinFormat(Format):
+    name = "swin"
+    is_backbone = True
+
+    def detect(self, keys: Collection[str]) -> bool:
+        return {"features.0.0.weight", "features.1.0.attn.qkv.weight"}.issubset(keys)
+
+    def to_ours(self, state: State) -> State:
+        # The last norm and the head belong to the classifier.
+        return {f"backbone.{key}": value for key, value in state.items() if key.startswith("features.")}
+
+
+def _rules(
+    stem: str, block: Callable[[int], str], convolutions: Sequence[str], conv: Sequence[Rule], norm: Sequence[Rule]
+) -> list[Rule]:
+    """Returns the rules of a ResNet.
+
+    Args:
+        stem: their name of the stem's convolution.
+        block: number of a stage to their prefix of its blocks.
+        convolutions: their names of a block's shortcut and convolutions.
+        conv: suffixes of a convolution's tensors, ours and theirs.
+        norm: suffixes of the tensors of the norm after it.
+    """
+    layers = [("conv1", "bn1", stem)]
+    for stage in range(1, 5):
+        ours = (("downsample.0", "downsample.1"), ("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+        for (convolution, batch_norm), theirs in zip(ours, convolutions, strict=True):
+            prefix = f"layer{stage}.{{i}}."
+            layers.append((prefix + convolution, prefix + batch_norm, block(stage) + theirs))
+    rules = []
+    for convolution, batch_norm, place in layers:
+        rules += [(f"{convolution}{ours}", f"{place}{theirs}") for ours, theirs in conv]
+        rules += [(f"{batch_norm}{ours}", f"{place}{theirs}") for ours, theirs in norm]
+    return rules
+
+
+TORCHVISION_SWIN = _SwinFormat()
+TORCHVISION_RESNET = ResNetFormat(
+    "resnet",
+    frozenset({"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"}),
+    NameTable([(DROPPED, "fc.{x}")]),
+)
+DETECTRON2_RESNET = ResNetFormat(
+    "resnet",
+    frozenset({"stem.conv1.weight", "stem.conv1.norm.weight", "res2.0.conv1.weight"}),
+    NameTable(
+        [
+            (DROPPED, "stem.fc.{w}"),
+            *_rules(
+                "stem.conv1",
+                lambda stage: f"res{stage + 1}.{{i}}.",
+                ("shortcut", "conv1", "conv2", "conv3"),
+                conv=[(".{w}", ".{w}")],
+                norm=[(".{x}", ".norm.{x}")],
+            ),
+        ]
+    ),
+)
+# Batch norms are folded to affine layers (bn_s, bn_b); group norms are gn_s and gn_b. The stem's bias is zero.
+CAFFE2_RESNET = _Caffe2ResNet(
+    "resnet-caffe2",
+    frozenset({"conv1_w", "res2_0_branch2a_w"}),
+    NameTable(
+        [
+            *((DROPPED, name) for name in ("conv1_b", "fc1000_{x}", "pred_{x}")),
+            ("bn1.weight", "res_conv1_bn_s"),
+            ("bn1.bias", "res_conv1_bn_b"),
+            *_rules(
+                "conv1",
+                lambda stage: f"res{stage + 1}_{{i}}_branch",
+                ("1", "2a", "2b", "2c"),
+                conv=[(".weight", "_w")],
+                norm=[(".weight", "_bn_s"), (".bias", "_bn_b"), (".weight", "_gn_s"), (".bias", "_gn_b")],
+            ),
+        ]
+    ),
+)
+HUGGING_FACE_RESNET = ResNetFormat(
+    "resnet",
+    frozenset({"embedder.embedder.convolution.weight"}),
+    NameTable(
+        _rules(
+            "embedder.embedder",
+            lambda stage: f"encoder.stages.{stage - 1}.layers.{{i}}.",
+            ("shortcut", "layer.0", "layer.1", "layer.2"),
+            conv=[(".{w}", ".convolution.{w}")],
+            norm=[(".{x}", ".normalization.{x}")],
+        )
+    ),
+)
+RESNETS = (TORCHVISION_RESNET, DETECTRON2_RESNET, CAFFE2_RESNET, HUGGING_FACE_RESNET)
+
+
+def detect_resnet(names: Collection[str]) -> ResNetFormat | None:
+    """Returns the format of a ResNet's names, or None if they are of another network."""
+    return next((format for format in RESNETS if format.detect(names)), None)
+
+
+def rename_backbone(state: State, to: ResNetFormat = TORCHVISION_RESNET, prefix: str = "backbone.") -> State:
+    """Renames a detector's ResNet from ``backbone.`` to ``prefix``; other backbones are kept."""
+    backbone = {key.removeprefix("backbone."): key for key in state if key.startswith("backbone.")}
+    format = detect_resnet(backbone)
+    if format is None or (format, "backbone.") == (to, prefix):
+        return state
+    resnet = format.to_torchvision({name: state[key] for name, key in backbone.items()})
+    rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
+    return rest | {f"{prefix}{key}": value for key, value in to.table.to_theirs(resnet, strict=False).items()}
+
+
+def match_backbone(state: State, own: Collection[str]) -> State:
+    """Renames the backbone to that of a model with keys ``own``: inside an FPN, or Detectron2's ResNet."""
+    if any(key.startswith("backbone.bottom_up.features.") for key in own):
+        return {key.replace("backbone.features.", "backbone.bottom_up.features."): state[key] for key in state}
+    for prefix in ("backbone.", "backbone.bottom_up."):
+        format = detect_resnet({key.removeprefix(prefix) for key in own if key.startswith(prefix)})
+        if format is not None:
+            return rename_backbone(state, format, prefix)
+    return state

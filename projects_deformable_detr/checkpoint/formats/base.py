@@ -1,0 +1,89 @@
+"""The interface of a checkpoint format, and tables that rename tensors in both directions."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+Names = Sequence[str | None]
+Rule = tuple[str, str]
+
+DROPPED = ""  # our side of a rule for tensors that the detector does not have
+_PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "w": "weight|bias", "x": ".+"}
+
+
+class Format(ABC):
+    """The weights of one project.
+
+    Attributes:
+        name: name of the format in reports and messages.
+        is_backbone: whether its files hold an ImageNet backbone and no detector.
+        classes: number of classes to class names, for files that do not store names.
+    """
+
+    name: str
+    is_backbone: bool = False
+    classes: Mapping[int, Names] = {}
+
+    @abstractmethod
+    def detect(self, keys: Collection[str]) -> bool:
+        """Returns whether a state dict with these keys has the format. Prefixes of wrappers are removed before."""
+
+    @abstractmethod
+    def to_ours(self, state: State) -> State:
+        """Converts a state dict to the detector's keys and layout. Unknown keys are kept, for the load's report."""
+
+
+class NameTable:
+    """A mapping between the detector's keys and those of another project.
+
+    Args:
+        rules: pairs of templates, ours first; the first that matches applies. ``{i}`` and ``{j}`` match a number,
+            ``{w}`` matches ``weight`` or ``bias``, ``{x}`` matches any text. If a project has had several names for
+            one tensor, the first is used for export.
+    """
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        rules = list(rules)
+        self._to_ours = [(_pattern(theirs), ours) for ours, theirs in rules]
+        self._to_theirs = [(_pattern(ours), theirs) for ours, theirs in rules if ours != DROPPED]
+
+    def to_ours(self, state: State) -> State:
+        """Renames keys to ours; keys without a rule keep their names."""
+        renamed = ((_rename(key, self._to_ours), value) for key, value in state.items())
+        return {key: value for key, value in renamed if key != DROPPED}
+
+    def to_theirs(self, state: State, strict: bool = True) -> State:
+        """Renames our keys to the project's.
+
+        Raises:
+            KeyError: for a key without a rule; with ``strict=False`` it keeps its name.
+        """
+        for key in state:
+            if strict and not self.has(key):
+                raise KeyError(key)
+        return {_rename(key, self._to_theirs): value for key, value in state.items()}
+
+    def has(self, key: str) -> bool:
+        """Returns whether the project has a name for one of our keys."""
+        return any(pattern.fullmatch(key) for pattern, _ in self._to_theirs)
+
+
+def _rename(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, target in rules:
+        match = pattern.fullmatch(key)
+        if match:
+            return target.format(**match.groupdict())
+    return key
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """Compiles a template to a regular expression with a named group for each placeholder."""
+    parts = re.split(r"\{(\w)\}", template)  # text, placeholder, text, …
+    return re.compile(
+        "".join(
+            f"(?P<{part}>{_PLACEHOLDERS[part]})" if index % 2 else re.escape(part) for index, part in enumerate(parts)
+        )
+    )

@@ -1,0 +1,212 @@
+"""Detector formats, and differences in layout between them: stacked projections, joined queries, shared heads.
+
+During a conversion a state dict has our keys and three intermediate ones: ``query_embed.weight``,
+``….in_proj_weight.q`` (or ``k``, ``v``; also ``in_proj_bias``) and ``tokenizer.extra.{i}``.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..files import CheckpointError
+from .backbones import DETECTRON2_RESNET, TORCHVISION_RESNET, detect_resnet, rename_backbone
+from .base import Format, Names, NameTable, Rule, State
+
+CLASS_HEAD = re.compile(r"(decoder\.class_heads\.\d+|queries\.class_head)\.(weight|bias)")
+_HEADS = ("decoder.class_heads", "decoder.box_heads")
+
+
+class _OurFormat(Format):
+    """Detectors of this project."""
+
+    name = "ours"
+
+    def detect(self, keys: Collection[str]) -> bool:
+        return "tokenizer.projections.0.0.weight" in keys
+
+    def to_ours(self, state: State) -> State:
+        return state
+
+
+@dataclass(frozen=True)
+class DetectorFormat(Format):
+    """DETR and Deformable DETR of another project.
+
+    Args:
+        name: name of the format.
+        mark: a key that identifies the format.
+        deformable: name table of Deformable DETR.
+        detr: name table of DETR.
+        classes: see `Format`.
+    """
+
+    name: str
+    mark: str
+    deformable: NameTable
+    detr: NameTable
+    classes: Mapping[int, Names] = field(default_factory=dict)
+
+    def detect(self, keys: Collection[str]) -> bool:
+        return self.mark in keys
+
+    def to_ours(self, state: State) -> State:
+        table = self.deformable if is_deformable(state) else self.detr
+        state = rename_backbone(_number_extra_levels(_stack_projections(table.to_ours(state))))
+        return _unshare_heads(_split_queries(state))
+
+    def from_ours(self, state: State) -> State:
+        """Converts the state of `portable_state` to the project's keys and layout.
+
+        Raises:
+            CheckpointError: if the project's models lack one of the tensors.
+        """
+        deformable = is_deformable(state)
+        state = _join_queries(state)
+        try:
+            if deformable:
+                return self.deformable.to_theirs(_share_heads(state))
+            state = self.detr.to_theirs(state)
+        except KeyError as error:
+            raise CheckpointError(f"{self.name} format: these models have no counterpart of {error.args[0]}") from error
+        masks = ("mask_head.", "bbox_attention.")
+        if not any(key.startswith(masks) for key in state):
+            return state
+        # A model with masks holds the detector as ``detr``.
+        return {key if key.startswith(masks) else f"detr.{key}": value for key, value in state.items()}
+
+
+OURS = _OurFormat()
+
+
+def layer_rules(stack: str, parts: Mapping[str, str], prefix: str = "") -> list[Rule]:
+    """Returns the rules for the layers of ``"encoder"`` or ``"decoder"``.
+
+    Args:
+        stack: attribute that holds the layers.
+        parts: submodules of a layer, ours to theirs.
+        prefix: prefix of their keys.
+    """
+    return [
+        (f"{stack}.layers.{{i}}.{ours}.{{x}}", f"{prefix}{stack}.layers.{{i}}.{theirs}.{{x}}")
+        for ours, theirs in parts.items()
+    ]
+
+
+def portable_state(detector: nn.Module) -> State:
+    """Returns a detector's weights on the CPU, with torchvision's ResNet and without batch norm's counters.
+
+    Raises:
+        CheckpointError: if no other project has such a model.
+    """
+    state = rename_backbone({key: value.detach().cpu() for key, value in detector.state_dict().items()})
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    backbone = {key.removeprefix("backbone.") for key in state if key.startswith("backbone.")}
+    unknown = sorted(name for name in backbone if not DETECTRON2_RESNET.table.has(name))
+    if detect_resnet(backbone) is not TORCHVISION_RESNET or "bn1.running_mean" not in backbone or unknown:
+        found = f", got one with {unknown[0]}" if unknown else ""
+        raise CheckpointError(f"export needs a plain ResNet of batch norms as backbone{found}")
+    if not any(key.startswith("decoder.layers.") for key in state):
+        raise CheckpointError("export needs a decoder: other projects have no encoder-only model")
+    return state
+
+
+def is_deformable(state: Iterable[str]) -> bool:
+    """Returns whether the keys of a detector are Deformable DETR's rather than DETR's."""
+    return any(".sampling_offsets." in key for key in state)
+
+
+def split_projections(state: State) -> State:
+    """Splits each ``….in_proj_weight`` (3C, C) into those of query, key and value; the same for biases."""
+    split: State = {}
+    for key, value in state.items():
+        if re.search(r"\.in_proj_(weight|bias)$", key):
+            parts = zip("qkv", value.chunk(3), strict=True)
+            split |= {f"{key}.{name}": part.contiguous() for name, part in parts}
+        else:
+            split[key] = value
+    return split
+
+
+def _stack_projections(state: State) -> State:
+    """The inverse of `split_projections`."""
+    stacked = {key: value for key, value in state.items() if not re.search(r"\.in_proj_\w+\.[qkv]$", key)}
+    for key in state:
+        stem, _, part = key.rpartition(".")
+        if part == "q" and all(f"{stem}.{name}" in state for name in "qkv"):
+            stacked[stem] = torch.cat([state[f"{stem}.{name}"] for name in "qkv"])
+    return stacked
+
+
+def _split_queries(state: State) -> State:
+    """Queries are positions in DETR, position and content in Deformable DETR, and unused in a two-stage model."""
+    queries = state.pop("query_embed.weight", None)
+    if queries is None or any(key.startswith("queries.output.") for key in state):
+        return state
+    if not is_deformable(state):
+        return state | {"queries.position": queries}
+    position, content = queries.chunk(2, dim=1)
+    return state | {"queries.position": position.contiguous(), "queries.content": content.contiguous()}
+
+
+def _join_queries(state: State) -> State:
+    """The inverse of `_split_queries`."""
+    state = dict(state)
+    parts = [state.pop(key) for key in ("queries.position", "queries.content") if key in state]
+    return state | {"query_embed.weight": torch.cat(parts, dim=1)} if parts else state
+
+
+def _number_extra_levels(state: State) -> State:
+    """Numbers the levels that the backbone does not have after the others; detrex and mmdetection count them from 0."""
+    first = len({key.split(".")[2] for key in state if key.startswith("tokenizer.projections.")})
+    renamed = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"tokenizer\.extra\.(\d+)\.(.+)", key)
+        renamed[f"tokenizer.projections.{first + int(match[1])}.{match[2]}" if match else key] = value
+    return renamed
+
+
+def _unshare_heads(state: State) -> State:
+    """Keeps heads that all layers share once, and renames a two-stage model's last heads to those of the proposals."""
+    layers = _count_decoder_layers(state)
+    if "decoder.box_heads.1.layers.0.weight" in state and "decoder.class_heads.1.weight" not in state:
+        # transformers ties the class heads of a model with box refinement, and saves only the first.
+        for index in range(1, layers):
+            for tail in ("weight", "bias"):
+                state[f"decoder.class_heads.{index}.{tail}"] = state[f"decoder.class_heads.0.{tail}"]
+    if f"decoder.class_heads.{layers}.weight" in state:
+        pattern = re.compile(rf"decoder\.(class|box)_heads\.{layers}\.")
+        return {pattern.sub(r"queries.\1_head.", key): value for key, value in state.items()}
+    if all(_are_equal(state, stem, layers) for stem in _HEADS):
+        return {key: value for key, value in state.items() if not re.match(r"decoder\.(class|box)_heads\.[1-9]", key)}
+    return state
+
+
+def _share_heads(state: State) -> State:
+    """The inverse of `_unshare_heads`: one head per layer, followed by those of the proposals."""
+    layers, shared = _count_decoder_layers(state), dict(state)
+    for key, value in state.items():
+        match = re.fullmatch(r"queries\.(class|box)_head\.(.+)", key)
+        if match:
+            shared[f"decoder.{match[1]}_heads.{layers}.{match[2]}"] = shared.pop(key)
+        for stem in _HEADS:
+            if key.startswith(f"{stem}.0.") and not any(name.startswith(f"{stem}.1.") for name in state):
+                tail = key.removeprefix(f"{stem}.0.")
+                shared |= {f"{stem}.{index}.{tail}": value for index in range(1, layers)}
+    return shared
+
+
+def _count_decoder_layers(state: State) -> int:
+    return len({key.split(".")[2] for key in state if key.startswith("decoder.layers.")})
+
+
+def _are_equal(state: State, stem: str, count: int) -> bool:
+    """Returns whether all heads below ``stem`` have the same weights."""
+    first = {key[len(stem) + 2 :]: value for key, value in state.items() if key.startswith(f"{stem}.0")}
+    return all(
+        torch.equal(value, state.get(f"{stem}.{index}{tail}", value))
+        for index in range(1, count)
+        for tail, value in first.items()
+    )

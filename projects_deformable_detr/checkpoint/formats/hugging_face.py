@@ -1,0 +1,286 @@
+"""Hugging Face's DETR and Deformable DETR, with the names of the published files and those of transformers 5.
+
+Export uses the published names, which all versions of transformers read.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...errors import ArgumentError
+from ...version import __version__
+from ..coco_classes import BY_ID
+from ..files import CheckpointError
+from . import official
+from .backbones import HUGGING_FACE_RESNET, rename_backbone
+from .base import NameTable, Rule, State
+from .detector import DetectorFormat, is_deformable, layer_rules, portable_state, split_projections
+
+_RESNETS = {  # type and number of the blocks by depth
+    18: ("basic", [2, 2, 2, 2]),
+    34: ("basic", [3, 4, 6, 3]),
+    50: ("bottleneck", [3, 4, 6, 3]),
+    101: ("bottleneck", [3, 4, 23, 3]),
+}
+_STAGES = ("res2", "res3", "res4", "res5")
+
+_ENCODER = {"norm": "self_attn_layer_norm", "ffn.norm": "final_layer_norm"}
+_DECODER = {
+    "self_norm": "self_attn_layer_norm",
+    "cross_norm": "encoder_attn_layer_norm",
+    "ffn.norm": "final_layer_norm",
+}
+_FFN = [{"ffn.linear1": f"{prefix}fc1", "ffn.linear2": f"{prefix}fc2"} for prefix in ("", "mlp.")]
+
+
+def _attention(stack: str, ours: str, theirs: str) -> list[Rule]:
+    """Projections of query, key and value are separate, see `split_projections`."""
+    ours, theirs = f"{stack}.layers.{{i}}.{ours}", f"model.{stack}.layers.{{i}}.{theirs}"
+    rules = [(f"{ours}.out_proj.{{w}}", f"{theirs}.{name}.{{w}}") for name in ("out_proj", "o_proj")]
+    return rules + [(f"{ours}.in_proj_{{w}}.{part}", f"{theirs}.{part}_proj.{{w}}") for part in "qkv"]
+
+
+_COMMON: list[Rule] = [
+    ("backbone.{x}", "model.backbone.conv_encoder.model.{x}"),
+    ("backbone.{x}", "model.backbone.model.{x}"),
+    ("query_embed.weight", "model.query_position_embeddings.weight"),
+    ("tokenizer.position_embedding.row", "model.position_embedding.row_embeddings.weight"),
+    ("tokenizer.position_embedding.column", "model.position_embedding.column_embeddings.weight"),
+    ("tokenizer.position_embedding.row", "model.backbone.position_embedding.row_embeddings.weight"),
+    ("tokenizer.position_embedding.column", "model.backbone.position_embedding.column_embeddings.weight"),
+    *layer_rules("encoder", _ENCODER, "model."),
+    *layer_rules("decoder", _DECODER, "model."),
+    *(rule for ffn in _FFN for stack in ("encoder", "decoder") for rule in layer_rules(stack, ffn, "model.")),
+    *_attention("decoder", "self_attn", "self_attn"),
+]
+
+_DEFORMABLE_DETR = NameTable(
+    [
+        *_COMMON,
+        ("tokenizer.projections.{i}.{j}.{w}", "model.input_proj.{i}.{j}.{w}"),
+        ("tokenizer.level_embed", "model.level_embed"),
+        *layer_rules("encoder", {"self_attn": "self_attn"}, "model."),
+        *layer_rules("decoder", {"cross_attn": "encoder_attn"}, "model."),
+        ("queries.reference_points.{w}", "model.reference_points.{w}"),
+        ("queries.output.{w}", "model.enc_output.{w}"),
+        ("queries.output_norm.{w}", "model.enc_output_norm.{w}"),
+        ("queries.query.{w}", "model.pos_trans.{w}"),
+        ("queries.query_norm.{w}", "model.pos_trans_norm.{w}"),
+        ("decoder.class_heads.{i}.{w}", "class_embed.{i}.{w}"),
+        ("decoder.box_heads.{i}.layers.{j}.{w}", "bbox_embed.{i}.layers.{j}.{w}"),
+        # With box refinement the heads are tied to the decoder's, and a saved file has one of the two names.
+        ("decoder.class_heads.{i}.{w}", "model.decoder.class_embed.{i}.{w}"),
+        ("decoder.box_heads.{i}.layers.{j}.{w}", "model.decoder.bbox_embed.{i}.layers.{j}.{w}"),
+    ]
+)
+# The published files have the official names, transformers 5 has its own.
+_CONVOLUTIONS = ("conv1", "conv2", "fpn_stages.0.refine", "fpn_stages.1.refine", "fpn_stages.2.refine")
+_MASKS: list[Rule] = [
+    *official.MASKS,
+    ("mask_head.attention.query.{w}", "bbox_attention.q_proj.{w}"),
+    ("mask_head.attention.key.{w}", "bbox_attention.k_proj.{w}"),
+    *((f"mask_head.convs.{index}.0.{{w}}", f"mask_head.{name}.conv.{{w}}") for index, name in enumerate(_CONVOLUTIONS)),
+    *((f"mask_head.convs.{index}.1.{{w}}", f"mask_head.{name}.norm.{{w}}") for index, name in enumerate(_CONVOLUTIONS)),
+    *((f"mask_head.adapters.{index}.{{w}}", f"mask_head.fpn_stages.{index}.fpn_adapter.{{w}}") for index in range(3)),
+    ("mask_head.output.{w}", "mask_head.output_conv.{w}"),
+]
+
+_DETR = NameTable(
+    [
+        *_COMMON,
+        ("tokenizer.projections.0.0.{w}", "model.input_projection.{w}"),
+        *_attention("encoder", "self_attn", "self_attn"),
+        *_attention("decoder", "cross_attn", "encoder_attn"),
+        ("encoder.norm.{w}", "model.encoder.layernorm.{w}"),
+        ("decoder.norm.{w}", "model.decoder.layernorm.{w}"),
+        ("decoder.class_heads.0.{w}", "class_labels_classifier.{w}"),
+        ("decoder.box_heads.0.layers.{i}.{w}", "bbox_predictor.layers.{i}.{w}"),
+        *_MASKS,
+    ]
+)
+
+HUGGING_FACE = DetectorFormat(
+    name="hugging-face",
+    mark="model.encoder.layers.0.self_attn_layer_norm.weight",
+    deformable=_DEFORMABLE_DETR,
+    detr=_DETR,
+    classes=BY_ID,
+)
+
+
+def write_hugging_face(
+    folder: str | Path,
+    detector: nn.Module,
+    model: Any,
+    criterion: Any,
+    *,
+    resnet_depth: int,
+    image_size: tuple[int, int],
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Writes a folder for transformers' ``from_pretrained``: config, weights, and the image processor's config.
+
+    Args:
+        folder: the folder; it is created if needed.
+        detector: a detector with a ResNet of batch norms.
+        model: its configuration.
+        criterion: configuration of its criterion, for training in transformers.
+        resnet_depth: number of layers of the ResNet: 18, 34, 50 or 101.
+        image_size: length of the shortest edge after resizing, and the limit of the longest.
+        pixel_mean: per channel, in the range 0 to 255.
+        pixel_std: the same.
+        class_names: names of the classes, if known.
+
+    Raises:
+        ArgumentError: for a field of ``model`` that transformers has no counterpart of.
+        CheckpointError: if transformers has no such model, or safetensors is not installed.
+    """
+    try:
+        from safetensors.torch import save_file  # an optional package
+    except ImportError as error:
+        raise CheckpointError(f"{folder}: writing it needs the safetensors package: pip install safetensors") from error
+    state = portable_state(detector)
+    backbone = _backbone_config(detector, state, resnet_depth, model)
+    labels = class_names or [f"LABEL_{index}" for index in range(model.num_classes)]
+    config = {
+        "backbone_config": backbone,
+        **_model_config(model),
+        **_costs(criterion),
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        **(_deformable_config(model, criterion) if is_deformable(state) else _detr_config(model, criterion)),
+    }
+    processor = {
+        "image_processor_type": "DeformableDetrImageProcessor" if is_deformable(state) else "DetrImageProcessor",
+        "format": "coco_detection",
+        "do_resize": True,
+        "size": {"shortest_edge": image_size[0], "longest_edge": image_size[1]},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [value / 255 for value in pixel_mean],
+        "image_std": [value / 255 for value in pixel_std],
+        "do_pad": True,
+    }
+    if backbone["model_type"] == "resnet":
+        state = rename_backbone(state, HUGGING_FACE_RESNET)
+    state = HUGGING_FACE.from_ours(split_projections(state))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The format does not store tensors that share memory.
+    tensors = {key: value.detach().clone().contiguous() for key, value in state.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "projects_deformable_detr": __version__})
+    for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _model_config(model: Any) -> dict[str, object]:
+    return {
+        "num_queries": model.num_queries,
+        "d_model": model.d_model,
+        "encoder_layers": model.encoder_layers,
+        "decoder_layers": model.decoder_layers,
+        "encoder_attention_heads": model.num_heads,
+        "decoder_attention_heads": model.num_heads,
+        "encoder_ffn_dim": model.dim_feedforward,
+        "decoder_ffn_dim": model.dim_feedforward,
+        "activation_function": model.activation,
+        "dropout": model.dropout,
+        "position_embedding_type": model.position_embedding,
+    }
+
+
+def _costs(criterion: Any) -> dict[str, int]:
+    """Returns the matcher's costs that are whole numbers, as transformers needs; its defaults apply to others."""
+    costs = {
+        "class_cost": criterion.cost_class,
+        "bbox_cost": criterion.cost_bbox,
+        "giou_cost": criterion.cost_giou,
+    }
+    return {name: int(cost) for name, cost in costs.items() if cost == int(cost)}
+
+
+def _deformable_config(model: Any, criterion: Any) -> dict[str, object]:
+    if model.mask_head:
+        raise ArgumentError("mask_head", "must be False: transformers has no Deformable DETR with masks")
+    if not model.multi_scale_attention:
+        raise ArgumentError("multi_scale_attention", "must be True: transformers has no attention to one level")
+    return {
+        "architectures": ["DeformableDetrForObjectDetection"],
+        "model_type": "deformable_detr",
+        "auxiliary_loss": criterion.deep_supervision,
+        "num_feature_levels": model.num_levels,
+        "encoder_n_points": model.encoder_points,
+        "decoder_n_points": model.decoder_points,
+        "with_box_refine": model.box_refine,
+        "two_stage": model.two_stage,
+        "two_stage_num_proposals": model.num_queries,
+        "focal_alpha": criterion.focal_alpha,
+    }
+
+
+def _detr_config(model: Any, criterion: Any) -> dict[str, object]:
+    if model.pre_norm:
+        raise ArgumentError("pre_norm", "must be False: transformers has no DETR with pre-norm")
+    if model.position_embedding == "learned" and model.position_embedding_size != 50:
+        raise ArgumentError(
+            "position_embedding_size", f"must be 50, as in transformers, got {model.position_embedding_size}"
+        )
+    if model.class_loss != "softmax":
+        raise ArgumentError("class_loss", f"must be softmax, as in transformers' DETR, got {model.class_loss}")
+    return {
+        "architectures": ["DetrForSegmentation" if model.mask_head else "DetrForObjectDetection"],
+        "model_type": "detr",
+        # With True, transformers 5.23 passes the normed output of each decoder layer to the next, unlike DETR.
+        "auxiliary_loss": False,
+        "eos_coefficient": criterion.no_object_weight,
+    }
+
+
+def _backbone_config(detector: nn.Module, state: State, depth: int, model: Any) -> dict[str, object]:
+    """Returns ``backbone_config`` of the ResNet in a portable state.
+
+    Raises:
+        CheckpointError: if transformers has no such ResNet.
+    """
+    stem, width = (len(state[f"backbone.{name}.weight"]) for name in ("conv1", "layer1.0.conv1"))
+    layer_type, depths = _RESNETS[depth]
+    features = _STAGES if model.mask_head else model.in_features  # the mask head uses the finer ones too
+    if not _is_dilated(detector):
+        return {
+            "model_type": "resnet",
+            "layer_type": layer_type,
+            "depths": depths,
+            "embedding_size": stem,
+            "hidden_sizes": [width * (4 if layer_type == "bottleneck" else 1) * 2**stage for stage in range(4)],
+            "downsample_in_bottleneck": False,  # strides are in the 3x3, as in torchvision
+            "out_features": [f"stage{_STAGES.index(name) + 1}" for name in features],
+        }
+    # Dilation in transformers needs timm's ResNets, which have the widths of the paper.
+    if (stem, width) != (64, 64):
+        raise CheckpointError(
+            f"export of a dilated ResNet needs 64 channels in the stem and in the bottlenecks of res2, got {stem} and "
+            f"{width}"
+        )
+    return {
+        "model_type": "timm_backbone",
+        "backbone": f"resnet{depth}",
+        "num_channels": 3,
+        "features_only": True,
+        "use_pretrained_backbone": False,
+        "out_indices": [_STAGES.index(name) + 1 for name in features],
+        "output_stride": 16,
+    }
+
+
+def _is_dilated(detector: nn.Module) -> bool:
+    return any(
+        isinstance(module, nn.Conv2d) and module.dilation == (2, 2) and re.search(r"\.(layer4|res5)\.", name)
+        for name, module in detector.named_modules()
+    )

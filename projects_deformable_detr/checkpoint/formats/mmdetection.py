@@ -1,0 +1,65 @@
+"""mmdetection 3, whose detectors hold encoder, decoder and head side by side."""
+
+import re
+
+from ..coco_classes import CONTIGUOUS
+from .base import NameTable, Rule, State
+from .detector import DetectorFormat, layer_rules
+
+
+class _MMDetectionFormat(DetectorFormat):
+    def to_ours(self, state: State) -> State:
+        """Adds zero biases to the projections, which have none in mmdetection where a norm follows."""
+        state = super().to_ours(state)
+        weights = (key for key in state if re.fullmatch(r"tokenizer\.projections\.\d+\.0\.weight", key))
+        return {key.replace("weight", "bias"): state[key].new_zeros(len(state[key])) for key in weights} | state
+
+
+def _layers(self_attention: str, cross_attention: str) -> list[Rule]:
+    """PyTorch's attention is one level deeper than the deformable one."""
+    ffn = {"ffn.linear1": "ffn.layers.0.0", "ffn.linear2": "ffn.layers.1"}
+    encoder = {"self_attn": self_attention, "norm": "norms.0", "ffn.norm": "norms.1"}
+    decoder = {"self_attn": "self_attn.attn", "self_norm": "norms.0", "cross_attn": cross_attention}
+    decoder |= {"cross_norm": "norms.1", "ffn.norm": "norms.2"}
+    return layer_rules("encoder", encoder | ffn) + layer_rules("decoder", decoder | ffn)
+
+
+MMDETECTION = _MMDetectionFormat(
+    name="mmdetection",
+    mark="encoder.layers.0.ffn.layers.0.0.weight",
+    deformable=NameTable(
+        [
+            ("tokenizer.projections.{i}.0.{w}", "neck.convs.{i}.conv.{w}"),
+            ("tokenizer.projections.{i}.1.{w}", "neck.convs.{i}.gn.{w}"),
+            ("tokenizer.extra.{i}.0.{w}", "neck.extra_convs.{i}.conv.{w}"),
+            ("tokenizer.extra.{i}.1.{w}", "neck.extra_convs.{i}.gn.{w}"),
+            ("tokenizer.level_embed", "level_embed"),
+            ("query_embed.weight", "query_embedding.weight"),
+            *_layers("self_attn", "cross_attn"),
+            ("queries.reference_points.{w}", "reference_points_fc.{w}"),
+            ("queries.output.{w}", "memory_trans_fc.{w}"),
+            ("queries.output_norm.{w}", "memory_trans_norm.{w}"),
+            ("queries.query.{w}", "pos_trans_fc.{w}"),
+            ("queries.query_norm.{w}", "pos_trans_norm.{w}"),
+            # One head per layer, repeated where layers share it, followed by those of the proposals.
+            ("decoder.class_heads.{i}.{w}", "bbox_head.cls_branches.{i}.{w}"),
+            *(
+                (f"decoder.box_heads.{{i}}.layers.{n}.{{w}}", f"bbox_head.reg_branches.{{i}}.{2 * n}.{{w}}")
+                for n in range(3)
+            ),
+        ]
+    ),
+    detr=NameTable(
+        [
+            ("tokenizer.projections.0.0.{w}", "neck.convs.0.conv.{w}"),
+            ("query_embed.weight", "query_embedding.weight"),
+            *_layers("self_attn.attn", "cross_attn.attn"),
+            ("decoder.norm.{w}", "decoder.post_norm.{w}"),
+            ("decoder.class_heads.0.{w}", "bbox_head.fc_cls.{w}"),
+            ("decoder.box_heads.0.layers.0.{w}", "bbox_head.reg_ffn.layers.0.0.{w}"),
+            ("decoder.box_heads.0.layers.1.{w}", "bbox_head.reg_ffn.layers.1.{w}"),
+            ("decoder.box_heads.0.layers.2.{w}", "bbox_head.fc_reg.{w}"),
+        ]
+    ),
+    classes=CONTIGUOUS,
+)

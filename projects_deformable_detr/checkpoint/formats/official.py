@@ -1,0 +1,171 @@
+"""The official repositories of DETR and Deformable DETR, and detrex, which follows their names.
+
+The official decoder layers number the norms differently: DETR's norm1 follows self-attention and norm2 follows
+cross-attention, in Deformable DETR it is the other way round.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..coco_classes import BY_ID, CATEGORIES, CONTIGUOUS
+from ..files import CheckpointError, write_atomically
+from .base import DROPPED, NameTable, Rule, State
+from .detector import CLASS_HEAD, DetectorFormat, layer_rules, portable_state
+
+# Bias of a logit that no class uses: its sigmoid and its softmax are 0, in half precision too.
+_UNUSED_BIAS = -100.0
+
+_FFN = {"ffn.linear1": "linear1", "ffn.linear2": "linear2"}
+_ENCODER = {"self_attn": "self_attn", "norm": "norm1", "ffn.norm": "norm2"} | _FFN
+_DETR_DECODER = {"self_norm": "norm1", "cross_attn": "multihead_attn", "cross_norm": "norm2"}
+_DEFORMABLE_DECODER = {"self_norm": "norm2", "cross_attn": "cross_attn", "cross_norm": "norm1"}
+
+
+def _layers(decoder: dict[str, str]) -> list[Rule]:
+    decoder = {"self_attn": "self_attn", "ffn.norm": "norm3"} | decoder | _FFN
+    return layer_rules("encoder", _ENCODER, "transformer.") + layer_rules("decoder", decoder, "transformer.")
+
+
+_PROPOSALS: list[Rule] = [
+    ("queries.reference_points.{w}", "transformer.reference_points.{w}"),
+    ("queries.output.{w}", "transformer.enc_output.{w}"),
+    ("queries.output_norm.{w}", "transformer.enc_output_norm.{w}"),
+    ("queries.query.{w}", "transformer.pos_trans.{w}"),
+    ("queries.query_norm.{w}", "transformer.pos_trans_norm.{w}"),
+]
+_HEADS: list[Rule] = [
+    ("decoder.class_heads.{i}.{w}", "class_embed.{i}.{w}"),
+    ("decoder.box_heads.{i}.layers.{j}.{w}", "bbox_embed.{i}.layers.{j}.{w}"),
+    # The decoder, and with it the transformer, holds the same heads once more.
+    (DROPPED, "transformer.decoder.class_embed.{x}"),
+    (DROPPED, "transformer.decoder.bbox_embed.{x}"),
+]
+_SHARED_HEADS: list[Rule] = [
+    ("decoder.class_heads.0.{w}", "class_embed.{w}"),
+    ("decoder.box_heads.0.layers.{i}.{w}", "bbox_embed.layers.{i}.{w}"),
+]
+MASKS: list[Rule] = [
+    ("mask_head.attention.query.{w}", "bbox_attention.q_linear.{w}"),
+    ("mask_head.attention.key.{w}", "bbox_attention.k_linear.{w}"),
+    *((f"mask_head.convs.{index}.0.{{w}}", f"mask_head.lay{index + 1}.{{w}}") for index in range(5)),
+    *((f"mask_head.convs.{index}.1.{{w}}", f"mask_head.gn{index + 1}.{{w}}") for index in range(5)),
+    *((f"mask_head.adapters.{index}.{{w}}", f"mask_head.adapter{index + 1}.{{w}}") for index in range(3)),
+    ("mask_head.output.{w}", "mask_head.out_lay.{w}"),
+]
+
+OFFICIAL = DetectorFormat(
+    name="official",
+    mark="transformer.encoder.layers.0.norm1.weight",
+    deformable=NameTable(
+        [
+            ("backbone.{x}", "backbone.0.body.{x}"),
+            ("tokenizer.projections.{i}.{j}.{w}", "input_proj.{i}.{j}.{w}"),
+            ("tokenizer.level_embed", "transformer.level_embed"),
+            ("query_embed.weight", "query_embed.weight"),
+            *_layers(_DEFORMABLE_DECODER),
+            *_PROPOSALS,
+            *_HEADS,
+        ]
+    ),
+    detr=NameTable(
+        [
+            ("backbone.{x}", "backbone.0.body.{x}"),
+            ("backbone.{x}", "backbone.0.backbone.{x}"),  # DETR's Detectron2 wrapper
+            ("tokenizer.position_embedding.row", "backbone.1.row_embed.weight"),
+            ("tokenizer.position_embedding.column", "backbone.1.col_embed.weight"),
+            ("tokenizer.projections.0.0.{w}", "input_proj.{w}"),
+            ("query_embed.weight", "query_embed.weight"),
+            *_layers(_DETR_DECODER),
+            ("encoder.norm.{w}", "transformer.encoder.norm.{w}"),
+            ("decoder.norm.{w}", "transformer.decoder.norm.{w}"),
+            *_SHARED_HEADS,
+            *MASKS,
+            (DROPPED, "criterion.empty_weight"),
+        ]
+    ),
+    classes=BY_ID,
+)
+
+
+def _detrex_layers(self_attention: str, cross_attention: str) -> list[Rule]:
+    """Lists of attentions, norms and feed-forward networks in the order in which they run."""
+    ffn = {"ffn.linear1": "ffns.0.layers.0.0", "ffn.linear2": "ffns.0.layers.1"}
+    encoder = {"self_attn": self_attention, "norm": "norms.0", "ffn.norm": "norms.1"}
+    decoder = {"self_attn": "attentions.0.attn", "self_norm": "norms.0", "cross_attn": cross_attention}
+    decoder |= {"cross_norm": "norms.1", "ffn.norm": "norms.2"}
+    return layer_rules("encoder", encoder | ffn, "transformer.") + layer_rules("decoder", decoder | ffn, "transformer.")
+
+
+DETREX = DetectorFormat(
+    name="detrex",
+    mark="transformer.encoder.layers.0.norms.0.weight",
+    deformable=NameTable(
+        [
+            ("tokenizer.projections.{i}.0.{w}", "neck.convs.{i}.conv.{w}"),
+            ("tokenizer.projections.{i}.1.{w}", "neck.convs.{i}.norm.{w}"),
+            ("tokenizer.extra.{i}.0.{w}", "neck.extra_convs.{i}.conv.{w}"),
+            ("tokenizer.extra.{i}.1.{w}", "neck.extra_convs.{i}.norm.{w}"),
+            ("tokenizer.level_embed", "transformer.level_embeds"),
+            ("query_embed.weight", "query_embedding.weight"),
+            *_detrex_layers("attentions.0", "attentions.1"),
+            *_PROPOSALS,
+            *_HEADS,
+            (DROPPED, "criterion.empty_weight"),
+        ]
+    ),
+    detr=NameTable(
+        [
+            ("backbone.{x}", "backbone.body.{x}"),  # torchvision's ResNet in the DC5 models
+            ("tokenizer.projections.0.0.{w}", "input_proj.{w}"),
+            *_detrex_layers("attentions.0.attn", "attentions.1.attn"),
+            ("encoder.norm.{w}", "transformer.encoder.post_norm_layer.{w}"),
+            ("decoder.norm.{w}", "transformer.decoder.post_norm_layer.{w}"),
+            *_SHARED_HEADS,
+            (DROPPED, "criterion.empty_weight"),
+        ]
+    ),
+    classes=BY_ID | CONTIGUOUS,
+)
+
+
+def write_official(path: str | Path, detector: nn.Module, coco_names: Sequence[str] | None = None) -> None:
+    """Writes a ``.pth`` file that the official DETR or Deformable DETR loads strictly.
+
+    Args:
+        path: the file.
+        detector: a detector with a ResNet of batch norms.
+        coco_names: class names of the detector; if given, its logits are moved to COCO's category ids.
+
+    Raises:
+        CheckpointError: if the official code has no such model, or the names are not COCO's.
+    """
+    state = portable_state(detector)
+    if coco_names is not None:
+        state = _to_category_ids(state, coco_names, bool(getattr(detector, "no_object", False)))
+    state = OFFICIAL.from_ours(state)
+    # The decoder holds the box heads once more with box refinement, and the class heads too in a two-stage model.
+    copies = ("bbox_embed.",) * bool(getattr(detector.decoder, "refine", False))
+    copies += ("class_embed.",) * ("transformer.enc_output.weight" in state)
+    state |= {f"transformer.decoder.{key}": value for key, value in state.items() if key.startswith(copies)}
+    write_atomically(path, {"model": state})
+
+
+def _to_category_ids(state: State, names: Sequence[str], no_object: bool) -> State:
+    """Moves the logits of COCO's contiguous classes to their category ids, with unused logits in between."""
+    if tuple(names) not in CONTIGUOUS.values():
+        raise CheckpointError("--coco-ids needs COCO's 80 (or, panoptic, 133) classes; those of the config differ")
+    ids = {name: index for index, name in CATEGORIES.items()}
+    rows = [ids[name] for name in names]
+    count = next(logits for logits in BY_ID if logits > max(rows))
+    if no_object:
+        rows, count = [*rows, count], count + 1
+    spread = dict(state)
+    for key, value in state.items():
+        if CLASS_HEAD.fullmatch(key):
+            spread[key] = value.new_full((count, *value.shape[1:]), _UNUSED_BIAS if value.dim() == 1 else 0.0)
+            # The first logit of a proposal is its objectness, whatever the classes are.
+            spread[key][torch.tensor(range(len(value)) if key.startswith("queries.") else rows)] = value
+    return spread

@@ -1,0 +1,158 @@
+"""Converts checkpoints of other projects to this project's, and this project's to theirs.
+
+python -m projects_deformable_detr.checkpoint {convert,export-official,export-hf} SRC DST --config-file F [KEY VALUE …]
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import yaml
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from ..checkpoint import CheckpointError, detect, fit, read_weights, save_detector, write_official
+from ..checkpoint.coco_classes import THINGS, THINGS_AND_STUFF
+from ..checkpoint.files import weights_file
+from ..checkpoint.load import file_classes
+from ..config import get_cfg
+from ..config.checkpoint import export_hugging_face, load_options
+from ..data import catalog
+from ..data.coco import read_class_names
+from ..errors import UserError
+from ..modeling import build_detector
+from .arguments import add_register_argument
+
+_COMMANDS = {
+    "convert": "Converts weights of another project to a file of this project.",
+    "export-official": "Converts weights to a file of the official repositories.",
+    "export-hf": "Converts weights to a folder for from_pretrained of Hugging Face transformers.",
+}
+
+
+def main() -> int:
+    """Runs the command and returns the exit status: 0, or 2 after a message on stderr for invalid input."""
+    args, opts = _parse()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        for item in args.register:
+            catalog.register(*item)
+        cfg = read_cfg(args.config_file, opts)
+        if args.keep_logits:
+            cfg.MODEL.DETR.KEEP_CLASS_LOGITS = True
+        _check_target(args)
+        detector, format, names = load_detector(args.source, cfg)
+        if args.command == "convert":
+            save_detector(args.target, detector, iteration=-1, cfg_text=cfg.dump(), class_names=names)
+        elif args.command == "export-official":
+            write_official(args.target, detector, (names or ()) if args.coco_ids else None)
+        else:
+            export_hugging_face(cfg, args.target, detector, names)
+        print(f"{args.target}: {format} weights with {cfg.MODEL.DETR.NUM_CLASSES} classes")
+    except UserError as error:
+        print(f"checkpoint: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read_cfg(config_file: str, opts: list[str]) -> CfgNode:
+    """Reads a config file and overrides keys.
+
+    Raises:
+        UserError: for an invalid file or key.
+    """
+    if Path(config_file).suffix == ".py":
+        name = Path(config_file).with_suffix(".yaml").name
+        raise UserError(f"config {config_file}: a LazyConfig, which is Python code; use the YAML file {name}")
+    cfg = get_cfg()
+    try:
+        cfg.merge_from_file(config_file)
+        cfg.merge_from_list(opts)
+    except (AssertionError, KeyError, ValueError, OSError, yaml.YAMLError) as error:
+        raise UserError(f"config {config_file} {' '.join(opts)}: {error}") from error
+    return cfg
+
+
+def load_detector(source: str, cfg: CfgNode) -> tuple[nn.Module, str, tuple[str, ...] | None]:
+    """Builds a config's detector with the weights of a file.
+
+    ``MODEL.DETR.NUM_CLASSES`` 0 is replaced with the number of classes of the config's data sets if that is known, and
+    with the file's otherwise or with ``MODEL.DETR.KEEP_CLASS_LOGITS``.
+
+    Returns:
+        the detector, the name of the file's format, and the class names if they are known.
+
+    Raises:
+        CheckpointError: if the file has no detector of a known format, or does not fit the config.
+    """
+    weights = read_weights(source)
+    format = detect(weights.state)
+    if format is None or format.is_backbone:
+        problem = "not of a known detector" if format is None else "of a backbone, not of a detector"
+        raise CheckpointError(f"{source}: weights {problem}; MODEL.WEIGHTS accepts backbones without conversion")
+    names = None if cfg.MODEL.DETR.KEEP_CLASS_LOGITS else _data_set_classes(cfg)
+    count, stored = file_classes(weights, _is_softmax(cfg))
+    if cfg.MODEL.DETR.NUM_CLASSES == 0:
+        cfg.MODEL.DETR.NUM_CLASSES = len(names) if names else count
+    detector = build_detector(cfg)
+    fitting, _ = fit(detector, weights, source, load_options(cfg, for_evaluation=True, class_names=names))
+    detector.load_state_dict(fitting, strict=False)
+    if names is None and stored is not None and len(stored) == cfg.MODEL.DETR.NUM_CLASSES:
+        names = tuple(name or "N/A" for name in stored)
+    return detector.eval(), format.name, names
+
+
+def _is_softmax(cfg: CfgNode) -> bool:
+    loss = cfg.MODEL.DETR.CLASS_LOSS
+    return loss == "softmax" or (loss == "auto" and cfg.MODEL.META_ARCHITECTURE == "DETR")
+
+
+def _data_set_classes(cfg: CfgNode) -> tuple[str, ...] | None:
+    """Returns the class names of the config's first data set that is COCO or has an annotation file."""
+    for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
+        if name.startswith("coco_2017_"):
+            return THINGS_AND_STUFF if "panoptic" in name else THINGS
+        if name in catalog.names() and Path(catalog.get(name).json_file).is_file():
+            return read_class_names(catalog.get(name))
+    return None
+
+
+def _check_target(args: argparse.Namespace) -> None:
+    """Checks that the target is a file or a folder as needed, and does not replace the source under any path."""
+    source, target = Path(args.source), Path(args.target)
+    wanted, other = ("folder", "file") if args.command == "export-hf" else ("file", "folder")
+    if target.exists() and target.is_dir() is not (wanted == "folder"):
+        raise UserError(f"{target}: must be a {wanted}, is a {other}")
+    for written in (target, target / "model.safetensors"):
+        if written.exists() and any(written.samefile(read) for read in (source, weights_file(source)) if read.exists()):
+            raise UserError(f"{target}: would replace the source {source}; choose another target")
+
+
+def _parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog="python -m projects_deformable_detr.checkpoint")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument(
+            "source", help="checkpoint of this project, the official repositories, Hugging Face, detrex or mmdetection"
+        )
+        command.add_argument("target", help=f"{'folder' if name == 'export-hf' else 'file'} to write")
+        command.add_argument("--config-file", required=True, metavar="FILE", help="config of the model")
+        command.add_argument(
+            "--keep-logits",
+            action="store_true",
+            help="keep the class head unchanged (91 logits in COCO's models), whatever the config's data sets are",
+        )
+        add_register_argument(command)
+        if name == "export-official":
+            command.add_argument(
+                "--coco-ids",
+                action="store_true",
+                help="move COCO's classes to their category ids: 91 logits (250 in a panoptic model)",
+            )
+    args, opts = parser.parse_known_args()  # the rest are config keys and values
+    flags = [word for word in opts if word.startswith("--")]
+    if flags:
+        parser.error(f"unknown flags: {' '.join(flags)}")
+    return args, opts
