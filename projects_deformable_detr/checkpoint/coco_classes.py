@@ -39,4 +39,4 @@ BY_ID: dict[int, tuple[str | None, ...]] = {
     logits: tuple(CATEGORIES.get(index) if index < end else None for index in range(logits))
     for logits, end in ((_THINGS_END, _THINGS_END), (250, 250))
 }
-CONTIGUOUS = {len(THINGS): THINGS, len(THINGS_AND_STUFF): THINGS_AND_STUFF}
+CONTIGUOUS: dict[int, tuple[str | None, ...]] = {len(THINGS): THINGS, len(THINGS_AND_STUFF): THINGS_AND_STUFF}

@@ -104,8 +104,8 @@ def load_detector(source: str, cfg: CfgNode) -> tuple[nn.Module, str, tuple[str,
 
 
 def _is_softmax(cfg: CfgNode) -> bool:
-    loss = cfg.MODEL.DETR.CLASS_LOSS
-    return loss == "softmax" or (loss == "auto" and cfg.MODEL.META_ARCHITECTURE == "DETR")
+    loss: str = cfg.MODEL.DETR.CLASS_LOSS
+    return loss == "softmax" or (loss == "auto" and bool(cfg.MODEL.META_ARCHITECTURE == "DETR"))
 
 
 def _data_set_classes(cfg: CfgNode) -> tuple[str, ...] | None:
