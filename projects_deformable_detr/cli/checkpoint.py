@@ -8,7 +8,6 @@ import logging
 import sys
 from pathlib import Path
 
-import yaml
 from fvcore.common.config import CfgNode
 from torch import nn
 
@@ -16,12 +15,12 @@ from ..checkpoint import CheckpointError, detect, fit, read_weights, save_detect
 from ..checkpoint.coco_classes import THINGS, THINGS_AND_STUFF
 from ..checkpoint.files import weights_file
 from ..checkpoint.load import file_classes
-from ..config import get_cfg
+from ..config import build_detector, get_cfg, merge
 from ..config.checkpoint import export_hugging_face, load_options
+from ..config.model import criterion_config
 from ..data import catalog
 from ..data.coco import read_class_names
 from ..errors import UserError
-from ..modeling import build_detector
 from .arguments import add_register_argument
 
 _COMMANDS = {
@@ -38,7 +37,7 @@ def main() -> int:
     try:
         for item in args.register:
             catalog.register(*item)
-        cfg = read_cfg(args.config_file, opts)
+        cfg = _load_cfg(args.config_file, opts)
         if args.keep_logits:
             cfg.MODEL.DETR.KEEP_CLASS_LOGITS = True
         _check_target(args)
@@ -56,21 +55,12 @@ def main() -> int:
     return 0
 
 
-def read_cfg(config_file: str, opts: list[str]) -> CfgNode:
-    """Reads a config file and overrides keys.
-
-    Raises:
-        UserError: for an invalid file or key.
-    """
+def _load_cfg(config_file: str, opts: list[str]) -> CfgNode:
     if Path(config_file).suffix == ".py":
         name = Path(config_file).with_suffix(".yaml").name
-        raise UserError(f"config {config_file}: a LazyConfig, which is Python code; use the YAML file {name}")
+        raise UserError(f"config file {config_file}: a LazyConfig, which is Python code; use the YAML file {name}")
     cfg = get_cfg()
-    try:
-        cfg.merge_from_file(config_file)
-        cfg.merge_from_list(opts)
-    except (AssertionError, KeyError, ValueError, OSError, yaml.YAMLError) as error:
-        raise UserError(f"config {config_file} {' '.join(opts)}: {error}") from error
+    merge(cfg, config_file, opts)
     return cfg
 
 
@@ -92,7 +82,7 @@ def load_detector(source: str, cfg: CfgNode) -> tuple[nn.Module, str, tuple[str,
         problem = "not of a known detector" if format is None else "of a backbone, not of a detector"
         raise CheckpointError(f"{source}: weights {problem}; MODEL.WEIGHTS accepts backbones without conversion")
     names = None if cfg.MODEL.DETR.KEEP_CLASS_LOGITS else _data_set_classes(cfg)
-    count, stored = file_classes(weights, _is_softmax(cfg))
+    count, stored = file_classes(weights, criterion_config(cfg).class_loss == "softmax")
     if cfg.MODEL.DETR.NUM_CLASSES == 0:
         cfg.MODEL.DETR.NUM_CLASSES = len(names) if names else count
     detector = build_detector(cfg)
@@ -101,11 +91,6 @@ def load_detector(source: str, cfg: CfgNode) -> tuple[nn.Module, str, tuple[str,
     if names is None and stored is not None and len(stored) == cfg.MODEL.DETR.NUM_CLASSES:
         names = tuple(name or "N/A" for name in stored)
     return detector.eval(), format.name, names
-
-
-def _is_softmax(cfg: CfgNode) -> bool:
-    loss: str = cfg.MODEL.DETR.CLASS_LOSS
-    return loss == "softmax" or (loss == "auto" and bool(cfg.MODEL.META_ARCHITECTURE == "DETR"))
 
 
 def _data_set_classes(cfg: CfgNode) -> tuple[str, ...] | None:

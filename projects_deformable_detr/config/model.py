@@ -16,7 +16,7 @@ from ..modeling.swin import SwinBackbone
 from ..modeling.timm_backbone import TimmBackbone
 from .reading import naming_keys, read
 
-_DETECTOR = {
+DETECTOR_KEYS = {
     "architecture": "MODEL.META_ARCHITECTURE",
     "class_loss": "MODEL.DETR.CLASS_LOSS",
     "num_classes": "MODEL.DETR.NUM_CLASSES",
@@ -98,7 +98,7 @@ def build_detector(cfg: CfgNode, backbone: nn.Module | None = None, architecture
         UserError: for invalid values; the message names the key.
     """
     config = detector_config(cfg, architecture)
-    with naming_keys(_DETECTOR):
+    with naming_keys(DETECTOR_KEYS):
         return modeling.build_detector(config, build_backbone(cfg) if backbone is None else backbone)
 
 
@@ -130,7 +130,9 @@ def detector_config(cfg: CfgNode, architecture: str | None = None) -> DetectorCo
             "decoder layers would not be trained"
         )
     architecture = architecture or cfg.MODEL.META_ARCHITECTURE
-    return read(DetectorConfig, cfg, _DETECTOR, architecture=architecture, class_loss=_class_loss(cfg, architecture))
+    return read(
+        DetectorConfig, cfg, DETECTOR_KEYS, architecture=architecture, class_loss=_class_loss(cfg, architecture)
+    )
 
 
 def criterion_config(cfg: CfgNode, architecture: str | None = None) -> CriterionConfig:

@@ -186,7 +186,7 @@ def test_what_is_no_checkpoint_is_told_in_one_paragraph(make_files, run, tmp_pat
     ("name", "text", "told"),
     [
         ("deformable_detr_r50_50ep.py", "model = 1", "use the YAML file deformable_detr_r50_50ep.yaml"),
-        ("x.yaml", "MODEL: [", "config x.yaml"),
+        ("x.yaml", "MODEL: [", "config file x.yaml"),
     ],
 )
 def test_what_is_no_config_is_told(make_files, run, tmp_path, name, text, told):

@@ -7,11 +7,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from ...errors import ArgumentError
+from ...modeling import CriterionConfig, DetectorConfig
 from ...version import __version__
 from ..coco_classes import BY_ID
 from ..files import CheckpointError
@@ -115,8 +115,8 @@ HUGGING_FACE = DetectorFormat(
 def write_hugging_face(
     folder: str | Path,
     detector: nn.Module,
-    model: Any,
-    criterion: Any,
+    model: DetectorConfig,
+    criterion: CriterionConfig,
     *,
     resnet_depth: int,
     image_size: tuple[int, int],
@@ -180,7 +180,7 @@ def write_hugging_face(
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _model_config(model: Any) -> dict[str, object]:
+def _model_config(model: DetectorConfig) -> dict[str, object]:
     return {
         "num_queries": model.num_queries,
         "d_model": model.d_model,
@@ -196,7 +196,7 @@ def _model_config(model: Any) -> dict[str, object]:
     }
 
 
-def _costs(criterion: Any) -> dict[str, int]:
+def _costs(criterion: CriterionConfig) -> dict[str, int]:
     """Returns the matcher's costs that are whole numbers, as transformers needs; its defaults apply to others."""
     costs = {
         "class_cost": criterion.cost_class,
@@ -206,7 +206,7 @@ def _costs(criterion: Any) -> dict[str, int]:
     return {name: int(cost) for name, cost in costs.items() if cost == int(cost)}
 
 
-def _deformable_config(model: Any, criterion: Any) -> dict[str, object]:
+def _deformable_config(model: DetectorConfig, criterion: CriterionConfig) -> dict[str, object]:
     if model.mask_head:
         raise ArgumentError("mask_head", "must be False: transformers has no Deformable DETR with masks")
     if not model.multi_scale_attention:
@@ -225,7 +225,7 @@ def _deformable_config(model: Any, criterion: Any) -> dict[str, object]:
     }
 
 
-def _detr_config(model: Any, criterion: Any) -> dict[str, object]:
+def _detr_config(model: DetectorConfig, criterion: CriterionConfig) -> dict[str, object]:
     if model.pre_norm:
         raise ArgumentError("pre_norm", "must be False: transformers has no DETR with pre-norm")
     if model.position_embedding == "learned" and model.position_embedding_size != 50:
@@ -243,7 +243,7 @@ def _detr_config(model: Any, criterion: Any) -> dict[str, object]:
     }
 
 
-def _backbone_config(detector: nn.Module, state: State, depth: int, model: Any) -> dict[str, object]:
+def _backbone_config(detector: nn.Module, state: State, depth: int, model: DetectorConfig) -> dict[str, object]:
     """Returns ``backbone_config`` of the ResNet in a portable state.
 
     Raises:

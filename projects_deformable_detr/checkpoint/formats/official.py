@@ -147,7 +147,7 @@ def write_official(path: str | Path, detector: nn.Module, coco_names: Sequence[s
         state = _to_category_ids(state, coco_names, bool(getattr(detector, "no_object", False)))
     state = OFFICIAL.from_ours(state)
     # The decoder holds the box heads once more with box refinement, and the class heads too in a two-stage model.
-    copies = ("bbox_embed.",) * bool(getattr(detector.decoder, "refine", False))
+    copies = ("bbox_embed.",) * bool(getattr(detector.decoder, "box_refine", False))
     copies += ("class_embed.",) * ("transformer.enc_output.weight" in state)
     state |= {f"transformer.decoder.{key}": value for key, value in state.items() if key.startswith(copies)}
     write_atomically(path, {"model": state})
