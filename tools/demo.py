@@ -52,7 +52,7 @@ def main() -> None:
     train = ["train_net.py", *config, "--engine", args.engine, "OUTPUT_DIR", args.output, *args.opts]
     run("train and evaluate", train, times)
     pictures = Path(args.output) / "pictures"
-    draw = ["-m", "projects_deformable_detr.inference.pictures", "--dataset", "shapes_val", "--out", str(pictures)]
+    draw = ["-m", "projects_deformable_detr.cli.draw", "--dataset", "shapes_val", "--out", str(pictures)]
     run("pictures", [*draw, "--results", f"{args.output}/inference/coco_instances_results.json"], times)
     print("\n=== Wall time")
     for name, seconds in times.items():

@@ -19,7 +19,7 @@ from ..config import build_detector, get_cfg, merge
 from ..config.checkpoint import export_hugging_face, load_options
 from ..config.model import criterion_config
 from ..data import catalog
-from ..data.coco import read_class_names
+from ..data.load import read_classes
 from ..errors import UserError
 from .arguments import add_register_argument
 
@@ -99,7 +99,7 @@ def _data_set_classes(cfg: CfgNode) -> tuple[str, ...] | None:
         if name.startswith("coco_2017_"):
             return THINGS_AND_STUFF if "panoptic" in name else THINGS
         if name in catalog.names() and Path(catalog.get(name).json_file).is_file():
-            return read_class_names(catalog.get(name))
+            return read_classes(catalog.get(name)).names
     return None
 
 

@@ -1,22 +1,18 @@
-"""What ``VIS_PERIOD`` puts into the event storage: ground truth beside the predictions that it was matched with."""
+"""Pictures in Detectron2's event storage (``VIS_PERIOD``)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.utils.events import get_event_storage
-from detectron2.utils.visualizer import Visualizer
 
-from ..modeling import Predictions, Targets
-from ..modeling.matcher import HungarianMatcher
+from ..inference.drawing import draw_matches
+from ..modeling import HungarianMatcher, Predictions, Targets
 
 TITLE = "Left: ground truth; right: matched predictions of the last layer, with the score of the object's class"
 
 
-@torch.no_grad()
 def put_matched(
     record: dict[str, Any],
     predictions: Predictions,
@@ -25,35 +21,13 @@ def put_matched(
     input_format: str,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Puts the picture of the first image of a batch into the event storage.
+    """Stores a picture of a batch's first image with its matched predictions.
 
     Args:
-        record: the first input of the model, with ``image`` and ``instances``.
-        predictions, targets: of the whole batch.
-        matcher: the criterion's.
-        input_format: ``"RGB"`` or ``"BGR"``, of the record's image.
-        class_names: by class id; without them classes have their numbers.
+        record: first input of the model, with ``image``.
+        predictions, targets, matcher, class_names: see `draw_matches`.
+        input_format: ``"RGB"`` or ``"BGR"``, the order of the image's channels.
     """
-    last = replace(
-        predictions, logits=predictions.logits[-1:], boxes=predictions.boxes[-1:], proposals=None, masks=None
-    )
-    match, _ = matcher(last, targets)
-    ours = match.image == 0  # whose targets come first
-    query, target = match.query[0, ours], match.target[0, ours]
-    labels = targets[0].labels[target]
-    scores = last.scores()[0][query, labels].tolist()
-    names = [class_names[label] if class_names else str(label) for label in labels.tolist()]
-
-    image = convert_image_to_rgb(record["image"].permute(1, 2, 0), input_format)
-    height, width = image.shape[:2]
-    scale = targets[0].boxes.new_tensor([width, height, width, height])
-    sides = (
-        (targets[0].boxes[target], names),
-        (last.boxes[0, 0, query], [f"{name} {score:.0%}" for name, score in zip(names, scores, strict=True)]),
-    )
-    pictures = []
-    for boxes, texts in sides:
-        centre, extent = (boxes.float() * scale).split(2, dim=-1)
-        corners = torch.cat((centre - extent / 2, centre + extent / 2), dim=-1).cpu().numpy()
-        pictures.append(Visualizer(image).overlay_instances(boxes=corners, labels=texts).get_image())
-    get_event_storage().put_image(TITLE, np.concatenate(pictures, axis=1).transpose(2, 0, 1))
+    image = np.asarray(convert_image_to_rgb(record["image"].permute(1, 2, 0), input_format), np.uint8)
+    picture = draw_matches(image, predictions, targets, matcher, class_names)
+    get_event_storage().put_image(TITLE, picture.transpose(2, 0, 1))

@@ -1,19 +1,26 @@
-"""Boxes drawn on images, and grids of images, for people to look at."""
+"""Drawing of boxes, masks and class names on images, and grids of images."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import box_convert
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
 
 from ..errors import UserError
+from ..modeling import HungarianMatcher, Predictions, Targets
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Colour = tuple[int, int, int]
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-# Told apart by most eyes, and light enough for black text; class k takes colour k modulo their number.
-_COLOURS = (
+# Distinguishable, and light enough for black text. Class k has colour k modulo their number.
+_COLOURS: tuple[Colour, ...] = (
     (255, 196, 0),
     (64, 196, 255),
     (255, 122, 89),
@@ -25,6 +32,8 @@ _COLOURS = (
     (160, 170, 255),
     (220, 176, 130),
 )
+_OUTLINE: Colour = (20, 20, 20)
+_MASK_OPACITY = 0.5
 
 
 def draw(
@@ -37,137 +46,160 @@ def draw(
     masks: Any = None,
     min_side: int = 480,
 ) -> Pixels:
-    """A copy of the image with boxes, class names and scores, and masks if there are any.
+    """Draws boxes with class names and scores, and masks if given, on a copy of the image.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        boxes: (K, 4) corners x1, y1, x2, y2 in pixels of ``image``; an array or a CPU tensor.
+        boxes: (K, 4) corners x1, y1, x2, y2 in pixels; an array or a CPU tensor.
         labels: (K,) class ids.
-        scores: (K,) in [0, 1], shown in percent and the best drawn last; None for ground truth.
-        class_names: of class 0, 1, …; None shows the ids.
-        masks: (K, H, W) bool, shown as a tint in the class's colour; None for boxes only.
-        min_side: the shorter side is enlarged by a whole factor to at least this many pixels, so that lines and
-            text stay thin on small images.
+        scores: (K,) in [0, 1], written in percent; boxes of higher scores are drawn over others. None for ground truth.
+        class_names: names of class 0, 1, …; None writes the ids.
+        masks: (K, H, W) bool, drawn as a tint of the class's colour.
+        min_side: images with a shorter side are enlarged by a whole factor, so that text and lines are thin in them.
 
     Returns:
-        (f H, f W, 3) uint8, f >= 1.
+        (f H, f W, 3) uint8 with f >= 1.
 
     Raises:
-        ValueError: for an image that is not (H, W, 3) uint8, or lists of different lengths.
+        ValueError: for an image that is not (H, W, 3) uint8, and for different numbers of boxes, labels and scores.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"an image of (H, W, 3) uint8 is wanted, not {image.shape} {image.dtype}")
-    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    classes = np.asarray(labels, dtype=np.int64).reshape(-1)
-    numbers = None if scores is None else np.asarray(scores, dtype=np.float64).reshape(-1)
-    if len(corners) != len(classes) or (numbers is not None and len(numbers) != len(corners)):
-        counts = f"{len(corners)} boxes, {len(classes)} labels" + (
-            "" if numbers is None else f", {len(numbers)} scores"
+        raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    corners = torch.as_tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    classes = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
+    ranking = None if scores is None else torch.as_tensor(scores, dtype=torch.float64).reshape(-1)
+    if len(corners) != len(classes) or (ranking is not None and len(ranking) != len(corners)):
+        counts = f"{len(corners)} boxes and {len(classes)} labels"
+        raise ValueError(
+            f"boxes, labels and scores must be of the same number, got {counts}"
+            + ("" if ranking is None else f" and {len(ranking)} scores")
         )
-        raise ValueError(f"one label and one score a box are wanted, not {counts}")
     factor = max(1, -(-min_side // min(image.shape[:2])))
-    canvas = _enlarged(image, factor)
-    order = range(len(corners)) if numbers is None else np.argsort(numbers, kind="stable")
+    canvas = _enlarge(torch.tensor(image).permute(2, 0, 1), factor)
+    order = torch.arange(len(corners)) if ranking is None else ranking.argsort(stable=True)
+    corners, classes = (corners[order] * factor).round(), classes[order].tolist()
+    colours = [_COLOURS[label % len(_COLOURS)] for label in classes]
     if masks is not None:
-        for index in order:
-            mask = np.kron(np.asarray(masks[index], bool), np.ones((factor, factor), bool))
-            canvas[mask] = (canvas[mask] // 2 + np.array(_colour(classes[index])) // 2).astype(np.uint8)
-    scaled = np.rint(corners * factor).astype(int).tolist()
-    for index in order:
-        _draw_box(canvas, scaled[index], _colour(classes[index]))
-    for index in order:  # after all boxes, which would cross them out
-        label = int(classes[index])
-        text = str(label) if class_names is None else class_names[label]
-        if numbers is not None:
-            text += f" {100 * numbers[index]:.0f}%"
-        _draw_text(canvas, scaled[index], text, _colour(label))
+        for index, colour in zip(order.tolist(), colours, strict=True):  # one by one: overlaps would become black
+            mask = _enlarge(torch.as_tensor(masks[index], dtype=torch.bool)[None], factor)
+            canvas = draw_segmentation_masks(canvas, mask, alpha=_MASK_OPACITY, colors=[colour])
+    texts = [str(label) if class_names is None else class_names[label] for label in classes]
+    if ranking is not None:
+        texts = [f"{text} {100 * score:.0f}%" for text, score in zip(texts, ranking[order].tolist(), strict=True)]
+    canvas = _draw_boxes(canvas, corners, colours)
+    return _draw_texts(canvas.permute(1, 2, 0).numpy(), corners.int().tolist(), texts, colours)
+
+
+@torch.no_grad()
+def draw_matches(
+    image: Pixels,
+    predictions: Predictions,
+    targets: Sequence[Targets],
+    matcher: HungarianMatcher,
+    class_names: Sequence[str] | None = None,
+) -> Pixels:
+    """Draws the objects of a batch's first image, and to the right the last layer's predictions matched with them.
+
+    The scores are those of the objects' classes.
+
+    Args:
+        image: first image of the batch, (H, W, 3) uint8, RGB.
+        predictions: predictions for the batch.
+        targets: ground truth of the batch.
+        matcher: matcher of the criterion.
+        class_names: see `draw`.
+
+    Returns:
+        (f H, 2 f W, 3) uint8 with f >= 1.
+    """
+    last = replace(
+        predictions, logits=predictions.logits[-1:], boxes=predictions.boxes[-1:], proposals=None, masks=None
+    )
+    match, _ = matcher(last, list(targets))
+    first = match.image == 0
+    query, target = match.query[0, first], match.target[0, first]
+    labels = targets[0].labels[target]
+    scores = last.scores()[0][query, labels].cpu()
+    size = targets[0].boxes.new_tensor(image.shape[:2]).flip(0).repeat(2)  # width, height, width, height
+    sides = []
+    for boxes, confidence in ((targets[0].boxes[target], None), (last.boxes[0, 0, query], scores)):
+        corners = box_convert(boxes.float(), "cxcywh", "xyxy") * size.float()
+        sides.append(draw(image, corners.cpu(), labels.cpu(), confidence, class_names))
+    return np.concatenate(sides, axis=1)
+
+
+def _enlarge(image: Tensor, factor: int) -> Tensor:
+    """Repeats the pixels of an image (C, H, W)."""
+    return image.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+
+
+def _line_width(height: int, width: int) -> int:
+    return max(1, round(min(height, width) / 400))
+
+
+def _draw_boxes(canvas: Tensor, boxes: Tensor, colours: Sequence[Colour]) -> Tensor:
+    """Draws lines in the classes' colours with a dark outline, visible on any background."""
+    width = _line_width(*canvas.shape[1:])
+    for box, colour in zip(boxes, colours, strict=True):
+        outline = box + torch.tensor([-width, -width, width, width])
+        canvas = draw_bounding_boxes(canvas, outline[None], colors=[_OUTLINE], width=4 * width)
+        canvas = draw_bounding_boxes(canvas, box[None], colors=[colour], width=2 * width)
     return canvas
 
 
-def _enlarged(image: Pixels, factor: int) -> Pixels:
-    if factor == 1:
-        return image.copy()
-    return np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC), np.uint8)
-
-
-def _colour(label: int) -> tuple[int, int, int]:
-    return _COLOURS[label % len(_COLOURS)]
-
-
-def _line_width(canvas: Pixels) -> int:
-    return max(1, round(min(canvas.shape[:2]) / 400))
-
-
-def _draw_box(canvas: Pixels, box: list[int], colour: tuple[int, int, int]) -> None:
-    """A coloured line on a dark one, to be seen on any background."""
-    unit = _line_width(canvas)
-    cv2.rectangle(canvas, box[:2], box[2:], (20, 20, 20), 3 * unit)
-    cv2.rectangle(canvas, box[:2], box[2:], colour, unit)
-
-
-def _draw_text(canvas: Pixels, box: list[int], text: str, colour: tuple[int, int, int]) -> None:
-    """Text on a plate above the box, or in its upper corner where there is no room above."""
+def _draw_texts(
+    canvas: Pixels, boxes: Sequence[Sequence[int]], texts: Sequence[str], colours: Sequence[Colour]
+) -> Pixels:
+    """Writes on plates above the boxes, or in their upper corners where there is no room above."""
+    picture = Image.fromarray(canvas)
     height, width = canvas.shape[:2]
-    unit, (left, top) = _line_width(canvas), box[:2]
-    scale = 0.42 * unit
-    (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, unit)
-    plate_width, plate_height = text_width + 4 * unit, text_height + below + 2 * unit
-    x = min(max(0, left - unit), max(0, width - plate_width))
-    y = top - unit - plate_height
-    if y < 0:
-        y = min(max(0, top), max(0, height - plate_height))
-    cv2.rectangle(canvas, (x, y), (x + plate_width, y + plate_height), colour, cv2.FILLED)
-    cv2.putText(canvas, text, (x + 2 * unit, y + text_height + unit), _FONT, scale, (0, 0, 0), unit, cv2.LINE_AA)
+    unit = _line_width(height, width)
+    brush, font = ImageDraw.Draw(picture), ImageFont.load_default(13 * unit)
+    ascent, descent = font.getmetrics()
+    for (left, top, *_), text, colour in zip(boxes, texts, colours, strict=True):
+        plate_width, plate_height = round(brush.textlength(text, font)) + 4 * unit, ascent + descent
+        x = min(max(0, left - unit), max(0, width - plate_width))
+        y = top - unit - plate_height
+        if y < 0:
+            y = min(max(0, top), max(0, height - plate_height))
+        brush.rectangle((x, y, x + plate_width, y + plate_height), fill=colour)
+        brush.text((x + 2 * unit, y), text, fill="black", font=font)
+    return np.asarray(picture)
 
 
 def grid(images: Sequence[Pixels], *, columns: int = 4, gap: int = 8) -> Pixels:
-    """Images side by side, row by row, on white; cells have the size of the largest, smaller images are centred.
+    """Arranges images in rows on white. Cells have the size of the largest image, others are centred.
 
     Args:
         images: (H, W, 3) uint8 each, at least one.
         columns: images in a row.
-        gap: pixels between and around them.
+        gap: pixels between and around several images.
 
     Raises:
         ValueError: without images, or with less than one column.
     """
     if not images or columns < 1:
-        raise ValueError(f"a grid needs images and columns, not {len(images)} images in {columns} columns")
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    cell_height, cell_width = (max(image.shape[axis] for image in images) for axis in (0, 1))
-    sheet = np.full((rows * (cell_height + gap) + gap, columns * (cell_width + gap) + gap, 3), 255, np.uint8)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        top = gap + row * (cell_height + gap) + (cell_height - image.shape[0]) // 2
-        left = gap + column * (cell_width + gap) + (cell_width - image.shape[1]) // 2
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return sheet
+        raise ValueError(f"images and columns must be at least 1, got {len(images)} images and {columns} columns")
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    cells = []
+    for image in images:
+        down, right = height - image.shape[0], width - image.shape[1]
+        margins = (right // 2, right - right // 2, down // 2, down - down // 2)
+        cells.append(F.pad(torch.tensor(image).permute(2, 0, 1), margins, value=255))
+    return make_grid(cells, nrow=columns, padding=gap, pad_value=255).permute(1, 2, 0).numpy()
 
 
 def save(path: str | Path, image: Pixels) -> None:
-    """Writes an RGB image; its folder is made where it is missing.
-
-    Args:
-        path: its ending (.png, .jpg, …) says the format.
+    """Writes an RGB image in the format of the file name's suffix; its folder is created if needed.
 
     Raises:
-        UserError: if the ending is unknown, or the file cannot be written.
+        UserError: if the suffix is unknown, or the file cannot be written.
     """
     path = Path(path)
     try:
-        fine, encoded = cv2.imencode(path.suffix or ".", np.ascontiguousarray(image[:, :, ::-1]))
-    except cv2.error:
-        fine = False
-    if not fine:
-        raise UserError(f"{path}: no image format ends in {path.suffix!r}; use .png or .jpg")
-    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded.tobytes())
+        Image.fromarray(image).save(path)
+    except ValueError as error:
+        raise UserError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg") from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
-
-
-def save_grid(path: str | Path, images: Sequence[Pixels], *, columns: int = 4, gap: int = 8) -> None:
-    """`grid`, written by `save`."""
-    save(path, grid(images, columns=columns, gap=gap))

@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..checkpoint import LoadOptions, load_weights
-from ..config.data import data_config
 from ..config.checkpoint import load_options
+from ..config.data import data_config
 from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
 from ..config.training import augmentation_policy, training_config
