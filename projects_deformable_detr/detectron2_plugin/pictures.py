@@ -1,18 +1,22 @@
-"""Pictures in Detectron2's event storage (``VIS_PERIOD``)."""
+"""Pictures in the event storage (``VIS_PERIOD``): ground truth beside the predictions that were matched with it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.utils.events import get_event_storage
+from detectron2.utils.visualizer import Visualizer
+from torchvision.ops import box_convert
 
-from ..inference.drawing import draw_matches
 from ..modeling import HungarianMatcher, Predictions, Targets
 
 TITLE = "Left: ground truth; right: matched predictions of the last layer, with the score of the object's class"
 
 
+@torch.no_grad()
 def put_matched(
     record: dict[str, Any],
     predictions: Predictions,
@@ -21,13 +25,34 @@ def put_matched(
     input_format: str,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Stores a picture of a batch's first image with its matched predictions.
+    """Puts a picture of the first image of a batch into the event storage.
 
     Args:
         record: first input of the model, with ``image``.
-        predictions, targets, matcher, class_names: see `draw_matches`.
+        predictions, targets: predictions and ground truth of the batch.
+        matcher: matcher of the criterion.
         input_format: ``"RGB"`` or ``"BGR"``, the order of the image's channels.
+        class_names: names of class 0, 1, …; None writes the ids.
     """
-    image = np.asarray(convert_image_to_rgb(record["image"].permute(1, 2, 0), input_format), np.uint8)
-    picture = draw_matches(image, predictions, targets, matcher, class_names)
-    get_event_storage().put_image(TITLE, picture.transpose(2, 0, 1))
+    last = replace(
+        predictions, logits=predictions.logits[-1:], boxes=predictions.boxes[-1:], proposals=None, masks=None
+    )
+    match, _ = matcher(last, targets)
+    first = match.image == 0
+    query, target = match.query[0, first], match.target[0, first]
+    labels = targets[0].labels[target]
+    scores = last.scores()[0][query, labels].tolist()
+    names = [class_names[label] if class_names else str(label) for label in labels.tolist()]
+
+    image = convert_image_to_rgb(record["image"].permute(1, 2, 0), input_format)
+    height, width = image.shape[:2]
+    scale = targets[0].boxes.new_tensor([width, height, width, height])
+    sides = (
+        (targets[0].boxes[target], names),
+        (last.boxes[0, 0, query], [f"{name} {score:.0%}" for name, score in zip(names, scores, strict=True)]),
+    )
+    pictures = []
+    for boxes, texts in sides:
+        corners = box_convert(boxes.float() * scale, "cxcywh", "xyxy").cpu().numpy()
+        pictures.append(Visualizer(image).overlay_instances(boxes=corners, labels=texts).get_image())
+    get_event_storage().put_image(TITLE, np.concatenate(pictures, axis=1).transpose(2, 0, 1))

@@ -1,7 +1,6 @@
 """Drawing of boxes, masks and class names on images, and grids of images."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import box_convert
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
 
 from ..errors import UserError
-from ..modeling import HungarianMatcher, Predictions, Targets
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Colour = tuple[int, int, int]
@@ -88,44 +85,6 @@ def draw(
         texts = [f"{text} {100 * score:.0f}%" for text, score in zip(texts, ranking[order].tolist(), strict=True)]
     canvas = _draw_boxes(canvas, corners, colours)
     return _draw_texts(canvas.permute(1, 2, 0).numpy(), corners.int().tolist(), texts, colours)
-
-
-@torch.no_grad()
-def draw_matches(
-    image: Pixels,
-    predictions: Predictions,
-    targets: Sequence[Targets],
-    matcher: HungarianMatcher,
-    class_names: Sequence[str] | None = None,
-) -> Pixels:
-    """Draws the objects of a batch's first image, and to the right the last layer's predictions matched with them.
-
-    The scores are those of the objects' classes.
-
-    Args:
-        image: first image of the batch, (H, W, 3) uint8, RGB.
-        predictions: predictions for the batch.
-        targets: ground truth of the batch.
-        matcher: matcher of the criterion.
-        class_names: see `draw`.
-
-    Returns:
-        (f H, 2 f W, 3) uint8 with f >= 1.
-    """
-    last = replace(
-        predictions, logits=predictions.logits[-1:], boxes=predictions.boxes[-1:], proposals=None, masks=None
-    )
-    match, _ = matcher(last, list(targets))
-    first = match.image == 0
-    query, target = match.query[0, first], match.target[0, first]
-    labels = targets[0].labels[target]
-    scores = last.scores()[0][query, labels].cpu()
-    size = targets[0].boxes.new_tensor(image.shape[:2]).flip(0).repeat(2)  # width, height, width, height
-    sides = []
-    for boxes, confidence in ((targets[0].boxes[target], None), (last.boxes[0, 0, query], scores)):
-        corners = box_convert(boxes.float(), "cxcywh", "xyxy") * size.float()
-        sides.append(draw(image, corners.cpu(), labels.cpu(), confidence, class_names))
-    return np.concatenate(sides, axis=1)
 
 
 def _enlarge(image: Tensor, factor: int) -> Tensor:
