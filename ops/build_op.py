@@ -1,11 +1,11 @@
-"""Builds the compiled operator with plain setuptools; used by ops/setup.py and by the project's own setup.py.
+"""Builds the compiled operator with plain setuptools, for ops/setup.py and the project's own setup.py.
 
-The library goes through PyTorch's stable C ABI and does not link Python at all: one binary serves every Python and
-every torch from 2.11 on. PyTorch loads it, nothing imports it. CUDA kernels go into a second library, so that the
-first one also loads under a torch without CUDA.
+The library uses PyTorch's stable C ABI and does not link Python: one binary works with every Python and every torch
+from 2.11 on. PyTorch loads it; it is not a Python module. CUDA kernels are in a second library, so that the first one
+also loads under a torch without CUDA.
 
-Environment: CXX, CXXFLAGS, LDFLAGS, MAX_JOBS as usual; FORCE_CUDA=1/0 builds CUDA or does not, whatever is found;
-MS_DEFORM_ATTN_CUDA_ARCH lists compute capabilities ("80;90;90+PTX"); MS_DEFORM_ATTN_REQUIRE=1 turns a skipped
+Environment: CXX, CXXFLAGS, LDFLAGS and MAX_JOBS as usual; FORCE_CUDA=1 requires the CUDA kernels and FORCE_CUDA=0 omits
+them; MS_DEFORM_ATTN_CUDA_ARCH lists compute capabilities ("80;90;90+PTX"); MS_DEFORM_ATTN_REQUIRE=1 turns a skipped
 build into an error.
 """
 
@@ -26,10 +26,10 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path(__file__).resolve().parent / "csrc"
-TARGET_TORCH = "0x020b000000000000"  # 2.11: the oldest torch whose stable ABI has what the operator uses
+TARGET_TORCH = "0x020b000000000000"  # 2.11: the oldest torch whose stable ABI has all functions that the operator uses
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-# Contraction is off so that pixel coordinates round as the reference rounds them; the inner loops ask for fused
-# multiply-adds by name. Without the other two, floor() and comparisons would not vectorise.
+# Contraction is off so that pixel coordinates round as in the reference; the inner loops use fused multiply-adds
+# explicitly. Without the other two flags floor() and comparisons would not vectorise.
 KERNEL_FLAGS = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 ISA_FLAGS = {
     "plain": [],
@@ -40,14 +40,14 @@ CUDA_ARCH = "75;80;86;89;90;100;120;120+PTX"
 
 
 class CannotBuild(Exception):
-    """Something that building needs is absent; the message says what."""
+    """Raised if a requirement of the build is missing."""
 
 
 def find_torch() -> Path:
-    """Folder of the torch package that the library will run under, without importing it.
+    """Returns the folder of the torch package that the library will run under, without importing it.
 
-    Under pip's build isolation torch is absent from sys.path; a fresh interpreter with -I sees the environment that
-    pip installs into.
+    Under pip's build isolation torch is not on sys.path; a new interpreter with -I uses the environment that pip
+    installs into.
     """
     code = (
         "import importlib.util as u; s = u.find_spec('torch'); "
@@ -63,7 +63,7 @@ def find_torch() -> Path:
 
 
 def find_compiler() -> list[str]:
-    """The C++ compiler as a command line."""
+    """Returns the command line of the C++ compiler."""
     if os.environ.get("CXX"):
         return shlex.split(os.environ["CXX"])
     for name in ("c++", "g++", "clang++"):
@@ -73,7 +73,7 @@ def find_compiler() -> list[str]:
 
 
 def find_nvcc() -> str | None:
-    """nvcc if CUDA is to be built, else None."""
+    """Returns the path of nvcc, or None if CUDA is not to be built."""
     wanted = os.environ.get("FORCE_CUDA", "")
     if wanted == "0" or not list((CSRC / "cuda").glob("*.cu")):
         return None
@@ -86,7 +86,7 @@ def find_nvcc() -> str | None:
 
 
 def architecture_flags(text: str) -> list[str]:
-    """nvcc flags for a list like "80;90+PTX"; dots are allowed ("8.0")."""
+    """Returns nvcc flags for a list like "80;90+PTX"; dots are allowed ("8.0")."""
     flags = []
     for item in text.replace(",", ";").replace(" ", ";").split(";"):
         if not item:
@@ -111,7 +111,7 @@ def _run(command: list[str]) -> None:
 
 
 class BuildOp(build_ext):
-    """build_ext that compiles the operator, or says in one line why it does not."""
+    """build_ext that compiles the operator, or prints in one line why it is skipped."""
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name != "ms_deform_attn._C":
@@ -122,10 +122,10 @@ class BuildOp(build_ext):
         except CannotBuild as reason:
             if os.environ.get("MS_DEFORM_ATTN_REQUIRE", "0") not in ("", "0"):
                 raise RuntimeError(f"ms_deform_attn: {reason}") from None
-            print(f"ms_deform_attn: no compiled operator, the slow reference will run: {reason}", file=sys.stderr)
+            print(f"ms_deform_attn: no compiled operator, the slow reference will be used: {reason}", file=sys.stderr)
 
     def copy_extensions_to_source(self) -> None:
-        """An editable installation copies the extension that setuptools knows; the CUDA library goes beside it."""
+        """Copies the CUDA library too, in an editable installation; setuptools only copies the extension."""
         super().copy_extensions_to_source()
         folder = Path(self.get_finalized_command("build_py").get_package_dir("ms_deform_attn"))
         for library in (Path(self.build_lib) / "ms_deform_attn").glob("_C_cuda.*"):
@@ -139,12 +139,13 @@ class BuildOp(build_ext):
         objects.mkdir(parents=True, exist_ok=True)
         library.parent.mkdir(parents=True, exist_ok=True)
         isas = list(ISA_FLAGS) if _is_x86_64() else ["plain"]
-        sources = [(CSRC / "cpu" / f"kernels_{isa}.cpp", ISA_FLAGS[isa]) for isa in isas]
-        sources += [(CSRC / "cpu" / "runtime.cpp", []), (CSRC / "call.cpp", []), (CSRC / "register.cpp", [])]
         flags = [*CXX_FLAGS, *KERNEL_FLAGS, *_common_flags(torch), *shlex.split(os.environ.get("CXXFLAGS", ""))]
-        jobs = [
-            ([*compiler, *flags, *extra, "-c", str(source)], objects / f"{source.stem}.o") for source, extra in sources
-        ]
+        # The linker keeps the first copy of an inline function of a header: the baseline instruction set must be first.
+        sources = [CSRC / "register.cpp", CSRC / "call.cpp", CSRC / "cpu" / "runtime.cpp"]
+        jobs = [([*compiler, *flags, "-c", str(source)], objects / f"{source.stem}.o") for source in sources]
+        for isa in isas:
+            command = [*compiler, *flags, *ISA_FLAGS[isa], f"-DMSDA_ISA={isa}"]
+            jobs.append(([*command, "-c", str(CSRC / "cpu" / "kernels.cpp")], objects / f"kernels_{isa}.o"))
         cuda_jobs = _cuda_jobs(nvcc, compiler, torch, objects) if nvcc else []
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
             list(pool.map(lambda job: self._compile(*job), [*cuda_jobs, *jobs]))
@@ -193,7 +194,7 @@ def _cuda_jobs(nvcc: str, compiler: list[str], torch: Path, objects: Path) -> li
 
 
 def _cuda_include(nvcc: str, torch: Path) -> list[str]:
-    """The CUDA runtime's headers, where nvcc comes without them: torch's own dependencies hold a copy."""
+    """Returns flags for the CUDA headers among torch's dependencies, if nvcc is installed without headers."""
     beside_nvcc = Path(shutil.which(nvcc) or nvcc).resolve().parent.parent / "include" / "cuda_runtime.h"
     if beside_nvcc.is_file():
         return []
@@ -209,9 +210,9 @@ def _link_flags(torch: Path, extra: list[str] | None = None, nvcc: bool = False)
 
 
 def extension_kwargs() -> dict[str, Any]:
-    """Keyword arguments for setuptools.setup(): the extension, its build command and the wheel's abi3 tag.
+    """Returns keyword arguments for setuptools.setup(): the extension, its build command and the wheel's abi3 tag.
 
-    The caller adds ms_deform_attn to its packages and says where it is: package_dir={"ms_deform_attn": ...}.
+    The caller adds ms_deform_attn to its packages and package_dir.
     """
     free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     options = {} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp310"}}

@@ -1,4 +1,4 @@
-// From tensors to a checked Problem. Used by the CPU and the CUDA entry points alike.
+// Conversion of an operator's tensors to a Problem, for the CPU and the CUDA operators alike.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -16,10 +16,25 @@ namespace msda {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
 
-// Level sizes arrive as integers (h0, w0, h1, w1, ...) or, with an empty list, as an (L, 2) int64 tensor.
+template <typename... Args>
+[[noreturn]] void fail(const Args&... args) {
+  std::ostringstream message;
+  message << "ms_deform_attn: ";
+  (message << ... << args);
+  throw std::runtime_error(message.str());
+}
+
+inline Sizes sizes_of(const Tensor& t) { return Sizes(t.sizes().begin(), t.sizes().end()); }
+inline Tensor new_tensor(const Tensor& like, const Sizes& sizes, ScalarType type) {
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, type);
+}
+inline Tensor new_like(const Tensor& t) { return new_tensor(t, sizes_of(t), t.scalar_type()); }
+
+// Level sizes are integers (h0, w0, h1, w1, ...) or, with an empty list, an (L, 2) int64 tensor.
 struct Levels {
-  std::vector<int64_t> sizes;
+  Sizes sizes;
   std::optional<Tensor> tensor;
   std::optional<Tensor> start;
 };
@@ -32,24 +47,23 @@ struct Inputs {
   Tensor attention;
 };
 
-template <typename... Args>
-[[noreturn]] void fail(const Args&... args) {
-  std::ostringstream message;
-  message << "ms_deform_attn: ";
-  (message << ... << args);
-  throw std::runtime_error(message.str());
-}
-
-// A call whose tensors are checked and laid out as Problem wants them; owns the copies this needed.
+// A call whose tensors are checked and laid out as Problem requires; owns the copies made for this.
+//
+// Only what the kernels rely on is checked. ms_deform_attn/checks.py explains errors to users: the Python functions run
+// it when a call fails, and the fake kernels while tracing.
 struct Call {
   Problem problem = {};
   Inputs inputs;
   bool shapes_on_device = false;  // problem.height, width and start are not filled in
 
-  Call(Inputs arguments, bool cuda);
-  std::vector<int64_t> output_size() const;
-  // Takes a gradient with respect to the output; checks it and returns the laid-out tensor.
-  Tensor take_grad_output(const Tensor& grad_output);
+  explicit Call(Inputs arguments);
+  Sizes output_size() const;
+  // Checks the gradient of the output and adds it to the problem; returns the tensor to keep alive.
+  Tensor add_grad_output(const Tensor& grad_output);
+
+ private:
+  int32_t count_levels() const;
+  void fill_levels();
 };
 
 }  // namespace msda

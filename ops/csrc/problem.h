@@ -1,16 +1,35 @@
-// What one call of multi-scale deformable attention consists of, as plain pointers and sizes.
+// Arguments of one call of multi-scale deformable attention as plain pointers and sizes, and their element types.
 // Shared by the registration code, the CPU kernels of every instruction set and the CUDA launchers.
 #pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <cstdint>
 
 namespace msda {
 
-constexpr int kMaxLevels = 64;
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 
+// Type in which elements of type T are accumulated.
+template <typename T>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+template <typename T>
+using Acc = typename AccOf<T>::type;
+
+// Not torch's ScalarType, whose header includes complex numbers (and Thrust in CUDA code).
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
-// Where the sampling points come from.
+constexpr int kMaxLevels = 64;
+
+// Source of the sampling points.
 //   kLocations: sampling_locations (N, Q, M, L, K, 2) and attention_weights (N, Q, M, L, K).
 //   kOffsets:   reference_points (N, Q, L, R), sampling_offsets (N, Q, M, L, K, 2) and
 //               attention_logits (N, Q, M, L, K); softmax and addition happen inside the kernel.
@@ -30,7 +49,7 @@ struct Problem {
   PointSource source;
   int64_t height[kMaxLevels];
   int64_t width[kMaxLevels];
-  int64_t start[kMaxLevels];
+  int64_t start[kMaxLevels];  // first row of each level
 
   // value (N, S, M, D): any strides (in elements) except that channels are adjacent.
   const void* value;
@@ -44,7 +63,7 @@ struct Problem {
   void* grad_value;         // (N, S, M, D), contiguous
   void* grad_xy;
   void* grad_attention;
-  // Per-head partial gradients of the reference points (N, M, Q, L, R), accumulation type; null if unwanted.
+  // Gradients of the reference points per head, (N, M, Q, L, R) in the accumulation type; null if not needed.
   void* grad_reference;
 };
 

@@ -1,5 +1,5 @@
-// Backward: how a call is divided into tasks. No two tasks write the same memory, and sums are formed in an order that
-// depends on shapes alone, so the result is the same to the last bit for any number of threads.
+// Backward on the CPU. No two tasks write the same memory, and sums are formed in an order that depends on shapes
+// alone, so that the result is bitwise the same for any number of threads.
 //
 // Many queries: a task is one (batch, head), or where those are few a part of its queries; it works on a copy of the
 // head's slice, interleaved with the gradient. The gradients of parts are added up at the end, in order.
@@ -7,216 +7,264 @@
 #pragma once
 
 #include <memory>
-#include <type_traits>
 
-#include "forward.h"
-#include "update.h"
+#include "point_gradients.h"
+#include "value_rows.h"
 
 namespace msda {
 namespace {
 
-// Few heads are divided into parts until there are this many tasks.
-constexpr int64_t kBackwardTasks = 8;
+// One corner: returns <grad, row> over the run and adds weight * grad to the row's gradient.
+template <int kN, typename V, typename A>
+inline V update_row(const A* row, A* grad_row, const V (&grad)[kN], A weight) {
+  const V w = broadcast(weight);
+  V dot = {};
+  for (int v = 0; v < kN; ++v) {
+    dot = fma(load(row + v * kWidth<A>), grad[v], dot);
+    store(fma(w, grad[v], load(grad_row + v * kWidth<A>)), grad_row + v * kWidth<A>);
+  }
+  return dot;
+}
 
+// Padded layout; the gradient of a row lies `to_grad` elements after its value. `grads` is [items][grad_size] with the
+// run's channels at its start. kPoints as in sum_padded().
+template <int kN, int kPoints, typename A>
+void update_padded(const Problem& p, const PointTable<A>& table, const PointBlock<A>& b, int64_t items, A* rows,
+                   int64_t row_size, int64_t to_grad, const A* grads, int64_t grad_size, bool first_run) {
+  using V = Vec<A>;
+  const int32_t points = kPoints ? kPoints : p.points;
+  for (int32_t level = 0; level < p.levels; ++level) {
+    const int32_t first = level * points;
+    const int64_t down = table.stride[first] * row_size;
+    for (int64_t item = 0; item < items; ++item) {
+      V grad[kN];
+      for (int v = 0; v < kN; ++v) grad[v] = load(grads + item * grad_size + v * kWidth<A>);
+      A* dots = b.dots + 4 * item * table.padded;
+      const A* weights = b.weights + 4 * item * table.padded;
+      const int32_t* row = b.row + item * table.padded + first;
+      for (int32_t k = 0; k < points; ++k) {
+        const A* w = weights + (kPoints ? weight_slot(first) + k : weight_slot(first + k));
+        A* r00 = rows + row[k] * row_size;
+        A* r10 = r00 + down;
+        const V d00 = update_row(r00, r00 + to_grad, grad, w[0]);
+        const V d01 = update_row(r00 + row_size, r00 + row_size + to_grad, grad, w[kGroup]);
+        const V d10 = update_row(r10, r10 + to_grad, grad, w[2 * kGroup]);
+        const V d11 = update_row(r10 + row_size, r10 + row_size + to_grad, grad, w[3 * kGroup]);
+        sum_four(d00, d01, d10, d11, !first_run, dots + transpose_slot<A>(first + k));
+      }
+    }
+  }
+}
+
+// In place: value and its gradient are the tensors themselves. `zero` and `sink` replace corners outside the level.
+template <int kN, typename A>
+void update_in_place(const Problem& p, const PointTable<A>& table, const PointBlock<A>& b, int64_t item, const A* base,
+                     A* grad_base, int64_t grad_stride, const A* zero, A* sink, const A* grads, bool first_run) {
+  using V = Vec<A>;
+  V grad[kN];
+  for (int v = 0; v < kN; ++v) grad[v] = load(grads + v * kWidth<A>);
+  for (int32_t i = 0; i < table.count; ++i) {
+    const int64_t at = item * table.padded + i;
+    const A* w = b.weights + 4 * item * table.padded + weight_slot(i);
+    const Corners<const A> c = corners_of(base, b.row[at], table.stride[i], p.value_stride_s, b.mask[at], zero);
+    const Corners<A> g = corners_of(grad_base, b.row[at], table.stride[i], grad_stride, b.mask[at], sink);
+    const V d00 = update_row(c.r00, g.r00, grad, w[0]);
+    const V d01 = update_row(c.r01, g.r01, grad, w[kGroup]);
+    const V d10 = update_row(c.r10, g.r10, grad, w[2 * kGroup]);
+    const V d11 = update_row(c.r11, g.r11, grad, w[3 * kGroup]);
+    sum_four(d00, d01, d10, d11, !first_run, b.dots + 4 * item * table.padded + transpose_slot<A>(i));
+  }
+}
+
+// T: element type of value and output; P: of the points.
 template <typename T, typename P>
-struct Backward {
+class Backward {
+ public:
+  explicit Backward(const Problem& problem) : p(problem), channels_(vectors_of<A>(p) * kWidth<A>) {
+    // In place the tensor must have the accumulation type and rows of whole vectors.
+    in_place_ = std::is_same<T, A>::value && p.channels % kWidth<A> == 0 && !is_worth_copying(p);
+    layout_ = in_place_ ? in_place_layout(p) : padded_layout(p);
+    parts_ = in_place_ ? 1 : count_parts();
+  }
+
+  void run() {
+    touch_pages(p.grad_value, p.batch * p.rows * p.heads * p.channels * int64_t(sizeof(T)));
+    const int64_t points = points_offset(p, {p.batch, 0, 0}) * int64_t(sizeof(P));
+    touch_pages(p.grad_xy, 2 * points);
+    touch_pages(p.grad_attention, points);
+    const int64_t heads = p.batch * p.heads;
+    if (in_place_) {
+      parallel_for(p.batch * p.rows, p.heads * p.channels, [&](int64_t begin, int64_t end) { clear(begin, end); });
+      parallel_for(heads, 2 * p.queries * item_work(p), [&](int64_t begin, int64_t end) { run_in_place(begin, end); });
+      return;
+    }
+    if (parts_ > 1) partial_.reset(new A[size_t(heads * parts_ * p.rows * p.channels)]);
+    parallel_for(heads * parts_, (2 * p.queries / parts_) * item_work(p) + layout_.rows * p.channels,
+                 [&](int64_t begin, int64_t end) { run_padded(begin, end); });
+    if (parts_ > 1) {
+      parallel_for(p.batch * p.rows, parts_ * p.heads * p.channels,
+                   [&](int64_t begin, int64_t end) { add_parts(begin, end); });
+    }
+  }
+
+ private:
   using A = Acc<T>;
-  static constexpr int kWidth = Vec<A>::kWidth;
 
-  struct Context {
-    const Problem& problem;
-    Layout layout;
-    int64_t parts;
-    A* partial;  // [batch * heads][parts][rows][channels]: gradients of value, if parts > 1
-  };
-
+  // Scratch memory of one thread.
   struct Scratch {
-    Lanes<A> lanes;
-    Block<A> block;
+    Arena arena;
+    PointTable<A> table;
+    PointBlock<A> block;
     A* grads;  // [kBlock][padded channels]: grad_output of the block
     A *zero, *sink;
     A* rows;  // value and gradient interleaved
-    size_t bytes;
+
+    Scratch(const Problem& p, int64_t copied_rows, void* memory)
+        : arena{static_cast<char*>(memory)}, table(p, arena), block(table.padded, true, arena) {
+      const int64_t channels = vectors_of<A>(p) * kWidth<A>;
+      grads = arena.take<A>(kBlock * channels);
+      zero = arena.take<A>(channels);
+      sink = arena.take<A>(channels);
+      rows = arena.take<A>(copied_rows * 2 * channels);
+    }
   };
-  static Scratch carve(const Problem& p, int64_t rows, void* memory) {
-    Arena arena{static_cast<char*>(memory)};
-    Scratch s;
-    const int64_t channels = vectors_of<A>(p) * kWidth;
-    s.lanes = make_lanes<A>(p, arena);
-    s.block = make_block(s.lanes, true, arena);
-    s.grads = arena.take<A>(kBlock * channels);
-    s.zero = arena.take<A>(channels);
-    s.sink = arena.take<A>(channels);
-    s.rows = arena.take<A>(rows * 2 * channels);
-    s.bytes = arena.used + 64;
-    return s;
-  }
-  static Scratch acquire(const Context& c, int64_t rows) {
-    const Problem& p = c.problem;
-    Scratch s = carve(p, rows, acquire_scratch(carve(p, rows, nullptr).bytes));
-    fill_lanes(p, s.lanes, c.layout.base, c.layout.stride, c.layout.outside);
-    return s;
+
+  // Number of parts of a head's queries. Few heads are divided until there are kTasks tasks, but into no part so small
+  // that its copy and gradient outweigh its work.
+  int64_t count_parts() const {
+    constexpr int64_t kTasks = 8;
+    const int64_t heads = p.batch * p.heads;
+    if (heads == 0 || heads >= kTasks) return 1;
+    const int64_t wanted = (kTasks + heads - 1) / heads;
+    const int64_t most = p.queries * p.levels * p.points / (4 * layout_.rows);
+    return most < 1 ? 1 : most < wanted ? most : wanted;
   }
 
-  static void load_block(const Problem& p, Scratch& s, int64_t items, int64_t n, int64_t q, int64_t m) {
-    const int64_t channels = vectors_of<A>(p) * kWidth;
+  // Loads points and grad_output of the items from `first` on.
+  void load_block(Scratch& s, const Item& first, int64_t items) const {
+    const auto [n, q, m] = first;
     for (int64_t i = 0; i < items; ++i) {
-      prefetch_points<P>(p, n, q + i + kBlock, m);
-      load_item<P>(p, s.lanes, s.block, i, n, q + i, m);
-      const T* grad = output_row<const T>(p, const_cast<void*>(p.grad_output), n, q + i, m);
+      prefetch_points<P>(p, {n, q + i + kBlock, m});
+      load_item<P>(p, s.table, s.block, i, {n, q + i, m});
+      const T* grad = output_row(p, static_cast<const T*>(p.grad_output), {n, q + i, m});
       if (q + i + kBlock < p.queries) {
         prefetch(grad + kBlock * p.heads * p.channels, p.channels * int64_t(sizeof(T)));
       }
-      copy_row(grad, p.channels, s.grads + i * channels);
+      copy_row(grad, p.channels, s.grads + i * channels_);
     }
-    prepare(s.lanes, s.block, items);
+    find_corners(s.table, s.block, items);
   }
 
-  // Calls f(pixel of the level-flattened slice, its gradient) for every pixel.
-  template <typename F>
-  static void for_each_gradient(const Problem& p, const Layout& layout, const Scratch& s, F f) {
-    const int64_t channels = vectors_of<A>(p) * kWidth;
+  // Tasks [begin, end) of all (n, m, part of the queries).
+  void run_padded(int64_t begin, int64_t end) const {
+    const ThreadScratch memory(Scratch(p, layout_.rows, nullptr).arena.used);
+    Scratch s(p, layout_.rows, memory.data());
+    s.table.fill(p, layout_);
+    for (int64_t task = begin; task < end; ++task) run_part(s, task / parts_, task % parts_);
+  }
+
+  void run_part(Scratch& s, int64_t head, int64_t part) const {
+    const int64_t n = head / p.heads, m = head % p.heads, vectors = vectors_of<A>(p);
+    const T* slice = static_cast<const T*>(p.value) + n * p.value_stride_n + m * p.value_stride_m;
+    fill_padded(p, layout_, slice, 2 * vectors, s.rows);
+    const int64_t last = p.queries * (part + 1) / parts_;
+    for (int64_t q = p.queries * part / parts_; q < last; q += kBlock) {
+      const int64_t items = q + kBlock < last ? kBlock : last - q;
+      load_block(s, {n, q, m}, items);
+      for_each_run<4>(vectors, [&](int64_t first, auto run) {
+        constexpr int kN = decltype(run)::value;
+        const auto update = p.points == 4 ? update_padded<kN, 4, A> : update_padded<kN, 0, A>;
+        update(p, s.table, s.block, items, s.rows + first * kWidth<A>, 2 * channels_, channels_,
+               s.grads + first * kWidth<A>, channels_, first == 0);
+      });
+      for (int64_t i = 0; i < items; ++i) store_point_gradients<P>(p, s.table, s.block, i, {n, q + i, m});
+    }
+    if (parts_ > 1) {
+      A* out = partial_.get() + (head * parts_ + part) * p.rows * p.channels;
+      store_value_gradient(s, out, p.channels);
+    } else {
+      T* out = static_cast<T*>(p.grad_value) + (n * p.rows * p.heads + m) * p.channels;
+      store_value_gradient(s, out, p.heads * p.channels);
+    }
+  }
+
+  // Copies the gradient of a padded slice to rows `row_stride` elements apart.
+  template <typename To>
+  void store_value_gradient(const Scratch& s, To* out, int64_t row_stride) const {
     for (int32_t l = 0; l < p.levels; ++l) {
       for (int64_t y = 0; y < p.height[l]; ++y) {
-        const A* in = s.rows + (layout.base[l] + y * layout.stride[l]) * 2 * channels + channels;
-        for (int64_t x = 0; x < p.width[l]; ++x) f(p.start[l] + y * p.width[l] + x, in + x * 2 * channels);
+        const A* in = s.rows + (layout_.base[l] + y * layout_.stride[l]) * 2 * channels_ + channels_;
+        To* row = out + (p.start[l] + y * p.width[l]) * row_stride;
+        for (int64_t x = 0; x < p.width[l]; ++x, in += 2 * channels_, row += row_stride) store_row(in, row);
       }
     }
   }
   template <typename To>
-  static void write_row(const A* in, int64_t channels, To* out) {
+  void store_row(const A* in, To* out) const {
     int64_t c = 0;
-    for (; c + kWidth <= channels; c += kWidth) store_as(Vec<A>::load(in + c), out + c);
-    if (c < channels) store_some(Vec<A>::load(in + c), out + c, channels - c);
-  }
-
-  static void padded_task(const Context& c, Scratch& s, int64_t head, int64_t part) {
-    const Problem& p = c.problem;
-    const int64_t n = head / p.heads, m = head % p.heads;
-    const int64_t vectors = vectors_of<A>(p), channels = vectors * kWidth;
-    const T* slice = static_cast<const T*>(p.value) + n * p.value_stride_n + m * p.value_stride_m;
-    fill_slice(p, c.layout, slice, 2 * vectors, s.rows);
-    const int64_t last = p.queries * (part + 1) / c.parts;
-    for (int64_t q = p.queries * part / c.parts; q < last; q += kBlock) {
-      const int64_t items = q + kBlock < last ? kBlock : last - q;
-      load_block(p, s, items, n, q, m);
-      for_each_run<4>(vectors, [&](int64_t first, auto run) {
-        constexpr int kN = decltype(run)::value;
-        const auto update = p.points == 4 ? update_padded<kN, 4, A> : update_padded<kN, 0, A>;
-        update(p, s.lanes, s.block, items, s.rows + first * kWidth, 2 * channels, channels, s.grads + first * kWidth,
-               channels, first == 0);
-      });
-      for (int64_t i = 0; i < items; ++i) store_item<P>(p, s.lanes, s.block, i, n, q + i, m);
-    }
-    if (c.parts > 1) {
-      A* out = c.partial + (head * c.parts + part) * p.rows * p.channels;
-      for_each_gradient(p, c.layout, s,
-                        [&](int64_t pixel, const A* in) { write_row(in, p.channels, out + pixel * p.channels); });
-    } else {
-      T* out = static_cast<T*>(p.grad_value) + (n * p.rows * p.heads + m) * p.channels;
-      for_each_gradient(p, c.layout, s, [&](int64_t pixel, const A* in) {
-        write_row(in, p.channels, out + pixel * p.heads * p.channels);
-      });
-    }
-  }
-
-  static void padded(int64_t begin, int64_t end, void* context) {
-    const Context& c = *static_cast<const Context*>(context);
-    Scratch s = acquire(c, c.layout.rows);
-    for (int64_t task = begin; task < end; ++task) padded_task(c, s, task / c.parts, task % c.parts);
-    release_scratch();
+    for (; c + kWidth<A> <= p.channels; c += kWidth<A>) store(load(in + c), out + c);
+    if (c < p.channels) store_some(load(in + c), out + c, p.channels - c);
   }
 
   // Rows [begin, end) of all (n, row): adds up the parts' gradients.
-  static void add_parts(int64_t begin, int64_t end, void* context) {
-    const Context& c = *static_cast<const Context*>(context);
-    const Problem& p = c.problem;
+  void add_parts(int64_t begin, int64_t end) const {
     for (int64_t at = begin; at < end; ++at) {
       const int64_t n = at / p.rows, row = at % p.rows;
       for (int64_t m = 0; m < p.heads; ++m) {
-        const A* in = c.partial + ((n * p.heads + m) * c.parts * p.rows + row) * p.channels;
+        const A* in = partial_.get() + ((n * p.heads + m) * parts_ * p.rows + row) * p.channels;
         T* out = static_cast<T*>(p.grad_value) + (at * p.heads + m) * p.channels;
-        for (int64_t ch = 0; ch < p.channels; ++ch) {
-          A sum = in[ch];
-          for (int64_t part = 1; part < c.parts; ++part) sum += in[part * p.rows * p.channels + ch];
-          from_acc(sum, out[ch]);
+        for (int64_t c = 0; c < p.channels; ++c) {
+          A sum = in[c];
+          for (int64_t part = 1; part < parts_; ++part) sum += in[part * p.rows * p.channels + c];
+          out[c] = T(sum);
         }
       }
     }
   }
 
-  static void direct_task(const Problem& p, Scratch& s, int64_t n, int64_t m) {
-    const int64_t vectors = vectors_of<A>(p), channels = vectors * kWidth;
+  // Rows [begin, end) of all (n, row).
+  void clear(int64_t begin, int64_t end) const {
+    const int64_t row = p.heads * p.channels;
+    std::memset(static_cast<char*>(p.grad_value) + begin * row * int64_t(sizeof(T)), 0,
+                size_t((end - begin) * row) * sizeof(T));
+  }
+
+  // Tasks [begin, end) of all (n, m).
+  void run_in_place(int64_t begin, int64_t end) const {
+    const ThreadScratch memory(Scratch(p, 0, nullptr).arena.used);
+    Scratch s(p, 0, memory.data());
+    s.table.fill(p, layout_);
+    clear_row(s.zero, vectors_of<A>(p));
+    clear_row(s.sink, vectors_of<A>(p));
+    for (int64_t task = begin; task < end; ++task) run_head(s, task / p.heads, task % p.heads);
+  }
+
+  void run_head(Scratch& s, int64_t n, int64_t m) const {
     const A* slice = static_cast<const A*>(p.value) + n * p.value_stride_n + m * p.value_stride_m;
     A* grad_slice = static_cast<A*>(p.grad_value) + (n * p.rows * p.heads + m) * p.channels;
     const int64_t grad_stride = p.heads * p.channels;
     for (int64_t q = 0; q < p.queries; q += kBlock) {
       const int64_t items = q + kBlock < p.queries ? kBlock : p.queries - q;
-      load_block(p, s, items, n, q, m);
-      prefetch_item(p, s.lanes, s.block, 0, slice);
+      load_block(s, {n, q, m}, items);
+      prefetch_rows(p, s.table, s.block, 0, slice);
       for (int64_t i = 0; i < items; ++i) {
-        if (i + 1 < items) prefetch_item(p, s.lanes, s.block, i + 1, slice);
-        for_each_run<4>(vectors, [&](int64_t first, auto run) {
-          update_direct<decltype(run)::value>(p, s.lanes, s.block, i, slice + first * kWidth,
-                                              grad_slice + first * kWidth, grad_stride, s.zero, s.sink,
-                                              s.grads + i * channels + first * kWidth, first == 0);
+        if (i + 1 < items) prefetch_rows(p, s.table, s.block, i + 1, slice);
+        for_each_run<4>(vectors_of<A>(p), [&](int64_t first, auto run) {
+          update_in_place<decltype(run)::value>(p, s.table, s.block, i, slice + first * kWidth<A>,
+                                                grad_slice + first * kWidth<A>, grad_stride, s.zero, s.sink,
+                                                s.grads + i * channels_ + first * kWidth<A>, first == 0);
         });
       }
-      for (int64_t i = 0; i < items; ++i) store_item<P>(p, s.lanes, s.block, i, n, q + i, m);
+      for (int64_t i = 0; i < items; ++i) store_point_gradients<P>(p, s.table, s.block, i, {n, q + i, m});
     }
   }
 
-  static void direct(int64_t begin, int64_t end, void* context) {
-    const Context& c = *static_cast<const Context*>(context);
-    Scratch s = acquire(c, 0);
-    clear_row(s.zero, vectors_of<A>(c.problem));
-    clear_row(s.sink, vectors_of<A>(c.problem));
-    for (int64_t task = begin; task < end; ++task) {
-      direct_task(c.problem, s, task / c.problem.heads, task % c.problem.heads);
-    }
-    release_scratch();
-  }
-
-  static void clear(int64_t begin, int64_t end, void* context) {
-    const Problem& p = static_cast<const Context*>(context)->problem;
-    const int64_t row = p.heads * p.channels;
-    std::memset(static_cast<void*>(static_cast<T*>(p.grad_value) + begin * row), 0,
-                size_t((end - begin) * row) * sizeof(T));
-  }
-
-  // How many parts a head's queries are divided into: none so small that its copy and gradient outweigh its work.
-  static int64_t count_parts(const Problem& p, const Layout& layout) {
-    const int64_t heads = p.batch * p.heads;
-    if (heads == 0 || heads >= kBackwardTasks) return 1;
-    const int64_t wanted = (kBackwardTasks + heads - 1) / heads;
-    const int64_t most = p.queries * p.levels * p.points / (4 * layout.rows);
-    return most < 1 ? 1 : most < wanted ? most : wanted;
-  }
-
-  static void run(const Problem& p) {
-    touch_pages(p.grad_value, p.batch * p.rows * p.heads * p.channels * int64_t(sizeof(T)));
-    const int64_t points = item_offset(p, p.batch, 0, 0) * int64_t(sizeof(P));
-    touch_pages(p.grad_xy, 2 * points);
-    touch_pages(p.grad_attention, points);
-    // In place needs the accumulation type in the tensor and rows of whole vectors.
-    const bool in_place = std::is_same<T, A>::value && p.channels % kWidth == 0 && !worth_copying(p);
-    if (in_place) {
-      Context c{p, direct_layout(p), 1, nullptr};
-      parallel_for(p.batch * p.rows, p.heads * p.channels, clear, &c);
-      parallel_for(p.batch * p.heads, 2 * p.queries * item_work(p), direct, &c);
-      return;
-    }
-    Context c{p, padded_layout(p), 1, nullptr};
-    c.parts = count_parts(p, c.layout);
-    std::unique_ptr<A[]> partial;
-    if (c.parts > 1) {
-      partial.reset(new A[size_t(p.batch * p.heads * c.parts * p.rows * p.channels)]);
-      c.partial = partial.get();
-    }
-    parallel_for(p.batch * p.heads * c.parts, (2 * p.queries / c.parts) * item_work(p) + c.layout.rows * p.channels,
-                 padded, &c);
-    if (c.parts > 1) parallel_for(p.batch * p.rows, c.parts * p.heads * p.channels, add_parts, &c);
-  }
+  const Problem& p;
+  int64_t channels_;  // padded to whole vectors
+  bool in_place_;
+  int64_t parts_;  // a head's queries are divided into
+  Layout layout_;
+  std::unique_ptr<A[]> partial_;  // [batch * heads][parts][rows][channels]: gradients of value, if parts > 1
 };
 
 }  // namespace

@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernel_table.h"
+#include "kernels.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -18,7 +18,7 @@ namespace msda {
 
 void parallel_for(int64_t count, int64_t work, void (*body)(int64_t, int64_t, void*), void* context) {
   if (count <= 0) return;
-  // Waking a thread takes some ten microseconds, and milliseconds where another program has its core.
+  // Waking a thread takes about ten microseconds, and milliseconds if another program occupies its core.
   constexpr int64_t kWorthAThread = int64_t(1) << 18;  // multiply-adds: about 20 microseconds
   const int64_t grain = work >= kWorthAThread ? 1 : kWorthAThread / (work > 0 ? work : 1);
   if (count <= grain) {
@@ -31,17 +31,23 @@ void parallel_for(int64_t count, int64_t work, void (*body)(int64_t, int64_t, vo
 namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
-constexpr size_t kKeep = size_t(64) << 20;  // a thread gives back larger scratch after the call
+constexpr size_t kKeep = size_t(64) << 20;  // larger scratch memory is freed after the call
 
-struct ThreadScratch {
+struct KeptMemory {
   void* memory = nullptr;
   size_t size = 0;
-  ~ThreadScratch() { std::free(memory); }
-};
-thread_local ThreadScratch scratch;
 
-// MS_DEFORM_ATTN_HUGE_PAGES=0 leaves the pages of results as they come: better where memory that a virtual machine uses
-// for the first time is slow to get, as it is where the host takes free huge pages back.
+  void free() {
+    std::free(memory);
+    memory = nullptr;
+    size = 0;
+  }
+  ~KeptMemory() { free(); }
+};
+thread_local KeptMemory kept;
+
+// MS_DEFORM_ATTN_HUGE_PAGES=0 disables huge pages for results. This is faster in virtual machines whose host reclaims
+// free huge pages, so that memory used for the first time is slow.
 bool wants_huge_pages() {
   static const bool wanted = [] {
     const char* text = std::getenv("MS_DEFORM_ATTN_HUGE_PAGES");
@@ -50,7 +56,7 @@ bool wants_huge_pages() {
   return wanted;
 }
 
-// One write into each of the huge pages [begin, end) makes the system provide them.
+// Faults in the huge pages [begin, end) by one write into each.
 void touch(int64_t begin, int64_t end, void* memory) {
   for (int64_t page = begin; page < end; ++page) static_cast<volatile char*>(memory)[page * int64_t(kHugePage)] = 0;
 }
@@ -60,12 +66,12 @@ void touch(int64_t begin, int64_t end, void* memory) {
 void touch_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   if (bytes < 2 * int64_t(kHugePage) || !wants_huge_pages()) return;
-  // Only whole huge pages inside the memory, so that nothing beside it grows. Where the system has none to give, or
-  // the memory is in use already, this changes nothing.
+  // Only whole huge pages inside the memory, so that nothing beside it is affected. Without free huge pages, or on
+  // memory that is in use already, madvise() has no effect.
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
   const int64_t pages = int64_t((reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes) - begin) / kHugePage);
   if (pages < 1 || madvise(reinterpret_cast<void*>(begin), size_t(pages) * kHugePage, MADV_HUGEPAGE) != 0) return;
-  // The threads write all over the memory: they would meet, and wait, in the same page.
+  // In parallel and beforehand: threads that write all over the memory would wait for each other's page faults.
   parallel_for(pages, kHugePage, touch, reinterpret_cast<void*>(begin));
 #else
   (void)memory;
@@ -73,33 +79,25 @@ void touch_pages(void* memory, int64_t bytes) {
 #endif
 }
 
-void* acquire_scratch(size_t bytes) {
-  if (bytes > scratch.size) {
-    std::free(scratch.memory);
-    scratch.memory = nullptr;
-    scratch.size = 0;
+ThreadScratch::ThreadScratch(size_t bytes) {
+  if (bytes > kept.size) {
+    kept.free();
     const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
-    // Whole huge pages where they fit; the rest in small ones, or each thread would hold up to 2 MB for nothing.
+    // Whole huge pages where they fit; the rest in small ones, or each thread would waste up to 2 MB.
     const size_t page = bytes >= kHugePage ? 4096 : 64;
     const size_t rounded = (bytes + page - 1) / page * page;
-    void* memory = nullptr;
-    if (posix_memalign(&memory, alignment, rounded) != 0) throw std::bad_alloc();
+    if (posix_memalign(&kept.memory, alignment, rounded) != 0) throw std::bad_alloc();
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     // Gathers touch rows all over the slice: with 4 KB pages most of them miss the first-level TLB.
-    if (alignment == kHugePage) madvise(memory, rounded, MADV_HUGEPAGE);
+    if (alignment == kHugePage) madvise(kept.memory, rounded, MADV_HUGEPAGE);
 #endif
-    scratch.memory = memory;
-    scratch.size = rounded;
+    kept.size = rounded;
   }
-  return scratch.memory;
+  data_ = kept.memory;
 }
 
-void release_scratch() {
-  if (scratch.size > kKeep) {
-    std::free(scratch.memory);
-    scratch.memory = nullptr;
-    scratch.size = 0;
-  }
+ThreadScratch::~ThreadScratch() {
+  if (kept.size > kKeep) kept.free();
 }
 
 extern const KernelTable kernels_plain;
@@ -126,11 +124,11 @@ const KernelTable* choose() {
 #endif
   if (allowed("plain")) return &kernels_plain;
   throw std::runtime_error(std::string("MS_DEFORM_ATTN_ISA is '") + wanted +
-                           "', but this processor and this build offer only plain"
+                           "', but this processor and this build support only plain"
 #if defined(__x86_64__)
                            + (avx2 ? ", avx2" : "")
 #endif
-                           + "; unset it to take the best");
+                           + "; unset it to select the best");
 }
 
 }  // namespace

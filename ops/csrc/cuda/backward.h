@@ -1,5 +1,5 @@
-// Backward kernel: gradients of the points, and of value by atomic addition where Args::grad_rows says so (otherwise
-// the ordered kernel computes them). Chunks of points as in the forward kernel.
+// Backward kernel: gradients of the points, and of value by atomic addition if Args::grad_rows is not null (otherwise
+// the deterministic kernel computes them). Chunks of points as in the forward kernel.
 #pragma once
 
 #include "points.h"
@@ -12,8 +12,8 @@ struct BackwardKernel {
   static constexpr int kBlocksPerSm = 3;
   static constexpr const char* kName = kFused ? "fused backward" : "backward";
 
-  // What a thread remembers of the point that it prepared.
-  struct Mine {
+  // The point that a thread has prepared.
+  struct OwnPoint {
     Sample<A> sample;
     A attention;
     int32_t level, index;
@@ -38,8 +38,8 @@ struct BackwardKernel {
 
   // Dot products of grad_output with the four corners, over this thread's channels; scatters the gradient of value.
   template <typename Thread>
-  static MSDA_DEVICE void touch(const Thread& thread, const Corners<A>& c, const Pack<T, kVector>* value,
-                                Pack<A, kVector>* grad_rows, const A (&grad)[kVector], A (&dots)[4]) {
+  static MSDA_DEVICE void process_corners(const Thread& thread, const Corners<A>& c, const Pack<T, kVector>* value,
+                                          Pack<A, kVector>* grad_rows, const A (&grad)[kVector], A (&dots)[4]) {
     Pack<T, kVector> row[4] = {};
     MSDA_UNROLL()
     for (int i = 0; i < 4; ++i) {
@@ -49,7 +49,7 @@ struct BackwardKernel {
     for (int i = 0; i < 4; ++i) {
       dots[i] = 0;
       MSDA_UNROLL()
-      for (int v = 0; v < kVector; ++v) dots[i] += grad[v] * to_acc(row[i].at[v]);
+      for (int v = 0; v < kVector; ++v) dots[i] += grad[v] * A(row[i].at[v]);
     }
     if (grad_rows == nullptr) return;
     MSDA_UNROLL()
@@ -63,7 +63,7 @@ struct BackwardKernel {
   static MSDA_DEVICE void load_grad(const T* address, A (&grad)[kVector]) {
     const Pack<T, kVector> pack = load_pack<kVector, T>(address);
     MSDA_UNROLL()
-    for (int v = 0; v < kVector; ++v) grad[v] = to_acc(pack.at[v]);
+    for (int v = 0; v < kVector; ++v) grad[v] = A(pack.at[v]);
   }
 
   template <typename Thread>
@@ -74,12 +74,12 @@ struct BackwardKernel {
     const int32_t per_block = thread.block_size() / group.lanes;
     for (int64_t first = thread.block() * per_block; first < a.items; first += thread.blocks() * per_block) {
       const bool active = first + group.number < a.items;
-      const Place at = place_of(a, active ? first + group.number : a.items - 1);
+      const Item at = item_of(a, active ? first + group.number : a.items - 1);
       const PointReader<P, A, kFused> points(a, s.levels, at, group);
       A* stash = nullptr;
       if constexpr (kFused) {
         stash =
-            a.stash ? static_cast<A*>(a.stash) + 3 * at.item * a.count : s.stash + 3 * int64_t(group.number) * a.count;
+            a.stash ? static_cast<A*>(a.stash) + 3 * at.index * a.count : s.stash + 3 * int64_t(group.number) * a.count;
       }
       run_item(a, group, s, points, at, active, stash);
     }
@@ -87,19 +87,19 @@ struct BackwardKernel {
 
   template <typename Thread>
   static MSDA_DEVICE void run_item(const Args& a, const Group<Thread, kChannels / kVector>& group, const Shared& s,
-                                   const PointReader<P, A, kFused>& points, const Place& at, bool active, A* stash) {
-    A mean = 0;  // of the weights' gradients, weighted: this thread's share
+                                   const PointReader<P, A, kFused>& points, const Item& at, bool active, A* stash) {
+    A mean = 0;  // this thread's share of the attention-weighted mean of the weights' gradients
     Point<A> next = {};
     if (group.lane < a.count) next = points.read(group.lane);
     for (int32_t chunk = 0; chunk < a.count; chunk += group.lanes) {
       const int32_t index = chunk + group.lane;
       const bool has_point = active && index < a.count;
-      Mine mine = {{}, next.attention, next.level, index};
+      OwnPoint own = {{}, next.attention, next.level, index};
       Corners<A> c = no_corners<A>();
       if (has_point) {
         const Level<A> level = s.levels[next.level];
-        mine.sample = sample_at(next.x, next.y, level.width, level.height);
-        c = corners_of(mine.sample, next.attention, level, a.value_step);
+        own.sample = sample_at(next.x, next.y, level.width, level.height);
+        c = corners_of(own.sample, next.attention, level, a.value_step);
         if constexpr (kFused) save_point(a, at, next, index);
       }
       group.thread.sync_warp();
@@ -109,20 +109,20 @@ struct BackwardKernel {
       if (index + group.lanes < a.count) next = points.read(index + group.lanes);
       gather_chunk(a, group, s, at, a.count - chunk < group.lanes ? a.count - chunk : group.lanes);
       group.thread.sync_warp();
-      if (has_point) mean += finish_point(a, s, at, mine, s.dots[group.record(group.lane)], stash);
+      if (has_point) mean += finish_point(a, s, at, own, s.dots[group.record(group.lane)], stash);
     }
     if constexpr (kFused) {
       mean = group.sum(mean);
       group.thread.sync_warp();  // the stash is written
-      if (active) finish_fused(a, group, s, points, at, mean, stash);
+      if (active) finish_fused(a, group, points, at, mean, stash);
       group.thread.sync_warp();  // and read
     }
   }
 
-  // For the ordered kernel, which then need not know of the softmax.
-  static MSDA_DEVICE void save_point(const Args& a, const Place& at, const Point<A>& point, int32_t index) {
+  // Saves locations and weights for the deterministic kernel, which then reads them like those of the plain operator.
+  static MSDA_DEVICE void save_point(const Args& a, const Item& at, const Point<A>& point, int32_t index) {
     if (a.saved_xy == nullptr) return;
-    const int64_t i = at.item * a.count + index;
+    const int64_t i = at.index * a.count + index;
     static_cast<A*>(a.saved_xy)[2 * i] = point.x;
     static_cast<A*>(a.saved_xy)[2 * i + 1] = point.y;
     static_cast<A*>(a.saved_attention)[i] = point.attention;
@@ -131,69 +131,69 @@ struct BackwardKernel {
   // All points of the chunk, for all channels; leaves the dot products in shared memory.
   template <typename Thread>
   static MSDA_DEVICE void gather_chunk(const Args& a, const Group<Thread, kChannels / kVector>& group, const Shared& s,
-                                       const Place& at, int32_t here) {
+                                       const Item& at, int32_t here) {
     const int32_t channels = kChannels ? kChannels : a.channels;
     for (int32_t base = 0; base < channels; base += group.lanes * kVector) {
       const int32_t channel = base + group.lane * kVector;
       const bool inside = kChannels > 0 || channel < channels;
       A grad[kVector] = {};
-      if (inside) load_grad(static_cast<const T*>(a.grad_output) + at.item * channels + channel, grad);
+      if (inside) load_grad(static_cast<const T*>(a.grad_output) + at.index * channels + channel, grad);
       const char* slice = a.value + at.n * a.value_stride_n + at.m * a.value_stride_m;
       const auto* value = reinterpret_cast<const Pack<T, kVector>*>(slice + int64_t(channel) * sizeof(T));
       A* sums = static_cast<A*>(a.grad_rows);
       if (sums) sums += (at.n * a.rows * a.heads + at.m) * channels + channel;
-      auto* grad_rows = settled(reinterpret_cast<Pack<A, kVector>*>(sums));
-      value = settled(value);
+      auto* grad_rows = opaque(reinterpret_cast<Pack<A, kVector>*>(sums));
+      value = opaque(value);
       MSDA_UNROLL(2)
       for (int32_t j = 0; j < here; ++j) {
         A dots[4] = {};
         if (inside)
-          touch(group.thread, {s.weights[group.record(j)], s.rows[group.record(j)]}, value, grad_rows, grad, dots);
+          process_corners(group.thread, {s.weights[group.record(j)], s.rows[group.record(j)]}, value, grad_rows, grad,
+                          dots);
         group.sum_four(dots, s.dots[group.record(j)].at, base > 0);
       }
     }
   }
 
-  // Gradients of the thread's own point. Returns its share of the softmax's mean.
-  static MSDA_DEVICE A finish_point(const Args& a, const Shared& s, const Place& at, const Mine& mine,
+  // Gradients of the thread's own point. Returns its share of the mean in the gradient of the softmax.
+  static MSDA_DEVICE A finish_point(const Args& a, const Shared& s, const Item& at, const OwnPoint& own,
                                     const Pack<A, 4>& dots, A* stash) {
-    const Level<A> level = s.levels[mine.level];
+    const Level<A> level = s.levels[own.level];
     A grad_x, grad_y, grad_attention;
-    point_gradients(mine.sample.fx, mine.sample.fy, mine.sample.mask, mine.attention, level.width, level.height,
-                    dots.at[0], dots.at[1], dots.at[2], dots.at[3], grad_x, grad_y, grad_attention);
+    point_gradients(own.sample.fx, own.sample.fy, own.sample.mask, own.attention, level.width, level.height, dots.at[0],
+                    dots.at[1], dots.at[2], dots.at[3], grad_x, grad_y, grad_attention);
     if constexpr (kFused) {
-      A* own = stash + 3 * int64_t(mine.index);
-      own[0] = grad_x;
-      own[1] = grad_y;
-      own[2] = grad_attention;
+      A* grads = stash + 3 * int64_t(own.index);
+      grads[0] = grad_x;
+      grads[1] = grad_y;
+      grads[2] = grad_attention;
     } else {
-      const int64_t i = at.item * a.count + mine.index;
+      const int64_t i = at.index * a.count + own.index;
       P* grad_xy = static_cast<P*>(a.grad_xy) + 2 * i;
-      from_acc(grad_x, grad_xy[0]);
-      from_acc(grad_y, grad_xy[1]);
-      from_acc(grad_attention, static_cast<P*>(a.grad_attention)[i]);
+      grad_xy[0] = P(grad_x);
+      grad_xy[1] = P(grad_y);
+      static_cast<P*>(a.grad_attention)[i] = P(grad_attention);
     }
-    return mine.attention * grad_attention;
+    return own.attention * grad_attention;
   }
 
-  // Chain rule through softmax and location arithmetic, from the stash.
+  // Chain rule through softmax and offsets, from the gradients in the stash.
   template <typename Thread>
-  static MSDA_DEVICE void finish_fused(const Args& a, const Group<Thread, kChannels / kVector>& group, const Shared& s,
-                                       const PointReader<P, A, kFused>& points, const Place& at, A mean,
+  static MSDA_DEVICE void finish_fused(const Args& a, const Group<Thread, kChannels / kVector>& group,
+                                       const PointReader<P, A, kFused>& points, const Item& at, A mean,
                                        const A* stash) {
-    const int64_t first = at.item * a.count;
+    const int64_t first = at.index * a.count;
     for (int32_t i = group.lane; i < a.count; i += group.lanes) {
-      const int32_t l = i / a.points;
-      const P* ref = points.reference + l * a.ref_width;
+      const int32_t level = i / a.points;
       const A* grad = stash + 3 * int64_t(i);
       P* grad_xy = static_cast<P*>(a.grad_xy) + 2 * (first + i);
-      from_acc(through_offset(a, grad[0], ref, s.levels[l], 0), grad_xy[0]);
-      from_acc(through_offset(a, grad[1], ref, s.levels[l], 1), grad_xy[1]);
-      from_acc(points.weight(i) * (grad[2] - mean), static_cast<P*>(a.grad_attention)[first + i]);
+      grad_xy[0] = P(points.scaled(grad[0], level, 0));
+      grad_xy[1] = P(points.scaled(grad[1], level, 1));
+      static_cast<P*>(a.grad_attention)[first + i] = P(points.weight(i) * (grad[2] - mean));
     }
     if (a.grad_reference == nullptr) return;
     A* out = static_cast<A*>(a.grad_reference) + ((at.n * a.heads + at.m) * a.queries + at.q) * a.levels * a.ref_width;
-    // One thread per level adds its points up, in their order.
+    // One thread per level sums over its points, in their order.
     for (int32_t l = group.lane; l < a.levels; l += group.lanes) {
       A sum[4] = {};
       for (int32_t i = l * a.points; i < (l + 1) * a.points; ++i) {
@@ -201,8 +201,8 @@ struct BackwardKernel {
         sum[0] += grad[0];
         sum[1] += grad[1];
         if (a.ref_width == 4) {
-          sum[2] += grad[0] * (to_acc(points.xy[2 * i]) / A(a.points) * A(0.5));
-          sum[3] += grad[1] * (to_acc(points.xy[2 * i + 1]) / A(a.points) * A(0.5));
+          sum[2] += grad[0] * extent_factor(A(points.xy[2 * i]), A(a.points));
+          sum[3] += grad[1] * extent_factor(A(points.xy[2 * i + 1]), A(a.points));
         }
       }
       MSDA_UNROLL()

@@ -9,11 +9,11 @@ namespace msda {
 template <typename T, typename P, int kVector, int kChannels, bool kFused>
 struct ForwardKernel {
   using A = Acc<T>;
-  // At least so many: leaves 64 or 80 registers, for several rows on their way at a time.
+  // Leaves 64 or 80 registers per thread, enough to have several rows in flight.
   static constexpr int kBlocksPerSm = kVector > 4 ? 3 : 4;
   static constexpr const char* kName = kFused ? "fused forward" : "forward";
 
-  // sum += the corners' rows, weighted. `value` points at this thread's channels of row 0.
+  // Adds the weighted rows of the corners to `sum`. `value` points at this thread's channels of row 0.
   static MSDA_DEVICE void gather(const Corners<A>& c, const Pack<T, kVector>* value, A (&sum)[kVector]) {
     Pack<T, kVector> row[4] = {};
     MSDA_UNROLL()
@@ -23,7 +23,7 @@ struct ForwardKernel {
     MSDA_UNROLL()
     for (int i = 0; i < 4; ++i) {
       MSDA_UNROLL()
-      for (int v = 0; v < kVector; ++v) sum[v] += c.weight.at[i] * to_acc(row[i].at[v]);
+      for (int v = 0; v < kVector; ++v) sum[v] += c.weight.at[i] * A(row[i].at[v]);
     }
   }
 
@@ -39,21 +39,21 @@ struct ForwardKernel {
     for (int64_t first = thread.block() * per_block; first < a.items; first += thread.blocks() * per_block) {
       // A group beyond the last item repeats that item and stores nothing: a warp stays together.
       const bool active = first + group.number < a.items;
-      const Place at = place_of(a, active ? first + group.number : a.items - 1);
+      const Item at = item_of(a, active ? first + group.number : a.items - 1);
       const PointReader<P, A, kFused> points(a, levels, at, group);
       const char* slice = a.value + at.n * a.value_stride_n + at.m * a.value_stride_m;
       const int32_t channels = kChannels ? kChannels : a.channels;
-      T* out = static_cast<T*>(a.output) + at.item * channels;
+      T* out = static_cast<T*>(a.output) + at.index * channels;
       for (int32_t base = 0; base < channels; base += group.lanes * kVector) {
         const int32_t channel = base + group.lane * kVector;
         const bool inside = kChannels > 0 || channel < channels;
         const auto* value = reinterpret_cast<const Pack<T, kVector>*>(slice + int64_t(channel) * sizeof(T));
         A sum[kVector] = {};
-        sum_points(a, group, points, levels, weights, rows, inside, settled(value), sum);
+        sum_points(a, group, points, levels, weights, rows, inside, opaque(value), sum);
         if (!active || !inside) continue;
         Pack<T, kVector> pack;
         MSDA_UNROLL()
-        for (int v = 0; v < kVector; ++v) from_acc(sum[v], pack.at[v]);
+        for (int v = 0; v < kVector; ++v) pack.at[v] = T(sum[v]);
         store_pack(pack, out + channel);
       }
     }
@@ -77,7 +77,7 @@ struct ForwardKernel {
       weights[group.record(group.lane)] = c.weight;
       rows[group.record(group.lane)] = c.row;
       group.thread.sync_warp();
-      // The next chunk's numbers are on their way while this one is gathered.
+      // Loads the next chunk's points while this one is gathered.
       if (mine + group.lanes < a.count) next = points.read(mine + group.lanes);
       if (!inside) continue;
       const int32_t here = a.count - chunk < group.lanes ? a.count - chunk : group.lanes;

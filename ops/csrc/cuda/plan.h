@@ -1,4 +1,4 @@
-// How the CUDA kernels divide a call among threads: plain C++ that runs on the host.
+// Division of a call among the threads of a GPU; plain C++ that runs on the host.
 //
 // One item is one (batch, query, head). A group of `lanes` neighbouring threads serves one item; each of them holds
 // `vector` adjacent channels and, where D is larger than lanes * vector, walks over the rest in steps of that many.
@@ -11,11 +11,11 @@
 
 namespace msda {
 
-constexpr int32_t kSharedBytes = 48 * 1024;  // what a block gets on every GPU without asking
+constexpr int32_t kSharedBytes = 48 * 1024;  // available to a block on every GPU without opt-in
 constexpr int64_t kMaxBlocks = 0x7fffffff;
-constexpr int32_t kTileRows = 64;      // rows of a level that one block of the ordered kernel owns
+constexpr int32_t kTileRows = 64;      // rows of a level that one block of the deterministic kernel owns
 constexpr int32_t kTileChannels = 64;  // and at most as many channels
-constexpr int32_t kOrderedBlock = 256;
+constexpr int32_t kDeterministicBlock = 256;
 
 // The kernels' argument, made from a Problem and a Plan.
 struct Args {
@@ -25,7 +25,7 @@ struct Args {
   int32_t lanes_log2;
   int32_t level_bytes;   // of shared memory, for the table of levels
   bool queries_inner;    // order of items: (n, m, q) or (n, q, m)
-  int64_t tiles, slabs;  // of the ordered kernel: tiles of rows over all levels, slabs of channels
+  int64_t tiles, slabs;  // of the deterministic kernel: tiles of rows over all levels, slabs of channels
 
   const int64_t* shapes;  // (L, 2) on the device, or null: height and width below
   int32_t height[kMaxLevels], width[kMaxLevels];
@@ -37,10 +37,11 @@ struct Args {
   void* output;
   const void* grad_output;
   void* grad_rows;   // (N, S, M, D) of the accumulation type, zeroed: receives atomic additions; null for none
-  void* grad_value;  // (N, S, M, D) of the value type: the ordered kernel's result
+  void* grad_value;  // (N, S, M, D) of the value type: the deterministic kernel's result
   void *grad_xy, *grad_attention, *grad_reference;
-  void* stash;                       // 3 numbers per point, where shared memory has no room for them; else null
-  void *saved_xy, *saved_attention;  // the fused backward's locations and weights, for the ordered kernel; or null
+  void* stash;  // 3 gradients per point of the fused backward if shared memory is too small, or null
+  void *saved_xy,
+      *saved_attention;  // the fused backward's locations and weights, for the deterministic kernel; or null
 };
 
 struct Plan {
@@ -77,10 +78,10 @@ inline Plan make_plan(const Problem& p, int32_t element_size, int32_t point_size
   while (plan.lanes < 32 && plan.lanes < steps) plan.lanes *= 2;
   const int64_t items = p.batch * p.queries * p.heads;
   const int64_t count = int64_t(p.levels) * p.points;
-  // Few items: small blocks, so that every multiprocessor gets one.
+  // Small blocks for few items, so that every multiprocessor gets one.
   plan.block = items * plan.lanes >= 65536 ? 256 : 64;
-  // Neighbouring queries look at neighbouring pixels, so a block takes many queries of one head: its rows then come
-  // from L1. Where an item's points or channels fill no 32-byte sector that order would waste bandwidth.
+  // Neighbouring queries sample neighbouring pixels, so a block takes many queries of one head: its rows then come
+  // from L1. If an item's points or channels fill no 32-byte sector this order would waste bandwidth.
   plan.queries_inner = count * 2 * point_size >= 32 && p.channels * element_size >= 32;
   plan.stash_in_shared = need.per_point > 0;
   if (plan.stash_in_shared) {
@@ -103,7 +104,7 @@ inline int64_t stash_elements(const Problem& p, const Plan& plan, bool fused) {
 }
 
 inline bool is_aligned(const Problem& p, int32_t element_size) {
-  const int64_t sizes[] = {p.batch, p.rows, p.heads, 2};  // the stride of a dimension of size 1 means nothing
+  const int64_t sizes[] = {p.batch, p.rows, p.heads, 2};  // the stride of a dimension of size 1 is arbitrary
   const int64_t strides[] = {p.value_stride_n, p.value_stride_s, p.value_stride_m, p.channels};
   for (int i = 0; i < 4; ++i) {
     if (sizes[i] > 1 && strides[i] * element_size % 16 != 0) return false;
@@ -115,7 +116,7 @@ inline bool is_aligned(const Problem& p, int32_t element_size) {
   return true;
 }
 
-// Everything of Args that follows from the problem and the plan; buffers are the caller's.
+// Fills in the arguments that follow from the problem and the plan, that is all but the buffers.
 inline Args make_args(const Problem& p, const Plan& plan, int32_t element_size, int32_t acc_size) {
   Args a = {};
   a.items = p.batch * p.queries * p.heads;
@@ -150,8 +151,8 @@ inline Args make_args(const Problem& p, const Plan& plan, int32_t element_size, 
   return a;
 }
 
-// Changes the arguments of a backward kernel into those of the ordered kernel; returns the number of blocks.
-inline int64_t make_ordered(const Problem& p, bool shapes_on_device, Args& a) {
+// Changes the arguments of a backward kernel into those of the deterministic kernel; returns the number of blocks.
+inline int64_t make_deterministic(const Problem& p, bool shapes_on_device, Args& a) {
   if (shapes_on_device) {
     a.tiles = p.rows / kTileRows + p.levels;  // at least as many as there can be
   } else {

@@ -1,22 +1,21 @@
-// The few things that differ between a GPU and the host: element types, 16-byte access, atomic addition, and the
-// functions of a thread (`Thread`) by which kernels know their place and talk to their neighbours.
+// Differences between a GPU and the host: 16-byte accesses, atomic addition, and the `Thread` type, through which
+// kernels get their position in the grid, synchronise and exchange values.
 //
-// Kernels are templates over a Thread type. The GPU's is here; tests/ops/emulation has one that runs a block's threads
-// as coroutines, so that the kernels themselves, shuffles and barriers included, are tested without a GPU.
+// Kernels are templates over Thread. The GPU's is here; tests/ops/emulation has one that runs a block's threads as
+// coroutines, so that the kernels themselves, shuffles and barriers included, are tested without a GPU.
 #pragma once
+
+#include <cmath>
+#include <cstring>
 
 #include "../problem.h"
 
 #if defined(__CUDACC__)
-#undef NDEBUG  // assert() is how a kernel reports an error
+#undef NDEBUG  // kernels report errors through assert()
 #include <cassert>
 #define MSDA_DEVICE __device__ __forceinline__
 #define MSDA_UNROLL(n) _Pragma(MSDA_TEXT(unroll n))
 #else
-#include <cmath>
-#include <cstring>
-
-#include "../cpu/vec.h"
 #define MSDA_DEVICE inline
 #define MSDA_UNROLL(n)
 #endif
@@ -24,57 +23,7 @@
 
 namespace msda {
 
-#if defined(__CUDACC__)
-
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-template <typename T>
-struct AccOf {
-  using type = float;
-};
-template <>
-struct AccOf<double> {
-  using type = double;
-};
-template <typename T>
-using Acc = typename AccOf<T>::type;
-
-MSDA_DEVICE float to_acc(float x) { return x; }
-MSDA_DEVICE double to_acc(double x) { return x; }
-MSDA_DEVICE float to_acc(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
-MSDA_DEVICE float to_acc(Half x) {
-  float result;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
-  return result;
-}
-MSDA_DEVICE void from_acc(float x, float& out) { out = x; }
-MSDA_DEVICE void from_acc(double x, double& out) { out = x; }
-MSDA_DEVICE void from_acc(float x, Half& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x)); }
-MSDA_DEVICE void from_acc(float x, BFloat16& out) {  // to nearest, ties to even; cvt.rn.bf16 needs sm_80
-  const uint32_t bits = __float_as_uint(x);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  out.bits = x != x ? uint16_t(0x7fc0u) : uint16_t(rounded);
-}
-MSDA_DEVICE float add_rounded(float a, float b) { return __fadd_rn(a, b); }
-MSDA_DEVICE double add_rounded(double a, double b) { return __dadd_rn(a, b); }
-MSDA_DEVICE float exp_of(float x) { return expf(x); }
-MSDA_DEVICE double exp_of(double x) { return exp(x); }
-
-#else
-
-inline float add_rounded(float a, float b) { return a + b; }
-inline double add_rounded(double a, double b) { return a + b; }
-inline float exp_of(float x) { return std::exp(x); }
-inline double exp_of(double x) { return std::exp(x); }
-
-#endif
-
-// kCount elements that are read and written in one access.
+// kCount elements, read and written in one access.
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T at[kCount];
@@ -104,7 +53,7 @@ struct WordOf<16> {
 template <int kCount, typename T>
 MSDA_DEVICE Pack<T, kCount> load_pack(const void* address) {
 #if defined(__CUDACC__)
-  // Through the read-only path: nothing that a kernel reads this way is written while it runs.
+  // Through the read-only path: kernels read nothing this way that is written while they run.
   using Raw = typename WordOf<sizeof(T) * kCount>::type;
   const Raw raw = __ldg(static_cast<const Raw*>(address));
   Pack<T, kCount> pack;
@@ -114,9 +63,11 @@ MSDA_DEVICE Pack<T, kCount> load_pack(const void* address) {
   return *static_cast<const Pack<T, kCount>*>(address);  // the emulation checks alignment here (-fsanitize=alignment)
 #endif
 }
-// A pointer that the compiler takes as it is, instead of computing it anew from kernel arguments at every use.
+
+// Hides the origin of a pointer from the compiler, which would otherwise compute it again from the kernel's arguments
+// at every use.
 template <typename T>
-MSDA_DEVICE T* settled(T* pointer) {
+MSDA_DEVICE T* opaque(T* pointer) {
 #if defined(__CUDACC__)
   asm volatile("" : "+l"(pointer));
 #endif
@@ -138,7 +89,7 @@ struct GpuThread {
   MSDA_DEVICE int32_t index() const { return int32_t(threadIdx.x); }
   MSDA_DEVICE int32_t block_size() const { return int32_t(blockDim.x); }
   MSDA_DEVICE char* shared() const { return memory; }
-  // All threads of the warp, or of the block, must arrive at these together.
+  // To be called by all threads of the warp, or of the block, together.
   MSDA_DEVICE void sync_warp() const { __syncwarp(); }
   MSDA_DEVICE void sync_block() const { __syncthreads(); }
   template <typename A>
@@ -169,7 +120,7 @@ struct GpuThread {
     }
   }
 
-  // As in PyTorch's own kernels, an error found on the GPU stops the context: the host hears of it later.
+  // As in PyTorch's own kernels, an error on the GPU invalidates the context and is reported by a later call.
   MSDA_DEVICE void check_shapes(bool spatial_shapes_are_positive_and_add_up_to_the_rows_of_value) const {
     assert(spatial_shapes_are_positive_and_add_up_to_the_rows_of_value);
   }

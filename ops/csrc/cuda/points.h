@@ -1,5 +1,4 @@
-// What comes before and after the sampling of an item's points, once per point and not once per channel: level sizes,
-// softmax, locations, corner rows and weights; and the chain rule back.
+// Work per sampling point, as opposed to per channel: level sizes, softmax, locations, corner rows and weights.
 #pragma once
 
 #include "../sampling.h"
@@ -34,35 +33,35 @@ MSDA_DEVICE void build_levels(const Args& a, const Thread& thread, Level<A>* lev
   thread.sync_block();
 }
 
-struct Place {
-  int64_t n, q, item;  // item in the order of memory: (n * Q + q) * M + m
+struct Item {
+  int64_t n, q, index;  // index in the order of memory: (n * Q + q) * M + m
   int32_t m;
 };
 
-// Place of the given item in the order of the plan.
-MSDA_DEVICE Place place_of(const Args& a, int64_t item) {
-  Place place;
+// Item at the given position in the order of the plan.
+MSDA_DEVICE Item item_of(const Args& a, int64_t position) {
+  Item item;
   const int64_t outer = a.queries_inner ? a.queries : a.heads;
   const int64_t middle = a.queries_inner ? a.heads : a.queries;
   int64_t i, j;
-  if (a.items <= 0xffffffffll) {  // 64-bit division is many times slower
-    const uint32_t rest = uint32_t(item) / uint32_t(outer);
-    i = uint32_t(item) % uint32_t(outer);
+  if (a.items <= 0xffffffffll) {  // 64-bit division is much slower
+    const uint32_t rest = uint32_t(position) / uint32_t(outer);
+    i = uint32_t(position) % uint32_t(outer);
     j = rest % uint32_t(middle);
-    place.n = rest / uint32_t(middle);
+    item.n = rest / uint32_t(middle);
   } else {
-    i = item % outer;
-    j = item / outer % middle;
-    place.n = item / outer / middle;
+    i = position % outer;
+    j = position / outer % middle;
+    item.n = position / outer / middle;
   }
-  place.q = a.queries_inner ? i : j;
-  place.m = int32_t(a.queries_inner ? j : i);
-  place.item = (place.n * a.queries + place.q) * a.heads + place.m;
-  return place;
+  item.q = a.queries_inner ? i : j;
+  item.m = int32_t(a.queries_inner ? j : i);
+  item.index = (item.n * a.queries + item.q) * a.heads + item.m;
+  return item;
 }
 
-// The threads that serve one item, kLanes of them (0: any number), and how they add up. All 32 threads of a warp call
-// these together.
+// The threads that serve one item, kLanes of them (0: any number), and reductions over them. The functions must be
+// called by all 32 threads of a warp together.
 template <typename Thread, int kLanes>
 struct Group {
   const Thread& thread;
@@ -75,7 +74,7 @@ struct Group {
     // Per-thread records of a warp are interleaved by group, so that its groups read different banks.
     slot = (t.index() & ~31) + (t.index() & 31) / lanes;
   }
-  // Where the group keeps the record of its j-th lane.
+  // Index of the record of the group's j-th lane.
   MSDA_DEVICE int32_t record(int32_t j) const { return slot + j * (32 / lanes); }
 
   template <typename A>
@@ -91,8 +90,8 @@ struct Group {
     }
     return x;
   }
-  // Sums of four numbers over the group, for one or a few shuffles each less: every step halves what a lane holds.
-  // Lane i < 4 ends with the sum of number i (of two lanes, lane i with 2i and 2i + 1), stored at out[...].
+  // Sums four numbers over the group with fewer shuffles than four sums: every step halves the numbers per lane. Lane
+  // i < 4 stores the sum of number i (of two lanes, lane i stores 2i and 2i + 1).
   template <typename A>
   MSDA_DEVICE void sum_four(const A (&x)[4], A* out, bool accumulate) const {
     if (lanes == 1) {
@@ -131,49 +130,50 @@ struct PointReader {
   A largest, sum;  // of the softmax
 
   template <typename Group>
-  MSDA_DEVICE PointReader(const Args& args, const Level<A>* table, const Place& at, const Group& group)
+  MSDA_DEVICE PointReader(const Args& args, const Level<A>* table, const Item& item, const Group& group)
       : a(args), levels(table) {
-    xy = static_cast<const P*>(a.xy) + 2 * at.item * a.count;
-    attention = static_cast<const P*>(a.attention) + at.item * a.count;
+    xy = static_cast<const P*>(a.xy) + 2 * item.index * a.count;
+    attention = static_cast<const P*>(a.attention) + item.index * a.count;
     if constexpr (kFused) {
-      reference = static_cast<const P*>(a.reference) + (at.n * a.queries + at.q) * a.levels * a.ref_width;
-      largest = to_acc(attention[0]);
+      reference = static_cast<const P*>(a.reference) + (item.n * a.queries + item.q) * a.levels * a.ref_width;
+      largest = A(attention[0]);
       for (int32_t i = group.lane; i < a.count; i += group.lanes) {
-        const A x = to_acc(attention[i]);
+        const A x = A(attention[i]);
         largest = x > largest ? x : largest;
       }
       largest = group.largest(largest);
       sum = 0;
-      for (int32_t i = group.lane; i < a.count; i += group.lanes) sum += exp_of(to_acc(attention[i]) - largest);
+      for (int32_t i = group.lane; i < a.count; i += group.lanes) sum += std::exp(A(attention[i]) - largest);
       sum = group.sum(sum);
     }
   }
 
   MSDA_DEVICE A weight(int32_t i) const {
-    const A x = to_acc(attention[i]);
-    if constexpr (kFused) return exp_of(x - largest) / sum;
+    const A x = A(attention[i]);
+    if constexpr (kFused) return std::exp(x - largest) / sum;
     return x;
   }
 
   MSDA_DEVICE Point<A> read(int32_t i) const {
-    Point<A> point = {to_acc(xy[2 * i]), to_acc(xy[2 * i + 1]), weight(i), i / a.points};
+    Point<A> point = {A(xy[2 * i]), A(xy[2 * i + 1]), weight(i), i / a.points};
     if constexpr (kFused) {
-      const P* ref = reference + point.level * a.ref_width;
-      if (a.ref_width == 2) {
-        point.x = to_acc(ref[0]) + point.x / levels[point.level].width;
-        point.y = to_acc(ref[1]) + point.y / levels[point.level].height;
-      } else {
-        // As location_from_box(), but rounded before the addition: a fused one would move points across pixel centres.
-        point.x = add_rounded(to_acc(ref[0]), point.x / A(a.points) * to_acc(ref[2]) * A(0.5));
-        point.y = add_rounded(to_acc(ref[1]), point.y / A(a.points) * to_acc(ref[3]) * A(0.5));
-      }
+      point.x = add_rounded(A(center(point.level)[0]), scaled(point.x, point.level, 0));
+      point.y = add_rounded(A(center(point.level)[1]), scaled(point.y, point.level, 1));
     }
     return point;
   }
+
+  MSDA_DEVICE const P* center(int32_t level) const { return reference + level * a.ref_width; }
+
+  // Offset in x (axis 0) or y (axis 1) in units of locations; also the chain rule, see scale_offset().
+  MSDA_DEVICE A scaled(A offset, int32_t level, int axis) const {
+    const bool box = a.ref_width == 4;
+    const A extent = box ? A(center(level)[2 + axis]) : axis ? levels[level].height : levels[level].width;
+    return scale_offset(offset, extent, box, A(a.points));
+  }
 };
 
-// A point as the gathering threads want it: the four corners' weights, and where their rows are: row number times
-// `step`, -1 for a corner outside.
+// Weights and rows of a point's four corners. A row is given as its number times `step`, or -1 for a corner outside.
 template <typename A>
 struct Corners {
   Pack<A, 4> weight;
@@ -196,13 +196,6 @@ MSDA_DEVICE Corners<A> corners_of(const Sample<A>& s, A attention, const Level<A
 template <typename A>
 MSDA_DEVICE Corners<A> no_corners() {
   return {{{0, 0, 0, 0}}, {{-1, -1, -1, -1}}};
-}
-
-// d location / d offset, for x (axis 0) or y (axis 1).
-template <typename P, typename A>
-MSDA_DEVICE A through_offset(const Args& a, A grad, const P* ref, const Level<A>& level, int axis) {
-  if (a.ref_width == 2) return grad / (axis ? level.height : level.width);
-  return grad / A(a.points) * to_acc(ref[2 + axis]) * A(0.5);
 }
 
 }  // namespace msda

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/run.h"
+#include "cuda/launches.h"
 
 namespace emulation {
 

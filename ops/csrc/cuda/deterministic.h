@@ -1,9 +1,9 @@
 // The gradient of value in a fixed order, without atomics, for torch.use_deterministic_algorithms(True).
 //
 // A block owns kTileRows rows of one level, for one (batch, head) and up to kTileChannels channels, and keeps their
-// sums in shared memory. It looks at all Q * K points of the level, a block's width at a time; the points that touch
-// its rows are listed in their order, and each row is added to by one thread per channel, in the order of the list. The
-// cost over the atomic path: every point is looked at by each tile of its level, that is H * W / 64 times.
+// sums in shared memory. It reads all Q * K points of the level, a block's width at a time; the points with corners in
+// its rows are listed in their order, and each row is updated by one thread per channel, in the order of the list. The
+// cost over the atomic kernel: every point is read by each tile of its level, that is H * W / 64 times.
 #pragma once
 
 #include "points.h"
@@ -11,10 +11,10 @@
 namespace msda {
 
 template <typename T, typename P>
-struct OrderedKernel {
+struct DeterministicKernel {
   using A = Acc<T>;
   static constexpr int kBlocksPerSm = 1;
-  static constexpr const char* kName = "ordered gradient of value";
+  static constexpr const char* kName = "deterministic gradient of value";
 
   struct Shared {
     Level<A>* levels;
@@ -31,7 +31,7 @@ struct OrderedKernel {
 
   static int64_t shared_bytes(int32_t levels) {
     return level_bytes(sizeof(A), levels) + kTileRows * kTileChannels * sizeof(A) +
-           kOrderedBlock * (4 * sizeof(A) + 16 + 8 + 1);
+           kDeterministicBlock * (4 * sizeof(A) + 16 + 8 + 1);
   }
 
   template <typename Thread>
@@ -46,7 +46,7 @@ struct OrderedKernel {
     return s;
   }
 
-  // Which tile a task is; false beyond the last one of the levels.
+  // Finds the tile of a task; returns false beyond the last tile of the levels.
   static MSDA_DEVICE bool find_tile(const Args& a, const Level<A>* levels, int64_t task, Tile& tile) {
     int64_t index = task % a.tiles;
     const int64_t slice = task / a.tiles / a.slabs;
@@ -67,16 +67,16 @@ struct OrderedKernel {
     return false;
   }
 
-  // Corners of the tile's i-th point, rows counted from the tile's first; false if none is in the tile.
-  static MSDA_DEVICE bool look(const Args& a, const Level<A>& level, const Tile& tile, int64_t i, Corners<A>& c,
-                               int64_t& query) {
+  // Corners of the level's i-th point, with rows relative to the tile; returns false if none is in the tile.
+  static MSDA_DEVICE bool corners_in_tile(const Args& a, const Level<A>& level, const Tile& tile, int64_t i,
+                                          Corners<A>& c, int64_t& query) {
     const bool small = a.queries * a.points <= 0xffffffffll;
     query = small ? uint32_t(i) / uint32_t(a.points) : i / a.points;
     const int64_t item = (tile.n * a.queries + query) * a.heads + tile.m;
     const int64_t at = item * a.count + tile.level * a.points + (i - query * a.points);
     const P* xy = static_cast<const P*>(a.xy) + 2 * at;
-    const Sample<A> s = sample_at(A(to_acc(xy[0])), A(to_acc(xy[1])), level.width, level.height);
-    c = corners_of(s, A(to_acc(static_cast<const P*>(a.attention)[at])), level, 1);
+    const Sample<A> s = sample_at(A(xy[0]), A(xy[1]), level.width, level.height);
+    c = corners_of(s, A(static_cast<const P*>(a.attention)[at]), level, 1);
     bool hit = false;
     MSDA_UNROLL()
     for (int k = 0; k < 4; ++k) {
@@ -144,7 +144,7 @@ struct OrderedKernel {
       Corners<A> c = no_corners<A>();
       int64_t query = 0;
       const int64_t i = base + thread.index();
-      const bool hit = i < total && look(a, level, tile, i, c, query);
+      const bool hit = i < total && corners_in_tile(a, level, tile, i, c, query);
       const int32_t hits = list_hits(thread, s, hit, c, query);
       for (int32_t h = 0; channel < a.channels && h < hits; ++h) add_hit(a, s, tile, h, owner, owners, channel, sums);
       thread.sync_block();  // the list has been read
@@ -152,7 +152,7 @@ struct OrderedKernel {
     if (channel >= a.channels) return;
     T* out = static_cast<T*>(a.grad_value) + ((tile.n * a.rows + tile.first) * a.heads + tile.m) * a.channels + channel;
     for (int32_t r = owner; r < tile.rows; r += owners) {
-      from_acc(sums[r * width], out[int64_t(r) * a.heads * a.channels]);
+      out[int64_t(r) * a.heads * a.channels] = T(sums[r * width]);
     }
   }
 
@@ -161,10 +161,10 @@ struct OrderedKernel {
     const Pack<int32_t, 4> rows = s.rows[h];
     MSDA_UNROLL()
     for (int k = 0; k < 4; ++k) {
-      // owners is a power of two; -1, outside, belongs to the last owner and is left out by the second test.
+      // `owners` is a power of two; -1 (outside) maps to the last owner and is excluded by the second test.
       if ((rows.at[k] & (owners - 1)) != owner || rows.at[k] < 0) continue;
       const int64_t item = (tile.n * a.queries + s.queries[h]) * a.heads + tile.m;
-      const A grad = to_acc(static_cast<const T*>(a.grad_output)[item * a.channels + channel]);
+      const A grad = A(static_cast<const T*>(a.grad_output)[item * a.channels + channel]);
       sums[rows.at[k] << a.lanes_log2] += s.weights[h].at[k] * grad;
     }
   }
@@ -182,7 +182,7 @@ struct RoundKernel {
     T* out = static_cast<T*>(a.grad_value);
     const int64_t step = thread.blocks() * thread.block_size();
     for (int64_t i = thread.block() * thread.block_size() + thread.index(); i < a.items; i += step) {
-      from_acc(in[i], out[i]);
+      out[i] = T(in[i]);
     }
   }
 };

@@ -1,17 +1,17 @@
-// The GPU as a device of run.h.
+// The GPU as a device for launches.h.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "run.h"
+#include "launches.h"
 
 namespace msda {
 
 class Gpu {
  public:
-  // allocate: memory that lives until the caller has finished its launches, from PyTorch's allocator.
+  // allocate: returns memory from PyTorch's allocator that lives until the caller has finished its launches.
   Gpu(cudaStream_t stream, void* (*allocate)(void* context, int64_t bytes), void* context)
       : stream_(stream), allocate_(allocate), context_(context) {}
 

@@ -1,11 +1,11 @@
-// One call as a sequence of launches, for any device that can launch, allocate and clear: the GPU, or the emulation.
+// The sequence of launches of one call, for any device that can launch, allocate and clear: the GPU, or the emulation.
 #pragma once
 
 #include <type_traits>
 
 #include "backward.h"
+#include "deterministic.h"
 #include "forward.h"
-#include "ordered.h"
 
 namespace msda {
 
@@ -14,8 +14,8 @@ struct Options {
   bool deterministic;
 };
 
-// Calls launch(vector, channels) with constants: kernels of their own for the usual 32 channels, general ones (0) for
-// the rest.
+// Calls launch(vector, channels) with integral constants: specialised kernels for the usual 32 channels, general ones
+// (0) otherwise.
 template <typename T, typename Launch>
 void with_shape(const Problem& p, const Plan& plan, Launch launch) {
   constexpr std::integral_constant<int, 16 / int(sizeof(T))> full{};
@@ -41,11 +41,11 @@ void forward_pass(const Problem& p, const Options& options, Device& device) {
   });
 }
 
-// Points and weights of the fused operator, computed by its backward kernel, read as those of the plain one.
 template <typename T, typename P, typename Device>
-void ordered_pass(const Problem& p, const Options& options, Args a, Device& device) {
-  const int64_t blocks = make_ordered(p, options.shapes != nullptr, a);
-  device.template launch<OrderedKernel<T, P>>(a, blocks, kOrderedBlock, OrderedKernel<T, P>::shared_bytes(p.levels));
+void deterministic_pass(const Problem& p, const Options& options, Args a, Device& device) {
+  const int64_t blocks = make_deterministic(p, options.shapes != nullptr, a);
+  device.template launch<DeterministicKernel<T, P>>(a, blocks, kDeterministicBlock,
+                                                    DeterministicKernel<T, P>::shared_bytes(p.levels));
 }
 
 // The rows of value must be as far apart as those of its gradient: M * D elements.
@@ -77,9 +77,9 @@ void backward_pass(const Problem& p, const Options& options, Device& device) {
     if constexpr (kFused) {
       a.xy = a.saved_xy;
       a.attention = a.saved_attention;
-      ordered_pass<T, A>(p, options, a, device);
+      deterministic_pass<T, A>(p, options, a, device);
     } else {
-      ordered_pass<T, P>(p, options, a, device);
+      deterministic_pass<T, P>(p, options, a, device);
     }
   } else if constexpr (!kSame) {
     a.items = values;

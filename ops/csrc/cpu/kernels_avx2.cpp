@@ -1,3 +1,0 @@
-#include "kernels.h"
-
-MSDA_DEFINE_TABLE(avx2)
