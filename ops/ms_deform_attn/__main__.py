@@ -1,4 +1,4 @@
-"""``python -m ms_deform_attn``: what was built, for which devices, which path a call takes, and why."""
+"""``python -m ms_deform_attn``: prints which libraries were built, and which implementation calls use."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import platform
 import torch
 
 from . import __version__
-from ._library import LIBRARIES, find_library
+from .library import LIBRARIES, find_library
 
 
 def cpu_path() -> str:
-    """Which CPU kernels a call takes, and why."""
+    """Describes the implementation that calls on the CPU use, with the reason."""
     if "cpu" not in LIBRARIES:
         if find_library() is None:
-            return "reference, because no library was built (no compiler, or no torch, when it was installed)"
+            return "reference, because no library was built (no compiler, or no torch, at installation)"
         return "reference, because MS_DEFORM_ATTN_REFERENCE is set"
     wanted = os.environ.get("MS_DEFORM_ATTN_ISA")
-    why = "MS_DEFORM_ATTN_ISA asks for it" if wanted else "the best that this processor has"
+    why = "selected by MS_DEFORM_ATTN_ISA" if wanted else "the best for this processor"
     return f"compiled, {torch.ops.ms_deform_attn.cpu_isa()} instructions ({why})"
 
 
 def cuda_path() -> str:
-    """Which CUDA kernels a call takes, and why."""
+    """Describes the implementation that calls on CUDA use, with the reason."""
     if "cuda" in LIBRARIES:
         return "compiled" if torch.cuda.is_available() else "compiled, but this machine has no usable GPU"
     if find_library("_C_cuda") is None:
@@ -36,8 +36,8 @@ def main() -> None:
     for stem, content in (("_C", "CPU kernels"), ("_C_cuda", "CUDA kernels")):
         path = find_library(stem)
         print(f"{content}: {path if path else 'not built'}")
-    print(f"a call on the CPU takes: {cpu_path()}")
-    print(f"a call on CUDA takes: {cuda_path()}")
+    print(f"calls on the CPU use: {cpu_path()}")
+    print(f"calls on CUDA use: {cuda_path()}")
     print(f"threads: {torch.get_num_threads()}")
 
 

@@ -1,10 +1,10 @@
-"""Runs code that was written for other implementations of the operator, unchanged.
+"""Interfaces of other implementations of the operator, for code that was written for them.
 
     import ms_deform_attn.compat; ms_deform_attn.compat.install()
 
 before that code is imported. Afterwards ``import MultiScaleDeformableAttention`` (the original extension) works, also
-under the names that Mask2Former, DINO and others build it as; mmcv's ``MultiScaleDeformableAttnFunction`` and detrex's
-``MultiScaleDeformableAttention`` are to be had from this module.
+under the names that Mask2Former, DINO and others give it. mmcv's ``MultiScaleDeformableAttnFunction`` and detrex's
+``MultiScaleDeformableAttention`` are in this module.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._library import use_kernel
 from .functional import _deterministic, ms_deform_attn, ms_deform_attn_fused
+from .library import use_kernel
 from .module import MSDeformAttn
 
 NAMES = ("MultiScaleDeformableAttention", "MSDA")
@@ -31,7 +31,7 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int = 64,
 ) -> Tensor:
-    """The original extension's forward; im2col_step divided the batch there and has no effect here."""
+    """The original extension's forward. im2col_step, which divides the batch there, has no effect."""
     with torch.no_grad():
         return ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
 
@@ -65,7 +65,7 @@ def ms_deform_attn_backward(
 
 
 class MSDeformAttnFunction:
-    """``MSDeformAttnFunction.apply`` of the original repository; mmcv has the same one under another name."""
+    """``MSDeformAttnFunction.apply`` of the original repository; mmcv has it under another name."""
 
     @staticmethod
     def apply(
@@ -91,9 +91,9 @@ class MultiScaleDeformableAttention(nn.Module):
 
     Args:
         embed_dim, num_heads, num_levels, num_points: as d_model, n_heads, n_levels and n_points there.
-        img2col_step: accepted, without effect.
-        dropout: probability, on the output before the residual sum.
-        batch_first: whether tensors are (N, Q, C) rather than (Q, N, C).
+        img2col_step: has no effect.
+        dropout: probability of dropout on the output, before the residual sum.
+        batch_first: if True, tensors are (N, Q, C) instead of (Q, N, C).
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class MultiScaleDeformableAttention(nn.Module):
         level_start_index: Tensor | None = None,
         **unused: Any,
     ) -> Tensor:
-        """Shapes as in the original: query (Q, N, C) or (N, Q, C), value (S, N, C) or (N, S, C), key_padding_mask
-        (N, S) True on padding, reference_points (N, Q, L, 2 or 4). Returns the shape of query."""
+        """Takes query (Q, N, C) or (N, Q, C), value (S, N, C) or (N, S, C), key_padding_mask (N, S), True on padding,
+        and reference_points (N, Q, L, 2 or 4), as the original. Returns the shape of query."""
         if reference_points is None or spatial_shapes is None:
-            raise ValueError("MultiScaleDeformableAttention: reference_points and spatial_shapes are needed")
+            raise ValueError("MultiScaleDeformableAttention: reference_points and spatial_shapes are required")
         value = query if value is None else value
         identity = query if identity is None else identity
         query = query if query_pos is None else query + query_pos
@@ -156,16 +156,18 @@ class MultiScaleDeformableAttention(nn.Module):
 
 
 def install() -> None:
-    """Makes ``import MultiScaleDeformableAttention`` give this operator, for the rest of the process.
+    """Makes ``import MultiScaleDeformableAttention`` import this module's functions, for the rest of the process.
 
     Raises:
-        ImportError: another implementation was imported under that name before.
+        ImportError: If another implementation has been imported under that name.
     """
     for name in NAMES:
         present = sys.modules.get(name)
         if present is not None and not getattr(present, "__ms_deform_attn__", False):
-            raise ImportError(f"ms_deform_attn.compat: {name} is imported already, from {present!r}; install() first")
-        module = types.ModuleType(name, "The original extension's interface, served by ms_deform_attn.compat.")
+            raise ImportError(
+                f"ms_deform_attn.compat: {name} is already imported, from {present!r}; call install() before"
+            )
+        module = types.ModuleType(name, "The original extension's interface, provided by ms_deform_attn.compat.")
         module.__ms_deform_attn__ = True  # type: ignore[attr-defined]
         module.ms_deform_attn_forward = ms_deform_attn_forward  # type: ignore[attr-defined]
         module.ms_deform_attn_backward = ms_deform_attn_backward  # type: ignore[attr-defined]

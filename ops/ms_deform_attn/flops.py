@@ -1,4 +1,4 @@
-"""Counting the arithmetic of the operator, for FLOP counters."""
+"""Operation counts of the operator, for FLOP counters."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def multiply_adds(n: int, q: int, m: int, d: int, levels: int, k: int) -> int:
-    """Multiply-adds of one forward call: N * Q * M * L * K samples of D channels.
+    """Returns the multiply-adds of one forward call: N * Q * M * L * K samples of D channels.
 
-    A sample is four multiply-adds per channel (the corners, with attention folded into their weights); what it costs
-    to find the corner weights does not depend on D and is left out, as counters leave out activations.
+    A sample takes four multiply-adds per channel (the corners, with attention folded into their weights). The cost of
+    the corner weights does not depend on D and is not counted, as counters do not count activations.
     """
     return 4 * n * q * m * levels * k * d
 
@@ -18,7 +18,7 @@ def multiply_adds(n: int, q: int, m: int, d: int, levels: int, k: int) -> int:
 def count_forward(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """Handler for fvcore's ``FlopCountAnalysis.set_op_handle(name, handler)``; see :data:`HANDLERS`.
 
-    fvcore counts a multiply-add as one FLOP, and hands over the values of the operator's TorchScript node.
+    fvcore counts a multiply-add as one FLOP, and passes the values of the operator's TorchScript node.
     """
     value = list(inputs[0].type().sizes())
     points = list(inputs[-1].type().sizes())  # weights or logits, (N, Q, M, L, K)

@@ -1,4 +1,4 @@
-"""The public functions, and what the dispatcher needs in Python: fake kernels, autograd and autocast."""
+"""The public functions, and their registration with the dispatcher: fake kernels, autograd formulas and autocast."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import LIBRARIES, use_kernel
-from .checks import check_shapes
+from .checks import check_arguments, check_shapes
 from .levels import Sizes, split_levels, start_tensor
+from .library import LIBRARIES, use_kernel
 from .reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
 
 
 def _point_dtype(value: Tensor) -> torch.dtype:
-    """Type for locations, offsets and weights under autocast: float32 keeps locations exact to a small part of a
-    pixel, where bfloat16 would move them by up to a quarter pixel on a level of 100."""
+    """Returns the type of locations, offsets and weights under autocast: not bfloat16, which would move locations by up
+    to a quarter of a pixel on a level 100 wide."""
     return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
 def _autocast(value: Tensor, *points: Tensor) -> tuple[Tensor, ...]:
-    """Autocast policy: value takes the autocast type, everything that says where to look is float32."""
+    """Autocast policy: value takes the autocast type, everything that defines the sampling points float32."""
     kind = value.device.type
     if not torch.is_autocast_enabled(kind) or value.dtype == torch.float64:
         return (value, *points)
@@ -38,15 +38,14 @@ def ms_deform_attn(
 ) -> Tensor:
     """Multi-scale deformable attention, arXiv 2010.04159 equations 2 and 3 without the two projections.
 
-    Every query takes, for each head, an attention-weighted sum of L * K bilinear samples of that head's values.
-    Corners outside a level count as zero; so does a location that is NaN or infinite.
+    Computes for every query and head an attention-weighted sum of L * K bilinear samples of the head's values. Corners
+    outside a level count as zero, and so do locations that are NaN or infinite.
 
     Args:
         value: (N, S, M, D), the levels flattened row by row and concatenated; any strides. float32, float64,
             float16 or bfloat16; 16-bit types are accumulated in float32.
-        spatial_shapes: L pairs (H, W), as integers or as an (L, 2) int64 tensor; the products sum to S. Integers are
-            best: on a GPU they cost no synchronisation and let a CUDA graph capture the call.
-        level_start_index: first row of each level in S, as L integers or (L,) int64 tensor; None computes it.
+        spatial_shapes: L pairs (H, W), as integers (preferred) or as an (L, 2) int64 tensor; the products sum to S.
+        level_start_index: first row of each level in S, as L integers or (L,) int64 tensor; computed if None.
             Integers and CPU tensors are checked against spatial_shapes, GPU tensors are not read.
         sampling_locations: (N, Q, M, L, K, 2) as (x, y); (0, 0) is the outer corner of the level's first pixel,
             (1, 1) that of its last. Type of value, or float32 beside a 16-bit value.
@@ -56,14 +55,12 @@ def ms_deform_attn(
         (N, Q, M * D) in the type of value.
 
     Raises:
-        RuntimeError: an argument has the wrong rank, size, type or device; the message names it.
+        RuntimeError: If an argument has the wrong rank, size, type or device; the message names it.
     """
     value, locations, weights = _autocast(value, sampling_locations, attention_weights)
     if not use_kernel(value.device.type):
         return ms_deform_attn_reference(value, spatial_shapes, level_start_index, locations, weights)
-    sizes, tensor = split_levels(spatial_shapes)
-    start = start_tensor(level_start_index)
-    return _dispatch(_PlainFunction, value, sizes, tensor, start, locations, weights)
+    return _call(_PlainFunction, value, spatial_shapes, level_start_index, locations, weights)
 
 
 def ms_deform_attn_fused(
@@ -76,7 +73,7 @@ def ms_deform_attn_fused(
 ) -> Tensor:
     """:func:`ms_deform_attn` with softmax and location arithmetic inside the kernel, forward and backward.
 
-    Sampling locations and attention weights, and their gradients, never exist in memory.
+    Sampling locations, attention weights and their gradients are never stored.
 
     Args:
         value, spatial_shapes, level_start_index: as in :func:`ms_deform_attn`.
@@ -89,14 +86,33 @@ def ms_deform_attn_fused(
         (N, Q, M * D) in the type of value.
 
     Raises:
-        RuntimeError: an argument has the wrong rank, size, type or device; the message names it.
+        RuntimeError: If an argument has the wrong rank, size, type or device; the message names it.
     """
     value, reference, offsets, logits = _autocast(value, reference_points, sampling_offsets, attention_logits)
     if not use_kernel(value.device.type):
         return ms_deform_attn_fused_reference(value, spatial_shapes, level_start_index, reference, offsets, logits)
-    sizes, tensor = split_levels(spatial_shapes)
-    start = start_tensor(level_start_index)
-    return _dispatch(_FusedFunction, value, sizes, tensor, start, reference, offsets, logits)
+    return _call(_FusedFunction, value, spatial_shapes, level_start_index, reference, offsets, logits)
+
+
+def _call(
+    function: type[torch.autograd.Function],
+    value: Tensor,
+    spatial_shapes: Tensor | Sizes,
+    level_start_index: Tensor | Sequence[int] | None,
+    *points: Tensor,
+) -> Tensor:
+    sizes, shapes = split_levels(spatial_shapes)
+    inputs = (value, sizes, shapes, start_tensor(level_start_index), *points)
+    if torch.compiler.is_compiling():  # the fake kernel checks the arguments
+        output: Tensor = _dispatch(function, *inputs)
+        return output
+    try:
+        output = _dispatch(function, *inputs)
+        return output
+    except RuntimeError as error:
+        failure = error
+    check_arguments(value, spatial_shapes, level_start_index, *points)  # raises a message that names the argument
+    raise failure
 
 
 def _fake_output(value: Tensor, points: Tensor) -> Tensor:
@@ -112,16 +128,17 @@ def _dense(t: Tensor) -> Tensor:
 
 
 def _deterministic() -> bool:
-    """Whether CUDA must add the gradients of value in a fixed order; the CPU kernels always do."""
+    """Returns whether CUDA must add the gradients of value in a fixed order; the CPU kernels always do."""
     return torch.are_deterministic_algorithms_enabled()
 
 
 class _PlainFunction(torch.autograd.Function):
-    """Autograd formula of the operator; registered with the dispatcher, and applied directly under torch.func."""
+    """Autograd formula of the operator, registered with the dispatcher and applied directly under torch.func."""
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return torch.ops.ms_deform_attn.forward(*inputs)
+        output: Tensor = torch.ops.ms_deform_attn.forward(*inputs)
+        return output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -129,7 +146,7 @@ class _PlainFunction(torch.autograd.Function):
         ctx.save_for_backward(value, shapes, start, locations, weights)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         value, shapes, start, locations, weights = ctx.saved_tensors
         inputs = (grad, value, ctx.sizes, shapes, start, locations, weights, _deterministic())
         grads = _dispatch(_PlainBackward, *inputs)
@@ -137,15 +154,16 @@ class _PlainFunction(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        _refuse_forward_mode()
+        _raise_forward_mode_error()
 
 
 class _FusedFunction(torch.autograd.Function):
-    """The same for the fused operator."""
+    """Autograd formula of the fused operator."""
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return torch.ops.ms_deform_attn.fused_forward(*inputs)
+        output: Tensor = torch.ops.ms_deform_attn.fused_forward(*inputs)
+        return output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -153,21 +171,21 @@ class _FusedFunction(torch.autograd.Function):
         ctx.save_for_backward(value, shapes, start, reference, offsets, logits)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         value, shapes, start, reference, offsets, logits = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[4]
-        inputs = (grad, value, ctx.sizes, shapes, start, reference, offsets, logits, wanted, _deterministic())
+        want_reference = ctx.needs_input_grad[4]
+        inputs = (grad, value, ctx.sizes, shapes, start, reference, offsets, logits, want_reference, _deterministic())
         grads = _dispatch(_FusedBackward, *inputs)
-        grad_reference = grads[1].sum(1).to(reference.dtype) if wanted else None
+        grad_reference = grads[1].sum(1).to(reference.dtype) if want_reference else None
         return grads[0], None, None, None, grad_reference, grads[2], grads[3]
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        _refuse_forward_mode()
+        _raise_forward_mode_error()
 
 
 class _PlainBackward(torch.autograd.Function):
-    """The operator's gradient, which has no gradient of its own."""
+    """The operator's gradient, which is not differentiable itself."""
 
     @staticmethod
     def forward(*inputs: Any) -> Any:
@@ -178,7 +196,7 @@ class _PlainBackward(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> None:
         raise NotImplementedError(
             "ms_deform_attn: the gradient of the gradient is not implemented; "
             "ms_deform_attn.reference.ms_deform_attn_reference can be differentiated twice"
@@ -191,16 +209,16 @@ class _FusedBackward(_PlainBackward):
         return torch.ops.ms_deform_attn.fused_backward(*inputs)
 
 
-def _refuse_forward_mode() -> None:
+def _raise_forward_mode_error() -> None:
     raise NotImplementedError(
         "ms_deform_attn: forward-mode differentiation (jvp) is not implemented; use reverse mode, or "
-        "ms_deform_attn.reference.ms_deform_attn_reference, which has both"
+        "ms_deform_attn.reference.ms_deform_attn_reference, which supports both"
     )
 
 
 def _dispatch(function: type[torch.autograd.Function], *inputs: Any) -> Any:
     """Calls the operator. Inside torch.func transforms and forward-mode levels the dispatcher's autograd kernel would
-    drop gradients or refuse without a reason; the autograd.Function itself handles or refuses them properly."""
+    drop gradients or raise an unrelated error, so the autograd.Function is applied directly."""
     if not torch.compiler.is_compiling() and (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     ):
@@ -220,7 +238,7 @@ def _register_fakes() -> None:
 
     @torch.library.register_fake("ms_deform_attn::fused_forward")
     def _(value, sizes, shapes, start, reference, offsets, logits):  # type: ignore[no-untyped-def]
-        check_shapes(value, _pairs(sizes, shapes), offsets, logits, reference)
+        check_shapes(value, _pairs(sizes, shapes), reference, offsets, logits)
         return _fake_output(value, offsets)
 
     @torch.library.register_fake("ms_deform_attn::fused_backward")

@@ -1,4 +1,4 @@
-"""The two ways to give level sizes: Python integers (preferred), or an int64 tensor."""
+"""The two forms of level sizes: Python integers (preferred), or an int64 tensor."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Sizes = Sequence[Sequence[int]]
 
 
 def level_sizes(spatial_shapes: Tensor | Sizes) -> list[tuple[int, int]]:
-    """Level sizes as a list of (H, W) integers. A tensor on a GPU is copied to the host, which waits for it."""
+    """Returns level sizes as a list of (H, W) integers. Copying a tensor from a GPU synchronises."""
     if isinstance(spatial_shapes, Tensor):
         return [(int(h), int(w)) for h, w in spatial_shapes.tolist()]
     return [(h, w) for h, w in spatial_shapes]
 
 
 def split_levels(spatial_shapes: Tensor | Sizes) -> tuple[list[int], Tensor | None]:
-    """Level sizes as the operators take them: ([h0, w0, h1, ...], None) or ([], tensor)."""
+    """Returns level sizes as the operators take them: ([h0, w0, h1, ...], None) or ([], tensor)."""
     if isinstance(spatial_shapes, Tensor):
         return [], spatial_shapes
     if any(len(pair) != 2 for pair in spatial_shapes):
@@ -27,7 +27,7 @@ def split_levels(spatial_shapes: Tensor | Sizes) -> tuple[list[int], Tensor | No
 
 
 def start_tensor(level_start_index: Tensor | Sequence[int] | None) -> Tensor | None:
-    """level_start_index as the operators take it."""
+    """Returns level_start_index as the operators take it."""
     if level_start_index is None or isinstance(level_start_index, Tensor):
         return level_start_index
     return torch.tensor(level_start_index, dtype=torch.int64)

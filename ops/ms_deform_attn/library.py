@@ -1,4 +1,4 @@
-"""Finds and loads the compiled library next to this file, and says what became of it."""
+"""Loading of the compiled libraries, which lie next to this file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).resolve().parent
-# What tells a library of another version apart: the schemas are registered in it, and called from here.
+# Identifies libraries of the same version: the schemas are registered in the library and called from Python.
 FUSED_BACKWARD_ARGUMENTS = 10
 
 
 def find_library(stem: str = "_C") -> Path | None:
-    """Path of a compiled library, or None if it was never built. "_C" has the CPU kernels, "_C_cuda" the CUDA ones."""
+    """Returns the path of the CPU library ("_C") or the CUDA library ("_C_cuda"), or None if it was never built."""
     for suffix in (".abi3.so", ".so"):
         if (FOLDER / (stem + suffix)).is_file():
             return FOLDER / (stem + suffix)
@@ -25,24 +25,24 @@ def find_library(stem: str = "_C") -> Path | None:
 
 def _load(path: Path) -> None:
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
         cause = error.__cause__ or error
         raise ImportError(
             f"ms_deform_attn: the compiled library {path} cannot be loaded under torch {torch.__version__} "
             f"(torch >= 2.11 is needed) and Python {sys.version.split()[0]}: {cause}. "
-            "Rebuild it, or remove the file to run the slow reference."
+            "Rebuild it, or remove the file to use the slow reference."
         ) from error
 
 
 def load_libraries() -> dict[str, Path]:
-    """Loads the compiled libraries into PyTorch's dispatcher.
+    """Loads the compiled libraries into PyTorch's dispatcher and returns their paths by device type.
 
-    Returns device type -> path. Empty if nothing was built or MS_DEFORM_ATTN_REFERENCE=1 asks for the reference;
-    without "cuda" if no CUDA kernels were built or this torch has no CUDA.
+    Returns an empty dict if nothing was built or MS_DEFORM_ATTN_REFERENCE=1 is set; "cuda" is missing if no CUDA
+    kernels were built or this torch has no CUDA.
 
     Raises:
-        ImportError: a library is there but cannot be loaded, or registers nothing.
+        ImportError: If a library exists but cannot be loaded, registers no operator, or is of another version.
     """
     path = find_library()
     if path is None or os.environ.get("MS_DEFORM_ATTN_REFERENCE", "0") not in ("", "0"):
@@ -66,7 +66,7 @@ LIBRARIES = load_libraries()
 
 
 def use_kernel(device_type: str) -> bool:
-    """Whether a compiled kernel serves tensors on this type of device; if not, says once that the reference runs."""
+    """Returns whether a compiled kernel exists for a device type; if not, warns once that the reference is used."""
     if device_type in LIBRARIES or (device_type == "meta" and LIBRARIES):
         return True
     warn_reference(device_type)
@@ -75,11 +75,11 @@ def use_kernel(device_type: str) -> bool:
 
 @functools.cache
 def warn_reference(device_type: str) -> None:
-    """Says once per process and type of device that the reference runs instead of the compiled operator."""
+    """Warns once per process and device type that the reference is used instead of the compiled operator."""
     built = "no compiled library" if not LIBRARIES else f"the compiled library has no kernels for {device_type}"
     warnings.warn(
-        f"ms_deform_attn: {built}; the plain PyTorch reference runs, which is many times slower. Build it with "
-        "`pip install ./ops` (needs a C++ compiler; nvcc for CUDA); `python -m ms_deform_attn` tells more.",
+        f"ms_deform_attn: {built}; the plain PyTorch reference is used, which is many times slower. Build it with "
+        "`pip install ./ops` (needs a C++ compiler; nvcc for CUDA); `python -m ms_deform_attn` prints details.",
         RuntimeWarning,
         stacklevel=4,
     )

@@ -18,7 +18,7 @@ class MSDeformAttn(nn.Module):
     Args:
         d_model: channels C of queries and input.
         n_levels: feature levels L.
-        n_heads: attention heads M; divides d_model.
+        n_heads: attention heads M; must divide d_model.
         n_points: sampling points K of each head on each level.
     """
 
@@ -43,8 +43,8 @@ class MSDeformAttn(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The paper's start (section A.4): attention is uniform, and head m looks in direction 2 pi m / M, its k-th
-        point k pixels away in the larger of |x| and |y|."""
+        """Initialises as in the paper (section A.4): uniform attention; the k-th point of head m lies in direction
+        2 pi m / M, k pixels away in the larger of |x| and |y|."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angle = torch.arange(self.n_heads, dtype=torch.float64) * (2 * math.pi / self.n_heads)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
@@ -77,16 +77,15 @@ class MSDeformAttn(nn.Module):
                 image.
             input_flatten: (N, S, C), the levels flattened row by row and concatenated.
             input_spatial_shapes: L pairs (H, W), integers (preferred) or an (L, 2) int64 tensor.
-            input_level_start_index: first row of each level in S; None computes it.
-            input_padding_mask: (N, S) bool, True where input_flatten is padding; padding counts as zero.
+            input_level_start_index: first row of each level in S; computed if None.
+            input_padding_mask: (N, S) bool, True on padding, which counts as zero.
 
         Returns:
             (N, Q, C).
 
         Raises:
-            ValueError: query or input_flatten does not have d_model channels, or reference_points neither 2 nor 4
-                values.
-            RuntimeError: sizes that disagree; the message names the argument.
+            ValueError: If query or input_flatten does not have d_model channels, or reference_points not 2 or 4 values.
+            RuntimeError: If sizes disagree; the message names the argument.
         """
         for name, tensor in (("query", query), ("input_flatten", input_flatten)):
             if tensor.dim() != 3 or tensor.shape[-1] != self.d_model:
@@ -104,15 +103,11 @@ class MSDeformAttn(nn.Module):
         value = value.view(n, input_flatten.shape[1], m, self.d_model // m)
         offsets = self.sampling_offsets(query).view(n, q, m, levels, k, 2)
         logits = self.attention_weights(query).view(n, q, m, levels, k)
-        # Under autocast the operator takes points in float32: rounding these to 16 bits first would move every sample.
+        # Under autocast the operator takes points in float32: rounding to 16 bits first would move the samples.
         if not torch.is_autocast_enabled(query.device.type):
             reference_points = reference_points.to(offsets.dtype)
         output = ms_deform_attn_fused(
-            value,
-            input_spatial_shapes,
-            input_level_start_index,
-            reference_points,
-            offsets,
-            logits,
+            value, input_spatial_shapes, input_level_start_index, reference_points, offsets, logits
         )
-        return self.output_proj(output)
+        projected: Tensor = self.output_proj(output)
+        return projected

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: the definition that every kernel is tested against."""
+"""Multi-scale deformable attention in plain PyTorch: the reference for tests of the kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import check_levels, check_shapes
+from .checks import check_arguments, check_shapes
 from .levels import level_sizes
 
 
@@ -16,22 +16,22 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def _corner(rows: Tensor, near: Tensor, x: Tensor, y: Tensor, size: tuple[int, int], weight: Tensor) -> Tensor:
-    """Value at integer pixels (x, y) times weight; zero where `near` is false or the pixel is outside the level.
+    """Returns value at integer pixels (x, y) times weight, (B, P, D); zero if not `near` or outside the level.
 
-    rows: (B, H * W, D); all others but size: (B, P). Returns (B, P, D).
+    rows: (B, H * W, D); all others except size: (B, P).
     """
     height, width = size
     inside = near & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     index = torch.where(inside, y * width + x, 0).long()
     value = rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
-    # Both factors are masked, not their product: zero times a NaN at pixel 0 would be NaN, in the gradient too.
+    # Both factors are masked, not their product: zero times a NaN at pixel 0 would be NaN, also in the gradient.
     return torch.where(inside[..., None], value, 0) * torch.where(inside, weight, 0)[..., None]
 
 
 def _sample_level(rows: Tensor, location: Tensor, attention: Tensor, size: tuple[int, int]) -> Tensor:
-    """Attention-weighted bilinear samples of one level.
+    """Returns attention-weighted bilinear samples of one level, (B, P, D).
 
-    rows: (B, H * W, D); location: (B, P, 2) as (x, y) in [0, 1]; attention: (B, P). Returns (B, P, D).
+    rows: (B, H * W, D); location: (B, P, 2) as (x, y) in [0, 1]; attention: (B, P).
     """
     height, width = size
     x = location[..., 0] * width - 0.5
@@ -60,11 +60,10 @@ def ms_deform_attn_reference(
     Same arguments and result as :func:`ms_deform_attn.ms_deform_attn`. Computed in float32 (float64 for float64
     value) and rounded once to the type of value. Differentiable any number of times.
     """
-    check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     n, rows_given, m, d = value.shape
     q, levels, k = sampling_locations.shape[1], sampling_locations.shape[3], sampling_locations.shape[4]
     sizes = level_sizes(spatial_shapes)
-    check_levels(rows_given, sizes, level_start_index)
     dtype = _accumulator(value.dtype)
     rows = value.to(dtype).permute(0, 2, 1, 3).reshape(n * m, rows_given, d)  # (N*M, S, D)
     location = sampling_locations.to(dtype).permute(3, 0, 2, 1, 4, 5).reshape(levels, n * m, q * k, 2)
@@ -85,11 +84,11 @@ def locations_and_weights(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Sampling locations and attention weights from the module's linear layers (arXiv 2010.04159, eq. 3, A.4).
+    """Computes sampling locations and attention weights from offsets and logits (arXiv 2010.04159, eq. 3, A.4).
 
     Args:
         spatial_shapes: (L, 2) as (H, W).
-        reference_points: (N, Q, L, 2) as (x, y), or (N, Q, L, 4) as (cx, cy, w, h), all in [0, 1].
+        reference_points: (N, Q, L, 2) as (x, y), or (N, Q, L, 4) as (cx, cy, w, h), in [0, 1].
         sampling_offsets: (N, Q, M, L, K, 2), in pixels of the level for 2-value reference points, in units of
             half the box over K for 4-value ones.
         attention_logits: (N, Q, M, L, K); the softmax runs over L and K together.
@@ -117,7 +116,7 @@ def ms_deform_attn_fused_reference(
     attention_logits: Tensor,
 ) -> Tensor:
     """Same arguments and result as :func:`ms_deform_attn.ms_deform_attn_fused`, in plain PyTorch."""
-    check_shapes(value, spatial_shapes, sampling_offsets, attention_logits, reference_points)
+    check_shapes(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
     dtype = _accumulator(value.dtype)
     location, weights = locations_and_weights(
         spatial_shapes, reference_points.to(dtype), sampling_offsets.to(dtype), attention_logits.to(dtype)

@@ -1,4 +1,4 @@
-"""Makes op_helpers importable, and the operator too when it is not installed."""
+"""Makes op_helpers importable, and the operator if it is not installed."""
 
 import importlib.util
 import sys

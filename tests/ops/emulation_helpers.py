@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "ops" / "csrc"
 MAX_LEVELS = 64
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-_PAD = 64  # elements of NaN before and after every input: a read out of bounds shows in the result
+_PAD = 64  # elements of NaN before and after every input: reads out of bounds make the result NaN
 
 
 class Problem(ctypes.Structure):
@@ -55,13 +55,13 @@ class Plan:
 
 
 def compiler() -> list[str] | None:
-    """The C++ compiler, or None without one or without the source tree."""
+    """Returns the command of the C++ compiler, or None without a compiler or the source tree."""
     found = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++") or ""]
     return found if found[0] and CSRC.is_dir() else None
 
 
 def guarded(t: Tensor, shift: int = 0) -> Tensor:
-    """A copy of t, 32-byte aligned plus `shift` elements, between two stretches of NaN."""
+    """Returns a copy of t, 32-byte aligned plus `shift` elements, between two stretches of NaN."""
     whole = torch.full((t.numel() + 2 * _PAD + 32,), float("nan"), dtype=t.dtype)
     first = _PAD + shift
     while (whole.data_ptr() + (first - shift) * t.element_size()) % 32:
@@ -72,21 +72,12 @@ def guarded(t: Tensor, shift: int = 0) -> Tensor:
 
 
 class Emulation:
-    """The compiled library."""
+    """The kernels compiled for the host, as a library."""
 
     def __init__(self, folder: Path) -> None:
         library = folder / "emulation.so"
-        flags = [
-            "-std=c++17",
-            "-O1",
-            "-shared",
-            "-fPIC",
-            "-ffp-contract=off",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            f"-I{CSRC}",
-        ]
+        flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+        flags += [f"-I{CSRC}", "-isystem", str(Path(torch.__file__).parent / "include")]
         command = [*(compiler() or []), *flags, str(HERE / "emulation" / "emulation.cpp"), "-o", str(library)]
         subprocess.run(command, check=True)
         self._library = ctypes.CDLL(str(library))
@@ -117,9 +108,9 @@ class Emulation:
         shapes: Sequence[tuple[int, int]] | None = None,
         want_reference: bool = True,
     ) -> list[Tensor]:
-        """Output and gradients in the order of op_helpers.forward_backward(). The launches are in `self.report`.
+        """Returns output and gradients in the order of op_helpers.forward_backward(), and logs launches in self.report.
 
-        `shapes` replaces the level sizes of `size` in the kernels' eyes.
+        shapes: level sizes in device memory, if they are to differ from those of `size`.
         """
         value, xy, attention = tensors[0], tensors[-2], tensors[-1]
         reference = tensors[1] if len(tensors) == 4 else None
@@ -142,7 +133,7 @@ class Emulation:
         address = device_shapes.data_ptr() if shapes_on_device else None
         self.report = ""
         for backward in (0, 1):
-            if backward:  # as entry.cpp does
+            if backward:  # as register_cuda.cpp does
                 value = guarded(value) if value.stride(1) != size.m * size.d else value
                 p.value = value.data_ptr()
                 p.value_stride_n, p.value_stride_s, p.value_stride_m = value.stride()[:3]

@@ -1,4 +1,4 @@
-"""Inputs and comparisons that the operator's tests share."""
+"""Inputs and comparisons shared by the operator's tests."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import ms_deform_attn as msda
 import torch
-from ms_deform_attn._library import LIBRARIES
+from ms_deform_attn.library import LIBRARIES
 from ms_deform_attn.reference import ms_deform_attn_fused_reference
 from torch import Tensor
 
 # Without the compiled library these tests would compare the reference with itself.
-assert "cpu" in LIBRARIES, "the compiled operator is not there: run `make build` in ops/ first"
+assert "cpu" in LIBRARIES, "the operator is not compiled: run `make build` in ops/"
 
-Shapes = Sequence[tuple[int, int]]
-
-# Largest error relative to the largest element: a few roundings of the accumulation, then one of the storage type.
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+NON_FINITE = (float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e38)
+# Largest error relative to the largest element: a few roundings in the accumulation, and one of the storage type.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
@@ -42,7 +42,7 @@ SIZES = [
     Size(1, ((5, 5),), 1, 1, 40, 3),
     Size(1, ((30, 30), (4, 5)), 2, 160, 7, 2),
     Size(3, ((4, 3),), 2, 48, 33, 5),
-    Size(1, ((11, 13),), 2, 33, 2, 1),  # in place, channels that end inside a vector
+    Size(1, ((11, 13),), 2, 33, 2, 1),  # in place, channels end inside a vector
     Size(1, ((3, 3), (2, 2)), 1, 8, 19, 9),
     Size(0, ((4, 3),), 2, 8, 5, 2),
     Size(2, ((4, 3),), 2, 8, 0, 2),
@@ -50,7 +50,7 @@ SIZES = [
 
 
 def make_plain(size: Size, dtype: torch.dtype, seed: int = 0, spread: float = 1.6) -> list[Tensor]:
-    """value, locations (some outside [0, 1]) and weights."""
+    """Returns value, locations (some outside [0, 1]) and weights."""
     g = torch.Generator().manual_seed(seed)
     levels = len(size.shapes)
     value = torch.randn(size.n, size.rows, size.m, size.d, generator=g, dtype=torch.float64)
@@ -61,12 +61,26 @@ def make_plain(size: Size, dtype: torch.dtype, seed: int = 0, spread: float = 1.
 
 
 def make_fused(size: Size, dtype: torch.dtype, values: int, seed: int = 0) -> list[Tensor]:
-    """value, reference points, offsets and logits."""
+    """Returns value, reference points, offsets and logits."""
     g = torch.Generator().manual_seed(seed + 1)
     value, loc, logits = make_plain(size, torch.float64, seed)
     reference = torch.rand(size.n, size.q, len(size.shapes), values, generator=g, dtype=torch.float64)
     offsets = 2 * torch.randn(loc.shape, generator=g, dtype=torch.float64)
     return [t.to(dtype) for t in (value, reference, offsets, logits)]
+
+
+def make(size: Size, dtype: torch.dtype, values: int) -> list[Tensor]:
+    """Returns inputs of the plain operator (values = 0), or of the fused one with reference points of 2 or 4 values."""
+    return make_fused(size, dtype, values) if values else make_plain(size, dtype)
+
+
+def move_to_half_pixels(loc: Tensor, size: Size) -> None:
+    """Replaces locations by pixel centres and edges, up to one pixel outside, where gradients are discontinuous."""
+    for level, (h, w) in enumerate(size.shapes):
+        g = torch.Generator().manual_seed(level)
+        steps = torch.tensor([w, h]) * 2
+        index = [torch.randint(-2, int(s) + 3, loc[:, :, :, 0, :, 0].shape, generator=g) for s in steps]
+        loc[:, :, :, level] = torch.stack(index, -1) / steps
 
 
 def grad_like_output(size: Size, dtype: torch.dtype) -> Tensor:
@@ -77,7 +91,7 @@ def grad_like_output(size: Size, dtype: torch.dtype) -> Tensor:
 def forward_backward(
     function: Callable[..., Tensor], tensors: Sequence[Tensor], shapes: object, grad: Tensor
 ) -> list[Tensor]:
-    """Output and the gradients of all tensors; the tensors keep their strides."""
+    """Returns the output and the gradients of all tensors; the tensors keep their strides."""
     leaves = [t.detach().requires_grad_() for t in tensors]
     output = function(leaves[0], shapes, None, *leaves[1:])
     return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
@@ -98,3 +112,24 @@ def assert_near(ours: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: flo
         scale = b[finite].abs().max().clamp_min(1e-30) if finite.any() else torch.tensor(1.0)
         error = ((a - b)[finite].abs().max() / scale).item() if finite.any() else 0.0
         assert error <= tolerance, f"tensor {i}: relative error {error:.2e} > {tolerance:.1e}"
+
+
+def reference_of(size: Size, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    """Returns the reference's output and gradients on the same (rounded) inputs, in their types.
+
+    Computed in float64; in float32 for 16-bit points, which lie on pixel centres so often that both must round a
+    location alike to be on the same side of the discontinuity.
+    """
+    dtype = torch.float32 if tensors[-1].element_size() == 2 else torch.float64
+    function = (FUSED if len(tensors) == 4 else PLAIN)[1]
+    exact = forward_backward(function, [t.to(dtype) for t in tensors], list(size.shapes), grad.to(dtype))
+    return [t.to(like.dtype) for t, like in zip(exact, [grad, *tensors], strict=True)]
+
+
+def assert_near_reference(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    for ours, exact in zip(got, wanted, strict=True):
+        assert_near([ours.cpu()], [exact], {torch.float32: 4e-6}.get(exact.dtype, 2 * TOLERANCE[exact.dtype]))
+
+
+def assert_equal(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))

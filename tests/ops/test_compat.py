@@ -1,4 +1,4 @@
-"""The interfaces of other implementations, as this project understands them."""
+"""The interfaces of other implementations of the operator."""
 
 import sys
 
@@ -34,7 +34,7 @@ def test_extension(extension) -> None:
 
 
 def test_custom_function_around_the_extension(extension) -> None:
-    """What callers of the extension do: an autograd.Function of their own, batch not divisible by im2col_step."""
+    """Typical use of the extension: an autograd.Function around it, and a batch not divisible by im2col_step."""
 
     class Theirs(torch.autograd.Function):
         @staticmethod
@@ -89,10 +89,10 @@ def test_module_with_residual(batch_first: bool) -> None:
     torch.testing.assert_close(turn(output), wanted)
 
 
-def test_install_does_not_hide_another_implementation() -> None:
+def test_install_raises_if_another_implementation_is_imported() -> None:
     sys.modules["MultiScaleDeformableAttention"] = sys
     try:
-        with pytest.raises(ImportError, match="is imported already"):
+        with pytest.raises(ImportError, match="is already imported"):
             compat.install()
     finally:
         del sys.modules["MultiScaleDeformableAttention"]

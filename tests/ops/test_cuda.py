@@ -1,23 +1,30 @@
-"""The CUDA kernels on a GPU. Their arithmetic is tested without one in test_cuda_emulation.py; here are the compiler's
-code, atomic additions, streams, graphs and errors. ops/gpu_check.py runs this file among other checks."""
+"""The CUDA kernels on a GPU: generated code, atomic additions, streams, graphs and errors.
+
+test_cuda_emulation.py tests the kernels' arithmetic without a GPU. ops/gpu_check.py runs this file among other checks.
+"""
 
 from collections.abc import Sequence
 
 import ms_deform_attn as msda
 import pytest
 import torch
-from ms_deform_attn._library import LIBRARIES
+from ms_deform_attn.library import LIBRARIES
 from op_helpers import (
+    DTYPES,
     FUSED,
+    NON_FINITE,
     PLAIN,
     SIZES,
-    TOLERANCE,
     Size,
+    assert_equal,
     assert_near,
+    assert_near_reference,
     forward_backward,
     grad_like_output,
+    make,
     make_fused,
     make_plain,
+    reference_of,
 )
 from torch import Tensor
 
@@ -26,7 +33,6 @@ if not torch.cuda.is_available():
 if "cuda" not in LIBRARIES:
     pytest.skip("ms_deform_attn was built without CUDA kernels", allow_module_level=True)
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 USUAL = Size(2, ((20, 27), (10, 14), (5, 7), (3, 4)), 8, 32, 300, 4)
 CUDA_SIZES = [
     *SIZES,
@@ -47,27 +53,9 @@ def cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.cpu() for t in tensors]
 
 
-def make(size: Size, dtype: torch.dtype, values: int) -> list[Tensor]:
-    return make_fused(size, dtype, values) if values else make_plain(size, dtype)
-
-
-def wanted_of(size: Size, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    """The reference on the CPU, in float64; in float32 for 16-bit points, which lie on pixel centres so often that both
-    must round a location alike to be on the same side of the kink."""
-    dtype = torch.float32 if tensors[-1].element_size() == 2 else torch.float64
-    function = (FUSED if len(tensors) == 4 else PLAIN)[1]
-    exact = forward_backward(function, [t.to(dtype) for t in tensors], list(size.shapes), grad.to(dtype))
-    return [t.to(like.dtype) for t, like in zip(exact, [grad, *tensors], strict=True)]
-
-
 def ours_of(size: Size, tensors: Sequence[Tensor], grad: Tensor, shapes: object = None) -> list[Tensor]:
     function = (FUSED if len(tensors) == 4 else PLAIN)[0]
     return forward_backward(function, tensors, shapes if shapes is not None else list(size.shapes), grad)
-
-
-def check(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    for ours, exact in zip(cpu(got), wanted, strict=True):
-        assert_near([ours], [exact], {torch.float32: 4e-6}.get(exact.dtype, 2 * TOLERANCE[exact.dtype]))
 
 
 @pytest.fixture
@@ -77,18 +65,18 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("ordered", [False, True], ids=["atomic", "ordered"])
+@pytest.mark.parametrize("fixed_order", [False, True], ids=["atomic", "deterministic"])
 @pytest.mark.parametrize("values", [0, 2, 4], ids=["plain", "fused2", "fused4"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", CUDA_SIZES, ids=str)
-def test_against_reference(size: Size, dtype: torch.dtype, values: int, ordered: bool) -> None:
+def test_against_reference(size: Size, dtype: torch.dtype, values: int, fixed_order: bool) -> None:
     tensors, grad = make(size, dtype, values), grad_like_output(size, dtype)
-    torch.use_deterministic_algorithms(ordered)
+    torch.use_deterministic_algorithms(fixed_order)
     try:
         got = ours_of(size, gpu(tensors), grad.cuda())
     finally:
         torch.use_deterministic_algorithms(False)
-    check(got, wanted_of(size, tensors, grad))
+    assert_near_reference(got, reference_of(size, tensors, grad))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -96,17 +84,17 @@ def test_against_reference(size: Size, dtype: torch.dtype, values: int, ordered:
 def test_wide_points_beside_16_bit_value(dtype: torch.dtype, values: int) -> None:
     value, *points = make(USUAL, torch.float32, values)
     tensors, grad = [value.to(dtype), *points], grad_like_output(USUAL, dtype)
-    check(ours_of(USUAL, gpu(tensors), grad.cuda()), wanted_of(USUAL, tensors, grad))
+    assert_near_reference(ours_of(USUAL, gpu(tensors), grad.cuda()), reference_of(USUAL, tensors, grad))
 
 
 @pytest.mark.parametrize("values", [0, 4], ids=["plain", "fused"])
 def test_deterministic(deterministic: None, values: int) -> None:
-    """Bit by bit the same in twenty runs, where many queries meet in few pixels."""
+    """Bitwise the same in twenty runs in which many queries sample few pixels."""
     size = Size(2, ((6, 5), (3, 3)), 4, 32, 4000, 4)
     tensors, grad = gpu(make(size, torch.float32, values)), grad_like_output(size, torch.float32).cuda()
     first = ours_of(size, tensors, grad)
     for _ in range(20):
-        assert all(torch.equal(a, b) for a, b in zip(ours_of(size, tensors, grad), first, strict=True))
+        assert_equal(ours_of(size, tensors, grad), first)
 
 
 def test_strides() -> None:
@@ -120,25 +108,25 @@ def test_strides() -> None:
     points = [loc.flip(0).contiguous().flip(0), weights.transpose(1, 4).contiguous().transpose(1, 4)]
     for strange in (heads_first, channels_apart, wide[..., 16:48]):
         assert not strange.is_contiguous()
-        check(ours_of(USUAL, [strange, *points], grad.flip(0).contiguous().flip(0)), wanted)
+        assert_near_reference(ours_of(USUAL, [strange, *points], grad.flip(0).contiguous().flip(0)), wanted)
 
 
 def test_non_finite_locations_contribute_nothing() -> None:
     tensors, grad = make_plain(USUAL, torch.float32), grad_like_output(USUAL, torch.float32)
-    for i, bad in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e38)):
+    for i, bad in enumerate(NON_FINITE):
         tensors[1][:, 7 * i : 7 * i + 5, i % 8, i % 4, i % 4, i % 2] = bad
     got = ours_of(USUAL, gpu(tensors), grad.cuda())
     assert all(t.isfinite().all() for t in got)
-    check(got, wanted_of(USUAL, tensors, grad))
+    assert_near_reference(got, reference_of(USUAL, tensors, grad))
 
 
 def test_shapes_as_tensors() -> None:
-    """On the CPU, and on the GPU, where they are read by the kernel."""
+    """On the CPU, and on the GPU, where the kernel reads them."""
     tensors, grad = gpu(make_plain(USUAL, torch.float32)), grad_like_output(USUAL, torch.float32).cuda()
     wanted = cpu(ours_of(USUAL, tensors, grad))
     table = torch.tensor(USUAL.shapes)
     for shapes in (table, table.cuda(), table.t().contiguous().t().cuda()):
-        check(ours_of(USUAL, tensors, grad, shapes), wanted)
+        assert_near_reference(ours_of(USUAL, tensors, grad, shapes), wanted)
 
 
 def test_no_synchronisation() -> None:
@@ -153,13 +141,13 @@ def test_no_synchronisation() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("ordered", [False, True], ids=["atomic", "ordered"])
+@pytest.mark.parametrize("fixed_order", [False, True], ids=["atomic", "deterministic"])
 @pytest.mark.parametrize("on_gpu", [False, True], ids=["integers", "tensor"])
-def test_graph_capture(on_gpu: bool, ordered: bool) -> None:
-    """A captured forward and backward computes from what its inputs hold at the replay."""
+def test_graph_capture(on_gpu: bool, fixed_order: bool) -> None:
+    """A captured forward and backward reads its inputs at replay."""
     tensors, grad = gpu(make_fused(USUAL, torch.float16, 4)), grad_like_output(USUAL, torch.float16).cuda()
     shapes: object = torch.tensor(USUAL.shapes).cuda() if on_gpu else list(USUAL.shapes)
-    torch.use_deterministic_algorithms(ordered)
+    torch.use_deterministic_algorithms(fixed_order)
     try:
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
@@ -175,11 +163,11 @@ def test_graph_capture(on_gpu: bool, ordered: bool) -> None:
         torch.cuda.synchronize()
     finally:
         torch.use_deterministic_algorithms(False)
-    check(captured, wanted_of(USUAL, fresh, grad.cpu()))
+    assert_near_reference(captured, reference_of(USUAL, fresh, grad.cpu()))
 
 
 def test_current_stream() -> None:
-    """The kernels wait for work on the current stream, and no other."""
+    """The kernels run on the current stream."""
     tensors, grad = make_plain(USUAL, torch.float32), grad_like_output(USUAL, torch.float32)
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
@@ -189,7 +177,7 @@ def test_current_stream() -> None:
             t.copy_(source)
         got = ours_of(USUAL, late, grad.cuda())
     side.synchronize()
-    check(got, wanted_of(USUAL, tensors, grad))
+    assert_near_reference(got, reference_of(USUAL, tensors, grad))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -199,7 +187,7 @@ def test_device_of_the_tensors_not_the_current_one() -> None:
         got = ours_of(USUAL, [t.to("cuda:1") for t in tensors], grad.to("cuda:1"))
         assert torch.cuda.current_device() == 0
     assert all(t.device == torch.device("cuda:1") for t in got)
-    check(got, wanted_of(USUAL, tensors, grad))
+    assert_near_reference(got, reference_of(USUAL, tensors, grad))
 
 
 def test_wrong_devices_are_named() -> None:
@@ -259,7 +247,7 @@ def test_autocast() -> None:
 
 @pytest.mark.slow
 def test_more_than_2_to_the_31_elements() -> None:
-    """Offsets beyond 32 bits, in bytes and in elements: the last of many images is computed like the first."""
+    """Offsets beyond 32 bits, in bytes and in elements."""
     if torch.cuda.get_device_properties(0).total_memory < 40e9:
         pytest.skip("needs 40 GB of GPU memory")
     size = Size(1, ((100, 100),), 8, 64, 10, 4)

@@ -1,7 +1,7 @@
 """The CUDA kernels, compiled for the host with a block's threads as coroutines, against the float64 reference.
 
-Everything of the kernels' source runs: indexing, shuffles, barriers, shared memory, the plan of a launch. What only a
-GPU can show (the compiler's code, atomic additions, streams, graphs) is in test_cuda.py.
+Covers the kernels' source: indexing, shuffles, barriers, shared memory, launch sizes. test_cuda.py covers what needs a
+GPU: generated code, atomic additions, streams, graphs.
 """
 
 from dataclasses import replace
@@ -9,8 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 from emulation_helpers import TYPES, Emulation, compiler, guarded
-from op_helpers import FUSED, PLAIN, TOLERANCE, Size, assert_near, forward_backward, grad_like_output, make_fused
-from op_helpers import make_plain as make_plain_inputs
+from op_helpers import (
+    NON_FINITE,
+    Size,
+    assert_equal,
+    assert_near_reference,
+    grad_like_output,
+    make,
+    move_to_half_pixels,
+    reference_of,
+)
 from torch import Tensor
 
 SHAPES4 = ((6, 7), (3, 4), (2, 2), (1, 1))
@@ -23,7 +31,7 @@ SIZES = [
     Size(1, ((4, 5), (2, 3)), 2, 64, 5, 4),
     Size(1, ((4, 5),), 2, 128, 3, 4),
     Size(1, ((4, 5),), 1, 160, 2, 3),  # several steps of channels
-    Size(1, ((20, 9), (3, 3)), 2, 8, 70, 9),  # several tiles and lists in the ordered kernel
+    Size(1, ((20, 9), (3, 3)), 2, 8, 70, 9),  # several tiles and lists in the deterministic kernel
     Size(0, ((4, 3),), 2, 8, 5, 2),
     Size(2, ((4, 3),), 2, 8, 0, 2),
 ]
@@ -39,34 +47,20 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
 def inputs(
     size: Size, dtype: torch.dtype, values: int, points: torch.dtype | None = None
 ) -> tuple[list[Tensor], Tensor]:
-    """Inputs between stretches of NaN, and a gradient; values: of a reference point, 0 for the plain operator."""
-    value, *rest = make_fused(size, torch.float64, values) if values else make_plain_inputs(size, torch.float64)
+    """Returns inputs of make() and a gradient, each between stretches of NaN."""
+    value, *rest = make(size, torch.float64, values)
     tensors = [guarded(value.to(dtype)), *(guarded(t.to(points or dtype)) for t in rest)]
     return tensors, guarded(grad_like_output(size, dtype))
 
 
-def wanted_of(size: Size, tensors: list[Tensor], grad: Tensor) -> list[Tensor]:
-    """The reference on the same (rounded) inputs, in the operator's types. In float64; in float32 for 16-bit points,
-    which lie on pixel centres so often that both must round a location alike to be on the same side of the kink."""
-    dtype = torch.float32 if tensors[-1].element_size() == 2 else torch.float64
-    function = (FUSED if len(tensors) == 4 else PLAIN)[1]
-    exact = forward_backward(function, [t.to(dtype) for t in tensors], list(size.shapes), grad.to(dtype))
-    return [t.to(like.dtype) for t, like in zip(exact, [grad, *tensors], strict=True)]
-
-
-def check(got: list[Tensor], wanted: list[Tensor]) -> None:
-    for ours, exact in zip(got, wanted, strict=True):
-        assert_near([ours], [exact], {torch.float32: 4e-6}.get(exact.dtype, 2 * TOLERANCE[exact.dtype]))
-
-
-@pytest.mark.parametrize("deterministic", [False, True], ids=["atomic", "ordered"])
+@pytest.mark.parametrize("deterministic", [False, True], ids=["atomic", "deterministic"])
 @pytest.mark.parametrize("values", [0, 2, 4], ids=["plain", "fused2", "fused4"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_kernels(emulation: Emulation, dtype: torch.dtype, values: int, deterministic: bool) -> None:
     for number, size in enumerate(SIZES):
         tensors, grad = inputs(size, dtype, values)
         got = emulation.run(size, tensors, grad, deterministic=deterministic, shapes_on_device=number % 2 == 1)
-        check(got, wanted_of(size, tensors, grad))
+        assert_near_reference(got, reference_of(size, tensors, grad))
 
 
 @pytest.mark.parametrize("values", [0, 4], ids=["plain", "fused"])
@@ -76,12 +70,12 @@ def test_wide_points_beside_16_bit_value(emulation: Emulation, dtype: torch.dtyp
         tensors, grad = inputs(SIZES[1], dtype, values, torch.float32)
         got = emulation.run(SIZES[1], tensors, grad, deterministic=deterministic)
         assert got[0].dtype == dtype and got[-1].dtype == torch.float32
-        check(got, wanted_of(SIZES[1], tensors, grad))
+        assert_near_reference(got, reference_of(SIZES[1], tensors, grad))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_vectors_and_single_channels_agree(emulation: Emulation, dtype: torch.dtype) -> None:
-    """A value that is not aligned takes the path of single channels, with the same sums."""
+    """An unaligned value uses the path of single channels, with the same sums."""
     size = SIZES[5]
     tensors, grad = inputs(size, dtype, 0)
     shifted = [guarded(tensors[0], shift=1), *tensors[1:]]
@@ -89,7 +83,7 @@ def test_vectors_and_single_channels_agree(emulation: Emulation, dtype: torch.dt
     aligned = emulation.run(size, tensors, grad, deterministic=True)
     single = emulation.run(size, shifted, grad, deterministic=True)
     assert torch.equal(aligned[0], single[0]) and torch.equal(aligned[1], single[1])
-    check(single, wanted_of(size, tensors, grad))
+    assert_near_reference(single, reference_of(size, tensors, grad))
 
 
 def test_strides(emulation: Emulation) -> None:
@@ -102,60 +96,58 @@ def test_strides(emulation: Emulation) -> None:
     expanded = tensors[0][:1].expand(2, -1, -1, -1)
     for strange in (heads_first, wide[..., 16:48]):
         got = emulation.run(size, [strange, *tensors[1:]], grad, deterministic=True)
-        assert all(torch.equal(a, b) for a, b in zip(got[:2], dense[:2], strict=True))
-        check(got, wanted_of(size, tensors, grad))
+        assert_equal(got[:2], dense[:2])
+        assert_near_reference(got, reference_of(size, tensors, grad))
     same = [expanded, *tensors[1:]]
-    check(emulation.run(size, same, grad), wanted_of(size, same, grad))
+    assert_near_reference(emulation.run(size, same, grad), reference_of(size, same, grad))
 
 
 @pytest.mark.parametrize("values", [0, 4], ids=["plain", "fused"])
 def test_order_of_threads_does_not_matter(emulation: Emulation, values: int) -> None:
-    """Threads run in the other order, and more or fewer blocks, change nothing: no barrier is missing."""
+    """The order of threads and the number of blocks do not change results, so no barrier is missing."""
     for size in (SIZES[1], SIZES[4], SIZES[8]):
         tensors, grad = inputs(size, torch.float32, values)
         rising = emulation.run(size, tensors, grad, deterministic=True)
         for options in ({"falling": True}, {"max_blocks": 1}, {"max_blocks": 10**6}):
             other = emulation.run(size, tensors, grad, deterministic=True, **options)  # type: ignore[arg-type]
-            assert all(torch.equal(a, b) for a, b in zip(rising, other, strict=True)), options
+            assert_equal(rising, other)
 
 
-def test_places(emulation: Emulation) -> None:
-    """Pixel centres, edges, and everything beyond: non-finite and huge locations contribute nothing."""
+def test_unusual_locations(emulation: Emulation) -> None:
+    """Pixel centres and edges; non-finite and huge locations contribute nothing."""
     size = Size(1, ((8, 4), (2, 16)), 2, 32, 40, 4)
     tensors, grad = inputs(size, torch.float32, 0)
     loc = tensors[1]
-    for level, (h, w) in enumerate(size.shapes):
-        generator = torch.Generator().manual_seed(level)
-        steps = torch.tensor([w, h]) * 2
-        index = [torch.randint(-2, int(s) + 3, loc[:, :, :, 0, :, 0].shape, generator=generator) for s in steps]
-        loc[:, :, :, level] = torch.stack(index, -1) / steps
-    check(emulation.run(size, tensors, grad), wanted_of(size, tensors, grad))
-    for i, bad in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e38, 1e9)):
+    move_to_half_pixels(loc, size)
+    assert_near_reference(emulation.run(size, tensors, grad), reference_of(size, tensors, grad))
+    for i, bad in enumerate((*NON_FINITE, 1e9)):
         loc[:, 3 * i : 3 * i + 3, i % 2, i % 2, i % 4, i % 2] = bad
     for deterministic in (False, True):
         got = emulation.run(size, tensors, grad, deterministic=deterministic)
         assert all(t.isfinite().all() for t in got)
-        check(got, wanted_of(size, tensors, grad))
+        assert_near_reference(got, reference_of(size, tensors, grad))
 
 
-def test_non_finite_values_stay_where_they_are_sampled(emulation: Emulation) -> None:
+def test_non_finite_values_affect_only_points_that_sample_them(emulation: Emulation) -> None:
     size = Size(1, ((9, 8), (6, 5)), 2, 32, 30, 2)
     for poison in (float("nan"), float("inf")):
         tensors, grad = inputs(size, torch.float32, 0)
         tensors[0][:, 0] = poison
         tensors[0][:, 72 + 29] = poison
         for deterministic in (False, True):
-            check(emulation.run(size, tensors, grad, deterministic=deterministic), wanted_of(size, tensors, grad))
+            assert_near_reference(
+                emulation.run(size, tensors, grad, deterministic=deterministic), reference_of(size, tensors, grad)
+            )
 
 
 def test_many_points(emulation: Emulation) -> None:
-    """More points than shared memory holds: the fused backward keeps its numbers in device memory."""
+    """More points than fit into shared memory: the fused backward stores gradients in device memory."""
     size = Size(1, ((5, 4), (2, 2)), 2, 8, 2, 700)
     assert not emulation.plan(size, torch.float32, fused=True, backward=True).stash_in_shared
     tensors, grad = inputs(size, torch.float32, 2)
     got = emulation.run(size, tensors, grad)
     assert f"allocate {3 * 2 * 2 * 1400 * 4}\n" in emulation.report
-    check(got, wanted_of(size, tensors, grad))
+    assert_near_reference(got, reference_of(size, tensors, grad))
 
 
 def test_reference_gradient_can_be_left_out(emulation: Emulation) -> None:
@@ -181,7 +173,7 @@ def test_empty_calls_launch_nothing(emulation: Emulation) -> None:
 
 
 def test_plan(emulation: Emulation) -> None:
-    """What the host chooses for the benchmark's sizes, and for sizes at the limits."""
+    """Launch sizes for the benchmark's sizes and at the limits."""
     enc = Size(1, ((100, 134), (50, 67), (25, 34), (13, 17)), 8, 32, 17821, 4)
     plan = emulation.plan(enc, torch.float32)
     assert (plan.vector, plan.lanes, plan.block, plan.queries_inner) == (4, 8, 256, True)

@@ -1,15 +1,15 @@
-"""The result is the same to the last bit for any number of threads, and from run to run."""
+"""Results are bitwise the same for any number of threads, and from run to run."""
 
 import pytest
 import torch
-from op_helpers import FUSED, PLAIN, Size, forward_backward, grad_like_output, make_fused, make_plain
+from op_helpers import FUSED, PLAIN, Size, assert_equal, forward_backward, grad_like_output, make_fused, make_plain
 
 SIZES = [
     Size(1, ((12, 9), (5, 4)), 1, 32, 200, 4),  # one head: fewer slices than threads
     Size(2, ((12, 9), (5, 4)), 4, 40, 150, 3),
     Size(1, ((40, 40),), 8, 32, 3, 4),
     Size(1, ((100, 100),), 8, 32, 600, 4),  # in place, with work for several threads
-    # Few heads, many queries: forward runs of queries, backward parts whose gradients are added up.
+    # Few heads, many queries: tasks are runs of queries, and backward adds up the gradients of parts.
     Size(1, ((12, 9), (5, 4)), 1, 32, 1500, 4),
     Size(2, ((12, 9), (5, 4)), 1, 32, 1500, 4),
     Size(1, ((12, 9), (5, 4)), 3, 30, 1500, 4),
@@ -33,4 +33,4 @@ def test_threads(size: Size, dtype: torch.dtype, threads) -> None:
             threads(count)
             results.append(forward_backward(function, tensors, size.shapes, grad_like_output(size, dtype)))
         for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+            assert_equal(other, results[0])

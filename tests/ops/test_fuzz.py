@@ -1,6 +1,6 @@
-"""Random shapes, types, strides and values: always the reference's answer, or the reference's error.
+"""Random shapes, types, strides and values: the kernels return what the reference returns, or raise as it does.
 
-MS_DEFORM_ATTN_FUZZ=10000 runs that many examples instead of the few hundred of CI.
+MS_DEFORM_ATTN_FUZZ sets the number of examples.
 """
 
 import math
@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_helpers import (
+    DTYPES,
     FUSED,
     PLAIN,
     TOLERANCE,
@@ -23,7 +24,6 @@ from op_helpers import (
 
 EXAMPLES = int(os.environ.get("MS_DEFORM_ATTN_FUZZ", "150"))
 SPECIAL = [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 1e-40, 0.0, -0.0, 0.5, 1.0]
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 sizes = st.builds(
     Size,
@@ -68,7 +68,7 @@ def test_fuzz(size, dtype, seed, bad_points, bad_values, strides, values) -> Non
     fused = values > 0
     tensors = make_fused(size, dtype, values, seed) if fused else make_plain(size, dtype, seed)
     poison(tensors[0], bad_values, seed)
-    # Where to look: the location or offset. 16-bit and fused cases keep finite weights, whose products are compared.
+    # Locations or offsets only: weights stay finite, as their products are compared.
     poison(tensors[2 if fused else 1], bad_points, seed + 1)
     tensors = [restride(t, s) for t, s in zip(tensors, strides, strict=False)]
     grad = grad_like_output(size, dtype)
@@ -76,7 +76,7 @@ def test_fuzz(size, dtype, seed, bad_points, bad_values, strides, values) -> Non
     try:
         assert_near(ours, wanted, 4 * TOLERANCE[dtype])
     except AssertionError:
-        # A gradient of few points may nearly cancel: its error is that of the products it is the sum of.
+        # A gradient of few points may nearly cancel: its error is relative to the products that it sums.
         exact = forward_backward(
             (FUSED if fused else PLAIN)[1], [t.double() for t in tensors], list(size.shapes), grad.double()
         )
@@ -87,7 +87,7 @@ def test_fuzz(size, dtype, seed, bad_points, bad_values, strides, values) -> Non
 
 
 def assert_as_good(ours, wanted, exact, products) -> None:
-    """Of each tensor, the error against float64 is at most eight times the reference's own, or the products'."""
+    """Asserts that each error against float64 is at most eight times the reference's own, or `products`."""
     for i, (a, b, c) in enumerate(zip(ours, wanted, exact, strict=True)):
         assert a.shape == b.shape and a.dtype == b.dtype
         assert torch.equal(a.isfinite(), b.isfinite()), f"tensor {i}: non-finite elements differ"
@@ -99,7 +99,7 @@ def assert_as_good(ours, wanted, exact, products) -> None:
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES < 1000, database=None)
 @given(data=st.data(), size=sizes, dtype=st.sampled_from(DTYPES))
 def test_fuzz_wrong_arguments(data, size, dtype) -> None:
-    """One argument changed at random: kernel and reference accept or refuse alike, and agree when they accept."""
+    """One argument changed at random: kernel and reference agree, or raise the same message."""
     tensors = make_plain(size, dtype)
     which = data.draw(st.integers(0, 2))
     t = tensors[which]
@@ -119,8 +119,8 @@ def test_fuzz_wrong_arguments(data, size, dtype) -> None:
         try:
             results.append(function(tensors[0], list(size.shapes), None, *tensors[1:]))
         except RuntimeError as error:
-            assert str(error).startswith("ms_deform_attn: "), error
-            results.append(None)
-    assert (results[0] is None) == (results[1] is None), results
-    if results[0] is not None:
+            results.append(str(error))
+    if isinstance(results[1], str):
+        assert results[0] == results[1] and results[1].startswith("ms_deform_attn: ")
+    else:
         assert_near(results[:1], results[1:], TOLERANCE[results[1].dtype])
