@@ -1,12 +1,11 @@
-"""Times and memory of the operator on the CPU, beside the grid_sample formulation that most projects fall back to.
+"""Times and memory of the operator on the CPU, compared with the usual fallback on grid_sample.
 
     python3 benchmarks/bench_op.py            # every table, in fresh processes
     python3 benchmarks/bench_op.py --worker   # one run of the times in this process and environment
 
 Sizes: levels 100x134, 50x67, 25x34, 13x17, 8 heads of 32 channels, 4 points. ENC: one query per position, DEC: 300
-queries; points about 3 pixels around their reference point. Each figure is the median of interleaved runs (one
-call of each candidate in turn), so that a busy machine disturbs all of them alike; only ratios are meant to be
-compared.
+queries; points about 3 pixels around their reference point. Each figure is the median of interleaved runs (one call of
+each candidate in turn), so that other load affects all candidates alike. Compare ratios, not times.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ import ms_deform_attn as msda
 
 SHAPES = [(100, 134), (50, 67), (25, 34), (13, 17)]
 HEADS, CHANNELS, POINTS = 8, 32, 4
-# BENCH_CLOCK=cpu with OMP_NUM_THREADS=1 measures processor time, which other load on the machine disturbs less.
+# BENCH_CLOCK=cpu with OMP_NUM_THREADS=1 measures processor time, which depends less on other load.
 CLOCK = time.thread_time if os.environ.get("BENCH_CLOCK") == "cpu" else time.perf_counter
 RETAINING = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 
 
 def grid_sample_fallback(value: Tensor, shapes: list[tuple[int, int]], loc: Tensor, weights: Tensor) -> Tensor:
-    """The usual formulation: one grid_sample per level over all heads, stacked and weighted."""
+    """The usual fallback: one grid_sample per level over all heads, stacked and weighted."""
     n, _, m, d = value.shape
     q, levels, k = loc.shape[1], loc.shape[3], loc.shape[4]
     samples = []
@@ -52,7 +51,7 @@ def grid_sample_fallback(value: Tensor, shapes: list[tuple[int, int]], loc: Tens
 
 
 def make_inputs(queries: int | None, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Realistic inputs; queries=None means one query per position."""
+    """Returns realistic inputs; queries=None means one query per position."""
     generator = torch.Generator().manual_seed(0)
     rows = sum(h * w for h, w in SHAPES)
     if queries is None:
@@ -117,7 +116,7 @@ def with_grad_output(x: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def measure(functions: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Median milliseconds of each function, calls interleaved."""
+    """Returns the median milliseconds of each function; calls are interleaved."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for i in range(repeat + 2):
         for name, function in functions.items():
@@ -149,7 +148,7 @@ def worker(repeat: int) -> dict[str, dict[str, float]]:
 
 
 def peak_memory(name: str, backward: bool) -> float:
-    """MB of resident memory that ENC needs beyond its inputs (run in a fresh process)."""
+    """Returns the MB of resident memory that ENC needs beyond its inputs; to be run in a new process."""
     small = {k: t for k, t in make_inputs(2).items()}
     names = OFFSET_NAMES if name in ("ours_from_offsets", "ours_fused") else POINTS_NAMES
     function = backward_of(CANDIDATES[name], names) if backward else CANDIDATES[name]
@@ -162,8 +161,8 @@ def peak_memory(name: str, backward: bool) -> float:
 
 
 def peak_of(function: Callable[[], object]) -> float:
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that is still resident would hide what the call allocates
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the present size
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that is still resident would hide allocations
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the current size
     before = _status("VmRSS")
     function()
     return (_status("VmHWM") - before) / 1e6 * 1024

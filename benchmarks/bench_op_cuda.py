@@ -1,13 +1,13 @@
-"""Times of the CUDA kernels beside other implementations, in one run, as JSON.
+"""Times of the CUDA kernels and of other implementations, in one run, as JSON.
 
     python3 benchmarks/bench_op_cuda.py                 # on a GPU
     python3 benchmarks/bench_op_cuda.py --original DIR --mmcv DIR --dcnv4 DIR
-    python3 benchmarks/bench_op_cuda.py --dry-run       # tiny sizes on the CPU: does every line of this file run?
+    python3 benchmarks/bench_op_cuda.py --dry-run       # tiny sizes on the CPU, to test this file
 
 Sizes: levels 100x134, 50x67, 25x34, 13x17, 8 heads of 32 channels, 4 points. ENC: one query per position, batch 1, 4
 and 16; DEC: 300 and 900 queries, batch 1; points about 3 pixels around their reference point. Each figure is the median
-of interleaved calls (one of each candidate in turn), timed with CUDA events, the inputs rotating among several sets so
-that none stays in the cache. DIR is a folder to import from: MultiScaleDeformableAttention, mmcv, or DCNv4.
+of interleaved calls (one of each candidate in turn), timed with CUDA events; the inputs rotate among several sets so
+that none stays in the cache. DIR is the folder of MultiScaleDeformableAttention, mmcv, or DCNv4.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "ops"))  # at the end: an installed operator, or one on PYTHONPATH, goes first
+sys.path.append(str(HERE.parent / "ops"))  # at the end: an installed operator, or one on PYTHONPATH, has priority
 import ms_deform_attn as msda  # noqa: E402
 
 # isort: split
@@ -54,7 +54,7 @@ CASES = [Case(f"ENC batch {n}", n, None) for n in (1, 4, 16)] + [Case(f"DEC {q} 
 
 @dataclass(frozen=True)
 class Candidate:
-    """`function` takes the inputs; `leaves` are those that get gradients; `dtypes` those that it can do."""
+    """A function of the inputs, the names of the inputs that get gradients, and the supported dtypes."""
 
     function: Callable[[Inputs], Tensor]
     leaves: tuple[str, ...] = ("value", "loc", "weights")
@@ -62,7 +62,7 @@ class Candidate:
 
 
 def make_inputs(case: Case, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: str, seed: int) -> Inputs:
-    """Inputs of a call, made on the device."""
+    """Returns the inputs of a call, created on the device."""
     g = torch.Generator(device).manual_seed(seed)
     rows, levels, n = sum(h * w for h, w in shapes), len(shapes), case.batch
     if case.queries is None:
@@ -119,7 +119,7 @@ def own_candidates(shapes: Sequence[tuple[int, int]], dry_run: bool) -> dict[str
 
 
 def foreign_candidates(args: argparse.Namespace) -> dict[str, Candidate]:
-    """Other people's operators, from the folders on the command line."""
+    """Returns the operators of other projects, from the folders on the command line."""
     found: dict[str, Candidate] = {}
     plain = ("value", "shapes", "starts", "loc", "weights")
     if args.original:
@@ -144,7 +144,7 @@ def foreign_candidates(args: argparse.Namespace) -> dict[str, Candidate]:
         flash = _import_from(args.dcnv4, "DCNv4.functions").FlashDeformAttnFunction
 
         def flash_deform_attn(x: Inputs) -> Tensor:
-            # Locations of all points of an item, then the logits: the softmax is inside, as in our fused operator.
+            # Locations of all points of an item, then the logits: the softmax is inside, as in the fused operator.
             points = torch.cat([x["loc"].flatten(-3), x["logits"].flatten(-2)], -1).contiguous()
             return flash.apply(x["value"], x["shapes"], x["starts"], points, 64, POINTS)
 
@@ -163,7 +163,7 @@ def _import_from(folder: str, name: str) -> Any:
 
 
 def call_of(candidate: Candidate, sets: Sequence[Inputs], backward: bool) -> Callable[[int], object]:
-    """A function of the number of the call; inputs rotate."""
+    """Returns a function of the number of the call; inputs rotate."""
 
     def run(i: int) -> object:
         x = sets[i % len(sets)]
@@ -178,7 +178,7 @@ def call_of(candidate: Candidate, sets: Sequence[Inputs], backward: bool) -> Cal
 
 
 def measure(calls: dict[str, Callable[[int], object]], repeat: int, device: str) -> dict[str, float]:
-    """Median milliseconds of each call, interleaved."""
+    """Returns the median milliseconds of each call; calls are interleaved."""
     for call in calls.values():
         for i in range(2):
             call(i)
@@ -191,7 +191,7 @@ def measure(calls: dict[str, Callable[[int], object]], repeat: int, device: str)
                 call(i)
                 times[name].append(1e3 * (time.perf_counter() - begin))
                 continue
-            torch.cuda._sleep(1_000_000)  # the queue fills, so that the host's own time is not measured
+            torch.cuda._sleep(1_000_000)  # fills the queue, so that host time is not measured
             events[0].record()
             call(i)
             events[1].record()
@@ -201,7 +201,7 @@ def measure(calls: dict[str, Callable[[int], object]], repeat: int, device: str)
 
 
 def peak_memory(call: Callable[[int], object], device: str) -> float | None:
-    """MB above the inputs."""
+    """Returns the MB needed beyond the inputs."""
     if device == "cpu":
         return None
     torch.cuda.synchronize()
@@ -212,7 +212,7 @@ def peak_memory(call: Callable[[int], object], device: str) -> float | None:
 
 
 def gather_limit(sets: Sequence[Inputs], shapes: Sequence[tuple[int, int]], repeat: int) -> dict[str, float]:
-    """Milliseconds that gathering the same rows takes with their numbers computed beforehand, and GB/s of it."""
+    """Returns time and bandwidth of gathering the same rows with precomputed indices."""
     from triton_op import gather_rows
 
     calls = []
@@ -234,7 +234,7 @@ def gather_limit(sets: Sequence[Inputs], shapes: Sequence[tuple[int, int]], repe
 
 
 def copy_bandwidth() -> float:
-    """GB/s of a large copy on the device, bytes read plus bytes written."""
+    """Returns the GB/s of a large copy on the device, counting bytes read and written."""
     source = torch.randn(1 << 28, device="cuda")
     target = torch.empty_like(source)
     ms = measure({"copy": lambda i: target.copy_(source)}, 10, "cuda")["copy"]
@@ -278,9 +278,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("original", "mmcv", "dcnv4"):
         parser.add_argument(f"--{name}", metavar="DIR")
     parser.add_argument("--repeat", type=int, default=50)
-    parser.add_argument("--sets", type=int, default=3, help="sets of inputs among which calls rotate")
+    parser.add_argument("--sets", type=int, default=3, help="number of input sets among which calls rotate")
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
-    parser.add_argument("--out", type=Path, help="write the JSON here, too")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     parser.add_argument("--dry-run", action="store_true")
     return parser.parse_args(argv)
 

@@ -1,5 +1,5 @@
-"""Times of the operator on the CPU beside those of bench_op.py: other sizes and element types, few heads, and what
-the fused operator gains for the MSDeformAttn module.
+"""More times of the operator on the CPU: other sizes and element types, few heads, and the MSDeformAttn module with and
+without the fused operator.
 
     python3 benchmarks/bench_op_more.py
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 def make_general(
     channels: int = 32, points: int = 4, levels: int = 4, dtype: torch.dtype = torch.float32, heads: int = 8
 ) -> tuple[list[tuple[int, int]], dict[str, Tensor]]:
-    """Level sizes and inputs of one query per position, points anywhere."""
+    """Returns level sizes and inputs of one query per position, with uniformly distributed points."""
     shapes = [(50, 67), (25, 34), (13, 17), (7, 9), (4, 5)][:levels]
     rows = sum(h * w for h, w in shapes)
     g = torch.Generator().manual_seed(0)
@@ -48,7 +48,7 @@ GENERAL: dict[str, dict[str, object]] = {
 
 
 def general(repeat: int) -> None:
-    """Time per gathered byte (four rows a point) of other sizes and types, as a multiple of the usual ones'."""
+    """Prints the time per gathered byte (four rows per point) of other sizes and types, relative to the first row."""
     results = []
     for backward in (False, True):
         runs: dict[str, Callable[[], object]] = {}
@@ -69,7 +69,7 @@ def general(repeat: int) -> None:
 
 
 def few_heads(repeat: int) -> None:
-    """Times on one thread and on all of them where batch x heads is small."""
+    """Prints times on one thread and on all threads for small batch x heads."""
     print("\nfew heads: ms on one thread and on all, forward, forward + backward")
     threads = torch.get_num_threads()
     for heads in (1, 2, 3):
@@ -87,7 +87,7 @@ def few_heads(repeat: int) -> None:
 
 
 def module_run(fused: bool, queries: int | None, backward: bool) -> Callable[[], object]:
-    """One call of MSDeformAttn with random offsets, through the fused operator or as separate operations."""
+    """Returns a call of MSDeformAttn with random offsets, through the fused operator or as separate operations."""
     torch.manual_seed(0)
     module = msda.MSDeformAttn(HEADS * CHANNELS, len(SHAPES), HEADS, POINTS)
     torch.nn.init.normal_(module.sampling_offsets.weight, std=3 / (HEADS * CHANNELS) ** 0.5)
@@ -123,7 +123,7 @@ def module_tables(repeat: int) -> None:
 
 
 def _memory_of(kind: str, case: str, backward: bool) -> float:
-    """MB that one call needs beyond what is there before it, in a fresh process."""
+    """Returns the MB that one call needs, measured in a new process."""
     command = [sys.executable, __file__, "--memory", kind, case, "both" if backward else "forward"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -1,5 +1,5 @@
-"""Multi-scale deformable attention in Triton, for comparison with the compiled kernels: forward and backward with
-atomic additions, one program per block of queries and head, all channels side by side."""
+"""Multi-scale deformable attention in Triton, for comparison with the compiled kernels: forward, and backward with
+atomic additions; one program per block of queries and head, for all channels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @triton.jit
 def _corner(x0, y0, fx, fy, dx: tl.constexpr, dy: tl.constexpr, width, height, start, live):
-    """Row, bilinear weight and validity of the corner (x0 + dx, y0 + dy)."""
+    """Returns row, bilinear weights and validity of the corner (x0 + dx, y0 + dy)."""
     x, y = x0 + dx, y0 + dy
     wx = fx if dx else 1 - fx
     wy = fy if dy else 1 - fy
@@ -133,8 +133,8 @@ def _gather_kernel(value, index, output, count, COUNT: tl.constexpr, D: tl.const
 
 
 def gather_rows(value: Tensor, index: Tensor) -> Tensor:
-    """Sums of rows of value (R, D) at index (items, count) int32: what a forward pass does, without its arithmetic.
-    The bytes of the rows over its time are the limit that the forward pass is measured against."""
+    """Returns sums of rows of value (R, D) at index (items, count) int32: the memory accesses of a forward pass without
+    its arithmetic, which give an upper limit of its bandwidth."""
     items, count = index.shape
     output = value.new_empty(items, value.shape[1])
     _gather_kernel[(-(-items // 32),)](value, index, output, items, COUNT=count, D=value.shape[1], BLOCK=32)
@@ -142,7 +142,7 @@ def gather_rows(value: Tensor, index: Tensor) -> Tensor:
 
 
 class TritonOp(torch.autograd.Function):
-    """value (N, S, M, D) with D a power of two, shapes (L, 2) int64 on its device, locations, weights: contiguous."""
+    """Takes contiguous value (N, S, M, D), D a power of two, shapes (L, 2) int64 on its device, locations, weights."""
 
     BLOCK = 32
 

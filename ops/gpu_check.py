@@ -1,14 +1,14 @@
-"""Everything that only a GPU can show, in one command; writes a report as JSON.
+"""Runs all checks that need a GPU and writes a report as JSON.
 
     python3 ops/gpu_check.py                    # from the repository, on a machine with a GPU and nvcc
-    python3 ops/gpu_check.py --only tests       # build, tests, memcheck, racecheck or benchmark; commas between several
+    python3 ops/gpu_check.py --only build,tests # steps: build, tests, memcheck, racecheck, benchmark
     python3 ops/gpu_check.py --bench "--original DIR --repeat 100"
-    python3 ops/gpu_check.py --dry-run          # no GPU: builds for sm_90, tests skip, a tiny benchmark on the CPU
+    python3 ops/gpu_check.py --dry-run          # without a GPU: builds for sm_90, skips tests, tiny benchmark
 
-Steps: build the library for the local GPU; tests/ops on it; compute-sanitizer memcheck and racecheck over a part of the
-tests; benchmarks/bench_op_cuda.py. Each step's output goes to the folder --out (default: ops/build/gpu_check), and so
-does report.json: the GPU, the versions, the date, each step's result and the benchmark's figures. Nothing is installed
-and the repository is left as it is: the library is built in that folder.
+Steps: build the library for the local GPU; run tests/ops; run a part of them under compute-sanitizer's memcheck and
+racecheck; run benchmarks/bench_op_cuda.py. The folder --out (default: ops/build/gpu_check) receives the library, the
+output of each step, and report.json with the GPU, versions, date, results and timings. Nothing is installed, and the
+rest of the repository is not changed.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ OPS = Path(__file__).resolve().parent
 ROOT = OPS.parent
 TESTS = ROOT / "tests" / "ops"
 STEPS = ("build", "tests", "memcheck", "racecheck", "benchmark")
-# compute-sanitizer slows kernels down a hundred times: the usual size and the odd ones, no compile, no large memory.
+# compute-sanitizer makes kernels about a hundred times slower: no large sizes, no torch.compile.
 SANITIZED = "test_cuda.py and (test_against_reference or test_non_finite) and not 3000 and not opcheck"
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--confcutdir={TESTS}", "--import-mode=importlib"]
 
 
 class Check:
-    """The steps' common state: where things are, and what has come out so far."""
+    """Paths and results shared by the steps."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.out: Path = args.out.resolve()
-        self.package = self.out / "package"  # a copy of ops/ms_deform_attn beside the library built here
+        self.package = self.out / "package"  # a copy of ops/ms_deform_attn with the library built here
         self.report: dict[str, Any] = {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         }
@@ -50,7 +50,7 @@ class Check:
         self.report["steps"] = {}
 
     def run(self, name: str, command: Sequence[str], success: int = 0, **environment: str) -> bool:
-        """Runs a command with its output in a file; records and says how it ended."""
+        """Runs a command with its output in a file; records and prints its result."""
         log = self.out / f"{name}.log"
         env = os.environ | {"PYTHONPATH": str(self.package), "MS_DEFORM_ATTN_REQUIRE": "1"} | environment
         begin = time.monotonic()
@@ -75,7 +75,7 @@ class Check:
         command += ["--build-temp", str(self.out / "objects")]
         arch = self.args.arch or ("90" if self.args.dry_run else _local_architecture())
         self.report["architecture"] = arch
-        loads = "from ms_deform_attn._library import LIBRARIES as found; print(found); assert 'cuda' in found"
+        loads = "from ms_deform_attn.library import LIBRARIES as found; print(found); assert 'cuda' in found"
         return (
             self.run("build", command, FORCE_CUDA="1", MS_DEFORM_ATTN_CUDA_ARCH=arch)
             and self.run("load", [sys.executable, "-P", "-c", loads])
@@ -83,7 +83,7 @@ class Check:
         )
 
     def tests(self) -> bool:
-        # In a dry run test_cuda.py must import, and skip: pytest's exit status for "no tests" is 5.
+        # In a dry run test_cuda.py must import and be skipped: pytest exits with 5 if no test ran.
         path, success = (TESTS / "test_cuda.py", 5) if self.args.dry_run else (TESTS, 0)
         return self.run("tests", [sys.executable, *PYTEST, "-rs", "-m", self.args.marks, str(path)], success)
 
@@ -93,11 +93,11 @@ class Check:
         command = [found or "compute-sanitizer", *options, sys.executable, *PYTEST, "-x", "-k", SANITIZED]
         command.append(str(TESTS / "test_cuda.py"))
         if found is None or self.args.dry_run:
-            why = "a dry run" if self.args.dry_run else "compute-sanitizer is not on this machine"
+            why = "a dry run" if self.args.dry_run else "compute-sanitizer is not installed"
             self.report["steps"][tool] = {"exit status": None, "last line": f"not run: {why}", "command": command}
             print(f"{tool}: NOT RUN ({why}): {shlex.join(command)}", flush=True)
             return self.args.dry_run
-        # PyTorch's allocator would hide overruns that stay within its own blocks.
+        # Without caching, as overruns within blocks of PyTorch's allocator would not be detected.
         return self.run(tool, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
     def memcheck(self) -> bool:
@@ -131,7 +131,7 @@ def _torch(expression: str) -> str:
 def _local_architecture() -> str:
     arch = _torch("'%d%d' % torch.cuda.get_device_capability() if torch.cuda.is_available() else ''")
     if not arch:
-        raise SystemExit("there is no GPU that torch can use; --dry-run checks this script without one")
+        raise SystemExit("torch finds no GPU; --dry-run checks this script without one")
     return arch
 
 
@@ -145,7 +145,7 @@ def _print_table(result: dict[str, Any]) -> None:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(STEPS), help="steps, with commas between them")
+    parser.add_argument("--only", default=",".join(STEPS), help="comma-separated steps")
     parser.add_argument("--arch", help="compute capability to build for, as MS_DEFORM_ATTN_CUDA_ARCH (default: local)")
     parser.add_argument("--marks", default="not slow", help="pytest's -m for the tests")
     parser.add_argument("--bench", default="", help="arguments for benchmarks/bench_op_cuda.py, as one string")
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check.report |= {"python": platform.python_version(), "torch": _torch("torch.__version__")}
     check.report["gpu"] = "" if check.args.dry_run else _torch("torch.cuda.get_device_name()")
     check.report["nvcc"] = (_text(["nvcc", "--version"]).splitlines() or [""])[-1]
-    # A failed build ends the run; a failed check does not, the others are still worth having.
+    # Only a failed build ends the run: the other steps are independent.
     results = []
     for step in check.args.steps:
         results.append(getattr(check, step)())

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds one wheel and runs the operator's tests with it in every virtual environment given as an argument; each
-# holds another Python and torch, pytest and hypothesis. Nothing is compiled in those environments.
+# Builds one wheel and runs the operator's tests with it in every virtual environment given as an argument. Each
+# environment needs torch, pytest and hypothesis; nothing is compiled there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
