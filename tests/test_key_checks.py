@@ -22,6 +22,7 @@ def make(**keys):
     ("keys", "named"),
     [
         ({"TEST__AUG__MIN_SIZES": ()}, r"TEST.AUG.MIN_SIZES must be positive sizes in pixels, got \(\)"),
+        ({"TEST__AUG__MIN_SIZES": (0, 40)}, "TEST.AUG.MIN_SIZES must be positive"),
         ({"TEST__AUG__MAX_SIZE": 0}, "TEST.AUG.MAX_SIZE must be .*, got 0"),
         ({"MODEL__DETR__TTA_NMS_THRESH": 5.0}, r"MODEL.DETR.TTA_NMS_THRESH must be an IoU in \[0, 1\], got 5.0"),
         ({"MODEL__DETR__PANOPTIC__ENABLED": True}, "TEST.AUG.ENABLED cannot be combined with panoptic segmentation"),

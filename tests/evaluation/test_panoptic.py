@@ -1,4 +1,4 @@
-"""Panoptic quality against cases worked out by hand."""
+"""Panoptic quality of cases that are computed by hand."""
 
 import numpy as np
 import pytest
@@ -18,28 +18,27 @@ def segments(**categories):
     return [{"id": int(name[1:]), "category_id": category} for name, category in categories.items()]
 
 
-def measured(true_ids, truth, found_ids, found):
+def measured(true_ids, truth, pred_ids, pred):
     quality = PanopticQuality(KINDS)
-    quality.add(true_ids, truth, found_ids, found)
+    quality.add(true_ids, truth, pred_ids, pred)
     return quality.compute({THING: "thing", OTHER: "other", STUFF: "stuff"})
 
 
 def test_a_perfect_prediction():
-    ids = strip((1, 10), (2, 20), (3, 30))
-    listed = segments(s1=THING, s2=THING, s3=STUFF)
+    ids, listed = strip((1, 10), (2, 20), (3, 30)), segments(s1=THING, s2=THING, s3=STUFF)
     metrics = measured(ids, listed, ids + 100, [{**item, "id": item["id"] + 100} for item in listed])
     assert all(metrics[name + part] == 100 for name in ("PQ", "SQ", "RQ") for part in ("", "_th", "_st"))
     assert metrics["PQ-thing"] == metrics["PQ-stuff"] == 100 and np.isnan(metrics["PQ-other"])
 
 
 def test_iou_false_positives_and_false_negatives():
-    # thing 1: 10 pixels, found 8 of them and 2 beside: IoU 8/12. thing 2 is not found; segment 3 is nothing.
+    # Thing 1 has 10 pixels, its prediction 8 of them and 2 others: IoU 8/12. Thing 2 has no prediction.
     true_ids = strip((1, 10), (2, 10), (7, 20))
-    found_ids = strip((5, 2), (1, 8), (1, 2), (9, 8), (5, 20))
+    pred_ids = strip((5, 2), (1, 8), (1, 2), (9, 8), (5, 20))
     metrics = measured(
-        true_ids, segments(s1=THING, s2=THING, s7=STUFF), found_ids, segments(s1=THING, s9=OTHER, s5=STUFF)
+        true_ids, segments(s1=THING, s2=THING, s7=STUFF), pred_ids, segments(s1=THING, s9=OTHER, s5=STUFF)
     )
-    # stuff: 20 of 22 pixels: IoU 20/22. thing: TP 1 (8/12), FN 1. other: FP 1.
+    # Stuff: IoU 20/22. Thing: one true positive (8/12), one false negative. Other: one false positive.
     thing, stuff = (8 / 12) / (1 + 0.5), 20 / 22
     assert metrics["PQ-thing"] == pytest.approx(100 * thing)
     assert metrics["PQ-stuff"] == pytest.approx(100 * stuff)
@@ -50,41 +49,38 @@ def test_iou_false_positives_and_false_negatives():
     assert metrics["RQ_th"] == pytest.approx(100 * (1 / 1.5) / 2)
 
 
-def test_half_an_overlap_is_no_match():
+def test_a_match_needs_an_iou_above_one_half():
     metrics = measured(strip((1, 10), (0, 10)), segments(s1=THING), strip((0, 5), (1, 5), (0, 10)), segments(s1=THING))
     assert metrics["PQ"] == 0  # IoU 5/10 exactly: one false positive, one false negative
     metrics = measured(strip((1, 11), (0, 9)), segments(s1=THING), strip((0, 5), (1, 6), (0, 9)), segments(s1=THING))
     assert metrics["SQ"] == pytest.approx(100 * 6 / 11)
 
 
-def test_void_of_the_truth_is_taken_off_the_union():
-    # found: 8 pixels of thing 1 and 8 of void; the union is 10 + 16 - 8 - 8.
+def test_void_is_not_part_of_the_union():
+    # prediction: 8 pixels of thing 1 and 8 of void; the union is 10 + 16 - 8 - 8.
     metrics = measured(strip((1, 10), (0, 10)), segments(s1=THING), strip((0, 2), (1, 16), (0, 2)), segments(s1=THING))
     assert metrics["SQ"] == pytest.approx(80) and metrics["RQ"] == 100
 
 
-def test_predictions_mostly_in_void_do_not_count():
-    true_ids = strip((1, 10), (0, 10))
-    listed = segments(s1=THING)
-    for inside, counted in ((6, False), (5, True)):  # of 10 pixels: exactly half still counts
-        found_ids = strip((1, inside), (2, 10 - inside), (2, inside), (0, 10 - inside))
-        metrics = measured(true_ids, listed, found_ids, segments(s1=THING, s2=OTHER))
-        assert (metrics["PQ-other"] == 0) == counted and np.isnan(metrics["PQ-other"]) != counted
+@pytest.mark.parametrize(("inside", "is_counted"), [(6, False), (5, True)])
+def test_predictions_with_more_than_half_void_are_ignored(inside, is_counted):
+    pred_ids = strip((1, inside), (2, 10 - inside), (2, inside), (0, 10 - inside))
+    metrics = measured(strip((1, 10), (0, 10)), segments(s1=THING), pred_ids, segments(s1=THING, s2=OTHER))
+    assert (metrics["PQ-other"] == 0) == is_counted and np.isnan(metrics["PQ-other"]) != is_counted
 
 
-def test_crowds_need_not_be_found_and_excuse_predictions_of_their_category_only():
+def test_crowds_are_optional_and_excuse_predictions_of_their_category_only():
     true_ids = strip((1, 10), (2, 20))
     truth = [{"id": 1, "category_id": STUFF}, {"id": 2, "category_id": THING, "iscrowd": 1}]
-    found_ids = strip((1, 10), (5, 20))
-    alone = measured(true_ids, truth, strip((1, 10), (0, 20)), segments(s1=STUFF))
-    assert alone["PQ"] == 100 and np.isnan(alone["PQ_th"])
-    same = measured(true_ids, truth, found_ids, segments(s1=STUFF, s5=THING))
+    missed = measured(true_ids, truth, strip((1, 10), (0, 20)), segments(s1=STUFF))
+    assert missed["PQ"] == 100 and np.isnan(missed["PQ_th"])
+    same = measured(true_ids, truth, strip((1, 10), (5, 20)), segments(s1=STUFF, s5=THING))
     assert same["PQ"] == 100 and np.isnan(same["PQ-thing"])
-    other = measured(true_ids, truth, found_ids, segments(s1=STUFF, s5=OTHER))
+    other = measured(true_ids, truth, strip((1, 10), (5, 20)), segments(s1=STUFF, s5=OTHER))
     assert other["PQ-other"] == 0
 
 
-def test_images_add_up():
+def test_counts_are_summed_over_images():
     quality = PanopticQuality(KINDS)
     ids, listed = strip((1, 10)), segments(s1=THING)
     quality.add(ids, listed, ids, listed)
@@ -95,7 +91,7 @@ def test_images_add_up():
 
 
 @pytest.mark.parametrize(
-    ("found_ids", "found", "said"),
+    ("pred_ids", "pred", "message"),
     [
         (strip((1, 9)), segments(s1=THING), r"\(1, 10\) pixels"),
         (strip((1, 5), (4, 5)), segments(s1=THING), r"ids \[4\] are not listed"),
@@ -103,6 +99,6 @@ def test_images_add_up():
         (strip((1, 10)), segments(s1=55), r"categories \[55\]"),
     ],
 )
-def test_inconsistent_predictions(found_ids, found, said):
-    with pytest.raises(ValueError, match=said):
-        measured(strip((1, 10)), segments(s1=THING), found_ids, found)
+def test_inconsistent_predictions(pred_ids, pred, message):
+    with pytest.raises(ValueError, match=message):
+        measured(strip((1, 10)), segments(s1=THING), pred_ids, pred)
