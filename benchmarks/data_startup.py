@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
 """Time and memory from process start to the first image of a training on a COCO-size annotation file.
 
-    python benchmarks/data_startup.py --data DIR [--before CHECKOUT] [--engine standalone|detectron2] [--masks] [--runs
-    N]
+    python benchmarks/data_startup.py --data DIR [--before CHECKOUT] [--engine ENGINE] [--masks] [--runs N]
 
 The data set is generated in DIR once: 118,000 images (empty files) with 860,000 annotations whose polygons are as long
 as COCO's, about 450 MB of JSON, and a validation set of 5,000 images with 36,500 annotations. Every run is a new
 process that executes the checkout's ``train_net.py`` on the CPU: config, checks of both data sets, records, model,
 optimizer, sampler and two loader workers. It ends where a worker opens the first image file; the worker then stores the
-time since process start and the peak resident memory (VmHWM) of the training process. With ``--before`` the two
-checkouts take turns, and the ratios of their fastest runs and of their smallest peaks are printed. Close other programs
-first.
+time since process start, and the CPU time and peak resident memory (VmHWM) of the training process. With ``--before``
+the two checkouts take turns, and the ratios of their fastest runs and smallest peaks are printed. Wall time is
+comparable on an idle machine only; on a busy one, compare CPU time.
 """
 
 import argparse
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+KEYS = ("seconds", "cpu_seconds", "megabytes")
 SPLITS = {"train": (118_000, 860_000), "val": (5_000, 36_500)}
 # Executed in place of train_net.py: a worker's first Image.open ends the run.
 PROBE = """
@@ -36,7 +36,9 @@ def stop(*_, **__):
     status = dict(line.split(":", 1) for line in open(f"/proc/{parent}/status") if ":" in line)
     try:
         with open(out, "x") as file:
-            json.dump({"seconds": time.time() - started, "megabytes": int(status["VmHWM"].split()[0]) / 1024}, file)
+            ticks = open(f"/proc/{parent}/stat").read().rsplit(")", 1)[1].split()[11:13]
+            values = {"seconds": time.time() - started, "megabytes": int(status["VmHWM"].split()[0]) / 1024}
+            json.dump(values | {"cpu_seconds": sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")}, file)
     except FileExistsError:
         pass
     os._exit(0)
@@ -96,7 +98,7 @@ def _shape(random: np.random.Generator) -> str:
 
 
 def measure(checkout: Path, engine: str, data: Path, masks: bool) -> dict[str, float]:
-    """Runs one training up to its first image: ``seconds`` and ``megabytes``."""
+    """Runs one training up to its first image and returns the values of `KEYS`."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "result.json")
         recipe = "deformable_detr_r50_instance" if masks else "deformable_detr_r50_50ep"
@@ -119,7 +121,7 @@ def measure(checkout: Path, engine: str, data: Path, masks: bool) -> dict[str, f
 
 
 def main() -> None:
-    """Prints seconds and megabytes of each checkout and engine, and ratios after / before."""
+    """Prints the values of `KEYS` for each checkout and engine, and ratios after / before."""
     parser = argparse.ArgumentParser(description="Measures the start of a training on a COCO-size annotation file.")
     parser.add_argument("--data", required=True, type=Path, help="folder of the generated data set")
     parser.add_argument("--checkout", type=Path, default=Path(__file__).parents[1], help="default: this one")
@@ -136,15 +138,12 @@ def main() -> None:
         for _ in range(args.runs):
             for name, checkout in checkouts.items():
                 found[name].append(measure(checkout, engine, args.data.resolve(), args.masks))
-        best = {
-            name: {key: min(run[key] for run in runs) for key in ("seconds", "megabytes")}
-            for name, runs in found.items()
-        }
+        best = {name: {key: min(run[key] for run in runs) for key in KEYS} for name, runs in found.items()}
         for name, values in best.items():
-            print(f"{engine:11} {name:7} {values['seconds']:7.1f} s {values['megabytes']:8.0f} MB", flush=True)
+            print(f"{engine:11} {name:7}", *(f"{values[key]:8.1f} {key}" for key in KEYS), flush=True)
         if args.before:
-            ratios = [best["after"][key] / best["before"][key] for key in ("seconds", "megabytes")]
-            print(f"{engine:11} ratio   {ratios[0]:7.2f}   {ratios[1]:8.2f}", flush=True)
+            ratios = [best["after"][key] / best["before"][key] for key in KEYS]
+            print(f"{engine:11} ratio  ", *(f"{ratio:8.2f} {key}" for ratio, key in zip(ratios, KEYS, strict=True)))
 
 
 if __name__ == "__main__":
