@@ -30,18 +30,10 @@ def test_pixels_in_both_orders(file, pixels):
 
 @pytest.mark.parametrize(
     ("orientation", "upright"),
-    [
-        (1, lambda p: p),
-        (2, lambda p: p[:, ::-1]),
-        (3, lambda p: p[::-1, ::-1]),
-        (4, lambda p: p[::-1]),
-        (5, lambda p: p.transpose(1, 0, 2)),
-        (6, lambda p: np.rot90(p, -1)),
-        (7, lambda p: np.rot90(p, 2).transpose(1, 0, 2)),
-        (8, lambda p: np.rot90(p)),
-        (99, lambda p: p),
-    ],
-)
+    [(1, lambda p: p), (2, lambda p: p[:, ::-1]), (3, lambda p: p[::-1, ::-1]), (4, lambda p: p[::-1]),
+     (5, lambda p: p.transpose(1, 0, 2)), (6, lambda p: np.rot90(p, -1)),
+     (7, lambda p: np.rot90(p, 2).transpose(1, 0, 2)), (8, lambda p: np.rot90(p)), (99, lambda p: p)],
+)  # fmt: skip
 def test_exif_orientation(tmp_path, pixels, orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation

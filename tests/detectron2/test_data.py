@@ -1,10 +1,13 @@
-"""The number of classes, the project's data sets in Detectron2's catalogs, and the evaluators."""
+"""Data sets in Detectron2's catalogs: classes, reading, evaluators."""
+
+from itertools import islice
 
 import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.evaluation import COCOEvaluator, LVISEvaluator, PascalVOCDetectionEvaluator
 from detectron2.modeling import build_model
 
@@ -90,6 +93,23 @@ def test_a_plain_list_of_records_is_a_data_set_too(make_cfg, coco_files):
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("plain_records",)
     check(cfg)
     assert data.resolve_num_classes(cfg) == 3
+
+
+def test_registered_files_are_read_by_the_projects_reader(make_cfg, coco_files):
+    data.register("registered_file", *coco_files)
+    cfg = make_cfg(DATALOADER__SAMPLER_TRAIN="RepeatFactorTrainingSampler", DATALOADER__REPEAT_THRESHOLD=1.0)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("registered_file",)
+    found, theirs = data.training_data(cfg), get_detection_dataset_dicts("registered_file")
+    assert list(found["dataset"]) == theirs
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(theirs, 1.0)
+    expected = RepeatFactorTrainingSampler(factors, seed=cfg.SEED)
+    assert list(islice(iter(found["sampler"]), 50)) == list(islice(iter(expected), 50))
+    assert [record["image_id"] for record in data.test_data(cfg, "registered_file")] == list(range(1, 9))
+    # A function may return a part of the file only.
+    DatasetCatalog.register("part_of_a_file", lambda: theirs[:3])
+    MetadataCatalog.get("part_of_a_file").set(json_file=coco_files[0], image_root=coco_files[1], evaluator_type="coco")
+    cfg.DATASETS.TRAIN = ("part_of_a_file",)
+    assert data.training_data(cfg) == {} and data.test_data(cfg, "part_of_a_file") is None
 
 
 @pytest.mark.parametrize(

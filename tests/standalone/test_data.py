@@ -1,5 +1,9 @@
 """Training and evaluation data: images and boxes are transformed together, and reproducibly."""
 
+import builtins
+import io
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from projects_deformable_detr import get_cfg
 from projects_deformable_detr.config.training import augmentation_policy
 from projects_deformable_detr.data.images import resize_shortest_edge
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.standalone import main
 from projects_deformable_detr.standalone.augment import augment
 from projects_deformable_detr.standalone.batch import collate
 from projects_deformable_detr.standalone.data import DetectionDataset
@@ -155,3 +160,23 @@ def test_the_config_chooses_the_policy() -> None:
     cfg = get_cfg("standalone")
     cfg.INPUT.MIN_SIZE_TEST = 123
     assert augmentation_policy(cfg, is_train=False).min_sizes == (123,)
+
+
+def test_a_run_decodes_every_annotation_file_once(
+    make_args: Callable[..., Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = make_args(tmp_path / "output", "SOLVER.MAX_ITER", 1)
+    files = {}
+    for index, (name, json_file, image_root) in enumerate(args.register):
+        files[name] = tmp_path / f"{index}.json"  # not in the cache yet
+        files[name].write_bytes(Path(json_file).read_bytes())
+        args.register[index] = (f"{name}_copy", str(files[name]), image_root)
+    args.opts += ["DATASETS.TRAIN", "('tiny_train_copy',)", "DATASETS.TEST", "('tiny_val_copy',)"]
+    read: list[str] = []
+    open_file = io.open
+    monkeypatch.setattr(
+        io, "open", lambda file, *rest, **options: read.append(str(file)) or open_file(file, *rest, **options)
+    )
+    monkeypatch.setattr(builtins, "open", io.open)
+    main(args)
+    assert [read.count(str(file)) for file in files.values()] == [1] * len(files)
