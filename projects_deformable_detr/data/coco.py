@@ -88,9 +88,11 @@ def clip(boxes: Array, sizes: Array) -> Array:
     Boxes inside their image are returned exactly as they are.
     """
     limits = sizes[..., ::-1]
-    low, high = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, :2] + boxes[:, 2:], limits)
-    is_inside = np.all((boxes[:, :2] >= 0) & (boxes[:, :2] + boxes[:, 2:] <= limits), axis=1)
-    return np.where(is_inside[:, None], boxes, np.concatenate([low, high - low], axis=1))
+    with np.errstate(over="ignore", invalid="ignore"):  # boxes that are not finite are reported before
+        stop = boxes[:, :2] + boxes[:, 2:]
+        low, high = np.maximum(boxes[:, :2], 0), np.minimum(stop, limits)
+        is_inside = np.all((boxes[:, :2] >= 0) & (stop <= limits), axis=1)
+        return np.where(is_inside[:, None], boxes, np.concatenate([low, high - low], axis=1))
 
 
 def load(
@@ -98,10 +100,45 @@ def load(
 ) -> CocoRecords:
     """Loads a data set in COCO's instances format or LVIS's; see `load_dataset` for the arguments."""
     may_be_empty = for_evaluation and max_objects is None
+    drop, problems = invalid_boxes == "drop", Problems()
+    check, segmentations = _read(spec, masks, KEYS[:2] if may_be_empty else KEYS, problems)
+    images, table, is_lvis = check.images, check.table, lvis.is_lvis(check.images)
+    check.ids(needs_area=for_evaluation, needs_crowd=for_evaluation and not is_lvis)
+    check.boxes(drop=drop)
+    if segmentations is not None:
+        check.masks(segmentations, drop=drop)
+    if is_lvis:
+        lvis.check_absent_categories(images, table["image_id"], table["category_id"], problems)
+    is_object = check.is_used & ~table["iscrowd"]
+    summary = Summary(
+        spec.name,
+        class_names=tuple(check.categories.values()),
+        category_ids=tuple(check.categories),
+        num_things=len(check.categories),
+        num_images=len(images),
+        num_annotations=int(check.is_used.sum()),
+        num_crowd=int((check.is_used & table["iscrowd"]).sum()),
+        dropped=len(check.dropped),
+        clipped=check.clipped,
+        most_objects=check_counts(images, check.owners[is_object], max_objects, problems),
+        is_lvis=is_lvis,
+    )
+    if not summary.most_objects and not may_be_empty and not problems:
+        problems.add("empty list of objects", "'annotations' has none to train on", "List the objects' boxes there.")
+    problems.raise_if_any(spec.name, spec.json_file)
+    _warn(spec, summary, check.dropped, len(table))
+    records = CocoRecords(spec, summary, images, check.spans, check.labels, table["iscrowd"], check.is_used)
+    records.table, records.segmentations = table, segmentations
+    return records
+
+
+def _read(
+    spec: DatasetSpec, masks: bool, needed: tuple[str, ...], problems: Problems
+) -> tuple["_Check", Segmentations | None]:
+    """Decodes the file; the structs of its annotations are released when this function returns."""
     kind = MaskAnnotation if masks else Annotation
-    problems = Problems()
     with paused_gc():
-        content = read_content(spec, kind, KEYS[:2] if may_be_empty else KEYS)
+        content = read_content(spec, kind, needed)
         images = convert_images(content.images, problems)
         is_lvis = lvis.is_lvis(images)
         if is_lvis:
@@ -115,53 +152,30 @@ def load(
         owners = positions(np.array(list(file_names), np.int64), table["image_id"])
         order = np.argsort(owners, kind="stable")
         segmentations = take_segmentations(rows, order) if masks else None
-        del content, rows
-    check = _Check(images, categories, table[order], owners[order], problems)
-    check.ids(needs_area=for_evaluation, needs_crowd=for_evaluation and not is_lvis)
-    check.boxes(drop=invalid_boxes == "drop")
-    if segmentations is not None:
-        check.masks(segmentations, drop=invalid_boxes == "drop")
-    if is_lvis:
-        lvis.check_absent_categories(images, check.table["image_id"], check.table["category_id"], problems)
-    is_object = check.is_used & ~check.table["iscrowd"]
-    most_objects = check_counts(images, check.owners[is_object], max_objects, problems)
-    num_used = int(check.is_used.sum())
-    num_crowd = int(check.table["iscrowd"][check.is_used].sum())
-    if num_used == num_crowd and not may_be_empty and not problems:
-        problems.add("empty list of objects", "'annotations' has none to train on", "List the objects' boxes there.")
-    problems.raise_if_any(spec.name, spec.json_file)
+    return _Check(images, categories, table[order], owners[order], problems), segmentations
 
+
+def _warn(spec: DatasetSpec, summary: Summary, dropped: list[int], total: int) -> None:
     source = f"data set {spec.name} ({spec.json_file})"
-    if num_used == num_crowd:
+    if not summary.most_objects:
         _warn_once(f"{source} has no objects: there are no metrics to compute on it")
-    if check.dropped:
+    if dropped:
         _warn_once(
-            f"{source}: {len(check.dropped)} of {len(check.table)} annotations are left out, as their boxes or masks "
-            f"have no area (annotation ids {', '.join(map(str, check.dropped[:5]))}{', …' * (len(check.dropped) > 5)})"
+            f"{source}: {len(dropped)} of {total} annotations are left out, as their boxes or masks have no area "
+            f"(annotation ids {', '.join(map(str, dropped[:5]))}{', …' * (len(dropped) > 5)})"
         )
-    summary = Summary(
-        spec.name,
-        class_names=tuple(categories.values()),
-        category_ids=tuple(categories),
-        num_things=len(categories),
-        num_images=len(images),
-        num_annotations=num_used,
-        num_crowd=num_crowd,
-        dropped=len(check.dropped),
-        clipped=check.clipped,
-        most_objects=most_objects,
-        is_lvis=is_lvis,
-    )
-    columns = check.spans, check.labels, check.table["iscrowd"], check.is_used
-    records = CocoRecords(spec, summary, images, *columns)
-    records.table, records.segmentations = check.table, segmentations
-    return records
+
+
+@cache
+def _warn_once(message: str) -> None:
+    _logger.warning(message)
 
 
 class _Check:
     """Checks of a table of annotations. A row with a fault is excluded from later checks.
 
     Attributes:
+        images, categories: those of the file.
         table: annotations, ordered by image.
         spans: (images, 2) first row of each image, and the one after its last.
         labels: (annotations,) contiguous class ids.
@@ -174,6 +188,7 @@ class _Check:
         self, images: list[ImageEntry], categories: dict[int, str], table: Array, owners: Array, problems: Problems
     ) -> None:
         self.images = images
+        self.categories = categories
         self.table = table
         self.owners = owners
         self.problems = problems
@@ -285,8 +300,3 @@ class _Check:
         else:
             remedy += " Or set `invalid_boxes` to drop, which leaves such polygons out."
             self._reject("polygons of fewer than three points", has_short, self._name, remedy)
-
-
-@cache
-def _warn_once(message: str) -> None:
-    _logger.warning(message)
