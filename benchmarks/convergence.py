@@ -3,10 +3,9 @@
 
 benchmarks/convergence.py [--work DIR] [--images 1500] [--models detr_dc5 deformable …] [--jobs 2] [--report DIR]
 
-Every model trains on the same images with benchmarks/convergence.yaml, from scratch, DETR for longer; all are
-evaluated as they train. A model that is finished in --work is not trained again. About an hour and a half of
-processor time for the default size, so the better half of an hour on two cores; --size r50 is for a GPU.
-The report, a table and a plot (matplotlib), goes to --report.
+Trains all models on the same images with benchmarks/convergence.yaml, from scratch, DETR for longer, and evaluates them
+after each epoch. Models that are finished in --work are not trained again. Takes about 90 minutes of CPU time with the
+default size, 45 minutes on two cores; --size r50 is for a GPU. Writes a table and a plot (matplotlib) to --report.
 """
 
 import argparse
@@ -25,18 +24,18 @@ _SINGLE |= {"MODEL.DETR.IN_FEATURES": "['res5']", "MODEL.DETR.NUM_FEATURE_LEVELS
 
 @dataclass(frozen=True)
 class Model:
-    """A row of the table: its title, how many epochs it trains for, and what its config changes."""
+    """A row of the table: title, number of epochs, and config keys."""
 
     title: str
     epochs: int
     keys: dict[str, str]
 
 
-# DETR's own rate: at Deformable DETR's its loss stays where it is, and jumps up after 20 epochs.
+# The learning rate of DETR's paper: with Deformable DETR's the loss does not decrease, and jumps up after 20 epochs.
 _DETR = {"MODEL.META_ARCHITECTURE": "DETR", "SOLVER.BASE_LR": "0.0001", **_SINGLE}
 _REFINE = {"MODEL.DETR.WITH_BOX_REFINE": "True"}
 MODELS = {
-    # Softmax losses weigh less beside the boxes', as in DETR's paper.
+    # The weight of the softmax loss relative to the box losses is that of DETR's paper.
     "detr_dc5": Model("DETR-DC5", 40, {**_DETR, "MODEL.DETR.COST_CLASS": "1.0", "MODEL.DETR.CLASS_WEIGHT": "1.0"}),
     "detr_dc5_plus": Model("DETR-DC5+ (focal loss)", 40, {**_DETR, "MODEL.DETR.CLASS_LOSS": "focal"}),
     "deformable": Model("Deformable DETR", 15, {}),
@@ -62,7 +61,7 @@ SIZES: dict[str, dict[str, str]] = {
 
 
 def options(name: str, args: argparse.Namespace) -> dict[str, str]:
-    """The config keys of a model: the size's, the model's, and the schedule, which drops at 80 % as in the papers."""
+    """Returns the config keys of a model; the learning rate drops after 80 % of the iterations, as in the papers."""
     model, size = MODELS[name], SIZES[args.size]
     batch = int(size.get("SOLVER.IMS_PER_BATCH", "8"))
     epoch = max(1, args.images // batch)
@@ -79,13 +78,13 @@ def options(name: str, args: argparse.Namespace) -> dict[str, str]:
 
 
 def train(name: str, args: argparse.Namespace) -> None:
-    """Trains and evaluates one model in a process of its own, unless it is finished."""
+    """Trains and evaluates one model in a new process, unless it is finished."""
     keys = options(name, args)
     folder = Path(keys["OUTPUT_DIR"])
     if (folder / "model_final.pth").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").unlink(missing_ok=True)  # of a run that was broken off
+    (folder / "metrics.json").unlink(missing_ok=True)  # of an interrupted run
     command = [sys.executable, str(ROOT / "train_net.py"), "--engine", args.engine]
     command += ["--config-file", str(ROOT / "benchmarks/convergence.yaml")]
     command += [part for pair in keys.items() for part in pair]
@@ -95,11 +94,11 @@ def train(name: str, args: argparse.Namespace) -> None:
     with open(folder / "output.txt", "w") as output:
         status = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
     if status.returncode:
-        raise SystemExit(f"{name}: train_net.py ended with status {status.returncode}; see {output.name}")
+        raise SystemExit(f"{name}: train_net.py failed with status {status.returncode}; see {output.name}")
 
 
 def make_data(args: argparse.Namespace) -> None:
-    """The shapes data set, of which larger ones begin with the images of smaller ones."""
+    """Generates the shapes data set."""
     folder = args.work / "shapes"
     if not (folder / "annotations/instances_val.json").exists():
         module = "projects_deformable_detr.shapes"
@@ -108,25 +107,25 @@ def make_data(args: argparse.Namespace) -> None:
 
 
 def read_curve(name: str, args: argparse.Namespace) -> list[tuple[float, float, float]]:
-    """(epoch, AP, AP_small) of every evaluation."""
+    """Returns (epoch, AP, AP_small) of every evaluation."""
     keys = options(name, args)
     epoch = int(keys["TEST.EVAL_PERIOD"])
     points = {}
     for line in (Path(keys["OUTPUT_DIR"]) / "metrics.json").read_text().splitlines():
         record = json.loads(line)
         if "bbox/AP" in record:
-            done = round((record["iteration"] + 1) / epoch)  # Detectron2 counts from 0, and may be one off
+            done = round((record["iteration"] + 1) / epoch)  # Detectron2 counts from 0 and may be off by one
             points[done] = (float(done), record["bbox/AP"], record["bbox/APs"])
     return [points[key] for key in sorted(points)]
 
 
 def first_epoch(curve: list[tuple[float, float, float]], column: int, wanted: float) -> float | None:
-    """The first epoch whose AP (column 1) or AP_small (2) is at least ``wanted``."""
+    """Returns the first epoch whose AP (column 1) or AP_small (column 2) is at least ``wanted``."""
     return next((point[0] for point in curve if point[column] >= wanted), None)
 
 
 def table(curves: dict[str, list[tuple[float, float, float]]]) -> str:
-    """The final numbers, and how soon each model has reached those of the first, which is DETR."""
+    """Returns a table of the final metrics, and of the epochs to the final metrics of the first model, DETR."""
     base, *_ = curves.values()
     epochs, ap, small = base[-1]
     lines = [
@@ -165,13 +164,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("output/convergence"), help="data and runs (%(default)s)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(DEFAULT), help="DETR first (%(default)s)")
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--engine", default="auto", help="as train_net.py's")
-    parser.add_argument("--images", type=int, default=1500, help="images to train on (%(default)s)")
-    parser.add_argument("--val-images", type=int, default=250, help="images to evaluate on (%(default)s)")
-    parser.add_argument("--epochs-scale", type=float, default=1.0, help="factor on every model's epochs")
-    parser.add_argument("--jobs", type=int, default=2, help="models at a time (%(default)s)")
+    parser.add_argument("--engine", default="auto", help="as in train_net.py")
+    parser.add_argument("--images", type=int, default=1500, help="training images (%(default)s)")
+    parser.add_argument("--val-images", type=int, default=250, help="validation images (%(default)s)")
+    parser.add_argument("--epochs-scale", type=float, default=1.0, help="factor for the epochs of all models")
+    parser.add_argument("--jobs", type=int, default=2, help="number of concurrent trainings (%(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=1, help="processor threads of each; 0: the machine's (%(default)s)"
+        "--threads", type=int, default=1, help="CPU threads per training; 0: PyTorch's default (%(default)s)"
     )
     parser.add_argument("--report", type=Path, help="folder for convergence.md's table and convergence.png")
     args = parser.parse_args()

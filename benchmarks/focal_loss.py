@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The class loss of Deformable DETR against torchvision's sigmoid_focal_loss on one-hot targets: time and memory, CPU.
+"""Time and memory of Deformable DETR's class loss and of torchvision's sigmoid_focal_loss on one-hot targets, CPU.
 
 benchmarks/focal_loss.py [--rounds 7] [--classes 80 1203] [--images 2] [--queries 300] [--layers 6] [--threads 1]
 
-Every measurement is a process of its own, the two taking turns. Time is the processor's, of all threads together, of
-the second forward and backward pass: other programs on the machine disturb it less than they do the clock's. Memory is
-the process's peak (ru_maxrss) above what it had before the first. Medians, and in brackets the ratio to torchvision's.
-Eight queries of an image are matched. The two losses are compared, too: they must agree to 4 digits.
+Each measurement runs in a new process; the two losses alternate. Time is CPU time of all threads in the second forward
+and backward pass, which other programs disturb less than wall time. Memory is the peak (ru_maxrss) minus that before
+the first pass. The table shows medians, and in brackets ratios to torchvision. Eight queries per image are matched. The
+two losses must agree to 4 digits.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from torchvision.ops import sigmoid_focal_loss
 from projects_deformable_detr.modeling.losses import FocalClassification
 
 NAMES = ("torchvision", "ours")
-MATCHED = 8  # queries of an image
+MATCHED = 8  # queries per image
 
 
 def loss(name: str, logits: Tensor, matched: Tensor) -> Tensor:
-    """(layers,) from logits (layers, N, Q, classes) and the matched classes (layers, N, Q), -1 for none."""
+    """Returns losses (layers,) for logits (layers, N, Q, classes) and matched classes (layers, N, Q), -1 for none."""
     count = (matched[0] >= 0).sum()
     if name == "ours":
         return FocalClassification().loss(logits, matched, count)
@@ -39,7 +39,7 @@ def loss(name: str, logits: Tensor, matched: Tensor) -> Tensor:
 
 
 def measure(name: str, shape: tuple[int, int, int, int], threads: int) -> dict[str, float]:
-    """Seconds and MiB of one of the two, in this process."""
+    """Measures one of the losses in this process."""
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(shape, generator=generator) - 4).requires_grad_()
@@ -56,7 +56,7 @@ def measure(name: str, shape: tuple[int, int, int, int], threads: int) -> dict[s
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # in KiB on Linux
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=NAMES, help="measure this one in this process, and print JSON")
+    parser.add_argument("--only", choices=NAMES, help="measure one loss in this process and print JSON")
     args = parser.parse_args()
     if args.only:
         shape = (args.layers, args.images, args.queries, args.classes[0])
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def report(classes: int, found: dict[str, list[dict[str, float]]]) -> None:
-    """Rows of the table; an error if the two losses differ."""
+    """Prints rows of the table; exits with an error if the two losses differ."""
     medians = {
         name: {key: statistics.median(each[key] for each in measured) for key in ("seconds", "mib", "loss")}
         for name, measured in found.items()

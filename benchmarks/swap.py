@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Detectron2's Faster R-CNN R50-FPN and this project's models on one image: time and memory, on the CPU.
+"""Time and memory of Detectron2's Faster R-CNN R50-FPN and of this project's models on one image, on the CPU.
 
 benchmarks/swap.py [--rounds 5] [--height 800] [--width 1066] [--threads 1] [--train]
 
-Every measurement is a process of its own, the models taking turns; initial weights. Time is the processor's, of all
-threads together, of the second pass: other programs on the machine disturb it less than they do the clock's. Memory is
-the process's peak (ru_maxrss) above what it had before the first. --train measures a step's forward and backward passes
-on an image of 8 objects instead. An untrained Faster R-CNN gives its last NMS less to do than a trained one.
+Each measurement runs in a new process; the models alternate and have initial weights. Time is CPU time of all threads
+in the second pass, which other programs disturb less than wall time. Memory is the peak (ru_maxrss) minus that before
+the first pass. --train measures forward and backward pass on an image with 8 objects. An untrained Faster R-CNN has
+fewer boxes to suppress in its last NMS than a trained one.
 """
 
 import argparse
@@ -23,7 +23,7 @@ OURS = ("deformable_detr_r50_50ep", "deformable_detr_r50_two_stage_50ep", "detr_
 
 
 def measure(name: str, height: int, width: int, threads: int, train: bool) -> dict[str, float]:
-    """Seconds and MiB of one model, in this process."""
+    """Measures one model in this process."""
     import torch
     from detectron2.modeling import build_model
     from detectron2.structures import Boxes, Instances
@@ -68,7 +68,7 @@ def _timed(one_pass: Callable[[], None]) -> dict[str, float]:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # in KiB on Linux
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1066)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--train", action="store_true")
-    parser.add_argument("--only", help="measure this model in this process, and print JSON")
+    parser.add_argument("--only", help="measure one model in this process and print JSON")
     args = parser.parse_args()
     if args.only:
         print(json.dumps(measure(args.only, args.height, args.width, args.threads, args.train)))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The demo: makes the shapes data, trains configs/quickstart.yaml, evaluates it and draws what it finds.
+"""Generates the shapes data, trains and evaluates configs/quickstart.yaml, and draws its detections.
 
 tools/demo.py [--engine auto|detectron2|standalone] [--output DIR] [KEY VALUE …]
 """
@@ -14,23 +14,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = Path("datasets")
-SIZE = 128  # side of the demo's images, in pixels
+SIZE = 128  # side of the images in pixels
 
 
 def run(name: str, command: list[str], times: dict[str, float]) -> None:
-    """Runs one stage with its output in view, and notes its wall time in seconds."""
+    """Runs a stage and stores its wall time in seconds in ``times``."""
     print(f"\n=== {name}: {' '.join(command)}", flush=True)
     start = time.monotonic()
-    # The demo has its own data, wherever a person keeps COCO.
+    # The demo uses its own data, wherever COCO is.
     environment = os.environ | {"DETECTRON2_DATASETS": str(ROOT / DATASETS)}
     status = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode
     times[name] = time.monotonic() - start
     if status:
-        sys.exit(f"demo: the stage {name!r} failed with exit status {status}; its output is above")
+        sys.exit(f"demo: the stage {name!r} failed with exit status {status}, see its output above")
 
 
 def has_data() -> bool:
-    """Whether the demo's data is there, at its size; an older run may have left another."""
+    """Returns whether the data exists at the demo's size; an older run may have left another size."""
     try:
         images = json.loads((ROOT / DATASETS / "shapes/annotations/instances_val.json").read_text())["images"]
     except (OSError, ValueError, KeyError):
@@ -57,7 +57,7 @@ def main() -> None:
     print("\n=== Wall time")
     for name, seconds in times.items():
         print(f"{name:20s} {seconds:6.0f} s")
-    print(f"Pictures of predictions: {pictures}; weights: {args.output}/model_final.pth")
+    print(f"Pictures of detections: {pictures}; weights: {args.output}/model_final.pth")
 
 
 if __name__ == "__main__":

@@ -64,24 +64,24 @@ def draw(
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     corners = torch.as_tensor(boxes, dtype=torch.float64).reshape(-1, 4)
     classes = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
-    ranking = None if scores is None else torch.as_tensor(scores, dtype=torch.float64).reshape(-1)
-    if len(corners) != len(classes) or (ranking is not None and len(ranking) != len(corners)):
-        counts = f"{len(corners)} boxes and {len(classes)} labels"
+    ranking = torch.as_tensor(classes if scores is None else scores, dtype=torch.float64).reshape(-1)
+    if not len(corners) == len(classes) == len(ranking):
         raise ValueError(
-            f"boxes, labels and scores must be of the same number, got {counts}"
-            + ("" if ranking is None else f" and {len(ranking)} scores")
+            f"boxes, labels and scores must have the same length, got {len(corners)} boxes, {len(classes)} labels, "
+            f"{len(ranking)} scores"
         )
+    order = torch.arange(len(corners)) if scores is None else ranking.argsort(stable=True)
     factor = max(1, -(-min_side // min(image.shape[:2])))
     canvas = _enlarge(torch.tensor(image).permute(2, 0, 1), factor)
-    order = torch.arange(len(corners)) if ranking is None else ranking.argsort(stable=True)
-    corners, classes = (corners[order] * factor).round(), classes[order].tolist()
-    colours = [_COLOURS[label % len(_COLOURS)] for label in classes]
+    corners = (corners[order] * factor).round()
+    ids: list[int] = classes[order].tolist()
+    colours = [_COLOURS[label % len(_COLOURS)] for label in ids]
     if masks is not None:
         for index, colour in zip(order.tolist(), colours, strict=True):  # one by one: overlaps would become black
             mask = _enlarge(torch.as_tensor(masks[index], dtype=torch.bool)[None], factor)
             canvas = draw_segmentation_masks(canvas, mask, alpha=_MASK_OPACITY, colors=[colour])
-    texts = [str(label) if class_names is None else class_names[label] for label in classes]
-    if ranking is not None:
+    texts = [str(label) if class_names is None else class_names[label] for label in ids]
+    if scores is not None:
         texts = [f"{text} {100 * score:.0f}%" for text, score in zip(texts, ranking[order].tolist(), strict=True)]
     canvas = _draw_boxes(canvas, corners, colours)
     return _draw_texts(canvas.permute(1, 2, 0).numpy(), corners.int().tolist(), texts, colours)
@@ -114,9 +114,9 @@ def _draw_texts(
     height, width = canvas.shape[:2]
     unit = _line_width(height, width)
     brush, font = ImageDraw.Draw(picture), ImageFont.load_default(13 * unit)
-    ascent, descent = font.getmetrics()
+    plate_height = int(brush.textbbox((0, 0), "Ag", font)[3]) + unit
     for (left, top, *_), text, colour in zip(boxes, texts, colours, strict=True):
-        plate_width, plate_height = round(brush.textlength(text, font)) + 4 * unit, ascent + descent
+        plate_width = round(brush.textlength(text, font)) + 4 * unit
         x = min(max(0, left - unit), max(0, width - plate_width))
         y = top - unit - plate_height
         if y < 0:

@@ -68,7 +68,7 @@ def test_masks_tint_what_they_cover():
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ((GREY, BOXES, [0]), "2 boxes and 1 labels"),
+        ((GREY, BOXES, [0]), "2 boxes, 1 labels"),
         ((GREY, BOXES, [0, 1], [1, 1, 1]), "3 scores"),
         ((GREY / 255, [], []), "float"),
     ],
