@@ -13,7 +13,7 @@ from ..errors import ArgumentError, UserError
 from .mask_head import resize_mask_logits
 from .structures import MaskLogits, Match, Targets
 
-_MASKS_PER_CHUNK = 64  # masks whose activations a loss stores for the backward pass
+LOSS_CHUNK_SIZE = 64  # masks whose activations are stored for the backward pass
 
 
 class Classification(Protocol):
@@ -133,8 +133,8 @@ class MaskLoss:
         """
         size = masks.padding_mask.shape[-2:]
         padded = _pad_masks(targets, size)
-        chunks = [indices.split(_MASKS_PER_CHUNK) for indices in (match.image, match.query[-1], match.target[-1])]
-        if len(match.image) <= _MASKS_PER_CHUNK:
+        chunks = [indices.split(LOSS_CHUNK_SIZE) for indices in (match.image, match.query[-1], match.target[-1])]
+        if len(match.image) <= LOSS_CHUNK_SIZE:
             focal, dice = _mask_losses(masks, padded, *(parts[0] for parts in chunks))
         else:
             sums = [

@@ -156,7 +156,7 @@ def test_masks_in_chunks(make_mask_cfg, monkeypatch):
 
     expected = losses_and_gradients()
     assert together == [5]
-    monkeypatch.setattr("projects_deformable_detr.modeling.losses._MASKS_PER_CHUNK", 2)
+    monkeypatch.setattr("projects_deformable_detr.modeling.losses.LOSS_CHUNK_SIZE", 2)
     together.clear()
     found = losses_and_gradients()
     assert sorted(together) == [1, 1, 2, 2, 2, 2]  # each in the forward pass, and again for the backward pass

@@ -107,12 +107,6 @@ def test_best_token_repeats_if_fewer_are_valid_than_queries(make_tokens):
     assert len(queries.reference[1].unique(dim=0)) == 5
 
 
-def test_number_of_queries_is_limited_by_tokens(make_tokens):
-    tokens = make_tokens([(2, 2), (1, 1)], [[(2, 2), (1, 1)]])
-    queries = make_queries(9, torch.randn(1, 5, 3))(tokens.values, tokens)
-    assert queries.reference.shape == (1, 5, 4) and queries.content.shape == (1, 5, CHANNELS)
-
-
 def test_references_are_detached_and_proposals_are_not(make_tokens):
     tokens = make_tokens([(3, 3)], [[(3, 3)]])
     queries = ProposalQueries(2, CHANNELS, num_classes=2)(tokens.values, tokens)
