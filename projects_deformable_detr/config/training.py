@@ -8,6 +8,7 @@ from ..errors import UserError
 from ..training import (
     AugmentationPolicy,
     BestCheckpointConfig,
+    CallbacksConfig,
     EarlyStoppingConfig,
     EmaConfig,
     GradientClip,
@@ -50,11 +51,7 @@ EARLY_STOPPING_KEYS = {
     "patience": "TEST.EARLY_STOPPING.PATIENCE",
     "min_delta": "TEST.EARLY_STOPPING.MIN_DELTA",
 }
-TRAINING_KEYS = {
-    "max_iter": "SOLVER.MAX_ITER",
-    "eval_period": "TEST.EVAL_PERIOD",
-    "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD",
-}
+CALLBACKS_KEYS = {"eval_period": "TEST.EVAL_PERIOD", "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD"}
 EVALUATION_AUGMENTATION_KEYS = {
     "min_sizes": "INPUT.MIN_SIZE_TEST",
     "max_size": "INPUT.MAX_SIZE_TEST",
@@ -94,8 +91,8 @@ def schedule_config(cfg: CfgNode) -> ScheduleConfig:
     return read(ScheduleConfig, cfg, SCHEDULE_KEYS)
 
 
-def training_config(cfg: CfgNode) -> TrainingConfig:
-    """Reads everything of a training run except its data and learning-rate schedule."""
+def callbacks_config(cfg: CfgNode) -> CallbacksConfig:
+    """Reads EMA, best checkpoint, early stopping and the periods of evaluations and checkpoints."""
     best = _read_if_enabled(BestCheckpointConfig, cfg, "TEST.BEST_CHECKPOINT", BEST_CHECKPOINT_KEYS)
     stopping = _read_if_enabled(EarlyStoppingConfig, cfg, "TEST.EARLY_STOPPING", EARLY_STOPPING_KEYS)
     for section, callback in (("TEST.BEST_CHECKPOINT", best), ("TEST.EARLY_STOPPING", stopping)):
@@ -112,15 +109,13 @@ def training_config(cfg: CfgNode) -> TrainingConfig:
             "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED cannot both be True: Detectron2 measures the statistics of "
             "batch norms for the trained weights, not for the averaged ones; SOLVER.EMA also averages statistics"
         )
-    return read(
-        TrainingConfig,
-        cfg,
-        TRAINING_KEYS,
-        optimizer=optimizer_config(cfg),
-        ema=ema,
-        best_checkpoint=best,
-        early_stopping=stopping,
-    )
+    return read(CallbacksConfig, cfg, CALLBACKS_KEYS, ema=ema, best_checkpoint=best, early_stopping=stopping)
+
+
+def training_config(cfg: CfgNode) -> TrainingConfig:
+    """Reads everything of a training run except its data and learning-rate schedule."""
+    others = vars(callbacks_config(cfg))
+    return read(TrainingConfig, cfg, {"max_iter": "SOLVER.MAX_ITER"}, optimizer=optimizer_config(cfg), **others)
 
 
 def augmentation_policy(cfg: CfgNode, is_train: bool) -> AugmentationPolicy:

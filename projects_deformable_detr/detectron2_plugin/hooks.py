@@ -140,7 +140,7 @@ class SaveAfterEvaluation(HookBase):
 
 
 def add_hooks(
-    cfg: CfgNode, config: training.TrainingConfig, given: list[HookBase], ema: ExponentialMovingAverage | None
+    cfg: CfgNode, config: training.CallbacksConfig, given: list[HookBase], ema: ExponentialMovingAverage | None
 ) -> list[HookBase]:
     """Returns Detectron2's hooks and the configured ones: the average first, the others after the evaluation."""
     evaluations = [hook for hook in given if isinstance(hook, hooks.EvalHook)]

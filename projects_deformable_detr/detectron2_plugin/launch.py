@@ -20,7 +20,7 @@ from ..config import load_cfg, set_things
 from ..config.data import sampler_config
 from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
-from ..config.training import training_config
+from ..config.training import callbacks_config
 from ..data.config import SAMPLERS
 from ..errors import UserError
 from ..training.launch import launch
@@ -85,7 +85,7 @@ def _check(args: argparse.Namespace, cfg: CfgNode) -> None:
     if args.eval_only:
         return
     _check_sampler(cfg)
-    training_config(cfg)
+    callbacks_config(cfg)
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise UserError(
             "SOLVER.AMP.ENABLED must be False on the CPU: Detectron2 trains in mixed precision on GPUs only; "

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..config.checkpoint import load_options
-from ..config.training import training_config
+from ..config.training import callbacks_config
 from ..training.ema import ExponentialMovingAverage
 from .checkpoint import EMA, DetectorCheckpointer
 from .data import known_class_names, resolve_num_classes, test_data, training_data
@@ -47,12 +47,12 @@ class Trainer(DefaultTrainer, StoppableLoop):
         TrainerBase.__init__(self)
         resolve_num_classes(cfg)  # raises if the config and the data sets disagree
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        self.training_config = training_config(cfg)
+        self.callbacks_config = callbacks_config(cfg)
         model = self.build_model(cfg)
         with without_refusal():
             optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        ema = self.training_config.ema
+        ema = self.callbacks_config.ema
         self.ema = ExponentialMovingAverage(model, ema) if ema else None
         model = create_ddp_model(model, broadcast_buffers=False, **_distributed_options(cfg, model))
         loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
@@ -110,7 +110,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
     def build_hooks(self) -> list[Any]:
         """Adds the configured hooks to Detectron2's, and with TEST.AUG the evaluation with TTA at the end."""
         given = [hook for hook in super().build_hooks() if hook is not None]
-        own = add_hooks(self.cfg, self.training_config, given, self.ema)
+        own = add_hooks(self.cfg, self.callbacks_config, given, self.ema)
         if self.cfg.TEST.AUG.ENABLED:
             own.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return own

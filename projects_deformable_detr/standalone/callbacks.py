@@ -52,7 +52,7 @@ class SameStart(L.Callback):
             )
 
 
-class Average(WeightAveraging):
+class EMA(WeightAveraging):
     """Exponential moving average of the weights (``SOLVER.EMA``), which replaces them in evaluations.
 
     In checkpoints ``state_dict`` is the average and ``current_model_state`` the trained weights.
@@ -62,7 +62,7 @@ class Average(WeightAveraging):
         device: device of the average; by default Lightning would use the CPU, where the module is during setup.
     """
 
-    state_key = "Average"
+    state_key = "Average"  # key in checkpoints
 
     def __init__(self, config: training.EmaConfig, device: str) -> None:
         kind, _, index = device.partition(":")
@@ -73,7 +73,7 @@ class Average(WeightAveraging):
 class BestCheckpoint(training.callbacks.BestCheckpoint, L.Callback):
     """Writes ``model_best.pth`` (``TEST.BEST_CHECKPOINT``), the detector alone, which both engines read."""
 
-    def __init__(self, config: training.BestCheckpointConfig, writer: DetectorWriter, average: Average | None) -> None:
+    def __init__(self, config: training.BestCheckpointConfig, writer: DetectorWriter, average: EMA | None) -> None:
         super().__init__(config, writer)
         self.average = average
 
@@ -133,7 +133,7 @@ class PeriodicCheckpoint(L.Callback):
     """
 
     def __init__(
-        self, writer: DetectorWriter, period: int, average: Average | None = None, save_again: bool = False
+        self, writer: DetectorWriter, period: int, average: EMA | None = None, save_again: bool = False
     ) -> None:
         self.writer = writer
         self.period = period
@@ -188,9 +188,9 @@ class PeriodicCheckpoint(L.Callback):
         write_atomically(path, content)
 
 
-def build_callbacks(config: training.TrainingConfig, writer: DetectorWriter, device: str) -> list[L.Callback]:
+def build_callbacks(config: training.CallbacksConfig, writer: DetectorWriter, device: str) -> list[L.Callback]:
     """Builds the callbacks of a training, in their order: average, then those that read metrics, then saving."""
-    average = Average(config.ema, device) if config.ema else None
+    average = EMA(config.ema, device) if config.ema else None
     callbacks: list[L.Callback] = []
     if config.best_checkpoint:
         callbacks.append(BestCheckpoint(config.best_checkpoint, writer, average))
@@ -200,7 +200,7 @@ def build_callbacks(config: training.TrainingConfig, writer: DetectorWriter, dev
     return [*([average] if average else []), *callbacks, saving]
 
 
-def _detector(module: Any, average: Average | None) -> nn.Module:
+def _detector(module: Any, average: EMA | None) -> nn.Module:
     """Returns the averaged detector, or the module's own without an average or before training."""
     averaged: Any = average and average._average_model
     detector: nn.Module = (averaged.module if averaged else module).detector

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..checkpoint import save_detector
 from ..errors import ArgumentError
+from .ema import EmaConfig
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,25 @@ class EarlyStoppingConfig:
             raise ArgumentError("patience", f"must be at least 1 evaluation, got {self.patience}")
         if not 0 <= self.min_delta < math.inf:
             raise ArgumentError("min_delta", f"must be 0 or more, got {self.min_delta}")
+
+
+@dataclass(frozen=True)
+class CallbacksConfig:
+    """Configuration of all training callbacks.
+
+    Attributes:
+        ema: exponential moving average of the weights, or None.
+        best_checkpoint: best checkpoint, or None.
+        early_stopping: early stopping, or None.
+        eval_period: iterations between evaluations; 0 evaluates after the last iteration only.
+        checkpoint_period: iterations between checkpoints.
+    """
+
+    ema: EmaConfig | None
+    best_checkpoint: BestCheckpointConfig | None
+    early_stopping: EarlyStoppingConfig | None
+    eval_period: int
+    checkpoint_period: int
 
 
 def select_metric(metrics: Mapping[str, float], metric: str) -> float:

@@ -301,6 +301,13 @@ def test_other_models_have_keys_of_their_own(make_cfg, monkeypatch):
         DefaultTrainer(cfg)
 
 
+def test_a_subclass_of_our_trainer_may_build_another_optimizer(make_cfg):
+    class Own(OwnOptimizer, Trainer):
+        pass
+
+    assert isinstance(Own(make_cfg(SOLVER__OPTIMIZER="OWN"))._trainer.optimizer, torch.optim.SGD)
+
+
 def test_a_subclass_of_our_trainer_may_ask_detectron2_for_its_optimizer(make_cfg, scores):
     class Own(Trainer):
         @classmethod

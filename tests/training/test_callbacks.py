@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.config.training import training_config
+from projects_deformable_detr.config.training import callbacks_config
 from projects_deformable_detr.errors import ArgumentError, UserError
 from projects_deformable_detr.training import BestCheckpointConfig, EarlyStoppingConfig, EmaConfig
 from projects_deformable_detr.training.callbacks import BestCheckpoint, DetectorWriter, EarlyStopping, select_metric
@@ -25,10 +25,10 @@ def configured(*options: Any) -> Any:
 
 
 def test_configuration() -> None:
-    config = training_config(configured())
+    config = callbacks_config(configured())
     assert config.ema is config.best_checkpoint is config.early_stopping is None
     enabled = [word for section in (EMA, BEST, STOP) for word in (f"{section}.ENABLED", True)]
-    config = training_config(configured(*enabled, f"{STOP}.PATIENCE", 3, f"{BEST}.MODE", "min", f"{EMA}.DECAY", 0.9))
+    config = callbacks_config(configured(*enabled, f"{STOP}.PATIENCE", 3, f"{BEST}.MODE", "min", f"{EMA}.DECAY", 0.9))
     assert config.ema == EmaConfig(0.9) and config.early_stopping == EarlyStoppingConfig("bbox/AP", 3, 0.0)
     assert config.best_checkpoint is not None and config.best_checkpoint.mode == "min"
 
@@ -47,8 +47,8 @@ def test_configuration() -> None:
 )
 def test_bad_values_are_named(section: str, options: tuple[object, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        training_config(configured(f"{section}.ENABLED", True, *options))
-    training_config(configured(*options))  # unused
+        callbacks_config(configured(f"{section}.ENABLED", True, *options))
+    callbacks_config(configured(*options))  # unused
 
 
 def test_an_unknown_metric_is_named() -> None:
