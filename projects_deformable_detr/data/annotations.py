@@ -59,6 +59,7 @@ FIELDS = {
     "image_id": _IDS,
     "category_id": _IDS,
     "bbox": ("boxes that are not four finite numbers", "Write bbox as [x, y, width, height] in pixels."),
+    "area": ("annotations with an unusable area", "Write area as a number of pixels."),
     "iscrowd": _CROWDS,
     "ignore": _CROWDS,
 }

@@ -17,6 +17,7 @@ T = TypeVar("T")
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 KEYS = ("images", "categories", "annotations")
+_ERRORS = (ValueError, RecursionError)  # of decoders: not JSON, not text, against the schema, nested too deeply
 
 
 class ImageEntry(msgspec.Struct, gc=False):
@@ -59,7 +60,7 @@ def read_content(spec: DatasetSpec, annotation: type[T], needed: tuple[str, ...]
             found = msgspec.json.decode(content, type=Content[annotation])  # type: ignore[valid-type]
             if found.annotations is not None:
                 return found
-        except msgspec.DecodeError:
+        except _ERRORS:
             pass
         loose = _decode_json(content, spec, needed)
     return Content(loose["images"], loose["categories"], loose.get("annotations", []))
@@ -112,7 +113,7 @@ def read_categories(spec: DatasetSpec) -> list[Any]:
     content = _read_bytes(spec)
     try:
         return msgspec.json.decode(content, type=Content[msgspec.Raw]).categories
-    except msgspec.DecodeError:
+    except _ERRORS:
         return list(_decode_json(content, spec, KEYS[:2])["categories"])
 
 
@@ -143,7 +144,7 @@ def _decode_json(content: bytes, spec: DatasetSpec, needed: tuple[str, ...]) -> 
     expected = f"name a JSON file in COCO's {'instances' if spec.panoptic_root is None else 'panoptic'} format"
     try:
         found = json.loads(content)
-    except (ValueError, RecursionError) as error:  # not JSON, or not text
+    except _ERRORS as error:
         raise DatasetError(f"{where} is not JSON ({error}): {expected}") from error
     if not isinstance(found, dict):
         is_results = isinstance(found, list) and found and isinstance(found[0], dict) and "score" in found[0]

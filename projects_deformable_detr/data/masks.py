@@ -55,7 +55,7 @@ class Segmentations:
         """
         try:
             found = _decoder.decode(self._text(index))
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:
             return f"neither polygons of finite numbers nor run lengths of whole numbers ({error})", 1, 0
         if found is None:
             return None, 0, 0

@@ -1,4 +1,4 @@
-"""The project's data sets in Detectron2's catalogs, training data, and the classes of any data set in the catalogs."""
+"""Data sets in Detectron2's catalogs: registration, loading with the project's reader, classes and things."""
 
 import os
 from collections.abc import Iterator

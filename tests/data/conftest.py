@@ -1,4 +1,4 @@
-"""Small COCO files with exactly the fault that a test asks for."""
+"""Small COCO files whose content a test changes."""
 
 import json
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from PIL import Image
 from projects_deformable_detr.data.catalog import DatasetSpec
 
 
-def sound_content() -> dict[str, Any]:
-    """Three images, the last one empty; category ids neither sorted nor contiguous."""
+def valid_content() -> dict[str, Any]:
+    """Returns three images, the last one without objects; category ids are neither sorted nor contiguous."""
     return {
         "images": [
             {"id": 30, "file_name": "c.png", "width": 40, "height": 30},
@@ -31,14 +31,14 @@ def sound_content() -> dict[str, Any]:
 
 @pytest.fixture
 def content() -> dict[str, Any]:
-    return sound_content()
+    return valid_content()
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[Any], DatasetSpec]:
-    """A function that writes a file's content, and all images of the sound one."""
+    """Returns a function that writes an annotation file; the images of the valid content exist."""
     root = tmp_path / "images"
-    for entry in sound_content()["images"]:
+    for entry in valid_content()["images"]:
         (root / entry["file_name"]).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (entry["width"], entry["height"])).save(root / entry["file_name"])
 

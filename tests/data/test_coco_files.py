@@ -183,8 +183,9 @@ def test_files_that_are_not_coco(write, text, expected):
 
 def test_binary_and_missing_files(write, content):
     spec = write(content)
-    spec.json_file.write_bytes(b"\xff\xfe\xfa\x89PNG")
-    assert "not JSON" in refusal(spec)
+    for content in (b"\xff\xfe\xfa\x89PNG", b'{"images": "\xff"}', b'{"images": ' + b"[" * 100_000):
+        spec.json_file.write_bytes(content)
+        assert "not JSON" in refusal(spec)
     spec.json_file.unlink()
     assert "does not exist" in refusal(spec)
     with pytest.raises(DatasetError, match="does not exist"):

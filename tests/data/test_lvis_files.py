@@ -16,7 +16,7 @@ Write = Callable[[Any], DatasetSpec]
 
 @pytest.fixture
 def federated(content: dict[str, Any]) -> dict[str, Any]:
-    """The sound content in LVIS's format, with images a.png and c.png beside each other and deep/b.png by its URL."""
+    """The valid content in LVIS's format; the path of deep/b.png is in its URL."""
     absent = {10: 7, 20: 9, 30: 4}
     for image in content["images"]:
         image |= {"neg_category_ids": [absent[image["id"]]], "not_exhaustive_category_ids": []}
@@ -42,7 +42,7 @@ def test_a_file_is_recognised_and_read(write: Write, federated: dict[str, Any]) 
     ]  # fmt: skip
 
 
-def test_cocos_files_are_left_alone(write: Write, content: dict[str, Any]) -> None:
+def test_coco_files_are_not_changed(write: Write, content: dict[str, Any]) -> None:
     content["categories"][0]["synonyms"] = ["another"]
     summary = load_dataset(write(content)).summary
     assert not summary.is_lvis and summary.class_names == ("four", "seven", "nine")
@@ -64,7 +64,7 @@ def test_cocos_files_are_left_alone(write: Write, content: dict[str, Any]) -> No
         (lambda c: c["annotations"][0].pop("area"), "annotation 1 of a.png lacks area"),
     ],
 )
-def test_faults_are_named(
+def test_faults(
     write: Write, federated: dict[str, Any], change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     change(federated)

@@ -73,7 +73,7 @@ def test_every_pixel_of_the_shapes_is_in_one_segment(spec):
 
 
 def test_things_are_the_instances(spec):
-    """Segments of shapes are the polygons' masks, but for pixels on an edge."""
+    """Segments of shapes are the masks of the polygons, except pixels on an edge."""
     instances = load_dataset(DatasetSpec("things", spec.instances_json, spec.image_root), masks=True)
     assert instances.summary.class_names == CLASS_NAMES
     for record, other in zip(load_dataset(spec), instances, strict=True):
@@ -131,7 +131,7 @@ def test_annotations_without_a_segmentation(content, write):
 
 @pytest.fixture
 def write_panoptic(tmp_path):
-    """Two images of 4 x 6 pixels with a thing, stuff and a crowd; categories with stuff of the smallest id."""
+    """Returns a function that writes two images of 4 x 6 pixels with a thing, stuff and a crowd."""
     for folder in ("images", "segments"):
         (tmp_path / folder).mkdir()
     ids = np.array([[5] * 3 + [9] * 3] * 3 + [[300] * 6], np.int32)
@@ -171,7 +171,7 @@ def test_things_come_first_and_crowds_are_no_objects(write_panoptic):
 
 
 def test_results_of_images_of_one_name_have_files_of_their_own(write_panoptic, tmp_path):
-    """Results are kept packed: 0.1 kB for a picture of three segments here, 5,000 of COCO's would not fit otherwise."""
+    """Results are stored as PNGs, as 5,000 uncompressed segmentations of COCO's size would not fit into memory."""
     spec = write_panoptic()
     ids = np.kron(np.array([[5, 9]], np.int32), np.ones((4, 3), np.int32))
     ids[3] = 300
@@ -194,7 +194,7 @@ def _segment(content):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (lambda c: c["categories"][0].pop("isthing"), "'cat' has isthing None"),
         (lambda c: _segment(c).update(category_id=4), r"segment 5 of a.png has category_id 4"),
@@ -210,9 +210,9 @@ def _segment(content):
         (lambda c: c.pop("categories"), "COCO's panoptic format"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_named(write_panoptic, change, said):
+def test_faults_of_panoptic_files(write_panoptic, change, expected):
     spec = write_panoptic(change)
-    with pytest.raises(DatasetError, match=said):
+    with pytest.raises(DatasetError, match=expected):
         load_dataset(spec)
 
 
@@ -221,7 +221,7 @@ def test_too_many_segments_for_the_queries(write_panoptic):
         load_dataset(write_panoptic(), max_objects=1)
 
 
-def test_what_is_wrong_with_a_png_is_named(write_panoptic):
+def test_faults_of_panoptic_pngs(write_panoptic):
     spec = write_panoptic(lambda c: _segment(c).update(id=6))
     with pytest.raises(DatasetError, match=r"a.png has no pixel of segment 6"):
         panoptic.read_objects(load_dataset(spec)[0])
@@ -232,7 +232,7 @@ def test_what_is_wrong_with_a_png_is_named(write_panoptic):
 
 @pytest.fixture
 def with_masks(content):
-    """``with_masks(segmentation)``: the content of a file whose annotation 4, in an image of 20 x 50, has it."""
+    """Returns a function that sets the segmentation of annotation 4, in an image of 20 x 50."""
 
     def make(segmentation):
         for item in content["annotations"]:
@@ -244,7 +244,7 @@ def with_masks(content):
 
 
 @pytest.mark.parametrize(
-    ("segmentation", "named"),
+    ("segmentation", "expected"),
     [
         ([[1, 2, 11, 2, 11]], "annotation 4 .*a polygon of 5 numbers, not of alternating x and y"),
         ([[1, 2, 11, 2, 11, None]], r"annotation 4 .*got `null` - at `\$\[0\]\[5\]`"),
@@ -258,9 +258,9 @@ def with_masks(content):
         ([[1, 2, 11, 2]], "fewer than three points .*annotation 4 .*`invalid_boxes` to drop"),
     ],
 )
-def test_segmentations_are_checked_where_masks_are_wanted(with_masks, write, segmentation, named):
+def test_segmentations_are_checked_where_masks_are_wanted(with_masks, write, segmentation, expected):
     spec = write(with_masks(segmentation))
-    with pytest.raises(DatasetError, match="(?s)" + named):
+    with pytest.raises(DatasetError, match="(?s)" + expected):
         load_dataset(spec, masks=True)
     assert load_dataset(spec).summary.num_annotations == 4  # boxes alone do not need them
 

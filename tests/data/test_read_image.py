@@ -60,7 +60,7 @@ def test_truncated_files(tmp_path, ending, kept):
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + bytes(40)])
-def test_files_that_are_no_images(tmp_path, data):
+def test_files_that_are_not_images(tmp_path, data):
     (tmp_path / "odd.jpg").write_bytes(data)
     with pytest.raises(DatasetError, match=r"odd\.jpg.*image"):
         read_image(tmp_path / "odd.jpg")
@@ -73,6 +73,6 @@ def test_missing_files_and_folders(tmp_path):
         read_image(tmp_path)
 
 
-def test_a_size_that_disagrees_names_both(file):
+def test_a_size_that_disagrees(file):
     with pytest.raises(DatasetError, match=r"photo\.png is 20 x 12 .* 12 x 20 in its record"):
         read_image(file, expected_size=(20, 12))

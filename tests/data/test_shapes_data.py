@@ -21,7 +21,7 @@ from projects_deformable_detr.shapes.polygons import mask_to_polygons
 from projects_deformable_detr.shapes.scene import CLASS_NAMES, FINE, MIN_VISIBLE, SHAPES
 
 SIZE = (96, 128)
-# pycocotools hands its own RLE objects to NumPy in an old way.
+# pycocotools passes its RLE objects to NumPy through a deprecated interface.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -79,7 +79,7 @@ def test_splits_seeds_and_images_differ(made):
 
 
 def test_a_known_scene():
-    """The seed means the same scene on every machine; if this changes on purpose, raise shapes.VERSION."""
+    """A seed gives the same scene on every machine; increment shapes.VERSION if this changes on purpose."""
     scene = shapes.make_scene(0, "train", 0, (128, 160))
     assert scene.image.shape == (149, 136, 3)
     assert scene.image.mean() == pytest.approx(145.9585, abs=0.05)
@@ -130,7 +130,7 @@ def test_scenes_are_varied(scenes):
 
 
 def test_shapes_stand_out_from_what_is_around_them(scenes):
-    """Every shape can be told from the ring of pixels around it by its colour."""
+    """The color of a shape differs from that of the pixels around it."""
     faint = total = 0
     for scene in scenes:
         owners = scene.owners[FINE // 2 :: FINE, FINE // 2 :: FINE]
@@ -163,7 +163,7 @@ def test_polygons_keep_holes_and_parts():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"size": 16}, "size must be at least 32"),
         ({"size": (160, 128)}, "the smaller side first, got 160 to 128"),
@@ -171,8 +171,8 @@ def test_polygons_keep_holes_and_parts():
         ({"seed": -5}, "seed must be at least 0, got -5"),
     ],
 )
-def test_unusable_numbers(tmp_path, change, said):
-    with pytest.raises(ArgumentError, match=said):
+def test_arguments_out_of_range(tmp_path, change, expected):
+    with pytest.raises(ArgumentError, match=expected):
         shapes.generate(tmp_path / "out", **({"num_train": 1, "num_val": 1} | change))
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()

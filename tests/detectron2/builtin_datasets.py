@@ -1,4 +1,4 @@
-"""The models, configs and predictions that the tests of Detectron2's own data sets share."""
+"""Configs and predictions shared by the tests of Detectron2's built-in data sets."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def config_file(name):
 
 
 def truth_of(targets, classes, things):
-    """What a model would give that finds exactly the truth."""
+    """Returns the output of a model that predicts the ground truth."""
     size = dataset_formats.SIZE
     kept = torch.tensor([not things or int(label) in things for label in targets.labels], dtype=torch.bool)
     centre, extent = (targets.boxes[kept] * torch.tensor([size[1], size[0]] * 2)).split(2, dim=1)
@@ -78,7 +78,7 @@ def truth_of(targets, classes, things):
 
 
 def perfect(cfg, dataset, evaluator, classes=None, things=None):
-    """Metrics of the truth as predictions; ``things``: the classes that are found, by default all that are things."""
+    """Returns metrics of the ground truth as predictions; ``things``: predicted classes, by default all things."""
     evaluator.reset()
     mapper = DetrDatasetMapper(cfg, True)
     for record in DatasetCatalog.get(dataset):

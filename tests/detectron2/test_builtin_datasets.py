@@ -1,4 +1,4 @@
-"""Detectron2's own data sets by their names, each on small data in its format: built, trained on, evaluated."""
+"""Detectron2's built-in data sets: classes, training and evaluation on small data in each format."""
 
 import json
 import math
@@ -76,7 +76,7 @@ def test_a_short_training_is_evaluated_in_the_formats_own_way(name, job, tmp_pat
 
 
 def test_the_truth_as_predictions_is_perfect(name, cfg, tmp_path):
-    """Targets come from the mapper, so that its class ids and the evaluator's are held against each other."""
+    """Targets come from the mapper, so that its class ids are compared with the evaluator's."""
     _, _, with_masks, is_panoptic = SETS[name]
     cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "none", False
     dataset = full_name(name, "val")
@@ -86,8 +86,8 @@ def test_the_truth_as_predictions_is_perfect(name, cfg, tmp_path):
     assert set(metrics) == METRICS[name]
     for kind, values in metrics.items():
         for key in {"AP", "AP50", "PQ", "PQ_th", "PQ_st", "mIoU"} & set(values):
-            # Polygons of Cityscapes are half a pixel fatter: Detectron2 says why.
-            if name == "voc_2007":  # only two of whose twenty classes are there
+            # Detectron2 dilates polygons of Cityscapes by half a pixel.
+            if name == "voc_2007":  # two of its twenty classes are in the data
                 assert values[key] == pytest.approx(10)
                 continue
             least = 99.9 if not name.startswith("cityscapes") or kind == "panoptic_seg" or key == "AP50" else 80

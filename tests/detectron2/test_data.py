@@ -59,7 +59,7 @@ def test_no_data_set_and_no_number_is_an_error(make_cfg):
         data.resolve_num_classes(cfg)
 
 
-def test_register_is_repeatable_and_keeps_its_word(coco_files):
+def test_register_is_idempotent(coco_files):
     data.register("registered_by_ours", *coco_files)
     data.register("registered_by_ours", *coco_files)
     assert len(DatasetCatalog.get("registered_by_ours")) == 8
@@ -78,7 +78,7 @@ def test_register_refuses_a_name_that_detectron2_gives_other_files(tiny_name, co
         data.register("a_function", *coco_files)
 
 
-def test_a_json_file_without_an_image_folder_is_its_functions_affair(make_cfg, coco_files):
+def test_a_json_file_without_an_image_folder_is_not_checked(make_cfg, coco_files):
     DatasetCatalog.register("own_paths", lambda: [])
     MetadataCatalog.get("own_paths").set(json_file=coco_files[0], evaluator_type="coco")
     cfg = make_cfg()

@@ -1,4 +1,4 @@
-"""The mapper: DETR's augmentations by Detectron2's own parts, and errors that name the file."""
+"""Dataset mapper: DETR's augmentations in Detectron2, and errors that name the file."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ POLICY = AugmentationPolicy(
 
 
 def sampled_transforms(height, width, count=400):
-    """The transforms of ``count`` draws, flattened, without those that do nothing."""
+    """Yields image size and transforms of ``count`` samples, without no-ops."""
     np.random.seed(0)
     augmentations = T.AugmentationList(build_augmentations(POLICY))
     for _ in range(count):
@@ -110,7 +110,7 @@ def test_an_image_of_another_size_is_named(make_cfg, coco_files):
         DetrDatasetMapper(make_cfg())(record)
 
 
-def test_faults_of_other_kinds_stay_what_they_are(make_cfg, coco_files):
+def test_other_errors_are_not_changed(make_cfg, coco_files):
     record = {"file_name": f"{coco_files[1]}/0.png", "height": 64, "width": 80, "annotations": [{"bbox": [0, 0, 9, 9]}]}
     with pytest.raises(KeyError, match="bbox_mode"):
         DetrDatasetMapper(make_cfg())(record)
