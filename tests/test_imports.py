@@ -125,7 +125,7 @@ def test_without_the_binary_and_both_engines(tmp_path):
     result = run_python({"detectron2", "lightning"}, _ATTEND, copy_op(tmp_path))
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == ["", "torch.Size([1, 3, 8])", "torch.Size([1, 3, 8])"]
-    assert result.stderr.count("plain PyTorch reference runs") == 1
+    assert result.stderr.count("plain PyTorch reference is used") == 1
 
 
 def test_a_broken_binary_is_an_error(tmp_path):
