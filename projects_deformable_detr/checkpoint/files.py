@@ -6,8 +6,7 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,18 +162,12 @@ def _read_torch_or_pickle(path: Path) -> Any:
 
 
 def _load(path: Path, allowed: Iterable[Any]) -> Any:
-    with _safe_globals(allowed):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-@contextmanager
-def _safe_globals(allowed: Iterable[Any]) -> Iterator[None]:
-    """Replaces the list of types that ``torch.load`` may create; the program's list is restored afterwards."""
+    """Loads a file with ``allowed`` in place of the program's list of safe types, which is restored afterwards."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(list(allowed))
     try:
-        yield
+        return torch.load(path, map_location="cpu", weights_only=True)
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)

@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share: detectors in which no two tensors are alike, and the comparison of two."""
+"""Fixtures of the checkpoint tests: detectors with distinct tensors, and their comparison."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch import nn
 
 @pytest.fixture
 def shake() -> Callable[[nn.Module], nn.Module]:
-    """Noise in every tensor, so that none can be mistaken for another, and each has its part in the outputs."""
+    """Adds noise to all tensors, so that they are distinct and affect the outputs."""
 
     def add_noise(detector: nn.Module) -> nn.Module:
         for name, tensor in detector.state_dict().items():
@@ -24,7 +24,7 @@ def shake() -> Callable[[nn.Module], nn.Module]:
 
 @pytest.fixture
 def check_same() -> Callable[[nn.Module, nn.Module], None]:
-    """Fails where two modules' weights are not bitwise the same."""
+    """Checks that the weights of two modules are bitwise the same."""
 
     def check(one: nn.Module, other: nn.Module) -> None:
         ours, theirs = one.state_dict(), other.state_dict()

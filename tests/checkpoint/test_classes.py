@@ -1,4 +1,4 @@
-"""Class heads: which of a file's classes are which of the model's."""
+"""Mapping of class heads by class names."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ ALL_HEADS = ("decoder.class_heads.", "queries.class_head.")
 
 @pytest.fixture
 def make_file(make_cfg, shake, tmp_path):
-    """An official file with a number of classes, its detector, and a function that makes others to load it into."""
+    """Makes an official file, its detector, and a function that builds others to load it into."""
 
     def make(variant, classes):
         source = shake(build_detector(make_cfg(variant, NUM_CLASSES=classes)))
@@ -109,7 +109,7 @@ def test_a_data_set_of_some_of_cocos_classes_in_its_own_order(make_file):
 
 
 @pytest.mark.parametrize("variant", ["multi_scale", "detr"])
-def test_classes_that_the_file_lacks_start_anew(make_file, caplog, variant):
+def test_classes_that_the_file_lacks_keep_their_initial_weights(make_file, caplog, variant):
     path, source, make = make_file(variant, 91)
     target = make(3)
     before = head(target).weight.clone()
@@ -177,7 +177,7 @@ def test_softmax_and_sigmoid_heads_do_not_replace_each_other(make_file, make_cfg
     assert torch.equal(target.decoder.norm.weight, source.decoder.norm.weight)
 
 
-def test_our_files_tell_their_classes(make_cfg, shake, tmp_path, caplog):
+def test_class_names_in_our_files(make_cfg, shake, tmp_path, caplog):
     source = shake(build_detector(make_cfg(NUM_CLASSES=3)))
     save_detector(tmp_path / "ours.pth", source, iteration=0, cfg_text="", class_names=["ant", "bee", "cat"])
     target = build_detector(make_cfg(NUM_CLASSES=3))
@@ -188,7 +188,7 @@ def test_our_files_tell_their_classes(make_cfg, shake, tmp_path, caplog):
     assert report.classes.action == "new" and "none of its classes is among the file's (ant, bee, cat)" in caplog.text
 
 
-def test_hugging_faces_config_tells_its_classes(make_cfg, shake, tmp_path):
+def test_class_names_in_hugging_faces_config(make_cfg, shake, tmp_path):
     source = shake(build_detector(make_cfg(NUM_CLASSES=2)))
     save_file(source.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "ant", "1": "bee"}}))
@@ -206,7 +206,7 @@ def test_labels_without_names_are_no_names():
 
 
 def test_coco_ids_are_put_back(make_cfg, shake, tmp_path):
-    """The other direction: 80 classes at their category ids, objectness in its place, the rest never called."""
+    """Exports 80 classes at their category ids, with objectness first and unused logits between."""
     source = shake(build_detector(make_cfg("two_stage", NUM_CLASSES=80)))
     write_official(tmp_path / "official.pth", source, THINGS)
     state = torch.load(tmp_path / "official.pth", weights_only=True)["model"]

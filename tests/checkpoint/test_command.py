@@ -1,4 +1,4 @@
-"""The command line: convert, export-official, export-hf."""
+"""The checkpoint command: convert, export-official, export-hf."""
 
 import json
 import os
@@ -15,20 +15,20 @@ from projects_deformable_detr.cli import checkpoint as command
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs a command; its exit status and what it said."""
+    """Runs a command and returns its exit status and output."""
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["checkpoint", *map(str, words)])
         status = command.main()
-        said = capsys.readouterr()
-        return status, said.out + said.err
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
 
     return call
 
 
 @pytest.fixture
 def make_files(make_cfg, shake, tmp_path, monkeypatch):
-    """An official file of so many classes, its detector, and a config file whose classes follow data set or file."""
+    """Makes an official file with a number of classes, its detector, and a config file without NUM_CLASSES."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "get_cfg", lambda: make_cfg())  # the tiny model's widths
 
@@ -50,8 +50,8 @@ def classes_in(path):
 def test_convert_maps_onto_the_configs_data_set(make_files, run, caplog):
     detector, source, config = make_files(91, ("coco_2017_val",))
     with caplog.at_level("INFO"):
-        status, said = run("convert", source, "ours.pth", "--config-file", config)
-    assert status == 0 and "ours.pth: official weights with 80 classes" in said
+        status, output = run("convert", source, "ours.pth", "--config-file", config)
+    assert status == 0 and "ours.pth: official weights with 80 classes" in output
     assert "80 of 80 classes take their logits from the file's 91 by name" in caplog.text
     assert classes_in("ours.pth") == 80
     assert read_weights("ours.pth").class_names == THINGS
@@ -63,18 +63,8 @@ def test_convert_maps_onto_a_registered_data_set(make_files, run, tmp_path):
     detector, source, config = make_files(91, ("pets",))
     content = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "dog"}, {"id": 7, "name": "cat"}]}
     (tmp_path / "pets.json").write_text(json.dumps(content))
-    arguments = (
-        "convert",
-        source,
-        "ours.pth",
-        "--config-file",
-        config,
-        "--register",
-        "pets",
-        tmp_path / "pets.json",
-        ".",
-    )
-    assert run(*arguments)[0] == 0
+    register = ("--register", "pets", tmp_path / "pets.json", ".")
+    assert run("convert", source, "ours.pth", "--config-file", config, *register)[0] == 0
     assert read_weights("ours.pth").class_names == ("dog", "cat")
     bias = read_weights("ours.pth").state["detector.decoder.class_heads.1.bias"]
     assert torch.equal(bias, detector.decoder.class_heads[1].bias[[18, 17]])
@@ -83,8 +73,8 @@ def test_convert_maps_onto_a_registered_data_set(make_files, run, tmp_path):
 @pytest.mark.parametrize("flag", [("--keep-logits",), ()])
 def test_convert_keeps_the_logits_on_request_or_where_no_data_set_is_known(make_files, run, check_same, make_cfg, flag):
     detector, source, config = make_files(91, ("coco_2017_val",) if flag else ())
-    status, said = run("convert", source, "ours.pth", "--config-file", config, *flag)
-    assert status == 0 and "with 91 classes" in said
+    status, output = run("convert", source, "ours.pth", "--config-file", config, *flag)
+    assert status == 0 and "with 91 classes" in output
     names = read_weights("ours.pth").class_names
     assert names[:3] == ("N/A", "person", "bicycle") and len(names) == 91
     target = build_detector(make_cfg("two_stage", NUM_CLASSES=91))
@@ -115,20 +105,20 @@ def test_coco_ids_come_back(make_files, run):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "output"),
     [
         (("MODEL.DETR.DEC_LAYERS", "2"), "set MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load what fits"),
         (("MODEL.DETR.NUM_CLASSES", "7"), "set MODEL.DETR.KEEP_CLASS_LOGITS True and MODEL.DETR.NUM_CLASSES"),
         (("MODEL.DETR.NO_SUCH_KEY", "2"), "NO_SUCH_KEY"),
     ],
 )
-def test_what_does_not_fit_is_told(make_files, run, options, said):
+def test_an_error_for_what_does_not_fit(make_files, run, options, output):
     _, source, config = make_files(5)
     status, text = run("convert", source, "ours.pth", "--config-file", config, *options)
-    assert status == 2 and said in text and "Traceback" not in text
+    assert status == 2 and output in text and "Traceback" not in text
 
 
-def test_a_backbone_and_others_weights_are_told(make_files, run):
+def test_an_error_for_unknown_weights(make_files, run):
     _, _, config = make_files(5)
     torch.save({"embedding.weight": torch.ones(2)}, "other.pth")
     status, text = run("convert", "other.pth", "ours.pth", "--config-file", config)
@@ -146,8 +136,8 @@ def test_the_source_is_not_written_over(make_files, run, tmp_path, spelling):
     before = (tmp_path / source).read_bytes()
     target = tmp_path / source if spelling == "absolute" else spelling
     for name in ("convert", "export-official"):
-        status, said = run(name, source, target, "--config-file", config)
-        assert status == 2 and f"{target}: would replace the source official.pth" in said
+        status, output = run(name, source, target, "--config-file", config)
+        assert status == 2 and f"{target}: would replace the source official.pth" in output
     assert (tmp_path / source).read_bytes() == before
     assert os.path.samefile(tmp_path / source, tmp_path / "hard.pth")
 
@@ -157,10 +147,10 @@ def test_a_folder_is_not_written_over_either(make_files, run, tmp_path):
     assert run("export-hf", source, "folder", "--config-file", config)[0] == 0
     before = (tmp_path / "folder" / "model.safetensors").read_bytes()
     for given in ("folder", "folder/model.safetensors"):
-        status, said = run("export-hf", given, "./folder/", "--config-file", config)
-        assert status == 2 and f"folder: would replace the source {given}" in said
-        status, said = run("convert", given, "folder/model.safetensors", "--config-file", config)
-        assert status == 2 and "would replace the source" in said
+        status, output = run("export-hf", given, "./folder/", "--config-file", config)
+        assert status == 2 and f"folder: would replace the source {given}" in output
+        status, output = run("convert", given, "folder/model.safetensors", "--config-file", config)
+        assert status == 2 and "would replace the source" in output
     assert (tmp_path / "folder" / "model.safetensors").read_bytes() == before
 
 
@@ -171,26 +161,26 @@ def test_a_target_of_the_other_kind_is_refused(make_files, run, tmp_path):
     assert "config.yaml: must be a folder, is a file" in run("export-hf", source, config, "--config-file", config)[1]
 
 
-def test_what_is_no_checkpoint_is_told_in_one_paragraph(make_files, run, tmp_path):
+def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
     _, _, config = make_files(5)
     (tmp_path / "folder").mkdir()
     (tmp_path / "notes.txt").write_text("to do\n\nmore")
     (tmp_path / "empty.pth").write_bytes(b"")
     for name, reason in {"folder": "a folder with", "notes.txt": "text", "empty.pth": "empty"}.items():
-        status, said = run("convert", name, "ours.pth", "--config-file", config)
-        assert status == 2 and len(said.splitlines()) == 1
-        assert said.startswith(f"checkpoint: {name}: ") and reason in said
+        status, output = run("convert", name, "ours.pth", "--config-file", config)
+        assert status == 2 and len(output.splitlines()) == 1
+        assert output.startswith(f"checkpoint: {name}: ") and reason in output
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("deformable_detr_r50_50ep.py", "model = 1", "use the YAML file deformable_detr_r50_50ep.yaml"),
         ("x.yaml", "MODEL: [", "config file x.yaml"),
     ],
 )
-def test_what_is_no_config_is_told(make_files, run, tmp_path, name, text, told):
+def test_an_error_for_invalid_configs(make_files, run, tmp_path, name, text, message):
     _, source, _ = make_files(5)
     (tmp_path / name).write_text(text)
-    status, said = run("convert", source, "ours.pth", "--config-file", name)
-    assert status == 2 and told in said and "Traceback" not in said
+    status, output = run("convert", source, "ours.pth", "--config-file", name)
+    assert status == 2 and message in output and "Traceback" not in output

@@ -1,4 +1,4 @@
-"""Recognition of a file by its keys."""
+"""Detection of formats by keys."""
 
 import pytest
 import torchvision

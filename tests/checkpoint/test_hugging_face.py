@@ -1,4 +1,4 @@
-"""Folders for transformers and from transformers: equal outputs, and the same weights after a round trip."""
+"""Folders written for and by transformers: equal outputs, and the same weights after a round trip."""
 
 import json
 
@@ -24,7 +24,7 @@ CLASSES = {
 
 @pytest.fixture
 def make_detector(make_cfg, shake):
-    """A detector in which every tensor matters, and its config."""
+    """Makes a detector with distinct tensors, and its config."""
 
     def make(variant):
         changes = {}
@@ -39,7 +39,7 @@ def make_detector(make_cfg, shake):
 
 
 def theirs_in(folder):
-    """The model of a folder, loaded as transformers' users do."""
+    """Loads a folder with transformers."""
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     model, info = CLASSES[architecture].from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -86,7 +86,7 @@ def test_dilated_models_go_through_timms_resnet(make_cfg, shake, check_same, tmp
 
 
 def written_by_transformers(detector, cfg, folder, how):
-    """The folder of a model that transformers has loaded and saved, in one of the layouts that it has had."""
+    """Returns a folder saved by transformers in one of its layouts."""
     export_hugging_face(cfg, folder / "ours", detector)
     theirs, saved = theirs_in(folder / "ours"), folder / "theirs"
     theirs.save_pretrained(saved)
@@ -105,7 +105,7 @@ def written_by_transformers(detector, cfg, folder, how):
 
 @pytest.mark.parametrize("how", ["safetensors", "old_bin", "new_bin"])
 @pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr", "detr_masks"])
-def test_what_transformers_saves_loads(make_detector, check_same, tmp_path, variant, how):
+def test_files_saved_by_transformers_load(make_detector, check_same, tmp_path, variant, how):
     detector, cfg = make_detector(variant)
     folder = written_by_transformers(detector, cfg, tmp_path, how)
     back = build_detector(cfg).eval()

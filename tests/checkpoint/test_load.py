@@ -1,4 +1,4 @@
-"""Loading into a detector: everything or, where asked for, a part with its names."""
+"""Loading of weights into a detector, in full or in part."""
 
 import logging
 from urllib.error import URLError
@@ -50,7 +50,7 @@ def test_files_of_either_engine(make_cfg, detector, tmp_path, wrap):
 
 
 def spoil(state):
-    """Without one weight, with one too many, and with one of another shape."""
+    """Removes a weight, adds one, and changes the shape of another."""
     del state["tokenizer.level_embed"]
     state["decoder.extra.weight"] = torch.zeros(3)
     state["queries.content"] = torch.zeros(9, 64)
@@ -110,29 +110,6 @@ def test_weights_of_something_else_are_named(detector, tmp_path):
         load_weights(detector, path)
 
 
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-def test_imagenet_weights_fill_the_backbone_and_leave_the_rest(make_cfg, tmp_path, norm):
-    cfg = make_cfg(NORM=norm)
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    theirs = torchvision.models.resnet18(weights=None)
-    detector = build_detector(cfg)
-    before = copy_state(detector)
-    report = load_weights(detector, write(theirs.state_dict(), tmp_path / "resnet18.pth", lambda state: state))
-    assert (report.format, report.missing, report.unexpected) == ("resnet", (), ())
-    for key, value in detector.state_dict().items():
-        if key.startswith("backbone."):
-            assert torch.equal(value, theirs.state_dict()[key.removeprefix("backbone.")]), key
-        else:
-            assert torch.equal(value, before[key]), key
-
-
-def test_imagenet_stages_that_are_not_built_are_left_out(make_cfg, tmp_path):
-    cfg = make_cfg(IN_FEATURES=["res3"], NUM_FEATURE_LEVELS=2)
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    path = write(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
-    assert load_weights(build_detector(cfg), path).unexpected == ()
-
-
 def test_a_backbone_of_another_depth_is_refused(make_cfg, detector, tmp_path):
     path = write(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(CheckpointError, match=r"backbone\.conv1\.weight: \(64, 3, 7, 7\) in the file, \(16, 3, 7, 7\)"):
@@ -141,7 +118,7 @@ def test_a_backbone_of_another_depth_is_refused(make_cfg, detector, tmp_path):
 
 @pytest.fixture
 def replace_download(monkeypatch, tmp_path):
-    """Lets torchvision's download, into an empty cache, write or raise what it is given."""
+    """Replaces torchvision's download to an empty cache with one that writes or raises a given object."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
 
     def replace(result):
@@ -179,7 +156,7 @@ def test_weights_that_cannot_be_downloaded_are_a_warning(make_cfg, replace_downl
     assert same(detector.state_dict(), before)
     assert "torchvision://resnet18" in caplog.text and "no network" in caplog.text
     assert "FROM SCRATCH" in caplog.text
-    assert ("MODEL.RESNETS.NORM" in caplog.text) == (norm == "FrozenBN")  # advice, where it is needed
+    assert ("MODEL.RESNETS.NORM" in caplog.text) == (norm == "FrozenBN")
 
 
 def test_a_damaged_download_is_an_error(detector, replace_download):
@@ -212,7 +189,7 @@ def test_evaluation_refuses_a_backbone_file(make_cfg, tmp_path):
 
 @pytest.fixture
 def make_pair(make_cfg, tmp_path):
-    """A file of a DETR with or without masks, its detector, and another detector with or without them."""
+    """Makes a file of a DETR with or without masks, its detector, and another detector with or without masks."""
 
     def make(masks_in_file, masks_in_model):
         detectors = []

@@ -1,6 +1,6 @@
-"""mmdetection 3's names, written down here by hand from what its models' ``state_dict`` gives.
+"""mmdetection 3's names, written by hand from the ``state_dict`` of its models.
 
-Outside the project its own models were loaded, and gave the same numbers: see docs/checkpoints.md.
+Its own models were compared outside of the tests, see docs/checkpoints.md.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def level_name(match):
 
 
 def theirs(detector, variant):
-    """The detector's weights as mmdetection has them: no bias below a norm, every layer its head, queries joined."""
+    """Returns the weights in mmdetection's layout: no bias before a norm, one head per layer, joined queries."""
     state, detr = dict(detector.state_dict()), variant == "detr"
     if not detr:
         for level in range(4):
@@ -122,7 +122,7 @@ def theirs(detector, variant):
 
 @pytest.fixture
 def make_pair(make_cfg, shake):
-    """A detector, its weights by mmdetection's names, and another detector to load into."""
+    """Makes a detector, its weights with mmdetection's names, and another detector to load into."""
 
     def make(variant, **changes):
         cfg = make_cfg(variant, **changes)
@@ -151,7 +151,7 @@ def test_every_tensor_is_filled(make_pair, check_same, tmp_path, variant):
     check_same(other, detector)
 
 
-def test_a_key_that_no_rule_knows_is_reported(make_pair, tmp_path):
+def test_an_unknown_key_is_reported(make_pair, tmp_path):
     _, state, other = make_pair("multi_scale")
     path = write(tmp_path / "theirs.pth", state | {"dn_query_generator.label_embedding.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"unexpected in the file \(1\): dn_query_generator"):
@@ -160,7 +160,7 @@ def test_a_key_that_no_rule_knows_is_reported(make_pair, tmp_path):
 
 @pytest.mark.parametrize("place", ["classes", "CLASSES"])
 def test_class_names_are_read(make_pair, tmp_path, place):
-    """A model of the same classes in another order takes each over by its name."""
+    """Classes in another order are mapped by name."""
     detector, state, other = make_pair("multi_scale")
     names = ("ant", "bee", "cat", "dog", "eel")
     path = write(tmp_path / "theirs.pth", state, dataset_meta={place: names, "palette": [(1, 2, 3)]})
@@ -182,18 +182,18 @@ def test_80_classes_are_cocos(make_pair, tmp_path, variant, logits):
 
 
 class HistoryBuffer:
-    """As mmengine's is pickled: arrays, and its own methods by name."""
+    """Pickled like mmengine's: arrays, and its own methods by name."""
 
     def __init__(self):
         self._log_history, self._count_history = np.array([1.5, np.float64(2.5)]), np.array([1, 1])
         self._statistics_methods = {"mean": self.mean}
 
     def mean(self):
-        """One of them."""
+        """A method that the pickle refers to."""
 
 
 def test_a_training_checkpoint_with_its_log(make_pair, monkeypatch, tmp_path):
-    """What the log's pickle names is not imported, and not run."""
+    """Names in the log's pickle are not imported."""
     monkeypatch.setattr(HistoryBuffer, "__module__", "mmengine.logging.history_buffer")
     module = types.ModuleType("mmengine.logging.history_buffer")
     module.HistoryBuffer = HistoryBuffer
@@ -211,8 +211,8 @@ def test_a_training_checkpoint_with_its_log(make_pair, monkeypatch, tmp_path):
     assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
-def test_what_the_log_may_not_do(tmp_path):
-    """A file that asks for more than the log needs is refused."""
+def test_code_next_to_the_log_is_refused(tmp_path):
+    """The log's substitutes do not allow other names."""
 
     class Evil:
         def __reduce__(self):

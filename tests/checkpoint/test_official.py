@@ -1,7 +1,6 @@
-"""The official repositories' names, written down here by hand, and detrex's, which its converter makes from them.
+"""Names of the official repositories, written by hand, and of detrex, made from them like its converter does.
 
-Outside the project, the files that `write_official` makes were loaded, strictly, by the official code: see
-docs/checkpoints.md. Hugging Face's names are tested with its models in test_hugging_face.py.
+Files of `write_official` were loaded by the official code outside of the tests, see docs/checkpoints.md.
 """
 
 import argparse
@@ -24,7 +23,7 @@ DEFORMABLE = ["single_scale", "single_scale_dc5", "multi_scale", "box_refine", "
 DETR = ["detr", "detr_pre_norm", "detr_masks"]
 MASKS = {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8}
 
-# Keys of one layer and of what is around the layers, as in published files: official Deformable DETR …
+# Keys of one layer and around the layers in published files: Deformable DETR …
 DEFORMABLE_KEYS = """
 backbone.0.body.conv1.weight backbone.0.body.bn1.running_var backbone.0.body.layer2.0.downsample.0.weight
 input_proj.0.0.weight input_proj.0.1.bias transformer.level_embed
@@ -70,14 +69,14 @@ EXTRA_KEYS = {
 
 
 def write(path, state):
-    """As the official code does, with its command line."""
+    """Writes a file like the official code, with its arguments."""
     torch.save({"model": state, "epoch": 49, "args": argparse.Namespace(lr=2e-4)}, path)
     return path
 
 
 @pytest.fixture
 def make_pair(make_cfg, shake, tmp_path):
-    """A detector, its official state dict, and another detector to load into."""
+    """Makes a detector, its official state dict, and another detector to load into."""
 
     def make(variant, **changes):
         cfg = make_cfg("detr", **MASKS) if variant == "detr_masks" else make_cfg(variant, **changes)
@@ -102,8 +101,8 @@ def test_a_round_trip_is_exact(make_pair, check_same, tmp_path, variant):
     check_same(other, detector)
 
 
-def test_norms_are_those_of_their_place(make_pair):
-    """The two official decoders number them differently."""
+def test_norms_are_assigned_by_position(make_pair):
+    """The official decoders number them differently."""
     detector, state, _ = make_pair("multi_scale")
     layer = detector.decoder.layers[1]
     assert torch.equal(state["transformer.decoder.layers.1.norm2.weight"], layer.self_norm.weight)
@@ -121,7 +120,7 @@ def test_queries_are_position_then_content(make_pair):
 
 
 @pytest.mark.parametrize("variant", ["multi_scale", "detr"])
-def test_a_key_that_no_rule_knows_is_reported(make_pair, tmp_path, variant):
+def test_an_unknown_key_is_reported(make_pair, tmp_path, variant):
     _, state, other = make_pair(variant)
     path = write(tmp_path / "theirs.pth", state | {"transformer.decoder.extra.weight": torch.zeros(1)})
     report = load_weights(other, path, LoadOptions(allow_partial=True))
@@ -131,7 +130,7 @@ def test_a_key_that_no_rule_knows_is_reported(make_pair, tmp_path, variant):
 
 
 def test_detrs_detectron2_wrapper(make_pair, check_same, tmp_path):
-    """It names the detector ``detr`` and has Detectron2's ResNet."""
+    """Its detector is ``detr``, with Detectron2's ResNet."""
     detector, state, other = make_pair("detr")
     theirs = {f"detr.{detectron2_backbone(key, 'backbone.0.backbone.')}": value for key, value in state.items()}
     assert "detr.backbone.0.backbone.res3.0.shortcut.norm.running_mean" in theirs
@@ -141,7 +140,7 @@ def test_detrs_detectron2_wrapper(make_pair, check_same, tmp_path):
 
 
 def detectron2_backbone(key, prefix):
-    """A key of the official backbone with the names of Detectron2's ResNet below ``prefix``."""
+    """Renames a key of the official backbone to Detectron2's ResNet below ``prefix``."""
     if not key.startswith("backbone.0.body."):
         return key
     name = key.removeprefix("backbone.0.body.")
@@ -152,7 +151,7 @@ def detectron2_backbone(key, prefix):
 
 
 def detrex_name(key, deformable):
-    """A key of the official code as detrex names it."""
+    """Renames a key of the official code to detrex's."""
     if key.startswith("input_proj.") and deformable:
         level, part, tail = key.split(".")[1:]
         place = f"convs.{level}" if int(level) < 3 else f"extra_convs.{int(level) - 3}"
@@ -182,14 +181,14 @@ def test_detrexs_files_load(make_pair, check_same, tmp_path, variant):
 
 
 @pytest.mark.parametrize(
-    ("variant", "changes", "said"),
+    ("variant", "changes", "message"),
     [
         ("encoder_only", {}, "no encoder-only model"),
         ("multi_scale", {"NORM": "GN"}, "ResNet of batch norms"),
     ],
 )
-def test_models_that_the_official_code_lacks_are_refused(make_cfg, tmp_path, variant, changes, said):
-    with pytest.raises(CheckpointError, match=said):
+def test_models_that_the_official_code_lacks_are_refused(make_cfg, tmp_path, variant, changes, message):
+    with pytest.raises(CheckpointError, match=message):
         write_official(tmp_path / "official.pth", build_detector(make_cfg(variant, **changes)))
     assert not (tmp_path / "official.pth").exists()
 

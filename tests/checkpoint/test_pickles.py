@@ -1,5 +1,6 @@
-"""Detectron2's .pkl files: ResNets by its names and by Caffe2's, and pickles that want more than arrays."""
+"""Detectron2's .pkl files: ResNets with its names and Caffe2's, and pickles with more than arrays."""
 
+import codecs
 import pickle
 import re
 from collections import OrderedDict
@@ -43,7 +44,7 @@ def detectron2_name(key):
 
 
 def caffe2_name(key, norm):
-    """The name of an affine norm's or a convolution's tensor; None for running statistics, which are folded in."""
+    """Returns Caffe2's name, None for running statistics, which are folded into the affine norm."""
     key = re.sub(r"^layer(\d)\.(\d+)", lambda match: f"res{int(match[1]) + 1}_{match[2]}", key)
     key = re.sub(r"\.conv([123])\.weight", lambda match: f"_branch2{'abc'[int(match[1]) - 1]}_w", key)
     key = key.replace(".downsample.0.weight", "_branch1_w").replace("conv1.weight", "conv1_w")
@@ -101,7 +102,7 @@ def test_msras_resnet_is_refused_by_ours_which_strides_elsewhere(resnet_50, tmp_
 
 
 class Calls:
-    """A pickle that calls a function when it is read."""
+    """Pickles as a function call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -133,10 +134,8 @@ def test_a_pickle_that_names_anything_else_is_refused_and_not_run(tmp_path, monk
 
 
 def test_text_is_encoded_as_latin_1_only(tmp_path):
-    """Python 3 writes bytes for Python 2 as a call of ``codecs.encode``, which knows much else."""
+    """Python 3 writes bytes for Python 2 as a call of ``codecs.encode``, which has other encodings."""
     assert read_weights(write(tmp_path / "a.pkl", {"model": {"w": np.ones(2)}, "note": b"\xff"})).state.keys() == {"w"}
-    import codecs
-
     path = write(tmp_path / "b.pkl", {"model": {"w": np.ones(2)}, "note": Calls(codecs.encode, "text", "rot13")})
     with pytest.raises(CheckpointError, match="'rot13'"):
         read_weights(path)
@@ -154,16 +153,6 @@ def test_a_damaged_pickle_is_named(tmp_path, cut):
 def test_a_pickle_without_weights_is_named(tmp_path, content):
     with pytest.raises(CheckpointError, match=r"odd\.pkl: holds no weights"):
         read_weights(write(tmp_path / "odd.pkl", content))
-
-
-class Calls:
-    """Pickles as a call of a function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.mark.parametrize("protocol", [0, 2])

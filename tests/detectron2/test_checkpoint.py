@@ -1,4 +1,4 @@
-"""Weights: both engines' files, backbones, and the refusal of what fits only in part."""
+"""Files of both engines, backbones, and errors for files that fit only in part."""
 
 import copy
 import logging
@@ -42,15 +42,11 @@ def load(model, cfg, path):
     Trainer.build_checkpointer(cfg, model).resume_or_load(str(path), resume=False)
 
 
-def test_a_file_of_the_other_engine_loads(model, other, make_cfg, tmp_path):
+@pytest.mark.parametrize("name", ["model_final.pth", "last.ckpt"])
+def test_files_of_the_other_engine_load(model, other, make_cfg, tmp_path, name):
     save_detector(tmp_path / "model_final.pth", model.detector, iteration=3, cfg_text="")
-    load(other, make_cfg(), tmp_path / "model_final.pth")
-    assert torch.equal(weights(model), weights(other))
-
-
-def test_lightnings_layout_loads(model, other, make_cfg, tmp_path):
     torch.save({"state_dict": model.state_dict()}, tmp_path / "last.ckpt")
-    load(other, make_cfg(), tmp_path / "last.ckpt")
+    load(other, make_cfg(), tmp_path / name)
     assert torch.equal(weights(model), weights(other))
 
 
@@ -111,7 +107,7 @@ def test_weights_that_cannot_be_downloaded_are_a_warning(model, make_cfg, monkey
 
 
 def detectron2_backbone_file(model, folder, drop=None):
-    """A backbone as Detectron2's model zoo stores it: NumPy arrays by the backbone's own names, and a classifier."""
+    """Writes a backbone like Detectron2's model zoo: NumPy arrays with the backbone's names, and a classifier."""
     import pickle
 
     arrays = {
@@ -163,17 +159,17 @@ def test_a_long_list_of_keys_is_cut_short(model, make_cfg, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("model_0000004.ckpt", r"last_checkpoint names model_0000004\.ckpt.*--engine standalone"),
         ("", "last_checkpoint is empty"),
         ("model_0000004.pth", r"last_checkpoint names model_0000004\.pth, which does not exist"),
     ],
 )
-def test_what_cannot_be_resumed_from_is_named(model, make_cfg, tmp_path, content, said):
+def test_an_unusable_last_checkpoint_is_an_error(model, make_cfg, tmp_path, content, message):
     (tmp_path / "last_checkpoint").write_text(content)
     (tmp_path / "model_0000004.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         Trainer.build_checkpointer(make_cfg(OUTPUT_DIR=tmp_path), model).resume_or_load("", resume=True)
 
 

@@ -5,7 +5,6 @@ Names of tensors are relative to the backbone here: ``conv1.weight``, ``layer1.0
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -14,20 +13,19 @@ from .base import DROPPED, Format, NameTable, Rule, State
 _EPS = 1e-5  # of the frozen batch norms in torchvision and Detectron2
 
 
-@dataclass(frozen=True)
 class ResNetFormat(Format):
     """A ResNet with the names of one project.
 
     Args:
         name: name of the format.
         marks: names that identify the format.
-        table: torchvision's names to the project's.
+        rules: see `NameTable`.
     """
 
-    name: str
-    marks: frozenset[str]
-    table: NameTable
     is_backbone = True
+
+    def __init__(self, name: str, marks: Collection[str], rules: Iterable[Rule]) -> None:
+        self.name, self.marks, self.table = name, frozenset(marks), NameTable(rules)
 
     def detect(self, keys: Collection[str]) -> bool:
         return self.marks.issubset(keys)
@@ -98,56 +96,48 @@ def _rules(
 
 TORCHVISION_SWIN = _SwinFormat()
 TORCHVISION_RESNET = ResNetFormat(
-    "resnet",
-    frozenset({"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"}),
-    NameTable([(DROPPED, "fc.{x}")]),
+    "resnet", {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"}, [(DROPPED, "fc.{x}")]
 )
 DETECTRON2_RESNET = ResNetFormat(
     "resnet",
-    frozenset({"stem.conv1.weight", "stem.conv1.norm.weight", "res2.0.conv1.weight"}),
-    NameTable(
-        [
-            (DROPPED, "stem.fc.{w}"),
-            *_rules(
-                "stem.conv1",
-                lambda stage: f"res{stage + 1}.{{i}}.",
-                ("shortcut", "conv1", "conv2", "conv3"),
-                conv=[(".{w}", ".{w}")],
-                norm=[(".{x}", ".norm.{x}")],
-            ),
-        ]
-    ),
+    {"stem.conv1.weight", "stem.conv1.norm.weight", "res2.0.conv1.weight"},
+    [
+        (DROPPED, "stem.fc.{w}"),
+        *_rules(
+            "stem.conv1",
+            lambda stage: f"res{stage + 1}.{{i}}.",
+            ("shortcut", "conv1", "conv2", "conv3"),
+            conv=[(".{w}", ".{w}")],
+            norm=[(".{x}", ".norm.{x}")],
+        ),
+    ],
 )
 # Batch norms are folded to affine layers (bn_s, bn_b); group norms are gn_s and gn_b. The stem's bias is zero.
 CAFFE2_RESNET = _Caffe2ResNet(
     "resnet-caffe2",
-    frozenset({"conv1_w", "res2_0_branch2a_w"}),
-    NameTable(
-        [
-            *((DROPPED, name) for name in ("conv1_b", "fc1000_{x}", "pred_{x}")),
-            ("bn1.weight", "res_conv1_bn_s"),
-            ("bn1.bias", "res_conv1_bn_b"),
-            *_rules(
-                "conv1",
-                lambda stage: f"res{stage + 1}_{{i}}_branch",
-                ("1", "2a", "2b", "2c"),
-                conv=[(".weight", "_w")],
-                norm=[(".weight", "_bn_s"), (".bias", "_bn_b"), (".weight", "_gn_s"), (".bias", "_gn_b")],
-            ),
-        ]
-    ),
+    {"conv1_w", "res2_0_branch2a_w"},
+    [
+        *((DROPPED, name) for name in ("conv1_b", "fc1000_{x}", "pred_{x}")),
+        ("bn1.weight", "res_conv1_bn_s"),
+        ("bn1.bias", "res_conv1_bn_b"),
+        *_rules(
+            "conv1",
+            lambda stage: f"res{stage + 1}_{{i}}_branch",
+            ("1", "2a", "2b", "2c"),
+            conv=[(".weight", "_w")],
+            norm=[(".weight", "_bn_s"), (".bias", "_bn_b"), (".weight", "_gn_s"), (".bias", "_gn_b")],
+        ),
+    ],
 )
 HUGGING_FACE_RESNET = ResNetFormat(
     "resnet",
-    frozenset({"embedder.embedder.convolution.weight"}),
-    NameTable(
-        _rules(
-            "embedder.embedder",
-            lambda stage: f"encoder.stages.{stage - 1}.layers.{{i}}.",
-            ("shortcut", "layer.0", "layer.1", "layer.2"),
-            conv=[(".{w}", ".convolution.{w}")],
-            norm=[(".{x}", ".normalization.{x}")],
-        )
+    {"embedder.embedder.convolution.weight"},
+    _rules(
+        "embedder.embedder",
+        lambda stage: f"encoder.stages.{stage - 1}.layers.{{i}}.",
+        ("shortcut", "layer.0", "layer.1", "layer.2"),
+        conv=[(".{w}", ".convolution.{w}")],
+        norm=[(".{x}", ".normalization.{x}")],
     ),
 )
 RESNETS = (TORCHVISION_RESNET, DETECTRON2_RESNET, CAFFE2_RESNET, HUGGING_FACE_RESNET)

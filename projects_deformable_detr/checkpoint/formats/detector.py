@@ -6,7 +6,6 @@ During a conversion a state dict has our keys and three intermediate ones: ``que
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -31,23 +30,27 @@ class _OurFormat(Format):
         return state
 
 
-@dataclass(frozen=True)
 class DetectorFormat(Format):
     """DETR and Deformable DETR of another project.
 
     Args:
         name: name of the format.
         mark: a key that identifies the format.
-        deformable: name table of Deformable DETR.
-        detr: name table of DETR.
+        deformable: rules of Deformable DETR, see `NameTable`.
+        detr: rules of DETR.
         classes: see `Format`.
     """
 
-    name: str
-    mark: str
-    deformable: NameTable
-    detr: NameTable
-    classes: Mapping[int, Names] = field(default_factory=dict)
+    def __init__(
+        self,
+        name: str,
+        mark: str,
+        deformable: Iterable[Rule],
+        detr: Iterable[Rule],
+        classes: Mapping[int, Names],
+    ) -> None:
+        self.name, self.mark, self.classes = name, mark, classes
+        self.deformable, self.detr = NameTable(deformable), NameTable(detr)
 
     def detect(self, keys: Collection[str]) -> bool:
         return self.mark in keys

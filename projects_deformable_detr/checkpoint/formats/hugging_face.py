@@ -17,7 +17,7 @@ from ..coco_classes import BY_ID
 from ..files import CheckpointError
 from . import official
 from .backbones import HUGGING_FACE_RESNET, rename_backbone
-from .base import NameTable, Rule, State
+from .base import Rule, State
 from .detector import DetectorFormat, is_deformable, layer_rules, portable_state, split_projections
 
 _RESNETS = {  # type and number of the blocks by depth
@@ -58,25 +58,23 @@ _COMMON: list[Rule] = [
     *_attention("decoder", "self_attn", "self_attn"),
 ]
 
-_DEFORMABLE_DETR = NameTable(
-    [
-        *_COMMON,
-        ("tokenizer.projections.{i}.{j}.{w}", "model.input_proj.{i}.{j}.{w}"),
-        ("tokenizer.level_embed", "model.level_embed"),
-        *layer_rules("encoder", {"self_attn": "self_attn"}, "model."),
-        *layer_rules("decoder", {"cross_attn": "encoder_attn"}, "model."),
-        ("queries.reference_points.{w}", "model.reference_points.{w}"),
-        ("queries.output.{w}", "model.enc_output.{w}"),
-        ("queries.output_norm.{w}", "model.enc_output_norm.{w}"),
-        ("queries.query.{w}", "model.pos_trans.{w}"),
-        ("queries.query_norm.{w}", "model.pos_trans_norm.{w}"),
-        ("decoder.class_heads.{i}.{w}", "class_embed.{i}.{w}"),
-        ("decoder.box_heads.{i}.layers.{j}.{w}", "bbox_embed.{i}.layers.{j}.{w}"),
-        # With box refinement the heads are tied to the decoder's, and a saved file has one of the two names.
-        ("decoder.class_heads.{i}.{w}", "model.decoder.class_embed.{i}.{w}"),
-        ("decoder.box_heads.{i}.layers.{j}.{w}", "model.decoder.bbox_embed.{i}.layers.{j}.{w}"),
-    ]
-)
+_DEFORMABLE_DETR: list[Rule] = [
+    *_COMMON,
+    ("tokenizer.projections.{i}.{j}.{w}", "model.input_proj.{i}.{j}.{w}"),
+    ("tokenizer.level_embed", "model.level_embed"),
+    *layer_rules("encoder", {"self_attn": "self_attn"}, "model."),
+    *layer_rules("decoder", {"cross_attn": "encoder_attn"}, "model."),
+    ("queries.reference_points.{w}", "model.reference_points.{w}"),
+    ("queries.output.{w}", "model.enc_output.{w}"),
+    ("queries.output_norm.{w}", "model.enc_output_norm.{w}"),
+    ("queries.query.{w}", "model.pos_trans.{w}"),
+    ("queries.query_norm.{w}", "model.pos_trans_norm.{w}"),
+    ("decoder.class_heads.{i}.{w}", "class_embed.{i}.{w}"),
+    ("decoder.box_heads.{i}.layers.{j}.{w}", "bbox_embed.{i}.layers.{j}.{w}"),
+    # With box refinement the heads are tied to the decoder's, and a saved file has one of the two names.
+    ("decoder.class_heads.{i}.{w}", "model.decoder.class_embed.{i}.{w}"),
+    ("decoder.box_heads.{i}.layers.{j}.{w}", "model.decoder.bbox_embed.{i}.layers.{j}.{w}"),
+]
 # The published files have the official names, transformers 5 has its own.
 _CONVOLUTIONS = ("conv1", "conv2", "fpn_stages.0.refine", "fpn_stages.1.refine", "fpn_stages.2.refine")
 _MASKS: list[Rule] = [
@@ -89,19 +87,17 @@ _MASKS: list[Rule] = [
     ("mask_head.output.{w}", "mask_head.output_conv.{w}"),
 ]
 
-_DETR = NameTable(
-    [
-        *_COMMON,
-        ("tokenizer.projections.0.0.{w}", "model.input_projection.{w}"),
-        *_attention("encoder", "self_attn", "self_attn"),
-        *_attention("decoder", "cross_attn", "encoder_attn"),
-        ("encoder.norm.{w}", "model.encoder.layernorm.{w}"),
-        ("decoder.norm.{w}", "model.decoder.layernorm.{w}"),
-        ("decoder.class_heads.0.{w}", "class_labels_classifier.{w}"),
-        ("decoder.box_heads.0.layers.{i}.{w}", "bbox_predictor.layers.{i}.{w}"),
-        *_MASKS,
-    ]
-)
+_DETR: list[Rule] = [
+    *_COMMON,
+    ("tokenizer.projections.0.0.{w}", "model.input_projection.{w}"),
+    *_attention("encoder", "self_attn", "self_attn"),
+    *_attention("decoder", "cross_attn", "encoder_attn"),
+    ("encoder.norm.{w}", "model.encoder.layernorm.{w}"),
+    ("decoder.norm.{w}", "model.decoder.layernorm.{w}"),
+    ("decoder.class_heads.0.{w}", "class_labels_classifier.{w}"),
+    ("decoder.box_heads.0.layers.{i}.{w}", "bbox_predictor.layers.{i}.{w}"),
+    *_MASKS,
+]
 
 HUGGING_FACE = DetectorFormat(
     name="hugging-face",
@@ -147,17 +143,17 @@ def write_hugging_face(
         raise CheckpointError(f"{folder}: writing it needs the safetensors package: pip install safetensors") from error
     state = portable_state(detector)
     backbone = _backbone_config(detector, state, resnet_depth, model)
+    deformable = is_deformable(state)
     labels = class_names or [f"LABEL_{index}" for index in range(model.num_classes)]
     config = {
         "backbone_config": backbone,
-        **_model_config(model),
-        **_costs(criterion),
+        **_common_config(model, criterion),
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
-        **(_deformable_config(model, criterion) if is_deformable(state) else _detr_config(model, criterion)),
+        **(_deformable_config(model, criterion) if deformable else _detr_config(model, criterion)),
     }
     processor = {
-        "image_processor_type": "DeformableDetrImageProcessor" if is_deformable(state) else "DetrImageProcessor",
+        "image_processor_type": "DeformableDetrImageProcessor" if deformable else "DetrImageProcessor",
         "format": "coco_detection",
         "do_resize": True,
         "size": {"shortest_edge": image_size[0], "longest_edge": image_size[1]},
@@ -180,7 +176,8 @@ def write_hugging_face(
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _model_config(model: DetectorConfig) -> dict[str, object]:
+def _common_config(model: DetectorConfig, criterion: CriterionConfig) -> dict[str, object]:
+    costs = {"class_cost": criterion.cost_class, "bbox_cost": criterion.cost_bbox, "giou_cost": criterion.cost_giou}
     return {
         "num_queries": model.num_queries,
         "d_model": model.d_model,
@@ -193,17 +190,9 @@ def _model_config(model: DetectorConfig) -> dict[str, object]:
         "activation_function": model.activation,
         "dropout": model.dropout,
         "position_embedding_type": model.position_embedding,
+        # transformers accepts whole numbers only; its defaults apply to other costs.
+        **{name: int(cost) for name, cost in costs.items() if cost == int(cost)},
     }
-
-
-def _costs(criterion: CriterionConfig) -> dict[str, int]:
-    """Returns the matcher's costs that are whole numbers, as transformers needs; its defaults apply to others."""
-    costs = {
-        "class_cost": criterion.cost_class,
-        "bbox_cost": criterion.cost_bbox,
-        "giou_cost": criterion.cost_giou,
-    }
-    return {name: int(cost) for name, cost in costs.items() if cost == int(cost)}
 
 
 def _deformable_config(model: DetectorConfig, criterion: CriterionConfig) -> dict[str, object]:

@@ -3,7 +3,7 @@
 import re
 
 from ..coco_classes import CONTIGUOUS
-from .base import NameTable, Rule, State
+from .base import Rule, State
 from .detector import DetectorFormat, layer_rules
 
 
@@ -27,39 +27,35 @@ def _layers(self_attention: str, cross_attention: str) -> list[Rule]:
 MMDETECTION = _MMDetectionFormat(
     name="mmdetection",
     mark="encoder.layers.0.ffn.layers.0.0.weight",
-    deformable=NameTable(
-        [
-            ("tokenizer.projections.{i}.0.{w}", "neck.convs.{i}.conv.{w}"),
-            ("tokenizer.projections.{i}.1.{w}", "neck.convs.{i}.gn.{w}"),
-            ("tokenizer.extra.{i}.0.{w}", "neck.extra_convs.{i}.conv.{w}"),
-            ("tokenizer.extra.{i}.1.{w}", "neck.extra_convs.{i}.gn.{w}"),
-            ("tokenizer.level_embed", "level_embed"),
-            ("query_embed.weight", "query_embedding.weight"),
-            *_layers("self_attn", "cross_attn"),
-            ("queries.reference_points.{w}", "reference_points_fc.{w}"),
-            ("queries.output.{w}", "memory_trans_fc.{w}"),
-            ("queries.output_norm.{w}", "memory_trans_norm.{w}"),
-            ("queries.query.{w}", "pos_trans_fc.{w}"),
-            ("queries.query_norm.{w}", "pos_trans_norm.{w}"),
-            # One head per layer, repeated where layers share it, followed by those of the proposals.
-            ("decoder.class_heads.{i}.{w}", "bbox_head.cls_branches.{i}.{w}"),
-            *(
-                (f"decoder.box_heads.{{i}}.layers.{n}.{{w}}", f"bbox_head.reg_branches.{{i}}.{2 * n}.{{w}}")
-                for n in range(3)
-            ),
-        ]
-    ),
-    detr=NameTable(
-        [
-            ("tokenizer.projections.0.0.{w}", "neck.convs.0.conv.{w}"),
-            ("query_embed.weight", "query_embedding.weight"),
-            *_layers("self_attn.attn", "cross_attn.attn"),
-            ("decoder.norm.{w}", "decoder.post_norm.{w}"),
-            ("decoder.class_heads.0.{w}", "bbox_head.fc_cls.{w}"),
-            ("decoder.box_heads.0.layers.0.{w}", "bbox_head.reg_ffn.layers.0.0.{w}"),
-            ("decoder.box_heads.0.layers.1.{w}", "bbox_head.reg_ffn.layers.1.{w}"),
-            ("decoder.box_heads.0.layers.2.{w}", "bbox_head.fc_reg.{w}"),
-        ]
-    ),
+    deformable=[
+        ("tokenizer.projections.{i}.0.{w}", "neck.convs.{i}.conv.{w}"),
+        ("tokenizer.projections.{i}.1.{w}", "neck.convs.{i}.gn.{w}"),
+        ("tokenizer.extra.{i}.0.{w}", "neck.extra_convs.{i}.conv.{w}"),
+        ("tokenizer.extra.{i}.1.{w}", "neck.extra_convs.{i}.gn.{w}"),
+        ("tokenizer.level_embed", "level_embed"),
+        ("query_embed.weight", "query_embedding.weight"),
+        *_layers("self_attn", "cross_attn"),
+        ("queries.reference_points.{w}", "reference_points_fc.{w}"),
+        ("queries.output.{w}", "memory_trans_fc.{w}"),
+        ("queries.output_norm.{w}", "memory_trans_norm.{w}"),
+        ("queries.query.{w}", "pos_trans_fc.{w}"),
+        ("queries.query_norm.{w}", "pos_trans_norm.{w}"),
+        # One head per layer, repeated where layers share it, followed by those of the proposals.
+        ("decoder.class_heads.{i}.{w}", "bbox_head.cls_branches.{i}.{w}"),
+        *(
+            (f"decoder.box_heads.{{i}}.layers.{n}.{{w}}", f"bbox_head.reg_branches.{{i}}.{2 * n}.{{w}}")
+            for n in range(3)
+        ),
+    ],
+    detr=[
+        ("tokenizer.projections.0.0.{w}", "neck.convs.0.conv.{w}"),
+        ("query_embed.weight", "query_embedding.weight"),
+        *_layers("self_attn.attn", "cross_attn.attn"),
+        ("decoder.norm.{w}", "decoder.post_norm.{w}"),
+        ("decoder.class_heads.0.{w}", "bbox_head.fc_cls.{w}"),
+        ("decoder.box_heads.0.layers.0.{w}", "bbox_head.reg_ffn.layers.0.0.{w}"),
+        ("decoder.box_heads.0.layers.1.{w}", "bbox_head.reg_ffn.layers.1.{w}"),
+        ("decoder.box_heads.0.layers.2.{w}", "bbox_head.fc_reg.{w}"),
+    ],
     classes=CONTIGUOUS,
 )

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..coco_classes import BY_ID, CATEGORIES, CONTIGUOUS
 from ..files import CheckpointError, write_atomically
-from .base import DROPPED, NameTable, Rule, State
+from .base import DROPPED, Rule, State
 from .detector import CLASS_HEAD, DetectorFormat, layer_rules, portable_state
 
 # Bias of a logit that no class uses: its sigmoid and its softmax are 0, in half precision too.
@@ -59,33 +59,29 @@ MASKS: list[Rule] = [
 OFFICIAL = DetectorFormat(
     name="official",
     mark="transformer.encoder.layers.0.norm1.weight",
-    deformable=NameTable(
-        [
-            ("backbone.{x}", "backbone.0.body.{x}"),
-            ("tokenizer.projections.{i}.{j}.{w}", "input_proj.{i}.{j}.{w}"),
-            ("tokenizer.level_embed", "transformer.level_embed"),
-            ("query_embed.weight", "query_embed.weight"),
-            *_layers(_DEFORMABLE_DECODER),
-            *_PROPOSALS,
-            *_HEADS,
-        ]
-    ),
-    detr=NameTable(
-        [
-            ("backbone.{x}", "backbone.0.body.{x}"),
-            ("backbone.{x}", "backbone.0.backbone.{x}"),  # DETR's Detectron2 wrapper
-            ("tokenizer.position_embedding.row", "backbone.1.row_embed.weight"),
-            ("tokenizer.position_embedding.column", "backbone.1.col_embed.weight"),
-            ("tokenizer.projections.0.0.{w}", "input_proj.{w}"),
-            ("query_embed.weight", "query_embed.weight"),
-            *_layers(_DETR_DECODER),
-            ("encoder.norm.{w}", "transformer.encoder.norm.{w}"),
-            ("decoder.norm.{w}", "transformer.decoder.norm.{w}"),
-            *_SHARED_HEADS,
-            *MASKS,
-            (DROPPED, "criterion.empty_weight"),
-        ]
-    ),
+    deformable=[
+        ("backbone.{x}", "backbone.0.body.{x}"),
+        ("tokenizer.projections.{i}.{j}.{w}", "input_proj.{i}.{j}.{w}"),
+        ("tokenizer.level_embed", "transformer.level_embed"),
+        ("query_embed.weight", "query_embed.weight"),
+        *_layers(_DEFORMABLE_DECODER),
+        *_PROPOSALS,
+        *_HEADS,
+    ],
+    detr=[
+        ("backbone.{x}", "backbone.0.body.{x}"),
+        ("backbone.{x}", "backbone.0.backbone.{x}"),  # DETR's Detectron2 wrapper
+        ("tokenizer.position_embedding.row", "backbone.1.row_embed.weight"),
+        ("tokenizer.position_embedding.column", "backbone.1.col_embed.weight"),
+        ("tokenizer.projections.0.0.{w}", "input_proj.{w}"),
+        ("query_embed.weight", "query_embed.weight"),
+        *_layers(_DETR_DECODER),
+        ("encoder.norm.{w}", "transformer.encoder.norm.{w}"),
+        ("decoder.norm.{w}", "transformer.decoder.norm.{w}"),
+        *_SHARED_HEADS,
+        *MASKS,
+        (DROPPED, "criterion.empty_weight"),
+    ],
     classes=BY_ID,
 )
 
@@ -102,31 +98,27 @@ def _detrex_layers(self_attention: str, cross_attention: str) -> list[Rule]:
 DETREX = DetectorFormat(
     name="detrex",
     mark="transformer.encoder.layers.0.norms.0.weight",
-    deformable=NameTable(
-        [
-            ("tokenizer.projections.{i}.0.{w}", "neck.convs.{i}.conv.{w}"),
-            ("tokenizer.projections.{i}.1.{w}", "neck.convs.{i}.norm.{w}"),
-            ("tokenizer.extra.{i}.0.{w}", "neck.extra_convs.{i}.conv.{w}"),
-            ("tokenizer.extra.{i}.1.{w}", "neck.extra_convs.{i}.norm.{w}"),
-            ("tokenizer.level_embed", "transformer.level_embeds"),
-            ("query_embed.weight", "query_embedding.weight"),
-            *_detrex_layers("attentions.0", "attentions.1"),
-            *_PROPOSALS,
-            *_HEADS,
-            (DROPPED, "criterion.empty_weight"),
-        ]
-    ),
-    detr=NameTable(
-        [
-            ("backbone.{x}", "backbone.body.{x}"),  # torchvision's ResNet in the DC5 models
-            ("tokenizer.projections.0.0.{w}", "input_proj.{w}"),
-            *_detrex_layers("attentions.0.attn", "attentions.1.attn"),
-            ("encoder.norm.{w}", "transformer.encoder.post_norm_layer.{w}"),
-            ("decoder.norm.{w}", "transformer.decoder.post_norm_layer.{w}"),
-            *_SHARED_HEADS,
-            (DROPPED, "criterion.empty_weight"),
-        ]
-    ),
+    deformable=[
+        ("tokenizer.projections.{i}.0.{w}", "neck.convs.{i}.conv.{w}"),
+        ("tokenizer.projections.{i}.1.{w}", "neck.convs.{i}.norm.{w}"),
+        ("tokenizer.extra.{i}.0.{w}", "neck.extra_convs.{i}.conv.{w}"),
+        ("tokenizer.extra.{i}.1.{w}", "neck.extra_convs.{i}.norm.{w}"),
+        ("tokenizer.level_embed", "transformer.level_embeds"),
+        ("query_embed.weight", "query_embedding.weight"),
+        *_detrex_layers("attentions.0", "attentions.1"),
+        *_PROPOSALS,
+        *_HEADS,
+        (DROPPED, "criterion.empty_weight"),
+    ],
+    detr=[
+        ("backbone.{x}", "backbone.body.{x}"),  # torchvision's ResNet in the DC5 models
+        ("tokenizer.projections.0.0.{w}", "input_proj.{w}"),
+        *_detrex_layers("attentions.0.attn", "attentions.1.attn"),
+        ("encoder.norm.{w}", "transformer.encoder.post_norm_layer.{w}"),
+        ("decoder.norm.{w}", "transformer.decoder.post_norm_layer.{w}"),
+        *_SHARED_HEADS,
+        (DROPPED, "criterion.empty_weight"),
+    ],
     classes=BY_ID | CONTIGUOUS,
 )
 
