@@ -218,5 +218,5 @@ def test_coco_ids_are_put_back(make_cfg, shake, tmp_path):
     load_weights(target, tmp_path / "official.pth", LoadOptions(class_names=THINGS))
     for key, value in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], value), key
-    with pytest.raises(CheckpointError, match="--coco-ids needs COCO's 80"):
+    with pytest.raises(CheckpointError, match="category ids need COCO's 80"):
         write_official(tmp_path / "official.pth", source, ["ant"] * 80)

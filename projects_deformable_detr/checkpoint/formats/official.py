@@ -148,7 +148,7 @@ def write_official(path: str | Path, detector: nn.Module, coco_names: Sequence[s
 def _to_category_ids(state: State, names: Sequence[str], no_object: bool) -> State:
     """Moves the logits of COCO's contiguous classes to their category ids, with unused logits in between."""
     if tuple(names) not in CONTIGUOUS.values():
-        raise CheckpointError("--coco-ids needs COCO's 80 (or, panoptic, 133) classes; those of the config differ")
+        raise CheckpointError("category ids need COCO's 80 (or, panoptic, 133) classes; those of the detector differ")
     ids = {name: index for index, name in CATEGORIES.items()}
     rows = [ids[name] for name in names]
     count = next(logits for logits in BY_ID if logits > max(rows))
