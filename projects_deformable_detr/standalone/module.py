@@ -2,24 +2,19 @@
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..config import build_criterion, build_detector
-from ..config.data import data_config
-from ..config.evaluation import evaluation_config
-from ..config.training import augmentation_policy, optimizer_config, schedule_config
+from ..config.run import Run
 from ..errors import UserError
 from ..evaluation import Evaluator, TestTimeAugmentationConfig
 from ..evaluation.tta import detect_with_tta
-from ..modeling import cardinality_error, panoptic_postprocess, postprocess
+from ..modeling import Detector, cardinality_error, panoptic_postprocess, postprocess
 from ..training import GradientClip, build_optimizer, build_scheduler
 from . import data
 from .batch import Batch
@@ -29,26 +24,35 @@ class DetectionModule(L.LightningModule):
     """Trains and evaluates ``self.detector``, whose weights have the same names as in the Detectron2 engine.
 
     Args:
-        cfg: the config, with the number of classes and the device resolved.
+        run: configuration of the run.
+        detector: trained and evaluated model.
+        criterion: maps predictions and targets to weighted losses.
         dataset: training images, or None for evaluation only.
         evaluators: one for each of ``DATASETS.TEST``.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer test images than ranks
 
-    def __init__(self, cfg: Any, dataset: data.DetectionDataset | None, evaluators: list[Evaluator]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        detector: Detector,
+        criterion: nn.Module,
+        dataset: data.DetectionDataset | None,
+        evaluators: list[Evaluator],
+    ) -> None:
         super().__init__()
-        self.cfg = cfg
-        self.evaluation = evaluation_config(cfg)
+        self.run = run
         self.dataset = dataset
         self.evaluators = evaluators
-        self.detector = build_detector(cfg)
-        self.criterion = build_criterion(cfg)
+        self.detector = detector
+        self.criterion = criterion
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
-        for name, values in (("pixel_mean", cfg.MODEL.PIXEL_MEAN), ("pixel_std", cfg.MODEL.PIXEL_STD)):
+        settings = run.settings
+        for name, values in (("pixel_mean", settings.pixel_mean), ("pixel_std", settings.pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
-        self.seed = cfg.SEED if cfg.SEED >= 0 else int(torch.seed() % 2**31)
+        self.seed = settings.seed if settings.seed >= 0 else int(torch.seed() % 2**31)
         self.last_losses: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
         self.scalars: dict[str, float] = {}  # the same, flattened to names as in logs
@@ -64,21 +68,22 @@ class DetectionModule(L.LightningModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Builds the training loader, which starts at the iteration of the restored checkpoint."""
         assert self.dataset is not None
-        config, ranks = data_config(self.cfg), {"rank": self.global_rank, "world_size": self.trainer.world_size}
-        return data.training_loader(config, self.dataset, self.seed, start=self.trainer.global_step, **ranks)
+        ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size}
+        return data.training_loader(self.run.data, self.dataset, self.seed, start=self.trainer.global_step, **ranks)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Builds one loader for each of ``DATASETS.TEST``."""
         options: dict[str, Any] = {"rank": self.global_rank, "world_size": self.trainer.world_size}
         options["original_size"] = self.tta is not None
-        config, policy = data_config(self.cfg), augmentation_policy(self.cfg, is_train=False)
+        config, policy = self.run.data, self.run.test_augmentation
         return [data.evaluation_loader(config, item.records, policy, **options) for item in self.evaluators]
 
     def configure_optimizers(self) -> Any:
         """Builds the optimizer and the learning-rate schedule, which steps every iteration."""
-        config = optimizer_config(self.cfg)
-        optimizer, self.clip = build_optimizer(self, config), config.clip
-        schedule = {"scheduler": build_scheduler(optimizer, schedule_config(self.cfg)), "interval": "step"}
+        assert self.run.training is not None and self.run.schedule is not None
+        optimizer = build_optimizer(self, self.run.training.optimizer)
+        self.clip = self.run.training.optimizer.clip
+        schedule = {"scheduler": build_scheduler(optimizer, self.run.schedule), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
@@ -125,7 +130,7 @@ class DetectionModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Detects in full precision, as Detectron2, which uses mixed precision in training only."""
-        config, sizes, segmentations = self.evaluation, batch.original_sizes, None
+        config, sizes, segmentations = self.run.evaluation, batch.original_sizes, None
         options = config.max_detections, config.thing_classes or None, config.score_threshold
         with torch.autocast(self.device.type, enabled=False):  # also for postprocessing, which computes the masks
             if self.tta is not None:
@@ -145,7 +150,7 @@ class DetectionModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Computes the metrics on rank 0, shares them with all ranks and logs them with Detectron2's names."""
-        folder = Path(self.cfg.OUTPUT_DIR, "inference" if self.tta is None else "inference_TTA")
+        folder = self.run.output_dir / ("inference" if self.tta is None else "inference_TTA")
         several = len(self.evaluators) > 1
         results: dict[str, Any] = {}
         for evaluator in self.evaluators:
@@ -171,14 +176,12 @@ class DetectionModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores a random seed; raises `UserError` if the trained weights beside averaged ones would be lost."""
-        trainer: Any = self.trainer
-        has_average = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
-        if "averaging_state" in checkpoint and not has_average:
+        if "averaging_state" in checkpoint and not (self.run.training and self.run.training.ema):
             raise UserError(
                 "the checkpoint to resume from has averaged weights beside the trained ones: set SOLVER.EMA.ENABLED "
                 "True, or start a run from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
             )
-        if self.cfg.SEED < 0:
+        if self.run.settings.seed < 0:
             self.seed = checkpoint["seed"]
 
 

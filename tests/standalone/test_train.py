@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from projects_deformable_detr import get_cfg
+from projects_deformable_detr import build_criterion, build_detector
 from projects_deformable_detr.checkpoint import load_weights
-from projects_deformable_detr.config.data import data_config, load
-from projects_deformable_detr.config.training import augmentation_policy
+from projects_deformable_detr.cli.arguments import argument_parser
+from projects_deformable_detr.config import load_cfg
+from projects_deformable_detr.config.data import load
+from projects_deformable_detr.config.run import read_run
 from projects_deformable_detr.data import catalog
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.standalone import main, run
@@ -59,17 +61,17 @@ def test_training_lowers_the_loss_and_logs_it(trained: tuple[Path, dict[str, Any
 
 
 def _loss(folder: Path, checkpoint: Path | None) -> float:
-    """On eight training images, as the run begins with them."""
-    cfg = get_cfg("standalone")
-    cfg.merge_from_file(str(folder / "config.yaml"))
+    """Returns the loss of eight training images."""
+    args = argument_parser().parse_args(["--config-file", str(folder / "config.yaml"), "SOLVER.IMS_PER_BATCH", "8"])
+    cfg = load_cfg("standalone", args)
+    config = read_run(cfg, args)
     torch.manual_seed(cfg.SEED)
-    module = DetectionModule(cfg, None, []).eval()
+    module = DetectionModule(config, build_detector(cfg), build_criterion(cfg), None, []).eval()
     if checkpoint is not None:
         load_weights(module.detector, checkpoint)
-    cfg.SOLVER.IMS_PER_BATCH = 8
-    config, policy = data_config(cfg), augmentation_policy(cfg, is_train=True)
-    datasets = {name: load(catalog.get(name), config) for name in config.train}
-    batch = next(iter(training_loader(config, build_training_set(config, datasets, policy), cfg.SEED)))
+    datasets = {name: load(catalog.get(name), config.data) for name in config.data.train}
+    images = build_training_set(config.data, datasets, config.train_augmentation)
+    batch = next(iter(training_loader(config.data, images, cfg.SEED)))
     with torch.no_grad():
         return float(sum(module.criterion(module(batch), batch.targets).values()))
 
@@ -221,7 +223,7 @@ def test_losses_that_are_not_finite_end_the_run(
             fine = predictions.boxes.sum()
             return {"loss_ce": fine * (math.nan if self.calls == 3 else 1.0), "loss_bbox": fine}
 
-    monkeypatch.setattr("projects_deformable_detr.standalone.module.build_criterion", lambda cfg: Diverging())
+    monkeypatch.setattr("projects_deformable_detr.standalone.run.build_criterion", lambda cfg: Diverging())
     with pytest.raises(FloatingPointError, match="iteration 2: .*loss_ce") as error:
         main(make_args(tmp_path))
     assert "loss_bbox" not in str(error.value)
