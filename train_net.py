@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains and evaluates Deformable DETR on Detectron2, or on the standalone engine where there is none.
+"""Trains and evaluates Deformable DETR with Detectron2, or with the standalone engine if that is not installed.
 
 train_net.py --config-file configs/quickstart.yaml [--engine auto|detectron2|standalone] [--num-gpus N]
     [--register NAME JSON IMAGE_ROOT]… [--resume] [--eval-only] [KEY VALUE …]
@@ -8,9 +8,9 @@ train_net.py --config-file configs/quickstart.yaml [--engine auto|detectron2|sta
 import os
 import sys
 
-# Before torch is imported: idle OpenMP threads spin for microseconds only, not for milliseconds. A machine of few cores
-# needs them for its data loader: with anything else running, steps became several times slower. Not spinning at all
-# costs more than a second core brings (2 cores, quickstart: 0.26 s an iteration; 0.22 s on one thread; 0.17 s so).
+# Set before torch is imported. Idle OpenMP threads then spin for microseconds instead of milliseconds, which leaves the
+# cores to the data loader: 0.17 s per iteration of the quickstart on 2 cores, 0.26 s without spinning, and several
+# times as much with the default while other processes run.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from projects_deformable_detr.cli.arguments import argument_parser
@@ -19,7 +19,7 @@ from projects_deformable_detr.errors import UserError
 
 
 def main() -> int:
-    """Returns the exit status: 0, or 2 for input that the message on stderr explains."""
+    """Returns the exit status: 0, or 2 for invalid input, with a message on stderr."""
     args = argument_parser().parse_args()
     try:
         engine = choose_engine(args.engine)

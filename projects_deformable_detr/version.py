@@ -1,3 +1,3 @@
-"""The version, importable without anything else."""
+"""Version of the project."""
 
 __version__ = "0.1.0"

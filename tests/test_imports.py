@@ -22,7 +22,7 @@ OPS = Path(ms_deform_attn.__file__).parent
 
 
 def imported(file: Path, root: Path) -> Iterator[str]:
-    """Absolute names of every import in a file, in functions too; ``root`` is the package's folder."""
+    """Yields absolute names of all imports in a file, in functions too; ``root`` is the package's folder."""
     package = (root.name, *file.relative_to(root).parent.parts)
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -34,7 +34,7 @@ def imported(file: Path, root: Path) -> Iterator[str]:
 
 
 def imports_below(folder: Path, root: Path = PROJECT) -> dict[str, set[str]]:
-    """{imported name: files} of a folder of the package."""
+    """Returns {imported name: files} of a folder of the package."""
     found: dict[str, set[str]] = {}
     files = sorted(folder.rglob("*.py"))
     assert files, folder
@@ -136,7 +136,7 @@ def test_a_broken_binary_is_an_error(tmp_path):
     assert f"ImportError: ms_deform_attn: the compiled library {op / '_C.abi3.so'} cannot be loaded" in result.stderr
 
 
-def test_a_folder_is_not_a_package(tmp_path, monkeypatch):
+def test_a_folder_without_init_is_not_a_package(tmp_path, monkeypatch):
     """Such as a clone of Detectron2's repository in the working directory."""
     (tmp_path / "some_cloned_library").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
@@ -155,7 +155,7 @@ def test_a_folder_is_not_a_package(tmp_path, monkeypatch):
         ({"lightning"}, "auto", "standalone"),
     ],
 )
-def test_the_choice_of_the_engine(monkeypatch, installed, wanted, name):
+def test_selected_engine(monkeypatch, installed, wanted, name):
     monkeypatch.setattr(engine, "is_installed", installed.__contains__)
     choice = engine.choose_engine(wanted)
     assert choice.name == name and choice.reason
@@ -170,7 +170,7 @@ def test_the_choice_of_the_engine(monkeypatch, installed, wanted, name):
         ({"detectron2", "lightning"}, "torch", "unknown engine 'torch': choose one of auto, detectron2, standalone"),
     ],
 )
-def test_an_engine_that_cannot_run_is_refused(monkeypatch, installed, wanted, named):
+def test_unavailable_engines(monkeypatch, installed, wanted, named):
     monkeypatch.setattr(engine, "is_installed", installed.__contains__)
     with pytest.raises(UserError, match=named):
         engine.check_can_train(engine.choose_engine(wanted))

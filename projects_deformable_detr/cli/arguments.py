@@ -1,4 +1,4 @@
-"""The command line of ``train_net.py``: Detectron2's flags, the engine, and data sets by file."""
+"""Command line of ``train_net.py``: Detectron2's flags, the engine, and data sets by file."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from ..engine import ENGINES
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's own flags with ``--engine`` and ``--register``; it needs neither engine."""
+    """Returns a parser of Detectron2's flags, ``--engine`` and ``--register``, which needs neither engine."""
     parser = argparse.ArgumentParser(
         description="Train or evaluate Deformable DETR.",
         epilog="Example: train_net.py --config-file configs/quickstart.yaml --num-gpus 0 SOLVER.MAX_ITER 100",
@@ -17,44 +17,44 @@ def argument_parser() -> argparse.ArgumentParser:
         "--engine",
         default="auto",
         metavar="{" + ",".join(ENGINES) + "}",
-        help="what runs it; auto takes Detectron2 where it is importable (default: auto)",
+        help="training engine; auto: detectron2 if it is installed, else standalone (default: auto)",
     )
     add_register_argument(parser)
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue from OUTPUT_DIR's last checkpoint; begin at MODEL.WEIGHTS where there is none",
+        help="continue from OUTPUT_DIR's last checkpoint; without one, start from MODEL.WEIGHTS",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
     parser.add_argument(
         "--num-gpus",
         type=int,
         default=None,
-        help="number of GPUs *per machine* (default: 1, or 0 without a GPU)",
+        help="number of GPUs, and of processes, per machine (default: 1, or 0 without a GPU)",
     )
     parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, help="the rank of this machine, from 0")
+    parser.add_argument("--machine-rank", type=int, default=0, help="index of this machine, from 0")
     parser.add_argument(
         "--dist-url",
         default="auto",
-        help="tcp://HOST:PORT of machine 0 for several machines; auto finds a free port on one (default: auto)",
+        help="tcp://HOST:PORT of machine 0; auto: a free port, for one machine (default: auto)",
     )
     parser.add_argument(
         "opts",
         default=[],
         nargs=argparse.REMAINDER,
-        help="config keys and values at the end of the command: KEY VALUE KEY VALUE …",
+        help="config keys and values, after all flags: KEY VALUE KEY VALUE …",
     )
     return parser
 
 
 def add_register_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--register NAME JSON IMAGE_ROOT``, which may be repeated."""
+    """Adds the repeatable option ``--register NAME JSON IMAGE_ROOT``."""
     parser.add_argument(
         "--register",
         nargs=3,
         action="append",
         default=[],
         metavar=("NAME", "JSON", "IMAGE_ROOT"),
-        help="name a COCO-format data set for DATASETS.TRAIN and DATASETS.TEST (repeatable)",
+        help="register a data set in COCO's format for DATASETS.TRAIN and DATASETS.TEST (repeatable)",
     )

@@ -1,4 +1,4 @@
-"""Two processes on gloo compute the gradients of one process with twice the batch."""
+"""Two processes on gloo: gradients of one process with twice the batch, and equal initial weights."""
 
 from pathlib import Path
 from urllib.error import URLError
@@ -80,7 +80,7 @@ def load_where_one_download_fails(cfg, path):
     torch.save(model.state_dict(), f"{path}/{comm.get_rank()}.pth")
 
 
-def test_a_download_that_fails_for_one_process_leaves_all_with_the_same_weights(make_cfg, tmp_path, monkeypatch):
+def test_all_processes_have_the_same_weights_after_a_failed_download(make_cfg, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     full_width = {"MODEL__RESNETS__STEM_OUT_CHANNELS": 64, "MODEL__RESNETS__RES2_OUT_CHANNELS": 64}
     cfg = make_cfg(MODEL__DETR__NUM_CLASSES=2, MODEL__RESNETS__NORM="FrozenBN", **full_width)

@@ -1,4 +1,4 @@
-"""Both engines: each evaluates the other's model_final to the same numbers."""
+"""Each engine evaluates the other's model_final.pth to the same metrics."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Other projects' weights in Detectron2: through our trainer's checkpointer, and through Detectron2's own."""
+"""Weights of other projects through the trainer's checkpointer and through Detectron2's own."""
 
 import argparse
 import os
@@ -32,7 +32,7 @@ CAFFE2 = {
 
 @pytest.fixture
 def make_model(make_cfg):
-    """A model with noise in all of its weights, and its config."""
+    """Returns a function that builds a model with random weights, and its config."""
 
     def make(**overrides):
         cfg = make_cfg(**BATCH_NORM | overrides)
@@ -48,7 +48,7 @@ def make_model(make_cfg):
 
 
 def write(model, path):
-    """An official file, with the command line beside the weights."""
+    """Writes an official file with the command line beside the weights; returns its path."""
     write_official(path, model.detector)
     state = torch.load(path, weights_only=True)
     torch.save(state | {"args": argparse.Namespace(lr=2e-4)}, path)
@@ -97,7 +97,7 @@ def test_default_predictor_refuses_another_architecture(make_model, make_cfg, tm
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_fine_tuning_starts_a_new_class_head_and_says_so(make_model, make_cfg, tmp_path, caplog, ours):
+def test_fine_tuning_warns_of_a_new_class_head(make_model, make_cfg, tmp_path, caplog, ours):
     model, _ = make_model(MODEL__DETR__NUM_CLASSES=91, DATASETS__TRAIN="()", DATASETS__TEST="()")
     cfg = make_cfg(**BATCH_NORM)
     target = build_model(cfg)
@@ -110,7 +110,7 @@ def test_fine_tuning_starts_a_new_class_head_and_says_so(make_model, make_cfg, t
     assert torch.equal(target.detector.tokenizer.level_embed, model.detector.tokenizer.level_embed)
 
 
-def test_detectron2s_checkpointer_knows_torchvisions_names(make_cfg, tmp_path, monkeypatch):
+def test_detectron2s_checkpointer_loads_torchvisions_names(make_cfg, tmp_path, monkeypatch):
     from torchvision.models import resnet18
 
     imagenet = resnet18()
@@ -130,7 +130,7 @@ def test_detectron2s_checkpointer_knows_torchvisions_names(make_cfg, tmp_path, m
     assert torch.equal(model.detector.backbone.layer3[1].conv2.weight, imagenet.layer3[1].conv2.weight)
 
 
-def test_what_is_the_models_already_is_left_alone(make_model, make_cfg, tmp_path):
+def test_own_checkpoints_are_loaded_unchanged(make_model, make_cfg, tmp_path):
     model, cfg = make_model()
     Trainer.build_checkpointer(cfg, model).save("model_final")
     cfg.MODEL.WEIGHTS = f"{cfg.OUTPUT_DIR}/model_final.pth"
@@ -138,7 +138,7 @@ def test_what_is_the_models_already_is_left_alone(make_model, make_cfg, tmp_path
 
 
 def caffe2_file(model, folder):
-    """MSRA's R-50.pkl: names of Caffe2, norms folded to affine layers."""
+    """Writes a file like MSRA's R-50.pkl, with Caffe2's names and norms folded to affine layers."""
     arrays = {}
     for key, value in model.detector.backbone.state_dict().items():
         if "running" in key:

@@ -115,7 +115,7 @@ def test_every_other_model_gets_detectron2s_optimizer(make_cfg):
         type(optimizer).__name__ == type(maybe_add_gradient_clipping(cfg, torch.optim.SGD(model.parameters()))).__name__
     )
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
-    with pytest.raises(ValueError, match="full_model"):  # what an import of the name before ours leads to
+    with pytest.raises(ValueError, match="full_model"):  # as imported before the project
         solver.build_optimizer.__wrapped__(cfg, build_model(make_cfg()))
 
 
@@ -155,7 +155,7 @@ def test_a_registered_subclass_counts_as_ours(make_cfg):
 
 
 def test_detectron2s_default_trainer_trains_resumes_and_predicts(make_cfg):
-    """``DefaultTrainer`` as it is: plain ``get_cfg`` has made the config."""
+    """Unmodified ``DefaultTrainer`` with the config of Detectron2's ``get_cfg``."""
     cfg = make_cfg(SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=2)
     assert set(get_cfg().MODEL.DETR) == set(cfg.MODEL.DETR) and isinstance(cfg, CfgNode)
     Path(cfg.OUTPUT_DIR).mkdir()

@@ -1,4 +1,4 @@
-"""``python -m projects_deformable_detr.detectron2_plugin.run SCRIPT``: as Python runs it, with one import more."""
+"""``python -m projects_deformable_detr.detectron2_plugin.run SCRIPT`` runs a script as Python does."""
 
 import json
 import os
@@ -13,12 +13,12 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = ("-m", "projects_deformable_detr.detectron2_plugin.run")
 
-_TELL = """
+_PRINT = """
 from __future__ import annotations
 import json, sys
 import neighbour
-def told(): return {"argv": sys.argv, "path": sys.path[0], "name": __name__, "file": __file__, "doc": __doc__}
-print(json.dumps({**told(), "is_main": sys.modules["__main__"].told is told, "neighbour": neighbour.__file__}))
+def state(): return {"argv": sys.argv, "path": sys.path[0], "name": __name__, "file": __file__, "doc": __doc__}
+print(json.dumps({**state(), "is_main": sys.modules["__main__"].state is state, "neighbour": neighbour.__file__}))
 if "--exit" in sys.argv: sys.exit(7)
 if "--raise" in sys.argv: raise LookupError("its own error")
 """
@@ -54,11 +54,11 @@ def python(*words: object, cwd: Path | None = None) -> subprocess.CompletedProce
 def script(tmp_path):
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "neighbour.py").write_text("")
-    (tmp_path / "scripts" / "tell.py").write_text('"""Its words."""' + _TELL)
-    return Path("scripts") / "tell.py"
+    (tmp_path / "scripts" / "printing.py").write_text('"""Its docstring."""' + _PRINT)
+    return Path("scripts") / "printing.py"
 
 
-def test_a_script_sees_what_python_itself_shows_it(script, tmp_path):
+def test_a_script_sees_the_same_state_as_in_python(script, tmp_path):
     plain, ours = (python(*how, script, "a", "--b=c", cwd=tmp_path) for how in ((), MODULE))
     assert ours.returncode == plain.returncode == 0, ours.stderr
     assert json.loads(ours.stdout) == json.loads(plain.stdout)
@@ -66,7 +66,7 @@ def test_a_script_sees_what_python_itself_shows_it(script, tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--exit", "--raise"])
-def test_exit_statuses_and_errors_are_the_scripts(script, tmp_path, flag):
+def test_exit_status_and_errors_are_those_of_the_script(script, tmp_path, flag):
     plain, ours = (python(*how, script, flag, cwd=tmp_path) for how in ((), MODULE))
     assert ours.returncode == plain.returncode == (7 if flag == "--exit" else 1)
     if flag == "--raise":
@@ -74,7 +74,7 @@ def test_exit_statuses_and_errors_are_the_scripts(script, tmp_path, flag):
         assert ours.stderr.splitlines()[-3:] == last and last[-1] == "LookupError: its own error"
 
 
-def test_processes_that_detectron2_spawns_have_the_import_too(tmp_path):
+def test_spawned_processes_import_the_project(tmp_path):
     (tmp_path / "launches.py").write_text(_LAUNCH)
     result = python(*MODULE, tmp_path / "launches.py", tmp_path)
     assert result.returncode == 0, result.stderr
@@ -82,11 +82,13 @@ def test_processes_that_detectron2_spawns_have_the_import_too(tmp_path):
     assert (tmp_path / "1").read_text() == "True [] __mp_main__"
 
 
-@pytest.mark.parametrize(("words", "said"), [((), "usage: "), (("no such script.py",), "no such script.py: No such")])
-def test_what_cannot_be_run_is_said(words, said):
+@pytest.mark.parametrize(
+    ("words", "message"), [((), "usage: "), (("no such script.py",), "no such script.py: No such")]
+)
+def test_invalid_command_lines(words, message):
     result = python(*MODULE, *words)
     assert result.returncode == 2
-    assert said in result.stderr and "Traceback" not in result.stderr
+    assert message in result.stderr and "Traceback" not in result.stderr
 
 
 _RETURNS = """
@@ -113,7 +115,7 @@ if __name__ == "__main__":
 """
 
 
-def test_what_comes_back_from_a_spawned_process_is_of_the_scripts_classes(tmp_path):
+def test_objects_from_spawned_processes_have_the_scripts_classes(tmp_path):
     (tmp_path / "returns.py").write_text(_RETURNS)
     plain, ours = (python(*how, tmp_path / "returns.py") for how in ((), MODULE))
     assert ours.returncode == plain.returncode == 0, ours.stderr

@@ -28,13 +28,13 @@ def metrics(folder):
 
 @pytest.fixture(scope="module")
 def trained(job, tmp_path_factory, coco_files):
-    """A run of 60 steps: its folder and the metrics that main returned."""
+    """Folder and metrics of a run of 60 iterations."""
     folder = tmp_path_factory.mktemp("trained")
     results = main(job(folder, coco_files, "SOLVER.MAX_ITER", 60, "SOLVER.CHECKPOINT_PERIOD", 30))
     return folder / "output", results
 
 
-def test_training_lowers_the_loss_and_leaves_detectron2s_files(trained):
+def test_training_lowers_the_loss_and_writes_detectron2s_files(trained):
     folder, results = trained
     losses = [line["total_loss"] for line in metrics(folder) if "total_loss" in line]
     assert losses[-1] < 0.8 * losses[0]
@@ -44,7 +44,7 @@ def test_training_lowers_the_loss_and_leaves_detectron2s_files(trained):
     assert "cardinality_error" in metrics(folder)[0]
     records = json.loads((folder / "inference/coco_instances_results.json").read_text())
     assert {record["category_id"] for record in records} <= {3, 7}
-    assert not list(folder.glob(".model*"))  # nothing left of atomic writing
+    assert not list(folder.glob(".model*"))  # temporary files
 
 
 def test_eval_only_gives_the_metrics_of_the_training_run(trained, job, tmp_path, coco_files):

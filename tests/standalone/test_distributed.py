@@ -45,22 +45,22 @@ def test_two_processes_do_what_one_does(make_args: Callable[..., Namespace], tmp
     assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-4)
 
 
-def test_features_that_are_not_used(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
-    """The last stage gets no gradient: the second step would wait for it."""
+def test_unused_features(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
+    """The last stage has no gradient, for which the second step would wait."""
     options = ("MODEL.DETR.IN_FEATURES", "['res4']", "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")
     main(make_args(tmp_path, "--num-gpus", 2, *options))
     assert (tmp_path / "model_final.pth").is_file()
 
 
-def test_an_error_in_a_process_is_its_message(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
+def test_an_error_in_one_of_several_processes_is_a_message(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         main(make_args(tmp_path, "--num-gpus", 2, "--eval-only", "MODEL.WEIGHTS", "nowhere.pth"))
     assert str(error.value).startswith("nowhere.pth: there is no such")
     assert "Traceback" not in str(error.value)
 
 
-def test_ranks_compare_where_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the other rank had found the seventh iteration's."""
+def test_ranks_compare_their_last_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank is simulated, with the checkpoint of iteration 7."""
 
     def gather(names: list[str], own: str) -> None:
         names[:] = [own, "model_0000007.ckpt"]
@@ -74,9 +74,7 @@ def test_ranks_compare_where_they_begin(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-def test_machines_that_would_begin_at_different_checkpoints(
-    make_args: Callable[..., Namespace], tmp_path: Path
-) -> None:
+def test_machines_with_different_last_checkpoints(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Whole runs: training, what it leaves behind, resuming, evaluating, and input that cannot be used."""
+"""Whole runs: training, its files, resuming, evaluation, and invalid input."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ Make = Callable[..., Namespace]
 
 @pytest.fixture(scope="module")
 def trained(make_args: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder of an uninterrupted run of 24 iterations, and its metrics."""
+    """Folder and metrics of an uninterrupted run of 24 iterations."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run")
     return folder, main(make_args(folder))
@@ -81,7 +81,7 @@ def detections(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_detections(a: Path, b: Path) -> None:
-    """The very same scores and boxes, but for rounding."""
+    """Compares scores and boxes up to rounding."""
     found, expected = detections(a), detections(b)
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
@@ -107,8 +107,8 @@ def test_files_of_a_run(trained: tuple[Path, dict[str, Any]]) -> None:
     assert {"AP-red", "AP-blue"} <= metrics["bbox"].keys()
 
 
-def test_tensorboard_has_what_metrics_json_has(trained: tuple[Path, dict[str, Any]]) -> None:
-    """Losses, the learning rate, metrics of evaluations, AP of each class; a step more, as it counts from 1."""
+def test_tensorboard_has_the_values_of_metrics_json(trained: tuple[Path, dict[str, Any]]) -> None:
+    """TensorBoard counts iterations from 1."""
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="reads its files"
     )
@@ -132,7 +132,7 @@ def test_eval_only_repeats_the_metrics(trained: tuple[Path, dict[str, Any]], mak
         assert found["bbox"] == pytest.approx(metrics["bbox"], abs=0.1, nan_ok=True)
 
 
-def test_a_killed_run_resumes_as_if_nothing_had_happened(
+def test_a_killed_run_resumes_to_the_same_weights(
     trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = DetectionModule.training_step
@@ -163,7 +163,7 @@ def test_a_finished_run_resumes_to_its_evaluation(
     assert metrics["bbox"] == pytest.approx(trained[1]["bbox"], nan_ok=True)
 
 
-def test_nothing_to_resume_is_said_and_training_starts(
+def test_resume_without_a_checkpoint_starts_a_training(
     make_args: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "projects_deformable_detr"):
@@ -172,7 +172,7 @@ def test_nothing_to_resume_is_said_and_training_starts(
     assert (tmp_path / "model_final.pth").is_file()
 
 
-def test_a_new_run_does_not_leave_an_old_ones_checkpoint_to_resume(
+def test_a_new_run_replaces_the_checkpoint_to_resume_from(
     trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path
 ) -> None:
     (tmp_path / "last_checkpoint").write_text("model_0000099.ckpt")
@@ -185,13 +185,15 @@ def test_a_new_run_does_not_leave_an_old_ones_checkpoint_to_resume(
 @pytest.mark.parametrize(
     ("pointer", "message"), [("model_0000004.pth", "detectron2 engine"), ("gone.ckpt", "does not exist")]
 )
-def test_a_checkpoint_that_cannot_be_resumed(make_args: Make, tmp_path: Path, pointer: str, message: str) -> None:
+def test_invalid_checkpoints_to_resume_from(make_args: Make, tmp_path: Path, pointer: str, message: str) -> None:
     (tmp_path / "last_checkpoint").write_text(pointer)
     with pytest.raises(UserError, match=message):
         main(make_args(tmp_path, "--resume"))
 
 
-def test_one_process_decides_where_all_begin(make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_checkpoint_is_found_before_the_launch(
+    make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launched: list[Any] = []
     monkeypatch.setattr(run, "launch", lambda *arguments: launched.append(arguments[-1]))
     (tmp_path / "last_checkpoint").write_text("model_0000007.ckpt")
@@ -212,7 +214,7 @@ def test_workers_and_mixed_precision(make_args: Make, tmp_path: Path, trained: t
     assert all(torch.isfinite(value).all() for value in mixed.values())
 
 
-def test_losses_that_are_not_finite_end_the_run(
+def test_losses_that_are_not_finite_end_the_training(
     make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Diverging(torch.nn.Module):
@@ -229,9 +231,7 @@ def test_losses_that_are_not_finite_end_the_run(
     assert "loss_bbox" not in str(error.value)
 
 
-def test_several_test_sets_are_told_apart(
-    trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path
-) -> None:
+def test_metrics_of_several_test_sets(trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path) -> None:
     metrics = main(
         make_args(
             tmp_path, "--eval-only", "MODEL.WEIGHTS", trained[0] / "model_final.pth",
@@ -256,6 +256,6 @@ def test_several_test_sets_are_told_apart(
         (["SOLVER.LR_SCHEDULER_NAME", "Staircase"], "LR_SCHEDULER_NAME must be .* got 'Staircase'"),
     ],
 )
-def test_input_that_cannot_be_used(make_args: Make, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_invalid_input(make_args: Make, tmp_path: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         main(make_args(tmp_path, *arguments))
