@@ -25,7 +25,7 @@ def find_library(stem: str = "_C") -> Path | None:
 
 def _load(path: Path) -> None:
     try:
-        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+        torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         cause = error.__cause__ or error
         raise ImportError(
