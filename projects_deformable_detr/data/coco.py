@@ -108,7 +108,8 @@ def load(
     if segmentations is not None:
         check.masks(segmentations, drop=drop)
     if is_lvis:
-        lvis.check_absent_categories(images, table["image_id"], table["category_id"], problems)
+        used = check.is_used
+        lvis.check_absent_categories(images, list(check.categories), check.owners[used], check.labels[used], problems)
     is_object = check.is_used & ~table["iscrowd"]
     summary = Summary(
         spec.name,

@@ -86,19 +86,21 @@ def _prepare_category(category: dict[str, Any], where: str, problems: Problems) 
 
 
 def check_absent_categories(
-    images: list[ImageEntry], image_ids: Array, category_ids: Array, problems: Problems
+    images: list[ImageEntry], category_ids: list[int], owners: Array, labels: Array, problems: Problems
 ) -> None:
     """Checks that no image has objects of its ``neg_category_ids``.
 
     Args:
         images: entries of the file.
-        image_ids, category_ids: (annotations,) of the annotations.
+        category_ids: ids of the categories.
+        owners, labels: (annotations,) positions in ``images`` and ``category_ids``.
         problems: receives the faults.
     """
-    pairs = set(map(tuple, np.unique(np.stack([image_ids, category_ids], axis=1), axis=0).tolist()))
-    for image in images:
-        present = [item for item in image.neg_category_ids if (image.id, item) in pairs]
-        if present:
-            where = f"image {image.id} has objects of category {present[0]}"
-            remedy = "A category cannot be both: correct the list, or the objects."
-            problems.add(f"images with objects of classes in {_FEDERATED[0]!r}", where, remedy)
+    positions = {category_id: position for position, category_id in enumerate(category_ids)}
+    absent = [(row, item) for row, image in enumerate(images) for item in image.neg_category_ids]
+    keys = np.array([row * len(positions) + positions[item] for row, item in absent], np.int64)
+    for index in np.flatnonzero(np.isin(keys, owners * len(positions) + labels)).tolist():
+        row, item = absent[index]
+        where = f"image {images[row].id} has objects of category {item}"
+        remedy = "A category cannot be both: correct the list, or the objects."
+        problems.add(f"images with objects of classes in {_FEDERATED[0]!r}", where, remedy)
