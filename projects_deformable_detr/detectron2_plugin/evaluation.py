@@ -19,7 +19,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
     COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
@@ -97,8 +96,6 @@ def make_evaluator(
         "pascal_voc": lambda: VOCEvaluator(dataset_name),
         "cityscapes_instance": lambda: DatasetEvaluators(_cityscapes_evaluators(dataset_name, coco, has_masks)),
         "cityscapes_panoptic_seg": lambda: DatasetEvaluators(panoptic_evaluators()),
-        "sem_seg": lambda: SemSegEvaluator(dataset_name, output_dir=output_dir),
-        "cityscapes_sem_seg": lambda: CityscapesSemSegEvaluator(dataset_name),
     }
     if kind not in evaluators:
         raise UserError(
@@ -108,13 +105,13 @@ def make_evaluator(
 
 
 def _cityscapes_evaluators(name: str, coco: dict[str, Any], has_masks: bool) -> list[DatasetEvaluator]:
-    """COCO's AP of boxes and, with masks, Cityscapes' AP of masks."""
+    """Returns evaluators of COCO's AP of boxes and, with masks, Cityscapes' AP of masks."""
     evaluators = [COCOEvaluator(name, tasks=("bbox",), **coco)]
     return [*evaluators, CityscapesEvaluator(name)] if has_masks else evaluators
 
 
 def _panoptic_evaluators(name: str, coco: dict[str, Any], has_masks: bool, is_panoptic: bool) -> list[DatasetEvaluator]:
-    """AP of things and, for a panoptic model, panoptic quality."""
+    """Returns evaluators of the AP of things and, for a panoptic model, of panoptic quality."""
     evaluators: list[DatasetEvaluator] = []
     classes = panoptic_classes(name, panoptic=True)
     if classes is None or classes.is_separated:
@@ -298,9 +295,9 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
         with numpy_names():
             averages = self._averages(ground_truth)
         self._working_dir.cleanup()
-        metrics = {"AP": averages["allAp"] * 100, "AP50": averages["allAp50%"] * 100}
-        metrics |= {f"AP-{name}": values["ap"] * 100 for name, values in averages["classes"].items()}
-        metrics = {name: float(value) for name, value in metrics.items()}
+        values = {"AP": averages["allAp"], "AP50": averages["allAp50%"]}
+        values |= {f"AP-{name}": item["ap"] for name, item in averages["classes"].items()}
+        metrics = {name: float(value * 100) for name, value in values.items()}
         _logger.info("Results (segm):\n%s", create_small_table(metrics))
         return {"segm": metrics}
 
@@ -315,5 +312,4 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
         cityscapes.setInstanceLabels(args)
         instances = cityscapes.getGtInstances(ground_truth, args)
         matches = cityscapes.matchGtWithPreds(predictions, ground_truth, instances, args)
-        averages: dict[str, Any] = cityscapes.computeAverages(cityscapes.evaluateMatches(matches, args), args)
-        return averages
+        return dict(cityscapes.computeAverages(cityscapes.evaluateMatches(matches, args), args))
