@@ -1,4 +1,4 @@
-"""tools/score_threshold.py on detections whose numbers are counted by hand."""
+"""tools/score_threshold.py on detections whose metrics are computed by hand."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ BOX, ELSEWHERE = [0, 0, 10, 10], [50, 50, 10, 10]
 
 @pytest.fixture
 def files(tmp_path):
-    """Two images; the first has an object of each of two classes at one place, the second a crowd."""
+    """Two images: the first has objects of two classes at the same place, the second a crowd."""
     objects = [(1, 3, BOX, 0), (1, 7, BOX, 0), (2, 3, BOX, 1)]
     truth = {
         "images": [{"id": index, "height": 64, "width": 64} for index in (1, 2)],
@@ -25,12 +25,12 @@ def files(tmp_path):
         ],
     }
     found = [
-        (1, 3, BOX, 0.9),  # right
-        (1, 3, [0, 0, 10, 9], 0.8),  # the same object again
+        (1, 3, BOX, 0.9),  # correct
+        (1, 3, [0, 0, 10, 9], 0.8),  # duplicate
         (1, 7, ELSEWHERE, 0.7),  # wrong
-        (1, 7, BOX, 0.6),  # right
-        (2, 7, BOX, 0.4),  # of a class that the image does not have
-        (2, 3, BOX, 0.95),  # on the crowd: does not count
+        (1, 7, BOX, 0.6),  # correct
+        (2, 7, BOX, 0.4),  # wrong class
+        (2, 3, BOX, 0.95),  # on the crowd: ignored
     ]
     results = [{"image_id": i, "category_id": kind, "bbox": box, "score": score} for i, kind, box, score in found]
     (tmp_path / "truth.json").write_text(json.dumps(truth))
@@ -50,21 +50,23 @@ def tool():
     ("threshold", "per_image", "precision", "recall", "f1", "duplicates"),
     [(0.0, 2.5, 2 / 5, 1, 4 / 7, 1 / 5), (0.75, 1, 1 / 2, 1 / 2, 1 / 2, 1 / 2), (0.9, 0, 0, 0, 0, 0)],
 )
-def test_a_row(tool, files, threshold, per_image, precision, recall, f1, duplicates):
-    matched = tool.match(json.loads(files[0].read_text()), str(files[1]), 0.5)
+def test_row(tool, files, threshold, per_image, precision, recall, f1, duplicates):
+    matches = tool.match(json.loads(files[0].read_text()), str(files[1]), 0.5)
     expected = (threshold, per_image, precision, recall, f1, duplicates)
-    assert tuple(tool.row(matched, threshold).values()) == pytest.approx(expected)
+    assert tuple(tool.row(matches, threshold).values()) == pytest.approx(expected)
 
 
-def test_the_best_f1_is_in_the_last_line(files):
+def test_last_row_has_the_best_f1(files):
     result = subprocess.run([sys.executable, TOOL, *files, "--thresholds", "0"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    best = [float(word) for word in result.stdout.splitlines()[-1].split()]
+    label, *words = result.stdout.splitlines()[-1].rsplit(maxsplit=6)
+    best = [float(word) for word in words]
+    assert label == "best F1" and result.stdout.splitlines()[0].split()[0] == "threshold"
     # 0.9 alone: F1 2/3; down to 0.6: 4/6.
     assert best[4] == pytest.approx(2 / 3, abs=1e-3) and best[0] == pytest.approx(0.9, abs=1e-3)
 
 
-def test_no_detections_are_an_error_with_the_file(files):
+def test_no_detections_are_an_error(files):
     files[0].write_text("[]")
     result = subprocess.run([sys.executable, TOOL, *files], capture_output=True, text=True)
     assert result.returncode == 2 and "results.json has no detections" in result.stderr
