@@ -1,4 +1,4 @@
-"""docs/swap.md as written: its script and config before, its diffs, and what it says about the swap."""
+"""docs/swap.md: runs its script before and after its diffs, and checks its statements."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, coco_files):
-    """The guide's files before the swap, beside the data that they name."""
+    """The guide's files before the swap, and the data that they use."""
     folder = tmp_path_factory.mktemp("swap")
     (folder / "finetune.py").write_text(blocks("python")[0])
     (folder / "cells.yaml").write_text(blocks("yaml")[0])
@@ -68,13 +68,13 @@ def folder(tmp_path_factory, coco_files):
 
 
 def finetune(folder: Path, options: dict[str, object]) -> tuple[str, Path]:
-    """What the script prints, and the folder of its results."""
+    """Runs the script; returns its output and the folder of its results."""
     shutil.rmtree(folder / "output", ignore_errors=True)
     words = [str(word) for pair in {**_SHORT, **options}.items() for word in pair]
     result = subprocess.run(
         [sys.executable, "finetune.py", *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'ops'}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -84,7 +84,7 @@ def finetune(folder: Path, options: dict[str, object]) -> tuple[str, Path]:
 
 
 def summary(printed: str, results: Path) -> dict[str, set[str]]:
-    """Names of the instances' fields, the metrics and the files: what a pipeline around the script sees."""
+    """Returns the names of the instances' fields, the metrics and the files."""
     assert printed.count("Instances(num_instances=") == 4
     metrics = json.loads((results / "metrics.json").read_text().splitlines()[-1])
     written = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
@@ -97,7 +97,7 @@ def summary(printed: str, results: Path) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def before(folder):
-    """What Faster R-CNN and Mask R-CNN give."""
+    """Summaries of Faster R-CNN and Mask R-CNN."""
     return {masks: summary(*finetune(folder, {**_TINY_RCNN, "MODEL.MASK_ON": masks})) for masks in (False, True)}
 
 
@@ -110,7 +110,7 @@ def swap(folder: Path) -> None:
         subprocess.run(["git", "apply"], input=diff, cwd=folder, text=True, check=True, env=alone)
 
 
-def test_the_swap_leaves_everything_around_the_model_as_it_was(before, folder, tiny_model):
+def test_fields_metrics_and_files_do_not_change(before, folder, tiny_model):
     swap(folder)
     script, config = ((folder / name).read_text() for name in ("finetune.py", "cells.yaml"))
     assert "faster_rcnn" not in script and "ROI_HEADS" not in script + config
@@ -139,7 +139,7 @@ def outputs(cfg, record) -> Instances:
 
 
 def other(value: object) -> object:
-    """A value that a key has not by default."""
+    """Returns a value that differs from the default."""
     if isinstance(value, bool):
         return not value
     return value + 1 if isinstance(value, int | float) else "other" if isinstance(value, str) else ("other",)
@@ -150,7 +150,7 @@ def leaves(node):
         yield from leaves(value) if isinstance(value, dict) else [(node, key)]
 
 
-def test_the_keys_that_the_guide_lists_have_no_effect_and_are_named(make_cfg, record, caplog):
+def test_listed_keys_have_no_effect_and_log_a_warning(make_cfg, record, caplog):
     listed = re.search(r"Keys without effect: (.*?)\.\n", GUIDE, re.S)[1]
     assert set(re.findall(r"`MODEL\.(\w+)`", listed)) == set(foreign_keys._WITHOUT_EFFECT)
     cfg = make_cfg()
@@ -166,12 +166,12 @@ def test_the_keys_that_the_guide_lists_have_no_effect_and_are_named(make_cfg, re
 
 
 @pytest.mark.parametrize("key", ["LOAD_PROPOSALS", "KEYPOINT_ON"])
-def test_what_these_models_cannot_do_is_refused(make_cfg, key):
-    with pytest.raises(UserError, match=f"MODEL.{key} is True"):
+def test_unsupported_keys_are_errors(make_cfg, key):
+    with pytest.raises(UserError, match=f"MODEL.{key} must be False"):
         build_model(make_cfg(**{f"MODEL__{key}": True}))
 
 
-def test_there_are_always_as_many_detections_as_there_may_be_without_a_threshold(make_cfg, record):
+def test_number_of_detections_with_and_without_a_threshold(make_cfg, record):
     cfg = make_cfg()
     assert len(outputs(cfg, record)) == min(100, cfg.MODEL.DETR.NUM_OBJECT_QUERIES * 2)
     scores = outputs(cfg, record).scores
@@ -179,7 +179,7 @@ def test_there_are_always_as_many_detections_as_there_may_be_without_a_threshold
     assert len(outputs(cfg, record)) == int((scores >= scores[4]).sum()) or len(outputs(cfg, record)) == 4
 
 
-def test_proposals_neither_go_in_nor_come_out(make_cfg, record):
+def test_proposals_are_neither_inputs_nor_outputs(make_cfg, record):
     cfg = make_cfg(MODEL__DETR__WITH_BOX_REFINE=True, MODEL__DETR__TWO_STAGE=True)
     model = build_model(cfg).eval()
     with torch.no_grad():
@@ -188,17 +188,17 @@ def test_proposals_neither_go_in_nor_come_out(make_cfg, record):
     assert set(plain) == {"instances"}
     assert torch.equal(plain["instances"].scores, given["instances"].scores)
     model.train()
-    assert "loss_ce_enc" in model([record])  # what the two-stage model's own proposals are trained with
+    assert "loss_ce_enc" in model([record])  # the loss of the model's own proposals
 
 
-def test_more_objects_than_queries_are_refused(make_cfg, record):
+def test_more_objects_than_queries_are_an_error(make_cfg, record):
     instances = Instances.cat([record["instances"]] * 11)
-    with pytest.raises(UserError, match=r"11 ground-truth boxes, more than the 10 queries"):
+    with pytest.raises(UserError, match="11 ground-truth boxes, but there are 10 queries"):
         build_model(make_cfg())([{**record, "instances": instances[:11]}])
 
 
 @pytest.mark.parametrize("kind", [DatasetMapper, "the guide's"])
-def test_a_mapper_of_ones_own_trains(make_cfg, kind):
+def test_a_custom_mapper_trains(make_cfg, kind):
     cfg = make_cfg()
     mapper = kind(cfg, True) if kind is DatasetMapper else run_block("def mapper(record)", cfg=cfg)["mapper"]
     losses = build_model(cfg)(next(iter(build_detection_train_loader(cfg, mapper=mapper))))
@@ -206,13 +206,13 @@ def test_a_mapper_of_ones_own_trains(make_cfg, kind):
 
 
 def run_block(part: str, **names):
-    """Runs the guide's block of Python that has this part."""
+    """Runs the Python block of the guide that contains ``part``."""
     (block,) = (text for text in blocks("python") if part in text)
     exec(compile(block, "docs/swap.md", "exec"), names)
     return names
 
 
-def test_duplicates_can_be_removed_as_the_guide_says():
+def test_duplicates_can_be_removed():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9], [50, 50, 60, 60]])
     instances = Instances((64, 64), pred_boxes=Boxes(boxes), scores=torch.tensor([0.9, 0.8, 0.7, 0.6]))
     instances.pred_classes = torch.tensor([0, 0, 1, 0])
@@ -232,19 +232,19 @@ def test_the_predictor_takes_bgr_images_as_before(make_cfg, tmp_path):
     assert seen[0][:, 0, 0].tolist() == [0, 0, 200]  # red, green, blue
 
 
-def test_a_faster_rcnns_weights_are_refused(make_cfg, tmp_path):
+def test_faster_rcnn_weights_are_an_error(make_cfg, tmp_path):
     state = {"backbone.fpn_lateral2.weight": torch.zeros(1), "roi_heads.box_head.fc1.weight": torch.zeros(1)}
     torch.save({"model": state}, tmp_path / "rcnn.pth")
     for use in (DefaultTrainer, DefaultPredictor):
         cfg = make_cfg(MODEL__WEIGHTS=tmp_path / "rcnn.pth")
         Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-        with pytest.raises(CheckpointError, match=r"nothing of this model.*roi_heads\.box_head"):
+        with pytest.raises(CheckpointError, match=r"no weights of this model.*roi_heads\.box_head"):
             made = use(cfg)
             made.resume_or_load(resume=False)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_traced_model_is_for_images_of_one_size(make_cfg):
+def test_a_traced_model_works_for_one_image_size(make_cfg):
     model = build_model(make_cfg()).eval()
     image = torch.rand(3, 64, 80) * 255
     adapter = TracingAdapter(model, [{"image": image}], lambda model, inputs: model(inputs))
