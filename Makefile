@@ -1,17 +1,17 @@
-# make demo   a trained small detector, its COCO table and pictures, from nothing
-# make test   everything that CI runs
+# make demo   train a small detector; print its COCO table and draw its detections
+# make test   run everything that CI runs
 # Others: setup, lint, cuda-compile, format, clean. PYTHON and VENV may be set.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Through Python: where a system package provides it, .venv/bin has no script of that name.
+# Called through Python, because .venv/bin has no script of a system package.
 CLANG_FORMAT := $(BIN)/python -c 'import clang_format; clang_format.clang_format()'
 STAMP := $(VENV)/.installed
-# Set up for this machine: the CUDA kernels take minutes, and without a GPU nothing would run them. `make test` compiles
-# them wherever there is nvcc. FORCE_CUDA=1 builds them all the same.
+# The CUDA kernels, which take minutes, are built if there is a GPU, or with FORCE_CUDA=1. `make test` compiles them if
+# there is nvcc.
 export FORCE_CUDA ?= $(if $(shell command -v nvidia-smi),,0)
-# Files whose change asks for a new installation or a new build of the op.
+# Files whose changes need a new installation or build of the op.
 SOURCES := setup.py pyproject.toml $(wildcard ops/*.py ops/csrc/*.* ops/csrc/*/*.*)
 
 .PHONY: help setup demo test lint cuda-compile format clean
@@ -21,13 +21,13 @@ help:
 
 setup: $(STAMP)
 
-# System packages are visible: an installed torch, torchvision and Detectron2 are used, not fetched again.
+# System packages are visible, so that an installed torch, torchvision and Detectron2 are used.
 $(STAMP): $(SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
-	@# torch comes first: the op is compiled against the torch that it will run under.
+	@# torch is installed first, because the op is compiled against it.
 	$(PIP) 'torch>=2.11' 'torchvision>=0.26'
 	$(PIP) -e '.[standalone,test,dev]'
-	@# lvis asks for opencv-python by name, whose cv2 would replace the headless one and need a display's libraries.
+	@# lvis depends on opencv-python, whose cv2 would replace the headless one and needs display libraries.
 	$(PIP) --no-deps lvis
 	@touch $@
 
@@ -46,14 +46,14 @@ lint: $(STAMP)
 
 cuda-compile: $(STAMP)
 	@if command -v nvcc >/dev/null; then $(MAKE) -C ops cuda-compile PYTHON=$(abspath $(BIN)/python); \
-	else echo "There is no nvcc here: the CUDA kernels are not compiled."; fi
+	else echo "nvcc was not found: the CUDA kernels are not compiled."; fi
 
 format: $(STAMP)
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 	$(CLANG_FORMAT) -i $$(git ls-files 'ops/csrc/*.h' 'ops/csrc/*.cpp' 'ops/csrc/*.cu' 'ops/csrc/*.cuh')
 
-# Only what building made: data sets and trained models stay.
+# Removes build products; data sets and trained models stay.
 clean:
 	rm -rf $(VENV) build ops/build *.egg-info ops/*.egg-info
 	find . -name '*.so' -path '*ms_deform_attn*' -delete

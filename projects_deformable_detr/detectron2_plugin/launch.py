@@ -98,14 +98,14 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     _register(args)  # a spawned process has new catalogs
     _alias_imports(cfg)
     several = processes_per_machine(args) * args.num_machines > 1
-    with _process_groups(cfg) if several else contextlib.nullcontext():
+    with process_groups(cfg) if several else contextlib.nullcontext():
         default_setup(cfg, args)
         _setup_logger(cfg)
         return _evaluate(args, cfg) if args.eval_only else _train(args, cfg)
 
 
 @contextlib.contextmanager
-def _process_groups(cfg: CfgNode) -> Iterator[None]:
+def process_groups(cfg: CfgNode) -> Iterator[None]:
     """Connects the processes as Detectron2's ``launch`` does, but selects the backend by ``MODEL.DEVICE``."""
     processes = int(os.environ["LOCAL_WORLD_SIZE"])
     if cfg.MODEL.DEVICE == "cpu":

@@ -1,5 +1,7 @@
 """Two processes on gloo: gradients of one process with twice the batch, and equal initial weights."""
 
+import atexit
+import os
 from pathlib import Path
 from urllib.error import URLError
 
@@ -15,6 +17,8 @@ from detectron2.utils import comm
 from torchvision.models import resnet18
 
 from projects_deformable_detr.detectron2_plugin import Trainer  # its import registers, in the processes too
+from projects_deformable_detr.detectron2_plugin.launch import process_groups
+from projects_deformable_detr.training import launch as job
 
 
 def batch():
@@ -89,3 +93,21 @@ def test_all_processes_have_the_same_weights_after_a_failed_download(make_cfg, t
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     for name, expected in first.items():
         torch.testing.assert_close(second[name], expected, rtol=0, atol=0, msg=name)
+
+
+def write_gloo_threads(folder):
+    names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    Path(folder, os.environ["RANK"]).write_text("".join(name for name in names if "gloo" in name))
+
+
+def gather_ranks(cfg, folder):
+    atexit.register(write_gloo_threads, folder)
+    with process_groups(cfg):
+        return comm.all_gather(comm.get_local_rank())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux only")
+def test_no_thread_of_gloo_is_left_when_a_process_exits(make_cfg, tmp_path):
+    """Such a thread aborts the process if it needs the interpreter while that shuts down."""
+    assert job.launch(gather_ranks, 2, 1, 0, "auto", make_cfg(), str(tmp_path)) == [0, 1]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["", ""]
