@@ -6,34 +6,25 @@ GPU: generated code, atomic additions, streams, graphs.
 
 from dataclasses import replace
 
+import op_helpers as op
 import pytest
 import torch
-from emulation_helpers import TYPES, Emulation, compiler, guarded
-from op_helpers import (
-    NON_FINITE,
-    Size,
-    assert_equal,
-    assert_near_reference,
-    grad_like_output,
-    make,
-    move_to_half_pixels,
-    reference_of,
-)
+from emulation_helpers import Emulation, compiler, guarded
 from torch import Tensor
 
 SHAPES4 = ((6, 7), (3, 4), (2, 2), (1, 1))
 SIZES = [
-    Size(2, ((7, 5), (3, 4)), 3, 5, 11, 3),
-    Size(1, SHAPES4, 8, 32, 9, 4),  # the usual configuration
-    Size(1, ((5, 4),), 3, 1, 6, 3),  # one lane
-    Size(2, ((5, 4),), 2, 8, 3, 1),  # two lanes in float32, one in 16 bits
-    Size(1, ((9, 2), (1, 1), (2, 2), (3, 3), (1, 7)), 2, 33, 1, 3),  # more channels than lanes
-    Size(1, ((4, 5), (2, 3)), 2, 64, 5, 4),
-    Size(1, ((4, 5),), 2, 128, 3, 4),
-    Size(1, ((4, 5),), 1, 160, 2, 3),  # several steps of channels
-    Size(1, ((20, 9), (3, 3)), 2, 8, 70, 9),  # several tiles and lists in the deterministic kernel
-    Size(0, ((4, 3),), 2, 8, 5, 2),
-    Size(2, ((4, 3),), 2, 8, 0, 2),
+    op.Size(2, ((7, 5), (3, 4)), 3, 5, 11, 3),
+    op.Size(1, SHAPES4, 8, 32, 9, 4),  # the usual configuration
+    op.Size(1, ((5, 4),), 3, 1, 6, 3),  # one lane
+    op.Size(2, ((5, 4),), 2, 8, 3, 1),  # two lanes in float32, one in 16 bits
+    op.Size(1, ((9, 2), (1, 1), (2, 2), (3, 3), (1, 7)), 2, 33, 1, 3),  # more channels than lanes
+    op.Size(1, ((4, 5), (2, 3)), 2, 64, 5, 4),
+    op.Size(1, ((4, 5),), 2, 128, 3, 4),
+    op.Size(1, ((4, 5),), 1, 160, 2, 3),  # several steps of channels
+    op.Size(1, ((20, 9), (3, 3)), 2, 8, 70, 9),  # several tiles and lists in the deterministic kernel
+    op.Size(0, ((4, 3),), 2, 8, 5, 2),
+    op.Size(2, ((4, 3),), 2, 8, 0, 2),
 ]
 
 
@@ -45,32 +36,22 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
 
 
 def inputs(
-    size: Size, dtype: torch.dtype, values: int, points: torch.dtype | None = None
+    size: op.Size, dtype: torch.dtype, values: int, points: torch.dtype | None = None
 ) -> tuple[list[Tensor], Tensor]:
-    """Returns inputs of make() and a gradient, each between stretches of NaN."""
-    value, *rest = make(size, torch.float64, values)
-    tensors = [guarded(value.to(dtype)), *(guarded(t.to(points or dtype)) for t in rest)]
-    return tensors, guarded(grad_like_output(size, dtype))
+    """Returns inputs and a gradient, each between stretches of NaN."""
+    return [guarded(t) for t in op.make(size, dtype, values, points)], guarded(op.grad_like_output(size, dtype))
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["atomic", "deterministic"])
 @pytest.mark.parametrize("values", [0, 2, 4], ids=["plain", "fused2", "fused4"])
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_kernels(emulation: Emulation, dtype: torch.dtype, values: int, deterministic: bool) -> None:
+@pytest.mark.parametrize(("dtype", "points"), op.TYPES, ids=str)
+def test_kernels(
+    emulation: Emulation, dtype: torch.dtype, points: torch.dtype, values: int, deterministic: bool
+) -> None:
     for number, size in enumerate(SIZES):
-        tensors, grad = inputs(size, dtype, values)
+        tensors, grad = inputs(size, dtype, values, points)
         got = emulation.run(size, tensors, grad, deterministic=deterministic, shapes_on_device=number % 2 == 1)
-        assert_near_reference(got, reference_of(size, tensors, grad))
-
-
-@pytest.mark.parametrize("values", [0, 4], ids=["plain", "fused"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_wide_points_beside_16_bit_value(emulation: Emulation, dtype: torch.dtype, values: int) -> None:
-    for deterministic in (False, True):
-        tensors, grad = inputs(SIZES[1], dtype, values, torch.float32)
-        got = emulation.run(SIZES[1], tensors, grad, deterministic=deterministic)
-        assert got[0].dtype == dtype and got[-1].dtype == torch.float32
-        assert_near_reference(got, reference_of(SIZES[1], tensors, grad))
+        op.assert_near(got, op.reference_of(size, tensors, grad))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -83,23 +64,21 @@ def test_vectors_and_single_channels_agree(emulation: Emulation, dtype: torch.dt
     aligned = emulation.run(size, tensors, grad, deterministic=True)
     single = emulation.run(size, shifted, grad, deterministic=True)
     assert torch.equal(aligned[0], single[0]) and torch.equal(aligned[1], single[1])
-    assert_near_reference(single, reference_of(size, tensors, grad))
+    op.assert_near(single, op.reference_of(size, tensors, grad))
 
 
 def test_strides(emulation: Emulation) -> None:
-    size = Size(2, ((4, 5), (2, 3)), 4, 32, 5, 2)
+    size = op.Size(2, ((4, 5), (2, 3)), 4, 32, 5, 2)
     tensors, grad = inputs(size, torch.float32, 0)
     dense = emulation.run(size, tensors, grad, deterministic=True)
-    heads_first = tensors[0].permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
-    wide = torch.randn(2, size.rows, 4, 65)
-    wide[..., 16:48] = tensors[0]
     expanded = tensors[0][:1].expand(2, -1, -1, -1)
-    for strange in (heads_first, wide[..., 16:48]):
-        got = emulation.run(size, [strange, *tensors[1:]], grad, deterministic=True)
-        assert_equal(got[:2], dense[:2])
-        assert_near_reference(got, reference_of(size, tensors, grad))
+    heads_first, _, part = op.unusual_strides(tensors[0])
+    for strided in (heads_first, part):
+        got = emulation.run(size, [strided, *tensors[1:]], grad, deterministic=True)
+        op.assert_equal(got[:2], dense[:2])
+        op.assert_near(got, op.reference_of(size, tensors, grad))
     same = [expanded, *tensors[1:]]
-    assert_near_reference(emulation.run(size, same, grad), reference_of(size, same, grad))
+    op.assert_near(emulation.run(size, same, grad), op.reference_of(size, same, grad))
 
 
 @pytest.mark.parametrize("values", [0, 4], ids=["plain", "fused"])
@@ -110,44 +89,44 @@ def test_order_of_threads_does_not_matter(emulation: Emulation, values: int) -> 
         rising = emulation.run(size, tensors, grad, deterministic=True)
         for options in ({"falling": True}, {"max_blocks": 1}, {"max_blocks": 10**6}):
             other = emulation.run(size, tensors, grad, deterministic=True, **options)  # type: ignore[arg-type]
-            assert_equal(rising, other)
+            op.assert_equal(rising, other)
 
 
 def test_unusual_locations(emulation: Emulation) -> None:
     """Pixel centres and edges; non-finite and huge locations contribute nothing."""
-    size = Size(1, ((8, 4), (2, 16)), 2, 32, 40, 4)
+    size = op.Size(1, ((8, 4), (2, 16)), 2, 32, 40, 4)
     tensors, grad = inputs(size, torch.float32, 0)
     loc = tensors[1]
-    move_to_half_pixels(loc, size)
-    assert_near_reference(emulation.run(size, tensors, grad), reference_of(size, tensors, grad))
-    for i, bad in enumerate((*NON_FINITE, 1e9)):
+    op.move_to_half_pixels(loc, size)
+    op.assert_near(emulation.run(size, tensors, grad), op.reference_of(size, tensors, grad))
+    for i, bad in enumerate((*op.NON_FINITE, 1e9)):
         loc[:, 3 * i : 3 * i + 3, i % 2, i % 2, i % 4, i % 2] = bad
     for deterministic in (False, True):
         got = emulation.run(size, tensors, grad, deterministic=deterministic)
         assert all(t.isfinite().all() for t in got)
-        assert_near_reference(got, reference_of(size, tensors, grad))
+        op.assert_near(got, op.reference_of(size, tensors, grad))
 
 
 def test_non_finite_values_affect_only_points_that_sample_them(emulation: Emulation) -> None:
-    size = Size(1, ((9, 8), (6, 5)), 2, 32, 30, 2)
+    size = op.Size(1, ((9, 8), (6, 5)), 2, 32, 30, 2)
     for poison in (float("nan"), float("inf")):
         tensors, grad = inputs(size, torch.float32, 0)
         tensors[0][:, 0] = poison
         tensors[0][:, 72 + 29] = poison
         for deterministic in (False, True):
-            assert_near_reference(
-                emulation.run(size, tensors, grad, deterministic=deterministic), reference_of(size, tensors, grad)
+            op.assert_near(
+                emulation.run(size, tensors, grad, deterministic=deterministic), op.reference_of(size, tensors, grad)
             )
 
 
 def test_many_points(emulation: Emulation) -> None:
     """More points than fit into shared memory: the fused backward stores gradients in device memory."""
-    size = Size(1, ((5, 4), (2, 2)), 2, 8, 2, 700)
+    size = op.Size(1, ((5, 4), (2, 2)), 2, 8, 2, 700)
     assert not emulation.plan(size, torch.float32, fused=True, backward=True).stash_in_shared
     tensors, grad = inputs(size, torch.float32, 2)
     got = emulation.run(size, tensors, grad)
     assert f"allocate {3 * 2 * 2 * 1400 * 4}\n" in emulation.report
-    assert_near_reference(got, reference_of(size, tensors, grad))
+    op.assert_near(got, op.reference_of(size, tensors, grad))
 
 
 def test_reference_gradient_can_be_left_out(emulation: Emulation) -> None:
@@ -157,7 +136,7 @@ def test_reference_gradient_can_be_left_out(emulation: Emulation) -> None:
 
 
 def test_wrong_shapes_in_device_memory_are_an_error(emulation: Emulation) -> None:
-    size = Size(1, ((4, 5), (2, 3)), 2, 8, 3, 2)
+    size = op.Size(1, ((4, 5), (2, 3)), 2, 8, 3, 2)
     tensors, grad = inputs(size, torch.float32, 0)
     bad = [((4, 5), (2, 2)), ((4, 5), (3, 3)), ((4, -5), (2, 3)), ((0, 5), (2, 13)), ((1 << 40, 1 << 40), (1, 1))]
     for wrong in bad:
@@ -174,7 +153,7 @@ def test_empty_calls_launch_nothing(emulation: Emulation) -> None:
 
 def test_plan(emulation: Emulation) -> None:
     """Launch sizes for the benchmark's sizes and at the limits."""
-    enc = Size(1, ((100, 134), (50, 67), (25, 34), (13, 17)), 8, 32, 17821, 4)
+    enc = op.Size(1, ((100, 134), (50, 67), (25, 34), (13, 17)), 8, 32, 17821, 4)
     plan = emulation.plan(enc, torch.float32)
     assert (plan.vector, plan.lanes, plan.block, plan.queries_inner) == (4, 8, 256, True)
     assert plan.blocks == -(-enc.q * enc.m // 32)

@@ -26,8 +26,7 @@ def flat(size: Size) -> list[int]:
 def test_opcheck(size: Size, dtype: torch.dtype) -> None:
     low = {"atol": 1e-2, "rtol": 1e-1} if dtype.itemsize == 2 else {}
     value, loc, weights = (t.requires_grad_() for t in make_plain(size, dtype))
-    arguments = (value, flat(size), None, None, loc, weights)
-    torch.library.opcheck(OPS.forward.default, arguments, **low)
+    torch.library.opcheck(OPS.forward.default, (value, flat(size), None, None, loc, weights), **low)
     shapes, start = torch.tensor(size.shapes), torch.tensor([0, 30][: len(size.shapes)])
     torch.library.opcheck(OPS.forward.default, (value, [], shapes, start, loc, weights), **low)
     fused = [t.requires_grad_() for t in make_fused(size, dtype, 4)]
@@ -112,27 +111,15 @@ def test_autocast(dtype: torch.dtype) -> None:
         assert msda.ms_deform_attn(value, shapes, None, loc, weights).dtype == torch.float64
 
 
-def test_checkpoint() -> None:
+def test_checkpoint_and_func_grad() -> None:
     tensors = [t.requires_grad_() for t in make_plain(SIZE, torch.float32)]
 
     def run(value, loc, weights):
         return msda.ms_deform_attn(value, SIZE.shapes, None, loc, weights).square().sum()
 
     wanted = torch.autograd.grad(run(*tensors), tensors)
-    got = torch.autograd.grad(checkpoint(run, *tensors, use_reentrant=False), tensors)
-    assert_equal(got, wanted)
-
-
-def test_func_grad() -> None:
-    value, loc, weights = make_plain(SIZE, torch.float64)
-
-    def run(value, loc, weights):
-        return msda.ms_deform_attn(value, SIZE.shapes, None, loc, weights).square().sum()
-
-    got = torch.func.grad(run, argnums=(0, 1, 2))(value, loc, weights)
-    leaves = [t.clone().requires_grad_() for t in (value, loc, weights)]
-    wanted = torch.autograd.grad(run(*leaves), leaves)
-    assert_equal(got, wanted)
+    assert_equal(torch.autograd.grad(checkpoint(run, *tensors, use_reentrant=False), tensors), wanted)
+    assert_equal(torch.func.grad(run, argnums=(0, 1, 2))(*[t.detach() for t in tensors]), wanted)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -169,28 +156,16 @@ def test_flops_handler() -> None:
     assert counter.total() == multiply_adds(2, 7, 2, 8, 2, 3) == 4 * 2 * 7 * 2 * 2 * 3 * 8
 
 
-_ISA = """
-import sys, torch, ms_deform_attn as msda
-torch.manual_seed(0)
-v, x, w = torch.randn(2, 42, 2, 33), torch.rand(2, 50, 2, 2, 3, 2) * 1.4 - 0.2, torch.rand(2, 50, 2, 2, 3)
-leaves = [t.requires_grad_() for t in (v, x, w)]
-o = msda.ms_deform_attn(v, [(6, 5), (3, 4)], None, x, w)
-r = msda.ms_deform_attn_reference(v, [(6, 5), (3, 4)], None, x, w)
-g = torch.randn_like(o)
-for a, b in zip([o, *torch.autograd.grad(o, leaves, g)], [r, *torch.autograd.grad(r, leaves, g)]):
-    assert (a - b).abs().max() <= 2e-6 * b.abs().max(), (a - b).abs().max()
-for t in (torch.float16, torch.bfloat16):
-    o = msda.ms_deform_attn(v.to(t), [(6, 5), (3, 4)], None, x, w)
-    r = msda.ms_deform_attn_reference(v.to(t), [(6, 5), (3, 4)], None, x, w)
-    assert (o - r).abs().max() <= 1.6e-2 * r.abs().max()
-    assert torch.isnan(msda.ms_deform_attn(v.to(t) * float("nan"), [(6, 5), (3, 4)], None, x, w)).any()
-"""
-
-
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
 def test_every_instruction_set(isa: str) -> None:
-    environment = os.environ | {"MS_DEFORM_ATTN_ISA": isa, "PYTHONPATH": str(Path(msda.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", _ISA], env=environment, capture_output=True, text=True)
-    if done.returncode and "support only" in done.stderr:
+    """The comparison with the reference, in a process of its own."""
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    command += [f"--confcutdir={here}", str(here / "test_against_reference.py"), "-k", "fused4 or non_finite"]
+    path = os.pathsep.join([str(Path(msda.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, env=os.environ | {"MS_DEFORM_ATTN_ISA": isa, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    if done.returncode and "support only" in done.stdout:
         pytest.skip(f"this processor has no {isa}")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout

@@ -67,9 +67,9 @@ struct ForwardKernel {
     Point<A> next = {};
     if (group.lane < a.count) next = points.read(group.lane);
     for (int32_t chunk = 0; chunk < a.count; chunk += group.lanes) {
-      const int32_t mine = chunk + group.lane;
+      const int32_t index = chunk + group.lane;
       Corners<A> c = no_corners<A>();
-      if (mine < a.count) {
+      if (index < a.count) {
         const Level<A> level = levels[next.level];
         c = corners_of(sample_at(next.x, next.y, level.width, level.height), next.attention, level, a.value_step);
       }
@@ -78,7 +78,7 @@ struct ForwardKernel {
       rows[group.record(group.lane)] = c.row;
       group.thread.sync_warp();
       // Loads the next chunk's points while this one is gathered.
-      if (mine + group.lanes < a.count) next = points.read(mine + group.lanes);
+      if (index + group.lanes < a.count) next = points.read(index + group.lanes);
       if (!inside) continue;
       const int32_t here = a.count - chunk < group.lanes ? a.count - chunk : group.lanes;
       MSDA_UNROLL((kVector > 4 ? 2 : 4))

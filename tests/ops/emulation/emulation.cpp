@@ -27,7 +27,7 @@ class Device {
   void launch(const Args& args, int64_t blocks, int32_t threads, int64_t shared) {
     log << Kernel::kName << " " << blocks << " " << threads << " " << shared << "\n";
     if (blocks < 1 || blocks > kMaxBlocks || threads % 32 || threads < 32 || threads > 1024 || shared > kSharedBytes) {
-      error = "a GPU would refuse this launch";
+      error = "invalid launch configuration";
     }
     const int64_t count = blocks < max_blocks_ ? blocks : max_blocks_;
     emulation::Block block(threads, size_t(shared), falling_);
@@ -53,11 +53,11 @@ size_t problem_size() { return sizeof(Problem); }
 
 struct Settings {
   const int64_t* shapes;  // as if in device memory; null: those of the problem
-  int64_t max_blocks;     // fewer than the plan wants make blocks stride over the items
+  int64_t max_blocks;     // fewer blocks than planned stride over the items
   int32_t backward, deterministic, falling;
 };
 
-// Returns true and leaves a log of the launches, or false and an error, in last_report().
+// Returns true, with a log of the launches in last_report(), or false, with an error.
 bool emulate(const Problem* p, const Settings* settings) {
   Device device(settings->max_blocks, settings->falling);
   const Options options = {settings->shapes, settings->deterministic != 0};

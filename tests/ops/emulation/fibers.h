@@ -1,13 +1,14 @@
-// A GPU's blocks on the host: every thread of a block is a coroutine that runs until it meets a shuffle or a barrier.
-// Warps move on when all 32 threads have met the same operation; threads that part ways are an error, and so is a
-// write beyond the shared memory that the launch asked for. Shared memory starts as NaN. A block's threads can be run
-// in rising or falling order: a result that depends on it has a missing barrier.
+// Blocks of a GPU on the host: every thread of a block is a coroutine that runs up to its next shuffle or barrier. A
+// warp continues when all 32 threads have reached the same operation. Divergence at an operation, or a write beyond the
+// shared memory of the launch, is an error. Shared memory is initialised with NaN. The threads of a block run in rising
+// or falling order: results that depend on the order indicate a missing barrier.
 #pragma once
 
 #include <ucontext.h>
 
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -34,10 +35,10 @@ class Block {
     shared_.resize((shared + kCanary + 63) / 32);
   }
 
-  template <typename Body>
-  void run(Body body) {
+  void run(std::function<void(int32_t)> body) {
+    body_ = std::move(body);
     std::memset(shared_.data(), 0xff, shared_.size() * 32);
-    for (int32_t i = 0; i < size(); ++i) start(i, body);
+    for (int32_t i = 0; i < size(); ++i) start(i);
     while (error.empty() && advance()) {
     }
     const char* end = shared() + shared_size_;
@@ -57,7 +58,7 @@ class Block {
     wait(thread, reason);
     return received_[partner];
   }
-  // Of a whole warp, after an exchange.
+  // Word of any thread of the warp, after an exchange.
   uint64_t received(int32_t thread) const { return received_[thread]; }
   void stop(int32_t thread, const char* reason) {
     error = reason;
@@ -69,35 +70,23 @@ class Block {
     char bytes[32];
   };
 
-  template <typename Body>
+  // Entry point of a coroutine; makecontext() passes integers only.
   static void enter(unsigned low, unsigned high, int thread) {
-    auto* self = reinterpret_cast<Entry<Body>*>(uintptr_t(low) | uintptr_t(high) << 32);
-    self->body(thread);
-    self->block->wait(thread, State::kDone);
+    auto* self = reinterpret_cast<Block*>(uintptr_t(low) | uintptr_t(high) << 32);
+    self->body_(thread);
+    self->wait(thread, State::kDone);
   }
-  template <typename Body>
-  struct Entry {
-    Block* block;
-    Body body;
-  };
 
-  template <typename Body>
-  void start(int32_t i, Body& body) {
-    static Entry<Body>* entry = nullptr;
-    if (i == 0) {
-      delete entry;
-      entry = new Entry<Body>{this, body};
-    }
+  void start(int32_t i) {
     states_[i] = State::kReady;
     getcontext(&contexts_[i]);
     contexts_[i].uc_stack.ss_sp = stacks_.data() + kStack * size_t(i);
     contexts_[i].uc_stack.ss_size = kStack;
-    const uintptr_t address = reinterpret_cast<uintptr_t>(entry);
-    makecontext(&contexts_[i], reinterpret_cast<void (*)()>(&enter<Body>), 3, unsigned(address),
-                unsigned(address >> 32), int(i));
+    const uintptr_t address = reinterpret_cast<uintptr_t>(this);
+    makecontext(&contexts_[i], reinterpret_cast<void (*)()>(&enter), 3, unsigned(address), unsigned(address >> 32), i);
   }
 
-  // Runs every warp to its next meeting point; false when all threads are done.
+  // Runs every warp to the next block barrier or its end; returns false when all threads are done.
   bool advance() {
     const int32_t warps = size() / 32;
     int32_t done = 0, at_barrier = 0;
@@ -109,12 +98,12 @@ class Block {
       at_barrier += states_[first] == State::kBlockBarrier;
     }
     if (!error.empty() || done == warps) return false;
-    if (at_barrier != warps) error = "some warps of a block have finished while others wait for them";
+    if (at_barrier != warps) error = "some warps of a block have finished while others wait at a barrier";
     for (State& state : states_) state = State::kReady;
     return true;
   }
 
-  // One stretch of a warp; true if it met an operation within the warp and may go on.
+  // Runs a warp to its next operation; returns true if that is within the warp, so that the warp can continue.
   bool run_warp(int32_t first) {
     for (int32_t k = 0; k < 32; ++k) {
       const int32_t i = first + (falling_ ? 31 - k : k);
@@ -123,7 +112,7 @@ class Block {
     }
     const State met = states_[first];
     for (int32_t i = first; i < first + 32; ++i) {
-      if (states_[i] != met) error = "the threads of a warp part ways before a shuffle or barrier";
+      if (states_[i] != met) error = "the threads of a warp diverge before a shuffle or barrier";
       received_[i] = sent_[i];
     }
     if (met == State::kDone || met == State::kBlockBarrier) return false;
@@ -131,6 +120,7 @@ class Block {
     return true;
   }
 
+  std::function<void(int32_t)> body_;
   ucontext_t main_ = {};
   std::vector<ucontext_t> contexts_;
   std::vector<State> states_;
@@ -141,7 +131,7 @@ class Block {
   size_t shared_size_;
 };
 
-// What kernels see of it.
+// The Thread type of the kernels.
 struct Thread {
   Block* owner;
   int64_t block_index, block_count;
