@@ -1,4 +1,4 @@
-"""Packages the detector together with the operator of ops/, which its own setup.py packages alone."""
+"""Packages the detector together with the operator of ops/. ops/setup.py packages the operator alone."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "ops"))
 from build_op import extension_kwargs  # noqa: E402
 
-# An installed package carries configs/ within; where it runs from a checkout, model_zoo finds them beside it.
+# An installed package contains configs/; in a checkout model_zoo finds them beside the package.
 CONFIGS = "projects_deformable_detr.configs"
 
 setup(
