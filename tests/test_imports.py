@@ -166,7 +166,7 @@ def test_selected_engine(monkeypatch, installed, wanted, name):
     [
         (set(), "auto", "lightning"),
         ({"detectron2"}, "standalone", "lightning"),
-        ({"lightning"}, "detectron2", "detectron2 is not installed"),
+        ({"lightning"}, "detectron2", "needs detectron2, which is not installed"),
         ({"detectron2", "lightning"}, "torch", "unknown engine 'torch': choose one of auto, detectron2, standalone"),
     ],
 )
