@@ -1,4 +1,4 @@
-"""Entries of ``annotations`` in COCO's instances format, decoded into one array."""
+"""Decodes the ``annotations`` of COCO's instances format into one array."""
 
 import json
 from collections.abc import Iterable
@@ -47,13 +47,13 @@ class MaskAnnotation(Annotation, gc=False):
 _IDS = ("annotations with ids that are not whole numbers", "Use whole numbers of at most 64 bits.")
 _CROWDS = (
     "annotations with an unusable iscrowd or ignore",
-    "Set iscrowd to 0 or 1 and remove ignore, which is not part of COCO's format: regions to ignore are crowds.",
+    "Set iscrowd to 0 or 1. Remove ignore, which is not part of COCO's format; mark regions to ignore as crowds.",
 )
 LACKS_KEYS = (
     "annotations that lack keys",
-    "Add them; pycocotools needs area (width x height is sufficient) and iscrowd (0) to evaluate.",
+    "Add them; evaluation by pycocotools requires area (width x height is sufficient) and iscrowd (0).",
 )
-# Field that cannot be converted: kind of problem and remedy.
+# Field that cannot be converted: (kind of problem, remedy).
 FIELDS = {
     "id": _IDS,
     "image_id": _IDS,
@@ -74,13 +74,13 @@ def convert_annotations(
         entries: entries of a file; see `files.convert`.
         kind: `Annotation` or `MaskAnnotation`.
         file_names: image id to file name, for messages.
-        problems: receives the faults.
+        problems: collects the faults.
     """
 
     def report(index: int, entry: Any, message: str) -> None:
         if not isinstance(entry, dict):
             what = f"annotations[{index}] is {entry!r:.80}"
-            problems.add("annotations that are not objects", what, "Make each a JSON object.")
+            problems.add("annotations that are not objects", what, "Replace each by a JSON object.")
             return
         image_id = entry.get("image_id")
         where = f"annotation {entry.get('id')!r}"
@@ -88,8 +88,7 @@ def convert_annotations(
             where += f" of {file_names[image_id]}"
         field = next((field for field in FIELDS if f"$.{field}" in message), None)
         if field is None:
-            what, missing = f"{where} lacks {message.split('`')[1]}", LACKS_KEYS
-            problems.add(missing[0], what, missing[1])
+            problems.add(LACKS_KEYS[0], f"{where} lacks {message.split('`')[1]}", LACKS_KEYS[1])
         else:
             problems.add(FIELDS[field][0], f"{where} has {field} {entry[field]!r:.80}", FIELDS[field][1])
 
@@ -97,7 +96,7 @@ def convert_annotations(
 
 
 def _prepare(entry: Any) -> Any:
-    """Removes deviations that do not matter: iscrowd true, an area that is not a number."""
+    """Normalises accepted deviations from the schema: a boolean iscrowd, an area that is not a number."""
     if not isinstance(entry, dict):
         return entry
     prepared = {**entry}
@@ -129,5 +128,5 @@ def make_table(rows: list[Any]) -> Array:
 
 
 def take_segmentations(rows: list[Any], order: Array) -> Segmentations:
-    """Returns the segmentations in a given order."""
+    """Returns the segmentations of the rows in the given order."""
     return Segmentations([rows[index].segmentation for index in order.tolist()])

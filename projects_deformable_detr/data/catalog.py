@@ -14,19 +14,19 @@ _BUILTIN = {
     "coco_2017_val": ("coco", "val2017"),
 }
 _LVIS = ("lvis_v1_train", "lvis_v1_val")  # lvis/NAME.json, with the images in coco/
-_PANOPTIC = "_panoptic"  # Detectron2's suffix for the panoptic annotations of the same images
+_PANOPTIC = "_panoptic"  # Detectron2's suffix for panoptic annotations of the same images
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Location of a data set in COCO's instances or panoptic format, or in LVIS's.
+    """Location of a data set in COCO's instances format, COCO's panoptic format or LVIS's format.
 
     Attributes:
         name: name of the data set.
-        json_file: annotation file, in the panoptic format if there is a ``panoptic_root``.
+        json_file: annotation file, in the panoptic format if ``panoptic_root`` is set.
         image_root: folder of the images.
         panoptic_root: folder of the panoptic PNGs; None for instances.
-        instances_json: things of a panoptic data set in the instances format, for AP; None if there is no such file.
+        instances_json: for a panoptic data set, annotation file of its things in the instances format, or None.
     """
 
     name: str
@@ -40,20 +40,20 @@ _registered: dict[str, DatasetSpec] = {}
 
 
 def datasets_root() -> Path:
-    """Returns the folder of the built-in data sets: ``$DETECTRON2_DATASETS``, or ``datasets``, as in Detectron2."""
+    """Returns the folder of the built-in data sets: ``$DETECTRON2_DATASETS`` or, as in Detectron2, ``datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def names() -> list[str]:
-    """Returns all names, built-in ones first."""
+    """Returns the names of all data sets, built-in ones first."""
     return [*_BUILTIN, *(name + _PANOPTIC for name in _BUILTIN), *_LVIS, *_registered]
 
 
 def get(name: str) -> DatasetSpec:
-    """Returns the data set of that name. Its files need not exist.
+    """Returns the data set with the given name. Its files need not exist.
 
     Raises:
-        DatasetError: for an unknown name; the message lists the known ones.
+        DatasetError: for an unknown name; the message lists the known names.
     """
     if name in _LVIS:
         return DatasetSpec(name, datasets_root() / f"lvis/{name}.json", datasets_root() / "coco")
@@ -67,20 +67,20 @@ def get(name: str) -> DatasetSpec:
         return DatasetSpec(name, annotations, folder / split, segments, instances)
     if name not in _registered:
         raise DatasetError(
-            f"unknown data set {name!r}: known are {', '.join(names())}; "
-            "register another with --register NAME JSON IMAGE_ROOT"
+            f"unknown data set {name!r}: choose one of {', '.join(names())}; or register it with "
+            "--register NAME JSON IMAGE_ROOT"
         )
     return _registered[name]
 
 
 def register(name: str, json_file: str | Path, image_root: str | Path) -> DatasetSpec:
-    """Registers a data set in COCO's instances format or LVIS's, which is detected from the content. Idempotent.
+    """Registers a data set in COCO's instances format or LVIS's, detected from the content. Idempotent.
 
     Raises:
-        DatasetError: if the name is empty, or is the name of other files.
+        DatasetError: if the name is empty or registered with other files.
     """
     if not name:
-        raise DatasetError(f"a data set needs a name: --register NAME JSON IMAGE_ROOT (JSON is {json_file})")
+        raise DatasetError(f"the name of data set {json_file} is empty: use --register NAME JSON IMAGE_ROOT")
     spec = DatasetSpec(name, json_file, image_root)
     if name in names():
         known = get(name)
@@ -106,16 +106,16 @@ def check_same_classes(name_a: str, a: tuple[str, ...], name_b: str, b: tuple[st
         a, b: class names.
 
     Raises:
-        DatasetError: naming both data sets.
+        DatasetError: if they differ; the message names both data sets.
     """
     if len(a) != len(b):
         raise DatasetError(
-            f"data set {name_a} has {len(a)} categories, but {name_b} has {len(b)}: data sets of one run need the "
-            "same categories"
+            f"data set {name_a} has {len(a)} categories, but {name_b} has {len(b)}: all data sets of a run must have "
+            "the same categories"
         )
     for index, pair in enumerate(zip(a, b, strict=True)):
         if pair[0] != pair[1]:
             raise DatasetError(
-                f"class {index} is {pair[0]!r} in data set {name_a}, but {pair[1]!r} in {name_b}: data sets of one "
-                "run need the same categories in the same order of their ids"
+                f"class {index} is {pair[0]!r} in data set {name_a}, but {pair[1]!r} in {name_b}: all data sets of a "
+                "run must have the same categories in the same order of ids"
             )

@@ -1,16 +1,16 @@
-"""COCO's instances format, and LVIS's: checks before training, and records.
+"""Checks and records of data sets in COCO's instances format or in LVIS's.
 
-Category ids, sorted, become contiguous class ids 0, 1, …, as in Detectron2. The rule for boxes:
+As in Detectron2, contiguous class ids 0, 1, … are assigned in the order of the category ids. Boxes:
 
-- a box that is not four finite numbers, or has negative width or height, is always an error;
-- every other box is clipped to its image;
-- a box without area is then an error or, with ``"drop"``, left out and counted in one warning;
-- crowds are kept in the records with ``iscrowd`` 1, and are never objects to train on.
+- a box that is not four finite numbers, or has a negative width or height, is always an error;
+- all other boxes are clipped to their image;
+- a box that then has no area is an error or, with ``"drop"``, left out and counted in one warning;
+- crowds are kept in the records with ``iscrowd`` 1, but are never training targets.
 """
 
 import logging
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,14 @@ _XYWH_ABS = 1  # detectron2.structures.BoxMode.XYWH_ABS
 
 
 class CocoRecords(Records):
-    """Records with ``annotations``: ``bbox``, ``bbox_mode``, ``category_id``, ``iscrowd``, perhaps ``segmentation``.
+    """Records with ``annotations``.
 
-    ``bbox`` is [x, y, width, height] in pixels, clipped to the image; ``category_id`` is contiguous.
+    These are dicts with ``bbox`` ([x, y, width, height] in pixels, clipped to the image), ``bbox_mode``, contiguous
+    ``category_id``, ``iscrowd`` and, if masks were loaded, ``segmentation``.
 
     Attributes:
-        table: (annotations,) array of dtype `annotations.TABLE`, as in the file.
-        segmentations: segmentations of the annotations; None if they were not loaded.
+        table: (annotations,) values of the file, of dtype `annotations.TABLE`.
+        segmentations: segmentations of the annotations; None if masks were not loaded.
     """
 
     table: Array
@@ -65,7 +66,7 @@ class CocoRecords(Records):
         return {"annotations": found}
 
     def ground_truth(self) -> dict[str, Any]:
-        """Returns the content of the file for COCO's evaluation: all annotations, with boxes that are not clipped."""
+        """Returns the content of the file for COCO's evaluation: all annotations, without clipping."""
         columns = {key: self.table[key].tolist() for key in ("id", "image_id", "category_id", "bbox", "area")}
         columns["iscrowd"] = self.table["iscrowd"].astype(int).tolist()
         if self.segmentations is not None:
@@ -85,10 +86,10 @@ class CocoRecords(Records):
 def clip(boxes: Array, sizes: Array) -> Array:
     """Clips boxes (N, 4) x, y, width, height to images of ``sizes`` (N, 2) or (2,) height, width.
 
-    Boxes inside their image are returned exactly as they are.
+    Boxes inside their image are returned unchanged, without rounding errors.
     """
     limits = sizes[..., ::-1]
-    with np.errstate(over="ignore", invalid="ignore"):  # boxes that are not finite are reported before
+    with np.errstate(over="ignore", invalid="ignore"):  # such boxes are reported before
         stop = boxes[:, :2] + boxes[:, 2:]
         low, high = np.maximum(boxes[:, :2], 0), np.minimum(stop, limits)
         is_inside = np.all((boxes[:, :2] >= 0) & (stop <= limits), axis=1)
@@ -101,42 +102,42 @@ def load(
     """Loads a data set in COCO's instances format or LVIS's; see `load_dataset` for the arguments."""
     may_be_empty = for_evaluation and max_objects is None
     drop, problems = invalid_boxes == "drop", Problems()
-    check, segmentations = _read(spec, masks, KEYS[:2] if may_be_empty else KEYS, problems)
-    images, table, is_lvis = check.images, check.table, lvis.is_lvis(check.images)
-    check.ids(needs_area=for_evaluation, needs_crowd=for_evaluation and not is_lvis)
-    check.boxes(drop=drop)
+    checker, segmentations = _read(spec, masks, KEYS[:2] if may_be_empty else KEYS, problems)
+    images, categories, table, used = checker.images, checker.categories, checker.table, checker.is_used
+    is_lvis = lvis.is_lvis(images)
+    checker.check_ids(needs_area=for_evaluation, needs_crowd=for_evaluation and not is_lvis)
+    checker.check_boxes(drop=drop)
     if segmentations is not None:
-        check.masks(segmentations, drop=drop)
+        checker.check_masks(segmentations, drop=drop)
     if is_lvis:
-        used = check.is_used
-        lvis.check_absent_categories(images, list(check.categories), check.owners[used], check.labels[used], problems)
-    is_object = check.is_used & ~table["iscrowd"]
+        lvis.check_absent_categories(images, list(categories), checker.owners[used], checker.labels[used], problems)
+    is_crowd = table["iscrowd"]
     summary = Summary(
         spec.name,
-        class_names=tuple(check.categories.values()),
-        category_ids=tuple(check.categories),
-        num_things=len(check.categories),
+        class_names=tuple(categories.values()),
+        category_ids=tuple(categories),
+        num_things=len(categories),
         num_images=len(images),
-        num_annotations=int(check.is_used.sum()),
-        num_crowd=int((check.is_used & table["iscrowd"]).sum()),
-        dropped=len(check.dropped),
-        clipped=check.clipped,
-        most_objects=check_counts(images, check.owners[is_object], max_objects, problems),
+        num_annotations=int(used.sum()),
+        num_crowd=int((used & is_crowd).sum()),
+        dropped=len(checker.dropped),
+        clipped=checker.clipped,
+        most_objects=check_counts(images, checker.owners[used & ~is_crowd], max_objects, problems),
         is_lvis=is_lvis,
     )
     if not summary.most_objects and not may_be_empty and not problems:
-        problems.add("empty list of objects", "'annotations' has none to train on", "List the objects' boxes there.")
+        problems.add("empty list of objects", "'annotations' has none to train on", "Add the boxes of the objects.")
     problems.raise_if_any(spec.name, spec.json_file)
-    _warn(spec, summary, check.dropped, len(table))
-    records = CocoRecords(spec, summary, images, check.spans, check.labels, table["iscrowd"], check.is_used)
+    _warn(spec, summary, checker.dropped, len(table))
+    records = CocoRecords(spec, summary, images, checker.spans, checker.labels, is_crowd, used)
     records.table, records.segmentations = table, segmentations
     return records
 
 
 def _read(
     spec: DatasetSpec, masks: bool, needed: tuple[str, ...], problems: Problems
-) -> tuple["_Check", Segmentations | None]:
-    """Decodes the file; the structs of its annotations are released when this function returns."""
+) -> tuple["_Checker", Segmentations | None]:
+    """Decodes the file; the structs of its annotations are released on return."""
     kind = MaskAnnotation if masks else Annotation
     with paused_gc():
         content = read_content(spec, kind, needed)
@@ -153,16 +154,16 @@ def _read(
         owners = positions(np.array(list(file_names), np.int64), table["image_id"])
         order = np.argsort(owners, kind="stable")
         segmentations = take_segmentations(rows, order) if masks else None
-    return _Check(images, categories, table[order], owners[order], problems), segmentations
+    return _Checker(images, categories, table[order], owners[order], problems), segmentations
 
 
 def _warn(spec: DatasetSpec, summary: Summary, dropped: list[int], total: int) -> None:
     source = f"data set {spec.name} ({spec.json_file})"
     if not summary.most_objects:
-        _warn_once(f"{source} has no objects: there are no metrics to compute on it")
+        _warn_once(f"{source} has no objects: no metrics can be computed")
     if dropped:
         _warn_once(
-            f"{source}: {len(dropped)} of {total} annotations are left out, as their boxes or masks have no area "
+            f"{source}: {len(dropped)} of {total} annotations are left out because their boxes or masks have no area "
             f"(annotation ids {', '.join(map(str, dropped[:5]))}{', …' * (len(dropped) > 5)})"
         )
 
@@ -172,17 +173,18 @@ def _warn_once(message: str) -> None:
     _logger.warning(message)
 
 
-class _Check:
-    """Checks of a table of annotations. A row with a fault is excluded from later checks.
+class _Checker:
+    """Checks a table of annotations. A row with a fault is excluded from later checks.
 
     Attributes:
-        images, categories: those of the file.
+        images: images of the file.
+        categories: category id to name.
         table: annotations, ordered by image.
-        spans: (images, 2) first row of each image, and the one after its last.
+        spans: (images, 2) range [start, stop) of each image's rows.
         labels: (annotations,) contiguous class ids.
-        is_used: (annotations,) bool; False for rows that were dropped.
-        dropped: annotation ids of these.
-        clipped: number of boxes that reach out of their image.
+        is_used: (annotations,) bool; False for faulty and dropped rows.
+        dropped: ids of the dropped annotations.
+        clipped: number of clipped boxes.
     """
 
     def __init__(
@@ -213,18 +215,18 @@ class _Check:
         self.is_used[rows] = False
         self.dropped += self.table["id"][rows].tolist()
 
+    def _reject_absent(self, key: str, is_absent: Array) -> None:
+        self._reject(LACKS_KEYS[0], is_absent, lambda row: f"{self._name(row)} lacks {key}", LACKS_KEYS[1])
+
     def _name(self, row: int) -> str:
         return f"annotation {self.table['id'][row]} of {self.images[self.owners[row]].file_name}"
-
-    def _describe_absent(self, key: str, row: int) -> str:
-        return f"{self._name(row)} lacks {key}"
 
     def _describe_box(self, row: int) -> str:
         box = ", ".join(f"{value:.10g}" for value in self.table["bbox"][row])
         return f"{self._name(row)} has bbox [{box}]"
 
-    def ids(self, *, needs_area: bool, needs_crowd: bool) -> None:
-        """Checks that ids are unique and known, and that ``area`` and ``iscrowd`` are there."""
+    def check_ids(self, *, needs_area: bool, needs_crowd: bool) -> None:
+        """Checks that ids are unique and known, and that required keys are present."""
         table = self.table
         is_repeated = np.ones(len(table), bool)
         is_repeated[np.unique(table["id"], return_index=True)[1]] = False
@@ -232,13 +234,13 @@ class _Check:
             "annotation ids that are used twice",
             is_repeated,
             lambda row: f"{table['id'][row]}",
-            "Give each its own id.",
+            "Give each annotation a unique id.",
         )
         self._reject(
             "annotations of images that are not in 'images'",
             self.owners < 0,
             lambda row: f"annotation {table['id'][row]} has image_id {table['image_id'][row]}",
-            "Add the image, or remove them.",
+            "Add the images, or remove the annotations.",
         )
         known = ", ".join(str(category_id) for category_id in self.category_ids[:20])
         more = f" and {len(self.category_ids) - 20} more" if len(self.category_ids) > 20 else ""
@@ -248,12 +250,11 @@ class _Check:
             lambda row: f"{self._name(row)} has category_id {table['category_id'][row]}",
             f"Known ids are {known}{more}: add the category, or correct the id.",
         )
-        is_absent = {"area": np.isnan(table["area"]) & needs_area, "iscrowd": ~table["has_iscrowd"] & needs_crowd}
-        for key, absent in is_absent.items():
-            self._reject(LACKS_KEYS[0], absent, partial(self._describe_absent, key), LACKS_KEYS[1])
+        self._reject_absent("area", np.isnan(table["area"]) & needs_area)
+        self._reject_absent("iscrowd", ~table["has_iscrowd"] & needs_crowd)
 
-    def boxes(self, *, drop: bool) -> None:
-        """Applies the rule for boxes."""
+    def check_boxes(self, *, drop: bool) -> None:
+        """Applies the rules for boxes, see the module's docstring."""
         boxes = self.table["bbox"]
         kind, remedy = FIELDS["bbox"]
         is_finite = np.all(np.isfinite(boxes), axis=1)
@@ -276,7 +277,7 @@ class _Check:
         )
         self.clipped = int((clipped != boxes)[self.is_used].any(1).sum())
 
-    def masks(self, segmentations: Segmentations, *, drop: bool) -> None:
+    def check_masks(self, segmentations: Segmentations, *, drop: bool) -> None:
         """Checks segmentations. With ``drop``, polygons of fewer than three points are left out, as in Detectron2."""
         faults: dict[int, str] = {}
         is_absent, is_short, has_short = (np.zeros(len(self.table), bool) for _ in range(3))

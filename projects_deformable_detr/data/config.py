@@ -1,4 +1,4 @@
-"""Configuration of data sets and of the loader of training images."""
+"""Configuration of data sets and of the training data loader."""
 
 import math
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ SAMPLERS = ("TrainingSampler", *dict.fromkeys(_BY_CLASS + _BY_DATASET))
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How often a pass over the training images has each of them.
+    """Sampler of training images, see `sampling.repeat_factors`.
 
     Attributes:
-        name: one of `SAMPLERS`, or a sampler of Detectron2 that has no options here.
-        repeat_threshold: images of classes that are in a smaller share of the images are repeated.
+        name: one of `SAMPLERS`, or one of Detectron2's other samplers, which have no options here.
+        repeat_threshold: images with a class that occurs in a smaller share of the images are repeated.
         repeat_sqrt: repeat by the square root of threshold / share.
-        dataset_weights: data set to factor of its images; 1 where there is none.
+        dataset_weights: data set name to repeat factor of its images; 1 for other data sets.
     """
 
     name: str = "TrainingSampler"
@@ -31,8 +31,8 @@ class SamplerConfig:
         if self.by_class and not 0 < self.repeat_threshold <= 1:
             raise ArgumentError(
                 "repeat_threshold",
-                f"must be in (0, 1] for {self.name}, got {self.repeat_threshold}: images of classes that are in a "
-                "smaller share of the images are repeated; LVIS's paper uses 0.001",
+                f"must be in (0, 1] for {self.name}, got {self.repeat_threshold}: images with a class that occurs in a "
+                "smaller share of the images are repeated; the LVIS paper uses 0.001",
             )
         for name, weight in self.dataset_weights.items():
             if self.by_dataset and not (isinstance(weight, int | float) and 0 < weight < math.inf):
@@ -40,30 +40,30 @@ class SamplerConfig:
 
     @property
     def by_class(self) -> bool:
-        """Whether images are repeated by their rarest class."""
+        """Whether an image is repeated according to its rarest class."""
         return self.name in _BY_CLASS
 
     @property
     def by_dataset(self) -> bool:
-        """Whether images are repeated by the weight of their data set."""
+        """Whether an image is repeated according to the weight of its data set."""
         return self.name in _BY_DATASET
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Data sets of a run, and the loader of its training images.
+    """Data sets of a run and options of the data loaders.
 
     Attributes:
-        train, test: names of data sets.
+        train, test: names of the data sets.
         invalid_boxes: ``"error"`` or ``"drop"``; see `load.load_dataset`.
-        max_objects: largest number of objects in a training image; None: no limit.
+        max_objects: maximum number of objects in a training image; None: no limit.
         masks: load masks.
         filter_empty: leave out training images without objects.
-        batch_size: training images per iteration of all processes together.
+        batch_size: training images per iteration over all processes.
         num_workers: loader processes per process.
         group_by_aspect_ratio: put landscape and portrait images into separate batches.
         pin_memory: copy batches to page-locked memory.
-        sampler: how often a pass has each training image.
+        sampler: sampler of training images.
     """
 
     train: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from .problems import DatasetError
 
 _ORIENTATION = 0x0112  # the EXIF tag
-# EXIF orientation: the inverse transform.
+# Maps an EXIF orientation to its inverse transform.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -32,13 +32,13 @@ def read_image(
     Args:
         path: file in any format that Pillow reads.
         format: order of the channels, ``"RGB"`` or ``"BGR"``.
-        expected_size: (height, width) in the data set's record, or None.
+        expected_size: (height, width) according to the record; None: not checked.
 
     Returns:
         (H, W, 3) uint8, contiguous.
 
     Raises:
-        DatasetError: if the file is missing, empty, truncated, not an image, or not of the expected size.
+        DatasetError: if the file is missing, cannot be decoded, or does not have the expected size.
         ArgumentError: for another ``format``.
     """
     if format not in ("RGB", "BGR"):
@@ -47,8 +47,8 @@ def read_image(
     if expected_size is not None and pixels.shape[:2] != tuple(expected_size):
         raise DatasetError(
             f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height, after its EXIF orientation), but "
-            f"{expected_size[1]} x {expected_size[0]} in its record: correct the record's width and height, or replace "
-            "the file"
+            f"{expected_size[1]} x {expected_size[0]} in its record: correct the width and height of the record, or "
+            "replace the file"
         )
     return np.ascontiguousarray(pixels if format == "RGB" else pixels[:, :, ::-1])
 
@@ -56,7 +56,7 @@ def read_image(
 def resize_shortest_edge(height: int, width: int, min_size: int, max_size: int | None = None) -> tuple[int, int]:
     """Returns (height, width) scaled so that the shorter side is ``min_size`` and the longer at most ``max_size``.
 
-    Rounds as Detectron2's ``ResizeShortestEdge`` does. A ``min_size`` of 0 keeps the size.
+    Rounds like Detectron2's ``ResizeShortestEdge``. A ``min_size`` of 0 keeps the size.
     """
     if min_size == 0:
         return height, width
@@ -76,15 +76,15 @@ def _decode(path: Path) -> Image.Image:
             return (image if method is None else image.transpose(method)).convert("RGB")
     except FileNotFoundError as error:
         raise DatasetError(
-            f"image file {path} does not exist: put it there, or remove its record from the data set"
+            f"image file {path} does not exist: add it, or remove its record from the data set"
         ) from error
     except UnidentifiedImageError as error:
         size = path.stat().st_size
         raise DatasetError(
-            f"{path} ({size} bytes) is not an image, or not in a format that Pillow reads: replace the file, or "
-            "remove its record from the data set"
+            f"{path} ({size} bytes) is not an image in a format that Pillow supports: replace the file, or remove its "
+            "record from the data set"
         ) from error
-    # All of these are raised by Pillow's decoders for damaged files.
+    # Pillow's decoders raise any of these for damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DatasetError(
             f"{path} cannot be decoded as an image ({error}): replace the file, or remove its record from the data set"
@@ -96,4 +96,4 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except (SyntaxError, ValueError, TypeError, OSError, EOFError, struct.error):
-        return 1  # only the metadata is damaged: the pixels have been decoded
+        return 1  # only the metadata is damaged, as the pixels have been decoded

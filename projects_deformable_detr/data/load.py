@@ -2,14 +2,13 @@
 
 import functools
 import os
-from typing import NamedTuple
 
 from ..errors import ArgumentError
 from . import coco, lvis, panoptic
 from .catalog import DatasetSpec
 from .files import check_categories, read_categories
 from .problems import Problems
-from .records import Records
+from .records import Classes, Records
 
 Version = tuple[int, int]  # modification time and size of a file
 
@@ -24,22 +23,22 @@ def load_dataset(
 ) -> Records:
     """Loads a data set and checks all of it except its pixels.
 
-    The result of a call is kept as long as the file does not change, so that a process decodes every file once.
+    Results are cached until the file changes, so that a process decodes every file once.
 
     Args:
         spec: data set.
         invalid_boxes: ``"error"``, or ``"drop"`` to leave out boxes without area.
-        max_objects: number of queries of a model that is trained on it; an image with more objects is an error. None:
-            no limit.
-        for_evaluation: require ``area`` and ``iscrowd``, which pycocotools needs, in every annotation. Without
-            ``max_objects``, the file may then have no objects, and no list of annotations, as COCO's test-dev.
-        masks: load segmentations and require a usable one in every annotation.
+        max_objects: number of queries of the model that is trained on the data set; an image with more objects is an
+            error. None: no limit.
+        for_evaluation: require ``area`` and ``iscrowd`` in every annotation, as pycocotools does. If ``max_objects`` is
+            None, the file may then have no objects and even no list of annotations, as COCO's test-dev.
+        masks: load segmentations and require a valid one in every annotation.
 
     Returns:
         records, with a ``summary``.
 
     Raises:
-        DatasetError: for all faults at once. Annotations are checked if images and categories have no faults.
+        DatasetError: with all faults. Annotations are only checked if images and categories have no faults.
         ArgumentError: for another ``invalid_boxes``.
     """
     if invalid_boxes not in ("error", "drop"):
@@ -47,7 +46,7 @@ def load_dataset(
     return _load(spec, _version(spec), invalid_boxes, max_objects, for_evaluation, masks)
 
 
-_classes: dict[tuple[DatasetSpec, Version], "Classes"] = {}
+_classes: dict[tuple[DatasetSpec, Version], Classes] = {}
 
 
 @functools.lru_cache(maxsize=8)
@@ -63,18 +62,10 @@ def _load(
     return records
 
 
-class Classes(NamedTuple):
-    """Classes of a data set: names and category ids of class 0, 1, …, and how many of them, the first, are things."""
-
-    names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    num_things: int
-
-
 def read_classes(spec: DatasetSpec) -> Classes:
-    """Returns the classes of a data set: categories in the order of their ids, in panoptic files things first.
+    """Returns the classes of a data set: its categories in the order of their ids, in panoptic files things first.
 
-    Of a file that has not been loaded, only the categories are decoded.
+    Only the categories are decoded if the file has not been loaded.
 
     Raises:
         DatasetError: if the file cannot be read, is not in COCO's format, or has unusable categories.
@@ -92,15 +83,13 @@ def _read_classes(spec: DatasetSpec) -> Classes:
         lvis.prepare([], entries, problems)
     categories = check_categories(entries, problems)
     problems.raise_if_any(spec.name, spec.json_file)
-    if spec.panoptic_root is None:
-        return Classes(tuple(categories.values()), tuple(categories), len(categories))
-    classes = panoptic.read_classes(entries, spec)
-    names, ids = tuple(item.name for item in classes), tuple(item.category_id for item in classes)
-    return Classes(names, ids, sum(item.is_thing for item in classes))
+    if spec.panoptic_root is not None:
+        return panoptic.read_classes(entries, spec)
+    return Classes(tuple(categories.values()), tuple(categories), len(categories))
 
 
 def _version(spec: DatasetSpec) -> Version:
-    """Returns modification time and size of the annotation file; a missing file is reported when it is read."""
+    """Returns modification time and size of the annotation file; (-1, -1) if it is missing."""
     try:
         status = os.stat(spec.json_file)
     except OSError:

@@ -1,7 +1,7 @@
-"""LVIS's format (arXiv 1908.03195): COCO's instances, each image annotated for some of the categories only.
+"""LVIS's format (arXiv 1908.03195): COCO's instances format, with each image annotated for some categories only.
 
-A file is in LVIS's format if its images have ``neg_category_ids``, categories that are known to be absent. In
-categories of ``not_exhaustive_category_ids``, not all objects are annotated. The ``frequency`` of a category is r, c or
+A file is in LVIS's format if its images have ``neg_category_ids``, the categories that are known to be absent. For the
+categories in ``not_exhaustive_category_ids``, not all objects are annotated. The ``frequency`` of a category is r, c or
 f (rare, common, frequent) for 1 to 10, 11 to 100 and more training images.
 """
 
@@ -22,9 +22,9 @@ _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def is_lvis_file(path: str | Path) -> bool:
-    """Whether a file is in LVIS's format: it contains ``neg_category_ids``. False if there is no such file.
+    """Whether a file is in LVIS's format; False if it does not exist.
 
-    The file is searched, not decoded: LVIS's is a gigabyte.
+    Searches for ``neg_category_ids`` without decoding the file, as LVIS's annotations take a gigabyte.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -41,8 +41,8 @@ def is_lvis(images: list[ImageEntry]) -> bool:
 def prepare(images: list[ImageEntry], categories: list[Any], problems: Problems) -> None:
     """Checks LVIS's fields and converts them to COCO's, in place.
 
-    Images get a ``file_name`` below the image folder: the last two parts of their ``coco_url``, such as
-    ``val2017/000000000139.jpg``, where they have one. Categories are named by their first synonym, as in Detectron2.
+    The ``file_name`` of an image with a ``coco_url`` becomes the last two parts of the URL, such as
+    ``val2017/000000000139.jpg``. As in Detectron2, the first synonym becomes the name of a category.
     """
     known = {item["id"] for item in categories if isinstance(item, dict) and type(item.get("id")) is int}
     for image in images:
@@ -57,7 +57,7 @@ def _prepare_image(image: ImageEntry, known: set[int], problems: Problems) -> No
     for key in _FEDERATED:
         listed = getattr(image, key)
         if not isinstance(listed, list):
-            remedy = "LVIS's evaluation needs it in every image: list category ids there, or none in []."
+            remedy = "LVIS's evaluation requires a list of category ids, or [], in every image."
             problems.add(f"images without a list {key!r}", f"{where} has {key} {listed!r:.40}", remedy)
             continue
         wrong = [item for item in listed if type(item) is not int or item not in known]
@@ -69,7 +69,9 @@ def _prepare_image(image: ImageEntry, known: set[int], problems: Problems) -> No
         return
     parts = url.split("/")[-2:] if isinstance(url, str) else []
     if len(parts) < 2 or not all(parts):
-        remedy = "Its last two parts are the path of the image below the image folder; without it, 'file_name' is."
+        remedy = (
+            "Its last two parts must be the path of the image below the image folder. Without it, file_name is used."
+        )
         problems.add("images with an unusable 'coco_url'", f"{where} has {url!r:.60}", remedy)
         return
     image.file_name = "/".join(parts)
@@ -77,7 +79,7 @@ def _prepare_image(image: ImageEntry, known: set[int], problems: Problems) -> No
 
 def _prepare_category(category: dict[str, Any], where: str, problems: Problems) -> None:
     if category.get("frequency") not in FREQUENCIES:
-        remedy = "Set each to r, c or f: in 1 to 10, in 11 to 100, in more training images."
+        remedy = "Set frequency to r, c or f, for 1 to 10, 11 to 100 or more training images."
         what = f"{where} has frequency {category.get('frequency')!r}"
         problems.add("categories without a frequency", what, remedy)
     synonyms = category.get("synonyms")
@@ -93,8 +95,8 @@ def check_absent_categories(
     Args:
         images: entries of the file.
         category_ids: ids of the categories.
-        owners, labels: (annotations,) positions in ``images`` and ``category_ids``.
-        problems: receives the faults.
+        owners, labels: (annotations,) indices into ``images`` and ``category_ids``.
+        problems: collects the faults.
     """
     positions = {category_id: position for position, category_id in enumerate(category_ids)}
     absent = [(row, item) for row, image in enumerate(images) for item in image.neg_category_ids]
@@ -102,5 +104,5 @@ def check_absent_categories(
     for index in np.flatnonzero(np.isin(keys, owners * len(positions) + labels)).tolist():
         row, item = absent[index]
         where = f"image {images[row].id} has objects of category {item}"
-        remedy = "A category cannot be both: correct the list, or the objects."
+        remedy = "Remove the category from the list, or correct the objects."
         problems.add(f"images with objects of classes in {_FEDERATED[0]!r}", where, remedy)

@@ -23,9 +23,9 @@ _decoder = msgspec.json.Decoder(list[list[float]] | _RunLengths | None)
 
 
 class Segmentations:
-    """Segmentations of many annotations, stored as JSON and decoded when they are accessed.
+    """Segmentations of many annotations, stored as JSON and decoded on access.
 
-    Polygons as JSON take a quarter of the memory of lists of numbers, and all are one object.
+    As JSON, polygons take a quarter of the memory of lists of numbers, and all of them are one object.
 
     Args:
         texts: JSON of each segmentation.
@@ -36,7 +36,7 @@ class Segmentations:
         self._content = b"".join(texts)
 
     def decode(self, index: int) -> Any:
-        """Returns polygons or run lengths as in the file."""
+        """Returns the polygons or run lengths of the file, unchanged."""
         return msgspec.json.decode(self._text(index))
 
     def __getitem__(self, index: int) -> Any:
@@ -51,7 +51,7 @@ class Segmentations:
         """Checks one segmentation.
 
         Returns:
-            fault, or None; number of parts, 0 without a segmentation; number of polygons of fewer than three points.
+            fault or None, number of parts (0 without a segmentation), number of polygons of fewer than three points.
         """
         try:
             found = _decoder.decode(self._text(index))
@@ -74,16 +74,16 @@ def _check_run_lengths(found: _RunLengths, height: int, width: int) -> str | Non
 
 
 def to_rle(segmentation: Any, height: int, width: int, where: str) -> Rle:
-    """Converts any of COCO's segmentations to compressed run lengths.
+    """Converts a segmentation in any of COCO's formats to compressed run lengths.
 
     Args:
         segmentation: list of polygons [x1, y1, x2, y2, …] in pixels, whose union is the mask; or a dict with ``size``
-            and ``counts``, a text or a list of numbers.
+            and ``counts``, a string or a list of numbers.
         height, width: size of the image in pixels.
         where: name of the annotation, for errors.
 
     Raises:
-        DatasetError: if the segmentation is of no such kind, or of another size.
+        DatasetError: if the segmentation is invalid or has another size.
     """
     try:
         if isinstance(segmentation, list):
@@ -103,13 +103,13 @@ def to_rle(segmentation: Any, height: int, width: int, where: str) -> Rle:
 
 
 def decode(rles: list[Rle], height: int, width: int) -> Bitmaps:
-    """Returns (T, height, width) bool masks."""
+    """Decodes run lengths to (T, height, width) bool masks."""
     if not rles:
         return np.zeros((0, height, width), bool)
     return np.ascontiguousarray(rle_format.decode(rles).transpose(2, 0, 1)).astype(bool)
 
 
 def encode(mask: np.ndarray[Any, Any]) -> Rle:
-    """Returns a mask (H, W) as run lengths that can be written as JSON."""
+    """Encodes a mask (H, W) as run lengths that can be written as JSON."""
     rle = rle_format.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}

@@ -1,35 +1,24 @@
 """COCO's panoptic format: segment ids as colors of a PNG per image, and a JSON file that lists the segments.
 
-Class ids 0, 1, … are those of the things in the order of their category ids, then those of the stuff.
+Contiguous class ids are assigned to things, then to stuff, both in the order of their category ids.
 """
 
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle_format
 
 from .catalog import DatasetSpec
-from .files import (
-    ImageEntry,
-    Int64,
-    check_categories,
-    check_images,
-    convert,
-    convert_images,
-    paused_gc,
-    read_content,
-)
+from .files import ImageEntry, Int64, check_categories, check_images, convert, convert_images, paused_gc, read_content
 from .images import read_image
-from .masks import Bitmaps
+from .masks import Bitmaps, encode
 from .problems import DatasetError, Problems
-from .records import Array, Record, Records, Summary, check_counts, positions
+from .records import Array, Classes, Record, Records, Summary, check_counts, positions
 
 SegmentIds = np.ndarray[Any, np.dtype[np.int32]]
 VOID = 0  # id of pixels that belong to no segment
@@ -65,23 +54,13 @@ def read_segment_ids(path: str | Path, expected_size: tuple[int, int] | None = N
     """Reads the segment ids (H, W) of a panoptic PNG.
 
     Raises:
-        DatasetError: if the file is missing, is not an image, or is not of the expected (height, width).
+        DatasetError: if the file is missing, is not an image, or does not have the expected (height, width).
     """
     return rgb_to_ids(read_image(path, expected_size=expected_size))
 
 
-@dataclass(frozen=True)
-class PanopticClass:
-    """Category of a panoptic file: the file's id, its name, and whether it is a thing."""
-
-    category_id: int
-    name: str
-    is_thing: bool
-
-
-def read_classes(entries: list[dict[str, Any]], spec: DatasetSpec) -> tuple[PanopticClass, ...]:
-    """Returns checked categories of a panoptic file as class 0, 1, …: things, then stuff, both in the order of their
-    ids.
+def read_classes(entries: list[dict[str, Any]], spec: DatasetSpec) -> Classes:
+    """Returns the classes of a panoptic file from its checked categories.
 
     Raises:
         DatasetError: for a category without ``isthing``.
@@ -90,10 +69,11 @@ def read_classes(entries: list[dict[str, Any]], spec: DatasetSpec) -> tuple[Pano
     if wrong:
         raise DatasetError(
             f"data set {spec.name} ({spec.json_file}): category {wrong[0]['name']!r} has isthing "
-            f"{wrong[0].get('isthing')!r}: set isthing of every category of a panoptic file to 0 or 1"
+            f"{wrong[0].get('isthing')!r}: set isthing to 0 or 1 in every category of a panoptic file"
         )
     ordered = sorted(entries, key=lambda entry: (not entry["isthing"], entry["id"]))
-    return tuple(PanopticClass(entry["id"], entry["name"], bool(entry["isthing"])) for entry in ordered)
+    names, ids = (tuple(entry[key] for entry in ordered) for key in ("name", "id"))
+    return Classes(names, ids, sum(bool(entry["isthing"]) for entry in ordered))
 
 
 class _Segment(msgspec.Struct, gc=False):
@@ -111,7 +91,7 @@ class _Annotation(msgspec.Struct, gc=False):
 class PanopticRecords(Records):
     """Records with ``pan_seg_file_name`` and ``segments_info``.
 
-    The latter are dicts with ``id``, contiguous ``category_id``, ``isthing`` and ``iscrowd``.
+    ``segments_info`` is a list of dicts with ``id``, contiguous ``category_id``, ``isthing`` and ``iscrowd``.
 
     Attributes:
         png_paths: paths of the panoptic PNGs.
@@ -162,7 +142,7 @@ def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
     png_names = [annotation.file_name for annotation in annotations]
     lengths = np.array([len(annotation.segments_info) for annotation in annotations], np.int64)
     owners = np.repeat(np.arange(len(annotations)), lengths)
-    known = np.array([item.category_id for item in classes], np.int64)
+    known = np.array(classes.category_ids, np.int64)
     order = np.argsort(known)
     labels = positions(known[order], category_ids)
     for row in np.flatnonzero(labels < 0).tolist():
@@ -171,14 +151,14 @@ def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
         problems.add("segments whose category_id is not in 'categories'", what, remedy)
     pairs, counts = np.unique(np.stack([owners, segment_ids], axis=1), axis=0, return_counts=True)
     for owner in pairs[counts > 1][:, 0].tolist():
-        problems.add("segment ids that are used twice in an image", png_names[owner], "Give each segment its own id.")
+        problems.add("segment ids that are used twice in an image", png_names[owner], "Give each segment a unique id.")
     most_objects = check_counts(images, owners[~is_crowd], max_objects, problems, "segments")
     problems.raise_if_any(spec.name, spec.json_file)
     summary = Summary(
         spec.name,
-        class_names=tuple(item.name for item in classes),
-        category_ids=tuple(item.category_id for item in classes),
-        num_things=sum(item.is_thing for item in classes),
+        class_names=classes.names,
+        category_ids=classes.category_ids,
+        num_things=classes.num_things,
         num_images=len(images),
         num_annotations=len(labels),
         num_crowd=int(is_crowd.sum()),
@@ -203,7 +183,7 @@ def _check_annotations(
             remedy = f"Give each a whole number 'id' from 1 to {MAX_ID}, a 'category_id', and iscrowd 0 or 1."
         else:
             what = "annotations that are incomplete"
-            remedy = "Give each image_id, file_name (of its PNG) and a list segments_info."
+            remedy = "Give each an image_id, the file_name of its PNG and a list segments_info."
         problems.add(what, f"{entry!r:.80} ({message})", remedy)
 
     known = {image.id for image in images}
@@ -215,7 +195,7 @@ def _check_annotations(
             what, remedy = f"image_id {image_id}", "Add the image, or remove them."
             problems.add("annotations of images that are not in 'images'", what, remedy)
         elif image_id in found:
-            problems.add("images that are annotated twice", f"image_id {image_id}", "Keep one annotation each.")
+            problems.add("images that are annotated twice", f"image_id {image_id}", "Keep one annotation per image.")
         elif name not in files:
             path = os.path.join(str(spec.panoptic_root), name)
             problems.add("panoptic PNGs that are missing", path, "Put them there, or correct the folder.")
@@ -228,37 +208,35 @@ def _check_annotations(
     return [found[image.id] for image in images]
 
 
-def read_objects(record: Record) -> tuple[Array, Array, Bitmaps]:
-    """Reads the segments of a panoptic record, without crowds, as objects with the boxes of their masks.
+def read_objects(record: Record, *, crowds: bool = False) -> tuple[Array, Array, Bitmaps]:
+    """Reads the segments of a panoptic record, by default without crowds, as objects with the boxes of their masks.
 
     Returns:
         boxes (T, 4) float32 corners in pixels, labels (T,) int64, masks (T, H, W) bool.
 
     Raises:
-        DatasetError: if the PNG is missing, of another size than the record, or lacks a segment.
+        DatasetError: if the PNG is missing, differs in size from the record, or lacks a segment.
     """
     path = record["pan_seg_file_name"]
     size = (record["height"], record["width"]) if "height" in record else None
-    segments = [segment for segment in record["segments_info"] if not segment.get("iscrowd", 0)]
-    masks = _segment_masks(read_segment_ids(path, size), segments, path)
-    labels = np.array([segment["category_id"] for segment in segments], np.int64)
-    return mask_boxes(masks), labels, masks
-
-
-def _segment_masks(ids: SegmentIds, segments: list[dict[str, Any]], path: str) -> Bitmaps:
-    wanted = np.array([segment["id"] for segment in segments], np.int32).reshape(-1)
-    masks = np.asarray(ids[None] == wanted[:, None, None], bool)
+    segments = _segments(record, crowds)
+    wanted, labels = (np.array([item[key] for item in segments], np.int64) for key in ("id", "category_id"))
+    masks = np.asarray(read_segment_ids(path, size)[None] == wanted[:, None, None], bool)
     empty = wanted[~masks.any((1, 2))]
     if empty.size:
         raise DatasetError(
             f"{path} has no pixel of segment {empty[0]}, which segments_info lists for it: remove the segment from the "
             "JSON file, or replace the PNG"
         )
-    return masks
+    return mask_boxes(masks), labels, masks
+
+
+def _segments(record: Record, crowds: bool) -> list[dict[str, Any]]:
+    return [item for item in record["segments_info"] if crowds or not item.get("iscrowd", 0)]
 
 
 def mask_boxes(masks: Bitmaps) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Returns the corners (T, 4) of masks (T, H, W), none of which is empty; a pixel has width and height 1."""
+    """Returns the boxes (T, 4) of non-empty masks (T, H, W), as corners in pixels; one pixel has width and height 1."""
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks, strict=True):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -267,14 +245,13 @@ def mask_boxes(masks: Bitmaps) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def as_annotations(record: Record, *, crowds: bool = False) -> list[dict[str, Any]]:
-    """Reads segments as Detectron2's annotations: ``bbox``, ``bbox_mode``, ``category_id``, ``iscrowd``, run lengths.
+    """Reads the segments of a panoptic record as annotations in Detectron2's format, with run lengths.
 
     Args:
         record: panoptic record.
         crowds: include crowds, with ``iscrowd`` 1.
     """
-    segments = [item for item in record["segments_info"] if crowds or not item.get("iscrowd", 0)]
-    found = _annotations(*read_objects({**record, "segments_info": [{**item, "iscrowd": 0} for item in segments]}))
+    found, segments = _annotations(*read_objects(record, crowds=crowds)), _segments(record, crowds)
     return [{**item, "iscrowd": int(segment.get("iscrowd", 0))} for item, segment in zip(found, segments, strict=True)]
 
 
@@ -284,10 +261,10 @@ def stuff_annotations(path: str, size: tuple[int, int], classes: Mapping[int, in
     Args:
         path: image with one channel.
         size: height and width in pixels.
-        classes: label to class; other labels, such as those of things, are ignored.
+        classes: maps labels to classes; other labels, such as those of things, are ignored.
 
     Raises:
-        DatasetError: if the file is missing, is not an image, or is of another size.
+        DatasetError: if the file is missing, is not an image, or has another size.
     """
     labels = read_image(path, expected_size=size)[:, :, 0]
     found = [label for label in np.unique(labels).tolist() if label in classes]
@@ -302,7 +279,7 @@ def _annotations(boxes: Array, labels: Array, masks: Bitmaps) -> list[dict[str, 
             "bbox_mode": _XYXY_ABS,
             "category_id": int(label),
             "iscrowd": 0,
-            "segmentation": rle_format.encode(np.asfortranarray(mask.astype(np.uint8))),
+            "segmentation": encode(mask),
         }
         for box, label, mask in zip(boxes, labels, masks, strict=True)
     ]

@@ -5,7 +5,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -18,6 +18,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 R = TypeVar("R", bound="Records")
 
 
+class Classes(NamedTuple):
+    """Classes 0, 1, … of a data set: names, category ids in the file, and the number of things, which come first."""
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    num_things: int
+
+
 @dataclass(frozen=True)
 class Summary:
     """Summary of a data set that passed its checks.
@@ -26,9 +34,9 @@ class Summary:
         name: name of the data set.
         class_names: names of class 0, 1, ….
         category_ids: the file's category ids of class 0, 1, ….
-        num_things: number of classes that are things, which come first; all classes unless the data set is panoptic.
+        num_things: number of things, which are the first classes; all classes unless the data set is panoptic.
         num_images: number of images in the file.
-        num_annotations: number of annotations or segments that are used, crowds included.
+        num_annotations: number of used annotations or segments, including crowds.
         num_crowd: number of crowds among them.
         dropped: number of annotations left out because their box or mask has no area.
         clipped: number of boxes that were clipped to their image.
@@ -52,14 +60,14 @@ class Summary:
 class Records(Sequence[Record]):
     """Sequence of Detectron2's standard records, in the order of the image ids.
 
-    A record is created when it is accessed. Until then, all images are stored in a few arrays, which take less memory
-    than one dict per annotation and are cheap to send to another process.
+    Records are created on access. The arrays from which they are created take less memory than one dict per annotation
+    and are cheap to send to another process.
 
     Args:
         spec: location of the data set.
         summary: summary of the data set.
         images: entries of the file.
-        spans: (images, 2) first annotation of each image, and the one after its last.
+        spans: (images, 2) range [start, stop) of each image's annotations.
         labels: (annotations,) class ids.
         is_crowd: (annotations,) bool.
         is_used: (annotations,) bool, False for annotations that were dropped; None: all are used.
@@ -119,7 +127,7 @@ class Records(Sequence[Record]):
         return selected
 
     def with_objects(self: R) -> R:
-        """Returns the images that have an object which is not a crowd."""
+        """Returns the images with at least one object that is not a crowd."""
         counts = np.concatenate([[0], np.cumsum(self.is_used & ~self.is_crowd)])
         return self.select(np.flatnonzero(counts[self.spans[:, 1]] > counts[self.spans[:, 0]]))
 
@@ -130,7 +138,7 @@ class Records(Sequence[Record]):
         return selected
 
     def object_labels(self, *, crowds: bool = False) -> list[Array]:
-        """Returns the class ids of each image's objects, with ``crowds`` those of crowds, too."""
+        """Returns the class ids of the objects in each image; with ``crowds``, including crowds."""
         kept = self.is_used if crowds else self.is_used & ~self.is_crowd
         labels, before = self.labels[kept], np.concatenate([[0], np.cumsum(kept)])
         return [labels[start:stop] for start, stop in before[self.spans].tolist()]
@@ -141,7 +149,7 @@ class Records(Sequence[Record]):
 
 
 def positions(sorted_ids: Array, ids: Array) -> Array:
-    """Returns the position of each id in ``sorted_ids``, which is not empty; -1 for ids that are not there."""
+    """Returns the position of each id in ``sorted_ids``, which must not be empty; -1 for unknown ids."""
     found = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
     return np.where(sorted_ids[found] == ids, found, -1)
 
@@ -149,14 +157,14 @@ def positions(sorted_ids: Array, ids: Array) -> Array:
 def check_counts(
     images: Sequence[ImageEntry], owners: Array, max_objects: int | None, problems: Problems, kind: str = "objects"
 ) -> int:
-    """Returns the largest number of objects in one image, which must not exceed ``max_objects``.
+    """Returns the largest number of objects in one image and reports images with more than ``max_objects``.
 
     Args:
         images: entries of the file.
-        owners: (objects,) position of each object's image.
+        owners: (objects,) index of the image of each object.
         max_objects: number of queries; None: no limit.
-        problems: receives the faults.
-        kind: name of the objects in messages.
+        problems: collects the faults.
+        kind: plural noun for the objects in messages.
     """
     counts = np.bincount(owners, minlength=len(images))
     most = int(counts.max(initial=0))
@@ -165,7 +173,7 @@ def check_counts(
         problems.add(
             f"images with more {kind} than the {max_objects} queries",
             (f"{images[row].file_name} has {counts[row]}" for row in rows.tolist()),
-            f"A query finds one of the {kind}: set `max_objects` to at least {most}.",
+            f"Each query detects one object: set `max_objects` to at least {most}.",
             rows.size,
         )
     return most

@@ -1,4 +1,4 @@
-"""Selection of training images and how often they are repeated: class-balanced sampling, weights of data sets."""
+"""Selection and repeat factors of training images: class-balanced sampling, weights of data sets."""
 
 import logging
 import math
@@ -24,15 +24,13 @@ def select_training_images(
 ) -> tuple[list[Records], Tensor | None]:
     """Returns the images of each training set, and their repeat factors (`repeat_factors`).
 
-    Images without objects are left out if ``config.filter_empty``.
-
     Args:
-        config: training sets and sampler.
+        config: training sets and sampler. With ``filter_empty``, images without objects are left out.
         datasets: name to records.
         crowds: count crowds in the repeat factors, as Detectron2 does.
 
     Raises:
-        DatasetError: if there is no image.
+        DatasetError: if no image is left.
     """
     parts = [datasets[name].with_objects() if config.filter_empty else datasets[name] for name in config.train]
     removed = sum(len(datasets[name]) for name in config.train) - sum(map(len, parts))
@@ -45,15 +43,16 @@ def select_training_images(
 
 
 def repeat_factors(config: SamplerConfig, datasets: Sequence[tuple[str, Labels]]) -> Tensor | None:
-    """Returns how often a pass has each image on average, (images,) float32; None: every image once.
+    """Returns the mean number of times that each image occurs in an epoch, (images,) float32; None: every image once.
 
-    - ``RepeatFactorTrainingSampler``: by the rarest class of the image, over all data sets together.
-    - ``WeightedTrainingSampler``: the weight of the image's data set.
-    - ``WeightedCategoryTrainingSampler``: both, with classes counted within each data set; the smallest becomes 1.
+    - ``RepeatFactorTrainingSampler``: factor of the rarest class in the image, over all data sets.
+    - ``WeightedTrainingSampler``: weight of the image's data set.
+    - ``WeightedCategoryTrainingSampler``: product of both, with classes counted within each data set, divided by the
+      smallest product.
 
     Args:
         config: sampler and its options.
-        datasets: name and class ids of each training set; a set may be there twice.
+        datasets: name and class ids of each training set; a set may be listed twice.
     """
     threshold, sqrt = config.repeat_threshold, config.repeat_sqrt
     if not config.by_dataset:
@@ -67,10 +66,10 @@ def repeat_factors(config: SamplerConfig, datasets: Sequence[tuple[str, Labels]]
 
 
 def class_repeat_factors(images: Labels, threshold: float, sqrt: bool = True) -> Tensor:
-    """Returns the repeat factor of each image by its rarest class (arXiv 1908.03195, appendix B.2).
+    """Returns the repeat factor of each image according to its rarest class (arXiv 1908.03195, appendix B.2).
 
-    The factor of a class in the share f of all images is max(1, (threshold / f) ** 0.5), without the root if ``sqrt``
-    is False. The factor of an image is the largest of its classes, and 1 without an object.
+    The factor of a class that occurs in a share f of all images is max(1, sqrt(threshold / f)), without the root if
+    ``sqrt`` is False. The factor of an image is the maximum over its classes, or 1 without objects.
     """
     classes = [set(labels.tolist()) for labels in images]
     counts = Counter(label for found in classes for label in found)

@@ -38,7 +38,7 @@ def test_registering(tmp_path):
     for name in ("mine", "shapes_train"):
         with pytest.raises(DatasetError, match=f"{name}.*already registered"):
             catalog.register(name, tmp_path / "b.json", tmp_path)
-    with pytest.raises(DatasetError, match="needs a name"):
+    with pytest.raises(DatasetError, match="is empty"):
         catalog.register("", tmp_path / "b.json", tmp_path)
 
 

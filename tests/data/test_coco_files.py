@@ -171,7 +171,7 @@ def test_missing_folder(write, content):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("", "not JSON"), ('{"images": [', "not JSON"), ("[]", "holds a list"), ("3", "holds a int"),
+    [("", "not JSON"), ('{"images": [', "not JSON"), ("[]", "contains a list"), ("3", "contains a int"),
      ('[{"image_id": 1, "score": 0.5}]', "file of results"), ("{}", "its keys: none")],
 )  # fmt: skip
 def test_files_that_are_not_coco(write, text, expected):

@@ -77,7 +77,7 @@ def test_lvis_lies_where_detectron2_looks_for_it(monkeypatch: pytest.MonkeyPatch
     for split in ("train", "val"):
         spec = catalog.get(f"lvis_v1_{split}")
         assert (spec.json_file, spec.image_root) == (tmp_path / f"lvis/lvis_v1_{split}.json", tmp_path / "coco")
-        with pytest.raises(DatasetError, match=f"lvis_v1_{split}.json does not exist: put LVIS there"):
+        with pytest.raises(DatasetError, match=f"lvis_v1_{split}.json does not exist: place LVIS there"):
             load_dataset(spec)
     builtin = pytest.importorskip("detectron2.data.datasets.builtin", reason="compares with Detectron2's places")
     theirs = builtin._PREDEFINED_SPLITS_LVIS["lvis_v1"]
