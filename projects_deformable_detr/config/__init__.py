@@ -1,4 +1,4 @@
-"""Config keys, and the only code that reads a cfg."""
+"""Config keys and the functions that read them; other packages receive dataclasses."""
 
 from .engines import get_cfg, register_engine
 from .keys import add_deformable_detr_config, set_things, things

@@ -1,4 +1,4 @@
-"""Data configuration from a ``CfgNode``, and what a config takes from its data sets: classes and things."""
+"""Reads the configuration of data sets and resolves the classes of a config from its data sets."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,14 +35,14 @@ _THINGS_KEY = "MODEL.DETR.PANOPTIC.NUM_THING_CLASSES"
 
 
 def data_config(cfg: CfgNode, *, eval_only: bool = False) -> DataConfig:
-    """Reads data sets, loader and sampler. With ``eval_only``, there are no training sets."""
+    """Reads the configuration of data sets, loaders and sampler; without training sets if ``eval_only``."""
     return read(
         DataConfig,
         cfg,
         DATA_KEYS,
         train=() if eval_only else tuple(cfg.DATASETS.TRAIN),
         test=tuple(cfg.DATASETS.TEST),
-        # Every query finds one object; a detector without decoder has a query per token.
+        # Each query detects one object. A detector without decoder has one query per token.
         max_objects=cfg.MODEL.DETR.NUM_OBJECT_QUERIES if cfg.MODEL.DETR.DEC_LAYERS else None,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
         sampler=sampler_config(cfg),
@@ -58,7 +58,7 @@ def sampler_config(cfg: CfgNode) -> SamplerConfig:
         for item in dataset_weights:
             if not isinstance(item, list | tuple) or len(item) != 2 or item[0] not in names:
                 raise ArgumentError(
-                    "dataset_weights", f"has {item!r}: write pairs (name, weight) of {', '.join(names)}"
+                    "dataset_weights", f"has {item!r}: use pairs (name, weight) with names from {', '.join(names)}"
                 )
             weights[item[0]] = item[1]
         return SamplerConfig(dataset_weights=weights, **options)
@@ -67,10 +67,10 @@ def sampler_config(cfg: CfgNode) -> SamplerConfig:
 
 
 def load(spec: DatasetSpec, config: DataConfig) -> Records:
-    """Loads one of the data sets of ``config``, with the checks for its use: training, evaluation or both.
+    """Loads a data set of ``config`` with the checks for its use: training, evaluation or both.
 
     Raises:
-        DatasetError: as `load_dataset`, with config keys in place of arguments.
+        DatasetError: as in `load_dataset`, with config keys instead of arguments.
     """
     keys = {**DATA_KEYS, "max_objects": _MAX_OBJECTS_KEY}
     try:
@@ -92,9 +92,9 @@ def load(spec: DatasetSpec, config: DataConfig) -> Records:
 def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ...]] | None = None) -> int:
     """Returns the number of classes of the model.
 
-    It is the number of categories of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, which must agree with each other and, if
-    it is set, with ``MODEL.DETR.NUM_CLASSES``. With ``NUM_CLASSES`` set, data sets whose annotation file does not exist
-    are not compared, so that a trained model can be built without its data.
+    It is the number of categories of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, which must agree with each other and
+    with ``MODEL.DETR.NUM_CLASSES``, unless that is 0. If it is not 0, data sets without an annotation file are skipped,
+    so that a trained model can be built without its data.
 
     Args:
         cfg: config of either engine.
@@ -105,9 +105,11 @@ def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ..
     """
     num_classes = get(cfg, "MODEL.DETR.NUM_CLASSES")
     if not isinstance(num_classes, int) or num_classes < 0:
-        raise DatasetError(f"MODEL.DETR.NUM_CLASSES is {num_classes}: set a number of classes, or 0 for the data set's")
+        raise DatasetError(
+            f"MODEL.DETR.NUM_CLASSES is {num_classes}: set it to a number of classes, or to 0 for that of the data set"
+        )
     first: tuple[str, tuple[str, ...]] | None = None
-    for name in _dataset_names(cfg):
+    for name in dataset_names(cfg):
         if class_names is not None:
             found = class_names(name)
         elif num_classes and not Path(catalog.get(name).json_file).is_file():
@@ -117,7 +119,7 @@ def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ..
         if num_classes and len(found) != num_classes:
             raise DatasetError(
                 f"MODEL.DETR.NUM_CLASSES is {num_classes}, but data set {name} has {len(found)} categories: set it to "
-                f"{len(found)}, or to 0, which takes the number from the data set"
+                f"{len(found)}, or to 0 for that of the data set"
             )
         if first is None:
             first = (name, found)
@@ -125,42 +127,42 @@ def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ..
             check_same_classes(*first, name, found)
     if first is None and not num_classes:
         raise DatasetError(
-            "MODEL.DETR.NUM_CLASSES is 0 and DATASETS.TRAIN and DATASETS.TEST are empty, so the number of classes is "
-            "not known: set one of them"
+            "MODEL.DETR.NUM_CLASSES is 0, and DATASETS.TRAIN and DATASETS.TEST are empty, so the number of classes is "
+            "unknown: set one of them"
         )
     return num_classes or len(first[1] if first else ())
 
 
 def resolve_things(cfg: CfgNode, things: Callable[[str], tuple[int, ...] | None] | None = None) -> tuple[int, ...]:
-    """Returns the classes of the model that are things; () if they are not known.
+    """Returns the classes of the model that are things; () if they are unknown.
 
-    They are the things of panoptic data sets and all classes of other data sets, which must agree with each other and,
-    if they are set, with ``MODEL.DETR.PANOPTIC.NUM_THING_CLASSES`` and ``THING_CLASSES``.
+    They are the things of panoptic data sets and all classes of other data sets, which must agree with each other and
+    with ``MODEL.DETR.PANOPTIC.NUM_THING_CLASSES`` and ``THING_CLASSES``, if these are set.
 
     Args:
         cfg: config of either engine, with the number of classes resolved.
-        things: maps the name of a data set to its classes that are things, or None if they are not known; by default
+        things: maps the name of a data set to its classes that are things, or None if they are unknown; by default
             those of its annotation file.
 
     Raises:
-        DatasetError: if things disagree, or a panoptic model has no or only things.
+        DatasetError: if things disagree, or a panoptic model has no things or no stuff.
     """
     panoptic, num_classes = cfg.MODEL.DETR.PANOPTIC, cfg.MODEL.DETR.NUM_CLASSES
     _check_things(panoptic.THING_CLASSES, panoptic.NUM_THING_CLASSES, num_classes)
     known, source = things_of_config(cfg), _THINGS_KEY
-    for name in _dataset_names(cfg):
+    for name in dataset_names(cfg):
         found = (things or _read_things)(name)
         if found is None:
             continue
         if known and len(found) != len(known):
             raise DatasetError(
-                f"{source} has {len(known)} classes of things, but data set {name} has {len(found)}: use data sets of "
-                f"the same classes, and leave {_THINGS_KEY} at 0, which takes the number from them"
+                f"{source} has {len(known)} classes of things, but data set {name} has {len(found)}: use data sets "
+                f"with the same classes, and set {_THINGS_KEY} to 0 for their number"
             )
         if known and found != known:
             raise DatasetError(
-                f"{source} has the things {list(known)}, but data set {name} {list(found)}: use data sets of the same "
-                "classes, and leave MODEL.DETR.PANOPTIC.THING_CLASSES and NUM_THING_CLASSES at [] and 0"
+                f"{source} has the things {list(known)}, but data set {name} has {list(found)}: use data sets with the "
+                "same classes, and set MODEL.DETR.PANOPTIC.THING_CLASSES and NUM_THING_CLASSES to [] and 0"
             )
         known, source = found, f"data set {name}"
     if panoptic.ENABLED and not known:
@@ -173,18 +175,19 @@ def resolve_things(cfg: CfgNode, things: Callable[[str], tuple[int, ...] | None]
     return known
 
 
-def _dataset_names(cfg: CfgNode) -> list[str]:
+def dataset_names(cfg: CfgNode) -> list[str]:
+    """Returns the names of all data sets, training sets first."""
     return list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
 
 
 def _check_things(listed: Sequence[int], number: int, num_classes: int) -> None:
-    where = f"MODEL.DETR.PANOPTIC.THING_CLASSES {list(listed)}"
+    where = f"MODEL.DETR.PANOPTIC.THING_CLASSES is {list(listed)}"
     if list(listed) != sorted({index for index in listed if 0 <= index < (num_classes or index + 1)}):
         raise DatasetError(
             f"{where}: list each class once, in ascending order, from 0 to {num_classes - 1 if num_classes else '…'}"
         )
     if listed and number not in (0, len(listed)):
-        raise DatasetError(f"{where} are {len(listed)}, but NUM_THING_CLASSES is {number}: leave it at 0")
+        raise DatasetError(f"{where}, but NUM_THING_CLASSES is {number}: set it to 0")
 
 
 def _read_things(name: str) -> tuple[int, ...] | None:

@@ -1,4 +1,4 @@
-"""Default configs of the engines, which register them when they are imported."""
+"""Default configs of the engines, which are registered when an engine is imported."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ _DEFAULTS: dict[str, Callable[[], CfgNode]] = {}
 
 
 def register_engine(name: str, defaults: Callable[[], CfgNode]) -> None:
-    """Registers the function that returns a new config with an engine's default values."""
+    """Registers the function that returns a new config with the default values of an engine."""
     _DEFAULTS[name] = defaults
 
 
@@ -22,7 +22,7 @@ def get_cfg(engine: str = "auto") -> CfgNode:
         engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` for Detectron2 if it is installed.
 
     Raises:
-        UserError: for another name, and for ``"detectron2"`` if it is not installed.
+        UserError: for an unknown name, or ``"detectron2"`` if it is not installed.
     """
     cfg = _DEFAULTS[choose_engine(engine).name]()
     add_deformable_detr_config(cfg)

@@ -1,4 +1,4 @@
-"""Fills the dataclasses of ``evaluation/`` from a config."""
+"""Reads the configuration of evaluation and test-time augmentation."""
 
 from fvcore.common.config import CfgNode
 
@@ -23,7 +23,7 @@ TTA_KEYS = {
 
 
 def evaluation_config(cfg: CfgNode) -> EvaluationConfig:
-    """Returns the evaluation's configuration.
+    """Reads the configuration of the evaluation.
 
     Raises:
         UserError: for a value out of range, or test-time augmentation of a panoptic model.

@@ -20,7 +20,7 @@ def add_deformable_detr_config(cfg: CfgNode) -> None:
 def _add_model_keys(cfg: CfgNode, node_type: type[CfgNode]) -> None:
     cfg.MODEL.META_ARCHITECTURE = "DeformableDETR"
     cfg.MODEL.DETR = detr = node_type()
-    # 0: number of categories of the data sets. Another number than theirs is an error.
+    # 0: the number of categories of the data sets. Any other number must equal it.
     detr.NUM_CLASSES = 0
     detr.NUM_OBJECT_QUERIES = 300
 
@@ -41,11 +41,11 @@ def _add_model_keys(cfg: CfgNode, node_type: type[CfgNode]) -> None:
     detr.POSITION_EMBEDDING_SIZE = 50  # learned: maximum rows and columns of a feature map
     detr.ENC_N_POINTS = 4  # sampled points per head, level and query (K of the paper)
     detr.DEC_N_POINTS = 4
-    # False: encoder tokens sample their own level only (arXiv 2010.04159, table 2, "MS attention"). Decoders sample all
-    # levels, as the paper does not define the level of an object query.
+    # False: encoder tokens sample their own level only (arXiv 2010.04159, table 2, "MS attention"). The decoder always
+    # samples all levels, as the paper does not define the level of an object query.
     detr.MULTI_SCALE_ATTENTION = True
     detr.WITH_BOX_REFINE = False
-    detr.TWO_STAGE = False  # NUM_OBJECT_QUERIES proposals; needs WITH_BOX_REFINE
+    detr.TWO_STAGE = False  # NUM_OBJECT_QUERIES proposals; requires WITH_BOX_REFINE
     # Recompute encoder layers in the backward pass: less memory, slower steps.
     detr.ACTIVATION_CHECKPOINTING = False
 
@@ -64,20 +64,20 @@ def _add_model_keys(cfg: CfgNode, node_type: type[CfgNode]) -> None:
 
     _add_mask_keys(detr, node_type)
 
-    # Minimum score of a detection; 0 keeps the best TEST.DETECTIONS_PER_IMAGE, as evaluation needs them.
+    # Minimum score of a detection; 0 keeps the best TEST.DETECTIONS_PER_IMAGE, as required for evaluation.
     detr.SCORE_THRESH_TEST = 0.0
     # IoU above which test-time augmentation (TEST.AUG) merges detections of one class.
     detr.TTA_NMS_THRESH = 0.7
 
-    # Load the weights of MODEL.WEIGHTS that fit, instead of refusing a file that does not fit as a whole.
+    # Load the weights of MODEL.WEIGHTS that fit the model; False: any that does not fit is an error.
     detr.ALLOW_PARTIAL_WEIGHTS = False
     # Load class heads unchanged, without mapping them to the data set's classes by name.
     detr.KEEP_CLASS_LOGITS = False
 
-    # build_deformable_detr_{resnet,swin,timm}_backbone, or _fpn_backbone with the pyramid of MODEL.FPN; in Detectron2's
-    # engine every registered backbone.
+    # build_deformable_detr_{resnet,swin,timm}_backbone, or _fpn_backbone with the pyramid of MODEL.FPN; in the
+    # Detectron2 engine, any registered backbone.
     cfg.MODEL.BACKBONE.NAME = "build_deformable_detr_resnet_backbone"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 2  # 1: stem (Swin: patch embedding), 2: also res2, …; 0: nothing
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2  # 1: stem (Swin: patch embedding), 2: also res2, …; 0: none
     # Backbones other than ResNet.
     cfg.MODEL.BACKBONE.VARIANT = "swin_t"  # swin_t | swin_s | swin_b | swin_l; a model name of timm
     cfg.MODEL.BACKBONE.OUT_FEATURES = ["res3", "res4", "res5"]  # strides 4 (res2) to 32 (res5)
@@ -93,7 +93,7 @@ def _add_model_keys(cfg: CfgNode, node_type: type[CfgNode]) -> None:
 def _add_mask_keys(detr: CfgNode, node_type: type[CfgNode]) -> None:
     """Adds the keys of the mask head, which Detectron2's ``MODEL.MASK_ON`` enables."""
     detr.MASKS = masks = node_type()
-    # Queries attend to the memory at the level of this one of DETR.IN_FEATURES; "": the last.
+    # Element of DETR.IN_FEATURES at whose level queries attend to the memory; "": the last.
     masks.ATTENTION_FEATURE = ""
     # Three feature maps of the backbone's OUT_FEATURES, coarsest first. Masks have the stride of the last.
     masks.IN_FEATURES = ["res4", "res3", "res2"]
@@ -101,10 +101,10 @@ def _add_mask_keys(detr: CfgNode, node_type: type[CfgNode]) -> None:
     masks.DICE_WEIGHT = 1.0
     masks.FREEZE_DETECTOR = False  # train the mask head only, with a detector from MODEL.WEIGHTS
     detr.PANOPTIC = panoptic = node_type()
-    # Compute panoptic segmentations, with data sets in the panoptic format: things and stuff are classes of one list.
+    # Compute panoptic segmentations. In panoptic data sets, things and stuff are classes of one list.
     panoptic.ENABLED = False
     panoptic.NUM_THING_CLASSES = 0  # the first classes; 0: the data set's number
-    panoptic.THING_CLASSES = []  # contiguous ids, if they are not the first classes (Cityscapes)
+    panoptic.THING_CLASSES = []  # contiguous ids, if things are not the first classes (Cityscapes)
     panoptic.SCORE_THRESH = 0.85  # minimum score; sigmoid scores are lower than softmax ones
     panoptic.MIN_AREA = 4  # segments of at most this many pixels are dropped
 
@@ -114,10 +114,9 @@ def _add_recipe_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.BASE_LR = 2e-4
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
-    # Learning-rate multiplier of sampling offsets and of the projection to reference points.
+    # Learning-rate multiplier of sampling offsets and the projection to reference points.
     cfg.SOLVER.SAMPLING_MULTIPLIER = 0.1
-    # full_model clips the norm over all parameters together, as in the papers; Detectron2's value and norm clip each
-    # parameter.
+    # full_model clips the norm over all parameters, as in the papers; Detectron2's value and norm clip each parameter.
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
@@ -137,27 +136,27 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.CROP.TYPE = "absolute_range"
     cfg.INPUT.CROP.SIZE = [384, 600]
     cfg.INPUT.CROP.RESIZE = [400, 500, 600]
-    # Ground-truth boxes without area inside their image: error | drop, which warns with their number. NaN and infinite
-    # boxes are always an error.
+    # Ground-truth boxes without area inside their image: error | drop (with a warning). NaN and infinite boxes are
+    # always an error.
     cfg.DATASETS.INVALID_BOXES = "error"
-    # [(name, weight), …]: how often a pass has the images of a data set, by default 1; for WeightedTrainingSampler and
-    # WeightedCategoryTrainingSampler. Detectron2 reads the key and has no default for it.
+    # [(name, weight), …]: repeat factors of the images of a data set, by default 1; for WeightedTrainingSampler and
+    # WeightedCategoryTrainingSampler. Detectron2 reads this key but has no default for it.
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
 
 
 def _add_callback_keys(cfg: CfgNode, node_type: type[CfgNode]) -> None:
-    """Adds the keys of training callbacks, see docs/training.md. Metrics have the names in ``metrics.json``."""
+    """Adds the keys of training callbacks, see docs/training.md. Metrics are named as in ``metrics.json``."""
     # Exponential moving average of the weights (torch's AveragedModel), updated after every iteration. Evaluations and
-    # all files have the averaged weights; checkpoints have the trained ones in addition.
+    # files use the averaged weights; checkpoints also contain the trained weights.
     cfg.SOLVER.EMA = ema = node_type()
     ema.ENABLED = False
-    ema.DECAY = 0.999  # in (0, 1): weight of the average in its next value
-    # model_best.pth: weights with the best METRIC of all evaluations, one every TEST.EVAL_PERIOD iterations.
+    ema.DECAY = 0.999  # in (0, 1): weight of the previous average in an update
+    # model_best.pth: weights with the best METRIC of all evaluations, which run every TEST.EVAL_PERIOD iterations.
     cfg.TEST.BEST_CHECKPOINT = best = node_type()
     best.ENABLED = False
     best.METRIC = "bbox/AP"  # with several of DATASETS.TEST, NAME/bbox/AP
     best.MODE = "max"  # max | min
-    # End the training after PATIENCE evaluations in a row in which METRIC did not exceed its best by MIN_DELTA.
+    # Stop the training if METRIC does not exceed its best by MIN_DELTA in PATIENCE consecutive evaluations.
     cfg.TEST.EARLY_STOPPING = stopping = node_type()
     stopping.ENABLED = False
     stopping.METRIC = "bbox/AP"
@@ -166,7 +165,7 @@ def _add_callback_keys(cfg: CfgNode, node_type: type[CfgNode]) -> None:
 
 
 def things(cfg: CfgNode) -> tuple[int, ...]:
-    """Returns the contiguous ids of the thing classes in the config; () if it has none."""
+    """Returns the contiguous ids of the thing classes in the config; () if there are none."""
     keys = cfg.MODEL.DETR.PANOPTIC
     return tuple(keys.THING_CLASSES) or tuple(range(keys.NUM_THING_CLASSES))
 

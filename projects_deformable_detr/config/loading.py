@@ -1,4 +1,4 @@
-"""Loads the config of a run: merges file and options, selects the device, checks the process counts."""
+"""Loads the config of a run: merges file and options, selects the device, checks the number of processes."""
 
 import difflib
 import re
@@ -17,24 +17,24 @@ _DEVICES = ("cuda", "cpu", "mps")
 
 
 def load_cfg(engine: str, args: Namespace) -> CfgNode:
-    """Returns the config of a command line, with ``MODEL.DEVICE`` resolved and everything checked that needs no data.
+    """Returns the config of a command line with ``MODEL.DEVICE`` resolved, after all checks that need no data.
 
     Args:
         engine: ``"detectron2"`` or ``"standalone"``.
         args: from `cli.arguments.argument_parser`.
 
     Raises:
-        UserError: naming the key or option.
+        UserError: for an invalid key or option, which the message names.
     """
     cfg = get_cfg(engine)
-    cfg.MODEL.DEVICE = "auto"  # Detectron2's default is cuda, which would hide whether the user asks for it
+    cfg.MODEL.DEVICE = "auto"  # with Detectron2's default cuda, a missing GPU would be an error
     merge(cfg, args.config_file, args.opts or [])
     cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE, args.num_gpus)
     _check_processes(cfg, args)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise UserError("--eval-only needs a data set: set DATASETS.TEST")
     if not args.eval_only and not cfg.DATASETS.TRAIN:
-        raise UserError("DATASETS.TRAIN is empty: name a data set to train on")
+        raise UserError("DATASETS.TRAIN is empty: set it to the data sets to train on")
     return cfg
 
 
@@ -62,16 +62,16 @@ def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
 
 
 def _hint(problem: str, cfg: CfgNode) -> str:
-    """Returns the remedy that a message of yacs lacks."""
+    """Returns a remedy to append to an error message of yacs."""
     if match := re.search(r"Non-existent (?:config )?key: (\S+)", problem):
         return did_you_mean(match[1], (key for key, _ in leaves(cfg)))
     if "<class 'float'> vs. <class 'int'>" in problem:
-        return "; write the number with a point, such as 2.0"
+        return "; write the number with a decimal point, such as 2.0"
     return ""
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Returns the end of a message that suggests the nearest known key; empty if none is near."""
+    """Returns the end of a message that suggests the most similar known key; empty if none is similar."""
     near = difflib.get_close_matches(key, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -89,11 +89,11 @@ def choose_device(wanted: str, num_gpus: int | None) -> str:
     """Resolves ``MODEL.DEVICE``.
 
     Args:
-        wanted: value of the key; ``auto`` selects a GPU, and the CPU if there is none or ``num_gpus`` is 0.
-        num_gpus: value of ``--num-gpus``; None if it is absent.
+        wanted: value of the key; ``auto`` selects a GPU, or the CPU if there is none or ``num_gpus`` is 0.
+        num_gpus: value of ``--num-gpus``; None if absent.
 
     Raises:
-        UserError: for an unknown device, or more GPUs than there are. A GPU is never replaced by the CPU.
+        UserError: for an unknown device, or more GPUs than available. A requested GPU is never replaced by the CPU.
     """
     available = torch.cuda.device_count()
     if wanted == "auto":
@@ -105,14 +105,14 @@ def choose_device(wanted: str, num_gpus: int | None) -> str:
         raise UserError(f"MODEL.DEVICE must be auto, cuda, cuda:N, cpu or mps, got {wanted!r}")
     if kind == "cuda" and max(num_gpus or 1, int(index or 0) + 1) > available:
         raise UserError(
-            f"MODEL.DEVICE {wanted} with --num-gpus {num_gpus or 1} needs more GPUs than the {available} that PyTorch "
-            "finds: lower --num-gpus, or add MODEL.DEVICE cpu to run as many processes on the CPU"
+            f"MODEL.DEVICE {wanted} with --num-gpus {num_gpus or 1} needs more GPUs than the {available} that "
+            "PyTorch finds: lower --num-gpus, or add MODEL.DEVICE cpu to run the same number of processes on the CPU"
         )
     return wanted
 
 
 def processes_per_machine(args: Namespace) -> int:
-    """Returns the number of processes on this machine: one for each GPU, at least one."""
+    """Returns the number of processes on each machine: one per GPU, at least one."""
     return max(args.num_gpus or 1, 1)
 
 
@@ -121,7 +121,7 @@ def _check_processes(cfg: CfgNode, args: Namespace) -> None:
     if processes > 1 and ":" in cfg.MODEL.DEVICE:
         raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE} is one GPU, but --num-gpus is {processes}: set it to cuda")
     total, batch_size = processes * args.num_machines, cfg.SOLVER.IMS_PER_BATCH
-    is_scaled = cfg.SOLVER.get("REFERENCE_WORLD_SIZE", 0)  # Detectron2 then multiplies the batch size by the processes
+    is_scaled = cfg.SOLVER.get("REFERENCE_WORLD_SIZE", 0)  # then Detectron2 scales the batch size with the processes
     if not (args.eval_only or is_scaled) and (batch_size < 1 or batch_size % total):
         raise UserError(f"SOLVER.IMS_PER_BATCH must be a positive multiple of the {total} processes, got {batch_size}")
     if total > 1:

@@ -1,4 +1,4 @@
-"""Configuration of a run: the dataclasses of all layers, and settings of the process."""
+"""Configuration of a run: the dataclasses of all layers and further settings."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -36,14 +36,14 @@ class Settings:
     """Settings of a run that belong to no layer.
 
     Attributes:
-        output_dir: folder of all files of the run.
+        output_dir: folder for all files of the run.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        weights: initial weights, a file or a name; empty: none.
-        pixel_mean, pixel_std: normalisation of the images' channels.
+        weights: file or name of the initial weights; empty: none.
+        pixel_mean, pixel_std: normalisation of the image channels.
         amp: train in mixed precision.
         seed: seed of the run; negative: random.
-        cudnn_benchmark: select cuDNN's algorithms by measuring them.
-        float32_precision: of `torch.set_float32_matmul_precision`; empty: PyTorch's default.
+        cudnn_benchmark: value of ``torch.backends.cudnn.benchmark``.
+        float32_precision: argument of `torch.set_float32_matmul_precision`; empty: PyTorch's default.
     """
 
     output_dir: str
@@ -63,7 +63,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """Configuration of a run, which an engine translates into its own trainer.
+    """Configuration of a run, which an engine converts to its own trainer.
 
     Attributes:
         eval_only: evaluate without training.
@@ -75,7 +75,7 @@ class Run:
         data: data sets and loaders.
         evaluation: postprocessing and metrics.
         test_augmentation: resizing of evaluation images.
-        training, schedule, train_augmentation: the training; None with ``eval_only``.
+        training, schedule, train_augmentation: options of the training; None with ``eval_only``.
         cfg_text: the config as YAML.
     """
 
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def output_dir(self) -> Path:
-        """Folder of all files of the run."""
+        """Folder for all files of the run."""
         return Path(self.settings.output_dir)
 
 
@@ -104,7 +104,7 @@ def read_run(cfg: CfgNode, args: Namespace) -> Run:
     """Reads the configuration of a run.
 
     Args:
-        cfg: config with device and number of classes resolved.
+        cfg: config with resolved device and number of classes.
         args: from `cli.arguments.argument_parser`.
 
     Raises:

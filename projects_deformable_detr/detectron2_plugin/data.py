@@ -1,4 +1,4 @@
-"""Data sets in Detectron2's catalogs: registration, loading with the project's reader, classes and things."""
+"""Registers data sets in Detectron2's catalogs, loads them with the project's reader and returns their classes."""
 
 import os
 from collections.abc import Iterator
@@ -24,22 +24,22 @@ from ..data.sampling import select_training_images
 from ..shapes.scene import CATEGORIES
 from .panoptic_classes import PanopticClasses, is_separated, is_standard, panoptic_classes
 
-# Functions of Detectron2 that register a JSON file, so that the project's reader returns the same records.
+# Functions that Detectron2 registers for a JSON file; the project's reader returns the same records.
 _READS_FILE = ("register_coco_instances.<locals>.<lambda>", "register_lvis_instances.<locals>.<lambda>")
 
 
 def register_builtin() -> None:
-    """Registers the project's built-in data sets that Detectron2 does not have."""
+    """Registers the built-in data sets that Detectron2 does not have."""
     for name in catalog.names():
         if name not in DatasetCatalog:
             _register(catalog.get(name))
 
 
 def register(name: str, json_file: str, image_root: str) -> None:
-    """Registers a data set in COCO's format or LVIS's. Idempotent.
+    """Registers a data set in COCO's instances format or LVIS's. Idempotent.
 
     Raises:
-        DatasetError: if the name is the name of other files, here or in Detectron2.
+        DatasetError: if the name is registered with other files, here or in Detectron2.
     """
     if name in DatasetCatalog:
         metadata = MetadataCatalog.get(name)
@@ -56,7 +56,7 @@ def register(name: str, json_file: str, image_root: str) -> None:
 
 def _register(spec: DatasetSpec) -> None:
     if spec.panoptic_root is None and lvis.is_lvis_file(spec.json_file):
-        # Detectron2's function is limited to the categories of its own LVIS data sets.
+        # Detectron2's function only supports the categories of the original LVIS files.
         DatasetCatalog.register(spec.name, partial(_load_lvis, spec))
         metadata = MetadataCatalog.get(spec.name)
         metadata.set(evaluator_type="lvis", json_file=str(spec.json_file), image_root=str(spec.image_root))
@@ -64,8 +64,8 @@ def _register(spec: DatasetSpec) -> None:
     if spec.panoptic_root is None:
         register_coco_instances(spec.name, {}, str(spec.json_file), str(spec.image_root))
         return
-    # Things and stuff in one list of classes, Detectron2's "standard" panoptic format. Detectron2 has COCO's data sets,
-    # so that only the shapes are registered here.
+    # Detectron2's "standard" panoptic format, with things and stuff in one list of classes. Only the shapes reach this
+    # line, as Detectron2 registers COCO's panoptic data sets.
     names = [str(item["name"]) for item in CATEGORIES]
     things, stuff = (
         {item["id"]: index for index, item in enumerate(CATEGORIES) if item["isthing"] == kind} for kind in (1, 0)
@@ -87,7 +87,7 @@ def _load_lvis(spec: DatasetSpec) -> list[dict[str, Any]]:
 
 
 def _set_classes(name: str, names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
-    """Writes the classes of a file to the metadata, as Detectron2's reader does."""
+    """Sets the classes of a file in the metadata, as Detectron2's reader does."""
     metadata = MetadataCatalog.get(name)
     known = metadata.get("thing_classes")
     if known is not None and tuple(known) != names:
@@ -110,7 +110,7 @@ def panoptic_spec(name: str) -> DatasetSpec:
 def find_spec(name: str) -> DatasetSpec | None:
     """Returns the location of a data set in COCO's formats or LVIS's; None for data sets in other formats.
 
-    Cityscapes' panoptic files are in another format: their image ids are texts.
+    Cityscapes' panoptic files are in another format, as their image ids are strings.
     """
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type")
@@ -124,10 +124,7 @@ def find_spec(name: str) -> DatasetSpec | None:
 
 
 def load(name: str, config: DataConfig) -> Records | None:
-    """Loads and checks a data set with the project's reader, which decodes a file once per process.
-
-    Returns:
-        the records; None for data sets in other formats.
+    """Loads and checks a data set with the project's reader; returns None for data sets in other formats.
 
     Raises:
         DatasetError: naming file, record and remedy.
@@ -144,7 +141,7 @@ def load(name: str, config: DataConfig) -> Records | None:
 def _is_read_from_file(name: str) -> bool:
     """Whether the records of a data set are those of its instances file.
 
-    They are not if a user's function returns them, nor in panoptic formats, which Detectron2 numbers in its own way.
+    They are not if a function of the user returns them, or in panoptic formats, where Detectron2's class ids differ.
     """
     function = DatasetCatalog.data.get(name)
     if function is None or is_standard(name) or is_separated(name):
@@ -153,9 +150,9 @@ def _is_read_from_file(name: str) -> bool:
 
 
 def training_data(cfg: CfgNode) -> dict[str, Any]:
-    """Returns ``dataset`` and ``sampler`` for Detectron2's training loader; {} if Detectron2 has to read a data set.
+    """Returns ``dataset`` and ``sampler`` for Detectron2's training loader; {} if Detectron2 must read a data set.
 
-    Records are created by the loader's workers when they are needed. Detectron2 would create all of them at the start.
+    The loader's workers create records on demand. Detectron2 would create all of them at the start.
     """
     config = config_data.data_config(cfg)
     if not all(map(_is_read_from_file, config.train)):
@@ -170,7 +167,7 @@ def training_data(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _label_chunks(parts: list[Records], size: int = 10_000) -> Iterator[dict[str, Any]]:
-    """Yields the labels of many objects at a time in the form of records, of which Detectron2's histogram needs few."""
+    """Yields labels as records of ``size`` objects each, which makes Detectron2's histogram faster."""
     for part in parts:
         labels = np.concatenate(part.object_labels())
         for start in range(0, len(labels), size):
@@ -178,7 +175,7 @@ def _label_chunks(parts: list[Records], size: int = 10_000) -> Iterator[dict[str
 
 
 def test_data(cfg: CfgNode, name: str) -> Records | None:
-    """Returns the images of a data set for Detectron2's test loader; None if Detectron2 has to read it."""
+    """Returns the images of a data set for Detectron2's test loader; None if Detectron2 must read it."""
     if not _is_read_from_file(name):
         return None
     records = load(name, config_data.data_config(cfg, eval_only=True))
@@ -188,8 +185,8 @@ def test_data(cfg: CfgNode, name: str) -> Records | None:
 def resolve_num_classes(cfg: CfgNode) -> int:
     """Returns the number of classes of the data sets, which ``MODEL.DETR.NUM_CLASSES`` must equal if it is set.
 
-    The classes of any data set in Detectron2's catalogs are the ``thing_classes`` of its metadata; for a panoptic
-    model, those of its panoptic data sets.
+    The classes of a data set are the ``thing_classes`` in its metadata; for a panoptic model and a panoptic data set,
+    things and stuff.
 
     Raises:
         DatasetError: if two data sets, or a data set and the config, disagree; the message has both numbers.
@@ -200,66 +197,63 @@ def resolve_num_classes(cfg: CfgNode) -> int:
 def resolve_things(cfg: CfgNode) -> tuple[int, ...]:
     """Returns the classes that are things (`config.data.resolve_things`); (): all of them.
 
-    Without a panoptic data set or key there is no stuff, also if a model has more classes than the data set.
+    Without a panoptic data set or key there is no stuff, even if a model has more classes than the data set.
     """
-    keys, names = cfg.MODEL.DETR.PANOPTIC, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    keys = cfg.MODEL.DETR.PANOPTIC
     is_panoptic = keys.ENABLED or keys.NUM_THING_CLASSES or keys.THING_CLASSES
+    names = config_data.dataset_names(cfg)
     if not is_panoptic and not any(name in DatasetCatalog and is_standard(name) for name in names):
         return ()
-    return config_data.resolve_things(cfg, lambda name: _things(cfg, name))
-
-
-def _things(cfg: CfgNode, name: str) -> tuple[int, ...] | None:
-    classes = panoptic_classes(name, cfg.MODEL.DETR.PANOPTIC.ENABLED)
-    if classes is not None:
-        return classes.things
-    names = MetadataCatalog.get(name).get("thing_classes") if name in DatasetCatalog else None
-    return tuple(range(len(names))) if names else None
+    return config_data.resolve_things(cfg, lambda name: _known_classes(name, keys.ENABLED)[1] or None)
 
 
 def separated_classes(cfg: CfgNode) -> PanopticClasses | None:
     """Returns the classes of a panoptic model whose data sets are in the separated format; None for other models."""
-    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    found = (panoptic_classes(name, cfg.MODEL.DETR.PANOPTIC.ENABLED) for name in names)
+    found = (panoptic_classes(name, cfg.MODEL.DETR.PANOPTIC.ENABLED) for name in config_data.dataset_names(cfg))
     return next((classes for classes in found if classes is not None and classes.is_separated), None)
 
 
 def known_class_names(cfg: CfgNode) -> tuple[str, ...] | None:
-    """Returns the class names of the first data set whose metadata has them; no file is read."""
+    """Returns the class names of the first data set with classes in its metadata, or None; no file is read."""
     panoptic = cfg.MODEL.DETR.PANOPTIC.ENABLED
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    return next(filter(None, (class_names(name, panoptic=panoptic) for name in names)), None)
+    return next(filter(None, (class_names(name, panoptic=panoptic) for name in config_data.dataset_names(cfg))), None)
 
 
 def class_names(dataset: str, *, panoptic: bool = False) -> tuple[str, ...] | None:
-    """Returns the class names in the metadata of a data set; None if there are none. No file is read.
+    """Returns the class names in the metadata of a data set, or None; no file is read.
 
     Args:
         dataset: name of the data set.
         panoptic: return the classes of a panoptic model.
     """
-    classes = panoptic_classes(dataset, panoptic)
+    return _known_classes(dataset, panoptic)[0] or None
+
+
+def _known_classes(name: str, panoptic: bool) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Returns names and things of the classes in the metadata of a data set; ((), ()) if there are none."""
+    classes = panoptic_classes(name, panoptic)
     if classes is not None:
-        return classes.names
-    names = MetadataCatalog.get(dataset).get("thing_classes") if dataset in DatasetCatalog else None
-    return tuple(names) if names else None
+        return classes.names, classes.things
+    names = tuple(MetadataCatalog.get(name).get("thing_classes") or ()) if name in DatasetCatalog else ()
+    return names, tuple(range(len(names)))
 
 
 def _class_names(cfg: CfgNode, name: str) -> tuple[str, ...]:
+    """Returns the class names in the metadata of a data set, which are read from its file if they are missing."""
     if name not in DatasetCatalog:
-        raise DatasetError(f"data set {name} is not in Detectron2's catalog: --register {name} JSON IMAGE_ROOT")
+        raise DatasetError(f"data set {name} is not in Detectron2's catalog: use --register {name} JSON IMAGE_ROOT")
     panoptic = cfg.MODEL.DETR.PANOPTIC.ENABLED
-    if not class_names(name, panoptic=panoptic):
-        spec = find_spec(name)
-        if spec is not None and _is_read_from_file(name):
-            classes = read_classes(spec)
-            _set_classes(name, classes.names, classes.category_ids)
-        else:
-            DatasetCatalog.get(name)  # the function may set the metadata
-    found = class_names(name, panoptic=panoptic)
-    if not found:
-        raise DatasetError(
-            f"data set {name} has no thing_classes in its metadata, so its number of classes is not known: set "
-            f'MetadataCatalog.get("{name}").thing_classes'
-        )
-    return found
+    if names := class_names(name, panoptic=panoptic):
+        return names
+    spec = find_spec(name)
+    if spec is not None and _is_read_from_file(name):
+        classes = read_classes(spec)
+        _set_classes(name, classes.names, classes.category_ids)
+    else:
+        DatasetCatalog.get(name)  # the function may set the metadata
+    if names := class_names(name, panoptic=panoptic):
+        return names
+    raise DatasetError(
+        f"data set {name} has no thing_classes in its metadata, so its number of classes is unknown: set "
+        f'MetadataCatalog.get("{name}").thing_classes'
+    )

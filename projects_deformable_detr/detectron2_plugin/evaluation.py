@@ -1,7 +1,8 @@
-"""Detectron2's evaluators for each format of data sets, extended by what they do not report.
+"""Detectron2's evaluators for each format of data sets, with additional metrics.
 
-Detectron2's evaluators of LVIS, Pascal VOC and Cityscapes do not report the AP of each class, its COCO evaluator
-rejects the metadata of panoptic data sets, and its panoptic evaluator needs panopticapi, which is on no package index.
+Detectron2's evaluators for LVIS, Pascal VOC and Cityscapes do not report the AP of each class, its COCO evaluator
+rejects the metadata of panoptic data sets, and its panoptic evaluator requires panopticapi, which is on no package
+index.
 """
 
 import glob
@@ -9,8 +10,6 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +39,19 @@ from ..evaluation import panoptic
 from ..evaluation.lvis import compute_lvis_metrics, write_class_ap
 from ..modeling import PanopticSegmentation
 from .data import panoptic_spec
-from .panoptic_classes import PanopticClasses, is_separated, panoptic_classes
+from .panoptic_classes import is_separated, is_standard, panoptic_classes
 from .patches import numpy_names
 
 _logger = logging.getLogger(__name__)
+_EVALUATOR_TYPES = (
+    "coco", "coco_panoptic_seg", "lvis", "pascal_voc", "cityscapes_instance", "cityscapes_panoptic_seg"
+)  # fmt: skip
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
     """Builds the evaluator of a data set, see `make_evaluator`.
 
-    Results are written to ``OUTPUT_DIR/inference``, with several test sets to a subfolder for each.
+    Results are written to ``OUTPUT_DIR/inference``, or to a subfolder for each test set if there are several.
     """
     several = len(cfg.DATASETS.TEST) > 1
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", *[dataset_name] * several)
@@ -72,13 +74,13 @@ def make_evaluator(
 ) -> DatasetEvaluator:
     """Builds the evaluator for the ``evaluator_type`` of a data set.
 
-    A data set without a type, such as one registered as a list of records, gets the COCO evaluator, which converts the
-    records to COCO's format.
+    A data set without a type, such as one registered as a list of records, is evaluated by the COCO evaluator, which
+    converts the records to COCO's format.
 
     Args:
-        dataset_name: a name in Detectron2's catalog.
+        dataset_name: name in Detectron2's catalog.
         output_dir: folder of the results.
-        max_detections: detections per image that COCO's metrics evaluate; LVIS's evaluate at most 300.
+        max_detections: maximum number of detections per image, except for LVIS, where it is 300.
         has_masks: whether the model predicts masks.
         is_panoptic: whether the model predicts panoptic segmentations.
 
@@ -86,49 +88,33 @@ def make_evaluator(
         UserError: for an unknown type.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type") or "coco"
-    # A cached conversion may have been made from other records of the same name.
-    coco = {"output_dir": output_dir, "max_dets_per_image": max_detections, "allow_cached_coco": False}
-    panoptic_evaluators = partial(_panoptic_evaluators, dataset_name, coco, has_masks, is_panoptic)
-    evaluators: dict[str, Callable[[], DatasetEvaluator]] = {
-        "coco": lambda: COCOEvaluator(dataset_name, **coco),
-        "coco_panoptic_seg": lambda: DatasetEvaluators(panoptic_evaluators()),
-        "lvis": lambda: ClassLVISEvaluator(dataset_name, output_dir=output_dir),
-        "pascal_voc": lambda: VOCEvaluator(dataset_name),
-        "cityscapes_instance": lambda: DatasetEvaluators(_cityscapes_evaluators(dataset_name, coco, has_masks)),
-        "cityscapes_panoptic_seg": lambda: DatasetEvaluators(panoptic_evaluators()),
-    }
-    if kind not in evaluators:
+    if kind not in _EVALUATOR_TYPES:
         raise UserError(
-            f"data set {dataset_name} has the unknown evaluator_type {kind!r}: choose one of {', '.join(evaluators)}"
+            f"data set {dataset_name} has the unknown evaluator_type {kind!r}: choose one of "
+            f"{', '.join(_EVALUATOR_TYPES)}"
         )
-    return evaluators[kind]()
-
-
-def _cityscapes_evaluators(name: str, coco: dict[str, Any], has_masks: bool) -> list[DatasetEvaluator]:
-    """Returns evaluators of COCO's AP of boxes and, with masks, Cityscapes' AP of masks."""
-    evaluators = [COCOEvaluator(name, tasks=("bbox",), **coco)]
-    return [*evaluators, CityscapesEvaluator(name)] if has_masks else evaluators
-
-
-def _panoptic_evaluators(name: str, coco: dict[str, Any], has_masks: bool, is_panoptic: bool) -> list[DatasetEvaluator]:
-    """Returns evaluators of the AP of things and, for a panoptic model, of panoptic quality."""
+    if kind == "lvis":
+        return ClassLVISEvaluator(dataset_name, output_dir=output_dir)
+    if kind == "pascal_voc":
+        return VOCEvaluator(dataset_name)
+    # A cached conversion may be that of other records registered with the same name.
+    options = {"output_dir": output_dir, "max_dets_per_image": max_detections, "allow_cached_coco": False}
+    is_cityscapes, is_panoptic = kind.startswith("cityscapes"), is_panoptic and kind.endswith("panoptic_seg")
+    if is_cityscapes:  # has its own metrics of masks
+        options["tasks"] = ("bbox",)
     evaluators: list[DatasetEvaluator] = []
-    classes = panoptic_classes(name, panoptic=True)
-    if classes is None or classes.is_separated:
-        evaluators.append(COCOEvaluator(name, **coco))
+    if is_standard(dataset_name):
+        evaluators.append(ThingsEvaluator(dataset_name, **options))
     else:
-        is_cityscapes = MetadataCatalog.get(name).evaluator_type == "cityscapes_panoptic_seg"
-        tasks = ("bbox",) if is_cityscapes else None  # Cityscapes has its own metrics of masks
-        evaluators.append(ThingsEvaluator(name, classes, tasks=tasks, **coco))
-        if is_cityscapes and has_masks:
-            evaluators.append(CityscapesEvaluator(name))
+        evaluators.append(COCOEvaluator(dataset_name, **options))
+    if is_cityscapes and has_masks:
+        evaluators.append(CityscapesEvaluator(dataset_name))
+    if is_panoptic and is_separated(dataset_name):
+        evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_dir))
     if is_panoptic:
-        folder = coco["output_dir"]
-        if is_separated(name):
-            evaluators.append(SemSegEvaluator(name, output_dir=folder))
-        has_panopticapi = is_installed("panopticapi")
-        evaluators.append((COCOPanopticEvaluator if has_panopticapi else PanopticEvaluator)(name, folder))
-    return evaluators
+        evaluator = COCOPanopticEvaluator if is_installed("panopticapi") else PanopticEvaluator
+        evaluators.append(evaluator(dataset_name, output_dir))
+    return DatasetEvaluators(evaluators) if len(evaluators) > 1 else evaluators[0]
 
 
 class PanopticEvaluator(DatasetEvaluator):
@@ -149,7 +135,7 @@ class PanopticEvaluator(DatasetEvaluator):
         self._evaluator.reset()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Adds the ``panoptic_seg`` of some images."""
+        """Adds the ``panoptic_seg`` of a batch."""
         for record, output in zip(inputs, outputs, strict=True):
             ids, segments = output["panoptic_seg"]
             segments = [{**item, "category_id": self._classes.class_of(item)} for item in segments]
@@ -162,19 +148,19 @@ class PanopticEvaluator(DatasetEvaluator):
 
 
 class ThingsEvaluator(COCOEvaluator):
-    """COCO's metrics of the things of a panoptic data set in the standard format.
+    """COCO's metrics of the things in a panoptic data set of the standard format.
 
-    The ground truth is the data set's file of instances if it exists, otherwise its segments of things.
+    The ground truth is the instances file of the data set if it exists, otherwise its segments of things.
 
     Args:
         name: name of the data set.
-        classes: its classes.
-        output_dir: folder of the results.
         options: arguments of Detectron2's evaluator.
     """
 
-    def __init__(self, name: str, classes: PanopticClasses, output_dir: str, **options: Any) -> None:
-        # Detectron2 names the AP of each class in the order of the file's ids.
+    def __init__(self, name: str, **options: Any) -> None:
+        classes = panoptic_classes(name, panoptic=True)
+        assert classes is not None
+        # Detectron2 assigns class names to the AP of each class in the order of the file's ids.
         things = sorted(classes.things, key=lambda index: classes.category_ids[index])
         self._labels = {index: label for label, index in enumerate(things)}
         things_name = f"{name}_things"
@@ -192,10 +178,10 @@ class ThingsEvaluator(COCOEvaluator):
             json_file = panoptic_metadata.get("json_file")
             if json_file and os.path.isfile(json_file):
                 metadata.json_file = json_file
-        super().__init__(things_name, output_dir=output_dir, **options)
+        super().__init__(things_name, **options)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Adds the ``instances`` of some images."""
+        """Adds the ``instances`` of a batch."""
         things = []
         for output in outputs:
             instances = output["instances"].to("cpu")
@@ -221,7 +207,7 @@ def _things_records(name: str, labels: dict[int, int]) -> list[dict[str, Any]]:
 
 
 class ClassLVISEvaluator(LVISEvaluator):
-    """Also writes the AP of each class to ``lvis_class_ap.json`` if faster-coco-eval is installed."""
+    """LVIS's evaluator that also writes ``lvis_class_ap.json``, if faster-coco-eval is installed."""
 
     def evaluate(self) -> dict[str, Any] | None:
         """Returns Detectron2's metrics on the main process, None on others."""
@@ -245,7 +231,7 @@ class ClassLVISEvaluator(LVISEvaluator):
 
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):
-    """Also reports ``AP-<class>``: Detectron2's evaluator runs for each class on its own, and results are averaged."""
+    """Pascal VOC's evaluator that also reports ``AP-<class>``: runs Detectron2's for each class and averages."""
 
     _class_names: list[str]
     _predictions: defaultdict[int, list[str]]
@@ -253,13 +239,11 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
     def evaluate(self) -> dict[str, Any] | None:
         """Returns ``{"bbox": metrics}`` in percent on the main process, None on others."""
         names, predictions, level = self._class_names, self._predictions, self._logger.level
-        self._logger.setLevel(logging.WARNING)  # the same line for every class
+        self._logger.setLevel(logging.WARNING)  # Detectron2 would log the same line for every class
         rows = []
         try:
             for index, name in enumerate(names):
-                # Detectron2 writes an empty file for a class without an entry, but not for one with an empty list.
-                found = {0: predictions[index]} if index in predictions else {}
-                self._class_names, self._predictions = [name], defaultdict(list, found)
+                self._class_names, self._predictions = [name], defaultdict(list, {0: predictions.get(index, [])})
                 rows.append(super().evaluate())
         finally:
             self._class_names, self._predictions = names, predictions
@@ -273,10 +257,10 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
 
 
 class CityscapesEvaluator(CityscapesInstanceEvaluator):
-    """Also reports ``AP-<class>``.
+    """Cityscapes' evaluator of masks that also reports ``AP-<class>``.
 
-    Calls the functions of cityscapesscripts instead of its ``evaluateImgLists``, which writes a ``matches.json`` to the
-    working directory and fails there with NumPy 2.4.
+    Does not call ``evaluateImgLists`` of cityscapesscripts, which writes a ``matches.json`` to the working directory
+    and fails to do so with NumPy 2.4.
     """
 
     def evaluate(self) -> dict[str, Any] | None:
@@ -291,7 +275,7 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
         folder = PathManager.get_local_path(self._metadata.gt_dir)
         ground_truth = glob.glob(os.path.join(folder, "*", "*_gtFine_instanceIds.png"))
         if not ground_truth:
-            raise DatasetError(f"there are no *_gtFine_instanceIds.png in {folder}/*: put Cityscapes' gtFine there")
+            raise DatasetError(f"{folder} has no */*_gtFine_instanceIds.png: place Cityscapes' gtFine there")
         with numpy_names():
             averages = self._averages(ground_truth)
         self._working_dir.cleanup()
@@ -306,7 +290,7 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
 
         args = cityscapes.args
         args.predictionPath, args.predictionWalk = os.path.abspath(self._temp_dir), None
-        args.gtInstancesFile = os.path.join(self._temp_dir, "gtInstances.json")  # not the cache of an earlier run
+        args.gtInstancesFile = os.path.join(self._temp_dir, "gtInstances.json")  # not a cache of an earlier run
         args.quiet = True
         predictions = [cityscapes.getPrediction(path, args) for path in ground_truth]
         cityscapes.setInstanceLabels(args)

@@ -16,12 +16,12 @@ from .panoptic_classes import is_separated
 
 _logger = logging.getLogger(__name__)
 
-# Entries of the metadata that are a file or folder.
+# Keys of the metadata that are files or folders.
 _PATHS = (
     "json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root", "image_dir", "gt_dir", "dirname",
 )  # fmt: skip
-# Packages that Detectron2 reads or evaluates a format with, and what to install. lvis requires opencv-python, which
-# would replace the headless cv2 and needs a display's libraries; its other requirements are installed already.
+# Packages that Detectron2 needs for a format, and arguments of pip install. lvis requires opencv-python, which would
+# replace the headless cv2 and needs the libraries of a display; its other requirements are installed already.
 _PACKAGES = {
     "lvis": {"lvis": "--no-deps lvis"},
     "cityscapes_instance": {"cityscapesscripts": "cityscapesscripts", "shapely": "shapely"},
@@ -32,17 +32,16 @@ _WITHOUT_OBJECTS = {
     "sem_seg": "Detectron2's panoptic data sets, such as coco_2017_train_panoptic",
     "cityscapes_sem_seg": "cityscapes_fine_instance_seg_train or cityscapes_fine_panoptic_train",
 }
-_WITHOUT_MASKS = ("pascal_voc",)
 
 
 def check(cfg: CfgNode, *, eval_only: bool = False) -> None:
-    """Checks the data sets of a run: those in COCO's formats in full, files and packages of the others.
+    """Checks the data sets of a run: all of those in COCO's formats, files and packages of the others.
 
-    A data set that is registered as a function, without files in its metadata, is not checked.
+    Data sets without files in their metadata, such as functions, are not checked.
 
     Raises:
         DatasetError: naming file, record and remedy.
-        UserError: if a package that the data set's format needs is not installed.
+        UserError: if a package for the format of a data set is not installed.
     """
     config = data_config(cfg, eval_only=eval_only)
     for name in dict.fromkeys([*config.train, *config.test]):
@@ -61,18 +60,17 @@ def check(cfg: CfgNode, *, eval_only: bool = False) -> None:
 def _check_kind(name: str, kind: str | None, with_masks: bool) -> None:
     if kind in _WITHOUT_OBJECTS:
         raise DatasetError(
-            f"data set {name} has labels of pixels, but no objects, and a set-prediction model detects objects: use "
-            f"{_WITHOUT_OBJECTS[kind]}"
+            f"data set {name} has labels of pixels, but no objects to detect: use {_WITHOUT_OBJECTS[kind]}"
         )
-    if kind in _WITHOUT_MASKS and with_masks:
+    if kind == "pascal_voc" and with_masks:
         raise DatasetError(f"MODEL.MASK_ON is True, but data set {name} has boxes only: set it to False")
     missing = [pip for package, pip in _PACKAGES.get(kind or "", {}).items() if not is_installed(package)]
     if missing:
-        raise UserError(f"data set {name} needs packages that are not installed: pip install {' '.join(missing)}")
+        raise UserError(f"data set {name} requires packages that are not installed: pip install {' '.join(missing)}")
 
 
 def _check_paths(name: str, metadata: Any) -> None:
-    """Detectron2's own loaders would fail at the first missing file with an error that does not name the data set."""
+    """Checks that files exist, as the errors of Detectron2's loaders do not name the data set."""
     missing = [
         f"{key} {metadata.get(key)}"
         for key in _PATHS
@@ -80,6 +78,6 @@ def _check_paths(name: str, metadata: Any) -> None:
     ]
     if missing:
         raise DatasetError(
-            f"data set {name} is not where Detectron2's metadata expects it: there is no {', no '.join(missing)}. Put "
-            "it there as Detectron2's datasets/README.md describes, or set DETECTRON2_DATASETS to its folder"
+            f"data set {name} is not where Detectron2's metadata expects it: there is no {', no '.join(missing)}. "
+            "Place it there as Detectron2's datasets/README.md describes, or set DETECTRON2_DATASETS to its folder"
         )

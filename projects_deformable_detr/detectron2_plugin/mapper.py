@@ -18,7 +18,7 @@ from .data import separated_classes
 def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
     """Converts a policy to Detectron2's augmentations: flip, resize and crop, resize.
 
-    Flip and crop are left out if their probability is 0, so that only the resize is left of a policy for evaluation.
+    Flip and crop are omitted if their probability is 0, as in policies for evaluation.
     """
     augmentations: list[T.Augmentation] = []
     if policy.flip_prob > 0:
@@ -38,13 +38,13 @@ def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
 class DetrDatasetMapper(DatasetMapper):
     """Detectron2's mapper with the augmentations of an ``AugmentationPolicy``, and errors that name the image.
 
-    Masks are bitmaps before they are transformed, independent of ``INPUT.MASK_FORMAT``, so that they are the same in
-    both engines. The segments of a panoptic record, things and stuff, become its instances.
+    Masks are converted to bitmaps before they are transformed, independent of ``INPUT.MASK_FORMAT``, so that they are
+    the same in both engines. The segments of a panoptic record, things and stuff, become its instances.
 
     Args:
         arguments, keywords: arguments of Detectron2's mapper.
-        label_classes: in Detectron2's separated panoptic format, labels of the stuff images to classes; None: stuff is
-            ignored.
+        label_classes: for Detectron2's separated panoptic format, maps labels of stuff images to classes; None: stuff
+            is ignored.
     """
 
     @configurable
@@ -54,7 +54,7 @@ class DetrDatasetMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Returns Detectron2's arguments with the augmentations replaced."""
+        """Returns Detectron2's arguments, with the augmentations replaced."""
         policy = augmentation_policy(cfg, is_train)
         classes = separated_classes(cfg)
         return {
@@ -68,10 +68,10 @@ class DetrDatasetMapper(DatasetMapper):
         """Returns the input of the model for one record.
 
         Raises:
-            DatasetError: if the image is missing, cannot be decoded, or is of another size than its record.
+            DatasetError: if the image is missing, cannot be decoded, or differs in size from its record.
         """
         dataset_dict = dict(dataset_dict)
-        labels = dataset_dict.pop("sem_seg_file_name", None)  # Detectron2 would read it, but no model here uses it
+        labels = dataset_dict.pop("sem_seg_file_name", None)  # Detectron2 would read it, but it is not used
         if self.is_train and "segments_info" in dataset_dict and "annotations" not in dataset_dict:
             dataset_dict["annotations"] = panoptic.as_annotations(dataset_dict)
             del dataset_dict["segments_info"]
@@ -82,7 +82,7 @@ class DetrDatasetMapper(DatasetMapper):
         try:
             return super().__call__(dataset_dict)
         except Exception:
-            # Detectron2's reader does not name the file. This reader fails in the same way if the file is the cause.
+            # Detectron2's reader does not name the file. If the file is the cause, this reader raises a DatasetError.
             size = (dataset_dict["height"], dataset_dict["width"]) if "height" in dataset_dict else None
             read_image(dataset_dict["file_name"], self.image_format, size)
             raise

@@ -1,12 +1,11 @@
 """Classes of Detectron2's panoptic data sets, in its two formats.
 
-The classes of a panoptic model are things and stuff in one list (arXiv 2005.12872, section 4.4). In Detectron2's
-catalog are
+The classes of a panoptic model are things and stuff in one list (arXiv 2005.12872, section 4.4). Detectron2 has
 
-- the "standard" format (``coco_2017_train_panoptic``, ``cityscapes_fine_panoptic_train``): one list of contiguous ids,
-  in which things are not always first;
-- the "separated" format (``coco_2017_train_panoptic_separated``): things 0, 1, … as instances, and stuff 1, 2, … in
-  label images, in which 0 is any thing. In the model's list, stuff follows the things.
+- a "standard" format (``coco_2017_train_panoptic``, ``cityscapes_fine_panoptic_train``): one list of contiguous ids, in
+  which things are not always first;
+- a "separated" format (``coco_2017_train_panoptic_separated``): instances of things 0, 1, …, and label images of stuff
+  1, 2, …, in which 0 is any thing. In the model's list, stuff follows the things.
 """
 
 from collections.abc import Mapping
@@ -28,8 +27,8 @@ class PanopticClasses:
     Attributes:
         names: names of the classes.
         things: classes that are things.
-        segment_ids: ``category_id`` of Detectron2's segments of each class.
-        category_ids: id of each class in the data set's files.
+        segment_ids: ``category_id`` of each class in Detectron2's segments.
+        category_ids: id of each class in the files of the data set.
     """
 
     names: tuple[str, ...]
@@ -44,11 +43,11 @@ class PanopticClasses:
 
     @property
     def label_classes(self) -> dict[int, int]:
-        """Labels of stuff images to classes, in the separated format."""
+        """Maps labels of stuff images to classes, in the separated format."""
         return {label: index for index, label in enumerate(self.segment_ids) if index not in self.things}
 
     def class_of(self, segment: Mapping[str, Any]) -> int:
-        """Returns the class of one of Detectron2's segments, which has ``category_id`` and ``isthing``."""
+        """Returns the class of a segment of Detectron2, which has ``category_id`` and ``isthing``."""
         number = int(segment["category_id"])
         if segment["isthing"] or not self.is_separated:
             return number
@@ -92,9 +91,9 @@ def _standard(name: str) -> PanopticClasses:
     numbers = range(len(metadata.thing_classes))
     if sorted(files) != list(numbers) or len(things) + len(stuff) != len(numbers):
         raise DatasetError(
-            f"data set {name} has {len(numbers)} thing_classes in its metadata, but things and stuff of the contiguous "
-            f"ids {sorted([*things.values(), *stuff.values()])}: in the standard panoptic format, thing_classes names "
-            "things and stuff, and each has an id of its own from 0 on"
+            f"data set {name} has {len(numbers)} thing_classes in its metadata, but things and stuff with contiguous "
+            f"ids {sorted([*things.values(), *stuff.values()])}: in the standard panoptic format, thing_classes must "
+            "name things and stuff, with unique ids from 0"
         )
     category_ids = tuple(files[index] for index in numbers)
     return PanopticClasses(tuple(metadata.thing_classes), tuple(sorted(things.values())), tuple(numbers), category_ids)
@@ -109,8 +108,8 @@ def _separated(name: str) -> PanopticClasses:
     if sorted(things) != list(range(len(names[0]))) or sorted(stuff) != list(range(1, len(names[1]) + 1)):
         raise DatasetError(
             f"data set {name} has {len(names[0])} thing_classes and {len(names[1])} stuff_classes besides the first in "
-            f"its metadata, but things of the contiguous ids {sorted(things)} and stuff of {sorted(stuff)}: in the "
-            "separated panoptic format things are numbered from 0, and stuff from 1"
+            f"its metadata, but things with contiguous ids {sorted(things)} and stuff with {sorted(stuff)}: in the "
+            "separated panoptic format, things must be numbered from 0 and stuff from 1"
         )
     return PanopticClasses(
         (*names[0], *names[1]),

@@ -1,4 +1,4 @@
-"""Test-time augmentation (``TEST.AUG``) in Detectron2: one set of detections from several views of an image."""
+"""Test-time augmentation (``TEST.AUG``) in the Detectron2 engine."""
 
 import copy
 from collections.abc import Callable
@@ -23,9 +23,9 @@ class SetPredictionTTA(nn.Module):
     """Replaces Detectron2's ``GeneralizedRCNNWithTTA`` for set-prediction models.
 
     Args:
-        cfg: a config; its ``TEST.AUG`` describes the views and ``MODEL.DETR.TTA_NMS_THRESH`` their merging.
-        model: one of the project's models, or a module that wraps one.
-        tta_mapper: a record to its views, each with its ``transforms``; by default Detectron2's.
+        cfg: config with ``TEST.AUG`` for the views and ``MODEL.DETR.TTA_NMS_THRESH`` for their merging.
+        model: model of the project, or a module that wraps one.
+        tta_mapper: maps a record to its views, each with its ``transforms``; by default Detectron2's.
         batch_size: number of views per forward pass.
 
     Raises:

@@ -1,4 +1,4 @@
-"""COCO, LVIS and panoptic evaluation and test-time augmentation, shared by both engines."""
+"""COCO, LVIS and panoptic evaluation, and test-time augmentation."""
 
 from .evaluator import EvaluationConfig, Evaluator
 from .tta import TestTimeAugmentationConfig

@@ -1,4 +1,4 @@
-"""COCO detection metrics by pycocotools, and COCO's results format."""
+"""COCO detection metrics, computed by pycocotools, and COCO's results format."""
 
 import contextlib
 import io
@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """Detections of one image in a compact form, to be gathered from all ranks.
+    """Detections of one image in a compact form, which is gathered from all ranks.
 
     Attributes:
         image_id: id of the image in the annotation file.
@@ -53,14 +54,14 @@ class ImageDetections:
 
     @classmethod
     def from_detections(cls, image_id: int, detections: Detections) -> "ImageDetections":
-        """Copies detections to the CPU and encodes their masks."""
+        """Moves detections to the CPU and encodes their masks."""
         columns = (detections.boxes.float(), detections.scores.float(), detections.labels.float())
         found = detections.masks
         rles = None if found is None else [masks.encode(mask) for mask in found.cpu().numpy()]
         return cls(image_id, column_stack(columns).cpu().numpy(), rles)
 
     def to_coco(self, category_ids: Sequence[int]) -> list[Result]:
-        """Returns entries of COCO's results format; ``category_ids[label]`` is the file's category id."""
+        """Returns entries of COCO's results format; ``category_ids`` maps labels to the category ids of the file."""
         rows = self.rows.copy()
         rows[:, 2:4] -= rows[:, :2]
         results: list[Result] = [
@@ -73,11 +74,11 @@ class ImageDetections:
 
 
 class CocoEvaluator:
-    """Gathers detections on one data set from all ranks and computes COCO's metrics.
+    """Gathers the detections of one data set from all ranks and computes COCO's metrics.
 
     Args:
         records: data set in the instances format.
-        max_detections: number of detections per image that are evaluated, best first.
+        max_detections: maximum number of detections per image, best first.
     """
 
     results_name = "coco_instances_results.json"
@@ -88,14 +89,13 @@ class CocoEvaluator:
         self.summary = records.summary
         self.max_detections = max_detections
         self._detections: list[ImageDetections] = []
-        self._ground_truth: Any = None
 
     def reset(self) -> None:
         """Removes all detections."""
         self._detections = []
 
     def add(self, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
-        """Adds detections, in pixels of the original images."""
+        """Adds detections in pixels of the original images."""
         for image_id, found in zip(image_ids, detections, strict=True):
             self._detections.append(ImageDetections.from_detections(image_id, found))
 
@@ -103,7 +103,7 @@ class CocoEvaluator:
         """Writes COCO's results file and computes metrics in percent.
 
         Returns:
-            ``{"bbox": …}``, with masks also ``{"segm": …}``; ``{}`` on ranks other than 0.
+            ``{"bbox": metrics}``, with masks also ``"segm"``; ``{}`` on ranks other than 0.
         """
         gathered = gather(self._detections)
         if gathered is None:
@@ -125,15 +125,9 @@ class CocoEvaluator:
         """Computes metrics of ``kind``, ``"bbox"`` or ``"segm"``, in percent."""
         return compute_metrics(self.ground_truth, results, self.summary.class_names, self.max_detections, kind)
 
-    @property
+    @cached_property
     def ground_truth(self) -> Any:
-        """Ground truth in the form that the evaluation reads, created once."""
-        if self._ground_truth is None:
-            self._ground_truth = self.make_ground_truth()
-        return self._ground_truth
-
-    def make_ground_truth(self) -> Any:
-        """Creates the ground truth from the records, without another pass over the annotation file."""
+        """Ground truth for pycocotools, from the records: the annotation file is not decoded again."""
         assert isinstance(self.records, CocoRecords)
         ground_truth = COCO()
         ground_truth.dataset = self.records.ground_truth()
@@ -159,8 +153,8 @@ def compute_metrics(
     Args:
         ground_truth: annotation file, read by pycocotools.
         results: entries of COCO's results format.
-        class_names: names in the order of the file's sorted category ids.
-        max_detections: number of detections per image that are evaluated, best first; 100 in COCO.
+        class_names: names in the order of the category ids.
+        max_detections: maximum number of detections per image, best first; 100 in COCO.
         kind: ``"bbox"`` or ``"segm"``.
     """
     class_keys = [f"AP-{name}" for name in class_names] if len(class_names) > 1 else []
@@ -178,7 +172,7 @@ def compute_metrics(
 
 
 def for_kind(results: list[Result], kind: str) -> list[Result]:
-    """Removes boxes for ``"segm"``: otherwise the evaluation takes object sizes from boxes instead of masks."""
+    """Removes boxes for ``"segm"``; pycocotools would otherwise take object sizes from boxes instead of masks."""
     if kind != "segm":
         return results
     return [{key: value for key, value in result.items() if key != "bbox"} for result in results]
@@ -194,7 +188,7 @@ def mean_metrics(precision: Array, params: Any) -> Metrics:
 
 
 def mean_percent(values: Array) -> float:
-    """Returns the mean in percent without the entries -1, which have no ground truth; NaN if nothing is left."""
+    """Returns the mean in percent without entries of -1, which have no ground truth; NaN if none is left."""
     valid = values[values > -1]
     return float(valid.mean() * 100) if valid.size else math.nan
 

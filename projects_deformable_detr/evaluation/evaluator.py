@@ -1,4 +1,4 @@
-"""Evaluation of one data set: boxes, masks and panoptic segmentations, depending on the format of its annotations."""
+"""Evaluates boxes, masks and panoptic segmentations on one data set, depending on the format of its annotations."""
 
 import logging
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ class EvaluationConfig:
     """Postprocessing and metrics of an evaluation.
 
     Attributes:
-        max_detections: number of detections per image, best first.
+        max_detections: maximum number of detections per image, best first.
         score_threshold: minimum score of a detection.
         thing_classes: classes that are detected as instances; empty: all.
-        is_panoptic: compute panoptic segmentations of panoptic data sets.
+        is_panoptic: compute panoptic segmentations.
         panoptic_score_threshold: minimum score of a query in a panoptic segmentation.
-        panoptic_min_area: panoptic segments of at most this area in pixels are dropped.
+        panoptic_min_area: panoptic segments of at most this number of pixels are dropped.
         tta: test-time augmentation, evaluated in addition; None: off.
     """
 
@@ -50,9 +50,9 @@ class Evaluator:
 
     Args:
         records: data set.
-        max_detections: number of detections per image that are evaluated, best first.
+        max_detections: maximum number of detections per image, best first.
         is_panoptic: compute panoptic quality if the data set is in the panoptic format.
-        with_masks: detections have masks.
+        with_masks: whether detections have masks.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Evaluator:
             catalog.check_same_classes(f"{spec.name} (things)", expected, spec.name, names)
             self.coco = CocoEvaluator(instances, max_detections)
         else:
-            logger.info("%s: AP is not computed, as there is no file %s", spec.name, spec.instances_json)
+            logger.info("%s: AP is not computed, as %s does not exist", spec.name, spec.instances_json)
 
     def reset(self) -> None:
         """Removes all results."""
@@ -90,7 +90,7 @@ class Evaluator:
         detections: Sequence[Detections],
         segmentations: Sequence[PanopticSegmentation] | None = None,
     ) -> None:
-        """Adds the results of some images, in their original sizes."""
+        """Adds the results of a batch, in the original sizes of the images."""
         if self.coco is not None:
             self.coco.add(image_ids, detections)
         if self.panoptic is not None and segmentations is not None:

@@ -1,6 +1,6 @@
-"""LVIS detection metrics (arXiv 1908.03195, section 3.3) by faster-coco-eval.
+"""LVIS detection metrics (arXiv 1908.03195, section 3.3), computed by faster-coco-eval.
 
-The package ``lvis`` 0.5.3, which Detectron2 uses, fails with NumPy 1.24 and newer; a test compares both.
+The package ``lvis`` 0.5.3, which Detectron2 uses, fails with NumPy 1.24 and newer.
 """
 
 import importlib.util
@@ -8,6 +8,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ _NAMES = (*(name for name, _, _ in METRICS), *(f"AP{group}" for group in FREQUEN
 
 
 class LvisEvaluator(CocoEvaluator):
-    """COCO's evaluator with LVIS's metrics: AP of rare, common and frequent classes, federated annotations.
+    """COCO's evaluator with LVIS's metrics, including AP of rare, common and frequent classes.
 
     The AP of each class is written to ``lvis_class_ap.json`` instead of the log, as there are 1,203 classes.
     """
@@ -35,9 +36,10 @@ class LvisEvaluator(CocoEvaluator):
         write_class_ap(output_dir, kind, self.summary.class_names, class_ap)
         return metrics
 
-    def make_ground_truth(self) -> Any:
-        """Reads the annotation file with faster-coco-eval, which needs LVIS's fields."""
-        from faster_coco_eval import COCO  # late: an optional package
+    @cached_property
+    def ground_truth(self) -> Any:
+        """Ground truth for faster-coco-eval, from the annotation file: the records lack LVIS's fields."""
+        from faster_coco_eval import COCO  # optional package
 
         return COCO(str(self.spec.json_file))
 
@@ -50,7 +52,7 @@ def check_installed(dataset_name: str) -> None:
     """
     if importlib.util.find_spec("faster_coco_eval") is None:
         raise UserError(
-            f"data set {dataset_name} is in LVIS's format: evaluating on it needs a package that is not installed: "
+            f"data set {dataset_name} is in LVIS's format, whose evaluation requires a package that is not installed: "
             "pip install faster-coco-eval"
         )
 
@@ -60,13 +62,13 @@ def compute_lvis_metrics(
 ) -> tuple[Metrics, list[float]]:
     """Computes LVIS's metrics and the AP of each class, in percent; NaN without ground truth.
 
-    A detection is evaluated only if its class is known to be present in, or absent from, its image. An unmatched
-    detection is not a false positive in images where its class is not annotated exhaustively.
+    A detection is evaluated only if its class is known to be present in or absent from the image. An unmatched
+    detection is not a false positive if its class is not annotated exhaustively in the image.
 
     Args:
         ground_truth: annotation file, read by faster-coco-eval.
         results: entries of COCO's results format.
-        max_detections: number of detections per image over all classes that are evaluated, best first; 300 in LVIS.
+        max_detections: maximum number of detections per image over all classes, best first; 300 in LVIS.
         kind: ``"bbox"`` or ``"segm"``.
     """
     from faster_coco_eval import COCOeval_faster
@@ -93,9 +95,9 @@ def write_class_ap(folder: Path, kind: str, names: Sequence[str], values: Sequen
 
 
 def _precision(evaluation: Any, categories: list[int], known: dict[int, set[int]]) -> Array:
-    """Returns precision (IoU, recall, class, size) as pycocotools does, -1 without ground truth.
+    """Returns precision (IoU, recall, class, size) as in pycocotools; -1 without ground truth.
 
-    Evaluates a few classes at a time, only on images where one of them is known to be present or absent: memory and
+    Evaluates a few classes at a time, on images where one of them is known to be present or absent, because memory and
     time of the evaluation are proportional to the number of classes times the number of images.
     """
     images: dict[int, list[int]] = defaultdict(list)
@@ -123,9 +125,9 @@ def _known_categories(ground_truth: Any) -> dict[int, set[int]]:
 
 
 def _select(known: dict[int, set[int]], results: list[Result], max_detections: int) -> list[Result]:
-    """Copies the results that are evaluated: the best of each image, of known categories.
+    """Copies the best results of each image, without unknown categories.
 
-    The evaluation ignores all others itself, but uses a kilobyte of memory for each.
+    The evaluation would ignore all others, but needs a kilobyte of memory for each.
     """
     images: dict[int, list[Result]] = defaultdict(list)
     for item in results:

@@ -1,6 +1,6 @@
 """Panoptic quality (arXiv 1801.00868, section 4.1), and COCO's panoptic results format.
 
-COCO's own implementation, panopticapi, is not on the Python package index.
+COCO's implementation, panopticapi, is not on the Python package index.
 """
 
 import json
@@ -25,18 +25,18 @@ from .coco import Metrics, gather
 logger = logging.getLogger(__name__)
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Segments = Sequence[Mapping[str, Any]]
-_MAX_IGNORED = 0.5  # a prediction with a larger share of void or crowd pixels is ignored
+_MAX_IGNORED = 0.5  # predictions with a larger share of void or crowd pixels are ignored
 
 
 @dataclass(frozen=True)
 class PanopticResult:
-    """The segmentation of one image in a compact form, to be gathered from all ranks.
+    """Segmentation of one image in a compact form, which is gathered from all ranks.
 
     Attributes:
         image_id: id of the image in the annotation file.
-        file_name: name of the image file; the result's PNG has the same stem.
-        png: segment ids as COCO's PNG. Thousands of uncompressed images would not fit into memory.
-        segments: dicts with ``id`` and the file's ``category_id``.
+        file_name: name of the image file.
+        png: segment ids as COCO's PNG; thousands of uncompressed images would not fit into memory.
+        segments: dicts with ``id`` and the ``category_id`` of the file.
     """
 
     image_id: int
@@ -46,11 +46,11 @@ class PanopticResult:
 
 
 class PanopticEvaluator:
-    """Gathers panoptic segmentations of one data set from all ranks and computes their quality.
+    """Gathers the panoptic segmentations of one data set from all ranks and computes panoptic quality.
 
     Args:
         spec: data set in the panoptic format.
-        category_ids: the file's category id of class 0, 1, ….
+        category_ids: category ids in the file of class 0, 1, ….
     """
 
     def __init__(self, spec: DatasetSpec, category_ids: Sequence[int]) -> None:
@@ -63,7 +63,7 @@ class PanopticEvaluator:
         self._results = []
 
     def add(self, image_id: int, file_name: str, segmentation: PanopticSegmentation) -> None:
-        """Adds the segmentation of one image, in its original size."""
+        """Adds the segmentation of one image in its original size."""
         segments = [
             {"id": int(item["id"]), "category_id": self.category_ids[item["category_id"]]}
             for item in segmentation.segments
@@ -75,7 +75,7 @@ class PanopticEvaluator:
         """Writes ``predictions.json`` and ``panoptic/*.png``, COCO's results format, and computes metrics in percent.
 
         Returns:
-            ``{"panoptic_seg": metrics}`` under Detectron2's names (PQ, SQ, RQ, PQ_th, …) and PQ-<class>; ``{}`` on
+            ``{"panoptic_seg": metrics}`` with Detectron2's names (PQ, SQ, RQ, PQ_th, …) and ``PQ-<class>``; ``{}`` on
             ranks other than 0.
 
         Raises:
@@ -110,7 +110,7 @@ def _write(ground_truth: dict[str, Any], results: Mapping[int, PanopticResult], 
     stems = Counter(Path(result.file_name).stem for result in results.values())
     for image_id, result in sorted(results.items()):
         stem = Path(result.file_name).stem
-        # Images of different folders may share a name.
+        # Images in different folders may have the same name.
         name = f"{stem}.png" if stems[stem] == 1 else f"{image_id}_{stem}.png"
         (folder / name).write_bytes(result.png)
         annotations.append({"image_id": image_id, "file_name": name, "segments_info": result.segments})
@@ -120,7 +120,7 @@ def _write(ground_truth: dict[str, Any], results: Mapping[int, PanopticResult], 
 
 
 def _format_metrics(metrics: Metrics, num_categories: tuple[int, int, int]) -> str:
-    """Returns a table of all, things and stuff, and one of the classes."""
+    """Returns a table of the means over all classes, things and stuff, and one of the classes."""
     rows = [
         [name, *(metrics[key + suffix] for key in ("PQ", "SQ", "RQ")), count]
         for name, suffix, count in zip(("All", "Things", "Stuff"), ("", "_th", "_st"), num_categories, strict=True)
@@ -132,7 +132,7 @@ def _format_metrics(metrics: Metrics, num_categories: tuple[int, int, int]) -> s
 
 @dataclass
 class _Counts:
-    """Counts of one category: summed IoU of matches, true positives, false positives and false negatives."""
+    """Sum of the IoU of matches, true positives, false positives and false negatives of one category."""
 
     iou: float = 0.0
     tp: int = 0
@@ -144,7 +144,7 @@ class _Counts:
         return not self.tp + self.fp + self.fn
 
     def quality(self) -> tuple[float, float, float]:
-        """Returns (PQ, SQ, RQ) in [0, 1]; SQ is the mean IoU of matches, RQ the F1 score, PQ their product."""
+        """Returns PQ, SQ and RQ in [0, 1]: SQ is the mean IoU of matches, RQ the F1 score, PQ their product."""
         if self.is_empty:
             return 0.0, 0.0, 0.0
         segmentation = self.iou / self.tp if self.tp else 0.0
@@ -155,12 +155,12 @@ class _Counts:
 class PanopticQuality:
     """Accumulates images and computes panoptic quality.
 
-    A predicted and a true segment match if they have the same category and an IoU above 1/2, so a match is unique.
-    Void pixels of the ground truth are not part of any union. An unmatched prediction is ignored if more than half of
-    it is void or crowd of its own category. Unmatched crowds are not false negatives.
+    A predicted and a true segment match if they have the same category and an IoU above 1/2, so that matches are
+    unique. Void pixels of the ground truth are not part of any union. An unmatched prediction is ignored if more than
+    half of it is void or a crowd of the same category. Unmatched crowds are not false negatives.
 
     Args:
-        is_thing: category id to whether it is a thing.
+        is_thing: maps category ids to whether the category is a thing.
     """
 
     def __init__(self, is_thing: Mapping[int, bool]) -> None:
@@ -171,13 +171,13 @@ class PanopticQuality:
         """Adds one image.
 
         Args:
-            true_ids, pred_ids: (H, W) segment ids; 0 is void, and so are ground-truth ids without a segment.
+            true_ids, pred_ids: (H, W) segment ids; 0 and ground-truth ids without a segment are void.
             true_segments: dicts with ``id``, ``category_id`` and optionally ``iscrowd``.
             pred_segments: dicts with ``id`` and ``category_id``.
 
         Raises:
-            ValueError: if the maps have different sizes, ids of the prediction's map and segments differ, or a
-                category is unknown.
+            ValueError: if the maps differ in size, the ids of predicted map and segments differ, or a category is
+                unknown.
         """
         if true_ids.shape != pred_ids.shape:
             raise ValueError(f"ground truth has {true_ids.shape} pixels, prediction {pred_ids.shape}")
@@ -214,17 +214,17 @@ class PanopticQuality:
         unlisted, empty = set(pred_areas) - set(preds) - {VOID}, set(preds) - set(pred_areas)
         if unlisted or empty:
             raise ValueError(
-                f"the prediction's map and its list of segments disagree: ids {sorted(unlisted)} are not listed, "
-                f"{sorted(empty)} have no pixel"
+                f"predicted map and segments disagree: ids {sorted(unlisted)} are not listed, {sorted(empty)} have no "
+                "pixel"
             )
         unknown = {*truth.values(), *preds.values()} - set(self.is_thing)
         if unknown:
             raise ValueError(f"unknown categories {sorted(unknown)}, expected {sorted(self.is_thing)}")
 
     def compute(self, names: Mapping[int, str] | None = None) -> Metrics:
-        """Returns ``PQ``, ``SQ``, ``RQ``, those of things (``_th``) and of stuff (``_st``), in percent.
+        """Returns ``PQ``, ``SQ`` and ``RQ`` of all categories, of things (``_th``) and of stuff (``_st``), in percent.
 
-        Each is the mean over categories that occur in the ground truth or in predictions, NaN if none does.
+        Each is the mean over categories that occur in the ground truth or in predictions; NaN if there are none.
 
         Args:
             names: category id to name; adds ``PQ-<name>`` of each category.
@@ -241,7 +241,7 @@ class PanopticQuality:
 
     @property
     def num_categories(self) -> tuple[int, int, int]:
-        """Number of categories that the means are over: all, things, stuff."""
+        """Number of categories that occur: all, things, stuff."""
         kinds = [kind for kind, _ in self._occurring()]
         return len(kinds), sum(kinds), len(kinds) - sum(kinds)
 

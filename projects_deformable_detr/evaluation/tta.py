@@ -19,7 +19,7 @@ from ..modeling.structures import MaskLogits
 
 @dataclass(frozen=True)
 class TestTimeAugmentationConfig:
-    """The views of an image, and how their detections are merged.
+    """Views of an image, and the merging of their detections.
 
     Attributes:
         min_sizes: lengths of the shorter side in pixels, one view each.
@@ -46,7 +46,7 @@ class TestTimeAugmentationConfig:
 
 @dataclass(frozen=True)
 class _View:
-    """Detections of each image in pixels of the original, and mask logits in pixels of the view."""
+    """Detections of each image in pixels of the original image, and mask logits in pixels of the view."""
 
     detections: list[Detections]
     mask_logits: MaskLogits | None
@@ -68,13 +68,13 @@ def detect_with_tta(
     classes: Sequence[int] | None = None,
     score_threshold: float = 0.0,
 ) -> list[Detections]:
-    """Returns the detections of N images of one size, in their pixels.
+    """Returns the detections of N images of one size, in pixels of the images.
 
     Args:
-        predict: model on images (N, 3, h, w) uint8.
+        predict: model that accepts images (N, 3, h, w) uint8.
         images: (N, 3, H, W) uint8.
         config: views and merging.
-        topk: maximum number of detections, of each view and after merging.
+        topk: maximum number of detections of each view, and after merging.
         classes, score_threshold: as in `postprocess`.
     """
     height, width = size = images.shape[-2], images.shape[-1]
@@ -85,7 +85,7 @@ def detect_with_tta(
         )
         for is_flipped in (False, True) if config.flip else (False,):
             predictions = predict(resized.flip(-1) if is_flipped else resized)
-            # Masks are computed after merging, only for detections that are kept: they need most of the memory.
+            # Masks need most of the memory, so they are computed after merging, for kept detections only.
             detections = postprocess(
                 replace(predictions, masks=None), [size] * len(images), topk, classes, score_threshold
             )
@@ -119,8 +119,8 @@ def merge_views(
         size: (H, W) of the image.
         nms_threshold: IoU above which two detections of one class are duplicates; the best one is kept.
         topk: maximum number of detections.
-        masks: for each view, a function from rows (K,) of its detections to masks (K, H, W) bool in pixels of the
-            image, called for kept detections only; None: no masks.
+        masks: for each view, a function that maps indices (K,) of detections to masks (K, H, W) bool in pixels of the
+            image; called for kept detections only. None: no masks.
     """
     boxes = clip_boxes_to_image(torch.cat([view.boxes for view in views]), size)
     scores = torch.cat([view.scores for view in views])

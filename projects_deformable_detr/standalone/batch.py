@@ -1,4 +1,4 @@
-"""Batches of transformed images, padded to one size."""
+"""Collates transformed images into batches, padded to one size."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from ..modeling import Targets, batch_images
 
 @dataclass(frozen=True)
 class Item:
-    """One transformed image; ``pixels`` is (3, h, w) uint8."""
+    """Transformed image; ``pixels`` is (3, h, w) uint8."""
 
     pixels: Tensor
     targets: Targets
@@ -22,12 +22,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and targets in few tensors, as every tensor is a message from a worker and a copy to the GPU.
+    """Images and targets in few tensors, as each tensor requires a message from a worker and a copy to the GPU.
 
     Attributes:
         images: (N, 3, H, W) uint8 in the config's channel order, zero on padding.
         padding_mask: (N, H, W) bool, True on padding.
-        labels: (T,) class ids of the objects of all images.
+        labels: (T,) class ids of the objects in all images.
         boxes: (T, 4) boxes of these objects, as in ``Targets``.
         masks: (T, H, W) bool masks of these objects, False on padding; None without masks.
         counts: number of objects of each image; their sum is T.
@@ -50,7 +50,7 @@ class Batch:
 
     @property
     def targets(self) -> list[Targets]:
-        """Targets of each image."""
+        """Targets of each image, as views."""
         labels, boxes = self.labels.split(self.counts), self.boxes.split(self.counts)
         masks: list[Tensor | None] = [None] * len(self.counts)
         if self.masks is not None:

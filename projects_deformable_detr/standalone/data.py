@@ -1,4 +1,4 @@
-"""Training and evaluation data: transformed images with targets, and their loaders."""
+"""Data sets of transformed images with targets, and their loaders for training and evaluation."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,12 +32,12 @@ class DetectionDataset(Dataset[Item]):
     Args:
         records: records in Detectron2's format, with instances or panoptic segments.
         policy: augmentation.
-        seed: random transforms are a function of it and of the draw's position.
+        seed: random transforms depend on the seed and the position of a draw only.
         with_masks: create masks.
 
     Attributes:
-        groups: (images,) images of different groups are never in one batch.
-        factors: (images,) how often a pass has each image on average; None: once.
+        groups: (images,) group of each image; a batch has images of one group.
+        factors: (images,) mean number of occurrences of each image in an epoch; None: 1.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class DetectionDataset(Dataset[Item]):
         pixels = transforms.pil_to_tensor(image)
         if self.policy.image_format == "BGR":
             pixels = pixels.flip(0)
-        # A crop can leave a mask whose box is smaller than the cropped box. Detectron2 then uses the mask's box.
+        # After a crop, the box of a mask can be smaller than the cropped box. Detectron2 uses the former.
         targets = _make_targets(corners, torch.from_numpy(labels), outlines, boxes_of_masks=self.policy.crop_prob > 0)
         return Item(pixels, targets, record["image_id"], file_name, size)
 
 
 def _read_objects(record: Record, with_masks: bool) -> tuple[Array, Array, masks.Bitmaps | None]:
-    """Returns corners (T, 4) in pixels, labels (T,), and masks (T, H, W), of all objects that are not crowds."""
+    """Returns corners (T, 4) in pixels, labels (T,) and masks (T, H, W) of all objects that are not crowds."""
     if "segments_info" in record:
         boxes, labels, bitmaps = panoptic.read_objects(record)
         return boxes, labels, bitmaps if with_masks else None
@@ -92,7 +92,7 @@ def _read_objects(record: Record, with_masks: bool) -> tuple[Array, Array, masks
 
 
 def _make_targets(corners: BoundingBoxes, labels: Tensor, outlines: Tensor | None, *, boxes_of_masks: bool) -> Targets:
-    """Returns the objects whose box has an area and whose mask, if there are masks, has a pixel."""
+    """Returns the objects whose box has an area and whose mask, if any, is not empty."""
     height, width = corners.canvas_size
     boxes = corners.as_subclass(Tensor)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -109,7 +109,7 @@ def _make_targets(corners: BoundingBoxes, labels: Tensor, outlines: Tensor | Non
 def build_training_set(
     config: DataConfig, datasets: Mapping[str, Records], policy: AugmentationPolicy
 ) -> DetectionDataset:
-    """Returns the images of all training sets, one data set after another.
+    """Concatenates all training sets.
 
     Args:
         config: training sets and sampler.
@@ -117,7 +117,7 @@ def build_training_set(
         policy: augmentation.
 
     Raises:
-        DatasetError: if there is no image with an object.
+        DatasetError: if no image is left to train on.
     """
     parts, factors = select_training_images(config, datasets)
     dataset = DetectionDataset(ConcatDataset(parts), policy, with_masks=config.masks)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def build_training_set(
 def training_loader(
     config: DataConfig, dataset: DetectionDataset, seed: int, *, start: int = 0, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Item]:
-    """Returns endless batches of this rank, beginning with iteration ``start``."""
+    """Returns an infinite loader of this rank's batches, starting with iteration ``start``."""
     sampler = TrainingBatchSampler(
         dataset.groups,
         config.batch_size,
@@ -152,20 +152,20 @@ def evaluation_loader(
     world_size: int = 1,
     original_size: bool = False,
 ) -> DataLoader[Item]:
-    """Returns every image once, over all ranks, without targets.
+    """Returns a loader that yields every image once over all ranks, without targets.
 
     Args:
         config: batch size and workers.
         records: data set.
         policy: augmentation of an evaluation.
         rank, world_size: index of this process, and number of processes.
-        original_size: do not resize images, and put each into a batch of its own.
+        original_size: do not resize images; every batch has one image.
     """
     if original_size:
         policy = replace(policy, min_sizes=(0,))
     limits = policy.min_sizes[0], policy.max_size
     sizes = [resize_shortest_edge(height, width, *limits) for height, width in records.sizes.tolist()]
-    # Without gradients, a batch of the training's size fits into memory.
+    # A batch of the size in training fits into memory, as evaluation needs no gradients.
     batch_size = 1 if original_size else max(1, config.batch_size // world_size)
     batches = evaluation_batches(sizes, batch_size, rank, world_size)
     return _loader(config, DetectionDataset(records.without_annotations(), policy), batches)

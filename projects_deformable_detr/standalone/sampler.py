@@ -1,4 +1,4 @@
-"""Samplers of batches: endless for training, every image once for evaluation, independent of the number of ranks."""
+"""Batch samplers for training and evaluation, whose sequences do not depend on the number of ranks."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,22 +13,22 @@ Draw = tuple[int, int]  # position in the endless sequence, index of the image
 
 
 class TrainingBatchSampler(Sampler[list[Draw]]):
-    """Endless sequence of batches that is a pure function of the arguments.
+    """Infinite sequence of batches that is a pure function of the arguments.
 
-    The images of every pass are shuffled. Batches of all ranks together are taken from the sequence of passes, and each
-    rank gets its share of every batch. A run that resumes at iteration i therefore continues with batch i, and batches
-    do not depend on the number of ranks or workers.
+    Batches over all ranks are taken from a sequence of shuffled epochs, and each rank yields its part of every batch. A
+    run that is resumed at iteration i thus continues with batch i, and batches do not depend on the number of ranks or
+    workers.
 
-    With ``factors``, the number of times that a pass has an image is its factor, rounded up with the probability of its
-    fraction and down otherwise, anew in every pass (arXiv 1908.03195, appendix B.2).
+    With ``factors``, the number of occurrences of an image in an epoch is its factor, stochastically rounded in each
+    epoch (arXiv 1908.03195, appendix B.2).
 
     Args:
         groups: group of each image, such as 0 for portrait and 1 for landscape; a batch has images of one group.
-        batch_size: images per batch of all ranks together; a multiple of ``world_size``.
+        batch_size: images per batch over all ranks; a multiple of ``world_size``.
         seed: seed of the shuffling; the same on all ranks.
         start: index of the first batch.
         rank, world_size: index of this process, and number of processes.
-        factors: (images,) >= 0, not all 0: how often a pass has each image on average; None: once.
+        factors: (images,) mean number of occurrences of each image in an epoch, >= 0 and not all 0; None: 1.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
         self.world_size = world_size
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """Yields batches of (position, index); augmentation depends on the position."""
+        """Yields batches of (position, index); the augmentation depends on the position."""
         waiting: dict[int, list[Draw]] = defaultdict(list)
         number = 0
         for draw in self._draws():
@@ -75,12 +75,12 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
         generator = torch.Generator().manual_seed(self.seed)
         position = 0
         while True:
-            for index in self._pass(generator):
+            for index in self._epoch(generator):
                 yield position, index
                 position += 1
 
-    def _pass(self, generator: torch.Generator) -> list[int]:
-        """Returns the shuffled indices of one pass."""
+    def _epoch(self, generator: torch.Generator) -> list[int]:
+        """Returns the shuffled indices of one epoch."""
         if self.factors is None:
             return torch.randperm(len(self.groups), generator=generator).tolist()
         whole = self.factors.floor()
@@ -92,13 +92,13 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
 def evaluation_batches(
     sizes: Sequence[tuple[int, int]], batch_size: int, rank: int = 0, world_size: int = 1
 ) -> list[list[Draw]]:
-    """Returns batches that have every image once, over all ranks.
+    """Returns the batches of this rank; the batches of all ranks contain every image once.
 
-    Images of one batch have one size: padding changes results slightly, so that they would depend on the batch size.
+    All images of a batch have the same size: padding changes results slightly, which would depend on the batch size.
 
     Args:
         sizes: (height, width) of every image after resizing.
-        batch_size: largest number of images in a batch.
+        batch_size: maximum number of images in a batch.
         rank, world_size: index of this process, and number of processes.
     """
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)

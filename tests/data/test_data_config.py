@@ -101,11 +101,13 @@ def test_the_things_of_data_sets(tmp_path, monkeypatch):
 def test_things_that_are_listed():
     assert resolve_things(things(listed=[11, 12, 18])) == (11, 12, 18)
     for listed in ([11, 11], [12, 11], [132, 133], [-1, 0]):
-        with pytest.raises(DatasetError, match=r"THING_CLASSES \[.*each class once, in ascending order, from 0 to 132"):
+        with pytest.raises(
+            DatasetError, match=r"THING_CLASSES is \[.*each class once, in ascending order, from 0 to 132"
+        ):
             resolve_things(things(listed=listed))
-    with pytest.raises(DatasetError, match="are 2, but NUM_THING_CLASSES is 8"):
+    with pytest.raises(DatasetError, match=r"is \[11, 12\], but NUM_THING_CLASSES is 8"):
         resolve_things(things(listed=[11, 12], number=8))
-    with pytest.raises(DatasetError, match=r"has the things \[1, 2\], but data set any \[0, 1\]"):
+    with pytest.raises(DatasetError, match=r"has the things \[1, 2\], but data set any has \[0, 1\]"):
         resolve_things(things("any", listed=[1, 2]), lambda name: (0, 1))
 
 
@@ -131,10 +133,10 @@ def test_repeat_thresholds_out_of_range(name, threshold):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([("nope", 2.0)], r"TRAIN_REPEAT_FACTOR has \('nope', 2.0\): write pairs .* of cells, more"),
+        ([("nope", 2.0)], r"TRAIN_REPEAT_FACTOR has \('nope', 2.0\): use pairs .* from cells, more"),
         ([("cells", 0.0)], "TRAIN_REPEAT_FACTOR must be above 0, got 0.0 for cells"),
         ([("cells", "much")], "TRAIN_REPEAT_FACTOR must be above 0, got 'much' for cells"),
-        (["cells"], "TRAIN_REPEAT_FACTOR has 'cells': write pairs"),
+        (["cells"], "TRAIN_REPEAT_FACTOR has 'cells': use pairs"),
     ],
 )
 def test_unusable_weights_of_data_sets(pairs, message):

@@ -140,7 +140,7 @@ def test_a_missing_package_is_named_before_training(monkeypatch, name, package):
     monkeypatch.setattr(inspection, "is_installed", lambda package: False)
     cfg = get_cfg("detectron2")
     cfg.DATASETS.TEST = (name,)
-    with pytest.raises(UserError, match=f"{name} needs .*pip install {package}"):
+    with pytest.raises(UserError, match=f"{name} requires .*pip install {package}"):
         check(cfg)
 
 
