@@ -1,4 +1,4 @@
-"""Configs and predictions shared by the tests of Detectron2's built-in data sets."""
+"""Configs and predictions for tests of Detectron2's built-in data sets."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper
 from projects_deformable_detr.detectron2_plugin.meta_arch import to_targets
 
-# Name without the split: number of classes, things among them, whether the model gives masks, and panoptic segments.
+# Name without the split: (classes, things, whether the model predicts masks, whether it is panoptic).
 SETS = {
     "coco_2017": (80, 0, False, False),
     "keypoints_coco_2017": (1, 0, False, False),
@@ -78,7 +78,7 @@ def truth_of(targets, classes, things):
 
 
 def perfect(cfg, dataset, evaluator, classes=None, things=None):
-    """Returns metrics of the ground truth as predictions; ``things``: predicted classes, by default all things."""
+    """Returns the metrics of the ground truth as predictions, optionally of the classes ``things`` only."""
     evaluator.reset()
     mapper = DetrDatasetMapper(cfg, True)
     for record in DatasetCatalog.get(dataset):

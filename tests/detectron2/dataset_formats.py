@@ -1,4 +1,4 @@
-"""One small data set of rectangles in every format that Detectron2 reads by name, below one folder.
+"""Writes a small data set of rectangles in each format of Detectron2's built-in data sets.
 
 Images are 64 x 96 pixels: sky above, road below, a car and one or two persons, which do not overlap.
 """
@@ -21,30 +21,30 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Scene:
-    """An image: its objects as (kind, x, y, width, height) in pixels; what is left is sky above, road below."""
+    """Objects of an image as (kind, x, y, width, height) in pixels; the rest is sky above and road below."""
 
     number: int
     objects: tuple[tuple[str, int, int, int, int], ...]
 
     def mask(self, index: int) -> np.ndarray:
-        """(H, W) bool of one object."""
+        """Returns the mask (H, W) of one object."""
         _, x, y, w, h = self.objects[index]
         mask = np.zeros(SIZE, bool)
         mask[y : y + h, x : x + w] = True
         return mask
 
     def stuff(self) -> dict[str, np.ndarray]:
-        """(H, W) bool of the sky and of the road."""
+        """Returns the masks (H, W) of sky and road."""
         free = ~np.any([self.mask(index) for index in range(len(self.objects))], axis=0)
         above = np.arange(SIZE[0])[:, None] < SIZE[0] // 2
         return {"sky": free & above, "road": free & ~above}
 
     def segments(self) -> list[tuple[str, np.ndarray]]:
-        """Objects, then stuff."""
+        """Returns kinds and masks of objects, then stuff."""
         return [(item[0], self.mask(index)) for index, item in enumerate(self.objects)] + list(self.stuff().items())
 
     def pixels(self) -> np.ndarray:
-        """(H, W, 3) uint8."""
+        """Returns the image (H, W, 3) uint8."""
         image = np.zeros((*SIZE, 3), np.uint8)
         for kind, mask in self.segments():
             image[mask] = COLOURS[kind]
@@ -52,7 +52,7 @@ class Scene:
 
 
 def scenes(split: str, count: int = 4) -> list[Scene]:
-    """The images of a split."""
+    """Returns the images of a split."""
     generator = np.random.default_rng(SPLITS.index(split))
     made = []
     for index in range(count):
@@ -65,12 +65,12 @@ def scenes(split: str, count: int = 4) -> list[Scene]:
 
 
 def rectangle(x: int, y: int, w: int, h: int) -> list[float]:
-    """COCO's polygon."""
+    """Returns the polygon of a rectangle in COCO's format."""
     return [x, y, x + w, y, x + w, y + h, x, y + h]
 
 
 def write_all(root: Path) -> None:
-    """Everything, where Detectron2 looks for it below $DETECTRON2_DATASETS."""
+    """Writes all formats where Detectron2 expects them below $DETECTRON2_DATASETS."""
     for split in SPLITS:
         made = scenes(split)
         write_coco(root / "coco", split, made)
@@ -99,7 +99,7 @@ def _annotations(made: Iterable[Scene], ids: dict[str, int]) -> list[dict[str, A
 
 
 def write_coco(root: Path, split: str, made: list[Scene]) -> None:
-    """Instances, panoptic segments, and the labels of stuff that Detectron2's "separated" format reads."""
+    """Writes instances, keypoints, panoptic segments, and the stuff labels of Detectron2's "separated" format."""
     from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
     ids = {"person": 1, "car": 3, "road": 149, "sky": 187}
@@ -138,7 +138,7 @@ def write_coco(root: Path, split: str, made: list[Scene]) -> None:
 def _panoptic(
     segments: list[tuple[str, np.ndarray]], ids: dict[str, int], number: Callable[[int, str], int]
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """``segments_info``, and segment ids (H, W) int32."""
+    """Returns ``segments_info`` and segment ids (H, W) int32."""
     info, segment_ids = [], np.zeros(SIZE, np.int32)
     for index, (kind, mask) in enumerate(segments, start=1):
         identifier = number(index, kind)
@@ -148,7 +148,7 @@ def _panoptic(
 
 
 def write_lvis(root: Path, split: str, made: list[Scene]) -> None:
-    """All 1,203 categories; their images are COCO's."""
+    """Writes a file with all 1,203 categories that refers to COCO's images."""
     from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
     ids = {item["name"]: item["id"] for item in LVIS_CATEGORIES}
@@ -165,7 +165,7 @@ def write_lvis(root: Path, split: str, made: list[Scene]) -> None:
 
 
 def write_voc(root: Path, split: str, made: list[Scene]) -> None:
-    """VOC 2007, a file of XML an image, boxes from 1."""
+    """Writes an XML file per image, with pixels counted from 1."""
     names = []
     for scene in made:
         name = f"{split}{scene.number:06d}"
@@ -184,7 +184,7 @@ def write_voc(root: Path, split: str, made: list[Scene]) -> None:
 
 
 def write_cityscapes(root: Path, split: str, made: list[Scene]) -> None:
-    """Images and polygons, the label and instance pictures that its scripts make of these, and the panoptic files."""
+    """Writes images, polygons, label and instance images, and panoptic files."""
     from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
     known = {item["name"]: item for item in CITYSCAPES_CATEGORIES}

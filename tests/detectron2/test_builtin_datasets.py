@@ -47,7 +47,7 @@ def cfg(name, tmp_path):
     return cfg
 
 
-def test_classes_and_things_follow_the_catalog(name, cfg):
+def test_number_of_classes_and_things(name, cfg):
     classes, things, *_ = SETS[name]
     assert data.resolve_num_classes(cfg) == classes
     cfg.MODEL.DETR.NUM_CLASSES = classes
@@ -61,7 +61,7 @@ def test_classes_and_things_follow_the_catalog(name, cfg):
         data.resolve_num_classes(cfg)
 
 
-def test_a_short_training_is_evaluated_in_the_formats_own_way(name, job, tmp_path, coco_files):
+def test_short_training_reports_the_metrics_of_the_format(name, job, tmp_path, coco_files):
     args = job(tmp_path, coco_files)
     args.config_file, args.register = config_file(name), []
     args.opts = options(name, tmp_path / "output")
@@ -75,9 +75,9 @@ def test_a_short_training_is_evaluated_in_the_formats_own_way(name, job, tmp_pat
         assert list(saved.MODEL.DETR.PANOPTIC.THING_CLASSES) == list(range(11, 19))
 
 
-def test_the_truth_as_predictions_is_perfect(name, cfg, tmp_path):
-    """Targets come from the mapper, so that its class ids are compared with the evaluator's."""
-    _, _, with_masks, is_panoptic = SETS[name]
+def test_ground_truth_as_predictions_is_perfect(name, cfg, tmp_path):
+    """Predictions are the targets of the mapper, so that its class ids are compared with those of the evaluator."""
+    is_panoptic = SETS[name][3]
     cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "none", False
     dataset = full_name(name, "val")
     cfg.DATASETS.TRAIN = (dataset,)

@@ -1,4 +1,4 @@
-"""What is measured on Detectron2's own data sets, what is refused, and panoptic data in both formats."""
+"""Evaluators and checks for Detectron2's built-in data sets; panoptic data sets in both formats."""
 
 import json
 
@@ -36,8 +36,8 @@ def random_instances(seed, classes=20, count=30):
     return found
 
 
-def test_vocs_metrics_are_detectron2s(builtin_root):
-    """A class by itself, and all together, on predictions that are half right."""
+def test_voc_metrics_match_detectron2(builtin_root):
+    """Compares the means over classes on predictions that are half correct."""
     ours, theirs = VOCEvaluator("voc_2007_val"), PascalVOCDetectionEvaluator("voc_2007_val")
     for evaluator in (ours, theirs):
         evaluator.reset()
@@ -55,7 +55,7 @@ def test_vocs_metrics_are_detectron2s(builtin_root):
     assert {car, person} == {6, 14} and sum(key.startswith("AP-") for key in found) == 20
 
 
-def test_a_panoptic_model_of_the_separated_format_numbers_stuff_as_it_does(tmp_path):
+def test_panoptic_model_outputs_category_ids_of_the_separated_format(tmp_path):
     name = "coco_2017_panoptic_separated"
     cfg = get_cfg("detectron2")
     cfg.merge_from_file(config_file(name))
@@ -73,7 +73,7 @@ def test_a_panoptic_model_of_the_separated_format_numbers_stuff_as_it_does(tmp_p
         assert labels[ids == item["id"]].eq(0 if item["isthing"] else item["category_id"]).all()
 
 
-def test_stuff_of_the_separated_format_is_trained_on_by_panoptic_models_only(tmp_path):
+def test_only_panoptic_models_train_on_stuff_of_the_separated_format(tmp_path):
     name = "coco_2017_train_panoptic_separated"
     record = DatasetCatalog.get(name)[0]
     cfg = get_cfg("detectron2")
@@ -88,8 +88,8 @@ def test_stuff_of_the_separated_format_is_trained_on_by_panoptic_models_only(tmp
     assert sorted(names[label] for label in labels) == ["car", "person"]
 
 
-def test_a_registered_file_of_lvis_is_lvis(builtin_root, job, tmp_path, coco_files):
-    """With categories of its own, ids with gaps, and images that only ``coco_url`` tells."""
+def test_registered_lvis_file_is_trained_and_evaluated_as_lvis(builtin_root, job, tmp_path, coco_files):
+    """The file has a subset of the categories, ids with gaps, and images that are located by ``coco_url`` only."""
     pytest.importorskip("lvis")
     content = json.loads((builtin_root / "lvis/lvis_v1_val.json").read_text())
     used = {item["category_id"] for item in content["annotations"]}
@@ -109,7 +109,7 @@ def test_a_registered_file_of_lvis_is_lvis(builtin_root, job, tmp_path, coco_fil
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "named"),
+    ("name", "options", "message"),
     [
         ("cityscapes_fine_sem_seg_train", [], "labels of pixels.*cityscapes_fine_instance_seg_train"),
         ("coco_2017_train_panoptic_stuffonly", [], "labels of pixels.*coco_2017_train_panoptic"),
@@ -118,13 +118,13 @@ def test_a_registered_file_of_lvis_is_lvis(builtin_root, job, tmp_path, coco_fil
         ("lvis_v1_test_dev", [], "lvis_v1_test_dev is not where .* no json_file .*test_dev.json"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused_by_name(name, options, named):
+def test_unsuitable_data_sets_are_rejected(name, options, message):
     if name.startswith("lvis"):
         pytest.importorskip("lvis")
     cfg = get_cfg("detectron2")
     cfg.merge_from_list(options)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
-    with pytest.raises(UserError, match=f"(?s){named}"):
+    with pytest.raises(UserError, match=f"(?s){message}"):
         check(cfg)
 
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_trained_on_is_refused_by_name(name, options, named):
         ("cityscapes_fine_panoptic_val", "cityscapesscripts"),
     ],
 )
-def test_a_missing_package_is_named_before_training(monkeypatch, name, package):
+def test_missing_packages_are_reported_before_training(monkeypatch, name, package):
     monkeypatch.setattr(inspection, "is_installed", lambda package: False)
     cfg = get_cfg("detectron2")
     cfg.DATASETS.TEST = (name,)
@@ -144,7 +144,7 @@ def test_a_missing_package_is_named_before_training(monkeypatch, name, package):
         check(cfg)
 
 
-def test_boxes_alone_are_measured_on_panoptic_data(tmp_path):
+def test_box_ap_on_panoptic_data_without_masks(tmp_path):
     pytest.importorskip("cityscapesscripts")
     dataset = "cityscapes_fine_panoptic_val"
     cfg = get_cfg("detectron2")
@@ -156,8 +156,8 @@ def test_boxes_alone_are_measured_on_panoptic_data(tmp_path):
     assert metrics["bbox"]["AP-car"] == pytest.approx(100) and "AP-road" not in metrics["bbox"]
 
 
-def test_things_that_come_after_stuff_are_measured_by_their_own_names(builtin_root, tmp_path):
-    """COCO's panoptic files with four classes, numbered the other way round."""
+def test_ap_of_things_whose_ids_follow_those_of_stuff(builtin_root, tmp_path):
+    """COCO's panoptic files with four classes, stuff first."""
     names = ["sky", "road", "car", "person"]
     metadata = {"thing_classes": names, "stuff_classes": names,
                 "thing_dataset_id_to_contiguous_id": {3: 2, 1: 3},
@@ -182,8 +182,8 @@ def test_things_that_come_after_stuff_are_measured_by_their_own_names(builtin_ro
     assert (metrics["bbox"]["AP-car"], metrics["bbox"]["AP-person"]) == (pytest.approx(100), 0)
 
 
-def test_a_truth_made_of_records_is_made_anew(builtin_root, tmp_path):
-    """Another data set in the same OUTPUT_DIR under the same name must not be measured against the first one's."""
+def test_ground_truth_converted_from_records_is_not_cached(builtin_root, tmp_path):
+    """A data set with the same name and OUTPUT_DIR as an earlier one must be evaluated on its own ground truth."""
     cfg = get_cfg("detectron2")
     cfg.merge_from_file(config_file("coco_2017"))
     cfg.merge_from_list(options("coco_2017", tmp_path))
@@ -196,7 +196,7 @@ def test_a_truth_made_of_records_is_made_anew(builtin_root, tmp_path):
         MetadataCatalog.remove("changing")
 
 
-def test_metadata_that_breaks_its_format_is_named():
+def test_inconsistent_panoptic_metadata():
     metadata = MetadataCatalog.get("odd_panoptic")
     DatasetCatalog.register("odd_panoptic", list)
     metadata.set(evaluator_type="coco_panoptic_seg", thing_classes=["a", "b"], stuff_classes=["a", "b"],

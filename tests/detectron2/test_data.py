@@ -1,4 +1,4 @@
-"""Data sets in Detectron2's catalogs: classes, reading, evaluators."""
+"""Data sets in Detectron2's catalogs: registration, classes, records and evaluators."""
 
 from itertools import islice
 
@@ -17,45 +17,31 @@ from projects_deformable_detr.detectron2_plugin.inspection import check
 from projects_deformable_detr.errors import UserError
 
 
-def test_the_import_registers_the_shapes_data():
+def test_import_registers_the_shapes_data():
     assert {"shapes_train", "shapes_val"} <= set(DatasetCatalog.list())
     assert MetadataCatalog.get("shapes_val").evaluator_type == "coco"
 
 
-def test_classes_follow_the_data_set(make_cfg):
+def test_number_of_classes(make_cfg):
     assert data.resolve_num_classes(make_cfg()) == 2
     assert data.resolve_num_classes(make_cfg(MODEL__DETR__NUM_CLASSES=2)) == 2
-
-
-def test_a_disagreement_names_both_numbers(make_cfg):
-    with pytest.raises(UserError, match=r"NUM_CLASSES is 80.*tiny_rectangles has 2"):
-        data.resolve_num_classes(make_cfg(MODEL__DETR__NUM_CLASSES=80))
-
-
-def test_data_sets_that_disagree_are_named(make_cfg):
+    for function in (data.resolve_num_classes, Trainer):
+        with pytest.raises(UserError, match=r"NUM_CLASSES is 80.*tiny_rectangles has 2"):
+            function(make_cfg(MODEL__DETR__NUM_CLASSES=80))
     cfg = make_cfg()
     cfg.DATASETS.TEST = ("coco_2017_val",)
     with pytest.raises(UserError, match=r"tiny_rectangles has 2 .*coco_2017_val has 80"):
         data.resolve_num_classes(cfg)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    with pytest.raises(UserError, match="NUM_CLASSES is 0"):
+        data.resolve_num_classes(cfg)
 
 
-def test_the_trainer_itself_checks(make_cfg):
-    with pytest.raises(UserError, match=r"NUM_CLASSES is 80.*tiny_rectangles has 2"):
-        Trainer(make_cfg(MODEL__DETR__NUM_CLASSES=80))
-
-
-def test_a_model_is_built_without_its_data_when_the_number_is_set(make_cfg):
+def test_model_is_built_without_its_data_if_the_number_of_classes_is_set(make_cfg):
     cfg = make_cfg(MODEL__DETR__NUM_CLASSES=4)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("nowhere_to_be_found",)
     assert build_model(cfg).detector.decoder.class_heads[0].out_features == 4
     with pytest.raises(UserError, match="nowhere_to_be_found is not in Detectron2's catalog"):
-        data.resolve_num_classes(cfg)
-
-
-def test_no_data_set_and_no_number_is_an_error(make_cfg):
-    cfg = make_cfg()
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
-    with pytest.raises(UserError, match="NUM_CLASSES is 0"):
         data.resolve_num_classes(cfg)
 
 
@@ -67,7 +53,7 @@ def test_register_is_idempotent(coco_files):
         data.register("registered_by_ours", coco_files[0], "/elsewhere")
 
 
-def test_register_refuses_a_name_that_detectron2_gives_other_files(tiny_name, coco_files):
+def test_register_rejects_names_that_detectron2_uses_for_other_files(tiny_name, coco_files):
     data.register(tiny_name, *coco_files)
     with pytest.raises(UserError) as caught:
         data.register("coco_2017_val_100", *coco_files)
@@ -78,7 +64,7 @@ def test_register_refuses_a_name_that_detectron2_gives_other_files(tiny_name, co
         data.register("a_function", *coco_files)
 
 
-def test_a_json_file_without_an_image_folder_is_not_checked(make_cfg, coco_files):
+def test_json_file_without_image_folder_is_not_checked(make_cfg, coco_files):
     DatasetCatalog.register("own_paths", lambda: [])
     MetadataCatalog.get("own_paths").set(json_file=coco_files[0], evaluator_type="coco")
     cfg = make_cfg()
@@ -86,7 +72,7 @@ def test_a_json_file_without_an_image_folder_is_not_checked(make_cfg, coco_files
     check(cfg)
 
 
-def test_a_plain_list_of_records_is_a_data_set_too(make_cfg, coco_files):
+def test_data_set_registered_as_a_list_of_records(make_cfg, coco_files):
     DatasetCatalog.register("plain_records", lambda: [])
     MetadataCatalog.get("plain_records").thing_classes = ["a", "b", "c"]
     cfg = make_cfg()
@@ -116,24 +102,24 @@ def test_registered_files_are_read_by_the_projects_reader(make_cfg, coco_files):
     ("dataset", "kind"),
     [("coco_2017_val", COCOEvaluator), ("voc_2007_val", PascalVOCDetectionEvaluator), ("lvis_v1_val", LVISEvaluator)],
 )
-def test_evaluators_are_found_by_type(make_cfg, dataset, kind, tmp_path, monkeypatch):
-    # Evaluators look for their ground truth when they are made, which is not here: the choice is what is tested.
+def test_evaluator_of_each_type(make_cfg, dataset, kind, tmp_path, monkeypatch):
+    # The constructors would read the ground truth, which is not available.
     monkeypatch.setattr(kind, "__init__", lambda self, *args, **kwargs: None)
     assert isinstance(build_evaluator(make_cfg(), dataset), kind)
 
 
-def test_an_unknown_evaluator_type_lists_the_known(make_cfg):
+def test_unknown_evaluator_type(make_cfg):
     MetadataCatalog.get("odd_type").evaluator_type = "sculpture"
     with pytest.raises(UserError, match="odd_type.*sculpture.*coco"):
         build_evaluator(make_cfg(), "odd_type")
 
 
-def test_coco_counts_as_many_detections_as_the_model_gives(make_cfg, tiny_name):
+def test_maximum_number_of_detections(make_cfg, tiny_name):
     found = build_evaluator(make_cfg(TEST__DETECTIONS_PER_IMAGE=7), tiny_name)
     assert found._max_dets_per_image == [1, 10, 7]
 
 
-def test_several_test_sets_have_a_folder_each(make_cfg, tiny_name, tmp_path):
+def test_results_of_several_test_sets_have_separate_folders(make_cfg, tiny_name, tmp_path):
     cfg = make_cfg(OUTPUT_DIR=tmp_path)
     assert build_evaluator(cfg, tiny_name)._output_dir == str(tmp_path / "inference")
     cfg.DATASETS.TEST = (tiny_name, "another")

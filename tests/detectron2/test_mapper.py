@@ -53,7 +53,7 @@ def test_crop_and_resize_follow_the_policy():
     # The image is 40 or 50 high and 60 or 75 wide when it is cropped.
     assert min(heights) >= 38 and max(heights) == 50
     assert min(widths) >= 38 and max(widths) == 60
-    assert len(set(widths)) > 15  # every size between, not the ends only
+    assert len(set(widths)) > 15  # also sizes between the limits
 
 
 def test_flip_and_sizes_are_drawn_evenly():
@@ -73,7 +73,7 @@ def test_evaluation_only_resizes(make_cfg):
     assert tuple(resize.short_edge_length) == (64,) and resize.max_size == 96
 
 
-def test_boxes_follow_the_image(make_cfg, coco_files):
+def test_boxes_are_transformed_with_the_image(make_cfg, coco_files):
     record = {
         "file_name": f"{coco_files[1]}/0.png",
         "height": 64,
@@ -94,7 +94,7 @@ def test_boxes_follow_the_image(make_cfg, coco_files):
 
 
 @pytest.mark.parametrize("content", ["truncated", "text", "missing"])
-def test_a_broken_image_is_named(make_cfg, coco_files, tmp_path, content):
+def test_invalid_image_is_named(make_cfg, coco_files, tmp_path, content):
     file = tmp_path / "broken.png"
     whole = Path(coco_files[1], "0.png").read_bytes()
     if content != "missing":
@@ -104,13 +104,13 @@ def test_a_broken_image_is_named(make_cfg, coco_files, tmp_path, content):
         DetrDatasetMapper(make_cfg())(record)
 
 
-def test_an_image_of_another_size_is_named(make_cfg, coco_files):
+def test_image_whose_size_differs_from_the_record(make_cfg, coco_files):
     record = {"file_name": f"{coco_files[1]}/0.png", "height": 65, "width": 80, "annotations": []}
     with pytest.raises(DatasetError, match=r"0\.png is 80 x 64 .*80 x 65"):
         DetrDatasetMapper(make_cfg())(record)
 
 
-def test_other_errors_are_not_changed(make_cfg, coco_files):
+def test_other_errors_are_unchanged(make_cfg, coco_files):
     record = {"file_name": f"{coco_files[1]}/0.png", "height": 64, "width": 80, "annotations": [{"bbox": [0, 0, 9, 9]}]}
     with pytest.raises(KeyError, match="bbox_mode"):
         DetrDatasetMapper(make_cfg())(record)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: several views, one set of detections in the image's own pixels."""
+"""Test-time augmentation in the Detectron2 engine."""
 
 from types import SimpleNamespace
 
@@ -23,8 +23,8 @@ def make_tta(make_cfg, **options):
     return GeneralizedRCNNWithTTA(cfg, build_model(cfg)).eval()
 
 
-def see_object(views, *, shift=0.0, masks=False):
-    """A model's answer that finds OBJECT in each view by its pixels: they are 255 there, else 0."""
+def detect_object(views, *, shift=0.0, masks=False):
+    """Returns the output of a model that detects OBJECT, whose pixels are 255, in each view."""
     results = []
     for view in views:
         bright = view["image"][0] > 127
@@ -44,13 +44,13 @@ def image():
     return {"image": pixels, "height": 64, "width": 80}
 
 
-def stub(tta, see):
-    """Puts a function in the place of the model, which tells its views."""
+def replace_model(tta, detect):
+    """Replaces the model by a function and returns the list of views that it receives."""
     views = []
 
     def run(batch):
         views.extend(batch)
-        return see(batch)
+        return detect(batch)
 
     inner = SimpleNamespace(topk=tta.model.topk, input_format="RGB")
     tta.__dict__["_modules"].pop("model")
@@ -58,7 +58,7 @@ def stub(tta, see):
     return views
 
 
-def test_detectron2s_name_gives_ours_for_our_models_and_its_own_else(make_cfg):
+def test_detectron2s_class_is_replaced_for_models_of_the_project_only(make_cfg):
     assert type(make_tta(make_cfg)) is SetPredictionTTA
     cfg = make_cfg()
     with pytest.raises(AssertionError, match="only supported on GeneralizedRCNN"):
@@ -66,9 +66,9 @@ def test_detectron2s_name_gives_ours_for_our_models_and_its_own_else(make_cfg):
 
 
 @pytest.mark.parametrize("masks", [False, True])
-def test_views_are_merged_into_one_detection_in_the_images_pixels(make_cfg, masks):
+def test_views_are_merged_in_pixels_of_the_image(make_cfg, masks):
     tta = make_tta(make_cfg)
-    views = stub(tta, lambda batch: see_object(batch, masks=masks))
+    views = replace_model(tta, lambda batch: detect_object(batch, masks=masks))
     (result,) = tta([image()])
     assert [tuple(view["image"].shape[-2:]) for view in views] == [(32, 40), (32, 40), (64, 80), (64, 80)]
     assert torch.equal(views[1]["image"], views[0]["image"].flip(-1))
@@ -82,9 +82,9 @@ def test_views_are_merged_into_one_detection_in_the_images_pixels(make_cfg, mask
         assert overlap > 0.9
 
 
-def test_what_overlaps_too_little_stays_apart_and_the_best_stay(make_cfg):
+def test_nms_threshold_and_topk(make_cfg):
     tta = make_tta(make_cfg, TEST__AUG__FLIP=False)
-    stub(tta, lambda batch: see_object(batch, shift=8.0 if batch[0]["height"] == 64 else 0.0))
+    replace_model(tta, lambda batch: detect_object(batch, shift=8.0 if batch[0]["height"] == 64 else 0.0))
     tta.batch_size = 1
     (result,) = tta([image()])
     assert len(result["instances"]) == 2
@@ -95,13 +95,13 @@ def test_what_overlaps_too_little_stays_apart_and_the_best_stay(make_cfg):
     assert len(tta([image()])[0]["instances"]) == 1
 
 
-def test_records_may_name_a_file_only(make_cfg, coco_files):
+def test_records_without_pixels_are_read_from_their_file(make_cfg, coco_files):
     tta = make_tta(make_cfg)
     found = tta([{"file_name": f"{coco_files[1]}/1.png"}])[0]["instances"]
     assert found.image_size == (80, 64)
 
 
-def test_one_view_alone_is_the_model_itself(make_cfg):
+def test_a_single_view_gives_the_detections_of_the_model(make_cfg):
     cfg = make_cfg(TEST__AUG__MIN_SIZES="(64,)", TEST__AUG__MAX_SIZE=96, TEST__AUG__FLIP=False)
     cfg.MODEL.DETR.TTA_NMS_THRESH = 1.0
     model = build_model(cfg).eval()
@@ -113,26 +113,17 @@ def test_one_view_alone_is_the_model_itself(make_cfg):
     torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-3, rtol=1e-4)
 
 
-def test_a_panoptic_model_is_refused(make_cfg):
+def test_panoptic_models_are_rejected(make_cfg):
     model = build_model(make_cfg())
     model.panoptic = {"things": (0, 1)}
     with pytest.raises(UserError, match="cannot be combined with panoptic segmentation"):
         SetPredictionTTA(make_cfg(), model)
 
 
-def test_train_net_evaluates_with_it_beside_the_plain_metrics(job, tmp_path, coco_files):
-    options = (
-        "SOLVER.MAX_ITER",
-        1,
-        "TEST.AUG.ENABLED",
-        True,
-        "TEST.AUG.MIN_SIZES",
-        "(48, 64)",
-        "TEST.AUG.MAX_SIZE",
-        96,
-    )
-    main(job(tmp_path, coco_files, *options))
+def test_train_net_evaluates_with_and_without_it(job, tmp_path, coco_files):
+    options = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48, 64)", "TEST.AUG.MAX_SIZE", 96)
+    main(job(tmp_path, coco_files, "SOLVER.MAX_ITER", 1, *options))
     weights = tmp_path / "output/model_final.pth"
-    results = main(job(tmp_path, coco_files, "MODEL.WEIGHTS", weights, *options[2:], eval_only=True))
+    results = main(job(tmp_path, coco_files, "MODEL.WEIGHTS", weights, *options, eval_only=True))
     assert {"bbox", "bbox_TTA"} <= results.keys()
     assert (tmp_path / "output/inference_TTA/coco_instances_results.json").is_file()

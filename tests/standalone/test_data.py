@@ -1,4 +1,4 @@
-"""Training and evaluation data: images and boxes are transformed together, and reproducibly."""
+"""Transformed images and targets, and batches of them."""
 
 import builtins
 import io
@@ -13,8 +13,6 @@ import torch
 from PIL import Image
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from projects_deformable_detr import get_cfg
-from projects_deformable_detr.config.training import augmentation_policy
 from projects_deformable_detr.data.images import resize_shortest_edge
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.standalone import main
@@ -32,7 +30,7 @@ def policy(**changes: Any) -> AugmentationPolicy:
 
 
 def scene(height: int = 80, width: int = 120) -> tuple[Image.Image, torch.Tensor]:
-    """A red box on grey, off the centre, and its corners (1, 4)."""
+    """Returns an image of a red box, off the centre, and its corners (1, 4)."""
     pixels = np.full((height, width, 3), 100, np.uint8)
     pixels[20:50, 30:90] = RED
     return Image.fromarray(pixels), torch.tensor([[30.0, 20.0, 90.0, 50.0]])
@@ -45,14 +43,14 @@ def red_corners(image: Image.Image) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_boxes_stay_on_their_objects(seed: int) -> None:
+def test_boxes_are_transformed_with_the_image(seed: int) -> None:
     image, corners = scene()
     boxes = BoundingBoxes(corners, format=BoundingBoxFormat.XYXY, canvas_size=(80, 120))
     everything = policy(flip_prob=0.5, crop_prob=0.5, min_sizes=(48, 64, 96))
     image, boxes, _ = augment(image, boxes, everything, np.random.default_rng(seed))
     assert boxes.canvas_size == (image.height, image.width)
     found = boxes.as_subclass(torch.Tensor)[0]
-    if (found[2:] - found[:2]).min() > 2:  # else the crop has missed it
+    if (found[2:] - found[:2]).min() > 2:  # otherwise the object is outside the crop
         assert found.tolist() == pytest.approx(red_corners(image), abs=1.6)
 
 
@@ -74,11 +72,13 @@ def test_policy_without_flip_and_crop_only_resizes() -> None:
         ((100, 100), 50, None, (50, 50)),
     ],
 )
-def test_sizes(size: tuple[int, int], shorter: int, longest: int | None, expected: tuple[int, int]) -> None:
+def test_resize_shortest_edge(
+    size: tuple[int, int], shorter: int, longest: int | None, expected: tuple[int, int]
+) -> None:
     assert resize_shortest_edge(*size, shorter, longest) == expected
 
 
-def test_sizes_are_detectron2s() -> None:
+def test_sizes_match_detectron2() -> None:
     transforms = pytest.importorskip("detectron2.data.transforms", reason="compares with Detectron2's sizes")
     rng = np.random.default_rng(0)
     for height, width, shorter in rng.integers(20, 900, (500, 3)).tolist():
@@ -86,7 +86,7 @@ def test_sizes_are_detectron2s() -> None:
         assert resize_shortest_edge(height, width, shorter, 700) == theirs
 
 
-def test_evaluation_pixels_are_detectron2s() -> None:
+def test_evaluation_pixels_match_detectron2() -> None:
     transforms = pytest.importorskip("detectron2.data.transforms", reason="compares with Detectron2's resize")
     pixels = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
     theirs = transforms.ResizeShortestEdge((40, 40), 50).get_transform(pixels).apply_image(pixels)
@@ -119,7 +119,7 @@ def test_items_and_batches(records: list[dict[str, Any]]) -> None:
     assert batch.images.dtype == torch.uint8
     assert not batch.padding_mask.any()
     first, second = batch.targets
-    assert first.labels.tolist() == [4]  # the crowd is no target
+    assert first.labels.tolist() == [4]  # without the crowd
     assert first.boxes.tolist() == [pytest.approx([0.5, 0.4375, 0.5, 0.375])]
     assert second.boxes.shape == (0, 4)
     assert (batch.image_ids, batch.original_sizes) == ([0, 1], [(80, 120)] * 2)
@@ -132,7 +132,7 @@ def test_smaller_images_are_padded(records: list[dict[str, Any]]) -> None:
     assert batch.images[0, :, 40:].sum() == 0
 
 
-def test_a_draw_depends_on_seed_and_position_only(records: list[dict[str, Any]]) -> None:
+def test_transforms_depend_on_seed_and_position_only(records: list[dict[str, Any]]) -> None:
     everything = policy(flip_prob=0.5, crop_prob=0.5, min_sizes=(48, 64, 96))
     data = DetectionDataset(records, everything, seed=1)
     later = [data[(position, 0)].pixels for position in (5, 6, 7, 8)]
@@ -149,20 +149,14 @@ def test_channel_order(records: list[dict[str, Any]]) -> None:
     assert torch.equal(bgr, rgb.flip(0))
 
 
-def test_a_truncated_image_is_named(records: list[dict[str, Any]]) -> None:
+def test_truncated_image_is_named(records: list[dict[str, Any]]) -> None:
     path = Path(records[0]["file_name"])
     path.write_bytes(path.read_bytes()[:90])
     with pytest.raises(UserError, match="0.png"):
         DetectionDataset(records, policy())[(0, 0)]
 
 
-def test_the_config_chooses_the_policy() -> None:
-    cfg = get_cfg("standalone")
-    cfg.INPUT.MIN_SIZE_TEST = 123
-    assert augmentation_policy(cfg, is_train=False).min_sizes == (123,)
-
-
-def test_a_run_decodes_every_annotation_file_once(
+def test_a_run_decodes_each_annotation_file_once(
     make_args: Callable[..., Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = make_args(tmp_path / "output", "SOLVER.MAX_ITER", 1)

@@ -1,6 +1,7 @@
-"""Masks through the standalone engine: augmentation, a short training, and metrics of the truth itself."""
+"""Masks in the standalone engine: augmentation, batches, training, evaluation."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import torch
 
 pytest.importorskip("lightning", reason="the standalone engine needs lightning")
 
-
 from projects_deformable_detr.cli.arguments import argument_parser
-from projects_deformable_detr.data import catalog, panoptic
+from projects_deformable_detr.data import catalog, masks, panoptic
 from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.errors import UserError
@@ -28,7 +28,7 @@ from projects_deformable_detr.standalone.data import DetectionDataset
 from projects_deformable_detr.training import AugmentationPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIG = Path(__file__).resolve().parents[2] / "configs/quickstart_panoptic.yaml"
 TINY = [
     "MODEL.DEVICE", "cpu", "MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.DETR.DIM_FEEDFORWARD", 32, "DATALOADER.NUM_WORKERS", 0,
@@ -55,8 +55,8 @@ def policy(**changes: Any) -> AugmentationPolicy:
 
 
 @pytest.mark.parametrize("name", ["shapes_train", "shapes_train_panoptic"])
-def test_masks_stay_on_their_objects(name: str) -> None:
-    """Each mask's box is the target's, also after flip and crop; colours under it stay those of the object."""
+def test_masks_are_transformed_with_their_boxes(name: str) -> None:
+    """The box of each mask equals the target's box after flip and crop."""
     records = load_dataset(catalog.get(name), masks=True)
     augmented = DetectionDataset(records, policy(), seed=1, with_masks=True)
     fewer = 0
@@ -73,12 +73,12 @@ def test_masks_stay_on_their_objects(name: str) -> None:
         torch.testing.assert_close(item.targets.boxes, torch.cat((centre, corners[:, 2:] - corners[:, :2]), dim=1))
         if "panoptic" in name:
             assert (item.targets.masks.sum(0) == 1).all()
-    assert fewer > 3  # objects that a crop leaves out are no targets
+    assert fewer > 3  # objects outside a crop are removed
 
 
 @pytest.mark.parametrize("name", ["shapes_train", "shapes_train_panoptic"])
-def test_images_without_objects_are_cropped_and_resized_too(name: str) -> None:
-    """None at all, or crowds only: no target, and masks of the image's new size all the same."""
+def test_images_without_objects_have_masks_of_the_transformed_size(name: str) -> None:
+    """Images have no objects, or crowds only."""
     record = load_dataset(catalog.get(name), masks=True)[0]
     key = "segments_info" if "panoptic" in name else "annotations"
     for items in ([], [{**item, "iscrowd": 1} for item in record[key]]):
@@ -91,7 +91,7 @@ def test_images_without_objects_are_cropped_and_resized_too(name: str) -> None:
         assert [len(target) for target in batch.targets] == [0, len(other.targets)]
 
 
-def test_a_batch_pads_masks_and_targets_have_their_images_size() -> None:
+def test_collate_pads_masks() -> None:
     records = load_dataset(catalog.get("shapes_train"), masks=True)
     dataset = DetectionDataset(records, policy(), with_masks=True)
     items = [dataset[(i, i)] for i in range(4)]
@@ -102,14 +102,12 @@ def test_a_batch_pads_masks_and_targets_have_their_images_size() -> None:
     assert collate([DetectionDataset(records, policy())[(0, 0)]]).masks is None
 
 
-def test_evaluating_the_truth_gives_100() -> None:
+def test_ground_truth_as_predictions_is_perfect() -> None:
     spec = catalog.get("shapes_val_panoptic")
     records = load_dataset(spec)
     things = load_dataset(catalog.get("shapes_val"), for_evaluation=True, masks=True)
     evaluator = CocoEvaluator(things)
     segments = PanopticEvaluator(spec, records.summary.category_ids)
-    from projects_deformable_detr.data import masks
-
     for record, other in zip(records, things, strict=True):
         size = record["height"], record["width"]
         rles = [masks.to_rle(item["segmentation"], *size, "") for item in other["annotations"]]
@@ -118,10 +116,10 @@ def test_evaluating_the_truth_gives_100() -> None:
         labels = torch.tensor([item["category_id"] for item in other["annotations"]])
         found = Detections(boxes, torch.full((len(boxes),), 0.9), labels, torch.from_numpy(masks.decode(rles, *size)))
         evaluator.add([record["image_id"]], [found])
-        _, labels, shapes_of = panoptic.read_objects(record)
+        _, labels, bitmaps = panoptic.read_objects(record)
         ids = torch.zeros(size, dtype=torch.int32)
         listed = []
-        for number, (label, mask) in enumerate(zip(labels.tolist(), shapes_of, strict=True), 1):
+        for number, (label, mask) in enumerate(zip(labels.tolist(), bitmaps, strict=True), 1):
             ids[torch.from_numpy(mask)] = number
             listed.append({"id": number, "category_id": label, "isthing": label < 6})
         segments.add(record["image_id"], record["file_name"], PanopticSegmentation(ids, listed))
@@ -136,22 +134,23 @@ def test_evaluating_the_truth_gives_100() -> None:
     assert {file.name for file in (folder / "panoptic").iterdir()} == {a["file_name"] for a in written["annotations"]}
 
 
-def test_an_image_without_a_result_is_an_error(tmp_path: Path) -> None:
+def test_image_without_a_result_is_an_error(tmp_path: Path) -> None:
     spec = catalog.get("shapes_val_panoptic")
     with pytest.raises(DatasetError, match="5 images without a panoptic result"):
         PanopticEvaluator(spec, load_dataset(spec).summary.category_ids).evaluate(tmp_path)
 
 
-def run(tmp_path: Path, config: str, *options: object) -> dict[str, Any]:
-    words = ["--config-file", CONFIGS / config, *TINY, *options, "OUTPUT_DIR", tmp_path]
+def run(output_dir: Path, *options: object, eval_only: bool = False) -> dict[str, Any]:
+    flags = ["--eval-only"] * eval_only
+    words = [*flags, "--config-file", CONFIG, *TINY, *options, "OUTPUT_DIR", output_dir]
     return main(argument_parser().parse_args([str(word) for word in words]))
 
 
-def test_a_panoptic_training_and_its_evaluation(tmp_path: Path) -> None:
+def test_panoptic_training_and_evaluation(tmp_path: Path) -> None:
     # Scores of an untrained model are about 0.01.
     options = ("MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.005, "SOLVER.MAX_ITER", 6, "INPUT.CROP.ENABLED", True,
                "INPUT.CROP.SIZE", "[32, 60]", "INPUT.CROP.RESIZE", "[64, 80]")  # fmt: skip
-    metrics = run(tmp_path, "quickstart_panoptic.yaml", *options)
+    metrics = run(tmp_path, *options)
     assert set(metrics) == {"bbox", "segm", "panoptic_seg"}
     assert {"PQ", "SQ", "RQ", "PQ_th", "PQ_st", "PQ-smooth", "PQ-ring"} <= metrics["panoptic_seg"].keys()
     assert 0 <= metrics["panoptic_seg"]["PQ"] <= 100
@@ -160,42 +159,37 @@ def test_a_panoptic_training_and_its_evaluation(tmp_path: Path) -> None:
     assert any("panoptic_seg/PQ" in line for line in lines)
     results = json.loads((tmp_path / "inference/coco_instances_results.json").read_text())
     assert all(item["category_id"] <= 6 and item["segmentation"]["counts"] for item in results)
-    # Boxes alone of the same classes, and then the mask head on that detector, frozen.
-    (tmp_path / "boxes").mkdir()
-    boxes = run(tmp_path / "boxes", "quickstart_panoptic.yaml", "MODEL.MASK_ON", False,
-                "MODEL.DETR.PANOPTIC.ENABLED", False, "SOLVER.MAX_ITER", 2)  # fmt: skip
+
+
+def test_mask_head_on_a_frozen_detector(tmp_path: Path) -> None:
+    boxes = run(tmp_path / "boxes", "MODEL.MASK_ON", False, "MODEL.DETR.PANOPTIC.ENABLED", False, "SOLVER.MAX_ITER", 2)
     assert set(boxes) == {"bbox"}
     weights = tmp_path / "boxes/model_final.pth"
-    (tmp_path / "frozen").mkdir()
-    run(tmp_path / "frozen", "quickstart_panoptic.yaml", "MODEL.WEIGHTS", weights, "SOLVER.MAX_ITER", 2,
-        "MODEL.DETR.MASKS.FREEZE_DETECTOR", True)  # fmt: skip
+    options = ("SOLVER.MAX_ITER", 2, "MODEL.DETR.MASKS.FREEZE_DETECTOR", True)
+    run(tmp_path / "frozen", "MODEL.WEIGHTS", weights, *options)
     before, after = (torch.load(f, weights_only=True)["model"] for f in (weights, tmp_path / "frozen/model_final.pth"))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {name.split(".")[1] for name in after.keys() - before.keys()} == {"mask_head"}
     with pytest.raises(UserError, match="has no mask head"):
-        words = ["--eval-only", "--config-file", CONFIGS / "quickstart_panoptic.yaml", *TINY, "MODEL.WEIGHTS", weights]
-        main(argument_parser().parse_args([str(word) for word in (*words, "OUTPUT_DIR", tmp_path / "no")]))
+        run(tmp_path / "evaluation", "MODEL.WEIGHTS", weights, eval_only=True)
 
 
-def test_masks_are_in_full_precision_where_training_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mask logits are computed when the postprocess asks for them, which must not be under autocast."""
+def test_masks_are_evaluated_in_full_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Postprocessing computes mask logits on demand, which must not happen under autocast."""
     kinds: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
     upsample = MaskHead.upsample
 
-    def noted(head: MaskHead, *arguments: Any) -> torch.Tensor:
+    def record_dtype(head: MaskHead, *arguments: Any) -> torch.Tensor:
         logits = upsample(head, *arguments)
         kinds[head.training].add(logits.dtype)
         return logits
 
-    monkeypatch.setattr(MaskHead, "upsample", noted)
-    run(tmp_path, "quickstart_panoptic.yaml", "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 1,
-        "MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.005)  # fmt: skip
+    monkeypatch.setattr(MaskHead, "upsample", record_dtype)
+    run(tmp_path, "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 1, "MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.005)
     assert kinds == {True: {torch.bfloat16}, False: {torch.float32}}
 
 
-def test_things_of_a_panoptic_set_without_instances_are_not_measured(made: Path) -> None:
-    from dataclasses import replace
-
+def test_no_ap_of_things_without_an_instances_file() -> None:
     spec = replace(catalog.get("shapes_val_panoptic"), instances_json=None)
     evaluator = Evaluator(load_dataset(spec), is_panoptic=True)
     assert evaluator.coco is None and evaluator.panoptic is not None

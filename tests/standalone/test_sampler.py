@@ -31,7 +31,7 @@ def first(count: int, *arguments: object, **options: object) -> list[list[tuple[
     seed=st.integers(0, 5),
     repeated=st.booleans(),
 )
-def test_start_and_ranks_only_choose_from_one_sequence(
+def test_start_and_rank_select_from_one_sequence(
     groups: list[int], per_rank: int, ranks: int, start: int, seed: int, repeated: bool
 ) -> None:
     size = per_rank * ranks
@@ -44,20 +44,20 @@ def test_start_and_ranks_only_choose_from_one_sequence(
         assert sorted(draw for part in parts for draw in part[index]) == sorted(batch)
 
 
-def test_each_pass_has_every_image_once_and_another_order() -> None:
-    draws = [draw for batch in first(10, [0] * 20, 4, 1) for draw in batch]  # two passes
-    passes = [[index for _, index in draws[:20]], [index for _, index in draws[20:]]]
-    assert sorted(passes[0]) == sorted(passes[1]) == list(range(20))
-    assert passes[0] != passes[1]
+def test_epochs_have_every_image_once_in_different_orders() -> None:
+    draws = [draw for batch in first(10, [0] * 20, 4, 1) for draw in batch]  # two epochs
+    epochs = [[index for _, index in draws[:20]], [index for _, index in draws[20:]]]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
+    assert epochs[0] != epochs[1]
     assert sorted(position for position, _ in draws) == list(range(40))
 
 
-def test_seeds_give_other_sequences() -> None:
+def test_sequence_depends_on_the_seed() -> None:
     assert first(3, [0] * 50, 5, 1) != first(3, [0] * 50, 5, 2)
     assert first(3, [0] * 50, 5, 1) == first(3, [0] * 50, 5, 1)
 
 
-def test_batches_stay_within_a_group() -> None:
+def test_batches_have_images_of_one_group() -> None:
     groups = [0, 1, 1, 0, 1, 0, 0, 1, 1]
     batches = first(30, groups, 4, 0)
     assert all(len({groups[index] for _, index in batch}) == 1 for batch in batches)
@@ -65,24 +65,24 @@ def test_batches_stay_within_a_group() -> None:
 
 
 @pytest.mark.parametrize(("groups", "size", "ranks"), [([0], 3, 2), ([0], 0, 1), ([], 2, 1)])
-def test_impossible_batches_are_refused(groups: list[int], size: int, ranks: int) -> None:
+def test_invalid_batch_sizes(groups: list[int], size: int, ranks: int) -> None:
     with pytest.raises(ValueError, match="multiple of the|at least one image"):
         TrainingBatchSampler(groups, size, 0, world_size=ranks)
 
 
-def test_a_pass_has_each_image_as_often_as_its_factor_says() -> None:
+def test_images_are_repeated_by_their_factors() -> None:
     factors = torch.tensor([1.0, 2.0, 0.0, 1.25, 3.5])
-    draws = [index for batch in first(3875, [0] * 5, 2, 0, factors=factors) for _, index in batch]  # 1,000 passes
+    draws = [index for batch in first(3875, [0] * 5, 2, 0, factors=factors) for _, index in batch]  # 1,000 epochs
     counts = [draws.count(index) / 1000 for index in range(5)]
     assert counts == pytest.approx(factors.tolist(), abs=0.05)
     assert counts[2] == 0
-    # Whole factors are never rounded, and a pass is shuffled.
+    # Integer factors are exact, and epochs are shuffled.
     one = [index for _, index in first(1, [0] * 3, 7, 4, factors=torch.tensor([1.0, 4.0, 2.0]))[0]]
     assert sorted(one) == [0, 1, 1, 1, 1, 2, 2] != one
 
 
 @pytest.mark.parametrize("factors", [[1.0], [0.0, 0.0], [-1.0, 1.0], [math.nan, 1.0]])
-def test_impossible_factors_are_refused(factors: list[float]) -> None:
+def test_invalid_factors(factors: list[float]) -> None:
     with pytest.raises(ValueError, match="factors must be 2 numbers"):
         TrainingBatchSampler([0, 0], 1, 0, factors=torch.tensor(factors))
 
@@ -93,7 +93,7 @@ def test_impossible_factors_are_refused(factors: list[float]) -> None:
     batch_size=st.integers(1, 4),
     ranks=st.integers(1, 3),
 )
-def test_evaluation_sees_every_image_once_and_never_pads(
+def test_evaluation_batches_have_every_image_once_and_one_size(
     sizes: list[tuple[int, int]], batch_size: int, ranks: int
 ) -> None:
     batches = [batch for rank in range(ranks) for batch in evaluation_batches(sizes, batch_size, rank, ranks)]
@@ -106,13 +106,13 @@ IMAGES = [np.array(labels, dtype=np.int64) for labels in ([0, 0], [0, 1, 1], [0,
 OTHERS = [np.array(labels, dtype=np.int64) for labels in ([2], [2, 2], [1])]
 
 
-def test_the_papers_formula() -> None:
+def test_repeat_factors_of_the_paper() -> None:
     assert class_repeat_factors(IMAGES, 0.8, sqrt=False).tolist() == pytest.approx([1.0, 2.0, 4.0, 1.0, 1.0])
     assert class_repeat_factors(IMAGES, 0.8).tolist() == pytest.approx([1.0, 2**0.5, 2.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("sqrt", [True, False])
-def test_factors_are_detectron2s(sqrt: bool) -> None:
+def test_repeat_factors_match_detectron2(sqrt: bool) -> None:
     samplers = pytest.importorskip("detectron2.data.samplers", reason="compares with Detectron2's sampler")
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 40, int(rng.integers(0, 5))) ** 2 // 40 for _ in range(200)]
@@ -122,7 +122,7 @@ def test_factors_are_detectron2s(sqrt: bool) -> None:
     assert torch.allclose(ours, theirs) and ours.max() > 1.5
 
 
-def test_all_data_sets_are_counted_together_or_each_on_its_own() -> None:
+def test_repeat_factors_of_several_data_sets() -> None:
     datasets = [("a", IMAGES), ("b", OTHERS)]
     assert repeat_factors(SamplerConfig(), datasets) is None  # every image once
     options = {"repeat_threshold": 0.8, "repeat_sqrt": False}
@@ -142,7 +142,7 @@ def test_all_data_sets_are_counted_together_or_each_on_its_own() -> None:
 
 @pytest.mark.parametrize("name", ["RepeatFactorTrainingSampler", "WeightedCategoryTrainingSampler"])
 @pytest.mark.parametrize("train", [("tiny_train",), ("tiny_train", "tiny_train")])
-def test_a_training_draws_by_the_factors(
+def test_training_uses_the_repeat_factors(
     make_args: Callable[..., Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, train: tuple[str]
 ) -> None:
     made: list[torch.Tensor] = []
