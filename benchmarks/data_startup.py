@@ -3,13 +3,13 @@
 
     python benchmarks/data_startup.py --data DIR [--before CHECKOUT] [--engine ENGINE] [--masks] [--runs N]
 
-The data set is generated in DIR once: 118,000 images (empty files) with 860,000 annotations whose polygons are as long
-as COCO's, about 450 MB of JSON, and a validation set of 5,000 images with 36,500 annotations. Every run is a new
-process that executes the checkout's ``train_net.py`` on the CPU: config, checks of both data sets, records, model,
-optimizer, sampler and two loader workers. It ends where a worker opens the first image file; the worker then stores the
-time since process start, and the CPU time and peak resident memory (VmHWM) of the training process. With ``--before``
-the two checkouts take turns, and the ratios of their fastest runs and smallest peaks are printed. Wall time is
-comparable on an idle machine only; on a busy one, compare CPU time.
+The data set is generated in DIR once: 118,000 images (empty files) with 860,000 annotations, whose polygons are as long
+as COCO's, in about 450 MB of JSON, and a validation set of 5,000 images with 36,500 annotations. Every run is a new
+process that executes ``train_net.py`` of the checkout on the CPU: config, checks of both data sets, records, model,
+optimizer, sampler and two loader workers. It ends when a worker opens the first image file; the worker then stores the
+time since process start, and the CPU time and peak resident memory (VmHWM) of the training process. With ``--before``,
+the two checkouts alternate, and the ratios of their fastest runs and smallest peaks are printed. Compare wall times on
+an idle machine only, CPU times otherwise.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def generate(folder: Path) -> None:
 
 
 def _shape(random: np.random.Generator) -> str:
-    """Segmentation, area, iscrowd and box of an annotation, as JSON; one in a hundred is a crowd of run lengths."""
+    """Returns segmentation, area, iscrowd and box of an annotation as JSON; one percent are crowds in run lengths."""
     width, height = random.uniform(10, 300, 2)
     x, y = random.uniform(0, 640 - width), random.uniform(0, 480 - height)
     box = f'"bbox":[{x:.2f},{y:.2f},{width:.2f},{height:.2f}]'
@@ -121,7 +121,7 @@ def measure(checkout: Path, engine: str, data: Path, masks: bool) -> dict[str, f
 
 
 def main() -> None:
-    """Prints the values of `KEYS` for each checkout and engine, and ratios after / before."""
+    """Prints the values of `KEYS` for each checkout and engine, and the ratios after / before."""
     parser = argparse.ArgumentParser(description="Measures the start of a training on a COCO-size annotation file.")
     parser.add_argument("--data", required=True, type=Path, help="folder of the generated data set")
     parser.add_argument("--checkout", type=Path, default=Path(__file__).parents[1], help="default: this one")

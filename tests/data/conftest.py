@@ -1,4 +1,4 @@
-"""Small COCO files whose content a test changes."""
+"""Small COCO files whose content tests can change."""
 
 import json
 from collections.abc import Callable

@@ -14,7 +14,7 @@ def _clean(monkeypatch):
     monkeypatch.setattr(catalog, "_registered", {})
 
 
-def test_builtin_data_lies_below_detectron2s_folder(monkeypatch):
+def test_builtin_data_sets_are_below_detectron2s_folder(monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", "/some/where")
     spec = catalog.get("coco_2017_val")
     assert Path(spec.json_file) == Path("/some/where/coco/annotations/instances_val2017.json")
@@ -23,14 +23,14 @@ def test_builtin_data_lies_below_detectron2s_folder(monkeypatch):
     assert Path(catalog.get("shapes_train").json_file) == Path("datasets/shapes/annotations/instances_train.json")
 
 
-def test_coco_lies_where_detectron2_looks_for_it():
+def test_paths_of_coco_match_detectron2():
     data = pytest.importorskip("detectron2.data", reason="Detectron2 is not installed")
     for name in ("coco_2017_train", "coco_2017_val"):
         theirs, ours = data.MetadataCatalog.get(name), catalog.get(name)
         assert (Path(theirs.json_file), Path(theirs.image_root)) == (ours.json_file, ours.image_root)
 
 
-def test_registering(tmp_path):
+def test_register(tmp_path):
     catalog.register("mine", tmp_path / "a.json", tmp_path)
     catalog.register("mine", str(tmp_path / "." / "a.json"), f"{tmp_path}/")  # the same files
     assert catalog.get("mine").json_file == tmp_path / "a.json"
@@ -42,7 +42,7 @@ def test_registering(tmp_path):
         catalog.register("", tmp_path / "b.json", tmp_path)
 
 
-def test_an_unknown_name_lists_the_known(tmp_path):
+def test_unknown_name(tmp_path):
     catalog.register("mine", tmp_path / "a.json", tmp_path)
     with pytest.raises(UserError, match="'yours'.*shapes_train.*coco_2017_val, .*mine; .*--register"):
         catalog.get("yours")

@@ -1,4 +1,4 @@
-"""COCO files: summary and records of a correct file, and the error of every fault."""
+"""COCO files: summary and records of a correct file, and errors for all kinds of faults."""
 
 import gc
 import itertools
@@ -22,7 +22,7 @@ def annotation(bbox, **changes):
     return plain | changes
 
 
-def refusal(spec, *args, **keywords):
+def load_error(spec, *args, **keywords):
     with pytest.raises(DatasetError) as caught:
         load_dataset(spec, *args, **keywords)
     message = str(caught.value)
@@ -58,26 +58,26 @@ def test_records_are_sorted_contiguous_and_clipped(write, content):
     [([-3, 4, 10, 10], [0, 4, 7, 10]), ([3, -4, 10, 10], [3, 0, 10, 6]), ([35, 4, 10, 10], [35, 4, 5, 10]),
      ([3, 25, 10, 10], [3, 25, 10, 5]), ([-5, -5, 100, 100], [0, 0, 40, 30])],
 )  # fmt: skip
-def test_boxes_end_at_every_border(write, content, bbox, clipped):
+def test_boxes_are_clipped_at_every_border(write, content, bbox, clipped):
     content["annotations"][0]["bbox"] = bbox
     spec = write(content)
     records = load_dataset(spec)
     assert records.summary.clipped == 2 and records[0]["annotations"][0]["bbox"] == clipped
 
 
-def test_images_without_objects_can_be_left_out(write, content):
+def test_with_objects_leaves_out_images_with_crowds_only(write, content):
     content["annotations"][3]["iscrowd"] = 1  # image 20 has crowds only now
     assert [record["image_id"] for record in load_dataset(write(content)).with_objects()] == [10]
 
 
-def test_records_are_those_that_detectron2_reads(write, content):
+def test_records_match_detectron2(write, content):
     detectron2 = pytest.importorskip("detectron2.data.datasets.coco", reason="Detectron2 is not installed")
     for item in content["annotations"]:
         item["segmentation"] = [[1, 2, 11, 2, 11, 22]]
     spec = write(content)
     theirs = detectron2.load_coco_json(str(spec.json_file), str(spec.image_root), "tiny_for_comparison")
     ours = list(load_dataset(spec, masks=True))
-    ours[0]["annotations"][1]["bbox"][2] = 20  # the one that is clipped
+    ours[0]["annotations"][1]["bbox"][2] = 20  # undo the clipping
     assert ours == theirs
 
 
@@ -87,7 +87,7 @@ def test_records_are_those_that_detectron2_reads(write, content):
 def test_boxes_without_area_follow_the_rule(write, content, bbox, caplog):
     content["annotations"].append(annotation(bbox, id=77))
     spec = write(content)
-    message = refusal(spec)
+    message = load_error(spec)
     assert "annotation 77" in message and "a.png" in message and str(bbox) in message and "`invalid_boxes`" in message
     with caplog.at_level(logging.WARNING):
         records = load_dataset(spec, "drop")
@@ -110,14 +110,14 @@ UNUSABLE = [
 def test_unusable_boxes_are_always_an_error(write, content, bbox, rule):
     content["annotations"].append(annotation(bbox, id=77))
     kind = "of negative width or height" if bbox == [20, 20, -5, 5] else "that are not four finite numbers"
-    assert f"boxes {kind} (1): annotation 77 of a.png has bbox" in refusal(write(content), rule)
+    assert f"boxes {kind} (1): annotation 77 of a.png has bbox" in load_error(write(content), rule)
 
 
 def test_all_faults_are_reported_at_once_with_counts(write, content):
     content["annotations"] += [annotation([0, 0, 0, 0]) for _ in range(9)]
     content["annotations"] += [annotation([0, 0, 5, 5], category_id=1000)]
     content["annotations"] += [annotation([0, 0, 5, 5], image_id=1000)]
-    message = refusal(write(content))
+    message = load_error(write(content))
     assert "(9)" in message and "and 4 more" in message and message.count("without area inside") == 1
     assert "category_id 1000" in message and "4, 7, 9" in message and "image_id 1000" in message
 
@@ -149,14 +149,14 @@ def test_all_faults_are_reported_at_once_with_counts(write, content):
 )
 def test_faults_of_entries(write, content, change, expected):
     change(content)
-    assert expected in refusal(write(content))
+    assert expected in load_error(write(content))
 
 
 def test_missing_images_are_named_and_counted(write, content):
     content["images"] += [{"id": i, "file_name": f"lost/{i}.png", "width": 9, "height": 9} for i in range(100, 107)]
     spec = write(content)
     (spec.image_root / "deep/b.png").unlink()
-    message = refusal(spec)
+    message = load_error(spec)
     assert "missing (8)" in message and str(spec.image_root / "deep/b.png") in message and "and 3 more" in message
 
 
@@ -164,8 +164,8 @@ def test_missing_folder(write, content):
     spec = write(content)
     (spec.image_root / "a.png").unlink()
     (spec.image_root / "a.png").mkdir()  # a folder is not an image
-    assert "missing (1)" in refusal(spec)
-    message = refusal(DatasetSpec("tiny", spec.json_file, spec.image_root / "nowhere"))
+    assert "missing (1)" in load_error(spec)
+    message = load_error(DatasetSpec("tiny", spec.json_file, spec.image_root / "nowhere"))
     assert str(spec.image_root / "nowhere") in message and "image files" not in message  # one fault, not four
 
 
@@ -176,7 +176,7 @@ def test_missing_folder(write, content):
 )  # fmt: skip
 def test_files_that_are_not_coco(write, text, expected):
     spec = write(text)
-    assert expected in refusal(spec)
+    assert expected in load_error(spec)
     with pytest.raises(DatasetError, match=expected):
         read_classes(spec)
 
@@ -185,26 +185,26 @@ def test_binary_and_missing_files(write, content):
     spec = write(content)
     for content in (b"\xff\xfe\xfa\x89PNG", b'{"images": "\xff"}', b'{"images": ' + b"[" * 100_000):
         spec.json_file.write_bytes(content)
-        assert "not JSON" in refusal(spec)
+        assert "not JSON" in load_error(spec)
     spec.json_file.unlink()
-    assert "does not exist" in refusal(spec)
+    assert "does not exist" in load_error(spec)
     with pytest.raises(DatasetError, match="does not exist"):
         read_classes(spec)
     spec.json_file.mkdir()
-    assert "cannot be read" in refusal(spec)
+    assert "cannot be read" in load_error(spec)
     with pytest.raises(DatasetError, match="python -m projects_deformable_detr.shapes"):
         load_dataset(DatasetSpec("shapes_train", "/nowhere/none.json", spec.image_root))
 
 
 def test_more_objects_than_queries(write, content):
-    message = refusal(write(content), max_objects=1)
+    message = load_error(write(content), max_objects=1)
     assert "than the 1 queries (1)" in message and "a.png has 2" in message and "at least 2" in message
     content["annotations"][0]["iscrowd"] = 1  # a crowd takes no query
     assert load_dataset(write(content), max_objects=1).summary.most_objects == 1
 
 
 @pytest.mark.parametrize("change", [lambda c: c.pop("annotations"), lambda c: c["annotations"].clear()])
-def test_no_objects_are_needed_where_only_results_are_wanted(write, content, change, caplog):
+def test_evaluation_without_objects(write, content, change, caplog):
     change(content)
     spec = write(content)
     records = load_dataset(spec, for_evaluation=True)
@@ -212,31 +212,31 @@ def test_no_objects_are_needed_where_only_results_are_wanted(write, content, cha
     assert "tiny" in caplog.text and "has no objects" in caplog.text
     assert [record["annotations"] for record in records] == [[], [], []]
     assert read_classes(spec).names == ("four", "seven", "nine")
-    assert "annotations" in refusal(spec)
-    assert "annotations" in refusal(spec, max_objects=5, for_evaluation=True)  # a set to train on as well
+    assert "annotations" in load_error(spec)
+    assert "annotations" in load_error(spec, max_objects=5, for_evaluation=True)  # also a training set
 
 
-def test_annotations_that_are_no_list_are_never_allowed(write, content):
+def test_annotations_must_be_a_list(write, content):
     content["annotations"] = {}
-    assert "no list 'annotations'" in refusal(write(content), for_evaluation=True)
+    assert "no list 'annotations'" in load_error(write(content), for_evaluation=True)
 
 
 @pytest.mark.parametrize("key", ["area", "iscrowd"])
-def test_what_only_the_evaluation_needs(write, content, key):
+def test_keys_that_only_evaluation_needs(write, content, key):
     del content["annotations"][1][key]
     spec = write(content)
     assert load_dataset(spec).summary.num_annotations == 4
-    assert f"annotation 2 of a.png lacks {key}" in refusal(spec, for_evaluation=True)
+    assert f"annotation 2 of a.png lacks {key}" in load_error(spec, for_evaluation=True)
 
 
-def test_the_garbage_collector_runs_again_afterwards(write, content):
+def test_garbage_collector_is_enabled_again(write, content):
     load_dataset(write(content))
     assert gc.isenabled()
-    refusal(write("{}"))
+    load_error(write("{}"))
     assert gc.isenabled()
 
 
-def test_class_names_follow_the_file(write, content):
+def test_changed_files_are_read_again(write, content):
     spec = write(content)
     assert read_classes(spec) == (("four", "seven", "nine"), (4, 7, 9), 3)
     content["categories"].append({"id": 1, "name": "a new one"})
@@ -244,18 +244,18 @@ def test_class_names_follow_the_file(write, content):
     assert read_classes(spec).names == load_dataset(spec).summary.class_names == ("a new one", "four", "seven", "nine")
 
 
-def test_deviations_that_do_not_matter_are_accepted(write, content):
+def test_accepted_deviations_from_the_schema(write, content):
     first, second, third, _ = content["annotations"]
     first["area"], second["bbox"], third["iscrowd"] = "large", [30, 5, 1e400, 10], True
-    assert "annotation 2 of a.png has bbox [30, 5, inf, 10]" in refusal(write(content))
+    assert "annotation 2 of a.png has bbox [30, 5, inf, 10]" in load_error(write(content))
     second["bbox"] = [30, 5, 5, 10]
     assert load_dataset(write(content)).summary.num_crowd == 1
-    assert "annotation 1 of a.png lacks area" in refusal(write(content), for_evaluation=True)
+    assert "annotation 1 of a.png lacks area" in load_error(write(content), for_evaluation=True)
     first["id"] = 2**63
-    assert "annotation 9223372036854775808 of a.png has id" in refusal(write(content))
+    assert "annotation 9223372036854775808 of a.png has id" in load_error(write(content))
 
 
-def test_the_ground_truth_is_that_of_the_file(write, content):
+def test_ground_truth_is_the_content_of_the_file(write, content):
     for item in content["annotations"]:
         item["segmentation"] = [[1, 2, 11, 2, 11, 22]]
     found = load_dataset(write(content), for_evaluation=True, masks=True).ground_truth()

@@ -1,4 +1,4 @@
-"""Data configuration from a cfg, and the classes and things that a cfg takes from its data sets."""
+"""Configuration of data sets, and classes and things that are resolved from them."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def tiny(write, content):
 
 
 def config(train=("tiny",), test=(), **keys):
-    """A config with data sets and keys, which have __ in place of dots."""
+    """Returns a config with data sets and keys, in which __ replaces dots."""
     cfg = get_cfg("standalone")
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = train, test
     for key, value in keys.items():
@@ -44,7 +44,7 @@ def things(*train, number=0, enabled=True, listed=(), num_classes=133):
     return classes(num_classes, train=train, **{f"MODEL__DETR__PANOPTIC__{key}": panoptic[key] for key in panoptic})
 
 
-def test_a_data_set_is_checked_for_its_use(tiny):
+def test_data_set_is_checked_for_its_use(tiny):
     cfg = config(test=("tiny",), MODEL__DETR__NUM_OBJECT_QUERIES=1)
     with pytest.raises(DatasetError, match=r"(?s)1 queries.*set MODEL.DETR.NUM_OBJECT_QUERIES to at least 2"):
         load(tiny, data_config(cfg))
@@ -57,7 +57,7 @@ def test_a_data_set_is_checked_for_its_use(tiny):
     assert data_config(config(MODEL__DETR__DEC_LAYERS=0)).max_objects is None  # every token is a query
 
 
-def test_the_number_of_classes(tiny):
+def test_number_of_classes(tiny):
     assert resolve_num_classes(classes()) == resolve_num_classes(classes(3)) == 3
     assert resolve_num_classes(classes(train=(), test=("tiny",))) == 3
     assert resolve_num_classes(classes(5, train=())) == 5
@@ -70,14 +70,14 @@ def test_the_number_of_classes(tiny):
             resolve_num_classes(cfg)
 
 
-def test_a_trained_model_needs_no_data_but_an_untrained_one_does(tmp_path):
+def test_only_trained_models_can_be_built_without_data(tmp_path):
     catalog.register("gone", tmp_path / "gone.json", tmp_path)
     assert resolve_num_classes(classes(5, train=("gone",))) == 5
     with pytest.raises(DatasetError, match="gone.json does not exist"):
         resolve_num_classes(classes(train=("gone",)))
 
 
-def test_data_sets_that_disagree():
+def test_data_sets_with_different_classes():
     names = {"tiny": ("a", "b"), "same": ("a", "b"), "more": ("a", "b", "c"), "other": ("a", "x")}
     assert resolve_num_classes(classes(test=("same",)), names.__getitem__) == 2
     with pytest.raises(DatasetError, match="tiny has 2 categories, but more has 3"):
@@ -86,7 +86,7 @@ def test_data_sets_that_disagree():
         resolve_num_classes(classes(train=("tiny", "other")), names.__getitem__)
 
 
-def test_the_things_of_data_sets(tmp_path, monkeypatch):
+def test_things_of_data_sets(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     generate(tmp_path / "shapes", num_train=1, num_val=0, size=64)
     assert resolve_things(things("shapes_train_panoptic", "shapes_train")) == tuple(range(6))
@@ -98,7 +98,7 @@ def test_the_things_of_data_sets(tmp_path, monkeypatch):
         resolve_things(things("coco_2017_train_panoptic"))
 
 
-def test_things_that_are_listed():
+def test_listed_thing_classes():
     assert resolve_things(things(listed=[11, 12, 18])) == (11, 12, 18)
     for listed in ([11, 11], [12, 11], [132, 133], [-1, 0]):
         with pytest.raises(
@@ -111,7 +111,7 @@ def test_things_that_are_listed():
         resolve_things(things("any", listed=[1, 2]), lambda name: (0, 1))
 
 
-def test_a_panoptic_model_needs_stuff():
+def test_panoptic_model_requires_stuff():
     all_things = {"shapes_train": tuple(range(6))}.__getitem__
     assert resolve_things(things("shapes_train", num_classes=6, enabled=False), all_things) == tuple(range(6))
     with pytest.raises(DatasetError, match="ENABLED is True, but all 6 classes of data set shapes_train are things"):
@@ -139,7 +139,7 @@ def test_repeat_thresholds_out_of_range(name, threshold):
         (["cells"], "TRAIN_REPEAT_FACTOR has 'cells': use pairs"),
     ],
 )
-def test_unusable_weights_of_data_sets(pairs, message):
+def test_invalid_weights_of_data_sets(pairs, message):
     with pytest.raises(UserError, match=message):
         sampler_config(config(("cells", "more"), **{SAMPLER: "WeightedTrainingSampler", WEIGHTS: pairs}))
 

@@ -1,4 +1,4 @@
-"""LVIS's format: detected from the content, converted to COCO's, with an error for every fault."""
+"""LVIS's format: detection, conversion to COCO's format, and errors for all kinds of faults."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ Write = Callable[[Any], DatasetSpec]
 
 @pytest.fixture
 def federated(content: dict[str, Any]) -> dict[str, Any]:
-    """The valid content in LVIS's format; the path of deep/b.png is in its URL."""
+    """Returns the valid content in LVIS's format; the path of deep/b.png is in its URL."""
     absent = {10: 7, 20: 9, 30: 4}
     for image in content["images"]:
         image |= {"neg_category_ids": [absent[image["id"]]], "not_exhaustive_category_ids": []}
@@ -29,7 +29,7 @@ def federated(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def test_a_file_is_recognised_and_read(write: Write, federated: dict[str, Any]) -> None:
+def test_lvis_file_is_detected_and_loaded(write: Write, federated: dict[str, Any]) -> None:
     spec = write(federated)
     records = load_dataset(spec, for_evaluation=True)
     summary = records.summary
@@ -72,14 +72,14 @@ def test_faults(
         load_dataset(write(federated), for_evaluation=True)
 
 
-def test_lvis_lies_where_detectron2_looks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_paths_of_lvis_match_detectron2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for split in ("train", "val"):
         spec = catalog.get(f"lvis_v1_{split}")
         assert (spec.json_file, spec.image_root) == (tmp_path / f"lvis/lvis_v1_{split}.json", tmp_path / "coco")
         with pytest.raises(DatasetError, match=f"lvis_v1_{split}.json does not exist: place LVIS there"):
             load_dataset(spec)
-    builtin = pytest.importorskip("detectron2.data.datasets.builtin", reason="compares with Detectron2's places")
+    builtin = pytest.importorskip("detectron2.data.datasets.builtin", reason="compares with Detectron2's paths")
     theirs = builtin._PREDEFINED_SPLITS_LVIS["lvis_v1"]
     assert theirs["lvis_v1_train"] == ("coco/", "lvis/lvis_v1_train.json")
     assert theirs["lvis_v1_val"] == ("coco/", "lvis/lvis_v1_val.json")
@@ -88,7 +88,7 @@ def test_lvis_lies_where_detectron2_looks_for_it(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("content", "expected"), [('{"images": [{"neg_category_ids": []}]}', True), ('{"images": []}', False), ("", False)]
 )
-def test_a_file_is_lvis_by_its_content(tmp_path: Path, content: str, expected: bool) -> None:
+def test_format_is_detected_from_the_content(tmp_path: Path, content: str, expected: bool) -> None:
     assert not lvis.is_lvis_file(tmp_path / "file.json")
     (tmp_path / "file.json").write_text(content)
     assert lvis.is_lvis_file(tmp_path / "file.json") is expected

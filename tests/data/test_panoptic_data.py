@@ -1,4 +1,4 @@
-"""Masks and panoptic annotations: those of the shapes data, COCO's format, and the error of every fault."""
+"""Masks and panoptic annotations: the shapes data, COCO's format, and errors for all kinds of faults."""
 
 import json
 import pickle
@@ -36,7 +36,7 @@ def spec(made, monkeypatch):
     return catalog.get("shapes_train_panoptic")
 
 
-def test_names_of_panoptic_data_sets(monkeypatch):
+def test_paths_of_panoptic_data_sets(monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", "/d")
     spec = catalog.get("coco_2017_val_panoptic")
     assert [str(path) for path in (spec.json_file, spec.image_root, spec.panoptic_root, spec.instances_json)] == [
@@ -48,7 +48,7 @@ def test_names_of_panoptic_data_sets(monkeypatch):
     assert catalog.get("coco_2017_val").panoptic_root is None
 
 
-def test_every_pixel_of_the_shapes_is_in_one_segment(spec):
+def test_segments_of_the_shapes_cover_every_pixel_once(spec):
     records = load_dataset(spec, max_objects=20)
     summary = records.summary
     assert summary.class_names == (*CLASS_NAMES, *STUFF_NAMES) and summary.num_things == len(CLASS_NAMES)
@@ -72,8 +72,8 @@ def test_every_pixel_of_the_shapes_is_in_one_segment(spec):
     assert kinds == {6, 7, 8}
 
 
-def test_things_are_the_instances(spec):
-    """Segments of shapes are the masks of the polygons, except pixels on an edge."""
+def test_things_match_the_instances(spec):
+    """Segments and polygons differ by pixels on edges only."""
     instances = load_dataset(DatasetSpec("things", spec.instances_json, spec.image_root), masks=True)
     assert instances.summary.class_names == CLASS_NAMES
     for record, other in zip(load_dataset(spec), instances, strict=True):
@@ -86,14 +86,14 @@ def test_things_are_the_instances(spec):
             assert (mask & polygon).sum() / (mask | polygon).sum() > (0.8 if polygon.sum() > 100 else 0.55)
 
 
-def test_pixels_are_cocos():
+def test_segment_ids_as_rgb():
     ids = np.array([[0, 1, 255, 256, 65536, 256**3 - 1]], np.int32)
     pixels = ids_to_rgb(ids)
     assert pixels[0].tolist() == [[0, 0, 0], [1, 0, 0], [255, 0, 0], [0, 1, 0], [0, 0, 1], [255, 255, 255]]
     np.testing.assert_array_equal(rgb_to_ids(pixels), ids)
 
 
-def test_segmentations_of_every_kind():
+def test_all_formats_of_segmentations():
     mask = np.zeros((6, 8), np.uint8)
     mask[1:4, 2:7] = 1
     compressed = rle_format.encode(np.asfortranarray(mask))
@@ -156,7 +156,7 @@ def write_panoptic(tmp_path):
     return write
 
 
-def test_things_come_first_and_crowds_are_no_objects(write_panoptic):
+def test_things_come_first_and_crowds_are_not_objects(write_panoptic):
     records = load_dataset(write_panoptic(), max_objects=2)
     summary = records.summary
     assert (summary.class_names, summary.category_ids) == (("dog", "cat", "sky"), (7, 20, 1))
@@ -170,8 +170,7 @@ def test_things_come_first_and_crowds_are_no_objects(write_panoptic):
     np.testing.assert_array_equal(rle_format.decode(first["segmentation"]), found[0])
 
 
-def test_results_of_images_of_one_name_have_files_of_their_own(write_panoptic, tmp_path):
-    """Results are stored as PNGs, as 5,000 uncompressed segmentations of COCO's size would not fit into memory."""
+def test_results_of_images_with_the_same_name(write_panoptic, tmp_path):
     spec = write_panoptic()
     ids = np.kron(np.array([[5, 9]], np.int32), np.ones((4, 3), np.int32))
     ids[3] = 300
@@ -179,7 +178,7 @@ def test_results_of_images_of_one_name_have_files_of_their_own(write_panoptic, t
     evaluator = PanopticEvaluator(spec, (7, 20, 1))
     for image_id, folder in ((1, "a"), (2, "b")):
         evaluator.add(image_id, f"{folder}/same.jpg", PanopticSegmentation(torch.from_numpy(ids), segments))
-    assert len(pickle.dumps(evaluator)) < 2000
+    assert len(pickle.dumps(evaluator)) < 2000  # segmentations are compressed
     metrics = evaluator.evaluate(tmp_path / "out")["panoptic_seg"]
     assert metrics["PQ"] == 100
     written = json.loads((tmp_path / "out/predictions.json").read_text())["annotations"]
@@ -258,14 +257,14 @@ def with_masks(content):
         ([[1, 2, 11, 2]], "fewer than three points .*annotation 4 .*`invalid_boxes` to drop"),
     ],
 )
-def test_segmentations_are_checked_where_masks_are_wanted(with_masks, write, segmentation, expected):
+def test_segmentations_are_checked_if_masks_are_loaded(with_masks, write, segmentation, expected):
     spec = write(with_masks(segmentation))
     with pytest.raises(DatasetError, match="(?s)" + expected):
         load_dataset(spec, masks=True)
-    assert load_dataset(spec).summary.num_annotations == 4  # boxes alone do not need them
+    assert load_dataset(spec).summary.num_annotations == 4  # without masks
 
 
-def test_short_polygons_are_left_out_where_boxes_without_area_are(with_masks, write):
+def test_drop_leaves_out_short_polygons(with_masks, write):
     spec = write(with_masks([[1, 2, 11, 2]]))
     summary = load_dataset(spec, "drop", masks=True).summary
     assert (summary.num_annotations, summary.dropped) == (3, 1)

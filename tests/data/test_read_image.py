@@ -19,7 +19,7 @@ def file(tmp_path, pixels):
     return tmp_path / "photo.png"
 
 
-def test_pixels_in_both_orders(file, pixels):
+def test_channel_orders(file, pixels):
     rgb, bgr = read_image(file), read_image(str(file), "BGR", expected_size=(12, 20))
     assert rgb.dtype == np.uint8 and rgb.flags.c_contiguous and bgr.flags.c_contiguous
     np.testing.assert_array_equal(rgb, pixels)
@@ -73,6 +73,6 @@ def test_missing_files_and_folders(tmp_path):
         read_image(tmp_path)
 
 
-def test_a_size_that_disagrees(file):
+def test_unexpected_size(file):
     with pytest.raises(DatasetError, match=r"photo\.png is 20 x 12 .* 12 x 20 in its record"):
         read_image(file, expected_size=(20, 12))

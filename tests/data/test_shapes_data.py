@@ -46,7 +46,7 @@ def decoded(polygons, height, width):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_files_are_sound(made, split):
+def test_files_pass_all_checks(made, split):
     records = load_dataset(spec(made, split), max_objects=10, for_evaluation=True)
     summary = records.summary
     assert summary.class_names == CLASS_NAMES and summary.category_ids == (1, 2, 3, 4, 5, 6)
@@ -59,7 +59,7 @@ def test_the_files_are_sound(made, split):
         assert len(COCO(str(spec(made, split).json_file)).getAnnIds()) == summary.num_annotations
 
 
-def test_the_same_seed_gives_the_same_files_and_a_longer_set_begins_with_a_shorter(made, tmp_path):
+def test_files_depend_on_seed_and_index_only(made, tmp_path):
     shapes.generate(tmp_path, num_train=15, num_val=0, size=SIZE, seed=3)
     for index in range(1, 13):
         assert (tmp_path / f"train/{index:06d}.jpg").read_bytes() == (made / f"train/{index:06d}.jpg").read_bytes()
@@ -78,7 +78,7 @@ def test_splits_seeds_and_images_differ(made):
     assert len(train) == 12 and len(val) == 5 and not train & val
 
 
-def test_a_known_scene():
+def test_known_scene():
     """A seed gives the same scene on every machine; increment shapes.VERSION if this changes on purpose."""
     scene = shapes.make_scene(0, "train", 0, (128, 160))
     assert scene.image.shape == (149, 136, 3)
@@ -90,7 +90,7 @@ def test_a_known_scene():
     np.testing.assert_allclose([area for _, _, area in found], [634.875, 283.375, 59.1875], rtol=0.02)
 
 
-def test_boxes_areas_and_polygons_are_those_of_the_masks(scenes):
+def test_boxes_areas_and_polygons_match_the_masks(scenes):
     for scene in scenes:
         height, width = scene.image.shape[:2]
         for item, annotation in zip(scene.objects, shapes.annotate(scene), strict=True):
@@ -115,7 +115,7 @@ def test_shapes_are_mostly_visible(scenes):
         assert set(np.unique(scene.owners)) - {0} == {item.index for item in scene.objects}
         assert all(MIN_VISIBLE <= item.visible <= 1 for item in scene.objects)
         covered += sum(item.visible < 0.97 for item in scene.objects)
-    assert covered > 40  # and yet some overlap, or leave the image
+    assert covered > 40  # partly covered, or partly outside the image
 
 
 def test_scenes_are_varied(scenes):
@@ -129,8 +129,7 @@ def test_scenes_are_varied(scenes):
     assert min(counts) <= 4 and max(counts) >= 9 and max(counts) <= 10
 
 
-def test_shapes_stand_out_from_what_is_around_them(scenes):
-    """The color of a shape differs from that of the pixels around it."""
+def test_shapes_differ_in_color_from_their_surroundings(scenes):
     faint = total = 0
     for scene in scenes:
         owners = scene.owners[FINE // 2 :: FINE, FINE // 2 :: FINE]
@@ -145,7 +144,7 @@ def test_shapes_stand_out_from_what_is_around_them(scenes):
 
 
 @pytest.mark.parametrize("name", CLASS_NAMES)
-def test_outlines_fit_their_frame(name):
+def test_outlines_have_unit_size(name):
     points = np.concatenate(SHAPES[name])
     assert np.abs(points).max() <= 1.1 and np.ptp(points, axis=0).min() > 1.5
 
@@ -180,7 +179,7 @@ def test_arguments_out_of_range(tmp_path, change, expected):
         shapes.generate(tmp_path / "file", num_train=1, num_val=1)
 
 
-def test_an_interrupted_run_leaves_no_annotations(made, tmp_path, monkeypatch):
+def test_interrupted_run_leaves_no_annotations(made, tmp_path, monkeypatch):
     shapes.generate(tmp_path, num_train=2, num_val=0, size=64)
     calls = iter([None])
 
@@ -194,7 +193,7 @@ def test_an_interrupted_run_leaves_no_annotations(made, tmp_path, monkeypatch):
     assert list((tmp_path / "annotations").iterdir()) == []
 
 
-def test_the_command_line(tmp_path, capsys):
+def test_command_line(tmp_path, capsys):
     shapes.main(["--out", str(tmp_path), "--train", "2", "--val", "1", "--size", "64", "--seed", "9"])
     assert str(tmp_path) in capsys.readouterr().out
     content = json.loads(spec(tmp_path, "train").json_file.read_text())

@@ -21,7 +21,7 @@ CLASSES = ("two", "five", "eight")
 
 @pytest.fixture(scope="module")
 def truth_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Objects of all three of COCO's sizes, a crowd, a class without objects, an image without any."""
+    """Objects of COCO's three sizes, a crowd, a class without objects, and an image without objects."""
     rng = np.random.default_rng(0)
     images = [{"id": index, "file_name": f"{index}.png", "width": 300, "height": 300} for index in (3, 1, 7, 4)]
     annotations = []
@@ -46,7 +46,7 @@ def truth(truth_file: Path) -> COCO:
 
 @pytest.fixture(scope="module")
 def results(truth: COCO) -> list[dict[str, Any]]:
-    """Shifted ground truth with scores, some of it twice or of a wrong class."""
+    """Shifted ground truth with scores, partly duplicated or of a wrong class."""
     rng = np.random.default_rng(1)
     found = []
     for item in truth.dataset["annotations"] * 2:

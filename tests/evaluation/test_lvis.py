@@ -109,7 +109,7 @@ def test_ground_truth_has_ap_100(many: DatasetSpec, tmp_path: Path) -> None:
 
 
 def test_ground_truth_masks_have_ap_100(many: DatasetSpec, tmp_path: Path) -> None:
-    """The boxes are wrong on purpose: object sizes are those of the masks."""
+    """Boxes are wrong, so that object sizes must be those of the masks."""
     pytest.importorskip("faster_coco_eval", reason="computes LVIS's AP with faster-coco-eval")
     evaluator = LvisEvaluator(load_dataset(many), 300)
     annotations = json.loads(Path(many.json_file).read_text())["annotations"]
@@ -127,10 +127,10 @@ def test_ground_truth_masks_have_ap_100(many: DatasetSpec, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("kind", "is_error"), [("absent", True), ("exhaustive", True), ("not exhaustive", False), ("unknown", False)]
 )
-def test_false_positives_count_where_their_class_is_annotated(
+def test_false_positives_only_count_if_their_class_is_annotated(
     many: DatasetSpec, tmp_path: Path, kind: str, is_error: bool
 ) -> None:
-    """Adds a detection with a high score at a wrong place."""
+    """Adds a detection with a high score at a wrong position."""
     image = json.loads(Path(many.json_file).read_text())["images"][0]
     found = truth(many)
     real = found[image["id"]]
@@ -227,7 +227,7 @@ def test_training_and_evaluation_with_1203_classes(
     assert any("bbox/APr" in line for line in logged)
 
 
-def test_a_missing_package_is_an_error_before_training(
+def test_missing_package_is_an_error_before_training(
     many_args: Callable[..., Namespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("projects_deformable_detr.data.catalog._registered", {})

@@ -1,4 +1,4 @@
-"""Panoptic quality of cases that are computed by hand."""
+"""Panoptic quality of small cases with known results."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ KINDS = {THING: True, OTHER: True, STUFF: False}
 
 
 def strip(*runs):
-    """A map of one row: (id, pixels), …"""
+    """Returns a map of one row from pairs (id, number of pixels)."""
     return np.repeat([run[0] for run in runs], [run[1] for run in runs]).astype(np.int32)[None]
 
 
@@ -24,7 +24,7 @@ def measured(true_ids, truth, pred_ids, pred):
     return quality.compute({THING: "thing", OTHER: "other", STUFF: "stuff"})
 
 
-def test_a_perfect_prediction():
+def test_perfect_prediction():
     ids, listed = strip((1, 10), (2, 20), (3, 30)), segments(s1=THING, s2=THING, s3=STUFF)
     metrics = measured(ids, listed, ids + 100, [{**item, "id": item["id"] + 100} for item in listed])
     assert all(metrics[name + part] == 100 for name in ("PQ", "SQ", "RQ") for part in ("", "_th", "_st"))
@@ -49,7 +49,7 @@ def test_iou_false_positives_and_false_negatives():
     assert metrics["RQ_th"] == pytest.approx(100 * (1 / 1.5) / 2)
 
 
-def test_a_match_needs_an_iou_above_one_half():
+def test_a_match_requires_an_iou_above_one_half():
     metrics = measured(strip((1, 10), (0, 10)), segments(s1=THING), strip((0, 5), (1, 5), (0, 10)), segments(s1=THING))
     assert metrics["PQ"] == 0  # IoU 5/10 exactly: one false positive, one false negative
     metrics = measured(strip((1, 11), (0, 9)), segments(s1=THING), strip((0, 5), (1, 6), (0, 9)), segments(s1=THING))
@@ -69,7 +69,7 @@ def test_predictions_with_more_than_half_void_are_ignored(inside, is_counted):
     assert (metrics["PQ-other"] == 0) == is_counted and np.isnan(metrics["PQ-other"]) != is_counted
 
 
-def test_crowds_are_optional_and_excuse_predictions_of_their_category_only():
+def test_crowds_only_ignore_predictions_of_their_category():
     true_ids = strip((1, 10), (2, 20))
     truth = [{"id": 1, "category_id": STUFF}, {"id": 2, "category_id": THING, "iscrowd": 1}]
     missed = measured(true_ids, truth, strip((1, 10), (0, 20)), segments(s1=STUFF))
