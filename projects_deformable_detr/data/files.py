@@ -224,15 +224,8 @@ def _check_files(images: list[ImageEntry], spec: DatasetSpec, problems: Problems
         path = os.path.join(spec.image_root, str(image.file_name))
         folder, name = os.path.split(path)
         if folder not in listed:
-            listed[folder] = _file_names(folder)
+            is_folder = os.path.isdir(folder)
+            listed[folder] = {entry.name for entry in os.scandir(folder) if not entry.is_dir()} if is_folder else set()
         if name not in listed[folder]:
             remedy = f"Add the files, correct the image folder, or remove their records.{hint}"
             problems.add("image files that are missing", path, remedy)
-
-
-def _file_names(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if not entry.is_dir()}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()

@@ -71,21 +71,18 @@ def read_classes(spec: DatasetSpec) -> Classes:
         DatasetError: if the file cannot be read, is not in COCO's format, or has unusable categories.
     """
     key = spec, _version(spec)
-    if key not in _classes:
-        _classes[key] = _read_classes(spec)
-    return _classes[key]
-
-
-def _read_classes(spec: DatasetSpec) -> Classes:
-    problems = Problems()
-    entries = read_categories(spec)
+    if key in _classes:
+        return _classes[key]
+    problems, entries = Problems(), read_categories(spec)
     if spec.panoptic_root is None and lvis.is_lvis_file(spec.json_file):
         lvis.prepare([], entries, problems)
     categories = check_categories(entries, problems)
     problems.raise_if_any(spec.name, spec.json_file)
     if spec.panoptic_root is not None:
-        return panoptic.read_classes(entries, spec)
-    return Classes(tuple(categories.values()), tuple(categories), len(categories))
+        _classes[key] = panoptic.read_classes(entries, spec)
+    else:
+        _classes[key] = Classes(tuple(categories.values()), tuple(categories), len(categories))
+    return _classes[key]
 
 
 def _version(spec: DatasetSpec) -> Version:

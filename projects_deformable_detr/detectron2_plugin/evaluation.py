@@ -102,11 +102,8 @@ def make_evaluator(
     is_cityscapes, is_panoptic = kind.startswith("cityscapes"), is_panoptic and kind.endswith("panoptic_seg")
     if is_cityscapes:  # has its own metrics of masks
         options["tasks"] = ("bbox",)
-    evaluators: list[DatasetEvaluator] = []
-    if is_standard(dataset_name):
-        evaluators.append(ThingsEvaluator(dataset_name, **options))
-    else:
-        evaluators.append(COCOEvaluator(dataset_name, **options))
+    coco = ThingsEvaluator if is_standard(dataset_name) else COCOEvaluator
+    evaluators: list[DatasetEvaluator] = [coco(dataset_name, **options)]
     if is_cityscapes and has_masks:
         evaluators.append(CityscapesEvaluator(dataset_name))
     if is_panoptic and is_separated(dataset_name):
