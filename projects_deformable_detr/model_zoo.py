@@ -1,6 +1,6 @@
-"""Recipes of ``configs/`` by name, and their models.
+"""Recipes of ``configs/`` and their models by name.
 
-A name is the path of a YAML file below ``configs/`` without its ending, such as
+A name is the path of a YAML file below ``configs/`` without suffix, such as
 ``deformable_detr_r50_two_stage_50ep`` or ``ablations/backbone_dcn``. The schedule at its end (``_50ep``) is optional if
 only one recipe matches without it.
 """
@@ -18,7 +18,7 @@ from .shapes.scene import CATEGORIES, CLASS_NAMES
 
 _PACKAGED = Path(__file__).with_name("configs")  # an installed package
 _CHECKOUT = Path(__file__).resolve().parents[1] / "configs"
-# The recipes' data sets, whose files are not needed to build a model.
+# Classes of the recipes' data sets, so that models can be built without their files.
 _NUM_CLASSES = {
     "coco_2017_train": 80,
     "coco_2017_train_panoptic": 133,
@@ -30,15 +30,11 @@ _SCHEDULE = re.compile(r"_\d+ep$")
 
 
 def config_folder() -> Path:
-    """Returns the folder of the recipes.
-
-    Raises:
-        UserError: if the installation has none.
-    """
+    """Returns the folder of the recipes; `UserError` if the installation has none."""
     for folder in (_PACKAGED, _CHECKOUT):
         if (folder / "Base-DeformableDETR.yaml").is_file():
             return folder
-    raise UserError(f"no configs in {_PACKAGED} or {_CHECKOUT}: install the project again")
+    raise UserError(f"no configs in {_PACKAGED} or {_CHECKOUT}: reinstall the project")
 
 
 def names() -> list[str]:
@@ -52,18 +48,18 @@ def config_file(name: str) -> Path:
     """Returns the YAML file of a recipe.
 
     Raises:
-        UserError: if the name matches no recipe, or several; the message lists the candidates.
+        UserError: if the name matches no recipe or several; the message lists the candidates.
     """
     known = names()
-    matches = [name] if name in known else [each for each in known if _SCHEDULE.sub("", each) == name]
+    matches = [name] if name in known else [recipe for recipe in known if _SCHEDULE.sub("", recipe) == name]
     if len(matches) != 1:
-        problem = "matches several recipes" if matches else "is not known"
+        problem = "matches several recipes" if matches else "is unknown"
         raise UserError(f"config {name!r} {problem}: choose one of {', '.join(matches or known)}")
     return config_folder() / f"{matches[0]}.yaml"
 
 
 def get_config_file(name: str) -> str:
-    """Returns the path of a recipe, with the signature of Detectron2's ``model_zoo.get_config_file``."""
+    """Returns the path of a recipe; a drop-in for Detectron2's ``model_zoo.get_config_file``."""
     return str(config_file(name.removesuffix(".yaml")))
 
 
@@ -73,14 +69,13 @@ def get_config(name: str, *, lazy: bool = False, engine: str = "auto") -> Any:
     Args:
         name: name of the recipe.
         lazy: return a LazyConfig instead of a ``CfgNode``; requires Detectron2.
-        engine: the engine whose ``CfgNode`` is returned: ``"detectron2"``, ``"standalone"``, or ``"auto"`` for
-            Detectron2 if it is installed.
+        engine: the ``CfgNode``'s engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` (Detectron2 if installed).
 
     Raises:
         UserError: as `config_file`; or if ``lazy`` is set and Detectron2 is not installed.
     """
     if lazy and not is_installed("detectron2"):
-        raise UserError("a LazyConfig requires Detectron2, which is not installed: omit lazy=True")
+        raise UserError("lazy must be False: a LazyConfig requires Detectron2, which is not installed")
     cfg = get_cfg("detectron2" if lazy else engine)
     cfg.merge_from_file(str(config_file(name)))
     if not lazy:
@@ -98,13 +93,10 @@ def get(name: str, *, num_classes: int | None = None, device: str = "cpu", engin
         name: name of the recipe.
         num_classes: number of classes; defaults to that of the recipe's data set.
         device: device of the model.
-        engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` for Detectron2 if it is installed.
+        engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` (Detectron2 if installed).
 
     Returns:
-        Detectron2's meta-architecture, or the `Detector` for the standalone engine.
-
-    Raises:
-        UserError: as `config_file`.
+        The meta-architecture for Detectron2, the `Detector` for the standalone engine.
     """
     cfg = get_config(name, engine=engine)
     _set_num_classes(cfg, num_classes)

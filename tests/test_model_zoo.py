@@ -41,7 +41,7 @@ def test_get_config_file_accepts_names_with_yaml_ending():
 
 
 def test_an_unknown_name_lists_all_names():
-    message = "'yolo' is not known: choose one of ablations/backbone_dcn, .*, small_r18_scratch"
+    message = "'yolo' is unknown: choose one of ablations/backbone_dcn, .*, small_r18_scratch"
     with pytest.raises(UserError, match=message):
         model_zoo.get_config("yolo")
 

@@ -1,14 +1,14 @@
-"""Class heads: assigns the logits of a file's classes to those of the model.
+"""Maps the class heads of a file to the classes of the model.
 
-The first rule that applies (docs/checkpoints.md):
+The first applicable rule is used (see docs/checkpoints.md):
 
 1. ``keep_logits``: the head is loaded unchanged and must have the model's number of logits.
-2. The class names of both are known: each class of the model takes the logit of the file's class of the same name;
-   classes that the file lacks keep their initial weights.
+2. The class names of file and model are known: each class of the model takes the logit of the file's class of the same
+   name; classes that the file lacks keep their initial weights.
 3. Class names are unknown: the head is loaded unchanged if the numbers of logits agree, and keeps its initial weights
    otherwise.
 
-Softmax heads are not loaded into sigmoid heads, nor the other way round.
+Softmax heads are not loaded into sigmoid heads or vice versa.
 """
 
 import re
@@ -22,7 +22,6 @@ from . import coco_classes
 from .formats.base import Format, Names, State
 from .formats.detector import CLASS_HEAD
 
-_SHOWN = 10
 _PROPOSALS = "queries.class_head."
 
 
@@ -31,7 +30,7 @@ class ClassHead:
     """Meaning of a class head's logits.
 
     Attributes:
-        names: names of the classes, None for an unused logit; None if they are unknown.
+        names: names of the classes, None for unused logits; None if the names are unknown.
         no_object: whether the last logit is "no object".
     """
 
@@ -46,7 +45,7 @@ class ClassReport:
     Attributes:
         action: ``"kept"``, ``"mapped"``, ``"new"``, or ``"none"`` without class heads.
         message: description for the log.
-        new: names, or if unknown the indices, of classes that keep their initial weights.
+        new: names of the classes that keep their initial weights; indices if the names are unknown.
     """
 
     action: str
@@ -60,14 +59,14 @@ def count_logits(state: State) -> int:
 
 
 def class_names_of(format: Format, count: int, stored: Sequence[str] | None) -> Names | None:
-    """Returns the names of a file's ``count`` classes, None for unused logits; None if they are unknown.
+    """Returns the names of a file's classes, None for unused logits; None if the names are unknown.
 
     Args:
         format: format of the file.
         count: number of classes, without "no object".
-        stored: names in the file, or in a config next to it.
+        stored: names in the file or in a config next to it.
     """
-    # Hugging Face's configs have LABEL_7 for a class without a name.
+    # Hugging Face's configs use LABEL_7 for a class without a name.
     if stored is not None and len(stored) == count and not any(re.fullmatch(r"LABEL_\d+", name) for name in stored):
         return tuple(None if name in ("N/A", "") else name for name in stored)
     return format.classes.get(count)
@@ -76,12 +75,12 @@ def class_names_of(format: Format, count: int, stored: Sequence[str] | None) -> 
 def fit_class_heads(
     state: State, own: State, theirs: ClassHead, ours: ClassHead, *, keep_logits: bool = False
 ) -> tuple[State, ClassReport]:
-    """Returns the state with class heads that fit the model.
+    """Returns the state with class heads that fit the model, and a report.
 
     Args:
         state: the file's weights with our keys.
         own: the model's state dict.
-        theirs, ours: class heads of file and model.
+        theirs, ours: class heads of the file and of the model.
         keep_logits: load class heads without mapping classes.
     """
     heads = [key for key in state if CLASS_HEAD.fullmatch(key) and key in own]
@@ -100,12 +99,12 @@ def fit_class_heads(
 
 
 def _choose_rows(found: int, wanted: int, theirs: ClassHead, ours: ClassHead) -> tuple[dict[int, int], ClassReport]:
-    """Maps rows of the model's head, of ``wanted`` logits, to rows of the file's, of ``found`` logits."""
+    """Maps rows of the model's head (``wanted`` logits) to rows of the file's head (``found`` logits)."""
     count = wanted - ours.no_object
     names = ours.names if ours.names and len(ours.names) == count else None
 
     def new_head(reason: str) -> tuple[dict[int, int], ClassReport]:
-        listed = f" ({_listed(names)})" if names else ""
+        listed = f" ({', '.join(shorten(names))})" if names else ""
         new = tuple(map(str, names or range(count)))
         message = f"The class head of {count} classes{listed} keeps its initial weights: {reason}."
         return {}, ClassReport("new", message, new)
@@ -113,7 +112,7 @@ def _choose_rows(found: int, wanted: int, theirs: ClassHead, ours: ClassHead) ->
     if theirs.no_object != ours.no_object:
         loss = "softmax with a logit for no object" if theirs.no_object else "sigmoid"
         return new_head(f"the file's is {loss}, the model's is not")
-    # COCO is assumed for a model with as many classes if the file is COCO's.
+    # A model without class names but with COCO's number of classes is assumed to be COCO's if the file is.
     by_coco = names is None and theirs.names in coco_classes.BY_ID.values()
     known = coco_classes.CONTIGUOUS.get(count) if by_coco else names
     if theirs.names is None or known is None:
@@ -122,23 +121,24 @@ def _choose_rows(found: int, wanted: int, theirs: ClassHead, ours: ClassHead) ->
         return new_head(f"the file has {found} logits of unknown classes")
     rows = match_names(known, theirs.names)
     if not rows:
-        return new_head(f"none of its classes is among the file's ({_listed([name for name in theirs.names if name])})")
+        found_names = ", ".join(shorten([name for name in theirs.names if name]))
+        return new_head(f"none of its classes is among the file's ({found_names})")
     if ours.no_object:
         rows[wanted - 1] = found - 1
     missing = tuple(str(name) for index, name in enumerate(known) if index not in rows)
     if rows == _identity(found) and found == wanted:
-        return rows, ClassReport("kept", f"The class head's {found} logits are of the model's classes.")
-    message = f"{count - len(missing)} of {count} classes take their logits from the file's {found}"
-    message += " by COCO's categories." if by_coco else " by name."
+        return rows, ClassReport("kept", f"The class head's {found} logits are those of the model's classes.")
+    message = f"{count - len(missing)} of {count} classes take their logits from the file's {found} by "
+    message += "COCO's categories." if by_coco else "name."
     if missing:
-        message += f" The others keep their initial weights: {_listed(missing)}."
+        message += f" The others keep their initial weights: {', '.join(shorten(missing))}."
     return rows, ClassReport("mapped", message, missing)
 
 
 def match_names(ours: Names, theirs: Names) -> dict[int, int]:
-    """Returns the index in ``theirs`` of each class of ``ours`` that is in both.
+    """Maps the index of each class in ``ours`` to the index of the same class in ``theirs``, if it is there.
 
-    Case and separators are ignored, and where the match is unique also the suffixes of COCO's stuff classes:
+    Case and separators are ignored. So are the suffixes of COCO's stuff classes where the match is unique, as
     Detectron2's separated panoptic format has "sky" for "sky-other-merged".
     """
     places = {_normalized(name): index for index, name in enumerate(theirs) if name is not None}
@@ -158,7 +158,7 @@ def _identity(count: int) -> dict[int, int]:
 
 
 def _take_rows(theirs: Tensor, own: Tensor, rows: dict[int, int]) -> Tensor:
-    """Returns ``own`` (M, …) with rows of ``theirs`` (F, …), or ``theirs`` if their other dimensions differ."""
+    """Returns a copy of ``own`` (M, …) with rows of ``theirs`` (F, …), or ``theirs`` if other dimensions differ."""
     if theirs.shape[1:] != own.shape[1:] or (rows == _identity(len(own)) and len(theirs) == len(own)):
         return theirs
     taken = own.detach().clone().to(theirs.device)
@@ -175,5 +175,6 @@ def _without_suffix(name: str | None) -> str:
     return re.sub(r"(?<=.) (other|merged|other merged)$", "", _normalized(name))
 
 
-def _listed(names: Sequence[str | None]) -> str:
-    return ", ".join(map(str, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def shorten(items: Sequence[str | None], limit: int = 8) -> list[str]:
+    """Returns the first ``limit`` items of a list for a message, followed by "and N more"."""
+    return [*map(str, items[:limit]), *([f"and {len(items) - limit} more"] if len(items) > limit else [])]

@@ -1,7 +1,7 @@
 """COCO's categories (arXiv 1405.0312; stuff: arXiv 1612.03716, as merged for the panoptic task): ids and names.
 
-The official models and Hugging Face's use the ids as class indices: 91 logits for ids up to 90, of which 80 are in use,
-and 250 for the panoptic task. Everything else here, and detrex, counts the categories in use from 0.
+The official models and Hugging Face's use the ids as class indices: 91 logits for ids up to 90, of which 80 are used,
+and 250 for the panoptic task. All other models, including ours, number the used categories from 0.
 """
 
 _THINGS_END = 91  # ids below it are countable objects
@@ -34,7 +34,7 @@ CATEGORIES: dict[int, str] = {
 THINGS = tuple(name for identifier, name in CATEGORIES.items() if identifier < _THINGS_END)
 THINGS_AND_STUFF = tuple(CATEGORIES.values())
 
-# The class of each logit, None where there is none, in models that count by category id, and by contiguous class.
+# Classes of the logits (None: unused), by number of logits, of models indexed by category id and by contiguous class.
 BY_ID: dict[int, tuple[str | None, ...]] = {
     logits: tuple(CATEGORIES.get(index) if index < end else None for index in range(logits))
     for logits, end in ((_THINGS_END, _THINGS_END), (250, 250))

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without executing code, written atomically; downloads of ImageNet weights."""
+"""Checkpoint files, read without executing code and written atomically; downloads of ImageNet weights."""
 
 import argparse
 import json
@@ -39,7 +39,7 @@ class Weights:
 
     Attributes:
         state: state dict on the CPU.
-        class_names: names of the classes if the file, or a config next to it, stores them.
+        class_names: names of the classes, if the file or a config next to it stores them.
     """
 
     state: dict[str, Tensor]
@@ -49,11 +49,13 @@ class Weights:
 def read_weights(path: str | Path) -> Weights:
     """Reads the weights in a ``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.safetensors`` or ``.pkl`` file to the CPU.
 
-    They are at the top, under ``model`` (Detectron2, the official repositories) or under ``state_dict`` (Lightning). A
-    folder of Hugging Face with one file of weights is accepted, too; class names are read from its ``config.json``.
+    Weights are at the top level, under ``model`` (Detectron2, the official repositories) or under ``state_dict``
+    (Lightning). A Hugging Face folder with a single file of weights is also accepted; class names are read from its
+    ``config.json``.
 
     Raises:
-        CheckpointError: if the file does not exist, contains other than tensors and plain values, or no weights.
+        CheckpointError: if the file does not exist, is damaged, contains no weights, or contains anything but tensors,
+            arrays and plain values.
     """
     path = weights_file(Path(path))
     if path.suffix == ".safetensors":
@@ -70,29 +72,25 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def weights_file(path: Path) -> Path:
-    """Returns ``path``, or the file of weights in it if it is a folder of Hugging Face.
-
-    Raises:
-        CheckpointError: if there is no such file.
-    """
+    """Returns ``path``, or the file of weights in a Hugging Face folder; `CheckpointError` if there is none."""
     if path.is_dir():
         found = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
         if not found:
-            raise CheckpointError(f"{path}: a folder without {' or '.join(_IN_FOLDERS)}; name a file in it")
+            raise CheckpointError(f"{path}: a folder without {' or '.join(_IN_FOLDERS)}; choose a file in it")
         return found[0]
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint file")
+        raise CheckpointError(f"{path}: no such checkpoint file")
     return path
 
 
 def save_detector(
     path: str | Path, detector: nn.Module, *, iteration: int, cfg_text: str, class_names: Sequence[str] | None = None
 ) -> None:
-    """Atomically writes a checkpoint that both engines and ``load_weights`` read.
+    """Atomically writes a checkpoint for both engines and ``load_weights``.
 
     Args:
         path: the file, usually ``model_final.pth``.
-        detector: the network; its keys get the prefix ``detector.``.
+        detector: the network, whose keys get the prefix ``detector.``.
         iteration: the last training iteration, counted from 0 as in Detectron2.
         cfg_text: the config as YAML.
         class_names: names of the classes, if known.
@@ -120,10 +118,7 @@ def write_atomically(path: str | Path, content: Any) -> None:
 
 
 def download(source: str) -> Path:
-    """Downloads ``torchvision://NAME``, ImageNet weights of torchvision, to the cache of ``torch.hub``.
-
-    Returns:
-        the file.
+    """Downloads ``torchvision://NAME`` (ImageNet weights) to the cache of ``torch.hub`` and returns the file.
 
     Raises:
         DownloadError: if the weights cannot be downloaded.
@@ -133,9 +128,8 @@ def download(source: str) -> Path:
     try:
         weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{source}: torchvision has no such ImageNet weights; try {TORCHVISION}resnet50"
-        ) from error
+        example = f"{TORCHVISION}resnet50"
+        raise CheckpointError(f"{source}: torchvision has no such ImageNet weights; try {example}") from error
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
     try:
         if not file.is_file():
@@ -152,17 +146,17 @@ def _read_torch_or_pickle(path: Path) -> Any:
         content = read_pickle(path)
         # Caffe2's detectors store weights under "blobs".
         return content.get("blobs", content) if isinstance(content, dict) else content
-    # The official repositories store their arguments next to the weights: a Namespace holds values, no code.
+    # The official repositories store their arguments next to the weights; a Namespace contains values, no code.
     try:
         return _load(path, {*torch.serialization.get_safe_globals(), argparse.Namespace})
     except pickle.UnpicklingError:
-        # NumPy's arrays and mmdetection's log are read by substitutes. The program's own list is left out: it may have
-        # NumPy's types under the same names.
+        # NumPy arrays and mmdetection's log are read through substitutes. The caller's safe globals are left out, since
+        # they may contain NumPy's types under the same names.
         return with_arrays(_load(path, (argparse.Namespace, *safe_globals())))
 
 
 def _load(path: Path, allowed: Iterable[Any]) -> Any:
-    """Loads a file with ``allowed`` in place of the program's list of safe types, which is restored afterwards."""
+    """Loads a file with ``allowed`` as torch's safe globals, and restores the previous ones."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(list(allowed))
@@ -178,7 +172,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError  # an optional package
         from safetensors.torch import load_file
     except ImportError as error:
-        raise CheckpointError(f"{path}: reading it needs the safetensors package: pip install safetensors") from error
+        raise CheckpointError(f"{path}: reading requires safetensors: pip install safetensors") from error
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -197,11 +191,11 @@ def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: {error}") from error
         if tensors:
             return tensors
-    raise CheckpointError(f"{path}: holds no weights (no tensors at the top, under 'model' or 'state_dict')")
+    raise CheckpointError(f"{path}: no weights found (no tensors at the top level, under 'model' or 'state_dict')")
 
 
 def _class_names(content: Any) -> Any:
-    """Returns the class names in files of this project and of mmdetection."""
+    """Returns the class names stored by this project or mmdetection."""
     node: Any = content if isinstance(content, Mapping) else {}
     if CLASS_NAMES in node:
         return node[CLASS_NAMES]
@@ -222,7 +216,7 @@ def _hugging_face_classes(path: Path) -> tuple[str, ...] | None:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Returns the cause of an error in one line, without torch's advice to execute the file's code."""
+    """Returns the cause of an error in one line, without torch's advice to set ``weights_only=False``."""
     text = str(error).rpartition("WeightsUnpickler error:")[2]
     lines = [line.strip() for line in text.splitlines()]
     kept = [line for line in lines if line and not re.search(r"weights_only|Weights only|documentation", line)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .classes import ClassHead, ClassReport, class_names_of, count_logits, fit_class_heads
+from .classes import ClassHead, ClassReport, class_names_of, count_logits, fit_class_heads, shorten
 from .files import TORCHVISION, CheckpointError, DownloadError, Weights, download, read_weights
 from .formats import detect, to_ours
 from .formats.backbones import CAFFE2_RESNET, is_group_norm, match_backbone
@@ -16,7 +16,6 @@ from .formats.base import Format, Names, State
 from .formats.detector import OURS, is_deformable
 
 logger = logging.getLogger(__name__)
-_SHOWN = 8
 _MASKS = "mask_head."
 # Parameters that ImageNet models lack: offsets of deformable convolutions, and norms of a Swin Transformer's features.
 _NOT_IN_IMAGENET = re.compile(r"\.conv2(\.|_)offset\.|\.norms\.res\d\.")
@@ -24,15 +23,15 @@ _NOT_IN_IMAGENET = re.compile(r"\.conv2(\.|_)offset\.|\.norms\.res\d\.")
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Options of loading weights into a detector.
+    """Options for loading weights into a detector.
 
     Attributes:
-        allow_partial: load what fits, and leave the rest of the detector as it is.
+        allow_partial: load what fits, and leave the rest of the detector unchanged.
         for_evaluation: raise an error where parameters would keep their initial values.
         keep_logits: load class heads without mapping classes.
         class_names: names of the model's classes, None if unknown.
         input_format: order of the model's image channels, ``"RGB"`` or ``"BGR"``.
-        config_keys: config keys of arguments, which replace them in messages.
+        config_keys: config keys that replace the names of arguments in messages.
     """
 
     allow_partial: bool = False
@@ -59,7 +58,7 @@ class LoadReport:
         format: name of the file's format, or ``"none"`` if nothing was loaded.
         missing: keys of the model that the file lacks; these keep their initial values.
         unexpected: keys of the file that the model lacks.
-        mismatched: keys of different shapes in file and model; these keep their initial values too.
+        mismatched: keys whose shapes differ between file and model; these also keep their initial values.
         classes: result of fitting class heads.
     """
 
@@ -73,13 +72,13 @@ class LoadReport:
 def load_weights(detector: nn.Module, source: str | Path, options: LoadOptions | None = None) -> LoadReport:
     """Loads a file, or ``torchvision://resnet50`` (ImageNet weights), into the detector in place.
 
-    Weights of a backbone are loaded into the backbone. Weights of a detector must fit except for the class heads (see
-    `classes`), unless ``allow_partial`` is set; then a warning lists what does not fit. Training continues without
-    ImageNet weights that cannot be downloaded, after a warning.
+    Backbone weights are loaded into the backbone. Detector weights must fit except for the class heads (see `classes`),
+    unless ``allow_partial`` is set; then a warning lists what does not fit. If ImageNet weights cannot be downloaded,
+    the detector is left unchanged after a warning.
 
     Raises:
         CheckpointError: if the file cannot be read, has an unknown format, or does not fit; if ``for_evaluation``, also
-            for an empty source and for weights of a backbone. The detector is then unchanged.
+            for an empty source and for backbone weights. The detector is then unchanged.
     """
     options = options or LoadOptions()
     if options.for_evaluation and not str(source):
@@ -92,12 +91,7 @@ def load_weights(detector: nn.Module, source: str | Path, options: LoadOptions |
         except DownloadError as error:
             _warn_without_weights(detector, error, options)
             return LoadReport("none")
-    weights = read_weights(source)
-    if detect(weights.state) is None:
-        raise CheckpointError(
-            f"{source}: the keys ({', '.join(list(weights.state)[:4])} …) are of no known detector or backbone"
-        )
-    fitting, report = fit(detector, weights, str(source), options)
+    fitting, report = fit(detector, read_weights(source), str(source), options)
     detector.load_state_dict(fitting, strict=False)
     return report
 
@@ -128,13 +122,14 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
         source: name of the file for messages.
         options: see `LoadOptions`.
 
-    Returns:
-        the state dict and the report.
-
     Raises:
-        CheckpointError: if the weights do not fit.
+        CheckpointError: if the format is unknown or the weights do not fit.
     """
-    format = _detect(weights)
+    format = detect(weights.state)
+    if format is None:
+        raise CheckpointError(
+            f"{source}: the keys ({', '.join(list(weights.state)[:4])} …) are of no known detector or backbone"
+        )
     if format.is_backbone and options.for_evaluation:
         raise _backbone_only(source, options)
     if format is CAFFE2_RESNET:
@@ -142,7 +137,7 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
     source = f"{source} ({format.name} weights)"
     own = detector.state_dict()
     state = match_backbone(to_ours(weights.state, format), own)
-    # Batch norm's step counter, which frozen norms lack.
+    # Frozen norms lack the step counter of batch norm.
     state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
     no_object = bool(getattr(detector, "no_object", False))
     head = _class_head(format, state, weights.class_names, no_object)
@@ -151,13 +146,10 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
     )
     state, new_masks = _fit_masks(state, own, source, options)
     expected = _imagenet_keys(own) if format.is_backbone else list(own)
+    known = {*state, *new_masks}
     report = LoadReport(
         format.name,
-        missing=tuple(
-            key
-            for key in expected
-            if key not in state and key not in new_masks and not key.endswith("num_batches_tracked")
-        ),
+        missing=tuple(key for key in expected if key not in known and not key.endswith("num_batches_tracked")),
         unexpected=tuple(
             key for key in state if key not in own and not (format.is_backbone and _is_unused_stage(key, own))
         ),
@@ -170,38 +162,27 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
     return fitting, report
 
 
-def file_classes(weights: Weights, no_object: bool) -> tuple[int, Names | None]:
-    """Returns the number of classes in the file of a detector, and their names if they are known.
+def file_classes(weights: Weights, format: Format, no_object: bool) -> tuple[int, Names | None]:
+    """Returns the number of a detector's classes in a file, and their names if known.
 
     Args:
-        weights: weights of a known format.
-        no_object: whether detectors of this project in the file have a logit for "no object".
+        weights: content of the file.
+        format: its format.
+        no_object: whether a detector of this project has a logit for "no object"; other formats determine it.
     """
-    format = _detect(weights)
     state = to_ours(weights.state, format)
     head = _class_head(format, state, weights.class_names, no_object)
     return max(0, count_logits(state) - head.no_object), head.names
 
 
-def _detect(weights: Weights) -> Format:
-    format = detect(weights.state)
-    if format is None:
-        raise ValueError("weights must be of a known format")
-    return format
-
-
 def _class_head(format: Format, state: State, stored: Sequence[str] | None, no_object: bool) -> ClassHead:
-    """Returns the class head of a file; for files of this project it is assumed to be of the model's kind."""
+    """Describes the class head in a file; in this project's files, ``no_object`` is assumed to be the model's."""
     no_object = no_object if format is OURS else not is_deformable(state)
     return ClassHead(class_names_of(format, count_logits(state) - no_object, stored), no_object)
 
 
 def _fit_masks(state: State, own: State, source: str, options: LoadOptions) -> tuple[State, list[str]]:
-    """Loads detectors without masks into models with a mask head, and the other way round.
-
-    Returns:
-        the state without masks that the model lacks, and the keys of a mask head that keeps its initial weights.
-    """
+    """Returns the state without masks that the model lacks, and the keys of a mask head that the file lacks."""
     theirs = [key for key in state if key.startswith(_MASKS)]
     ours = [key for key in own if key.startswith(_MASKS)]
     without = options.setting("mask_head", False)
@@ -211,20 +192,20 @@ def _fit_masks(state: State, own: State, source: str, options: LoadOptions) -> t
     if theirs or not ours or not any(key.startswith("encoder.") for key in state):
         return state, []
     if options.for_evaluation and not options.allow_partial:
-        raise CheckpointError(f"{source} has no mask head: set {without}, or name a detector with masks")
+        raise CheckpointError(f"{source} has no mask head: set {without}, or choose a detector with masks")
     logger.warning("%s has no mask head: it keeps its initial weights", source)
     return state, ours
 
 
 def _check(report: LoadReport, own: State, state: State, source: str, options: LoadOptions) -> None:
-    """Raises an error or logs a warning for what does not fit."""
+    """Raises an error or logs a warning for weights that do not fit."""
     classes = report.classes
     if report.missing or report.unexpected or report.mismatched:
         text = _describe(report, own, state)
         if not options.allow_partial:
             raise CheckpointError(
-                f"{source} is of another architecture than the model:\n{text}\nUse the config that it was trained "
-                f"with, or set {options.setting('allow_partial', True)} to load what fits and train the rest."
+                f"{source} has another architecture than the model:\n{text}\nUse the config that it was trained with, "
+                f"or set {options.setting('allow_partial', True)} to load what fits and train the rest."
             )
         logger.warning("%s was loaded in part:\n%s", source, text)
     if classes.new and options.for_evaluation and not options.allow_partial:
@@ -240,33 +221,26 @@ def _describe(report: LoadReport, own: State, state: State) -> str:
     lines = []
     for problem, keys in (("missing", report.missing), ("unexpected", report.unexpected)):
         if keys:
-            more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-            lines.append(f"  {problem} in the file ({len(keys)}): {', '.join(keys[:_SHOWN])}{more}")
-    for key in report.mismatched[:_SHOWN]:
+            lines.append(f"  {problem} in the file ({len(keys)}): {', '.join(shorten(keys))}")
+    for key in report.mismatched[:8]:
         lines.append(f"  different shapes: {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} here")
     return "\n".join(lines)
 
 
 def _imagenet_keys(own: Iterable[str]) -> list[str]:
-    """Returns the keys that weights of a backbone must have, without those of an FPN."""
+    """Returns the keys that backbone weights must have, without those of an FPN."""
     prefix = "backbone.bottom_up." if any(key.startswith("backbone.bottom_up.") for key in own) else "backbone."
     return [key for key in own if key.startswith(prefix) and not _NOT_IN_IMAGENET.search(key)]
 
 
 def _is_unused_stage(key: str, own: Iterable[str]) -> bool:
-    """Returns whether a key is of a stage after the last feature map in use, which the model lacks."""
+    """Returns whether a key belongs to a stage after the last used feature map, which the model lacks."""
     stage = re.match(r".*\.(?:layer|res|features\.)\d\.", key)
     return stage is not None and not any(name.startswith(stage[0]) for name in own)
 
 
 def _check_caffe2(detector: nn.Module, state: State, source: str, options: LoadOptions) -> None:
-    """Checks that a model has what Caffe2's ResNets were trained with.
-
-    These are BGR images, and strides in the 1x1 convolutions except with group norm.
-
-    Raises:
-        CheckpointError: with all settings that are needed.
-    """
+    """Checks for BGR images and, except with group norm, strides in the 1x1 convolutions, as in Caffe2's training."""
     group_norm = is_group_norm(state)
     strides_in_1x1 = _strides_in_1x1(detector)
     if options.input_format == "BGR" and strides_in_1x1 in (not group_norm, None):
@@ -279,15 +253,14 @@ def _check_caffe2(detector: nn.Module, state: State, source: str, options: LoadO
     }
     needed = ", ".join(options.setting(name, value) for name, value in settings.items())
     if not group_norm:
-        needed += (
-            f", and Detectron2's {options.setting('backbone', 'build_resnet_backbone')}, as ours strides in the 3x3"
-        )
+        needed += f", {options.setting('backbone', 'build_resnet_backbone')} (Detectron2's; ours strides in the 3x3)"
     found = f"{options.input_format} images"
-    found += "" if strides_in_1x1 is None else f", strides in the {'1x1' if strides_in_1x1 else '3x3'}"
+    if strides_in_1x1 is not None:
+        found += f" and strides in the {'1x1' if strides_in_1x1 else '3x3'}"
     raise CheckpointError(
         f"{source}: these weights were trained in Caffe2, on BGR images and with strides in the "
         f"{'3x3' if group_norm else '1x1'} convolutions; the model has {found}. Set {needed}; or use "
-        f"{TORCHVISION}resnet50, which the configs are for"
+        f"{TORCHVISION}resnet50, as the configs do"
     )
 
 

@@ -1,8 +1,8 @@
 """Reads Detectron2's ``.pkl`` files, pickles of names and NumPy arrays, without running code.
 
-A pickle is a program that may call anything that can be imported. This unpickler creates dictionaries, lists, numbers,
-strings and arrays of numbers only. NumPy's own types are replaced by substitutes, since they make an array of objects
-out of any bytes; the substitutes check type, shape and length before they make an array.
+A pickle is a program that may call anything that can be imported. This unpickler creates only dictionaries, lists,
+numbers, strings and arrays of numbers. NumPy's own types would interpret any bytes as an array of objects; they are
+replaced with substitutes that check type, shape and length first.
 """
 
 import math
@@ -19,11 +19,11 @@ _KINDS = "fiub"  # floats, signed and unsigned integers, bool
 
 
 class RefusedPickleError(pickle.UnpicklingError):
-    """Raised for a pickle with anything but arrays of numbers and plain values."""
+    """Raised for a pickle that contains anything but arrays of numbers and plain values."""
 
 
 class _DType:
-    """Substitute for ``numpy.dtype``; pickles construct it from ``"f4"`` and two flags."""
+    """Substitute for ``numpy.dtype``, which pickles construct from ``"f4"`` and two flags."""
 
     def __init__(self, text: Any, *_: Any) -> None:
         dtype = np.dtype(text) if isinstance(text, str) and len(text) <= 4 else None
@@ -32,7 +32,7 @@ class _DType:
         self.dtype = dtype
 
     def __setstate__(self, state: Any) -> None:
-        """Sets NumPy's state: version, byte order, and fields that numbers do not have."""
+        """Sets NumPy's state: version, byte order, and fields that do not apply to numbers."""
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
             raise RefusedPickleError("damaged number type")
         self.dtype = self.dtype.newbyteorder(state[1])
@@ -77,7 +77,7 @@ def _encode(text: Any, encoding: Any = "") -> bytes:
 
 
 class _Ignored:
-    """Substitute for mmengine's history of a logged number and its methods; keeps nothing."""
+    """Substitute for mmengine's history of a logged number and its methods; discards everything."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -111,15 +111,15 @@ def read_pickle(path: str | Path) -> Any:
     """Reads a pickle of plain values and arrays; strings of Python 2 are decoded as Latin-1.
 
     Raises:
-        RefusedPickleError: for a pickle with anything else, before it runs.
-        Exception: of any type, for a damaged one.
+        RefusedPickleError: for any other content, before it is executed.
+        Exception: of any type, for a damaged pickle.
     """
     with open(path, "rb") as file:
         return with_arrays(_Unpickler(file, encoding="latin1").load())
 
 
 def safe_globals() -> list[tuple[Any, str]]:
-    """Returns substitutes of NumPy's arrays and mmengine's log for ``torch.serialization.add_safe_globals``."""
+    """Returns the substitutes in the form for ``torch.serialization.add_safe_globals``."""
     arrays = [(target, f"{module}.{name}") for (module, name), target in _ALLOWED.items() if module.startswith("numpy")]
     # The history refers to its own methods with getattr.
     ignored = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr")
@@ -141,16 +141,13 @@ def as_tensors(arrays: Mapping[Any, Any]) -> dict[str, Any]:
     """Converts NumPy arrays to tensors in native byte order; other values are returned unchanged.
 
     Raises:
-        RefusedPickleError: for an array of a type that tensors do not have.
+        RefusedPickleError: for an array of a type without a counterpart in torch.
     """
-    tensors: dict[str, Any] = {}
+    tensors = dict(arrays)
     for key, value in arrays.items():
-        try:
-            is_array = isinstance(value, np.ndarray)
-            native = value.astype(value.dtype.newbyteorder("="), copy=False) if is_array else None
-            tensors[str(key)] = torch.from_numpy(native) if is_array else value
-        except TypeError as error:
-            raise RefusedPickleError(
-                f"{key} is an array of {value.dtype}, not of numbers that a tensor can have"
-            ) from error
-    return tensors
+        if isinstance(value, np.ndarray):
+            try:
+                tensors[key] = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
+            except TypeError as error:
+                raise RefusedPickleError(f"{key} is an array of {value.dtype}, which torch does not support") from error
+    return {str(key): value for key, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""Converts checkpoints of other projects to this project's, and this project's to theirs.
+"""Converts checkpoints of other projects to this project's format, and vice versa.
 
 python -m projects_deformable_detr.checkpoint {convert,export-official,export-hf} SRC DST --config-file F [KEY VALUE …]
 """
@@ -31,7 +31,7 @@ _COMMANDS = {
 
 
 def main() -> int:
-    """Runs the command and returns the exit status: 0, or 2 after a message on stderr for invalid input."""
+    """Runs the command. Returns its exit status: 0, or 2 for invalid input, with a message on stderr."""
     args, opts = _parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -58,31 +58,31 @@ def main() -> int:
 def _load_cfg(config_file: str, opts: list[str]) -> CfgNode:
     if Path(config_file).suffix == ".py":
         name = Path(config_file).with_suffix(".yaml").name
-        raise UserError(f"config file {config_file}: a LazyConfig, which is Python code; use the YAML file {name}")
+        raise UserError(f"config file {config_file}: LazyConfigs are not supported; use the YAML file {name}")
     cfg = get_cfg()
     merge(cfg, config_file, opts)
     return cfg
 
 
 def load_detector(source: str, cfg: CfgNode) -> tuple[nn.Module, str, tuple[str, ...] | None]:
-    """Builds a config's detector with the weights of a file.
+    """Builds the detector of a config and loads a file into it.
 
-    ``MODEL.DETR.NUM_CLASSES`` 0 is replaced with the number of classes of the config's data sets if that is known, and
-    with the file's otherwise or with ``MODEL.DETR.KEEP_CLASS_LOGITS``.
+    ``MODEL.DETR.NUM_CLASSES`` 0 is replaced with the number of classes of the config's data sets if it is known and
+    ``MODEL.DETR.KEEP_CLASS_LOGITS`` is not set, otherwise with that of the file.
 
     Returns:
-        the detector, the name of the file's format, and the class names if they are known.
+        the detector, the name of the file's format, and the class names if known.
 
     Raises:
-        CheckpointError: if the file has no detector of a known format, or does not fit the config.
+        CheckpointError: if the file contains no detector of a known format or does not fit the config.
     """
     weights = read_weights(source)
     format = detect(weights.state)
     if format is None or format.is_backbone:
-        problem = "not of a known detector" if format is None else "of a backbone, not of a detector"
-        raise CheckpointError(f"{source}: weights {problem}; MODEL.WEIGHTS accepts backbones without conversion")
+        found = "unknown weights" if format is None else "the weights of a backbone"
+        raise CheckpointError(f"{source}: must contain a detector, got {found}; backbones need no conversion")
     names = None if cfg.MODEL.DETR.KEEP_CLASS_LOGITS else _data_set_classes(cfg)
-    count, stored = file_classes(weights, criterion_config(cfg).class_loss == "softmax")
+    count, stored = file_classes(weights, format, criterion_config(cfg).class_loss == "softmax")
     if cfg.MODEL.DETR.NUM_CLASSES == 0:
         cfg.MODEL.DETR.NUM_CLASSES = len(names) if names else count
     detector = build_detector(cfg)
@@ -94,7 +94,7 @@ def load_detector(source: str, cfg: CfgNode) -> tuple[nn.Module, str, tuple[str,
 
 
 def _data_set_classes(cfg: CfgNode) -> tuple[str, ...] | None:
-    """Returns the class names of the config's first data set that is COCO or has an annotation file."""
+    """Returns the class names of the config's first data set that is COCO's or has an annotation file."""
     for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         if name.startswith("coco_2017_"):
             return THINGS_AND_STUFF if "panoptic" in name else THINGS
@@ -104,7 +104,7 @@ def _data_set_classes(cfg: CfgNode) -> tuple[str, ...] | None:
 
 
 def _check_target(args: argparse.Namespace) -> None:
-    """Checks that the target is a file or a folder as needed, and does not replace the source under any path."""
+    """Checks that the target is of the right kind and does not replace the source, under any path."""
     source, target = Path(args.source), Path(args.target)
     wanted, other = ("folder", "file") if args.command == "export-hf" else ("file", "folder")
     if target.exists() and target.is_dir() is not (wanted == "folder"):
@@ -127,7 +127,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
         command.add_argument(
             "--keep-logits",
             action="store_true",
-            help="keep the class head unchanged (91 logits in COCO's models), whatever the config's data sets are",
+            help="keep the class head unchanged (91 logits in COCO's models), regardless of the config's data sets",
         )
         add_register_argument(command)
         if name == "export-official":

@@ -1,4 +1,4 @@
-"""Draws the detections of an evaluation from its results file; no model is needed.
+"""Draws detections from the results file of an evaluation. Needs no model.
 
 python -m projects_deformable_detr.cli.draw --dataset NAME --results FILE --out DIR
 """
@@ -15,6 +15,7 @@ from ..data import catalog
 from ..data.images import read_image
 from ..data.load import load_dataset
 from ..data.masks import decode
+from ..data.records import Record, Summary
 from ..errors import UserError
 from ..inference.drawing import Pixels, draw, grid, save
 from .arguments import add_register_argument
@@ -23,11 +24,7 @@ Detection = dict[str, Any]  # a result in COCO's format
 
 
 def read_results(path: str | Path) -> dict[Any, list[Detection]]:
-    """Returns the detections of a COCO results file by image id.
-
-    Raises:
-        UserError: if the file cannot be read or is not in COCO's results format.
-    """
+    """Returns the detections of a COCO results file by image id; `UserError` if it is not such a file."""
     by_image: dict[Any, list[Detection]] = defaultdict(list)
     try:
         for result in json.loads(Path(path).read_text()):
@@ -37,8 +34,8 @@ def read_results(path: str | Path) -> dict[Any, list[Detection]]:
     return by_image
 
 
-def draw_record(record: dict[str, Any], detections: list[Detection], summary: Any, threshold: float) -> Pixels:
-    """Returns an image with its detections of at least ``threshold``."""
+def draw_record(record: Record, detections: list[Detection], summary: Summary, threshold: float) -> Pixels:
+    """Draws detections with scores of at least ``threshold`` on the image of a record."""
     kept = [detection for detection in detections if detection["score"] >= threshold]
     ids = {category: index for index, category in enumerate(summary.category_ids)}
     boxes = np.array([detection["bbox"] for detection in kept], dtype=np.float32).reshape(-1, 4)
@@ -55,7 +52,7 @@ def draw_record(record: dict[str, Any], detections: list[Detection], summary: An
 
 
 def main() -> None:
-    """Writes one picture per image, and a grid of all, to ``--out``."""
+    """Writes one picture per image and a grid of all pictures to ``--out``."""
     parser = argparse.ArgumentParser(description="Draws the detections of an evaluation.")
     parser.add_argument("--dataset", required=True, help="name of the data set that was evaluated")
     add_register_argument(parser)
@@ -67,7 +64,7 @@ def main() -> None:
     for name, json_file, image_root in args.register:
         catalog.register(name, json_file, image_root)
     spec = catalog.get(args.dataset)
-    # Boxes that training would not accept do not matter for drawing detections.
+    # Invalid boxes, an error in training, do not affect the drawn detections.
     records = load_dataset(spec, invalid_boxes="drop")
     results = read_results(args.results)
     pictures = []

@@ -1,4 +1,4 @@
-"""Options of loading and exporting checkpoints from a config."""
+"""Options for loading and exporting checkpoints, read from a config."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _OPTIONS = {
     "keep_logits": "MODEL.DETR.KEEP_CLASS_LOGITS",
     "input_format": "INPUT.FORMAT",
 }
-# For the messages of a load.
+# Keys in error messages.
 _KEYS = _OPTIONS | {
     "weights": "MODEL.WEIGHTS",
     "num_classes": "MODEL.DETR.NUM_CLASSES",
@@ -31,18 +31,14 @@ _KEYS = _OPTIONS | {
 def load_options(
     cfg: CfgNode, *, for_evaluation: bool = False, class_names: tuple[str, ...] | None = None
 ) -> LoadOptions:
-    """Returns the options of loading ``MODEL.WEIGHTS``; for the arguments see `LoadOptions`."""
+    """Returns the options for loading ``MODEL.WEIGHTS``; see `LoadOptions` for the arguments."""
     return read(LoadOptions, cfg, _OPTIONS, for_evaluation=for_evaluation, class_names=class_names, config_keys=_KEYS)
 
 
 def export_hugging_face(
     cfg: CfgNode, folder: str | Path, detector: nn.Module, class_names: tuple[str, ...] | None = None
 ) -> None:
-    """Writes a detector of a config with `write_hugging_face`.
-
-    Raises:
-        UserError: for a model that transformers does not have; the message names the config key.
-    """
+    """Writes the detector of a config with `write_hugging_face`; errors name the config key."""
     with naming_keys(DETECTOR_KEYS):
         write_hugging_face(
             folder,

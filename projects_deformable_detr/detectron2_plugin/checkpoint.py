@@ -1,8 +1,7 @@
 """Checkpoints in Detectron2: a checkpointer that raises an error for files that fit only in part.
 
-Plain ``DetectionCheckpointer``s, and with them ``DefaultPredictor`` and ``DefaultTrainer``, read files of other
-projects too: `read_foreign_weights` renames the weights as the model loads them. `register` adds ``torchvision://NAME``
-to Detectron2's path manager, and to PyTorch the only type besides tensors in the official files.
+Detectron2's own ``DetectionCheckpointer``, and with it ``DefaultPredictor`` and ``DefaultTrainer``, can also read files
+of other projects: `read_foreign_weights` converts the weights when the model loads them.
 """
 
 import argparse
@@ -32,23 +31,23 @@ from ..checkpoint import (
     read_weights,
     write_atomically,
 )
+from ..checkpoint.classes import shorten
 from ..training.last_checkpoint import find_last_checkpoint, write_last_checkpoint
 
-# Names in these files are matched by Detectron2: pycls's, and those with its own suffix.
+# Detectron2 matches the names in these files: pycls's, and those that request it.
 _MATCHED_BY_DETECTRON2 = (".pyth", "?matching_heuristics=True")
 EMA = "ema"  # key of the `ExponentialMovingAverage` in a checkpoint
 _DETECTOR = "detector."
 _BACKBONE = "detector.backbone."
-_SHOWN = 8  # keys of a kind in a message
 
 
 class DetectorCheckpointer(DetectionCheckpointer):
-    """Resumes and saves as Detectron2 does, and loads initial weights of any known format.
+    """Resumes and saves like Detectron2, and loads initial weights of any known format.
 
     Args:
-        model: a meta-architecture with its weights in ``detector``, or one wrapped for distributed training.
+        model: a meta-architecture with its network in ``detector``, or one wrapped for distributed training.
         save_dir: folder of the checkpoints.
-        options: options of loading.
+        options: options for loading.
         checkpointables: as in Detectron2.
     """
 
@@ -61,17 +60,17 @@ class DetectorCheckpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Loads a checkpoint, or with ``checkpointables=[]`` initial weights of any known format.
 
-        Initial weights are broadcast from the first process, since each process loads and a download can fail in one.
+        Initial weights are broadcast from the first process, since a download can fail in one of them.
 
         Raises:
-            CheckpointError: listing keys that are missing, unexpected or of another shape.
+            CheckpointError: listing missing and unexpected keys, and keys of different shapes.
         """
         if checkpointables != []:
             rest = super().load(path, checkpointables)
             if EMA in rest and not self.options.for_evaluation:
                 raise CheckpointError(
-                    f"{path} has averaged weights next to the trained ones: set SOLVER.EMA.ENABLED True to resume, or "
-                    "start from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
+                    f"{path} contains averaged weights: set SOLVER.EMA.ENABLED True to resume, or start from them with "
+                    "MODEL.WEIGHTS and another OUTPUT_DIR"
                 )
             return rest
         rest = {}
@@ -85,7 +84,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         return rest
 
     def _is_matched_by_detectron2(self, path: str) -> bool:
-        """Pickles of networks other than ResNets, and an empty path, are delegated to Detectron2."""
+        """Returns whether Detectron2 loads a path: pickles of networks other than ResNets, and an empty path."""
         if path.endswith(".pkl") and detect(read_weights(path).state) is None:
             return True
         return path.endswith(_MATCHED_BY_DETECTRON2) or not (path or self.options.for_evaluation)
@@ -106,13 +105,13 @@ class DetectorCheckpointer(DetectionCheckpointer):
         missing, unexpected = list(keys.missing_keys), list(keys.unexpected_keys)
         if is_backbone_only:
             if self.options.for_evaluation and any(not key.startswith(_BACKBONE) for key in missing):
-                raise CheckpointError("MODEL.WEIGHTS has a backbone only: evaluation needs a trained detector")
-            # The classifier in these files is not used.
+                raise CheckpointError("MODEL.WEIGHTS contains only a backbone: evaluation needs a trained detector")
+            # The classifiers in these files are unused.
             missing, unexpected = [key for key in missing if key.startswith(_BACKBONE)], []
         shapes = [f"{key}: {found} in the file, {wanted} in the model" for key, found, wanted in keys.incorrect_shapes]
-        problems = _shorten([f"missing in the file: {key}" for key in missing])
-        problems += _shorten([f"unexpected in the file: {key}" for key in unexpected])
-        problems += _shorten(shapes)
+        problems = shorten([f"missing in the file: {key}" for key in missing])
+        problems += shorten([f"unexpected in the file: {key}" for key in unexpected])
+        problems += shorten(shapes)
         if problems and not self.options.allow_partial:
             raise CheckpointError(
                 "the checkpoint does not fit the model; choose the config that it was trained with, or set "
@@ -121,9 +120,12 @@ class DetectorCheckpointer(DetectionCheckpointer):
         return keys
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
-        """Atomically writes ``<name>.pth``.
+        """Atomically writes ``<name>.pth``, with averaged weights as ``model`` if ``SOLVER.EMA`` is enabled.
 
-        With ``SOLVER.EMA`` its ``model`` is the average. ``tag``: make it the checkpoint that ``--resume`` loads.
+        Args:
+            name: name of the file without suffix.
+            tag: make it the checkpoint from which ``--resume`` continues.
+            kwargs: additional content.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -138,7 +140,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
             self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Points ``last_checkpoint`` to a file. Atomic."""
+        """Atomically writes the name of a file to ``last_checkpoint``."""
         write_last_checkpoint(Path(self.save_dir, last_filename_basename))
 
     def get_checkpoint_file(self) -> str:
@@ -157,28 +159,28 @@ class _TorchvisionHandler(PathHandler):
 
 
 def register() -> None:
-    """Registers ``torchvision://`` paths, and the type of the arguments stored in the official files."""
+    """Registers ``torchvision://`` paths, and allows the type of the arguments in the official files."""
     PathManager.register_handler(_TorchvisionHandler(), allow_override=True)
-    # A Namespace holds values, no code.
+    # A Namespace contains values, no code.
     torch.serialization.add_safe_globals([argparse.Namespace])
 
 
 def read_foreign_weights(model: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """A pre-hook of ``load_state_dict`` that converts weights of another project in place.
 
-    Weights with the model's keys are left unchanged; Detectron2 warns of missing ones. A model in evaluation mode, such
-    as ``DefaultPredictor``'s, must get weights for all of its classes.
+    Weights with the model's keys are left unchanged; Detectron2 warns about missing ones. In evaluation mode, as in
+    ``DefaultPredictor``, the weights must have all classes of the model.
 
     Raises:
-        CheckpointError: for weights that do not fit, see `load_weights`, and for weights of another architecture, such
-            as a Faster R-CNN, of which Detectron2 would load nothing.
+        CheckpointError: for weights that do not fit (see `load_weights`), and for weights of another architecture, such
+            as Faster R-CNN, of which Detectron2 would load nothing.
     """
     if prefix or not state or any(key.startswith(_DETECTOR) for key in state):
         return
     if detect(state) is None:
         if not state.keys() & model.state_dict().keys():
             raise CheckpointError(
-                f"the checkpoint has no weights of this model: its keys are {', '.join(_shorten(sorted(state)))}. "
+                f"the checkpoint has no weights of this model: its keys are {', '.join(shorten(sorted(state)))}. "
                 "Start from a backbone (torchvision://resnet50), or from a detector of this architecture"
             )
         return
@@ -186,10 +188,6 @@ def read_foreign_weights(model: Any, state: dict[str, Any], prefix: str, *_: Any
     fitting = fit(model.detector, Weights(dict(state)), "the checkpoint", options)[0]
     state.clear()
     state.update({f"{_DETECTOR}{key}": value for key, value in fitting.items()})
-
-
-def _shorten(lines: list[str]) -> list[str]:
-    return lines[:_SHOWN] + ([f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])
 
 
 @torch.no_grad()

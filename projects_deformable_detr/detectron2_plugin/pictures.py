@@ -1,4 +1,4 @@
-"""Pictures in the event storage (``VIS_PERIOD``): ground truth beside the predictions that were matched with it."""
+"""Pictures in the event storage (``VIS_PERIOD``): ground truth next to the predictions matched with it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +28,7 @@ def put_matched(
     """Puts a picture of the first image of a batch into the event storage.
 
     Args:
-        record: first input of the model, with ``image``.
+        record: first input of the model, with ``image`` (3, H, W).
         predictions, targets: predictions and ground truth of the batch.
         matcher: matcher of the criterion.
         input_format: ``"RGB"`` or ``"BGR"``, the order of the image's channels.

@@ -14,22 +14,10 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make
 from ..errors import UserError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Colour = tuple[int, int, int]
 
-# Distinguishable, and light enough for black text. Class k has colour k modulo their number.
-_COLOURS: tuple[Colour, ...] = (
-    (255, 196, 0),
-    (64, 196, 255),
-    (255, 122, 89),
-    (128, 222, 90),
-    (214, 140, 255),
-    (255, 138, 196),
-    (0, 214, 178),
-    (222, 222, 110),
-    (160, 170, 255),
-    (220, 176, 130),
-)
-_OUTLINE: Colour = (20, 20, 20)
+# Distinguishable and light enough for black text. Class k has colour k modulo the number of colours.
+PALETTE = ("#ffc400", "#40c4ff", "#ff7a59", "#80de5a", "#d68cff", "#ff8ac4", "#00d6b2", "#dede6e", "#a0aaff", "#dcb082")
+_OUTLINE = "#141414"
 _MASK_OPACITY = 0.5
 
 
@@ -49,16 +37,16 @@ def draw(
         image: (H, W, 3) uint8, RGB.
         boxes: (K, 4) corners x1, y1, x2, y2 in pixels; an array or a CPU tensor.
         labels: (K,) class ids.
-        scores: (K,) in [0, 1], written in percent; boxes of higher scores are drawn over others. None for ground truth.
+        scores: (K,) in [0, 1], written in percent; higher scores are drawn over lower ones. None for ground truth.
         class_names: names of class 0, 1, …; None writes the ids.
         masks: (K, H, W) bool, drawn as a tint of the class's colour.
-        min_side: images with a shorter side are enlarged by a whole factor, so that text and lines are thin in them.
+        min_side: images with a shorter side are enlarged by a whole factor, so that text and lines are relatively thin.
 
     Returns:
-        (f H, f W, 3) uint8 with f >= 1.
+        (f H, f W, 3) uint8, where f >= 1 is the factor.
 
     Raises:
-        ValueError: for an image that is not (H, W, 3) uint8, and for different numbers of boxes, labels and scores.
+        ValueError: if the image is not (H, W, 3) uint8, or boxes, labels and scores differ in length.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
@@ -75,7 +63,7 @@ def draw(
     canvas = _enlarge(torch.tensor(image).permute(2, 0, 1), factor)
     corners = (corners[order] * factor).round()
     ids: list[int] = classes[order].tolist()
-    colours = [_COLOURS[label % len(_COLOURS)] for label in ids]
+    colours = [PALETTE[label % len(PALETTE)] for label in ids]
     if masks is not None:
         for index, colour in zip(order.tolist(), colours, strict=True):  # one by one: overlaps would become black
             mask = _enlarge(torch.as_tensor(masks[index], dtype=torch.bool)[None], factor)
@@ -88,7 +76,7 @@ def draw(
 
 
 def _enlarge(image: Tensor, factor: int) -> Tensor:
-    """Repeats the pixels of an image (C, H, W)."""
+    """Enlarges an image (C, H, W) by repeating pixels."""
     return image.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
 
 
@@ -96,7 +84,7 @@ def _line_width(height: int, width: int) -> int:
     return max(1, round(min(height, width) / 400))
 
 
-def _draw_boxes(canvas: Tensor, boxes: Tensor, colours: Sequence[Colour]) -> Tensor:
+def _draw_boxes(canvas: Tensor, boxes: Tensor, colours: Sequence[str]) -> Tensor:
     """Draws lines in the classes' colours with a dark outline, visible on any background."""
     width = _line_width(*canvas.shape[1:])
     for box, colour in zip(boxes, colours, strict=True):
@@ -106,10 +94,8 @@ def _draw_boxes(canvas: Tensor, boxes: Tensor, colours: Sequence[Colour]) -> Ten
     return canvas
 
 
-def _draw_texts(
-    canvas: Pixels, boxes: Sequence[Sequence[int]], texts: Sequence[str], colours: Sequence[Colour]
-) -> Pixels:
-    """Writes on plates above the boxes, or in their upper corners where there is no room above."""
+def _draw_texts(canvas: Pixels, boxes: Sequence[Sequence[int]], texts: Sequence[str], colours: Sequence[str]) -> Pixels:
+    """Writes texts on plates above the boxes, or inside their upper corners if there is no room above."""
     picture = Image.fromarray(canvas)
     height, width = canvas.shape[:2]
     unit = _line_width(height, width)
@@ -127,15 +113,15 @@ def _draw_texts(
 
 
 def grid(images: Sequence[Pixels], *, columns: int = 4, gap: int = 8) -> Pixels:
-    """Arranges images in rows on white. Cells have the size of the largest image, others are centred.
+    """Arranges images in rows on white. Cells have the size of the largest image; smaller images are centred.
 
     Args:
         images: (H, W, 3) uint8 each, at least one.
-        columns: images in a row.
-        gap: pixels between and around several images.
+        columns: number of images in a row.
+        gap: pixels between and around images.
 
     Raises:
-        ValueError: without images, or with less than one column.
+        ValueError: if there are no images, or less than one column.
     """
     if not images or columns < 1:
         raise ValueError(f"images and columns must be at least 1, got {len(images)} images and {columns} columns")
@@ -149,16 +135,16 @@ def grid(images: Sequence[Pixels], *, columns: int = 4, gap: int = 8) -> Pixels:
 
 
 def save(path: str | Path, image: Pixels) -> None:
-    """Writes an RGB image in the format of the file name's suffix; its folder is created if needed.
+    """Writes an RGB image in the format of the suffix and creates its folder if needed.
 
     Raises:
-        UserError: if the suffix is unknown, or the file cannot be written.
+        UserError: if the suffix is unknown or the file cannot be written.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     except ValueError as error:
-        raise UserError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg") from error
+        raise UserError(f"{path}: unknown image suffix {path.suffix!r}; use .png or .jpg") from error
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file") from error

@@ -30,23 +30,22 @@ def detector(make_cfg):
     return build_detector(make_cfg("box_refine"))
 
 
+@pytest.mark.parametrize("variant", ["box_refine", "encoder_only", "detr"])
 @pytest.mark.parametrize(
-    "wrap",
+    ("prefix", "wrap"),
     [
-        lambda state: {"model": {f"detector.{key}": value for key, value in state.items()}, "iteration": 7},
-        lambda state: {
-            "state_dict": {f"detector.{key}": value for key, value in state.items()},
-            "epoch": 3,
-            "pytorch-lightning_version": "2.6.0",
-        },
-        lambda state: state,
+        ("detector.", lambda state: {"model": state, "iteration": 7}),
+        ("detector.", lambda state: {"state_dict": state, "epoch": 3, "pytorch-lightning_version": "2.6.0"}),
+        ("module.detector.", lambda state: {"model": state}),
+        ("", lambda state: state),
     ],
-    ids=["detectron2", "lightning", "bare"],
+    ids=["detectron2", "lightning", "distributed", "bare"],
 )
-def test_files_of_either_engine(make_cfg, detector, tmp_path, wrap):
-    other = build_detector(make_cfg("box_refine"))
-    assert load_weights(other, write(copy_state(detector), tmp_path / "a.ckpt", wrap)).format == "ours"
-    assert same(other.state_dict(), detector.state_dict())
+def test_files_of_either_engine(make_cfg, check_same, tmp_path, variant, prefix, wrap):
+    detector, other = (build_detector(make_cfg(variant)) for _ in range(2))
+    state = {f"{prefix}{key}": value for key, value in detector.state_dict().items()}
+    assert load_weights(other, write(state, tmp_path / "a.ckpt", wrap)).format == "ours"
+    check_same(other, detector)
 
 
 def spoil(state):
@@ -57,7 +56,7 @@ def spoil(state):
     return state
 
 
-def test_what_does_not_fit_is_listed_and_the_detector_unchanged(make_cfg, detector, tmp_path):
+def test_misfits_are_listed_and_the_detector_is_unchanged(make_cfg, detector, tmp_path):
     other = build_detector(make_cfg("box_refine"))
     before = copy_state(other)
     path = write(spoil(copy_state(detector)), tmp_path / "spoilt.pth")
@@ -104,7 +103,7 @@ def test_two_stage_weights_do_not_load_into_one_stage(make_cfg, detector, tmp_pa
         load_weights(detector, tmp_path / "two.pth")
 
 
-def test_weights_of_something_else_are_named(detector, tmp_path):
+def test_unknown_weights_are_named(detector, tmp_path):
     path = write({"encoder.embeddings": torch.zeros(3)}, tmp_path / "bert.pth")
     with pytest.raises(CheckpointError, match=r"bert\.pth: the keys \(encoder\.embeddings"):
         load_weights(detector, path)
@@ -180,11 +179,11 @@ def test_evaluation_needs_a_whole_detector(make_cfg, detector, source):
 def test_evaluation_refuses_a_backbone_file(make_cfg, tmp_path):
     detector = build_detector(make_cfg())
     torch.save(detector.backbone.state_dict(), tmp_path / "resnet.pth")
-    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    before = copy_state(detector)
     assert load_weights(detector, tmp_path / "resnet.pth").format == "resnet"
     with pytest.raises(CheckpointError, match="weights of a backbone"):
         load_weights(detector, tmp_path / "resnet.pth", LoadOptions(for_evaluation=True))
-    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
+    assert same(detector.state_dict(), before)
 
 
 @pytest.fixture
@@ -202,11 +201,11 @@ def make_pair(make_cfg, tmp_path):
     return make
 
 
-def test_boxes_come_before_masks(make_pair, caplog):
+def test_a_detector_without_masks_starts_one_with_masks(make_pair, caplog):
     path, source, target = make_pair(False, True)
     with pytest.raises(CheckpointError, match="has no mask head: set mask_head=False"):
         load_weights(target, path, LoadOptions(for_evaluation=True))
-    before = {key: value.clone() for key, value in target.mask_head.state_dict().items()}
+    before = copy_state(target.mask_head)
     with caplog.at_level(logging.WARNING):
         load_weights(target, path)
     assert "has no mask head: it keeps its initial weights" in caplog.text
@@ -214,7 +213,7 @@ def test_boxes_come_before_masks(make_pair, caplog):
     assert same(target.decoder.state_dict(), source.decoder.state_dict())
 
 
-def test_masks_are_left_out_where_the_model_has_none(make_pair, caplog):
+def test_masks_are_skipped_by_a_model_without_masks(make_pair, caplog):
     path, source, target = make_pair(True, False)
     with caplog.at_level(logging.INFO):
         assert load_weights(target, path, LoadOptions(for_evaluation=True)).unexpected == ()

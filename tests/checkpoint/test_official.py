@@ -183,8 +183,8 @@ def test_detrexs_files_load(make_pair, check_same, tmp_path, variant):
 @pytest.mark.parametrize(
     ("variant", "changes", "message"),
     [
-        ("encoder_only", {}, "no encoder-only model"),
-        ("multi_scale", {"NORM": "GN"}, "ResNet of batch norms"),
+        ("encoder_only", {}, "no encoder-only models"),
+        ("multi_scale", {"NORM": "GN"}, "ResNet with batch norm"),
     ],
 )
 def test_models_that_the_official_code_lacks_are_refused(make_cfg, tmp_path, variant, changes, message):

@@ -1,6 +1,6 @@
-"""ImageNet backbones: torchvision's Swin Transformer, and a ResNet as named by torchvision (and by us) and others.
+"""ImageNet backbones: torchvision's Swin Transformer, and ResNets with the names of torchvision (ours) and others.
 
-Names of tensors are relative to the backbone here: ``conv1.weight``, ``layer1.0.bn1.weight``.
+Names of tensors are relative to the backbone: ``conv1.weight``, ``layer1.0.bn1.weight``.
 """
 
 import re
@@ -14,7 +14,7 @@ _EPS = 1e-5  # of the frozen batch norms in torchvision and Detectron2
 
 
 class ResNetFormat(Format):
-    """A ResNet with the names of one project.
+    """A ResNet with one project's names of tensors.
 
     Args:
         name: name of the format.
@@ -34,13 +34,13 @@ class ResNetFormat(Format):
         return {f"backbone.{key}": value for key, value in self.to_torchvision(state).items()}
 
     def to_torchvision(self, state: State) -> State:
-        """Renames a ResNet to torchvision's names, without the classifier."""
+        """Renames tensors to torchvision's names and removes the classifier."""
         return self.table.to_ours(state)
 
 
 class _Caffe2ResNet(ResNetFormat):
     def to_torchvision(self, state: State) -> State:
-        """Adds mean 0 and variance 1 - eps, with which a frozen norm equals the affine layer in Caffe2's files."""
+        """Adds mean 0 and variance 1 - eps, which make a frozen norm equal to the affine layer in Caffe2's files."""
         renamed = super().to_torchvision(state)
         if is_group_norm(state):
             return renamed
@@ -53,7 +53,7 @@ class _Caffe2ResNet(ResNetFormat):
 
 
 def is_group_norm(state: Iterable[str]) -> bool:
-    """Returns whether a ResNet with Caffe2's names has group norms."""
+    """Returns whether a ResNet with Caffe2's names has group norm."""
     return any("_gn_" in key for key in state)
 
 
@@ -76,10 +76,10 @@ def _rules(
 
     Args:
         stem: their name of the stem's convolution.
-        block: number of a stage to their prefix of its blocks.
+        block: maps the number of a stage to their prefix of its blocks.
         convolutions: their names of a block's shortcut and convolutions.
-        conv: suffixes of a convolution's tensors, ours and theirs.
-        norm: suffixes of the tensors of the norm after it.
+        conv: our and their suffixes of a convolution's tensors.
+        norm: our and their suffixes of the tensors of the norm after a convolution.
     """
     layers = [("conv1", "bn1", stem)]
     for stage in range(1, 5):
@@ -144,12 +144,12 @@ RESNETS = (TORCHVISION_RESNET, DETECTRON2_RESNET, CAFFE2_RESNET, HUGGING_FACE_RE
 
 
 def detect_resnet(names: Collection[str]) -> ResNetFormat | None:
-    """Returns the format of a ResNet's names, or None if they are of another network."""
+    """Returns the format of a ResNet with these names, or None for another network."""
     return next((format for format in RESNETS if format.detect(names)), None)
 
 
 def rename_backbone(state: State, to: ResNetFormat = TORCHVISION_RESNET, prefix: str = "backbone.") -> State:
-    """Renames a detector's ResNet from ``backbone.`` to ``prefix``; other backbones are kept."""
+    """Renames the ResNet below ``backbone.`` in a detector and moves it to ``prefix``; other backbones are kept."""
     backbone = {key.removeprefix("backbone."): key for key in state if key.startswith("backbone.")}
     format = detect_resnet(backbone)
     if format is None or (format, "backbone.") == (to, prefix):
@@ -160,7 +160,7 @@ def rename_backbone(state: State, to: ResNetFormat = TORCHVISION_RESNET, prefix:
 
 
 def match_backbone(state: State, own: Collection[str]) -> State:
-    """Renames the backbone to that of a model with keys ``own``: inside an FPN, or Detectron2's ResNet."""
+    """Renames the backbone to match a model with keys ``own``, which may have an FPN or Detectron2's ResNet."""
     if any(key.startswith("backbone.bottom_up.features.") for key in own):
         return {key.replace("backbone.features.", "backbone.bottom_up.features."): state[key] for key in state}
     for prefix in ("backbone.", "backbone.bottom_up."):

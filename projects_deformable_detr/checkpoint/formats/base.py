@@ -10,7 +10,7 @@ State = dict[str, Tensor]
 Names = Sequence[str | None]
 Rule = tuple[str, str]
 
-DROPPED = ""  # our side of a rule for tensors that the detector does not have
+DROPPED = ""  # our side of a rule for tensors without a counterpart in the detector
 _PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "w": "weight|bias", "x": ".+"}
 
 
@@ -19,8 +19,8 @@ class Format(ABC):
 
     Attributes:
         name: name of the format in reports and messages.
-        is_backbone: whether its files hold an ImageNet backbone and no detector.
-        classes: number of classes to class names, for files that do not store names.
+        is_backbone: whether its files contain an ImageNet backbone and no detector.
+        classes: class names by number of classes, for files that do not store names.
     """
 
     name: str
@@ -29,20 +29,20 @@ class Format(ABC):
 
     @abstractmethod
     def detect(self, keys: Collection[str]) -> bool:
-        """Returns whether a state dict with these keys has the format. Prefixes of wrappers are removed before."""
+        """Returns whether a state dict with these keys, without prefixes of wrappers, has the format."""
 
     @abstractmethod
     def to_ours(self, state: State) -> State:
-        """Converts a state dict to the detector's keys and layout. Unknown keys are kept, for the load's report."""
+        """Converts a state dict to the detector's keys and layout. Unknown keys are kept and reported by the load."""
 
 
 class NameTable:
     """A mapping between the detector's keys and those of another project.
 
     Args:
-        rules: pairs of templates, ours first; the first that matches applies. ``{i}`` and ``{j}`` match a number,
-            ``{w}`` matches ``weight`` or ``bias``, ``{x}`` matches any text. If a project has had several names for
-            one tensor, the first is used for export.
+        rules: pairs of templates, ours first; the first match applies. ``{i}`` and ``{j}`` match a number, ``{w}``
+            matches ``weight`` or ``bias``, ``{x}`` matches any text. If a tensor has had several names in a project,
+            the first is used for export.
     """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
@@ -59,7 +59,7 @@ class NameTable:
         """Renames our keys to the project's.
 
         Raises:
-            KeyError: for a key without a rule; with ``strict=False`` it keeps its name.
+            KeyError: for a key without a rule; with ``strict=False``, the key keeps its name.
         """
         for key in state:
             if strict and not self.has(key):
@@ -81,9 +81,5 @@ def _rename(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
 
 def _pattern(template: str) -> re.Pattern[str]:
     """Compiles a template to a regular expression with a named group for each placeholder."""
-    parts = re.split(r"\{(\w)\}", template)  # text, placeholder, text, …
-    return re.compile(
-        "".join(
-            f"(?P<{part}>{_PLACEHOLDERS[part]})" if index % 2 else re.escape(part) for index, part in enumerate(parts)
-        )
-    )
+    groups = {rf"\{{{name}\}}": f"(?P<{name}>{pattern})" for name, pattern in _PLACEHOLDERS.items()}
+    return re.compile(re.sub(r"\\{\w\\}", lambda match: groups[match[0]], re.escape(template)))

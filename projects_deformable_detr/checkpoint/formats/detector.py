@@ -1,6 +1,6 @@
-"""Detector formats, and differences in layout between them: stacked projections, joined queries, shared heads.
+"""Detector formats and their differences in layout: stacked projections, joined queries, shared heads.
 
-During a conversion a state dict has our keys and three intermediate ones: ``query_embed.weight``,
+During a conversion, a state dict has our keys and three intermediate ones: ``query_embed.weight``,
 ``….in_proj_weight.q`` (or ``k``, ``v``; also ``in_proj_bias``) and ``tokenizer.extra.{i}``.
 """
 
@@ -64,7 +64,7 @@ class DetectorFormat(Format):
         """Converts the state of `portable_state` to the project's keys and layout.
 
         Raises:
-            CheckpointError: if the project's models lack one of the tensors.
+            CheckpointError: if one of the tensors has no counterpart in the project.
         """
         deformable = is_deformable(state)
         state = _join_queries(state)
@@ -73,11 +73,11 @@ class DetectorFormat(Format):
                 return self.deformable.to_theirs(_share_heads(state))
             state = self.detr.to_theirs(state)
         except KeyError as error:
-            raise CheckpointError(f"{self.name} format: these models have no counterpart of {error.args[0]}") from error
+            raise CheckpointError(f"the {self.name} format has no counterpart of {error.args[0]}") from error
         masks = ("mask_head.", "bbox_attention.")
         if not any(key.startswith(masks) for key in state):
             return state
-        # A model with masks holds the detector as ``detr``.
+        # In a model with masks, the detector is the submodule ``detr``.
         return {key if key.startswith(masks) else f"detr.{key}": value for key, value in state.items()}
 
 
@@ -88,8 +88,8 @@ def layer_rules(stack: str, parts: Mapping[str, str], prefix: str = "") -> list[
     """Returns the rules for the layers of ``"encoder"`` or ``"decoder"``.
 
     Args:
-        stack: attribute that holds the layers.
-        parts: submodules of a layer, ours to theirs.
+        stack: name of the stack.
+        parts: their name of each submodule of a layer, by ours.
         prefix: prefix of their keys.
     """
     return [
@@ -99,7 +99,7 @@ def layer_rules(stack: str, parts: Mapping[str, str], prefix: str = "") -> list[
 
 
 def portable_state(detector: nn.Module) -> State:
-    """Returns a detector's weights on the CPU, with torchvision's ResNet and without batch norm's counters.
+    """Returns a detector's weights on the CPU, with torchvision's ResNet and without step counters of batch norm.
 
     Raises:
         CheckpointError: if no other project has such a model.
@@ -110,24 +110,23 @@ def portable_state(detector: nn.Module) -> State:
     unknown = sorted(name for name in backbone if not DETECTRON2_RESNET.table.has(name))
     if detect_resnet(backbone) is not TORCHVISION_RESNET or "bn1.running_mean" not in backbone or unknown:
         found = f", got one with {unknown[0]}" if unknown else ""
-        raise CheckpointError(f"export needs a plain ResNet of batch norms as backbone{found}")
+        raise CheckpointError(f"export needs a plain ResNet with batch norm as backbone{found}")
     if not any(key.startswith("decoder.layers.") for key in state):
-        raise CheckpointError("export needs a decoder: other projects have no encoder-only model")
+        raise CheckpointError("export needs a decoder: other projects have no encoder-only models")
     return state
 
 
 def is_deformable(state: Iterable[str]) -> bool:
-    """Returns whether the keys of a detector are Deformable DETR's rather than DETR's."""
+    """Returns whether the keys of a detector belong to Deformable DETR, not DETR."""
     return any(".sampling_offsets." in key for key in state)
 
 
 def split_projections(state: State) -> State:
-    """Splits each ``….in_proj_weight`` (3C, C) into those of query, key and value; the same for biases."""
+    """Splits each ``….in_proj_weight`` (3C, C) and bias (3C,) into those of query, key and value."""
     split: State = {}
     for key, value in state.items():
         if re.search(r"\.in_proj_(weight|bias)$", key):
-            parts = zip("qkv", value.chunk(3), strict=True)
-            split |= {f"{key}.{name}": part.contiguous() for name, part in parts}
+            split |= {f"{key}.{name}": part.contiguous() for name, part in zip("qkv", value.chunk(3), strict=True)}
         else:
             split[key] = value
     return split
@@ -144,7 +143,7 @@ def _stack_projections(state: State) -> State:
 
 
 def _split_queries(state: State) -> State:
-    """Queries are positions in DETR, position and content in Deformable DETR, and unused in a two-stage model."""
+    """Splits queries: positions in DETR, position and content in Deformable DETR, unused in a two-stage model."""
     queries = state.pop("query_embed.weight", None)
     if queries is None or any(key.startswith("queries.output.") for key in state):
         return state
@@ -162,7 +161,7 @@ def _join_queries(state: State) -> State:
 
 
 def _number_extra_levels(state: State) -> State:
-    """Numbers the levels that the backbone does not have after the others; detrex and mmdetection count them from 0."""
+    """Continues the numbers of the backbone's levels for extra levels, which detrex and mmdetection count from 0."""
     first = len({key.split(".")[2] for key in state if key.startswith("tokenizer.projections.")})
     renamed = {}
     for key, value in state.items():
@@ -172,10 +171,10 @@ def _number_extra_levels(state: State) -> State:
 
 
 def _unshare_heads(state: State) -> State:
-    """Keeps heads that all layers share once, and renames a two-stage model's last heads to those of the proposals."""
+    """Removes copies of heads that all layers share, and moves a two-stage model's last heads to the proposals."""
     layers = _count_decoder_layers(state)
     if "decoder.box_heads.1.layers.0.weight" in state and "decoder.class_heads.1.weight" not in state:
-        # transformers ties the class heads of a model with box refinement, and saves only the first.
+        # transformers ties the class heads of a model with box refinement and saves only the first.
         for index in range(1, layers):
             for tail in ("weight", "bias"):
                 state[f"decoder.class_heads.{index}.{tail}"] = state[f"decoder.class_heads.0.{tail}"]
@@ -188,7 +187,7 @@ def _unshare_heads(state: State) -> State:
 
 
 def _share_heads(state: State) -> State:
-    """The inverse of `_unshare_heads`: one head per layer, followed by those of the proposals."""
+    """The inverse of `_unshare_heads`: one head per layer, then the proposals' head."""
     layers, shared = _count_decoder_layers(state), dict(state)
     for key, value in state.items():
         match = re.fullmatch(r"queries\.(class|box)_head\.(.+)", key)

@@ -38,7 +38,7 @@ _FFN = [{"ffn.linear1": f"{prefix}fc1", "ffn.linear2": f"{prefix}fc2"} for prefi
 
 
 def _attention(stack: str, ours: str, theirs: str) -> list[Rule]:
-    """Projections of query, key and value are separate, see `split_projections`."""
+    """Projections of query, key and value are separate (see `split_projections`)."""
     ours, theirs = f"{stack}.layers.{{i}}.{ours}", f"model.{stack}.layers.{{i}}.{theirs}"
     rules = [(f"{ours}.out_proj.{{w}}", f"{theirs}.{name}.{{w}}") for name in ("out_proj", "o_proj")]
     return rules + [(f"{ours}.in_proj_{{w}}.{part}", f"{theirs}.{part}_proj.{{w}}") for part in "qkv"]
@@ -64,18 +64,14 @@ _DEFORMABLE_DETR: list[Rule] = [
     ("tokenizer.level_embed", "model.level_embed"),
     *layer_rules("encoder", {"self_attn": "self_attn"}, "model."),
     *layer_rules("decoder", {"cross_attn": "encoder_attn"}, "model."),
-    ("queries.reference_points.{w}", "model.reference_points.{w}"),
-    ("queries.output.{w}", "model.enc_output.{w}"),
-    ("queries.output_norm.{w}", "model.enc_output_norm.{w}"),
-    ("queries.query.{w}", "model.pos_trans.{w}"),
-    ("queries.query_norm.{w}", "model.pos_trans_norm.{w}"),
+    *official.query_rules("model."),
     ("decoder.class_heads.{i}.{w}", "class_embed.{i}.{w}"),
     ("decoder.box_heads.{i}.layers.{j}.{w}", "bbox_embed.{i}.layers.{j}.{w}"),
-    # With box refinement the heads are tied to the decoder's, and a saved file has one of the two names.
+    # With box refinement, these are tied to the heads above, and a saved file has one of the two names.
     ("decoder.class_heads.{i}.{w}", "model.decoder.class_embed.{i}.{w}"),
     ("decoder.box_heads.{i}.layers.{j}.{w}", "model.decoder.bbox_embed.{i}.layers.{j}.{w}"),
 ]
-# The published files have the official names, transformers 5 has its own.
+# The published files have the official names of masks; transformers 5 has its own.
 _CONVOLUTIONS = ("conv1", "conv2", "fpn_stages.0.refine", "fpn_stages.1.refine", "fpn_stages.2.refine")
 _MASKS: list[Rule] = [
     *official.MASKS,
@@ -120,27 +116,26 @@ def write_hugging_face(
     pixel_std: Sequence[float],
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Writes a folder for transformers' ``from_pretrained``: config, weights, and the image processor's config.
+    """Writes a folder for transformers' ``from_pretrained``: weights and the configs of model and image processor.
 
     Args:
-        folder: the folder; it is created if needed.
-        detector: a detector with a ResNet of batch norms.
+        folder: the folder, created if needed.
+        detector: a detector with a ResNet with batch norm.
         model: its configuration.
         criterion: configuration of its criterion, for training in transformers.
         resnet_depth: number of layers of the ResNet: 18, 34, 50 or 101.
-        image_size: length of the shortest edge after resizing, and the limit of the longest.
-        pixel_mean: per channel, in the range 0 to 255.
-        pixel_std: the same.
+        image_size: length of the shortest edge after resizing, and maximum length of the longest.
+        pixel_mean, pixel_std: mean and standard deviation per channel, in the range 0 to 255.
         class_names: names of the classes, if known.
 
     Raises:
-        ArgumentError: for a field of ``model`` that transformers has no counterpart of.
+        ArgumentError: for a value in ``model`` without a counterpart in transformers.
         CheckpointError: if transformers has no such model, or safetensors is not installed.
     """
     try:
         from safetensors.torch import save_file  # an optional package
     except ImportError as error:
-        raise CheckpointError(f"{folder}: writing it needs the safetensors package: pip install safetensors") from error
+        raise CheckpointError(f"{folder}: writing requires safetensors: pip install safetensors") from error
     state = portable_state(detector)
     backbone = _backbone_config(detector, state, resnet_depth, model)
     deformable = is_deformable(state)
@@ -169,7 +164,7 @@ def write_hugging_face(
     state = HUGGING_FACE.from_ours(split_projections(state))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # The format does not store tensors that share memory.
+    # safetensors does not store tensors that share memory.
     tensors = {key: value.detach().clone().contiguous() for key, value in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "projects_deformable_detr": __version__})
     for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
@@ -190,7 +185,7 @@ def _common_config(model: DetectorConfig, criterion: CriterionConfig) -> dict[st
         "activation_function": model.activation,
         "dropout": model.dropout,
         "position_embedding_type": model.position_embedding,
-        # transformers accepts whole numbers only; its defaults apply to other costs.
+        # transformers accepts only whole numbers; its defaults apply to other costs.
         **{name: int(cost) for name, cost in costs.items() if cost == int(cost)},
     }
 
@@ -199,7 +194,7 @@ def _deformable_config(model: DetectorConfig, criterion: CriterionConfig) -> dic
     if model.mask_head:
         raise ArgumentError("mask_head", "must be False: transformers has no Deformable DETR with masks")
     if not model.multi_scale_attention:
-        raise ArgumentError("multi_scale_attention", "must be True: transformers has no attention to one level")
+        raise ArgumentError("multi_scale_attention", "must be True: transformers has no attention to a single level")
     return {
         "architectures": ["DeformableDetrForObjectDetection"],
         "model_type": "deformable_detr",
@@ -226,21 +221,17 @@ def _detr_config(model: DetectorConfig, criterion: CriterionConfig) -> dict[str,
     return {
         "architectures": ["DetrForSegmentation" if model.mask_head else "DetrForObjectDetection"],
         "model_type": "detr",
-        # With True, transformers 5.23 passes the normed output of each decoder layer to the next, unlike DETR.
+        # With True, transformers 5.23 passes the normalized output of each decoder layer to the next, unlike DETR.
         "auxiliary_loss": False,
         "eos_coefficient": criterion.no_object_weight,
     }
 
 
 def _backbone_config(detector: nn.Module, state: State, depth: int, model: DetectorConfig) -> dict[str, object]:
-    """Returns ``backbone_config`` of the ResNet in a portable state.
-
-    Raises:
-        CheckpointError: if transformers has no such ResNet.
-    """
+    """Returns ``backbone_config`` for the ResNet in a portable state."""
     stem, width = (len(state[f"backbone.{name}.weight"]) for name in ("conv1", "layer1.0.conv1"))
     layer_type, depths = _RESNETS[depth]
-    features = _STAGES if model.mask_head else model.in_features  # the mask head uses the finer ones too
+    features = _STAGES if model.mask_head else model.in_features  # the mask head also uses finer features
     if not _is_dilated(detector):
         return {
             "model_type": "resnet",
@@ -253,10 +244,8 @@ def _backbone_config(detector: nn.Module, state: State, depth: int, model: Detec
         }
     # Dilation in transformers needs timm's ResNets, which have the widths of the paper.
     if (stem, width) != (64, 64):
-        raise CheckpointError(
-            f"export of a dilated ResNet needs 64 channels in the stem and in the bottlenecks of res2, got {stem} and "
-            f"{width}"
-        )
+        found = f"got {stem} and {width}"
+        raise CheckpointError(f"export of a dilated ResNet needs 64 channels in the stem and in res2's blocks, {found}")
     return {
         "model_type": "timm_backbone",
         "backbone": f"resnet{depth}",

@@ -1,4 +1,4 @@
-"""mmdetection 3, whose detectors hold encoder, decoder and head side by side."""
+"""mmdetection 3, in which encoder, decoder and head are submodules of the detector."""
 
 import re
 
@@ -9,14 +9,14 @@ from .detector import DetectorFormat, layer_rules
 
 class _MMDetectionFormat(DetectorFormat):
     def to_ours(self, state: State) -> State:
-        """Adds zero biases to the projections, which have none in mmdetection where a norm follows."""
+        """Adds zero biases to projections that are followed by a norm, which have no bias in mmdetection."""
         state = super().to_ours(state)
         weights = (key for key in state if re.fullmatch(r"tokenizer\.projections\.\d+\.0\.weight", key))
         return {key.replace("weight", "bias"): state[key].new_zeros(len(state[key])) for key in weights} | state
 
 
 def _layers(self_attention: str, cross_attention: str) -> list[Rule]:
-    """PyTorch's attention is one level deeper than the deformable one."""
+    """PyTorch's attention is nested one level deeper than deformable attention."""
     ffn = {"ffn.linear1": "ffn.layers.0.0", "ffn.linear2": "ffn.layers.1"}
     encoder = {"self_attn": self_attention, "norm": "norms.0", "ffn.norm": "norms.1"}
     decoder = {"self_attn": "self_attn.attn", "self_norm": "norms.0", "cross_attn": cross_attention}
@@ -40,7 +40,7 @@ MMDETECTION = _MMDetectionFormat(
         ("queries.output_norm.{w}", "memory_trans_norm.{w}"),
         ("queries.query.{w}", "pos_trans_fc.{w}"),
         ("queries.query_norm.{w}", "pos_trans_norm.{w}"),
-        # One head per layer, repeated where layers share it, followed by those of the proposals.
+        # One head per layer, repeated if shared, then the proposals' head.
         ("decoder.class_heads.{i}.{w}", "bbox_head.cls_branches.{i}.{w}"),
         *(
             (f"decoder.box_heads.{{i}}.layers.{n}.{{w}}", f"bbox_head.reg_branches.{{i}}.{2 * n}.{{w}}")

@@ -1,7 +1,7 @@
 """The official repositories of DETR and Deformable DETR, and detrex, which follows their names.
 
-The official decoder layers number the norms differently: DETR's norm1 follows self-attention and norm2 follows
-cross-attention, in Deformable DETR it is the other way round.
+The official decoders number the norms differently: in DETR, norm1 follows self-attention and norm2 follows
+cross-attention; in Deformable DETR, the order is reversed.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ..files import CheckpointError, write_atomically
 from .base import DROPPED, Rule, State
 from .detector import CLASS_HEAD, DetectorFormat, layer_rules, portable_state
 
-# Bias of a logit that no class uses: its sigmoid and its softmax are 0, in half precision too.
+# Bias of an unused logit: its sigmoid and softmax are 0, also in half precision.
 _UNUSED_BIAS = -100.0
 
 _FFN = {"ffn.linear1": "linear1", "ffn.linear2": "linear2"}
@@ -29,17 +29,17 @@ def _layers(decoder: dict[str, str]) -> list[Rule]:
     return layer_rules("encoder", _ENCODER, "transformer.") + layer_rules("decoder", decoder, "transformer.")
 
 
-_PROPOSALS: list[Rule] = [
-    ("queries.reference_points.{w}", "transformer.reference_points.{w}"),
-    ("queries.output.{w}", "transformer.enc_output.{w}"),
-    ("queries.output_norm.{w}", "transformer.enc_output_norm.{w}"),
-    ("queries.query.{w}", "transformer.pos_trans.{w}"),
-    ("queries.query_norm.{w}", "transformer.pos_trans_norm.{w}"),
-]
+def query_rules(prefix: str) -> list[Rule]:
+    """Returns the rules for Deformable DETR's queries and proposals."""
+    parts = {"reference_points": "reference_points", "output": "enc_output", "output_norm": "enc_output_norm"}
+    parts |= {"query": "pos_trans", "query_norm": "pos_trans_norm"}
+    return [(f"queries.{ours}.{{w}}", f"{prefix}{theirs}.{{w}}") for ours, theirs in parts.items()]
+
+
 _HEADS: list[Rule] = [
     ("decoder.class_heads.{i}.{w}", "class_embed.{i}.{w}"),
     ("decoder.box_heads.{i}.layers.{j}.{w}", "bbox_embed.{i}.layers.{j}.{w}"),
-    # The decoder, and with it the transformer, holds the same heads once more.
+    # The decoder contains the same heads again.
     (DROPPED, "transformer.decoder.class_embed.{x}"),
     (DROPPED, "transformer.decoder.bbox_embed.{x}"),
 ]
@@ -65,7 +65,7 @@ OFFICIAL = DetectorFormat(
         ("tokenizer.level_embed", "transformer.level_embed"),
         ("query_embed.weight", "query_embed.weight"),
         *_layers(_DEFORMABLE_DECODER),
-        *_PROPOSALS,
+        *query_rules("transformer."),
         *_HEADS,
     ],
     detr=[
@@ -87,7 +87,7 @@ OFFICIAL = DetectorFormat(
 
 
 def _detrex_layers(self_attention: str, cross_attention: str) -> list[Rule]:
-    """Lists of attentions, norms and feed-forward networks in the order in which they run."""
+    """Attentions, norms and feed-forward networks are lists in the order of execution."""
     ffn = {"ffn.linear1": "ffns.0.layers.0.0", "ffn.linear2": "ffns.0.layers.1"}
     encoder = {"self_attn": self_attention, "norm": "norms.0", "ffn.norm": "norms.1"}
     decoder = {"self_attn": "attentions.0.attn", "self_norm": "norms.0", "cross_attn": cross_attention}
@@ -106,7 +106,7 @@ DETREX = DetectorFormat(
         ("tokenizer.level_embed", "transformer.level_embeds"),
         ("query_embed.weight", "query_embedding.weight"),
         *_detrex_layers("attentions.0", "attentions.1"),
-        *_PROPOSALS,
+        *query_rules("transformer."),
         *_HEADS,
         (DROPPED, "criterion.empty_weight"),
     ],
@@ -128,17 +128,17 @@ def write_official(path: str | Path, detector: nn.Module, coco_names: Sequence[s
 
     Args:
         path: the file.
-        detector: a detector with a ResNet of batch norms.
+        detector: a detector with a ResNet with batch norm.
         coco_names: class names of the detector; if given, its logits are moved to COCO's category ids.
 
     Raises:
-        CheckpointError: if the official code has no such model, or the names are not COCO's.
+        CheckpointError: if the official code has no such model or the names are not COCO's.
     """
     state = portable_state(detector)
     if coco_names is not None:
         state = _to_category_ids(state, coco_names, bool(getattr(detector, "no_object", False)))
     state = OFFICIAL.from_ours(state)
-    # The decoder holds the box heads once more with box refinement, and the class heads too in a two-stage model.
+    # With box refinement, the decoder contains the box heads again; in a two-stage model also the class heads.
     copies = ("bbox_embed.",) * bool(getattr(detector.decoder, "box_refine", False))
     copies += ("class_embed.",) * ("transformer.enc_output.weight" in state)
     state |= {f"transformer.decoder.{key}": value for key, value in state.items() if key.startswith(copies)}
@@ -148,7 +148,7 @@ def write_official(path: str | Path, detector: nn.Module, coco_names: Sequence[s
 def _to_category_ids(state: State, names: Sequence[str], no_object: bool) -> State:
     """Moves the logits of COCO's contiguous classes to their category ids, with unused logits in between."""
     if tuple(names) not in CONTIGUOUS.values():
-        raise CheckpointError("category ids need COCO's 80 (or, panoptic, 133) classes; those of the detector differ")
+        raise CheckpointError("category ids need COCO's 80 classes, or 133 panoptic ones; the detector's differ")
     ids = {name: index for index, name in CATEGORIES.items()}
     rows = [ids[name] for name in names]
     count = next(logits for logits in BY_ID if logits > max(rows))
@@ -158,6 +158,6 @@ def _to_category_ids(state: State, names: Sequence[str], no_object: bool) -> Sta
     for key, value in state.items():
         if CLASS_HEAD.fullmatch(key):
             spread[key] = value.new_full((count, *value.shape[1:]), _UNUSED_BIAS if value.dim() == 1 else 0.0)
-            # The first logit of a proposal is its objectness, whatever the classes are.
+            # The first logit of a proposal is its objectness, regardless of the classes.
             spread[key][torch.tensor(range(len(value)) if key.startswith("queries.") else rows)] = value
     return spread
