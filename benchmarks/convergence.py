@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""DETR and Deformable DETR of equal size at equal settings: AP against epochs (arXiv 2010.04159, figure 3).
+"""Compares AP over epochs of DETR and Deformable DETR of equal size (arXiv 2010.04159, figure 3).
 
 benchmarks/convergence.py [--work DIR] [--images 1500] [--models detr_dc5 deformable …] [--jobs 2] [--report DIR]
 
-Trains all models on the same images with benchmarks/convergence.yaml, from scratch, DETR for longer, and evaluates them
-after each epoch. Models that are finished in --work are not trained again. Takes about 90 minutes of CPU time with the
-default size, 45 minutes on two cores; --size r50 is for a GPU. Writes a table and a plot (matplotlib) to --report.
+Trains all models from scratch on the same images with benchmarks/convergence.yaml, DETR for more epochs, and evaluates
+them after each epoch. Finished models in --work are not trained again. The default size takes about 90 minutes of CPU
+time, 45 minutes on two cores; --size r50 is for a GPU. Writes a table and a plot (with matplotlib) to --report.
 """
 
 import argparse
@@ -31,11 +31,11 @@ class Model:
     keys: dict[str, str]
 
 
-# The learning rate of DETR's paper: with Deformable DETR's the loss does not decrease, and jumps up after 20 epochs.
+# DETR uses its paper's learning rate; with Deformable DETR's, the loss does not decrease, and jumps after 20 epochs.
 _DETR = {"MODEL.META_ARCHITECTURE": "DETR", "SOLVER.BASE_LR": "0.0001", **_SINGLE}
 _REFINE = {"MODEL.DETR.WITH_BOX_REFINE": "True"}
 MODELS = {
-    # The weight of the softmax loss relative to the box losses is that of DETR's paper.
+    # The softmax loss has the same weight relative to the box losses as in DETR's paper.
     "detr_dc5": Model("DETR-DC5", 40, {**_DETR, "MODEL.DETR.COST_CLASS": "1.0", "MODEL.DETR.CLASS_WEIGHT": "1.0"}),
     "detr_dc5_plus": Model("DETR-DC5+ (focal loss)", 40, {**_DETR, "MODEL.DETR.CLASS_LOSS": "focal"}),
     "deformable": Model("Deformable DETR", 15, {}),

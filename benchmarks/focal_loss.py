@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Time and memory of Deformable DETR's class loss and of torchvision's sigmoid_focal_loss on one-hot targets, CPU.
+"""Compares time and memory of Deformable DETR's class loss with torchvision's sigmoid_focal_loss on the CPU.
 
 benchmarks/focal_loss.py [--rounds 7] [--classes 80 1203] [--images 2] [--queries 300] [--layers 6] [--threads 1]
 
-Each measurement runs in a new process; the two losses alternate. Time is CPU time of all threads in the second forward
-and backward pass, which other programs disturb less than wall time. Memory is the peak (ru_maxrss) minus that before
-the first pass. The table shows medians, and in brackets ratios to torchvision. Eight queries per image are matched. The
-two losses must agree to 4 digits.
+Each measurement runs in a new process; the two losses alternate. Time is the CPU time of all threads in the second
+forward and backward pass, which is less affected by other programs than wall time. Memory is the peak (ru_maxrss) minus
+that before the first pass. The table shows medians and, in parentheses, ratios to torchvision, whose targets
+are one-hot. Eight queries per image are matched. The two losses must agree to 4 digits.
 """
 
 import argparse

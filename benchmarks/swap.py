@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Time and memory of Detectron2's Faster R-CNN R50-FPN and of this project's models on one image, on the CPU.
+"""Compares time and memory of Detectron2's Faster R-CNN R50-FPN and this project's models on one image, on the CPU.
 
 benchmarks/swap.py [--rounds 5] [--height 800] [--width 1066] [--threads 1] [--train]
 
-Each measurement runs in a new process; the models alternate and have initial weights. Time is CPU time of all threads
-in the second pass, which other programs disturb less than wall time. Memory is the peak (ru_maxrss) minus that before
-the first pass. --train measures forward and backward pass on an image with 8 objects. An untrained Faster R-CNN has
-fewer boxes to suppress in its last NMS than a trained one.
+Each measurement runs in a new process; the models alternate and have initial weights. Time is the CPU time of all
+threads in the second pass, which is less affected by other programs than wall time. Memory is the peak (ru_maxrss)
+minus that before the first pass. --train measures a forward and backward pass on an image with 8 objects. An untrained
+Faster R-CNN has fewer boxes to suppress in its last NMS than a trained one.
 """
 
 import argparse

@@ -21,7 +21,7 @@ def run(name: str, command: list[str], times: dict[str, float]) -> None:
     """Runs a stage and stores its wall time in seconds in ``times``."""
     print(f"\n=== {name}: {' '.join(command)}", flush=True)
     start = time.monotonic()
-    # The demo uses its own data, wherever COCO is.
+    # The demo's data is in the checkout, regardless of where COCO is.
     environment = os.environ | {"DETECTRON2_DATASETS": str(ROOT / DATASETS)}
     status = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode
     times[name] = time.monotonic() - start
@@ -30,7 +30,7 @@ def run(name: str, command: list[str], times: dict[str, float]) -> None:
 
 
 def has_data() -> bool:
-    """Returns whether the data exists at the demo's size; an older run may have left another size."""
+    """Returns whether the data exists in the demo's size; an older run may have left another."""
     try:
         images = json.loads((ROOT / DATASETS / "shapes/annotations/instances_val.json").read_text())["images"]
     except (OSError, ValueError, KeyError):

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Counts parameters and FLOPs of configs, beside those of arXiv 2005.12872 and 2010.04159, table 1 of each.
+"""Counts parameters and FLOPs of configs, next to those in table 1 of arXiv 2005.12872 and 2010.04159.
 
 tools/flops.py [--sizes 800x1066 800x1120] [--classes 91] [CONFIG …]
 
 A multiply-add counts as one FLOP, as in the papers. Matrix products, convolutions, attention and the sampling of
 deformable attention and convolution are counted; norms, activations and resizing are not. The papers average over the
-first 100 images of COCO val2017, resized to 800 pixels, most of them wider than 4:3: hence two default sizes. Their
-models have 91 logits. Without CONFIG, all configs for COCO are counted, and Detectron2's Faster R-CNN R50-FPN if
-Detectron2 is installed.
+first 100 images of COCO val2017, resized to a shorter side of 800 pixels. Most are wider than 4:3, hence the second
+default size. Their models have 91 logits. Without CONFIG, all configs for COCO are counted, and Detectron2's Faster
+R-CNN R50-FPN if Detectron2 is installed.
 """
 
 import argparse
@@ -46,7 +46,7 @@ Size = tuple[int, int]
 
 
 class _Tensors(nn.Module):
-    """Returns a detector's predictions as plain tensors, as tracing needs."""
+    """Returns a detector's predictions as plain tensors, for tracing."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def _attention_products(inputs: Any, outputs: Any) -> int:
 
 
 def _deformable_convolution(inputs: Any, outputs: Any) -> int:
-    """Counts multiply-adds of deform_conv2d: those of a convolution, and four per sampled tap and channel."""
+    """Counts multiply-adds of deform_conv2d: those of a convolution, plus four per sampled tap and channel."""
     out_channels, in_channels, *kernel = inputs[1].type().sizes()
     batch, _, height, width = outputs[0].type().sizes()
     return batch * height * width * math.prod(kernel) * in_channels * (out_channels + 4)
@@ -106,14 +106,14 @@ def count(cfg: Any, sizes: list[Size], num_classes: int = 91) -> tuple[float, li
 
 
 def count_faster_rcnn(sizes: list[Size]) -> tuple[float, list[float]]:
-    """Returns the same numbers of Detectron2's Faster R-CNN, with random weights and COCO's 80 classes."""
+    """Returns the same numbers for Detectron2's Faster R-CNN with random weights and COCO's 80 classes."""
     from detectron2 import model_zoo
     from detectron2.export import TracingAdapter
     from detectron2.modeling import build_model
 
     cfg = model_zoo.get_config(FASTER_RCNN)
     cfg.MODEL.DEVICE = "cpu"
-    # As many proposals as a trained model has, POST_NMS_TOPK_TEST: anchors without suppression.
+    # Without suppression, the number of proposals is POST_NMS_TOPK_TEST, as in a trained model.
     cfg.MODEL.RPN.NMS_THRESH = 1.0
     model = build_model(cfg).eval()
     nn.init.zeros_(model.proposal_generator.rpn_head.anchor_deltas.weight)
@@ -157,13 +157,9 @@ def main() -> None:
     sizes = " | ".join(f"FLOPs, G, {height} x {width}" for height, width in args.sizes)
     print(f"| config ({args.classes} classes) | parameters, M | paper | {sizes} | paper |")
     print("|---|---|---|" + "---|" * (len(args.sizes) + 1))
-    known: dict[str, tuple[float, list[float]]] = {}  # configs that differ in their recipe only have the same model
-    for path in args.configs or coco_configs():
-        name = (
-            str(path.resolve().relative_to(CONFIGS).with_suffix(""))
-            if path.resolve().is_relative_to(CONFIGS)
-            else path.stem
-        )
+    known: dict[str, tuple[float, list[float]]] = {}  # configs that differ only in their recipe have the same model
+    for path in map(Path.resolve, args.configs or coco_configs()):
+        name = str(path.relative_to(CONFIGS).with_suffix("")) if path.is_relative_to(CONFIGS) else path.stem
         cfg = _read(path)
         model = cfg.MODEL.dump()
         if model not in known:

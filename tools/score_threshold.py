@@ -3,9 +3,9 @@
 
 tools/score_threshold.py coco_instances_results.json annotations.json [--iou 0.5] [--thresholds 0.05 0.1 …]
 
-Prints for each threshold: detections per image, precision, recall and F1 at --iou, and the share of duplicates: false
-positives that overlap an object of their class which is matched by a better detection. The last row is the threshold
-with the best F1.
+Prints for each threshold: detections per image, precision, recall and F1 at --iou, and the share of duplicates. These
+are false positives that overlap an object of their class that is matched to a better detection. The last row is the
+threshold with the best F1.
 """
 
 import argparse

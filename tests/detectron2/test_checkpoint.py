@@ -71,7 +71,7 @@ def test_another_architecture_is_refused_with_the_keys(model, make_cfg, tmp_path
         assert torch.equal(before, weights(deeper))
 
 
-def test_a_partial_load_is_allowed_when_asked_for(model, make_cfg, tmp_path):
+def test_a_partial_load_is_allowed_on_request(model, make_cfg, tmp_path):
     Trainer.build_checkpointer(make_cfg(OUTPUT_DIR=tmp_path), model).save("model_final")
     cfg = make_cfg(MODEL__DETR__ENC_LAYERS=2, MODEL__DETR__ALLOW_PARTIAL_WEIGHTS=True)
     deeper = build_model(cfg)
@@ -173,7 +173,7 @@ def test_an_unusable_last_checkpoint_is_an_error(model, make_cfg, tmp_path, cont
         Trainer.build_checkpointer(make_cfg(OUTPUT_DIR=tmp_path), model).resume_or_load("", resume=True)
 
 
-def test_the_pointer_is_written_whole_or_not_at_all(model, tmp_path, monkeypatch):
+def test_last_checkpoint_is_written_atomically(model, tmp_path, monkeypatch):
     checkpointer = DetectorCheckpointer(model, str(tmp_path))
     checkpointer.tag_last_checkpoint("model_0000001.pth")
 
@@ -186,10 +186,10 @@ def test_the_pointer_is_written_whole_or_not_at_all(model, tmp_path, monkeypatch
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
 
 
-def test_a_save_that_fails_leaves_the_last_file_whole(model, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_last_file(model, tmp_path, monkeypatch):
     checkpointer = DetectorCheckpointer(model, str(tmp_path))
     checkpointer.save("model_final")
-    whole = (tmp_path / "model_final.pth").read_bytes()
+    before = (tmp_path / "model_final.pth").read_bytes()
 
     def full_disk(content, stream):
         stream.write(b"half")
@@ -198,4 +198,4 @@ def test_a_save_that_fails_leaves_the_last_file_whole(model, tmp_path, monkeypat
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="no space"):
         checkpointer.save("model_final")
-    assert (tmp_path / "model_final.pth").read_bytes() == whole
+    assert (tmp_path / "model_final.pth").read_bytes() == before

@@ -72,7 +72,7 @@ def test_default_predictor_reads_official_files(make_model, tmp_path):
 def test_default_predictor_reads_hugging_faces_bin_files(make_model, tmp_path):
     from safetensors.torch import load_file
 
-    model, cfg = make_model()
+    model, cfg = make_model(MODEL__DETR__NUM_CLASSES=2)
     export_hugging_face(cfg, tmp_path, model.detector)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     cfg.MODEL.WEIGHTS = str(tmp_path / "pytorch_model.bin")
