@@ -1,6 +1,6 @@
-"""mmdetection 3's names, written by hand from the ``state_dict`` of its models.
+"""Names of mmdetection 3, written by hand from the ``state_dict`` of its models.
 
-Its own models were compared outside of the tests, see docs/checkpoints.md.
+Outputs were compared with its models outside of the tests, see docs/checkpoints.md.
 """
 
 import argparse

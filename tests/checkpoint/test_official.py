@@ -1,6 +1,6 @@
-"""Names of the official repositories, written by hand, and of detrex, made from them like its converter does.
+"""Names of the official repositories, written by hand, and of detrex, derived from them as by its converter.
 
-Files of `write_official` were loaded by the official code outside of the tests, see docs/checkpoints.md.
+The official code loaded files of `write_official` outside of the tests, see docs/checkpoints.md.
 """
 
 import argparse
@@ -69,7 +69,7 @@ EXTRA_KEYS = {
 
 
 def write(path, state):
-    """Writes a file like the official code, with its arguments."""
+    """Writes a file with arguments, like the official code."""
     torch.save({"model": state, "epoch": 49, "args": argparse.Namespace(lr=2e-4)}, path)
     return path
 

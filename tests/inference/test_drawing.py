@@ -17,7 +17,7 @@ def test_small_images_are_enlarged_by_a_whole_factor():
     assert (draw(GREY, [], []) == 128).all()
 
 
-def test_boxes_are_drawn_where_they_are():
+def test_boxes_are_drawn_at_their_coordinates():
     before = GREY.copy()
     image = draw(GREY, BOXES, [0, 1], [0.9, 0.5], ["cat", "dog"], min_side=200)
     np.testing.assert_array_equal(GREY, before)
@@ -52,7 +52,7 @@ def test_boxes_at_the_border_are_drawn(box):
     assert (draw(GREY, [box], [0], [1.0], [name]) != 128).any()
 
 
-def test_masks_tint_what_they_cover():
+def test_masks_tint_their_pixels():
     image = np.full((40, 50, 3), 100, np.uint8)
     masks = np.zeros((2, 40, 50), bool)
     masks[0, 22:30, 12:30] = masks[1, 26:34, 20:40] = True

@@ -98,6 +98,22 @@ def layer_rules(stack: str, parts: Mapping[str, str], prefix: str = "") -> list[
     ]
 
 
+def numbered_layer_rules(ffn: str, encoder: str, self_attn: str, cross_attn: str, prefix: str = "") -> list[Rule]:
+    """Returns the rules for layers with numbered norms, as in detrex and mmdetection.
+
+    Args:
+        ffn: prefix of the feed-forward network's linear layers.
+        encoder: self-attention of the encoder.
+        self_attn, cross_attn: attentions of the decoder.
+        prefix: prefix of their keys.
+    """
+    parts = {"ffn.linear1": f"{ffn}.layers.0.0", "ffn.linear2": f"{ffn}.layers.1"}
+    encoder_parts = {"self_attn": encoder, "norm": "norms.0", "ffn.norm": "norms.1"}
+    decoder_parts = {"self_attn": self_attn, "self_norm": "norms.0", "cross_attn": cross_attn, "cross_norm": "norms.1"}
+    decoder_parts["ffn.norm"] = "norms.2"
+    return layer_rules("encoder", encoder_parts | parts, prefix) + layer_rules("decoder", decoder_parts | parts, prefix)
+
+
 def portable_state(detector: nn.Module) -> State:
     """Returns a detector's weights on the CPU, with torchvision's ResNet and without step counters of batch norm.
 

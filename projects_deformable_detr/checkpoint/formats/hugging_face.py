@@ -20,12 +20,6 @@ from .backbones import HUGGING_FACE_RESNET, rename_backbone
 from .base import Rule, State
 from .detector import DetectorFormat, is_deformable, layer_rules, portable_state, split_projections
 
-_RESNETS = {  # type and number of the blocks by depth
-    18: ("basic", [2, 2, 2, 2]),
-    34: ("basic", [3, 4, 6, 3]),
-    50: ("bottleneck", [3, 4, 6, 3]),
-    101: ("bottleneck", [3, 4, 23, 3]),
-}
 _STAGES = ("res2", "res3", "res4", "res5")
 
 _ENCODER = {"norm": "self_attn_layer_norm", "ffn.norm": "final_layer_norm"}
@@ -230,15 +224,16 @@ def _detr_config(model: DetectorConfig, criterion: CriterionConfig) -> dict[str,
 def _backbone_config(detector: nn.Module, state: State, depth: int, model: DetectorConfig) -> dict[str, object]:
     """Returns ``backbone_config`` for the ResNet in a portable state."""
     stem, width = (len(state[f"backbone.{name}.weight"]) for name in ("conv1", "layer1.0.conv1"))
-    layer_type, depths = _RESNETS[depth]
     features = _STAGES if model.mask_head else model.in_features  # the mask head also uses finer features
     if not _is_dilated(detector):
+        bottleneck = "backbone.layer1.0.conv3.weight" in state
+        blocks = [re.match(r"backbone\.layer(\d)\.\d+\.conv1\.", key) for key in state]
         return {
             "model_type": "resnet",
-            "layer_type": layer_type,
-            "depths": depths,
+            "layer_type": "bottleneck" if bottleneck else "basic",
+            "depths": [sum(block is not None and block[1] == stage for block in blocks) for stage in "1234"],
             "embedding_size": stem,
-            "hidden_sizes": [width * (4 if layer_type == "bottleneck" else 1) * 2**stage for stage in range(4)],
+            "hidden_sizes": [width * (4 if bottleneck else 1) * 2**stage for stage in range(4)],
             "downsample_in_bottleneck": False,  # strides are in the 3x3, as in torchvision
             "out_features": [f"stage{_STAGES.index(name) + 1}" for name in features],
         }

@@ -3,8 +3,8 @@
 import re
 
 from ..coco_classes import CONTIGUOUS
-from .base import Rule, State
-from .detector import DetectorFormat, layer_rules
+from .base import State
+from .detector import DetectorFormat, numbered_layer_rules
 
 
 class _MMDetectionFormat(DetectorFormat):
@@ -13,15 +13,6 @@ class _MMDetectionFormat(DetectorFormat):
         state = super().to_ours(state)
         weights = (key for key in state if re.fullmatch(r"tokenizer\.projections\.\d+\.0\.weight", key))
         return {key.replace("weight", "bias"): state[key].new_zeros(len(state[key])) for key in weights} | state
-
-
-def _layers(self_attention: str, cross_attention: str) -> list[Rule]:
-    """PyTorch's attention is nested one level deeper than deformable attention."""
-    ffn = {"ffn.linear1": "ffn.layers.0.0", "ffn.linear2": "ffn.layers.1"}
-    encoder = {"self_attn": self_attention, "norm": "norms.0", "ffn.norm": "norms.1"}
-    decoder = {"self_attn": "self_attn.attn", "self_norm": "norms.0", "cross_attn": cross_attention}
-    decoder |= {"cross_norm": "norms.1", "ffn.norm": "norms.2"}
-    return layer_rules("encoder", encoder | ffn) + layer_rules("decoder", decoder | ffn)
 
 
 MMDETECTION = _MMDetectionFormat(
@@ -34,7 +25,7 @@ MMDETECTION = _MMDetectionFormat(
         ("tokenizer.extra.{i}.1.{w}", "neck.extra_convs.{i}.gn.{w}"),
         ("tokenizer.level_embed", "level_embed"),
         ("query_embed.weight", "query_embedding.weight"),
-        *_layers("self_attn", "cross_attn"),
+        *numbered_layer_rules("ffn", "self_attn", "self_attn.attn", "cross_attn"),
         ("queries.reference_points.{w}", "reference_points_fc.{w}"),
         ("queries.output.{w}", "memory_trans_fc.{w}"),
         ("queries.output_norm.{w}", "memory_trans_norm.{w}"),
@@ -50,7 +41,7 @@ MMDETECTION = _MMDetectionFormat(
     detr=[
         ("tokenizer.projections.0.0.{w}", "neck.convs.0.conv.{w}"),
         ("query_embed.weight", "query_embedding.weight"),
-        *_layers("self_attn.attn", "cross_attn.attn"),
+        *numbered_layer_rules("ffn", "self_attn.attn", "self_attn.attn", "cross_attn.attn"),
         ("decoder.norm.{w}", "decoder.post_norm.{w}"),
         ("decoder.class_heads.0.{w}", "bbox_head.fc_cls.{w}"),
         ("decoder.box_heads.0.layers.0.{w}", "bbox_head.reg_ffn.layers.0.0.{w}"),

@@ -13,7 +13,7 @@ from torch import nn
 from ..coco_classes import BY_ID, CATEGORIES, CONTIGUOUS
 from ..files import CheckpointError, write_atomically
 from .base import DROPPED, Rule, State
-from .detector import CLASS_HEAD, DetectorFormat, layer_rules, portable_state
+from .detector import CLASS_HEAD, DetectorFormat, layer_rules, numbered_layer_rules, portable_state
 
 # Bias of an unused logit: its sigmoid and softmax are 0, also in half precision.
 _UNUSED_BIAS = -100.0
@@ -86,15 +86,6 @@ OFFICIAL = DetectorFormat(
 )
 
 
-def _detrex_layers(self_attention: str, cross_attention: str) -> list[Rule]:
-    """Attentions, norms and feed-forward networks are lists in the order of execution."""
-    ffn = {"ffn.linear1": "ffns.0.layers.0.0", "ffn.linear2": "ffns.0.layers.1"}
-    encoder = {"self_attn": self_attention, "norm": "norms.0", "ffn.norm": "norms.1"}
-    decoder = {"self_attn": "attentions.0.attn", "self_norm": "norms.0", "cross_attn": cross_attention}
-    decoder |= {"cross_norm": "norms.1", "ffn.norm": "norms.2"}
-    return layer_rules("encoder", encoder | ffn, "transformer.") + layer_rules("decoder", decoder | ffn, "transformer.")
-
-
 DETREX = DetectorFormat(
     name="detrex",
     mark="transformer.encoder.layers.0.norms.0.weight",
@@ -105,7 +96,7 @@ DETREX = DetectorFormat(
         ("tokenizer.extra.{i}.1.{w}", "neck.extra_convs.{i}.norm.{w}"),
         ("tokenizer.level_embed", "transformer.level_embeds"),
         ("query_embed.weight", "query_embedding.weight"),
-        *_detrex_layers("attentions.0", "attentions.1"),
+        *numbered_layer_rules("ffns.0", "attentions.0", "attentions.0.attn", "attentions.1", "transformer."),
         *query_rules("transformer."),
         *_HEADS,
         (DROPPED, "criterion.empty_weight"),
@@ -113,7 +104,7 @@ DETREX = DetectorFormat(
     detr=[
         ("backbone.{x}", "backbone.body.{x}"),  # torchvision's ResNet in the DC5 models
         ("tokenizer.projections.0.0.{w}", "input_proj.{w}"),
-        *_detrex_layers("attentions.0.attn", "attentions.1.attn"),
+        *numbered_layer_rules("ffns.0", "attentions.0.attn", "attentions.0.attn", "attentions.1.attn", "transformer."),
         ("encoder.norm.{w}", "transformer.encoder.post_norm_layer.{w}"),
         ("decoder.norm.{w}", "transformer.decoder.post_norm_layer.{w}"),
         *_SHARED_HEADS,
