@@ -22,13 +22,13 @@ class EngineChoice:
 
 
 def is_installed(package: str) -> bool:
-    """Returns whether a package can be imported; a folder without ``__init__.py``, such as a clone, cannot."""
+    """Returns whether a package is installed. A folder without ``__init__.py``, such as a clone, does not count."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 
 
 def choose_engine(wanted: str = "auto") -> EngineChoice:
-    """Resolves ``auto``.
+    """Selects an engine by name; ``auto`` selects Detectron2's if it is installed.
 
     Raises:
         UserError: for an unknown name, and for ``detectron2`` if it is not installed.
@@ -36,18 +36,16 @@ def choose_engine(wanted: str = "auto") -> EngineChoice:
     if wanted not in ENGINES:
         raise UserError(f"unknown engine {wanted!r}: choose one of {', '.join(ENGINES)}")
     has_detectron2 = is_installed("detectron2")
+    if wanted == "auto" and has_detectron2:
+        return EngineChoice("detectron2", "detectron2 is installed")
     if wanted == "auto":
-        if has_detectron2:
-            return EngineChoice("detectron2", "detectron2 is installed")
-        wanted, reason = "standalone", "detectron2 is not installed"
-    else:
-        reason = "selected by name"
+        return EngineChoice("standalone", "detectron2 is not installed")
     if wanted == "detectron2" and not has_detectron2:
         raise UserError(
             "engine 'detectron2' needs detectron2, which is not installed: install it from its repository, or use "
             "--engine standalone"
         )
-    return EngineChoice(wanted, reason)
+    return EngineChoice(wanted, "selected by name")
 
 
 def check_can_train(engine: EngineChoice) -> None:

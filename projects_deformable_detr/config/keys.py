@@ -7,6 +7,21 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
+# Sections of Detectron2's own models, which have no effect on the project's.
+SECTIONS_WITHOUT_EFFECT = (
+    "MODEL.ANCHOR_GENERATOR",
+    "MODEL.PANOPTIC_FPN",
+    "MODEL.PROPOSAL_GENERATOR",
+    "MODEL.RETINANET",
+    "MODEL.ROI_BOX_CASCADE_HEAD",
+    "MODEL.ROI_BOX_HEAD",
+    "MODEL.ROI_HEADS",
+    "MODEL.ROI_KEYPOINT_HEAD",
+    "MODEL.ROI_MASK_HEAD",
+    "MODEL.RPN",
+    "MODEL.SEM_SEG_HEAD",
+)
+
 
 def add_deformable_detr_config(cfg: CfgNode) -> None:
     """Adds the project's keys, in place, to a config of either engine. Idempotent."""

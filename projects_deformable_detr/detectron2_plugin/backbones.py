@@ -1,4 +1,4 @@
-"""Backbones in Detectron2's registry: the project's, and Detectron2's that are not registered by themselves."""
+"""Registers the project's backbones, and backbones of Detectron2 that no yacs config can build by itself."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,7 +19,7 @@ from ..modeling.swin import VARIANTS as SWIN_VARIANTS
 from ..modeling.swin import SwinBackbone
 from ..modeling.timm_backbone import TimmBackbone
 
-# They implement Detectron2's protocol; virtual subclasses instead of wrappers keep parameter names unchanged.
+# These classes implement Detectron2's protocol. Virtual subclasses, unlike wrappers, keep parameter names unchanged.
 for kind in (ResNet, BackboneWithFPN, SwinBackbone, TimmBackbone):
     Backbone.register(kind)
 
@@ -30,7 +30,6 @@ _VIT = {
     "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "vit_l": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
-
 # arXiv 2112.01526, table 1.
 _MVIT = {
     "mvitv2_t": {"depth": 10, "last_block_indexes": (0, 2, 7, 9)},
@@ -52,7 +51,7 @@ def _register(name: str, build: Callable[[Any], nn.Module]) -> None:
     def adapted(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
         _check_channels(input_shape)
         backbone: Any = build(cfg)
-        # Attributes of Detectron2's Backbone: any height and width is possible.
+        # Attributes of Detectron2's Backbone; these values allow any height and width.
         backbone.size_divisibility, backbone.padding_constraints = 0, {}
         return backbone
 
@@ -69,21 +68,16 @@ for registered, builder in BACKBONES.items():
 def build_deformable_detr_d2_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer:
     """Builds Detectron2's Swin Transformer, with feature maps ``p0`` … ``p3`` of strides 4 … 32.
 
-    ``MODEL.BACKBONE.VARIANT`` is ``swin_t``, ``swin_s``, ``swin_b`` or ``swin_l``; ``FREEZE_AT`` has the meaning of
+    ``MODEL.BACKBONE.VARIANT`` is ``swin_t``, ``swin_s``, ``swin_b`` or ``swin_l``; ``FREEZE_AT`` is that of
     `SwinBackbone`. Only the feature maps in ``MODEL.DETR.IN_FEATURES`` are built, as the norms of others would have no
     gradient.
     """
     _check_channels(input_shape)
-    backbone = cfg.MODEL.BACKBONE
-    wanted = list(cfg.MODEL.DETR.IN_FEATURES)
-    known = [f"p{index}" for index in range(4)]
-    if any(name not in known for name in wanted):
-        raise UserError(f"MODEL.DETR.IN_FEATURES must be a subset of {known} with Detectron2's Swin, got {wanted}")
     return SwinTransformer(
-        **_variant(SWIN_VARIANTS, backbone.VARIANT),
-        drop_path_rate=backbone.DROP_PATH_RATE,
-        out_indices=sorted(known.index(name) for name in wanted),
-        frozen_stages=backbone.FREEZE_AT or -1,
+        **_variant(cfg, SWIN_VARIANTS),
+        drop_path_rate=cfg.MODEL.BACKBONE.DROP_PATH_RATE,
+        out_indices=sorted(int(name[1:]) for name in _in_features(cfg, ["p0", "p1", "p2", "p3"])),
+        frozen_stages=cfg.MODEL.BACKBONE.FREEZE_AT or -1,
     )
 
 
@@ -92,28 +86,25 @@ def build_deformable_detr_d2_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) 
     """Builds Detectron2's ViTDet (arXiv 2203.16527): a plain ViT with windowed attention in all blocks but four, and a
     simple feature pyramid ``p2`` … ``p6``.
 
-    ``MODEL.BACKBONE.VARIANT`` is ``vit_t``, ``vit_s``, ``vit_b`` or ``vit_l``; ``MODEL.FPN.OUT_CHANNELS`` the channels
-    of the pyramid. ``FREEZE_AT`` must be 0.
+    ``MODEL.BACKBONE.VARIANT`` is ``vit_t``, ``vit_s``, ``vit_b`` or ``vit_l``; ``MODEL.FPN.OUT_CHANNELS`` is the number
+    of channels of the pyramid. ``FREEZE_AT`` must be 0.
     """
     _check_channels(input_shape)
-    backbone = cfg.MODEL.BACKBONE
     _check_not_frozen(cfg)
-    size = _variant(_VIT, backbone.VARIANT)
+    size = _variant(cfg, _VIT)
     depth = size["depth"]
     whole_image = [depth // 4 * part - 1 for part in range(1, 5)]
     net = ViT(
         **size,
-        drop_path_rate=backbone.DROP_PATH_RATE,
+        drop_path_rate=cfg.MODEL.BACKBONE.DROP_PATH_RATE,
         window_size=14,
         window_block_indexes=[index for index in range(depth) if index not in whole_image],
         use_rel_pos=True,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )
-    # Levels finer or coarser than those in use are not built: their parameters would have no gradient.
+    # Finer and coarser levels than those in use are not built, as their parameters would have no gradient.
     scales = {"p2": 4.0, "p3": 2.0, "p4": 1.0, "p5": 0.5}
-    wanted = list(cfg.MODEL.DETR.IN_FEATURES)
-    if any(name not in (*scales, "p6") for name in wanted):
-        raise UserError(f"MODEL.DETR.IN_FEATURES must be a subset of {[*scales, 'p6']} with ViT, got {wanted}")
+    wanted = _in_features(cfg, [*scales, "p6"])
     return SimpleFeaturePyramid(
         net,
         "last_feat",
@@ -130,13 +121,12 @@ def build_deformable_detr_d2_mvit_backbone(cfg: CfgNode, input_shape: ShapeSpec)
     ``MODEL.BACKBONE.VARIANT`` is ``mvitv2_t``, ``mvitv2_s`` or ``mvitv2_b``. ``FREEZE_AT`` must be 0.
     """
     _check_channels(input_shape)
-    backbone = cfg.MODEL.BACKBONE
     _check_not_frozen(cfg)
     return MViT(
-        **_variant(_MVIT, backbone.VARIANT),
-        drop_path_rate=backbone.DROP_PATH_RATE,
+        **_variant(cfg, _MVIT),
+        drop_path_rate=cfg.MODEL.BACKBONE.DROP_PATH_RATE,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        out_features=_in_features(cfg, "MViT", [f"scale{index}" for index in range(2, 6)]),
+        out_features=_in_features(cfg, ["scale2", "scale3", "scale4", "scale5"], needs_last=True),
     )
 
 
@@ -145,27 +135,27 @@ def build_deformable_detr_d2_regnet_backbone(cfg: CfgNode, input_shape: ShapeSpe
     """Builds Detectron2's RegNet (arXiv 2003.13678), with feature maps ``s1`` … ``s4`` of strides 4 … 32.
 
     ``MODEL.BACKBONE.VARIANT`` is ``regnetx_400mf``, ``regnety_400mf``, ``regnetx_4gf`` or ``regnety_4gf``;
-    ``MODEL.RESNETS.NORM`` the norm. ``FREEZE_AT`` 1 freezes the stem, 2 also ``s1``, and so on.
+    ``MODEL.RESNETS.NORM`` is the norm. ``FREEZE_AT`` 1 freezes the stem, 2 also ``s1``, and so on.
     """
     _check_channels(input_shape)
     return RegNet(
         stem_class=SimpleStem,
         stem_width=32,
         block_class=ResBottleneckBlock,
-        **_variant(_REGNET, cfg.MODEL.BACKBONE.VARIANT),
+        **_variant(cfg, _REGNET),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         norm=cfg.MODEL.RESNETS.NORM,
-        out_features=_in_features(cfg, "RegNet", [f"s{index}" for index in range(1, 5)]),
+        out_features=_in_features(cfg, ["s1", "s2", "s3", "s4"], needs_last=True),
     )
 
 
-def _in_features(cfg: CfgNode, name: str, known: list[str]) -> list[str]:
-    """Returns ``MODEL.DETR.IN_FEATURES``, which must have the last map: it is computed in any case."""
+def _in_features(cfg: CfgNode, known: list[str], *, needs_last: bool = False) -> list[str]:
+    """Returns ``MODEL.DETR.IN_FEATURES``; ``needs_last`` if the backbone computes its last feature map in any case."""
     features = list(cfg.MODEL.DETR.IN_FEATURES)
-    if any(feature not in known for feature in features) or known[-1] not in features:
-        raise UserError(
-            f"MODEL.DETR.IN_FEATURES must be a subset of {known} with {known[-1]} for {name}, got {features}"
-        )
+    if not set(features) <= set(known) or (needs_last and known[-1] not in features):
+        required = f" with {known[-1]}" if needs_last else ""
+        name = cfg.MODEL.BACKBONE.NAME
+        raise UserError(f"MODEL.DETR.IN_FEATURES must be a subset of {known}{required} for {name}, got {features}")
     return features
 
 
@@ -181,7 +171,8 @@ def _check_channels(input_shape: ShapeSpec) -> None:
         raise UserError(f"MODEL.PIXEL_MEAN must have 3 channels for this backbone, got {input_shape.channels}")
 
 
-def _variant(known: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+def _variant(cfg: CfgNode, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    name = cfg.MODEL.BACKBONE.VARIANT
     if name not in known:
         raise UserError(f"MODEL.BACKBONE.VARIANT must be one of {', '.join(known)}, got {name!r}")
     return known[name]

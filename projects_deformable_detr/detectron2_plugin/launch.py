@@ -51,14 +51,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Returns the config of file and options, with device and number of classes resolved, frozen.
+    """Returns the frozen config of file and options, with device, number of classes and things resolved.
 
     Raises:
         UserError: for an unknown key, an unavailable device, an invalid data set, or numbers of classes that disagree.
     """
     cfg = load_cfg("detectron2", args)
     _alias_imports(cfg)
-    _check(args, cfg)
+    evaluation_config(cfg)  # raises for invalid values
+    if not args.eval_only:
+        _check_training(cfg)
     _setup_logger(cfg)
     check(cfg, eval_only=args.eval_only)
     cfg.MODEL.DETR.NUM_CLASSES = data.resolve_num_classes(cfg)
@@ -67,8 +69,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _check_sampler(cfg: CfgNode) -> None:
-    """Checks samplers for which Detectron2's own loader would fail late or never return."""
+def _check_training(cfg: CfgNode) -> None:
+    """Checks keys for which Detectron2 would fail late, or for whose sampler its loader would never return."""
     name, known = cfg.DATALOADER.SAMPLER_TRAIN, (*SAMPLERS, "RandomSubsetTrainingSampler")
     if name not in known:
         raise UserError(f"DATALOADER.SAMPLER_TRAIN must be one of {', '.join(known)}, got {name!r}")
@@ -78,13 +80,6 @@ def _check_sampler(cfg: CfgNode) -> None:
             "default, so that no config file can set it: choose another sampler, or set the key in a script"
         )
     sampler_config(cfg)
-
-
-def _check(args: argparse.Namespace, cfg: CfgNode) -> None:
-    evaluation_config(cfg)  # raises for invalid values
-    if args.eval_only:
-        return
-    _check_sampler(cfg)
     callbacks_config(cfg)
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise UserError(
@@ -118,7 +113,7 @@ def process_groups(cfg: CfgNode) -> Iterator[None]:
     comm.synchronize()
     try:
         yield
-    finally:  # Detectron2 keeps references, without which destroy_process_group ends the groups' threads
+    finally:  # Detectron2's references would keep the groups' threads alive after destroy_process_group
         comm._LOCAL_PROCESS_GROUP = None
         comm._get_global_gloo_group.cache_clear()
 
@@ -142,7 +137,7 @@ def _evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 
 
 def _setup_logger(cfg: CfgNode) -> None:
-    """Sends the project's log to Detectron2's handlers. Idempotent."""
+    """Gives the project's logger Detectron2's format and files. Idempotent."""
     setup_logger(
         cfg.OUTPUT_DIR,
         distributed_rank=comm.get_rank(),

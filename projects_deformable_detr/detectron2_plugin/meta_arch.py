@@ -17,16 +17,9 @@ from ..config import build_criterion, build_detector
 from ..config.checkpoint import load_options
 from ..data.problems import DatasetError
 from ..errors import UserError
-from ..modeling import (
-    Detections,
-    Predictions,
-    Targets,
-    cardinality_error,
-    panoptic_postprocess,
-    postprocess,
-)
-from . import foreign_keys
+from ..modeling import Detections, Predictions, Targets, cardinality_error, panoptic_postprocess, postprocess
 from .checkpoint import read_foreign_weights
+from .config import check_foreign_keys
 from .data import known_class_names, resolve_num_classes, resolve_things, separated_classes
 from .pictures import put_matched
 
@@ -91,7 +84,7 @@ class SetPredictionModel(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Returns the constructor's arguments; the backbone comes from Detectron2's registry."""
-        foreign_keys.check(cfg)
+        check_foreign_keys(cfg)
         if cfg.MODEL.DETR.NUM_CLASSES == 0:
             cfg = cfg.clone()
             cfg.defrost()

@@ -27,16 +27,16 @@ from .tta import SetPredictionTTA
 
 
 class StoppableLoop(TrainerBase):
-    """Training loop that `StopTraining` ends. A base after ``DefaultTrainer``, which calls it."""
+    """Training loop that `StopTraining` ends. Inherited after ``DefaultTrainer``, whose ``train`` calls this one."""
 
     def train(self, *iterations: int) -> None:
-        """Runs Detectron2's loop."""
+        """Runs Detectron2's loop until it ends or a hook raises `StopTraining`."""
         with contextlib.suppress(StopTraining):
             super().train(*iterations)
 
 
 class Trainer(DefaultTrainer, StoppableLoop):
-    """``DefaultTrainer`` with DETR's mapper, optimizer, checkpointer and further hooks.
+    """``DefaultTrainer`` with DETR's mapper, optimizer and checkpointer, and with the project's hooks.
 
     Unlike ``DefaultTrainer``, it also trains with several processes on CPUs.
     """
@@ -54,7 +54,9 @@ class Trainer(DefaultTrainer, StoppableLoop):
         loader = self.build_train_loader(cfg)
         ema = self.callbacks_config.ema
         self.ema = ExponentialMovingAverage(model, ema) if ema else None
-        model = create_ddp_model(model, broadcast_buffers=False, **_distributed_options(cfg, model))
+        options: dict[str, Any] = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        options["find_unused_parameters"] = bool(model.detector.unused_features())
+        model = create_ddp_model(model, broadcast_buffers=False, **options)
         loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -108,16 +110,9 @@ class Trainer(DefaultTrainer, StoppableLoop):
         return {f"{key}_TTA": value for key, value in results.items()}
 
     def build_hooks(self) -> list[Any]:
-        """Adds the configured hooks to Detectron2's, and with TEST.AUG the evaluation with TTA at the end."""
+        """Adds the configured hooks to Detectron2's and, with ``TEST.AUG``, a final evaluation with TTA."""
         given = [hook for hook in super().build_hooks() if hook is not None]
         own = add_hooks(self.cfg, self.callbacks_config, given, self.ema)
         if self.cfg.TEST.AUG.ENABLED:
             own.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return own
-
-
-def _distributed_options(cfg: CfgNode, model: Any) -> dict[str, Any]:
-    """Options for processes on CPUs, and for backbones with unused features."""
-    unused = model.detector.unused_features()
-    devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
-    return {"find_unused_parameters": bool(unused), **devices}

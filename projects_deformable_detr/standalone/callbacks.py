@@ -29,7 +29,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_last_checkpoint(Path(path))
 
 
-class SameStart(L.Callback):
+class ResumeCheck(L.Callback):
     """Checks that all machines resume from the same checkpoint, as each looks for it in its own OUTPUT_DIR.
 
     Args:

@@ -10,13 +10,15 @@ from typing import Any
 from fvcore.common.config import CfgNode as _CfgNode
 
 from ..config import did_you_mean, leaves
+from ..config.keys import SECTIONS_WITHOUT_EFFECT
 from ..config.model import BACKBONES
+from ..data.config import SAMPLERS
 from ..errors import UserError
 
-VERSION = 2
+_VERSION = 2
 
 _DEFAULTS: dict[str, Any] = {
-    "VERSION": VERSION,
+    "VERSION": _VERSION,
     "MODEL": {
         # auto: cuda if there is a GPU, else cpu
         "DEVICE": "auto",
@@ -113,22 +115,14 @@ _ONLY_DETECTRON2: dict[str, Any] = {
 _CHOICES = {
     "MODEL.META_ARCHITECTURE": ("DeformableDETR", "DETR"),
     "MODEL.BACKBONE.NAME": tuple(BACKBONES),
-    "DATALOADER.SAMPLER_TRAIN": (
-        "TrainingSampler",
-        "RepeatFactorTrainingSampler",
-        "WeightedTrainingSampler",
-        "WeightedCategoryTrainingSampler",
-    ),
+    "DATALOADER.SAMPLER_TRAIN": SAMPLERS,
 }
 
-# Keys and sections without effect on this project's models, in Detectron2 too, or that only refine a key above.
-_NO_EFFECT = (
-    "MODEL.PROPOSAL_GENERATOR", "MODEL.ANCHOR_GENERATOR", "MODEL.RPN", "MODEL.ROI_HEADS",
-    "MODEL.ROI_BOX_HEAD", "MODEL.ROI_BOX_CASCADE_HEAD", "MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD",
-    "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "MODEL.RETINANET", "INPUT.MASK_FORMAT", "DATASETS.PROPOSAL_FILES_TRAIN",
-    "DATASETS.PROPOSAL_FILES_TEST", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
-    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "DATALOADER.RANDOM_SUBSET_RATIO",
-    "SOLVER.NUM_DECAYS", "TEST.KEYPOINT_OKS_SIGMAS", "TEST.PRECISE_BN", "GLOBAL",
+# Keys and sections that are ignored: they have no effect on the project's models, or only refine a key above.
+_IGNORED = (
+    *SECTIONS_WITHOUT_EFFECT, "INPUT.MASK_FORMAT", "DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
+    "DATALOADER.RANDOM_SUBSET_RATIO", "SOLVER.NUM_DECAYS", "TEST.KEYPOINT_OKS_SIGMAS", "TEST.PRECISE_BN", "GLOBAL",
 )  # fmt: skip
 
 
@@ -149,7 +143,7 @@ class CfgNode(_CfgNode):
         super().merge_from_list([item for pair in self._supported(given).items() for item in pair])
 
     def _supported(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the keys that this config has, without those that have no effect."""
+        """Returns the given keys without the ignored ones; raises `UserError` for unknown and unsupported keys."""
         known, kept, problems = dict(leaves(self)), {}, []
         for key, value in given.items():
             if value not in _CHOICES.get(key, (value,)):
@@ -162,15 +156,15 @@ class CfgNode(_CfgNode):
             elif any(name.startswith(f"{key}.") for name in known):
                 problems.append(f"{key} is a section, not a key: name the key within it")
             elif key in _ONLY_DETECTRON2:
-                if _as_list(value) != _as_list(_ONLY_DETECTRON2[key]):
+                if (list(value) if isinstance(value, tuple) else value) != _ONLY_DETECTRON2[key]:
                     problems.append(
                         f"{key} {value!r} is supported by Detectron2's engine only: use --engine detectron2, or set it "
                         f"to {_ONLY_DETECTRON2[key]!r}"
                     )
-            elif not any(key == name or key.startswith(f"{name}.") for name in _NO_EFFECT):
+            elif not any(key == name or key.startswith(f"{name}.") for name in _IGNORED):
                 problems.append(f"config key {key} does not exist{did_you_mean(key, known)}")
-        if kept.get("VERSION", VERSION) != VERSION:
-            problems.append(f"VERSION must be {VERSION}, got {kept['VERSION']}")
+        if kept.get("VERSION", _VERSION) != _VERSION:
+            problems.append(f"VERSION must be {_VERSION}, got {kept['VERSION']}")
         if problems:
             raise UserError("\n".join(problems))
         return kept
@@ -181,12 +175,8 @@ def default_cfg() -> CfgNode:
     return CfgNode(_DEFAULTS).clone()
 
 
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
 def _nested(flat: Mapping[str, Any]) -> CfgNode:
-    """Inverse of `leaves`."""
+    """Converts dotted keys to a nested config, the inverse of `leaves`."""
     root = CfgNode()
     for key, value in flat.items():
         node = root

@@ -24,7 +24,7 @@ from ..evaluation import Evaluator, lvis
 from ..training.callbacks import DetectorWriter
 from ..training.last_checkpoint import find_last_checkpoint
 from ..training.launch import launch
-from .callbacks import AtomicCheckpointIO, SameStart, build_callbacks
+from .callbacks import AtomicCheckpointIO, ResumeCheck, build_callbacks
 from .data import build_training_set
 from .module import DetectionModule
 from .progress import JsonLogger, Progress
@@ -132,7 +132,7 @@ def build_trainer(run: Run, module: DetectionModule, last: Path | None, class_na
             find_unused_parameters=bool(module.detector.unused_features()),
         )
     training: dict[str, Any] = {"logger": False}
-    callbacks: list[L.Callback] = [SameStart(last), Progress()]
+    callbacks: list[L.Callback] = [ResumeCheck(last), Progress()]
     if config := run.training:
         training = {
             "max_steps": config.max_iter,

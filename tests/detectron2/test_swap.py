@@ -21,7 +21,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from projects_deformable_detr.checkpoint import CheckpointError
-from projects_deformable_detr.detectron2_plugin import foreign_keys
+from projects_deformable_detr.config.keys import SECTIONS_WITHOUT_EFFECT
 from projects_deformable_detr.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,12 +152,12 @@ def leaves(node):
 
 def test_listed_keys_have_no_effect_and_log_a_warning(make_cfg, record, caplog):
     listed = re.search(r"Keys without effect: (.*?)\.\n", GUIDE, re.S)[1]
-    assert set(re.findall(r"`MODEL\.(\w+)`", listed)) == set(foreign_keys._WITHOUT_EFFECT)
+    assert set(re.findall(r"`(MODEL\.\w+)`", listed)) == set(SECTIONS_WITHOUT_EFFECT)
     cfg = make_cfg()
     plain = outputs(cfg, record)
     assert "without effect" not in caplog.text
-    for name in foreign_keys._WITHOUT_EFFECT:
-        for node, key in leaves(cfg.MODEL[name]):
+    for name in SECTIONS_WITHOUT_EFFECT:
+        for node, key in leaves(cfg.MODEL[name.removeprefix("MODEL.")]):
             node[key] = other(node[key])
     changed = outputs(cfg, record)
     assert torch.equal(plain.pred_boxes.tensor, changed.pred_boxes.tensor) and torch.equal(plain.scores, changed.scores)

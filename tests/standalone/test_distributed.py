@@ -13,7 +13,7 @@ from torch import distributed
 
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.standalone import main
-from projects_deformable_detr.standalone.callbacks import SameStart
+from projects_deformable_detr.standalone.callbacks import ResumeCheck
 
 
 def test_two_processes_do_what_one_does(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_ranks_compare_their_last_checkpoints(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_gather_object", gather)
-    SameStart(Path("model_0000007.ckpt")).setup()
+    ResumeCheck(Path("model_0000007.ckpt")).setup()
     with pytest.raises(UserError, match=r"different last checkpoints \(model_0000007.ckpt, none\)"):
-        SameStart(None).setup()
+        ResumeCheck(None).setup()
 
 
 @pytest.mark.slow
