@@ -112,7 +112,7 @@ _ONLY_DETECTRON2: dict[str, Any] = {
 }
 
 # Names that Detectron2 looks up in its registries; this engine has those of the project.
-_CHOICES = {
+_CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.META_ARCHITECTURE": ("DeformableDETR", "DETR"),
     "MODEL.BACKBONE.NAME": tuple(BACKBONES),
     "DATALOADER.SAMPLER_TRAIN": SAMPLERS,
