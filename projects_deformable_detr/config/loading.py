@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..training.launch import parse_address
 from .engines import get_cfg
 
-_DEVICES = ("cuda", "cpu", "mps")
+_DEVICES = ("cuda", "cpu")
 
 
 def load_cfg(engine: str, args: Namespace) -> CfgNode:
@@ -102,7 +102,7 @@ def choose_device(wanted: str, num_gpus: int | None) -> str:
         wanted = "cuda" if num_gpus or (num_gpus is None and available) else "cpu"
     kind, _, index = wanted.partition(":")
     if kind not in _DEVICES or not (index or "0").isdigit():
-        raise UserError(f"MODEL.DEVICE must be auto, cuda, cuda:N, cpu or mps, got {wanted!r}")
+        raise UserError(f"MODEL.DEVICE must be auto, cuda, cuda:N or cpu, got {wanted!r}")
     if kind == "cuda" and max(num_gpus or 1, int(index or 0) + 1) > available:
         raise UserError(
             f"MODEL.DEVICE {wanted} with --num-gpus {num_gpus or 1} needs more GPUs than the {available} that "
