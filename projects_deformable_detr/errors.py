@@ -1,4 +1,6 @@
-"""Exceptions of the project."""
+"""Exceptions of the project, and checks of arguments that raise them."""
+
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -23,3 +25,23 @@ class ArgumentError(ValueError):
 
     def __reduce__(self) -> tuple[type["ArgumentError"], tuple[str, str]]:
         return type(self), (self.argument, self.problem)
+
+
+def check_at_least(argument: str, value: int, minimum: int) -> None:
+    """Raises `ArgumentError` if ``value`` is below ``minimum``."""
+    if value < minimum:
+        raise ArgumentError(argument, f"must be at least {minimum}, got {value}")
+
+
+def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
+    """Raises `ArgumentError` if ``value`` is not one of ``choices``."""
+    choices = list(choices)
+    if value not in choices:
+        raise ArgumentError(argument, f"must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_features(argument: str, names: Iterable[str], available: Iterable[str]) -> None:
+    """Raises `ArgumentError` if ``names`` is empty or has a feature map that the backbone lacks."""
+    names, available = list(names), list(available)
+    if not names or not set(names) <= set(available):
+        raise ArgumentError(argument, f"must be a non-empty subset of the backbone's features {available}, got {names}")

@@ -91,7 +91,7 @@ def build_detector(cfg: CfgNode, backbone: nn.Module | None = None, architecture
 
     Args:
         cfg: a config of either engine, with ``MODEL.DETR.NUM_CLASSES`` set.
-        backbone: see `modeling.build_detector`; by default that of ``cfg.MODEL.BACKBONE``.
+        backbone: see `modeling.build_detector`; by default, it is built from ``cfg.MODEL.BACKBONE``.
         architecture: ``"DETR"`` or ``"DeformableDETR"``; by default ``cfg.MODEL.META_ARCHITECTURE``.
 
     Raises:
@@ -124,7 +124,7 @@ def detector_config(cfg: CfgNode, architecture: str | None = None) -> DetectorCo
     if detr.PANOPTIC.ENABLED and not cfg.MODEL.MASK_ON:
         raise UserError("MODEL.DETR.PANOPTIC.ENABLED True needs a mask head: set MODEL.MASK_ON True")
     if detr.WITH_BOX_REFINE and not detr.DEEP_SUPERVISION and detr.DEC_LAYERS > 1:
-        # Boxes are passed to the next layer without gradient.
+        # Boxes are detached before the next layer.
         raise UserError(
             "MODEL.DETR.WITH_BOX_REFINE True needs MODEL.DETR.DEEP_SUPERVISION True: otherwise, the heads of earlier "
             "decoder layers would not be trained"
@@ -154,7 +154,7 @@ def build_backbone(cfg: CfgNode) -> nn.Module:
     """Builds the backbone of ``cfg.MODEL.BACKBONE.NAME``.
 
     Raises:
-        UserError: for an unknown name, and for invalid values; the message names the key.
+        UserError: for an unknown name or invalid values; the message names the key.
     """
     name = cfg.MODEL.BACKBONE.NAME
     if name not in BACKBONES:
@@ -168,7 +168,7 @@ def build_backbone(cfg: CfgNode) -> nn.Module:
 def _build_resnet(cfg: CfgNode) -> ResNet:
     resnets = cfg.MODEL.RESNETS
     if resnets.STRIDE_IN_1X1:
-        raise UserError("MODEL.RESNETS.STRIDE_IN_1X1 must be False: torchvision's weights have the stride in the 3x3")
+        raise UserError("MODEL.RESNETS.STRIDE_IN_1X1 must be False: torchvision's ResNet strides in 3x3 convolutions")
     # Detectron2's default, 256, selects the width of the paper at every depth.
     width = None if resnets.RES2_OUT_CHANNELS == 256 else resnets.RES2_OUT_CHANNELS
     return read(ResNet, cfg, RESNET_KEYS, res2_channels=width)

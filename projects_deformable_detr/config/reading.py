@@ -1,4 +1,4 @@
-"""Builds configuration dataclasses from a ``CfgNode`` and names the config key in their errors."""
+"""Builds configuration dataclasses from a ``CfgNode``; error messages name the config key."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def get(cfg: CfgNode, key: str) -> object:
-    """Returns the value of a dotted key such as ``"MODEL.DETR.FOCAL_ALPHA"``, lists as tuples."""
+    """Returns the value of a dotted key such as ``"MODEL.DETR.FOCAL_ALPHA"``; lists are converted to tuples."""
     value: object = reduce(lambda node, name: node[name], key.split("."), cfg)
     return tuple(value) if isinstance(value, list) else value
 
@@ -25,7 +25,7 @@ def read(build: Callable[..., T], cfg: CfgNode, keys: Mapping[str, str], **other
     Args:
         build: a dataclass or function.
         cfg: a config of either engine.
-        keys: argument of ``build`` to config key.
+        keys: config key of each argument.
         others: further arguments; they take precedence over values of config keys.
 
     Raises:
@@ -39,7 +39,7 @@ def read(build: Callable[..., T], cfg: CfgNode, keys: Mapping[str, str], **other
 def naming_keys(keys: Mapping[str, str]) -> Iterator[None]:
     """Converts an `ArgumentError` raised in the block to a `UserError` that names config keys.
 
-    The argument, and other arguments that the message has in backquotes, are replaced with their keys.
+    The argument, and other arguments in backquotes in the message, are replaced with their keys.
     """
     try:
         yield

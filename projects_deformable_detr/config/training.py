@@ -1,4 +1,4 @@
-"""Training configuration from a ``CfgNode``."""
+"""Reads the training configuration from a ``CfgNode``."""
 
 from collections.abc import Callable, Mapping
 
@@ -65,8 +65,8 @@ TRAINING_AUGMENTATION_KEYS = {
     "image_format": "INPUT.FORMAT",
 }
 
-# Detectron2's keys for norms and biases, with their defaults. The papers treat all parameters alike, so that the
-# defaults have no effect, not even WEIGHT_DECAY_NORM 0.0, and other values are refused.
+# Detectron2's keys for norms and biases, with their defaults, which have no effect (not even WEIGHT_DECAY_NORM 0.0):
+# in the papers, all parameters have the same weight decay. Other values are rejected.
 _UNSUPPORTED = {
     "SOLVER.WEIGHT_DECAY_NORM": 0.0,
     "SOLVER.WEIGHT_DECAY_BIAS": None,
@@ -79,8 +79,8 @@ def optimizer_config(cfg: CfgNode) -> OptimizerConfig:
     for key, default in _UNSUPPORTED.items():
         if (value := get(cfg, key)) != default:
             raise UserError(
-                f"{key} must be left at Detectron2's default {default!r}, got {value!r}: norms, biases and weights "
-                "share learning rate and weight decay, as in the papers"
+                f"{key} must be Detectron2's default {default!r}, got {value!r}: norms and biases have the same "
+                "learning rate and weight decay as weights, as in the papers"
             )
     clip = _read_if_enabled(GradientClip, cfg, "SOLVER.CLIP_GRADIENTS", CLIP_KEYS)
     return read(OptimizerConfig, cfg, OPTIMIZER_KEYS, clip=clip, fused=not get(cfg, "SOLVER.AMP.ENABLED"))
@@ -97,7 +97,7 @@ def callbacks_config(cfg: CfgNode) -> CallbacksConfig:
     stopping = _read_if_enabled(EarlyStoppingConfig, cfg, "TEST.EARLY_STOPPING", EARLY_STOPPING_KEYS)
     for section, callback in (("TEST.BEST_CHECKPOINT", best), ("TEST.EARLY_STOPPING", stopping)):
         if callback and not cfg.DATASETS.TEST:
-            raise UserError(f"{section}.ENABLED True needs a data set to measure {callback.metric}: set DATASETS.TEST")
+            raise UserError(f"{section}.ENABLED True needs a data set to compute {callback.metric}: set DATASETS.TEST")
         if callback and cfg.TEST.EVAL_PERIOD < 1:
             raise UserError(
                 f"{section}.ENABLED True needs evaluations during training: TEST.EVAL_PERIOD must be a number of "
@@ -106,14 +106,14 @@ def callbacks_config(cfg: CfgNode) -> CallbacksConfig:
     ema = _read_if_enabled(EmaConfig, cfg, "SOLVER.EMA", EMA_KEYS)
     if ema and "PRECISE_BN" in cfg.TEST and cfg.TEST.PRECISE_BN.ENABLED:  # a key of Detectron2's engine
         raise UserError(
-            "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED cannot both be True: Detectron2 measures the statistics of "
-            "batch norms for the trained weights, not for the averaged ones; SOLVER.EMA also averages statistics"
+            "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED cannot both be True: Detectron2 computes batch-norm "
+            "statistics for the trained weights, not the averaged ones. SOLVER.EMA averages the statistics too"
         )
     return read(CallbacksConfig, cfg, CALLBACKS_KEYS, ema=ema, best_checkpoint=best, early_stopping=stopping)
 
 
 def training_config(cfg: CfgNode) -> TrainingConfig:
-    """Reads everything of a training run except its data and learning-rate schedule."""
+    """Reads the configuration of a training run except its data and learning-rate schedule."""
     others = vars(callbacks_config(cfg))
     return read(TrainingConfig, cfg, {"max_iter": "SOLVER.MAX_ITER"}, optimizer=optimizer_config(cfg), **others)
 

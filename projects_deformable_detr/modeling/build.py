@@ -1,14 +1,14 @@
 """Configuration of a detector, and the detector built from it."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_at_least, check_choice, check_features
 from .deformable_transformer import DeformableDecoder, DeformableEncoder
 from .detector import Detector
-from .layers import LayerConfig, check_at_least, check_choice
+from .layers import LayerConfig
 from .mask_head import MaskHead
 from .neck import Neck
 from .position_encoding import LearnedPositionEmbedding, SinePositionEmbedding
@@ -21,7 +21,7 @@ ARCHITECTURES = ("DeformableDETR", "DETR")
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """Configuration of a detector without its backbone.
+    """Configuration of all parts of a detector except its backbone.
 
     Attributes:
         num_classes: number of classes.
@@ -33,7 +33,7 @@ class DetectorConfig:
         encoder_layers: number of encoder layers.
         decoder_layers: number of decoder layers; 0 builds the encoder-only Deformable DETR.
         encoder_points, decoder_points: sampling points per head and level.
-        multi_scale_attention: let encoder tokens sample all levels instead of their own level only.
+        multi_scale_attention: let encoder tokens attend to all levels instead of their own level only.
         position_embedding: ``"sine"`` or ``"learned"``.
         position_embedding_size: maximum rows and columns of a feature map, learned embedding only.
         box_refine: iterative box refinement.
@@ -41,9 +41,9 @@ class DetectorConfig:
         class_loss: ``"focal"``, or ``"softmax"``, which adds a logit for "no object".
         activation_checkpointing: recompute encoder layers in the backward pass.
         mask_head: add a mask head.
-        mask_attention_feature: the one of ``in_features`` whose level the mask head attends to; "" is the last.
+        mask_attention_feature: member of ``in_features`` whose level the mask head attends to; "" for the last one.
         mask_features: three feature maps for upsampling masks, coarsest first.
-        freeze_detector: train the mask head only.
+        freeze_detector: train only the mask head.
     """
 
     num_classes: int
@@ -84,7 +84,7 @@ class DetectorConfig:
             check_at_least("position_embedding_size", self.position_embedding_size, 1)
         for name in ("encoder_layers", "decoder_layers"):
             check_at_least(name, getattr(self, name), 0)
-        self.layer(self.encoder_points)  # checks its arguments
+        self.layer(self.encoder_points)  # checks the arguments of layers
         if self.architecture == "DETR":
             self._check_detr()
         else:
@@ -114,7 +114,7 @@ class DetectorConfig:
         if self.class_loss == "softmax" and (self.two_stage or self.decoder_layers == 0):
             raise ArgumentError(
                 "class_loss",
-                "must be 'focal' with `two_stage` or without decoder, where most tokens are background, got 'softmax'",
+                "must be 'focal' with `two_stage` or without a decoder: most tokens are background, got 'softmax'",
             )
 
     def _check_mask_head(self) -> None:
@@ -130,7 +130,7 @@ class DetectorConfig:
 
     @property
     def no_object(self) -> bool:
-        """Whether the last logit is that of "no object"."""
+        """Whether the last logit is for "no object"."""
         return self.class_loss == "softmax"
 
     def layer(self, num_points: int) -> LayerConfig:
@@ -151,9 +151,9 @@ def build_detector(config: DetectorConfig, backbone: nn.Module) -> Detector:
     """Builds a detector; ``detector(images, padding_mask)`` returns predictions.
 
     Args:
-        config: configuration of all parts but the backbone.
-        backbone: maps images (N, 3, H, W) to feature maps by name and has an ``output_shape()`` method, which returns
-            objects with the attributes ``channels`` and ``stride`` by name.
+        config: configuration of all parts except the backbone.
+        backbone: maps images (N, 3, H, W) to feature maps by name. Its ``output_shape()`` method returns objects with
+            the attributes ``channels`` and ``stride`` by name.
 
     Raises:
         ArgumentError: if the backbone lacks feature maps, or a size does not fit a part.
@@ -215,10 +215,7 @@ def _build_mask_head(config: DetectorConfig, backbone: nn.Module) -> MaskHead:
     )
 
 
-def _feature_channels(backbone: nn.Module, argument: str, names: Iterable[str]) -> list[tuple[str, int]]:
-    shapes, names = output_shape(backbone), list(names)
-    if not names or any(name not in shapes for name in names):
-        raise ArgumentError(
-            argument, f"must be a non-empty subset of the backbone's features {list(shapes)}, got {names}"
-        )
+def _feature_channels(backbone: nn.Module, argument: str, names: Sequence[str]) -> list[tuple[str, int]]:
+    shapes = output_shape(backbone)
+    check_features(argument, names, shapes)
     return [(name, shapes[name].channels) for name in names]

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from ..errors import ArgumentError
-from .layers import check_choice
+from ..errors import ArgumentError, check_choice
 from .losses import Classification, FocalClassification, MaskLoss, SoftmaxClassification
 from .matcher import HungarianMatcher
 from .structures import Match, Predictions, Targets
@@ -81,7 +80,7 @@ class SetCriterion(nn.Module):
         super().__init__()
         if matcher.classification != classification:
             raise ArgumentError(
-                "classification", f"must be that of `matcher` {matcher.classification}, got {classification}"
+                "classification", f"must equal that of `matcher`, {matcher.classification}, got {classification}"
             )
         self.classification = classification
         self.matcher = matcher
@@ -94,12 +93,12 @@ class SetCriterion(nn.Module):
 
         Args:
             predictions: predictions of N images.
-            targets: N items, on the predictions' device. An image without objects has empty ones.
+            targets: N items, on the predictions' device; empty for images without objects.
 
         Returns:
-            ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last layer, with suffix ``_0``, ``_1`` … of earlier layers
-            and ``_enc`` of proposals; with masks, ``loss_mask`` and ``loss_dice`` of the last layer. Scalars, divided
-            by the number of boxes, averaged over ranks and at least 1.
+            ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last layer, with suffix ``_0``, ``_1`` … for earlier
+            layers and ``_enc`` for proposals; with masks, also ``loss_mask`` and ``loss_dice`` of the last layer. All
+            are scalars, normalised by the number of boxes, which is averaged over ranks and at least 1.
 
         Raises:
             ValueError: if the batch sizes differ, a label is not a class, an image has more targets than queries, or
@@ -152,19 +151,19 @@ class SetCriterion(nn.Module):
         if predictions.no_object != self.classification.no_object:
             raise ValueError(
                 f"predictions {'have' if predictions.no_object else 'lack'} a logit for no object, unlike the "
-                "classification loss: build detector and criterion with the same class_loss"
+                "classification loss: build the detector and the criterion with the same class_loss"
             )
         if len(targets) != batch:
             raise ValueError(f"predictions have {batch} images, targets {len(targets)}")
         for image, target in enumerate(targets):
-            # Labels on a device are not read: that would synchronise with it.
+            # Reading labels on an accelerator would synchronise with it.
             if target.labels.device.type != "cpu" or len(target) == 0:
                 continue
             low, high = int(target.labels.min()), int(target.labels.max())
             if low < 0 or high >= classes:
                 raise ValueError(
                     f"image {image} of the batch has class id {low if low < 0 else high}, but the head has {classes} "
-                    f"classes (0 to {classes - 1}): class ids must be contiguous and num_classes their number"
+                    f"classes (0 to {classes - 1}): class ids must be contiguous, and num_classes their number"
                 )
 
 

@@ -17,8 +17,8 @@ class DeformableEncoderLayer(nn.Module):
 
     Args:
         config: layer configuration.
-        multi_scale: sample all levels. If False, each token samples its own level only, with weights shared between
-            levels (table 2 of the paper, "MS attention").
+        multi_scale: attend to all levels. If False, each token attends to its own level only, and levels share weights
+            (table 2 of the paper, "MS attention").
     """
 
     def __init__(self, config: LayerConfig, multi_scale: bool = True) -> None:
@@ -32,21 +32,15 @@ class DeformableEncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, reference_points: Tensor, tokens: Tokens) -> Tensor:
         """Maps x (N, S, C) with reference_points (N, S, L, 2) to (N, S, C)."""
-        attend = self._attend_all_levels if self.multi_scale else self._attend_own_level
-        return self.ffn(self.norm(x + self.dropout(attend(x, reference_points, tokens))))
+        query, shapes, starts = x + tokens.positions, tokens.spatial_shapes, tokens.level_start_index
+        if self.multi_scale:
+            sampled = self.self_attn(query, reference_points, x, shapes, starts, tokens.padding_mask)
+        else:
+            sampled = self._attend_own_level(query, reference_points, x, tokens)
+        return self.ffn(self.norm(x + self.dropout(sampled)))
 
-    def _attend_all_levels(self, x: Tensor, reference_points: Tensor, tokens: Tokens) -> Tensor:
-        return self.self_attn(
-            x + tokens.positions,
-            reference_points,
-            x,
-            tokens.spatial_shapes,
-            tokens.level_start_index,
-            tokens.padding_mask,
-        )
-
-    def _attend_own_level(self, x: Tensor, reference_points: Tensor, tokens: Tokens) -> Tensor:
-        query, outputs = x + tokens.positions, []
+    def _attend_own_level(self, query: Tensor, reference_points: Tensor, x: Tensor, tokens: Tokens) -> Tensor:
+        outputs = []
         for level, (start, size) in enumerate(zip(tokens.level_start_index, tokens.spatial_shapes, strict=True)):
             rows = slice(start, start + size[0] * size[1])
             points = reference_points[:, rows, level : level + 1]
@@ -56,7 +50,7 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """Stack of encoder layers; the reference points of a token are its own centre on every level.
+    """Stack of encoder layers; the reference point of a token on every level is its centre.
 
     Args:
         layer: configuration of the layers.
@@ -109,29 +103,22 @@ class DeformableDecoderLayer(nn.Module):
         query = x + positions
         attended = self.self_attn(query, query, x, need_weights=False)[0]
         x = self.self_norm(x + self.self_dropout(attended))
-        sampled = self.cross_attn(
-            x + positions,
-            reference_points,
-            memory,
-            tokens.spatial_shapes,
-            tokens.level_start_index,
-            tokens.padding_mask,
-        )
-        x = self.cross_norm(x + self.cross_dropout(sampled))
-        return self.ffn(x)
+        shapes, starts = tokens.spatial_shapes, tokens.level_start_index
+        sampled = self.cross_attn(x + positions, reference_points, memory, shapes, starts, tokens.padding_mask)
+        return self.ffn(self.cross_norm(x + self.cross_dropout(sampled)))
 
 
 class DeformableDecoder(nn.Module):
-    """Stack of decoder layers with prediction heads; all layers' predictions are returned.
+    """Stack of decoder layers with prediction heads, which returns the predictions of all layers.
 
-    Without box refinement, all layers share one class head and one box head; with it, every layer has its own.
+    Without box refinement, all layers share one class head and one box head; with it, each layer has its own.
 
     Args:
         layer: configuration of the layers.
         num_layers: number of layers, at least 1.
         num_classes: number of classes.
         box_refine: use each layer's boxes, detached, as references of the next layer (section 4.2).
-        two_stage: the initial references are boxes, which the first layer's box head leaves unchanged at first.
+        two_stage: the initial references are boxes, which a newly initialised box head keeps unchanged.
         no_object: add a logit for "no object", for softmax classification.
     """
 
@@ -152,7 +139,7 @@ class DeformableDecoder(nn.Module):
         self.class_heads = nn.ModuleList(
             build_class_head(layer.d_model, num_classes, no_object=no_object) for _ in heads
         )
-        # Only the first box head refines a bare point, and only if the queries are no proposals.
+        # Only the first box head refines a point instead of a box, and only without two_stage.
         self.box_heads = nn.ModuleList(
             BoxHead(layer.d_model, 0.0 if two_stage or index > 0 else _SIZE_BIAS) for index in heads
         )

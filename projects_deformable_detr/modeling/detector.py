@@ -18,10 +18,10 @@ class Detector(nn.Module):
         queries: maps memory and tokens to the decoder's initial queries; without a decoder, to logits and boxes.
         decoder: maps queries, memory and tokens to logits, boxes and the last layer's hidden states (N, Q, C); None
             for an encoder-only detector.
-        no_object: whether the last logit is that of "no object".
+        no_object: whether the last logit is for "no object".
         mask_head: maps feature maps, tokens, memory, hidden states, boxes and padding mask to mask logits, or None.
-        freeze_detector: train the mask head only. All other parts get no gradient and stay in evaluation mode, without
-            dropout and updates of batch-norm statistics.
+        freeze_detector: train the mask head only. All other parts get no gradient and stay in evaluation mode, so that
+            dropout is off and batch-norm statistics are not updated.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Detector(nn.Module):
         return [part for name, part in self.named_children() if name != "mask_head"]
 
     def train(self, mode: bool = True) -> "Detector":
-        """Sets the mode of all parts but those of a frozen detector, which stay in evaluation mode."""
+        """Sets the mode; the parts of a frozen detector stay in evaluation mode."""
         super().train(mode)
         if self.freeze_detector:
             for part in self._frozen_parts():
@@ -61,16 +61,16 @@ class Detector(nn.Module):
         return self
 
     def unused_features(self) -> set[str]:
-        """Returns the backbone's feature maps that no part uses: parameters used by these only get no gradient."""
+        """Returns the backbone's unused feature maps; parameters that affect no other map get no gradient."""
         used = {*self.tokenizer.in_features, *(self.mask_head.features if self.mask_head is not None else ())}
         return set(output_shape(self.backbone)) - used
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> Predictions:
-        """Predicts boxes and class logits, and masks with a mask head.
+        """Predicts boxes, class logits and, with a mask head, masks.
 
         Args:
             images: (N, 3, H, W), normalised float32 RGB, zero on padding.
-            padding_mask: (N, H, W) bool, True on padding, which lies right of and below each image.
+            padding_mask: (N, H, W) bool, True on padding, which must be to the right of and below each image.
         """
         features = self.backbone(images)
         tokens = self.tokenizer(features, padding_mask)
@@ -87,11 +87,11 @@ class Detector(nn.Module):
 
 
 def batch_images(images: list[Tensor], size_divisibility: int = 0) -> tuple[Tensor, Tensor]:
-    """Pads images (3, h, w) of any sizes to a batch (N, 3, H, W), zero on padding, with its mask (N, H, W).
+    """Pads images (3, h, w) with zeros to a batch (N, 3, H, W) and returns it with its padding mask (N, H, W).
 
     Args:
-        images: at least one, all of one dtype and device.
-        size_divisibility: round H and W up to a multiple of it; 0 or 1 uses the largest height and width.
+        images: at least one image, all with the same dtype and device.
+        size_divisibility: H and W are rounded up to a multiple of this; 0 or 1 for no rounding.
     """
     if not images:
         raise ValueError("batch_images needs at least one image")

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..errors import ArgumentError
-from .layers import check_choice
+from ..errors import ArgumentError, check_choice, check_features
 from .structures import FeatureSpec, output_shape
 
 _NORM_GROUPS = 32
@@ -19,14 +18,14 @@ _NORMS = {"": None, "GN": partial(nn.GroupNorm, _NORM_GROUPS)}
 class BackboneWithFPN(nn.Module):
     """Backbone with a feature pyramid.
 
-    Feature maps have Detectron2's names: ``p<n>`` has stride 2^n. The coarsest is subsampled to one more level.
+    Feature maps have the names of Detectron2: ``p<n>`` has stride 2^n. The coarsest map is subsampled once more.
 
     Args:
         bottom_up: backbone that maps images (N, 3, H, W) to feature maps by name, with an ``output_shape()`` method.
-        in_features: names of its feature maps, finest first.
+        in_features: names of the backbone's feature maps, finest first.
         out_channels: channels of all feature maps of the pyramid.
         norm: norm after each convolution, ``""`` (none) or ``"GN"``.
-        fuse_type: how top-down and lateral maps are combined; ``"sum"`` only.
+        fuse_type: combination of top-down and lateral maps; only ``"sum"`` is supported.
     """
 
     def __init__(
@@ -39,11 +38,7 @@ class BackboneWithFPN(nn.Module):
     ) -> None:
         super().__init__()
         shapes = output_shape(bottom_up)
-        if not in_features or any(name not in shapes for name in in_features):
-            raise ArgumentError(
-                "in_features",
-                f"must be a non-empty subset of the backbone's features {list(shapes)}, got {list(in_features)}",
-            )
+        check_features("in_features", in_features, shapes)
         check_choice("norm", norm, _NORMS)
         check_choice("fuse_type", fuse_type, ["sum"])
         if norm == "GN" and out_channels % _NORM_GROUPS:

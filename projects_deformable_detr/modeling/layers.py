@@ -1,4 +1,4 @@
-"""Layers that DETR and Deformable DETR share: configuration, feed-forward network, prediction heads, box arithmetic."""
+"""Layers shared by DETR and Deformable DETR: feed-forward network, prediction heads, box arithmetic."""
 
 import math
 from collections.abc import Iterable
@@ -8,8 +8,9 @@ import torch
 from ms_deform_attn import MSDeformAttn
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_at_least, check_choice
 
+_PRIOR = 0.01  # initial probability of every class
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
@@ -25,7 +26,7 @@ class LayerConfig:
         activation: ``"relu"`` or ``"gelu"``.
         num_levels: feature levels; deformable attention only.
         num_points: sampling points per head and level; deformable attention only.
-        pre_norm: apply layer norms before each sublayer instead of after it; DETR only.
+        pre_norm: apply the layer norm before each sublayer instead of after it; DETR only.
     """
 
     d_model: int = 256
@@ -45,19 +46,6 @@ class LayerConfig:
         if not 0 <= self.dropout <= 1:
             raise ArgumentError("dropout", f"must be in [0, 1], got {self.dropout}")
         check_choice("activation", self.activation, _ACTIVATIONS)
-
-
-def check_at_least(argument: str, value: int, minimum: int) -> None:
-    """Raises `ArgumentError` if ``value`` is below ``minimum``."""
-    if value < minimum:
-        raise ArgumentError(argument, f"must be at least {minimum}, got {value}")
-
-
-def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
-    """Raises `ArgumentError` if ``value`` is not one of ``choices``."""
-    choices = tuple(choices)
-    if value not in choices:
-        raise ArgumentError(argument, f"must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 class FeedForward(nn.Module):
@@ -80,13 +68,11 @@ class FeedForward(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Three-layer perceptron, (…, C) to (…, 4): an offset to a reference in inverse-sigmoid space.
+    """Three-layer perceptron, (…, C) to (…, 4), which predicts an offset to a reference in inverse-sigmoid space.
 
-    Args:
-        d_model: C.
-        size_bias: initial output for width and height; the initial output for the centre is 0. With -2, boxes around a
-            reference point start at 12 % of the image; with 0, four-value references start unchanged. None keeps
-            PyTorch's default initialisation, as in DETR, which has no references.
+    ``size_bias`` is the initial output for width and height; the initial output for the centre is 0. With -2, boxes
+    around a reference point start at 12 % of the image; with 0, four-value references start unchanged. None keeps
+    PyTorch's default initialisation, as in DETR, which has no references.
     """
 
     def __init__(self, d_model: int, size_bias: float | None = 0.0) -> None:
@@ -102,19 +88,16 @@ class BoxHead(nn.Module):
         return self.layers[2](self.layers[1](self.layers[0](x).relu()).relu())
 
 
-def build_class_head(d_model: int, num_classes: int, *, no_object: bool = False, prior: float = 0.01) -> nn.Linear:
+def build_class_head(d_model: int, num_classes: int, *, no_object: bool = False) -> nn.Linear:
     """Builds the classification layer.
 
-    Args:
-        d_model: C.
-        num_classes: number of classes.
-        no_object: add a last logit for "no object", for softmax classification.
-        prior: initial sigmoid output, as for the focal loss (arXiv 1708.02002, section 4.1); unused with ``no_object``.
+    With ``no_object``, a last logit for "no object" is added, for softmax classification. Without it, the initial
+    sigmoid output is 0.01, as for the focal loss (arXiv 1708.02002, section 4.1).
     """
     if no_object:
         return nn.Linear(d_model, num_classes + 1)
     head = nn.Linear(d_model, num_classes)
-    nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
+    nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
     return head
 
 
@@ -129,9 +112,9 @@ def xavier_init(layers: Iterable[nn.Module]) -> None:
                 module.reset_parameters()
 
 
-def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Computes log(x / (1 - x)) with x clamped to [eps, 1 - eps], in float32 or wider, where 1 - eps is not 1."""
-    return torch.logit(at_least_float32(x), eps=eps)
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    """Computes log(x / (1 - x)) with x clamped to [1e-5, 1 - 1e-5], in at least float32, as 16-bit types round to 1."""
+    return torch.logit(at_least_float32(x), eps=1e-5)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -143,10 +126,7 @@ def apply_box_delta(delta: Tensor, reference: Tensor) -> Tensor:
     """Adds a box head's output (N, Q, 4) to references (N, Q, 2 or 4) in inverse-sigmoid space.
 
     A four-value reference is moved and scaled; a two-value reference provides the centre only (arXiv 2010.04159,
-    section 4 and "Iterative Bounding Box Refinement").
-
-    Returns:
-        Boxes (N, Q, 4) as normalised (cx, cy, w, h).
+    section 4). Returns boxes (N, Q, 4) as normalised (cx, cy, w, h).
     """
     offset = inverse_sigmoid(reference)
     if reference.shape[-1] == 4:

@@ -1,4 +1,4 @@
-"""Losses of classes and masks. Classification losses also compute the class cost of the matcher."""
+"""Classification and mask losses. Classification losses also compute the matcher's class cost."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +13,7 @@ from ..errors import ArgumentError, UserError
 from .mask_head import resize_mask_logits
 from .structures import MaskLogits, Match, Targets
 
-LOSS_CHUNK_SIZE = 64  # masks whose activations are stored for the backward pass
+LOSS_CHUNK_SIZE = 64  # maximum number of masks whose activations are stored for the backward pass
 
 
 class Classification(Protocol):
@@ -21,7 +21,7 @@ class Classification(Protocol):
 
     @property
     def no_object(self) -> bool:
-        """Whether the last logit is that of "no object"."""
+        """Whether the last logit is for "no object"."""
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Computes the matching cost (…, Q, T) of logits (…, Q, classes), float32, and labels (…, T), int64."""
@@ -31,8 +31,8 @@ class Classification(Protocol):
 
         Args:
             logits: (layers, N, Q, classes), float32.
-            matched: (layers, N, Q) int64, class of the target of matched queries, -1 for others.
-            num_boxes: scalar, divisor of losses that are normalised by the number of boxes.
+            matched: (layers, N, Q) int64, target class of matched queries, -1 for others.
+            num_boxes: scalar by which the focal loss is divided.
         """
 
 
@@ -62,8 +62,8 @@ class FocalClassification:
     def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor) -> Tensor:
         """Focal loss summed over images, queries and classes, divided by the number of boxes.
 
-        Computed as the loss of all logits as negatives plus a correction for matched ones: with many classes (1,203 in
-        LVIS), one-hot targets would take most of a step's memory.
+        Computed as the loss of all logits as negatives plus a correction for matched ones, because one-hot targets
+        would take most of the memory of a training step with many classes (1,203 in LVIS).
         """
         matched_logits = logits.gather(-1, matched.clamp(min=0)[..., None])[..., 0]
         correction = self._positive_minus_negative(matched_logits).masked_fill(matched < 0, 0.0)
@@ -82,7 +82,7 @@ class SoftmaxClassification:
     """Softmax over the classes and "no object", the last logit (arXiv 2005.12872, section 3.1).
 
     Args:
-        no_object_weight: weight of queries without object, > 0; lower than 1, as most queries have none.
+        no_object_weight: weight of unmatched queries, > 0; less than 1 because most queries are unmatched.
     """
 
     no_object_weight: float = 0.1
@@ -93,11 +93,11 @@ class SoftmaxClassification:
             raise ArgumentError("no_object_weight", f"must be above 0, got {self.no_object_weight}")
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Negative probability of the target's class; without logarithm, its scale is that of the box costs."""
+        """Negative probability of the target's class, without logarithm so that its scale matches the box costs."""
         return -_gather_labels(logits.softmax(-1), labels)
 
     def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor) -> Tensor:
-        """Cross-entropy, averaged over images and queries by weight; ``num_boxes`` is unused."""
+        """Cross-entropy, a weighted average over images and queries; ``num_boxes`` is unused."""
         labels = torch.where(matched < 0, logits.shape[-1] - 1, matched)
         weights = torch.where(matched < 0, self.no_object_weight, 1.0)
         entropy = -logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
@@ -124,9 +124,9 @@ class MaskLoss:
     def __call__(self, masks: MaskLogits, match: Match, targets: list[Targets], num_boxes: Tensor) -> dict[str, Tensor]:
         """Computes ``loss_mask`` and ``loss_dice``, weighted and divided by ``num_boxes``.
 
-        Only masks of matched queries are computed. Targets are padded to the batch with zeros, and predictions are
-        resized to it (bilinear). Activations of up to 64 masks are stored; of more masks, 64 are computed at a time
-        and recomputed in the backward pass, which bounds the memory of crowded batches.
+        Only masks of matched queries are computed. Targets are zero-padded to the size of the batch, and predictions
+        are resized to it (bilinear). More than 64 masks are computed in chunks of 64 that are recomputed in the
+        backward pass, which bounds the memory of crowded batches.
 
         Raises:
             UserError: if a target with objects has no masks.

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +15,16 @@ _NORM_GROUPS = 8
 
 
 class MaskHead(nn.Module):
-    """Upsamples attention maps of the queries over one level of the memory to masks, with finer feature maps.
+    """Upsamples the queries' attention maps over one level of the memory to masks, with finer feature maps.
 
-    The queries of the decoder's last layer attend to the memory of one level; the attention maps of all heads are
-    concatenated to that level's projected feature map (output of the neck). Five 3x3 convolutions with group norm and
-    ReLU follow; before each of the last three, the maps are upsampled (nearest) to a finer feature map of the backbone,
+    The queries of the decoder's last layer attend to the memory of one level, by default that of the backbone's last
+    feature map, as attention to all positions of finer levels would need too much memory. The attention maps of all
+    heads are concatenated to the projected feature map of that level. Five 3x3 convolutions with group norm and ReLU
+    follow; before each of the last three, the maps are upsampled (nearest) to a finer feature map of the backbone,
     which is added after a 1x1 convolution. A last convolution yields mask logits at the stride of the finest map.
 
-    Only one level is attended to, as a softmax over all positions of an image needs a short list of them: by default
-    the last feature map of the backbone, stride 32 in the published models. In Deformable DETR, hidden states encode
-    boxes relative to references and keys have no position; ``box_positions`` adds embeddings of the queries' boxes to
-    the queries and position embeddings to the keys.
+    In Deformable DETR, hidden states encode boxes relative to references, and keys have no position: ``box_positions``
+    adds embeddings of the queries' boxes to the queries, and position embeddings to the keys.
 
     Args:
         d_model: C of tokens, memory and queries, a multiple of 128.
@@ -82,7 +80,7 @@ class MaskHead(nn.Module):
         boxes: Tensor,
         padding_mask: Tensor,
     ) -> MaskLogits:
-        """Returns mask logits on demand; what all queries of an image share is computed here.
+        """Returns mask logits on demand; tensors shared by all queries of an image are computed at once.
 
         Args:
             features: feature maps (N, C_l, H_l, W_l) of the backbone by name.
@@ -106,19 +104,20 @@ class MaskHead(nn.Module):
         conv, _ = self._first_layer()
         base = F.conv2d(projected, conv.weight[:, : projected.shape[1]], conv.bias, padding=1)
         adapted = [adapter(features[name]) for name, adapter in zip(self.features, self.adapters, strict=True)]
-        upsampler = _Upsampler(self, base, maps.unflatten(3, (height, width)), adapted)
-        return MaskLogits(upsampler, padding_mask, hidden.shape[1])
+        maps = maps.unflatten(3, (height, width))  # (N, Q, heads, H, W)
+
+        def select(image: Tensor, query: Tensor) -> Tensor:
+            return self.upsample(base[image], maps[image, query], [feature[image] for feature in adapted])
+
+        return MaskLogits(select, padding_mask, hidden.shape[1])
 
     def upsample(self, base: Tensor, maps: Tensor, features: list[Tensor]) -> Tensor:
-        """Upsamples the attention maps of M queries.
+        """Upsamples the attention maps (M, heads, H, W) of M queries to mask logits (M, h, w).
 
         Args:
             base: (M, C + heads, H, W), output of the first convolution for the projected feature map.
-            maps: (M, heads, H, W), attention maps.
+            maps: attention maps.
             features: adapted feature maps (M, C_i, H_i, W_i), coarsest first.
-
-        Returns:
-            Mask logits (M, h, w).
         """
         conv, norm = self._first_layer()
         x = base + F.conv2d(maps, conv.weight[:, -maps.shape[1] :], padding=1)
@@ -136,21 +135,6 @@ class MaskHead(nn.Module):
         conv, norm = layer
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.GroupNorm)
         return conv, norm
-
-
-@dataclass(frozen=True)
-class _Upsampler:
-    """Computes the masks of selected queries from the tensors that queries of an image share."""
-
-    head: MaskHead
-    base: Tensor
-    maps: Tensor  # (N, Q, heads, H, W)
-    features: list[Tensor]
-
-    def __call__(self, image: Tensor, query: Tensor) -> Tensor:
-        """Maps image and query indices (M,) to mask logits (M, h, w)."""
-        features = [feature[image] for feature in self.features]
-        return self.head.upsample(self.base[image], self.maps[image, query], features)
 
 
 class AttentionMaps(nn.Module):

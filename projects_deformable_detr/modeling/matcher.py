@@ -50,7 +50,8 @@ class HungarianMatcher:
             first_layer: index of the first decoder layer in ``predictions``, for error messages.
 
         Returns:
-            The match of the decoder layers, and that of the proposals (one layer, all targets have class 0) or None.
+            The match of the decoder layers, and the match of the proposals (one layer; every target has class 0) or
+            None.
 
         Raises:
             UserError: if an image has more targets than queries, or a cost is not finite.
@@ -98,14 +99,7 @@ def _to_host(costs: list[Tensor]) -> list[_Array]:
 
 
 def _assign(costs: _Array, sizes: list[int], names: list[str], device: torch.device) -> Match:
-    """Solves the assignments.
-
-    Args:
-        costs: (layers, N, Q, T); image i uses its first ``sizes[i]`` columns.
-        sizes: number of targets of each image.
-        names: names of the layers, for error messages.
-        device: device of the result.
-    """
+    """Solves the assignments for costs (layers, N, Q, T); image i has ``sizes[i]`` targets, the first columns."""
     layers, _, num_queries, _ = costs.shape
     offsets = np.cumsum([0, *sizes[:-1]])
     queries: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(layers)]
@@ -114,21 +108,20 @@ def _assign(costs: _Array, sizes: list[int], names: list[str], device: torch.dev
         if size > num_queries:
             raise UserError(
                 f"image {image} of the batch has {size} ground-truth boxes, but there are {num_queries} queries: "
-                "increase the number of object queries (a two-stage model has at most as many queries as its images "
-                "have tokens: enlarge small images)"
+                "increase the number of object queries (a two-stage model has at most one query per token: enlarge "
+                "small images)"
             )
         for layer in range(layers):
             cost = costs[layer, image, :, :size]
             if not np.isfinite(cost).all():
                 raise UserError(
-                    f"the matching cost of image {image} of the batch in {names[layer]} is not finite: the "
-                    "predictions diverged (lower the learning rate, check the input) or a ground-truth box is not "
-                    "finite"
+                    f"the matching cost of image {image} of the batch in {names[layer]} is not finite: training "
+                    "diverged (lower the learning rate), or an input image or ground-truth box is not finite"
                 )
             rows, columns = linear_sum_assignment(cost)
             queries[layer].append(rows)
             matched[layer].append(columns + offsets[image])
     pairs = np.stack([[np.concatenate(part) for part in parts] for parts in (queries, matched)]).astype(np.int64)
-    moved = torch.from_numpy(pairs).to(device, non_blocking=True)  # (2, layers, M)
+    query, target = torch.from_numpy(pairs).to(device, non_blocking=True)  # (layers, M) each
     images = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(device, non_blocking=True)
-    return Match(images, moved[0], moved[1])
+    return Match(images, query, target)

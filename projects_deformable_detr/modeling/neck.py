@@ -1,4 +1,4 @@
-"""Neck: feature maps to tokens, by input projections, additional coarser levels and position embeddings."""
+"""Neck, which maps feature maps to tokens: input projections, coarser levels, position embeddings."""
 
 from collections.abc import Mapping
 
@@ -15,8 +15,8 @@ _NORM_GROUPS = 32
 class Neck(nn.Module):
     """Projects feature maps to C channels, adds coarser levels, flattens and concatenates them.
 
-    Every feature map has a 1x1 convolution and group norm; additional levels come from 3x3 convolutions of stride 2,
-    the first of them applied to the last feature map of the backbone (arXiv 2010.04159, appendix A.2).
+    Every feature map is projected by a 1x1 convolution and group norm. Additional levels are computed by 3x3
+    convolutions of stride 2, starting from the backbone's last feature map (arXiv 2010.04159, appendix A.2).
 
     Args:
         in_channels: channels of the feature maps by name, finest first.
@@ -46,7 +46,7 @@ class Neck(nn.Module):
             )
         if norm and d_model % _NORM_GROUPS:
             raise ArgumentError(
-                "d_model", f"must be a multiple of {_NORM_GROUPS}, the groups of the projections' norm, got {d_model}"
+                "d_model", f"must be a multiple of {_NORM_GROUPS}, the number of groups of the norm, got {d_model}"
             )
         self.in_features = tuple(in_channels)
         widths = list(in_channels.values())
@@ -92,7 +92,7 @@ def _projection(in_channels: int, d_model: int, kernel: int, norm: bool) -> nn.S
 
 
 def _spatial_shape(level: Tensor) -> tuple[int, int]:
-    """Returns (H, W) of a feature map; under TorchScript tracing, where sizes are tensors, as constants."""
+    """Returns (H, W) of a feature map as ints; under TorchScript tracing, sizes are tensors."""
     height, width = level.shape[-2:]
     return (int(height), int(width)) if torch.jit.is_tracing() else (height, width)
 
@@ -103,7 +103,7 @@ def _resize_mask(mask: Tensor, size: torch.Size) -> Tensor:
 
 
 def _valid_ratio(mask: Tensor) -> Tensor:
-    """Returns the fractions (N, 2) of columns and rows that are image, measured on the first row and column."""
+    """Returns the fractions (N, 2) of columns and rows that are not padding."""
     inside = ~mask
     height = inside[:, :, 0].sum(1) / mask.shape[1]
     width = inside[:, 0, :].sum(1) / mask.shape[2]

@@ -1,4 +1,4 @@
-"""Position embeddings: of feature maps, sine or learned, and of boxes."""
+"""Position embeddings of feature maps (sine or learned) and of boxes (sine)."""
 
 import math
 
@@ -30,7 +30,7 @@ class SinePositionEmbedding(nn.Module):
         inside = ~padding_mask
         y = inside.cumsum(1, dtype=torch.float32)
         x = inside.cumsum(2, dtype=torch.float32)
-        # Scaled to [0, 2 pi] by the last row and column, so that positions are relative to the image.
+        # Scaled to [0, 2 pi] by the last row and column, which hold the size of the image without padding.
         y = (y - self.offset) / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
         x = (x - self.offset) / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
         wavelengths = _wavelengths(self.d_model // 2, x)
@@ -55,7 +55,7 @@ class LearnedPositionEmbedding(nn.Module):
         self.row = nn.Parameter(torch.rand(size, d_model // 2))
 
     def forward(self, padding_mask: Tensor) -> Tensor:
-        """Maps a mask (N, H, W) to an embedding (N, C, H, W), counted from the corner and the same for every image.
+        """Maps a mask (N, H, W) to an embedding (N, C, H, W) of absolute positions, the same for every image.
 
         Raises:
             UserError: if the feature map is larger than the embedding.
@@ -72,10 +72,7 @@ class LearnedPositionEmbedding(nn.Module):
 
 
 def sine_box_embedding(boxes: Tensor, features: int) -> Tensor:
-    """Embeds boxes (N, Q, 4) in [0, 1] as (N, Q, 4 * features): one sine embedding per coordinate, concatenated.
-
-    The queries of the two-stage model are computed from it (arXiv 2010.04159, appendix A.4).
-    """
+    """Concatenates the sine embeddings of all coordinates of boxes (N, Q, 4) in [0, 1] to (N, Q, 4 * features)."""
     angles = boxes[..., None] * (2 * math.pi) / _wavelengths(features, boxes)
     return _interleaved_sine(angles).flatten(-2)
 

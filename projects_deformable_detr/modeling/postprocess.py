@@ -43,11 +43,11 @@ def postprocess(
 
     Args:
         predictions: predictions of N images.
-        image_sizes: N sizes (H, W) in pixels for boxes and masks, usually those of the original files.
+        image_sizes: N sizes (H, W) in pixels for boxes and masks, usually the sizes of the original files.
         topk: maximum number of detections, >= 1.
         classes: restrict detections to these classes, such as the things of a panoptic model; None for all. Other
-            classes take no place among the ``topk``: their sigmoid scores are ignored, and softmax queries whose best
-            class is another one are dropped.
+            classes do not count towards ``topk``: their sigmoid scores are ignored, and softmax queries with another
+            best class are dropped.
         score_threshold: drop detections with lower scores.
 
     Raises:
@@ -80,16 +80,14 @@ def panoptic_postprocess(
 ) -> list[PanopticSegmentation]:
     """Computes the panoptic segmentations of all images (arXiv 2005.12872, section 4.4).
 
-    Each query has its best class; queries of class "no object" or with a score of at most the threshold are dropped. A
+    Each query has its best class; queries with class "no object" or a score not above the threshold are dropped. A
     pixel belongs to the mask with the largest logit. Stuff masks of one class form one segment. Segments of at most
     ``min_area`` pixels are dropped and their pixels reassigned to the remaining masks, until all segments are larger.
-
-    Unlike the published code, which keeps only the first mask of each stuff class when it reassigns pixels, all masks
-    of a stuff segment are kept.
+    Reassignment considers all masks of a stuff segment, while the published code keeps only the first one.
 
     Args:
         predictions: predictions of N images, with masks.
-        image_sizes: N sizes (H, W) in pixels, usually those of the original files.
+        image_sizes: N sizes (H, W) in pixels, usually the sizes of the original files.
         things: classes of things; the others are stuff.
         score_threshold: in [0, 1).
         min_area: in pixels of ``image_sizes``, >= 0.
@@ -98,7 +96,7 @@ def panoptic_postprocess(
         ValueError: if the predictions have no masks, or the number of sizes is not N.
     """
     if predictions.masks is None:
-        raise ValueError("a panoptic segmentation needs a detector with a mask head")
+        raise ValueError("panoptic segmentation needs a detector with a mask head")
     _check_sizes(predictions, image_sizes)
     logits = predictions.logits[-1].float()
     scores, labels = (logits.softmax(-1) if predictions.no_object else logits.sigmoid()).max(-1)
@@ -152,8 +150,7 @@ def _check_sizes(predictions: Predictions, image_sizes: Sequence[tuple[int, int]
 def _topk(predictions: Predictions, topk: int, classes: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the best scores (N, K) of the last layer, with their classes and queries.
 
-    With "no object", one score per query is selected; queries of other classes than ``classes`` come last, with score
-    -1.
+    With "no object", each query has one score; queries of other classes than ``classes`` come last, with score -1.
     """
     scores, num_classes = predictions.scores(), predictions.num_classes
     wanted = None

@@ -10,18 +10,13 @@ from .layers import BoxHead, build_class_head, inverse_sigmoid
 from .position_encoding import sine_box_embedding
 from .structures import Queries, Tokens
 
-# Inverse-sigmoid coordinate of invalid anchors, and negated their logit. Its sigmoid is 1 in every precision, and it is
-# finite in half precision, so that sums with it are never NaN.
+# Inverse-sigmoid coordinate of invalid anchors; their logit is its negative. The sigmoid is 1 in every precision, and
+# the value is finite in half precision, so that sums with it are never NaN.
 _INVALID = 1e4
 
 
 class LearnedQueries(nn.Module):
-    """Learned object queries of Deformable DETR: content, position and a reference point predicted from the position.
-
-    Args:
-        num_queries: Q.
-        d_model: C.
-    """
+    """Object queries of Deformable DETR: learned content and position, which predicts a reference point."""
 
     def __init__(self, num_queries: int, d_model: int) -> None:
         super().__init__()
@@ -45,12 +40,7 @@ class LearnedQueries(nn.Module):
 
 
 class PositionQueries(nn.Module):
-    """Object queries of DETR (arXiv 2005.12872, section 3.2): learned positions, with a content of zeros.
-
-    Args:
-        num_queries: Q.
-        d_model: C.
-    """
+    """Object queries of DETR (arXiv 2005.12872, section 3.2): learned positions, with a content of zeros."""
 
     def __init__(self, num_queries: int, d_model: int) -> None:
         super().__init__()
@@ -63,15 +53,11 @@ class PositionQueries(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """Predicts a box and class logits for every token (arXiv 2010.04159, section 4.3, first stage).
-
-    Args:
-        d_model: C.
-        num_classes: number of classes.
-    """
+    """Predicts a box and class logits for every token (arXiv 2010.04159, section 4.3, first stage)."""
 
     def __init__(self, d_model: int, num_classes: int) -> None:
         super().__init__()
+        # Built in the order of the random initial weights, registered in that of the state dict.
         class_head, box_head = build_class_head(d_model, num_classes), BoxHead(d_model)
         self.output = nn.Linear(d_model, d_model)
         self.output_norm = nn.LayerNorm(d_model)
@@ -102,7 +88,7 @@ class ProposalQueries(DenseHead):
     """Queries from the Q best proposals of the encoder (two-stage; arXiv 2010.04159, appendix A.4).
 
     Args:
-        num_queries: Q; images with fewer tokens have as many queries as tokens.
+        num_queries: Q; if images have fewer tokens, every token is a query.
         d_model: C.
         num_classes: number of classes; the logit of class 0 is the objectness score.
     """
@@ -142,11 +128,8 @@ def proposal_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
 
 
 def _topk_valid(scores: Tensor, valid: Tensor, k: int) -> Tensor:
-    """Returns indices (N, min(k, S)) of the best valid tokens, best first.
-
-    An image with fewer valid tokens repeats its best one: the batch keeps its shape without a device synchronisation,
-    and no invalid token is selected.
-    """
+    """Returns indices (N, min(k, S)) of the best valid tokens, best first."""
+    # Images with fewer valid tokens repeat their best one: the shape is known without a device synchronisation.
     scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
     indices = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return torch.where(valid.gather(1, indices), indices, indices[:, :1])

@@ -1,7 +1,7 @@
 """ResNet (arXiv 1512.03385) with named feature maps, built from torchvision's blocks.
 
-torchvision's ``ResNet`` has fixed stage widths and a classifier. This one has its parameter names (``conv1``, ``bn1``,
-``layer1`` …), so that its ImageNet weights load unchanged.
+Unlike torchvision's ``ResNet``, it has configurable widths and no classifier. Parameters have torchvision's names
+(``conv1``, ``bn1``, ``layer1`` …), so that ImageNet weights load unchanged.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
 
-from ..errors import ArgumentError
-from .layers import check_at_least, check_choice
+from ..errors import ArgumentError, check_at_least, check_choice, check_features
 from .structures import FeatureSpec
 
 _DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -42,18 +41,19 @@ class ResNet(nn.Module):
 
     Args:
         depth: 18, 34, 50 or 101.
-        out_features: names among ``res2`` … ``res5``; stages after the last of them are not built.
+        out_features: names out of ``res2`` … ``res5``; stages after the last one are not built.
         norm: ``"FrozenBN"``, ``"BN"``, ``"SyncBN"`` or ``"GN"``. FrozenBN is the identity until pretrained weights are
             loaded: use another norm to train from scratch.
-        res5_dilation: 2 dilates res5 instead of striding, so that its stride is 16 (DC5); 1 does not. Depth 50 and 101.
+        res5_dilation: 2 replaces the stride of res5 with dilation, so that its stride is 16 (DC5); 1 does not. Depth 50
+            and 101 only.
         freeze_at: freeze the stem (1) and stages up to this one (2: res2 …), batch-norm statistics included; 0 freezes
             nothing.
         stem_channels: channels of the stem, 64 in the paper.
-        res2_channels: channels of res2; each further stage doubles them. None for those of the paper, 64 (depth 18 and
-            34) or 256.
-        deform: for each of res2 … res5, whether its 3x3 convolutions are deformable; depth 50 and 101.
+        res2_channels: channels of res2; each further stage doubles them. None selects the paper's: 64 for depth 18 and
+            34, 256 otherwise.
+        deform: for each of res2 … res5, whether its 3x3 convolutions are deformable; depth 50 and 101 only.
         deform_modulated: use modulated deformable convolutions (arXiv 1811.11168).
-        deform_groups: groups of channels with offsets of their own.
+        deform_groups: number of channel groups with separate offsets.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.out_features = tuple(out_features)
         _check_arguments(depth, norm, res5_dilation, deform, deform_groups)
-        check_stages(self.out_features)
+        check_features("out_features", self.out_features, STAGES)
         block, num_blocks = _DEPTHS[depth]
         planes = (res2_channels or 64 * block.expansion) // block.expansion
         self.conv1 = nn.Conv2d(3, stem_channels, 7, stride=2, padding=3, bias=False)
@@ -130,15 +130,15 @@ class ResNet(nn.Module):
 class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is not typed
     """3x3 convolution, C to C channels, at offsets predicted from the input (arXiv 1703.06211, 1811.11168).
 
-    Its weight has the name and shape of a plain convolution's, so that ImageNet weights load. Offsets start at zero,
-    and with ``modulated`` the weight of every tap at 1/2.
+    The weight has the same name and shape as in a plain convolution, so that ImageNet weights load. Initial offsets are
+    zero; with ``modulated``, the initial weight of every tap is 1/2.
 
     Args:
         channels: C.
         stride: input pixels per output pixel.
-        dilation: input pixels between taps, and the padding.
+        dilation: input pixels between taps; also the padding.
         modulated: weight each tap by a number in (0, 1) predicted from the input.
-        groups: groups of channels with offsets of their own; divides C.
+        groups: number of channel groups with separate offsets; divides C.
     """
 
     def __init__(self, channels: int, *, stride: int, dilation: int, modulated: bool, groups: int) -> None:
@@ -150,8 +150,8 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is no
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialises the weight as the ResNet's other convolutions, and offsets to zero."""
-        if not hasattr(self, "offset"):  # within the constructor of DeformConv2d
+        """Initialises the weight like the other convolutions of the ResNet, and the offsets to zero."""
+        if not hasattr(self, "offset"):  # called by the constructor of DeformConv2d
             super().reset_parameters()
             return
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
@@ -163,12 +163,6 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is no
         """Maps (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride))."""
         offset, weight = torch.split(self.offset(x), self.sizes, dim=1)
         return super().forward(x, offset, weight.sigmoid() if self.sizes[1] else None)
-
-
-def check_stages(out_features: tuple[str, ...]) -> None:
-    """Raises `ArgumentError` if ``out_features`` is empty or has an unknown stage."""
-    if not out_features or any(name not in STAGES for name in out_features):
-        raise ArgumentError("out_features", f"must be a non-empty subset of {list(STAGES)}, got {list(out_features)}")
 
 
 def _check_arguments(depth: int, norm: str, res5_dilation: int, deform: Sequence[bool], deform_groups: int) -> None:
@@ -187,7 +181,7 @@ def _check_arguments(depth: int, norm: str, res5_dilation: int, deform: Sequence
 
 
 def _norm_layer(norm: str, frozen: bool) -> Callable[[int], nn.Module]:
-    """Returns the norm of a stage; batch norm of frozen stages must not update its statistics."""
+    """Returns the norm of a stage; in frozen stages, batch norm must not update its statistics."""
     return FrozenBatchNorm2d if frozen and norm in ("BN", "SyncBN") else _NORMS[norm]
 
 
@@ -200,7 +194,7 @@ def _build_stage(
     dilation: int,
     norm_layer: Callable[[int], nn.Module],
 ) -> nn.Sequential:
-    """Builds a stage; the first block of a dilated one has dilation 1, as in torchvision's ImageNet models."""
+    """Builds a stage; the first block of a dilated stage has dilation 1, as in torchvision's models."""
     out_channels = planes * block.expansion
     shortcut = None
     if stride != 1 or channels != out_channels:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-MASKS_PER_CHUNK = 25  # masks that are computed together outside of training
+MASKS_PER_CHUNK = 25  # number of masks computed at a time outside of training
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class FeatureSpec:
 
 
 class FeatureShape(Protocol):
-    """Channels and stride of a feature map, as `FeatureSpec` and Detectron2's ``ShapeSpec`` have them."""
+    """Protocol of `FeatureSpec` and Detectron2's ``ShapeSpec``."""
 
     @property
     def channels(self) -> int: ...
@@ -45,7 +45,7 @@ class Tokens:
         positions: (N, S, C) position embedding plus level embedding.
         padding_mask: (N, S) bool, True on padding.
         spatial_shapes: (H_l, W_l) of every level, as Python ints.
-        valid_ratios: (N, L, 2) as (x, y), the fractions of each level's width and height that are image, in (0, 1].
+        valid_ratios: (N, L, 2) as (x, y), the fractions of each level's width and height without padding, in (0, 1].
     """
 
     values: Tensor
@@ -64,7 +64,7 @@ class Tokens:
         """Computes the centres (N, S, 2) of all tokens as (x, y), normalised by the image without padding."""
         centers = []
         for (height, width), ratio in zip(self.spatial_shapes, self.valid_ratios.unbind(1), strict=True):
-            # Sizes stay Python numbers: a tensor of them would need a copy to the device.
+            # Sizes stay Python numbers, as a tensor would need a copy to the device.
             y = torch.arange(height, device=ratio.device, dtype=ratio.dtype) + 0.5
             x = torch.arange(width, device=ratio.device, dtype=ratio.dtype) + 0.5
             x, y = x.repeat(height), y.repeat_interleave(width)
@@ -92,7 +92,7 @@ class Queries:
 
 @dataclass(frozen=True)
 class MaskLogits:
-    """Mask logits of the last layer's queries, computed on demand: a loss needs those of matched queries only.
+    """Mask logits of the last layer's queries, computed on demand because a loss needs only those of matched queries.
 
     Attributes:
         select: function of image (M,) and query (M,), int64, that returns logits (M, h, w) of the padded image.
@@ -129,11 +129,11 @@ class Predictions:
     """Output of a detector.
 
     Attributes:
-        logits: (layers, N, Q, classes), the last decoder layer last; with ``no_object`` one more logit.
+        logits: (layers, N, Q, classes) of all decoder layers in order; with ``no_object``, one more logit.
         boxes: (layers, N, Q, 4) as (cx, cy, w, h), normalised by the size of the image without padding.
         proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder; None for one-stage models.
         masks: mask logits of the last layer's queries; ``masks.all()`` is (N, Q, h, w). None without mask head.
-        no_object: whether the last logit is that of "no object" (softmax) or all logits are classes (sigmoid).
+        no_object: whether the last logit is for "no object" (softmax) or all logits are classes (sigmoid).
     """
 
     logits: Tensor
@@ -189,10 +189,10 @@ class Targets:
 
 @dataclass(frozen=True)
 class Match:
-    """Matched pairs of one set of predictions: M pairs in each of its layers.
+    """Matched pairs of queries and targets: M pairs in each layer.
 
-    Every target of every image is matched once in each layer, so that all layers have the same M and the same images
-    in the same order.
+    Every target is matched once in each layer, so that all layers have the same M and the same images in the same
+    order.
 
     Attributes:
         image: (M,) int64, image index of each pair.
@@ -214,7 +214,7 @@ class Detections:
         scores: (K,) in [0, 1].
         labels: (K,) int64 contiguous class ids.
         masks: (K, H, W) bool at the requested size; None without mask head.
-        queries: (K,) int64, query of each detection; None if detections of several predictions were merged.
+        queries: (K,) int64, query index of each detection; None if detections of several predictions were merged.
     """
 
     boxes: Tensor

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import SwinTransformer
 
-from .layers import check_choice
-from .resnet import STAGES, check_stages
+from ..errors import check_choice, check_features
+from .resnet import STAGES
 from .structures import FeatureSpec
 
 
 class SwinSize(TypedDict):
-    """Size arguments of a Swin Transformer, named alike in torchvision and Detectron2."""
+    """Size arguments of a Swin Transformer, which have the same names in torchvision and Detectron2."""
 
     embed_dim: int
     depths: list[int]
@@ -33,16 +33,16 @@ _PATCH_SIZE = 4
 class SwinBackbone(nn.Module):
     """Swin-T, -S, -B or -L without classifier.
 
-    Modules have torchvision's names (``features.0`` is the patch embedding, followed by stages and patch merging in
-    turn), so that its ImageNet weights load. Each feature map has a layer norm of its own, newly initialised.
+    Modules have torchvision's names (``features.0`` is the patch embedding, followed by alternating stages and patch
+    merging), so that its ImageNet weights load. Each feature map has its own, newly initialised layer norm.
 
-    Attention windows include the padding of a batch, so that features of an image depend slightly on it.
+    Attention windows include padding, so that the features of an image depend slightly on the batch.
 
     Args:
         variant: ``"swin_t"``, ``"swin_s"``, ``"swin_b"`` or ``"swin_l"``.
-        out_features: names among ``res2`` … ``res5``, with strides 4 … 32 as those of a ResNet; stages after the last
-            of them are not built.
-        drop_path_rate: stochastic depth rate of the last block; rates increase linearly from 0 at the first.
+        out_features: names out of ``res2`` … ``res5``, with strides 4 … 32 as in a ResNet; stages after the last one
+            are not built.
+        drop_path_rate: stochastic depth rate of the last block; rates increase linearly from 0 at the first block.
         freeze_at: freeze the patch embedding (1) and stages up to this one (2: res2 …), each with the patch merging
             after it, as Detectron2's Swin does; frozen stages have no stochastic depth. 0 freezes nothing.
     """
@@ -58,7 +58,7 @@ class SwinBackbone(nn.Module):
         super().__init__()
         self.out_features = tuple(out_features)
         check_choice("variant", variant, VARIANTS)
-        check_stages(self.out_features)
+        check_features("out_features", self.out_features, STAGES)
         size = VARIANTS[variant]
         model = SwinTransformer(
             [_PATCH_SIZE, _PATCH_SIZE], window_size=[7, 7], stochastic_depth_prob=drop_path_rate, **size
@@ -77,7 +77,7 @@ class SwinBackbone(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "SwinBackbone":
-        """Sets the mode of all modules but frozen stages, which stay in evaluation mode."""
+        """Sets the mode of all modules except frozen stages, which stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()

@@ -1,4 +1,4 @@
-"""Convolutional networks of timm, an optional dependency, as backbones."""
+"""Convolutional backbones from timm, an optional dependency."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,14 +13,14 @@ _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 class TimmBackbone(nn.Module):
-    """Network of timm with ``features_only=True``, for images of any size.
+    """timm network with ``features_only=True``, for images of any size.
 
-    Norms are those of the network: batch norms are trained and update their statistics, which needs large batches.
+    Batch norms of the network are trained and update their statistics, which needs large batches.
 
     Args:
-        variant: timm's name of a network, such as ``"convnext_tiny"`` or ``"resnet18"``.
-        out_features: names among ``res2`` … ``res5``, with strides 4 … 32 as those of a ResNet.
-        freeze_at: 0; timm's networks have no common stages to freeze.
+        variant: name of a network in timm, such as ``"convnext_tiny"`` or ``"resnet18"``.
+        out_features: names out of ``res2`` … ``res5``, with strides 4 … 32 as in a ResNet.
+        freeze_at: must be 0, as the networks have no common stages to freeze.
 
     Raises:
         UserError: if timm is not installed.
@@ -35,12 +35,14 @@ class TimmBackbone(nn.Module):
         except ImportError as error:
             raise UserError("the timm backbone needs timm: pip install timm") from error
         if freeze_at != 0:
-            raise ArgumentError("freeze_at", f"must be 0 for networks of timm, got {freeze_at}")
+            raise ArgumentError("freeze_at", f"must be 0 for timm backbones, got {freeze_at}")
         names = list(out_features)
         try:
             body: Any = timm.create_model(variant, pretrained=False, features_only=True)
         except RuntimeError as error:
-            raise ArgumentError("variant", f"{variant!r} is not available as features in timm: {error}") from error
+            raise ArgumentError(
+                "variant", f"must be a timm network with features_only, got {variant!r}: {error}"
+            ) from error
         strides = body.feature_info.reduction()
         missing = [name for name in names if _STRIDES.get(name, 0) not in strides]
         if missing or not names or len(set(strides)) < len(strides) or "NHWC" in str(getattr(body, "output_fmt", "")):
@@ -52,7 +54,7 @@ class TimmBackbone(nn.Module):
         indices = {name: strides.index(_STRIDES[name]) for name in _STRIDES if name in names}
         channels = body.feature_info.channels()
         self._specs = {name: FeatureSpec(channels[index], strides[index]) for name, index in indices.items()}
-        # Built again without stages after the last feature map, which would have no gradient.
+        # Built again without the stages after the last feature map, which would get no gradient.
         self.body = timm.create_model(variant, pretrained=False, features_only=True, out_indices=[*indices.values()])
 
     def output_shape(self) -> dict[str, FeatureSpec]:

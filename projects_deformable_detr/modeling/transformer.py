@@ -99,7 +99,7 @@ class TransformerDecoderLayer(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """Stack of decoder layers; a norm and prediction heads, shared by all layers, map every layer's output.
+    """Stack of decoder layers; a norm and prediction heads are shared by all layers.
 
     Args:
         layer: configuration of the layers.
@@ -114,7 +114,7 @@ class TransformerDecoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(TransformerDecoderLayer(layer) for _ in range(num_layers))
         self.norm = nn.LayerNorm(layer.d_model)
-        # Lists of one, so that parameter names are those of Deformable DETR's decoder.
+        # Lists of one head, so that parameter names are the same as in DeformableDecoder.
         self.class_heads = nn.ModuleList([build_class_head(layer.d_model, num_classes, no_object=no_object)])
         self.box_heads = nn.ModuleList([BoxHead(layer.d_model, size_bias=None)])
         xavier_init(self.layers)
@@ -123,7 +123,7 @@ class TransformerDecoder(nn.Module):
         """Decodes queries.
 
         Returns:
-            logits (layers, N, Q, logits), boxes (layers, N, Q, 4) as normalised (cx, cy, w, h), and normalised hidden
+            logits (layers, N, Q, classes), boxes (layers, N, Q, 4) as normalised (cx, cy, w, h), and normalised hidden
             states (N, Q, C) of the last layer.
         """
         x, hidden = queries.content, []

@@ -2,17 +2,13 @@
 
     python -m projects_deformable_detr.shapes --out datasets/shapes --train 4000 --val 500
 
-Six classes of shapes, from 6 pixels to most of the image, overlap in front of textured and cluttered backgrounds.
-Boxes, areas and polygons are those of the visible part of a shape inside the image, as in COCO; at least 70 % of every
-shape is visible. Image i of a split is a function of the seed, the split and i, so that a larger data set begins with
-the images of a smaller one.
-
-In the panoptic annotations of the same images, shapes are things, and the surfaces behind them are stuff of three
-kinds.
+Shapes of six classes, from 6 pixels to most of the image, overlap in front of textured and cluttered backgrounds.
+Boxes, areas and polygons describe the visible part of a shape inside the image, as in COCO; at least 70 % of every
+shape is visible. Image i of a split depends only on the seed, the split and i, so that a larger data set begins with
+the images of a smaller one. In the panoptic annotations, shapes are things, and backgrounds are stuff of three kinds.
 """
 
 import argparse
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -21,15 +17,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from ..errors import ArgumentError, UserError
+from ..errors import ArgumentError, UserError, check_at_least
 from .polygons import mask_to_polygons
 from .random import Random
 from .scene import CATEGORIES, CLASS_NAMES, FINE, Scene, draw_scene
-from .textures import STUFF_NAMES
+from .textures import STUFF_NAMES, Pixels
 
-VERSION = 1  # version of the scenes, incremented if a seed gives other scenes
+VERSION = 1  # incremented when a seed gives different scenes
 _SPLITS = ("train", "val")
 _MIN_SIDE = 32
 
@@ -41,7 +36,7 @@ def make_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scen
         seed: seed of the data set.
         split: ``"train"`` or ``"val"``.
         index: index of the image, from 0.
-        size: (smallest, largest) side in pixels; height and width are drawn independently.
+        size: (minimum, maximum) side in pixels; height and width are drawn independently.
     """
     random = Random(seed, _SPLITS.index(split), index)
     height, width = random.integer(*size), random.integer(*size)
@@ -49,7 +44,7 @@ def make_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scen
 
 
 def annotate(scene: Scene) -> list[dict[str, Any]]:
-    """Returns COCO's annotations of a scene without ``id`` and ``image_id``, back to front; category ids start at 1."""
+    """Returns COCO annotations of a scene, back to front, without ``id`` and ``image_id``; category ids start at 1."""
     annotations = []
     for item in scene.objects:
         mask = (scene.owners == item.index).astype(np.uint8)
@@ -67,11 +62,11 @@ def annotate(scene: Scene) -> list[dict[str, Any]]:
 
 
 def annotate_panoptic(scene: Scene) -> tuple[np.ndarray[Any, np.dtype[np.int32]], list[dict[str, Any]]]:
-    """Returns the panoptic segments of a scene; all pixels of one kind of stuff are one segment, as in COCO's format.
+    """Returns the panoptic segments of a scene; each kind of stuff is one segment, as in COCO's format.
 
     Returns:
-        (H, W) segment ids below 256, sampled at the center of each pixel, and for each segment ``id``, ``category_id``
-        (from 1, in the order of `CLASS_NAMES` and `STUFF_NAMES`), ``area`` and ``bbox`` in pixels, and ``iscrowd``.
+        Segment ids (H, W) below 256, sampled at pixel centres, and for each segment ``id``, ``category_id`` (from 1, in
+        the order of `CLASS_NAMES` and `STUFF_NAMES`), ``area`` and ``bbox`` in pixels, and ``iscrowd``.
     """
     owners = scene.owners[FINE // 2 :: FINE, FINE // 2 :: FINE].astype(np.int32)
     first = len(scene.objects) + 1
@@ -105,7 +100,7 @@ def generate(
     Args:
         root: folder to write to.
         num_train, num_val: numbers of images; a split of 0 images is not written.
-        size: side of the images in pixels, or (smallest, largest).
+        size: side of the images in pixels, or (minimum, maximum).
         seed: seed of all scenes, at least 0.
 
     Raises:
@@ -114,16 +109,15 @@ def generate(
     """
     low, high = (size, size) if isinstance(size, int) else size
     if low < _MIN_SIDE or high < low:
-        raise ArgumentError("size", f"must be at least {_MIN_SIDE}, the smaller side first, got {low} to {high}")
+        raise ArgumentError("size", f"must be at least {_MIN_SIDE}, the minimum first, got {low} to {high}")
     for name, value in {"num_train": num_train, "num_val": num_val, "seed": seed}.items():
-        if value < 0:
-            raise ArgumentError(name, f"must be at least 0, got {value}")
+        check_at_least(name, value, 0)
     try:
         for split, count in zip(_SPLITS, (num_train, num_val), strict=True):
             if count:
                 _write_split(Path(root), split, count, (low, high), seed)
     except OSError as error:
-        raise UserError(f"cannot write to {error.filename or root}: {error.strerror}; choose another folder") from error
+        raise UserError(f"cannot write {error.filename or root}: {error.strerror}; choose another folder") from error
 
 
 def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> None:
@@ -131,7 +125,7 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
     for made in (folder, segments_folder, annotation_folder):
         made.mkdir(parents=True, exist_ok=True)
     kinds = ("instances", "panoptic")
-    for kind in kinds:  # older files, which would not match the images while these are written
+    for kind in kinds:  # existing annotations would not match the new images
         (annotation_folder / f"{kind}_{split}.json").unlink(missing_ok=True)
     images: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
@@ -140,12 +134,12 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
         scene = make_scene(seed, split, index, size)
         identifier = {"image_id": index + 1}
         name, segments_name = f"{index + 1:06d}.jpg", f"{index + 1:06d}.png"
-        _write_image(folder / name, scene)
+        _write_image(folder / name, scene.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
         height, width = scene.image.shape[:2]
         images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
         instances += [{"id": len(instances) + i, **identifier, **item} for i, item in enumerate(annotate(scene), 1)]
         ids, segments = annotate_panoptic(scene)
-        (segments_folder / segments_name).write_bytes(_encode_png(ids))
+        _write_image(segments_folder / segments_name, np.dstack((ids, 0 * ids, 0 * ids)).astype(np.uint8))  # id: red
         panoptic.append({**identifier, "file_name": segments_name, "segments_info": segments})
     things = [{"id": item["id"], "name": item["name"]} for item in CATEGORIES if item["isthing"]]
     common = {
@@ -157,26 +151,17 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
         _write_json(annotation_folder / f"{kind}_{split}.json", content)
 
 
-def _encode_png(ids: np.ndarray[Any, np.dtype[np.int32]]) -> bytes:
-    """Returns COCO's PNG of segment ids below 256, which are the red channel."""
-    pixels = np.zeros((*ids.shape, 3), np.uint8)
-    pixels[..., 0] = ids
-    with io.BytesIO() as file:
-        Image.fromarray(pixels).save(file, format="PNG")
-        return file.getvalue()
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
     os.replace(partial, path)
 
 
-def _write_image(path: Path, scene: Scene) -> None:
-    success, encoded = cv2.imencode(".jpg", scene.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+def _write_image(path: Path, pixels: Pixels, options: Sequence[int] = ()) -> None:
+    success, encoded = cv2.imencode(path.suffix, pixels[:, :, ::-1], options)
     if not success:
         raise RuntimeError(f"OpenCV could not encode {path.name}")
-    path.write_bytes(encoded.tobytes())  # unlike cv2.imwrite, it raises an error with the reason
+    path.write_bytes(encoded.tobytes())  # unlike cv2.imwrite, raises an error with the reason
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -194,21 +179,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=int,
         nargs="+",
         default=[128, 160],
-        help="side of the images in pixels, or smallest and largest (default: 128 160)",
+        help="side of the images in pixels, or minimum and maximum (default: 128 160)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all scenes (default: %(default)s)")
     options = parser.parse_args(arguments)
     if len(options.size) > 2:
         parser.error("--size takes one number or two")
-    cv2.setNumThreads(1)  # images this small are slower with threads
+    cv2.setNumThreads(1)  # threads slow down the processing of such small images
+    size = (options.size[0], options.size[-1])
     try:
-        generate(
-            options.out,
-            num_train=options.train,
-            num_val=options.val,
-            size=(options.size[0], options.size[-1]),
-            seed=options.seed,
-        )
+        generate(options.out, num_train=options.train, num_val=options.val, size=size, seed=options.seed)
     except (ArgumentError, UserError) as error:
         parser.error(str(error))
     print(f"Wrote {options.train} training and {options.val} validation images to {options.out}")

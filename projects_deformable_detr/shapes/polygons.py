@@ -9,23 +9,22 @@ Points = np.ndarray[Any, np.dtype[np.float64]]  # (points, 2)
 
 
 def mask_to_polygons(mask: np.ndarray[Any, np.dtype[np.uint8]], scale: int = 1) -> list[list[float]]:
-    """Returns the outlines of a mask's parts, as COCO's ``segmentation``.
+    """Returns the outlines of a mask's connected parts as a COCO ``segmentation``.
 
-    A hole is joined to its outline by a cut of zero width, as the polygons of an object are united in COCO's format and
-    cannot be subtracted.
+    A hole is joined to its outline by a cut of zero width, because COCO's format has only unions of polygons.
 
     Args:
         mask: (H, W) uint8, nonzero inside.
         scale: mask pixels per image pixel.
 
     Returns:
-        polygons [x1, y1, x2, y2, …] in image pixels, each of at least three points.
+        Polygons [x1, y1, x2, y2, …] in image pixels, each with at least three points.
     """
     left, top, width, height = cv2.boundingRect(mask)
     if width == 0:
         return []
-    # OpenCV's contours pass through the centers of pixels. In a mask of twice the size, halving and rounding up these
-    # coordinates gives the edges between pixels.
+    # OpenCV's contours pass through pixel centres. In a mask of twice the size, halving the coordinates and rounding up
+    # gives the edges between pixels.
     doubled = np.repeat(np.repeat(mask[top : top + height, left : left + width], 2, axis=0), 2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     outlines = [_simplified((contour + 1) // 2, scale) for contour in contours]
@@ -43,12 +42,12 @@ def mask_to_polygons(mask: np.ndarray[Any, np.dtype[np.uint8]], scale: int = 1) 
 
 
 def _simplified(contour: np.ndarray[Any, Any], scale: int) -> Points:
-    """Removes points; the contour moves by at most a quarter of an image pixel."""
+    """Removes points so that the contour moves by at most a quarter of an image pixel."""
     return cv2.approxPolyDP(contour, 0.25 * scale, closed=True)[:, 0].astype(np.float64)
 
 
 def _joined(outline: Points, hole: Points) -> Points:
-    """Returns one closed line: the outline up to its point nearest to the hole, the hole, the rest of the outline."""
+    """Joins a hole to an outline at their nearest points and returns one closed line."""
     distances = ((outline[:, None] - hole[None]) ** 2).sum(2)
     at, start = np.unravel_index(int(distances.argmin()), distances.shape)
     around = np.concatenate([hole[start:], hole[: start + 1]])

@@ -1,4 +1,4 @@
-"""Random numbers that are the same on every machine and with every version of NumPy."""
+"""Random numbers that do not depend on the machine or the version of NumPy."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ Field = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Random:
-    """Uniform, integer and categorical random numbers of one stream.
+    """Stream of uniform, integer and categorical random numbers.
 
-    Only ``Generator.random`` of PCG64 is used, as NumPy changes the algorithms of other distributions between versions.
+    Only ``Generator.random`` of PCG64 is used, as NumPy may change the algorithms of other distributions.
 
     Args:
-        seeds: integers >= 0; every sequence gives an independent stream.
+        seeds: non-negative integers; each sequence gives an independent stream.
     """
 
     def __init__(self, *seeds: int) -> None:
@@ -31,17 +31,17 @@ class Random:
         return math.exp(self.uniform(math.log(low), math.log(high)))
 
     def integer(self, low: int, high: int) -> int:
-        """Returns an integer in [low, high], both included."""
+        """Returns an integer in [low, high]."""
         return low + int(self.uniform() * (high - low + 1))
 
     def chance(self, probability: float) -> bool:
-        """Returns True with this probability."""
+        """Returns True with the given probability."""
         return self.uniform() < probability
 
     def choice(self, items: Sequence[T]) -> T:
-        """Returns one of the items, all with the same probability."""
+        """Returns an item, all with the same probability."""
         return items[self.integer(0, len(items) - 1)]
 
     def field(self, *shape: int) -> Field:
-        """Returns independent numbers in [0, 1) of this shape, float32."""
+        """Returns independent float32 numbers in [0, 1) of the given shape."""
         return self._generator.random(shape).astype(np.float32)

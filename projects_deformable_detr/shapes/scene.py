@@ -1,7 +1,7 @@
-"""Synthetic scenes: shapes in front of a cluttered background, and the mask of each shape's visible part.
+"""Synthetic scenes: shapes in front of a cluttered background, and masks of their visible parts.
 
-Masks have four times the resolution of the image. Boxes, areas and polygons are computed from them and agree therefore;
-the image is their average, so that edges are smooth.
+Masks have four times the resolution of the image. Boxes, areas and polygons are computed from them and therefore agree;
+the image averages them, so that edges are smooth.
 """
 
 import math
@@ -15,15 +15,15 @@ from .random import Random
 from .textures import STUFF_NAMES, Color, Pixels, background, bright_color, shifted, texture
 
 FINE = 4  # mask pixels per image pixel, in each direction
-MIN_VISIBLE = 0.7  # minimum visible part of the area of every shape
+MIN_VISIBLE = 0.7  # minimum visible fraction of a shape's area
 
 Mask = np.ndarray[Any, np.dtype[np.uint8]]
 Outline = np.ndarray[Any, np.dtype[np.float64]]  # (points, 2): x, y
 
 
 def _regular(corners: int, inner: float = 1.0) -> Outline:
-    """Returns a polygon with corners on the unit circle; every second one is on a circle of radius ``inner``."""
-    radii = [1.0 if step % 2 == 0 or inner == 1.0 else inner for step in range(corners)]
+    """Returns a polygon with corners alternately on the unit circle and on a circle of radius ``inner``."""
+    radii = [1.0 if step % 2 == 0 else inner for step in range(corners)]
     angles = [2 * math.pi * step / corners - math.pi / 2 for step in range(corners)]
     return np.array([(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)])
 
@@ -38,7 +38,7 @@ def _cross(arm: float) -> Outline:
 
 
 _CIRCLE = _regular(64)
-# Class: outlines of a shape about two units wide; the second outline is a hole.
+# Outlines of each class, about two units wide; the second outline is a hole.
 SHAPES: dict[str, tuple[Outline, ...]] = {
     "ellipse": (_CIRCLE,),
     "rectangle": (np.array([(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]),),
@@ -48,7 +48,7 @@ SHAPES: dict[str, tuple[Outline, ...]] = {
     "cross": (_cross(0.32),),
 }
 CLASS_NAMES = tuple(SHAPES)
-# Categories of the panoptic annotations; those of the instances are the things.
+# Categories of the panoptic annotations; things are the categories of the instance annotations.
 CATEGORIES = tuple(
     {"id": index, "name": name, "isthing": int(index <= len(CLASS_NAMES))}
     for index, name in enumerate((*CLASS_NAMES, *STUFF_NAMES), 1)
@@ -57,12 +57,12 @@ CATEGORIES = tuple(
 
 @dataclass(frozen=True)
 class SceneObject:
-    """Shape of a scene.
+    """Shape in a scene.
 
     Attributes:
         label: index into `CLASS_NAMES`.
-        index: value of its pixels in the scene's ``owners``.
-        visible: visible part of its area, in [`MIN_VISIBLE`, 1].
+        index: value of its pixels in ``Scene.owners``.
+        visible: visible fraction of its area, in [`MIN_VISIBLE`, 1].
     """
 
     label: int
@@ -77,7 +77,7 @@ class Scene:
     Attributes:
         image: (H, W, 3) uint8, RGB.
         owners: (FINE * H, FINE * W) uint8, ``index`` of the visible object; 0 is the background.
-        stuff: (H, W) uint8, index of the background, also behind objects, into ``textures.STUFF_NAMES``.
+        stuff: (H, W) uint8, index into ``textures.STUFF_NAMES`` of the background, also behind objects.
         objects: shapes, back to front.
     """
 
@@ -89,7 +89,7 @@ class Scene:
 
 @dataclass
 class _Placed:
-    """Shape on the canvas: its mask in a window of the fine grid that is aligned with image pixels."""
+    """Placed shape, with its mask in a window of the fine grid, aligned with image pixels."""
 
     label: int
     mask: Mask
@@ -104,16 +104,10 @@ class _Placed:
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-def draw_scene(random: Random, height: int, width: int, objects: tuple[int, int] = (3, 10)) -> Scene:
-    """Draws a scene.
-
-    Args:
-        random: source of all random numbers.
-        height, width: size of the image in pixels, at least 32.
-        objects: smallest and largest number of shapes; a shape that does not fit is left out.
-    """
+def draw_scene(random: Random, height: int, width: int) -> Scene:
+    """Draws a scene of 3 to 10 shapes, fewer if they do not fit; height and width are at least 32 pixels."""
     owners = np.zeros((height * FINE, width * FINE), np.uint8)
-    placed = _place(random, owners, random.integer(*objects))
+    placed = _place(random, owners, random.integer(3, 10))
     image, stuff = background(random, height, width)
     for shape in placed:
         _paint(random, image, shape)
@@ -122,7 +116,7 @@ def draw_scene(random: Random, height: int, width: int, objects: tuple[int, int]
 
 
 def _place(random: Random, owners: Mask, count: int) -> list[_Placed]:
-    """Places shapes back to front, large ones mostly first, and writes ``owners``."""
+    """Places shapes back to front, mostly in order of decreasing size, and writes ``owners``."""
     height, width = owners.shape
     sizes = [_size(random, min(height, width) / FINE) for _ in range(count)]
     sizes.sort(key=lambda size: -size * random.uniform(0.6, 1.6))
@@ -148,7 +142,7 @@ def _size(random: Random, side: float) -> float:
 
 
 def _draw_shape(random: Random, size: float, height: int, width: int) -> _Placed | None:
-    """Returns a shape of random class, rotation, aspect ratio and position; None if too much of it is outside."""
+    """Returns a random shape, or None if too much of it is outside the image."""
     label = random.integer(0, len(CLASS_NAMES) - 1)
     stretch = random.log_uniform(0.8, 1.25)
     angle = random.uniform(0, 2 * math.pi)
@@ -178,7 +172,7 @@ def _area(outline: Outline) -> float:
 
 
 def _fits(shape: _Placed, owners: Mask, placed: list[_Placed]) -> bool:
-    """Whether enough of all shapes behind stays visible; if so, subtracts the hidden area from their visible area."""
+    """Checks that enough of all other shapes stays visible; if so, updates their visible areas."""
     hidden = np.bincount(owners[shape.window][shape.mask > 0], minlength=len(placed) + 1)[1:]
     if any(other.seen - lost < MIN_VISIBLE * other.area for other, lost in zip(placed, hidden, strict=True) if lost):
         return False
@@ -204,7 +198,7 @@ def _paint(random: Random, image: Pixels, shape: _Placed) -> None:
 
 
 def _contrasting(random: Random, behind: Pixels, alpha: np.ndarray[Any, Any]) -> Color:
-    """Returns a color that differs from the background; black or white if none is found by chance."""
+    """Returns a random color that differs from the background, or near-black or near-white after ten attempts."""
     mean = (behind * alpha).sum((0, 1)) / max(float(alpha.sum()), 1e-6)
     for _ in range(10):
         color = bright_color(random)

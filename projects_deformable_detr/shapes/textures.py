@@ -1,4 +1,4 @@
-"""Textures of synthetic scenes, and clutter that belongs to no class."""
+"""Textures of synthetic scenes, and clutter that does not resemble any class."""
 
 import colorsys
 import math
@@ -14,17 +14,17 @@ Color = tuple[float, float, float]  # RGB, 0 … 255
 
 
 def dull_color(random: Random) -> Color:
-    """Returns a background color: any hue and brightness, low saturation."""
+    """Returns a background color of low saturation, with any hue and brightness."""
     return _rgb(random.uniform(), random.uniform(0.0, 0.45), random.uniform(0.2, 0.95))
 
 
 def bright_color(random: Random) -> Color:
-    """Returns an object color: any hue, mostly saturated, not dark."""
+    """Returns an object color that is mostly saturated and not dark, with any hue."""
     return _rgb(random.uniform(), random.uniform(0.35, 1.0), random.uniform(0.45, 1.0))
 
 
 def shifted(random: Random, color: Color, amount: float) -> Color:
-    """Returns a similar color: every channel changes by at most ``amount``."""
+    """Changes every channel of a color by at most ``amount``."""
     red, green, blue = (min(255.0, max(0.0, c + random.uniform(-amount, amount))) for c in color)
     return red, green, blue
 
@@ -35,11 +35,7 @@ def _rgb(hue: float, saturation: float, value: float) -> Color:
 
 
 def texture(random: Random, kind: str, height: int, width: int, first: Color, second: Color) -> Pixels:
-    """Returns a surface (height, width, 3) that varies between two colors.
-
-    Args:
-        kind: one of `_KINDS`.
-    """
+    """Returns a texture (height, width, 3) of a kind in `_KINDS` that varies between two colors."""
     weights = _KINDS[kind](random, height, width)[..., None]
     start, end = np.asarray(first, np.float32), np.asarray(second, np.float32)
     return (start + (end - start) * weights + 0.5).astype(np.uint8)
@@ -62,7 +58,7 @@ def _gradient(random: Random, height: int, width: int) -> Field:
 
 
 def _clouds(random: Random, height: int, width: int) -> Field:
-    """Returns value noise: a sum of random grids, of which coarser ones are stronger."""
+    """Returns value noise: a sum of random grids whose strength decreases with their resolution."""
     total = np.zeros((height, width), np.float32)
     strength, cells = 0.5, random.integer(2, 4)
     for _ in range(3):
@@ -73,7 +69,7 @@ def _clouds(random: Random, height: int, width: int) -> Field:
 
 
 def _stripes(random: Random, height: int, width: int) -> Field:
-    """Returns soft stripes: a triangle wave, as sines differ in the last bit between machines."""
+    """Returns soft stripes; a triangle wave, as the last bit of sines depends on the machine."""
     period = random.uniform(5, 28)
     phase = _along(random, height, width) / period + random.uniform()
     return np.asarray(np.clip((np.abs(phase - np.floor(phase) - 0.5) - 0.25) * 6 + 0.5, 0, 1))
@@ -102,7 +98,7 @@ _KINDS = {
     "grain": _grain,
 }
 
-# Texture of the background: kind of stuff.
+# Kind of stuff of each background texture.
 _STUFF = {"gradient": "smooth", "clouds": "smooth", "stripes": "pattern", "checks": "pattern", "grain": "grain"}
 STUFF_NAMES = ("smooth", "pattern", "grain")
 
@@ -111,8 +107,7 @@ def background(random: Random, height: int, width: int) -> tuple[Pixels, Pixels]
     """Draws one textured surface, or two with a straight border, and clutter.
 
     Returns:
-        pixels (height, width, 3), and the index (height, width) of the surface into `STUFF_NAMES`, which includes
-        clutter.
+        Pixels (height, width, 3), and indices (height, width) into `STUFF_NAMES`; clutter belongs to its surface.
     """
     pixels, kind = _ground(random, height, width)
     stuff = np.full((height, width), STUFF_NAMES.index(_STUFF[kind]), np.uint8)
@@ -130,7 +125,7 @@ def background(random: Random, height: int, width: int) -> tuple[Pixels, Pixels]
 def _ground(random: Random, height: int, width: int) -> tuple[Pixels, str]:
     color = dull_color(random)
     kind = random.choice(("gradient", "clouds", "clouds", "stripes", "checks", "grain"))
-    contrast = 70 if kind in ("gradient", "clouds") else 28  # sharp patterns hide objects more easily than soft ones
+    contrast = 70 if kind in ("gradient", "clouds") else 28  # sharp patterns camouflage objects more than soft ones
     return texture(random, kind, height, width, color, shifted(random, color, contrast)), kind
 
 

@@ -1,25 +1,25 @@
-"""Augmentation policy of DETR, which each engine applies with its own library."""
+"""Augmentation policy of DETR, implemented by each engine."""
 
 from dataclasses import dataclass
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_choice
 
 
 @dataclass(frozen=True)
 class AugmentationPolicy:
     """DETR's augmentation (arXiv 2005.12872, appendix A.4), which Deformable DETR uses as well.
 
-    In training, images are flipped, then with ``crop_prob`` resized to a shorter side out of ``crop_resize`` and
-    cropped, and finally resized. Both sides of the crop are drawn uniformly from ``crop_range``, limited to the image.
-    In evaluation, images are only resized.
+    In training, images are flipped, then with probability ``crop_prob`` resized to a shorter side from ``crop_resize``
+    and cropped, and finally resized. Height and width of the crop are drawn uniformly from ``crop_range`` and limited
+    to the image. In evaluation, images are only resized.
 
     Attributes:
         min_sizes: lengths of the shorter side to choose from, in pixels; ``(0,)`` keeps the image's size.
-        max_size: largest length of the longer side.
+        max_size: maximum length of the longer side.
         flip_prob: probability of a horizontal flip.
         crop_prob: probability of the crop.
         crop_resize: lengths of the shorter side before the crop.
-        crop_range: smallest and largest side of the crop.
+        crop_range: minimum and maximum side of the crop.
         image_format: ``"RGB"`` or ``"BGR"``.
     """
 
@@ -32,15 +32,14 @@ class AugmentationPolicy:
     image_format: str = "RGB"
 
     def __post_init__(self) -> None:
-        if self.image_format not in ("RGB", "BGR"):
-            raise ArgumentError("image_format", f"must be RGB or BGR, got {self.image_format!r}")
+        check_choice("image_format", self.image_format, ("RGB", "BGR"))
         if not self.min_sizes or (min(self.min_sizes) < 1 and tuple(self.min_sizes) != (0,)):
             raise ArgumentError("min_sizes", f"must be at least one size of at least 1 pixel, got {self.min_sizes}")
         if not self.crop_prob:
             return
         if len(self.crop_range) != 2 or not 1 <= self.crop_range[0] <= self.crop_range[1]:
             raise ArgumentError(
-                "crop_range", f"must be the smallest and largest side of the crop in pixels, got {self.crop_range}"
+                "crop_range", f"must be the minimum and maximum side of the crop in pixels, got {self.crop_range}"
             )
         if not self.crop_resize or min(self.crop_resize) < 1:
             raise ArgumentError("crop_resize", f"must be at least one size of at least 1 pixel, got {self.crop_resize}")

@@ -1,4 +1,4 @@
-"""Best checkpoint and early stopping, the engine-independent part of the training callbacks."""
+"""Best checkpoint and early stopping, independent of the engine."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..checkpoint import save_detector
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_at_least, check_choice
 from .ema import EmaConfig
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,7 @@ class BestCheckpointConfig:
     mode: str = "max"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("max", "min"):
-            raise ArgumentError("mode", f"must be max or min, got {self.mode!r}")
+        check_choice("mode", self.mode, ("max", "min"))
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class EarlyStoppingConfig:
 
     Attributes:
         metric: name in logs, such as ``bbox/AP``; larger is better.
-        patience: number of evaluations without an improvement after which training ends.
-        min_delta: an improvement is larger than this.
+        patience: number of evaluations in a row without an improvement after which training ends.
+        min_delta: minimum improvement, exclusive.
     """
 
     metric: str = "bbox/AP"
@@ -48,8 +47,7 @@ class EarlyStoppingConfig:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ArgumentError("patience", f"must be at least 1 evaluation, got {self.patience}")
+        check_at_least("patience", self.patience, 1)
         if not 0 <= self.min_delta < math.inf:
             raise ArgumentError("min_delta", f"must be 0 or more, got {self.min_delta}")
 
@@ -77,7 +75,7 @@ def select_metric(metrics: Mapping[str, float], metric: str) -> float:
     """Returns a metric of an evaluation by its name in logs.
 
     Raises:
-        ArgumentError: if there is none of this name; the message lists the available ones.
+        ArgumentError: if there is no such metric; the message lists the available ones.
     """
     if metric not in metrics:
         names = [name for name in metrics if "/AP-" not in name]
@@ -94,7 +92,7 @@ class DetectorWriter:
         output_dir: folder of the files.
         cfg_text: the config as YAML.
         class_names: names of the classes in their order.
-        is_averaged: the weights are an exponential moving average, for the log.
+        is_averaged: whether to log that the weights are an exponential moving average.
     """
 
     output_dir: Path
@@ -103,7 +101,7 @@ class DetectorWriter:
     is_averaged: bool = False
 
     def write(self, name: str, detector: nn.Module, iteration: int) -> None:
-        """Writes ``<name>.pth``; ``iteration`` is the last one trained, counted from 0."""
+        """Writes ``<name>.pth``; ``iteration`` is the last training iteration, counted from 0."""
         path = self.output_dir / f"{name}.pth"
         save_detector(path, detector, iteration=iteration, cfg_text=self.cfg_text, class_names=self.class_names)
         logger.info("Saved %s%s", path, " (averaged weights)" if self.is_averaged else "")
@@ -112,7 +110,7 @@ class DetectorWriter:
 class BestCheckpoint:
     """Writes ``model_best.pth`` whenever an evaluation gives the best metric of the run.
 
-    NaN and infinite metrics are never the best. The state is part of a checkpoint, so that a resumed run continues.
+    NaN and infinite values are ignored. The state is saved in checkpoints, so that a resumed run keeps the best metric.
     """
 
     def __init__(self, config: BestCheckpointConfig, writer: DetectorWriter) -> None:
@@ -122,7 +120,7 @@ class BestCheckpoint:
         self.iteration = -1
 
     def update(self, value: float, iteration: int, detector: nn.Module, *, write: bool) -> None:
-        """Compares the metric of an evaluation after ``iteration``, counted from 0; one process should ``write``."""
+        """Updates the best metric after ``iteration``, counted from 0; only one process should ``write``."""
         sign = 1 if self.config.mode == "max" else -1
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.iteration = value, iteration
@@ -130,10 +128,10 @@ class BestCheckpoint:
             if write:
                 self.writer.write("model_best", detector, iteration)
         elif self.best is None:
-            logger.warning("%s is %s: there is no model_best.pth of this run yet", self.config.metric, value)
+            logger.warning("%s is %s: model_best.pth has not been written yet", self.config.metric, value)
         else:
             best = (self.config.metric, value, self.best, self.iteration)
-            logger.info("%s is %.4f; the best is %.4f, of iteration %d", *best)
+            logger.info("%s is %.4f; the best is %.4f, from iteration %d", *best)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state for a checkpoint."""
@@ -147,8 +145,8 @@ class BestCheckpoint:
 class EarlyStopping:
     """Ends training after ``patience`` evaluations in a row without an improvement of the metric.
 
-    NaN is no improvement. The state is part of a checkpoint: a run that has stopped and is resumed continues only with
-    a larger patience.
+    NaN and infinite values are no improvement. The state is saved in checkpoints: a stopped run that is resumed
+    continues only with a larger patience.
     """
 
     def __init__(self, config: EarlyStoppingConfig) -> None:
@@ -162,14 +160,14 @@ class EarlyStopping:
         return self.count >= self.config.patience
 
     def update(self, value: float) -> None:
-        """Compares the metric of an evaluation."""
+        """Counts evaluations without an improvement."""
         if math.isfinite(value) and value > self.best + self.config.min_delta:
             self.best, self.count = value, 0
         else:
             self.count += 1
 
     def log_stop(self, iteration: int) -> None:
-        """Logs that training ends after ``iteration``, counted from 0."""
+        """Logs that training stops after ``iteration``, counted from 0."""
         logger.info(
             "Stopping early at iteration %d: %s has not risen above %.4f by more than %g in %d evaluations",
             iteration, self.config.metric, self.best, self.config.min_delta, self.count,
@@ -178,8 +176,8 @@ class EarlyStopping:
     def log_stopped_before(self, iteration: int) -> None:
         """Logs that the resumed run had stopped after ``iteration``."""
         logger.info(
-            "This run stopped early at iteration %d: it is evaluated and ends. To continue, raise the patience of "
-            "early stopping above %d or switch it off", iteration, self.count,
+            "This run stopped early at iteration %d: it is only evaluated. To continue training, set the patience of "
+            "early stopping above %d or disable early stopping", iteration, self.count,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,5 +185,5 @@ class EarlyStopping:
         return {"best": self.best, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Loads the state of a checkpoint; earlier versions wrote None for no improvement yet."""
+        """Loads the state of a checkpoint; earlier versions stored None before the first improvement."""
         self.best, self.count = -math.inf if state["best"] is None else state["best"], state["count"]

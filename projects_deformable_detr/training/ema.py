@@ -18,7 +18,7 @@ class EmaConfig:
     """Configuration of the exponential moving average.
 
     Attributes:
-        decay: weight of the average in its update, in (0, 1).
+        decay: weight of the previous average in an update, in (0, 1).
     """
 
     decay: float = 0.999
@@ -28,24 +28,21 @@ class EmaConfig:
             raise ArgumentError("decay", f"must be between 0 and 1, such as 0.999, got {self.decay}")
 
     def averaged_model_options(self) -> dict[str, Any]:
-        """Keyword arguments of ``AveragedModel``: also average buffers, because batch norms' statistics must match.
-
-        ``get_ema_multi_avg_fn`` uses ``lerp``, which leaves frozen weights exactly as they are.
-        """
-        average = get_ema_multi_avg_fn(self.decay)
-        return {"multi_avg_fn": average, "use_buffers": True}
+        """Returns keyword arguments of ``AveragedModel``; buffers (batch-norm statistics) are averaged too."""
+        # The function uses lerp, which keeps frozen weights bitwise unchanged.
+        return {"multi_avg_fn": get_ema_multi_avg_fn(self.decay), "use_buffers": True}
 
 
 class ExponentialMovingAverage:
     """Average of a model's parameters and buffers, which can be swapped with the model's own.
 
-    Checkpoints store the averaged weights as the model's, so that every reader gets them; `state_dict` adds the
-    trained ones.
+    Checkpoints store the averaged weights as the weights of the model, so that other programs load them; `state_dict`
+    adds the trained weights.
 
     Args:
-        model: the model without a distributed wrapper. All processes compute the same average, each of its own
-            buffers.
-        config: the configuration.
+        model: model without a distributed wrapper. Every process computes the average; parameters are equal on all
+            processes, buffers are those of the process.
+        config: configuration.
     """
 
     def __init__(self, model: nn.Module, config: EmaConfig) -> None:
@@ -55,7 +52,7 @@ class ExponentialMovingAverage:
 
     @property
     def has_average(self) -> bool:
-        """Whether there was an update."""
+        """Whether the average has been updated at least once."""
         return bool(self.average.n_averaged > 0)
 
     @property
@@ -68,18 +65,18 @@ class ExponentialMovingAverage:
         self.average.update_parameters(self.model)
 
     def apply(self) -> None:
-        """Gives the model the averaged weights. Idempotent; without effect before the first update."""
+        """Swaps the averaged weights into the model. Idempotent; has no effect before the first update."""
         if not self._is_swapped and self.has_average:
             self._swap()
 
     def restore(self) -> None:
-        """Gives the model the trained weights. Idempotent."""
+        """Swaps the trained weights back into the model. Idempotent."""
         if self._is_swapped:
             self._swap()
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Gives the model the averaged weights inside the context."""
+        """Context manager in which the model has the averaged weights."""
         was_swapped = self._is_swapped
         self.apply()
         try:
@@ -102,7 +99,7 @@ class ExponentialMovingAverage:
         return {"model": trained.state_dict(), "n_averaged": self.average.n_averaged.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Loads the trained weights; the model must have been loaded with the averaged ones before."""
+        """Loads the trained weights; the model must already hold the averaged weights of the checkpoint."""
         self.average.module.load_state_dict(self.model.state_dict())
         self.average.n_averaged.copy_(state["n_averaged"])
         self.model.load_state_dict(state["model"])

@@ -1,4 +1,4 @@
-"""``last_checkpoint``, the file that names the checkpoint from which a run resumes."""
+"""The file ``last_checkpoint``, which names the checkpoint from which a run resumes."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ def write_last_checkpoint(path: Path) -> None:
 
 
 def find_last_checkpoint(output_dir: Path, engine: str) -> Path | None:
-    """Returns the checkpoint from which a run of an engine resumes, or None.
+    """Returns the checkpoint from which a run of an engine resumes, or None if the folder has no ``last_checkpoint``.
 
     Raises:
-        CheckpointError: if the file does not exist or was written by the other engine.
+        CheckpointError: if the checkpoint does not exist or was written by the other engine.
     """
     pointer = output_dir / _NAME
     if not pointer.is_file():
@@ -32,8 +32,8 @@ def find_last_checkpoint(output_dir: Path, engine: str) -> Path | None:
     other = _ENGINES.get(path.suffix, engine)
     if other != engine:
         raise CheckpointError(
-            f"{pointer} names {name}, a checkpoint of the {other} engine: resume with --engine {other}, or start a run "
-            f"from the weights of {path} with another output folder"
+            f"{pointer} names {name}, a checkpoint of the {other} engine: resume with --engine {other}, or start a new "
+            f"run from the weights in {path} in another output folder"
         )
     if not path.is_file():
         raise CheckpointError(f"{pointer} names {name}, which does not exist: restore it, or remove {pointer}")
@@ -41,5 +41,5 @@ def find_last_checkpoint(output_dir: Path, engine: str) -> Path | None:
 
 
 def remove_last_checkpoint(output_dir: Path) -> None:
-    """Removes the pointer for a run that starts anew; checkpoints of an earlier run are kept."""
+    """Removes ``last_checkpoint`` before a new run; checkpoints of an earlier run are kept."""
     (output_dir / _NAME).unlink(missing_ok=True)

@@ -23,21 +23,21 @@ def launch(
 ) -> Any:
     """Runs ``work(*arguments)`` in every process and returns the result of rank 0.
 
-    With one process on one machine, ``work`` runs in this process. Otherwise processes are spawned with the environment
-    variables of ``torchrun``, so that ``torch.distributed.init_process_group()`` needs no arguments. The store of the
-    rendezvous lives in this process of the first machine, which outlives the ranks. Process groups that ``work`` leaves
-    are destroyed before a process exits.
+    With one process on one machine, ``work`` runs in this process. Otherwise, processes are spawned with the
+    environment variables of ``torchrun``, so that ``torch.distributed.init_process_group()`` needs no arguments. The
+    rendezvous store lives in the calling process of the first machine, which outlives all ranks. Remaining process
+    groups are destroyed before a process exits.
 
     Args:
         work: an importable function.
         processes: number of processes on each machine.
-        machines: number of machines; each of them has to call this function.
+        machines: number of machines, each of which must call this function.
         machine_rank: index of this machine.
-        dist_url: ``tcp://HOST:PORT`` of the first machine; ``auto`` for a free port of this machine.
+        dist_url: ``tcp://HOST:PORT`` of the first machine; ``auto`` for a free port on this machine.
         arguments: picklable arguments.
 
     Returns:
-        The result of rank 0, None on machines other than the first.
+        The result of rank 0 on the first machine; None on other machines.
 
     Raises:
         UserError: if ``dist_url`` is invalid, or if ``work`` raised it in any process.
@@ -48,7 +48,7 @@ def launch(
     host, port = parse_address(dist_url, machines)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        # An open store holds the port, which nobody else can take before the ranks connect.
+        # The open store reserves the port until the ranks connect.
         store = distributed.TCPStore(host, port, is_master=True, wait_for_workers=False) if machine_rank == 0 else None
         environment = {
             "MASTER_ADDR": host,
@@ -68,7 +68,7 @@ def launch(
 
 
 def parse_address(dist_url: str, machines: int) -> tuple[str, int]:
-    """Returns host and port of the first machine; port 0 is a free one.
+    """Returns host and port of the first machine; port 0 selects a free port.
 
     Raises:
         UserError: if ``dist_url`` is not ``tcp://HOST:PORT``, or is ``auto`` for several machines.
@@ -93,7 +93,7 @@ def _run(
     except Exception as error:
         if isinstance(error, UserError):  # torch would forward a traceback only
             (folder / f"{_ERROR}{rank}").write_text(str(error))
-        traceback.clear_frames(error.__traceback__)  # they hold data loaders and process groups
+        traceback.clear_frames(error.__traceback__)  # frames hold data loaders and process groups
         if distributed.is_initialized() and distributed.get_backend() != "nccl":  # NCCL may wait for the other ranks
             destroy_process_groups()
         raise
@@ -104,10 +104,10 @@ def _run(
 
 
 def destroy_process_groups() -> None:
-    """Stops the workers of data loaders, then destroys all process groups.
+    """Stops data loader workers, then destroys all process groups.
 
-    A thread of gloo that releases a tensor while the interpreter shuts down aborts the process ("terminate called
-    without an active exception"), so these threads have to end before.
+    A gloo thread that releases a tensor while the interpreter shuts down would abort the process ("terminate called
+    without an active exception").
     """
     gc.collect()
     if distributed.is_initialized():

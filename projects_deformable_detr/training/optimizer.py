@@ -1,4 +1,4 @@
-"""Optimizer of the papers: parameter groups with their own learning rates, gradient clipping."""
+"""Optimizer with separate learning rates of parameter groups, and gradient clipping."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, UserError
+from ..errors import ArgumentError, UserError, check_choice
 
 # Submodules that train with a smaller learning rate (arXiv 2010.04159, appendix A.4).
 _SAMPLING_NAMES = ("sampling_offsets", "reference_points")
@@ -18,10 +18,9 @@ class GradientClip:
     """Clips gradients in place.
 
     Attributes:
-        kind: ``"full_model"`` scales all gradients so that their joint norm is at most ``value``, as both papers do;
-            ``"norm"`` and ``"value"`` clip the norm of each parameter's gradient, or each of its elements, as in
-            Detectron2.
-        value: largest norm, or largest absolute value of an element.
+        kind: ``"full_model"`` limits the joint norm of all gradients, as in both papers; ``"norm"`` limits the norm of
+            each parameter's gradient, and ``"value"`` its elements, as in Detectron2.
+        value: maximum norm or absolute value.
         norm_type: p of the p-norm.
     """
 
@@ -30,8 +29,7 @@ class GradientClip:
     norm_type: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("full_model", "norm", "value"):
-            raise ArgumentError("kind", f"must be full_model, norm or value, got {self.kind!r}")
+        check_choice("kind", self.kind, ("full_model", "norm", "value"))
 
     def __call__(self, parameters: Iterable[Tensor]) -> Tensor | None:
         """Clips the gradients of ``parameters``; returns their joint norm before clipping for ``"full_model"``."""
@@ -55,10 +53,10 @@ class OptimizerConfig:
         base_lr: learning rate of all parameters without a multiplier.
         backbone_multiplier: multiplies ``base_lr`` for the backbone.
         sampling_multiplier: multiplies ``base_lr`` for sampling offsets and the projection of reference points.
-        weight_decay: weight decay of every parameter, norms and biases included, as in the papers.
-        momentum, nesterov: of SGD.
-        fused: use the fused implementation of AdamW. Must be False with a gradient scaler, which would leave its scale
-            to the fused step, after gradients were clipped.
+        weight_decay: weight decay of all parameters, including norms and biases, as in the papers.
+        momentum, nesterov: options of SGD.
+        fused: use the fused implementation of AdamW. Must be False with a gradient scaler, which would defer unscaling
+            to the fused step, after clipping.
         clip: gradient clipping, or None.
     """
 
@@ -77,16 +75,16 @@ class OptimizerConfig:
 
 
 def parameter_groups(model: nn.Module, base_lr: float, backbone_lr: float, sampling_lr: float) -> list[dict[str, Any]]:
-    """Splits trainable parameters by name into backbone, sampling and the rest.
+    """Splits trainable parameters by name into the groups backbone, sampling and rest.
 
     Args:
         model: a detector, or a module that contains one.
-        base_lr: learning rate of the rest.
-        backbone_lr: learning rate of every parameter below an attribute ``backbone``.
+        base_lr: learning rate of all other parameters.
+        backbone_lr: learning rate of all parameters below an attribute ``backbone``.
         sampling_lr: learning rate of sampling offsets and the projection of reference points.
 
     Returns:
-        Groups with ``name``, ``params`` and ``lr``, without the empty ones.
+        Non-empty groups with ``name``, ``params`` and ``lr``.
     """
     groups: dict[str, list[nn.Parameter]] = {"rest": [], "backbone": [], "sampling": []}
     for name, parameter in model.named_parameters():
@@ -104,13 +102,10 @@ def parameter_groups(model: nn.Module, base_lr: float, backbone_lr: float, sampl
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, clip_in_step: bool = False) -> torch.optim.Optimizer:
-    """Builds the optimizer of a model from its configuration.
+    """Builds the optimizer of a detector, or of a module that contains one.
 
-    Args:
-        model: a detector, or a module that contains one.
-        config: the configuration.
-        clip_in_step: clip gradients at the start of each step, see `clip_before_step`; otherwise the training loop
-            calls ``config.clip``.
+    With ``clip_in_step``, gradients are clipped at the start of each step, see `clip_before_step`; otherwise, the
+    training loop must call ``config.clip``.
     """
     rates = [config.base_lr * factor for factor in (1.0, config.backbone_multiplier, config.sampling_multiplier)]
     return make_optimizer(
@@ -136,16 +131,9 @@ def make_optimizer(
     fused: bool = False,
     clip: GradientClip | None = None,
 ) -> torch.optim.Optimizer:
-    """Builds an optimizer from explicit parameter groups.
+    """Builds an optimizer from groups as returned by `parameter_groups`; for other arguments, see `OptimizerConfig`.
 
-    Args:
-        params: groups as returned by `parameter_groups`.
-        name: ``"ADAMW"`` or ``"SGD"``.
-        lr: learning rate of groups without ``lr``.
-        weight_decay: weight decay of every parameter.
-        momentum, nesterov: of SGD.
-        fused: use the fused implementation of AdamW, see `OptimizerConfig`.
-        clip: clip gradients at the start of each step, see `clip_before_step`.
+    ``lr`` is the learning rate of groups without their own; ``clip`` clips gradients at the start of each step.
     """
     _check(name, momentum, nesterov)
     if name == "ADAMW":
@@ -158,8 +146,7 @@ def make_optimizer(
 
 
 def _check(name: str, momentum: float, nesterov: bool) -> None:
-    if name not in ("ADAMW", "SGD"):
-        raise ArgumentError("name", f"must be ADAMW or SGD, got {name!r}")
+    check_choice("name", name, ("ADAMW", "SGD"))
     if nesterov and not (name == "SGD" and momentum > 0):
         raise ArgumentError("nesterov", "must be False unless the optimizer is SGD with a momentum above 0, got True")
 
@@ -167,15 +154,15 @@ def _check(name: str, momentum: float, nesterov: bool) -> None:
 def clip_before_step(optimizer: torch.optim.Optimizer, clip: GradientClip) -> None:
     """Registers gradient clipping as a pre-hook of the optimizer's step.
 
-    For training loops that do not clip, such as Detectron2's. At that point the gradient scaler of mixed precision has
-    divided gradients by its scale, and has skipped the step if they overflowed.
+    For training loops that do not clip gradients, such as Detectron2's. When the hook runs, the gradient scaler of
+    mixed precision has unscaled the gradients.
     """
 
     def clip_gradients(stepping: torch.optim.Optimizer, *_: Any) -> None:
         if getattr(stepping, "grad_scale", None) is not None:
             raise UserError(
-                "the gradient scaler passes its scale to the fused optimizer, which divides by it after gradients were "
-                "clipped: build the optimizer with fused=False to train in mixed precision"
+                "the fused optimizer would unscale gradients after they are clipped: build it with fused=False to use "
+                "a gradient scaler"
             )
         clip(parameter for group in stepping.param_groups for parameter in group["params"])
 

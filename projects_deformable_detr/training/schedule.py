@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_at_least, check_choice
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Factor of the learning rate at each iteration.
+    """Configuration of a learning-rate schedule.
 
     Attributes:
         name: ``"WarmupMultiStepLR"`` or ``"WarmupCosineLR"``.
         max_iter: number of iterations.
-        base_lr, base_lr_end: learning rates before and after the cosine.
-        steps: iterations after which the rate is multiplied by ``gamma``.
-        gamma: factor of the steps.
-        warmup_factor: factor of the initial rate at iteration 0.
-        warmup_iters: length of the warm-up.
+        base_lr, base_lr_end: initial and final learning rate of the cosine.
+        steps: iterations at which the learning rate is multiplied by ``gamma``.
+        gamma: factor at each of ``steps``.
+        warmup_factor: warm-up factor at iteration 0.
+        warmup_iters: number of warm-up iterations.
         warmup_method: ``"linear"`` or ``"constant"``.
-        rescale_interval: start the schedule after the warm-up instead of at iteration 0.
+        rescale_interval: start the decay after the warm-up instead of at iteration 0.
     """
 
     name: str
@@ -38,16 +38,13 @@ class ScheduleConfig:
     rescale_interval: bool = False
 
     def __post_init__(self) -> None:
-        if self.name not in ("WarmupMultiStepLR", "WarmupCosineLR"):
-            raise ArgumentError("name", f"must be WarmupMultiStepLR or WarmupCosineLR, got {self.name!r}")
-        if self.max_iter < 1:
-            raise ArgumentError("max_iter", f"must be at least 1, got {self.max_iter}")
+        check_choice("name", self.name, ("WarmupMultiStepLR", "WarmupCosineLR"))
+        check_choice("warmup_method", self.warmup_method, ("linear", "constant"))
+        check_at_least("max_iter", self.max_iter, 1)
         if list(self.steps) != sorted(set(self.steps)) or any(step < 1 for step in self.steps):
             raise ArgumentError("steps", f"must be positive and increasing, got {self.steps}")
         if self.name == "WarmupCosineLR" and not 0 <= self.base_lr_end <= self.base_lr:
             raise ArgumentError("base_lr_end", f"must be in [0, {self.base_lr}], got {self.base_lr_end}")
-        if self.warmup_method not in ("linear", "constant"):
-            raise ArgumentError("warmup_method", f"must be linear or constant, got {self.warmup_method!r}")
 
     def factor(self, iteration: int) -> float:
         """Returns the factor of the learning rate at an iteration, counted from 0."""
@@ -62,14 +59,14 @@ class ScheduleConfig:
         return start + (end - start) * progress / warmup
 
     def _decay(self, progress: float) -> float:
-        """Factor without warm-up, for a progress in [0, 1]."""
+        """Returns the factor without warm-up at a progress in [0, 1]."""
         if self.name == "WarmupCosineLR":
             end = self.base_lr_end / self.base_lr
             return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
-        # The epsilon undoes the rounding of the division by max_iter.
+        # The epsilon compensates for rounding in the division by max_iter.
         return self.gamma ** bisect_right(self.steps, int((progress + 1e-6) * self.max_iter))
 
 
 def build_scheduler(optimizer: Optimizer, config: ScheduleConfig) -> LambdaLR:
-    """Builds the scheduler that multiplies the rate of every parameter group; call ``step()`` after each iteration."""
+    """Builds the scheduler for all parameter groups; call ``step()`` after each iteration."""
     return LambdaLR(optimizer, lambda iteration: config.factor(iteration))

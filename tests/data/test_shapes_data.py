@@ -165,7 +165,7 @@ def test_polygons_keep_holes_and_parts():
     ("change", "expected"),
     [
         ({"size": 16}, "size must be at least 32"),
-        ({"size": (160, 128)}, "the smaller side first, got 160 to 128"),
+        ({"size": (160, 128)}, "the minimum first, got 160 to 128"),
         ({"num_train": -1}, "num_train must be at least 0, got -1"),
         ({"seed": -5}, "seed must be at least 0, got -5"),
     ],
@@ -175,7 +175,7 @@ def test_arguments_out_of_range(tmp_path, change, expected):
         shapes.generate(tmp_path / "out", **({"num_train": 1, "num_val": 1} | change))
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write to .*file"):
+    with pytest.raises(UserError, match="cannot write .*file"):
         shapes.generate(tmp_path / "file", num_train=1, num_val=1)
 
 

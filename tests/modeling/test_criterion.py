@@ -64,7 +64,7 @@ def test_equals_scalar_reference(naive, make_random, make_cfg, sizes, changes):
 def test_focal_keys_reach_matcher_and_loss(make_cfg):
     criterion = build_criterion(make_cfg(FOCAL_ALPHA=0.4, FOCAL_GAMMA=3.0))
     assert criterion.classification == criterion.matcher.classification == FocalClassification(0.4, 3.0)
-    with pytest.raises(ArgumentError, match="classification must be that of `matcher`"):
+    with pytest.raises(ArgumentError, match="classification must equal that of `matcher`"):
         SetCriterion(FocalClassification(), criterion.matcher, criterion.weights)
 
 

@@ -19,6 +19,7 @@ VARIANTS = {
     "one_point": {"encoder_n_points": 1, "decoder_n_points": 1},
     "detr": {},
     "detr_learned": {"position_embedding_type": "learned"},
+    "detr_masks": {"d_model": 256},
 }
 COMMON = {
     "d_model": 64,
@@ -35,21 +36,22 @@ COMMON = {
 def make_theirs(variant):
     options = VARIANTS[variant]
     detr = variant.startswith("detr")
-    single = detr or options.get("num_feature_levels") == 1
+    features = ["stage4"] if detr or options.get("num_feature_levels") == 1 else ["stage2", "stage3", "stage4"]
     backbone = transformers.ResNetConfig(
         embedding_size=16,
         hidden_sizes=[16, 32, 64, 128],
         depths=[2, 2, 2, 2],
         layer_type="basic",
-        out_features=["stage4"] if single else ["stage2", "stage3", "stage4"],
+        out_features=["stage1", "stage2", "stage3", "stage4"] if variant == "detr_masks" else features,
     )
     if detr:
-        # With auxiliary losses, its decoder in 5.23 gives a layer the normed output of the one before, unlike DETR.
-        config = transformers.DetrConfig(backbone_config=backbone, auxiliary_loss=False, **COMMON, **options)
-        model = transformers.DetrForObjectDetection(config)
+        # With auxiliary losses, its decoder in 5.23 passes the normed output of a layer to the next one, unlike DETR.
+        config = transformers.DetrConfig(backbone_config=backbone, auxiliary_loss=False, **COMMON | options)
+        with_masks = variant == "detr_masks"
+        model = (transformers.DetrForSegmentation if with_masks else transformers.DetrForObjectDetection)(config)
     else:
         options = {"two_stage_num_proposals": QUERIES, "class_cost": 2, "auxiliary_loss": True, **options}
-        config = transformers.DeformableDetrConfig(backbone_config=backbone, **COMMON, **options)
+        config = transformers.DeformableDetrConfig(backbone_config=backbone, **COMMON | options)
         model = transformers.DeformableDetrForObjectDetection(config)
     model.requires_grad_(True)  # transformers freezes some of the backbone by name
     shake(model)
@@ -57,7 +59,7 @@ def make_theirs(variant):
 
 
 def shake(model):
-    """Random weights everywhere: the initial ones hide the heads' and the offsets' part in the result."""
+    """Adds noise to all weights: the initial ones hide the effect of heads and offsets."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -66,8 +68,8 @@ def shake(model):
         if name.endswith("running_var"):
             buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
     if getattr(model.config, "two_stage", False):
-        # transformers lets padded tokens, which are zeroed, be chosen as proposals; ours never does. Here they
-        # score lowest, so that neither chooses them.
+        # Unlike ours, transformers may select padded tokens, which are zeroed, as proposals. Here, they have the lowest
+        # scores, so that neither does.
         zeroed = model.model.enc_output_norm(model.model.enc_output.bias)
         model.class_embed[-1].weight.data[0] = -zeroed.detach()
 
@@ -83,13 +85,15 @@ def make_ours(theirs):
     cfg.MODEL.RESNETS.OUT_FEATURES = detr.IN_FEATURES = features
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     detr.NUM_CLASSES, detr.NUM_OBJECT_QUERIES, detr.NUM_FEATURE_LEVELS = CLASSES, QUERIES, levels
-    detr.HIDDEN_DIM, detr.DIM_FEEDFORWARD, detr.ENC_LAYERS, detr.DEC_LAYERS = 64, 96, 2, 3
+    detr.HIDDEN_DIM, detr.DIM_FEEDFORWARD, detr.ENC_LAYERS, detr.DEC_LAYERS = config.d_model, 96, 2, 3
     detr.DROPOUT = 0.0
     if config.model_type == "detr":
         cfg.MODEL.META_ARCHITECTURE = "DETR"
         detr.POSITION_EMBEDDING = config.position_embedding_type
         detr.COST_CLASS = detr.CLASS_WEIGHT = 1.0
         detr.DEEP_SUPERVISION = False
+        if isinstance(theirs, transformers.DetrForSegmentation):
+            cfg.MODEL.MASK_ON, cfg.MODEL.RESNETS.OUT_FEATURES = True, ["res2", "res3", "res4", "res5"]
     else:
         detr.ENC_N_POINTS, detr.DEC_N_POINTS = config.encoder_n_points, config.decoder_n_points
         detr.WITH_BOX_REFINE, detr.TWO_STAGE = config.with_box_refine, config.two_stage
@@ -107,11 +111,12 @@ def make_batch():
         [torch.randn(3, 160, 128, generator=generator), torch.randn(3, 96, 192, generator=generator)]
     )
     targets = []
-    for count in (3, 5):
+    for count, side in ((3, (160, 128)), (5, (96, 192))):
         centre = 0.3 + 0.4 * torch.rand(count, 2, generator=generator)
         size = 0.1 + 0.3 * torch.rand(count, 2, generator=generator)
         labels = torch.randint(CLASSES, (count,), generator=generator)
-        targets.append(Targets(labels, torch.cat((centre, size), dim=1)))
+        masks = torch.rand(count, *side, generator=generator) > 0.6
+        targets.append(Targets(labels, torch.cat((centre, size), dim=1), masks))
     return images, mask, targets
 
 
@@ -124,7 +129,7 @@ def test_predictions_losses_and_gradients_agree(variant):
     theirs = make_theirs(variant)
     ours, criterion = make_ours(theirs)
     images, mask, targets = make_batch()
-    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
+    labels = [{"class_labels": t.labels, "boxes": t.boxes, "masks": t.masks.float()} for t in targets]
     expected = theirs(pixel_values=images, pixel_mask=(~mask).long(), labels=labels)
     predictions = ours(images, mask)
     close(predictions.logits[-1], expected.logits, 1e-4)
@@ -136,16 +141,22 @@ def test_predictions_losses_and_gradients_agree(variant):
     if predictions.proposals is not None:
         close(predictions.proposals[0], expected.enc_outputs_class, 1e-4)
         close(predictions.proposals[1], expected.enc_outputs_coord_logits.sigmoid(), 1e-4)
+    assert (predictions.masks is not None) == (variant == "detr_masks")
+    if predictions.masks is not None:
+        masks = predictions.masks.all()
+        assert masks.shape == (2, QUERIES, 40, 48) and masks.std() > 0.1
+        close(masks, expected.pred_masks, 1e-4)
 
     losses = criterion(predictions, targets)
     weights = {"loss_ce": 1.0 if variant.startswith("detr") else 2.0, "loss_bbox": 5.0, "loss_giou": 2.0}
+    weights |= {"loss_mask": 1.0, "loss_dice": 1.0}
     total = {}
     for name, value in expected.loss_dict.items():
         stem = "_".join(name.split("_")[:2])
         if stem in weights:
             total[name] = weights[stem] * value
             close(losses[name], total[name], 1e-4)
-    # transformers has no loss of the proposals, and so no gradient of theirs.
+    # transformers has no loss of proposals.
     ours_total = {name: value for name, value in losses.items() if not name.endswith("_enc")}
     assert ours_total.keys() == total.keys()
     sum(total.values()).backward()
@@ -155,7 +166,7 @@ def test_predictions_losses_and_gradients_agree(variant):
 
 @pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr"])
 def test_saved_files_hold_every_head(variant, tmp_path):
-    """save_pretrained keeps one name of each tied tensor, and not always the outer one."""
+    """For tied tensors, save_pretrained keeps one of the names, not always the same."""
     theirs = make_theirs(variant)
     theirs.save_pretrained(tmp_path)
     ours, _ = make_ours(theirs)
@@ -169,12 +180,11 @@ def test_saved_files_hold_every_head(variant, tmp_path):
 
 
 def compare_gradients(ours, theirs):
-    """Each of our parameters, or the sum of several where transformers ties them (class heads, with refinement)."""
+    """Compares the gradient of every parameter, summed where transformers ties them (class heads with refinement)."""
     everything = dict(theirs.named_parameters(remove_duplicate=False))
-    twins = to_ours(everything, "hugging-face")
-    gradients = to_ours(
-        {name: parameter.grad for name, parameter in everything.items() if parameter.grad is not None}, "hugging-face"
-    )
+    format = detect(everything)
+    twins = to_ours(everything, format)
+    gradients = to_ours({name: p.grad for name, p in everything.items() if p.grad is not None}, format)
     sums = {}
     for name, parameter in ours.named_parameters():
         if parameter.grad is None:

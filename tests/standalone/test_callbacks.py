@@ -146,8 +146,8 @@ def test_the_best_evaluation_is_kept(
     assert best.keys() == final.keys() and best["class_names"] == ["red", "blue"]
     assert not same(best["model"], final["model"])
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000023.ckpt"
-    assert "there is no model_best.pth of this run yet" in caplog.text
-    assert "bbox/AP is 8.0000; the best is 9.0000, of iteration 11" in caplog.text
+    assert "model_best.pth has not been written yet" in caplog.text
+    assert "bbox/AP is 8.0000; the best is 9.0000, from iteration 11" in caplog.text
 
 
 @pytest.mark.parametrize("ema", [(), EMA])

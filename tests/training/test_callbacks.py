@@ -38,9 +38,9 @@ def test_configuration() -> None:
     [
         (BEST, ("TEST.EVAL_PERIOD", 0), "BEST_CHECKPOINT.ENABLED True needs .*TEST.EVAL_PERIOD must be .* got 0"),
         (STOP, ("TEST.EVAL_PERIOD", 0), "EARLY_STOPPING.ENABLED True needs .*TEST.EVAL_PERIOD must be .* got 0"),
-        (BEST, ("DATASETS.TEST", "()"), "needs a data set to measure bbox/AP: set DATASETS.TEST"),
-        (BEST, (f"{BEST}.MODE", "most"), "TEST.BEST_CHECKPOINT.MODE must be max or min, got 'most'"),
-        (STOP, (f"{STOP}.PATIENCE", 0), "TEST.EARLY_STOPPING.PATIENCE must be at least 1 evaluation, got 0"),
+        (BEST, ("DATASETS.TEST", "()"), "needs a data set to compute bbox/AP: set DATASETS.TEST"),
+        (BEST, (f"{BEST}.MODE", "most"), "TEST.BEST_CHECKPOINT.MODE must be one of 'max', 'min', got 'most'"),
+        (STOP, (f"{STOP}.PATIENCE", 0), "TEST.EARLY_STOPPING.PATIENCE must be at least 1, got 0"),
         (STOP, (f"{STOP}.MIN_DELTA", -1.0), "TEST.EARLY_STOPPING.MIN_DELTA must be 0 or more, got -1.0"),
         (EMA, (f"{EMA}.DECAY", 1.0), "SOLVER.EMA.DECAY must be between 0 and 1.* got 1.0"),
     ],

@@ -81,13 +81,13 @@ def test_optimizers_of_a_config(make_cfg, options, kind, expected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"OPTIMIZER": "ADAM"}, "SOLVER.OPTIMIZER must be ADAMW or SGD, got 'ADAM'"),
+        ({"OPTIMIZER": "ADAM"}, "SOLVER.OPTIMIZER must be one of 'ADAMW', 'SGD', got 'ADAM'"),
         ({"NESTEROV": True}, "SOLVER.NESTEROV must be False unless the optimizer is SGD"),
         ({"NESTEROV": True, "OPTIMIZER": "SGD", "MOMENTUM": 0.0}, "SOLVER.NESTEROV .* momentum above 0"),
         ({"WEIGHT_DECAY_NORM": 1e-4}, "SOLVER.WEIGHT_DECAY_NORM .* got 0.0001"),
         ({"WEIGHT_DECAY_BIAS": 0.0}, "SOLVER.WEIGHT_DECAY_BIAS .* got 0.0"),
         ({"BIAS_LR_FACTOR": 2.0}, "SOLVER.BIAS_LR_FACTOR .* got 2.0"),
-        ({"CLIP_GRADIENTS.CLIP_TYPE": "total"}, "CLIP_TYPE must be full_model, norm or value, got 'total'"),
+        ({"CLIP_GRADIENTS.CLIP_TYPE": "total"}, "CLIP_TYPE must be one of 'full_model', 'norm', 'value', got 'total'"),
     ],
 )
 def test_bad_values_of_a_config(make_cfg, options, message):
@@ -103,7 +103,7 @@ def test_bad_values_of_a_config(make_cfg, options, message):
 
 
 def test_plain_arguments_are_checked_too():
-    with pytest.raises(ArgumentError, match="name must be ADAMW or SGD"):
+    with pytest.raises(ArgumentError, match="name must be one of 'ADAMW', 'SGD'"):
         make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], "ADAM", lr=0.1, weight_decay=0.0)
 
 
