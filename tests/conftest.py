@@ -1,4 +1,4 @@
-"""What all tests share: one thread, a fixed seed, and a config of a model so small that a step takes milliseconds."""
+"""Shared fixtures: one thread, a fixed seed, and the config of a model whose training step takes milliseconds."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -39,7 +39,7 @@ _RESNETS = ("DEPTH", "RES5_DILATION", "NORM")
 
 
 def pytest_report_header() -> str:
-    """What the tests run against: compatibility is shown by the log of a run."""
+    """Adds the versions of the main packages to the log of a test run."""
     found = []
     for package in ("torch", "torchvision", "numpy", "detectron2", "lightning"):
         try:
@@ -57,7 +57,7 @@ def _one_thread_and_seed() -> None:
 
 @pytest.fixture
 def make_cfg() -> Callable[..., Any]:
-    """``make_cfg(variant, KEY=value…)``: a tiny model; keys of MODEL.DETR, or DEPTH, RES5_DILATION, NORM."""
+    """Returns ``make_cfg(variant, KEY=value…)`` for tiny models; keys of MODEL.DETR, or DEPTH, RES5_DILATION, NORM."""
 
     def make(variant: str = "multi_scale", **changes: Any) -> Any:
         cfg = get_cfg("standalone")

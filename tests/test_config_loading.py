@@ -1,4 +1,4 @@
-"""Merging of files and options, device selection and checks of the command line, alike in both engines."""
+"""Config files and options, device selection and checks of the command line, in both engines."""
 
 import os
 

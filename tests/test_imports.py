@@ -1,4 +1,4 @@
-"""What `lint-imports` cannot show: third-party imports, config keys below ``config/``, absent packages."""
+"""Checks that `lint-imports` lacks: third-party imports, config keys below ``config/``, missing packages."""
 
 import ast
 import importlib.util
@@ -137,7 +137,7 @@ def test_a_broken_binary_is_an_error(tmp_path):
 
 
 def test_a_folder_without_init_is_not_a_package(tmp_path, monkeypatch):
-    """Such as a clone of Detectron2's repository in the working directory."""
+    """An example is a clone of Detectron2's repository in the working directory."""
     (tmp_path / "some_cloned_library").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     assert importlib.util.find_spec("some_cloned_library") is not None

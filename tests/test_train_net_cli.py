@@ -33,7 +33,7 @@ def run(monkeypatch, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []  # nothing was written before the error
 
 
-def test_the_script_ends_with_status_2_and_no_traceback(tmp_path):
+def test_script_exits_with_status_2_without_traceback(tmp_path):
     command = [sys.executable, str(SCRIPT), "--engine", "caffe", "--config-file", QUICKSTART]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
@@ -58,19 +58,13 @@ def test_auto_prints_engine_and_reason(run):
     assert out.splitlines()[0] == "Engine: detectron2 (detectron2 is installed)."
 
 
-def test_flags_are_detectron2s_own():
+def test_default_flags():
     args = argument_parser().parse_args([])
-    defaults = {"config_file": "", "engine": "auto", "register": [], "resume": False, "eval_only": False}
-    assert vars(args) == defaults | {
-        "num_gpus": None,
-        "num_machines": 1,
-        "machine_rank": 0,
-        "dist_url": "auto",
-        "opts": [],
-    }
+    flags = {"config_file": "", "engine": "auto", "register": [], "resume": False, "eval_only": False, "opts": []}
+    assert vars(args) == flags | {"num_gpus": None, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
 
 
-def test_a_full_command_line():
+def test_full_command_line():
     line = (
         "--config-file a.yaml --engine standalone --num-gpus 2 --num-machines 3 --machine-rank 1 --resume --eval-only "
         "--dist-url tcp://host:1 --register one a.json images --register two b.json more SOLVER.BASE_LR 1e-3"
@@ -83,7 +77,7 @@ def test_a_full_command_line():
 
 
 @pytest.mark.parametrize("line", ["--gpus 1", "--register one a.json", "--num-gpus two"])
-def test_a_wrong_flag_ends_with_status_2(line, capsys):
+def test_invalid_flags_exit_with_status_2(line, capsys):
     with pytest.raises(SystemExit) as caught:
         argument_parser().parse_args(line.split())
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""A tiny data set and a tiny model, made here so that every test takes seconds."""
+"""A tiny data set and a tiny model, with which every test takes seconds."""
 
 import argparse
 import json
@@ -15,11 +15,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for the modules that tests share
 
 CLASS_COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
-CATEGORY_IDS = {"red": 3, "blue": 7}  # not 1, 2: ids must be mapped, there and back
+CATEGORY_IDS = {"red": 3, "blue": 7}  # not 1 and 2, so that ids must be mapped in both directions
 
 
 def write_coco(folder: Path, images: int, seed: int = 0) -> tuple[str, str]:
-    """Grey images with one or two plain rectangles each, as (JSON file, image folder)."""
+    """Writes grey images with one or two rectangles each; returns (JSON file, image folder)."""
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     records: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
@@ -46,14 +46,14 @@ def coco_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def tiny_name(coco_files: tuple[str, str]) -> str:
-    """A data set registered by Detectron2's own call."""
+    """Registers a data set with Detectron2's function."""
     from detectron2.data.datasets import register_coco_instances
 
     register_coco_instances("tiny_rectangles", {}, *coco_files)
     return "tiny_rectangles"
 
 
-# The options of the tiny model, as a command line gives them.
+# Command-line options of the tiny model.
 TINY_OPTIONS: dict[str, Any] = {
     "MODEL.DEVICE": "cpu",
     "MODEL.RESNETS.DEPTH": 18,
@@ -86,7 +86,7 @@ TINY_OPTIONS: dict[str, Any] = {
 
 
 def tiny_options(**overrides: Any) -> list[str]:
-    """KEY VALUE …, with keys of ``overrides`` written with __ for the dots."""
+    """Returns KEY VALUE …; keys of ``overrides`` have __ in place of dots."""
     options = TINY_OPTIONS | {key.replace("__", "."): value for key, value in overrides.items()}
     return [str(part) for pair in options.items() for part in pair]
 
@@ -99,7 +99,7 @@ def tiny_model() -> dict[str, Any]:
 
 @pytest.fixture
 def make_cfg(tiny_name: str, tmp_path: Path) -> Callable[..., Any]:
-    """A function of overrides that returns the tiny model's config on the tiny data set."""
+    """Returns ``make_cfg(KEY__KEY=value…)`` for the tiny model on the tiny data set."""
 
     def make(**overrides: Any) -> Any:
         from projects_deformable_detr import get_cfg
@@ -129,8 +129,8 @@ def arguments(*options, register=(), eval_only=False, resume=False, config_file=
 
 
 def make_job(folder, coco_files, *extra, **keywords):
-    """Arguments of a run on a data set that ``--register`` names."""
-    name = f"job_{zlib.crc32(repr(coco_files).encode())}"  # a name stands for the same files all session
+    """Returns the arguments of a run on a data set given by ``--register``."""
+    name = f"job_{zlib.crc32(repr(coco_files).encode())}"  # registrations last for the session
     options = tiny_options(OUTPUT_DIR=folder / "output", DATASETS__TRAIN=f"('{name}',)", DATASETS__TEST=f"('{name}',)")
     return arguments(*options, *extra, register=[(name, *coco_files)], **keywords)
 
@@ -143,7 +143,7 @@ def job() -> Callable[..., argparse.Namespace]:
 
 @pytest.fixture(scope="module")
 def builtin_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Small data sets in every format, and Detectron2's catalogs as where DETECTRON2_DATASETS names their folder."""
+    """Writes small data sets in every format; registers them as Detectron2 does for DETECTRON2_DATASETS."""
     import dataset_formats
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets import builtin

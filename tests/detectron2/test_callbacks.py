@@ -43,7 +43,7 @@ def last(cfg):
 
 
 def run(cfg, resume=False, watch=(), trainer=Trainer):
-    """A trainer that has trained; ``watch``: hooks beside its own."""
+    """Trains and returns the trainer; ``watch`` are additional hooks."""
     Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
     trainer = trainer(cfg)
     trainer.register_hooks(watch)
@@ -82,7 +82,7 @@ def scores(monkeypatch):
     return give
 
 
-def test_the_average_is_evaluated_and_kept_and_goes_on_when_resumed(make_cfg, scores):
+def test_average_is_evaluated_saved_and_resumed(make_cfg, scores):
     cfg = make_cfg(**EMA, MODEL__RESNETS__NORM="BN", SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=1)
     evaluated = scores([1.0, 2.0, 3.0])
     cfg.TEST.EVAL_PERIOD = 2
@@ -102,8 +102,8 @@ def test_the_average_is_evaluated_and_kept_and_goes_on_when_resumed(make_cfg, sc
         run(cfg, resume=True)
 
 
-def test_the_model_that_is_trained_comes_back_after_an_evaluation(make_cfg, scores):
-    """Else the average would be trained."""
+def test_trained_weights_are_restored_after_an_evaluation(make_cfg, scores):
+    """Otherwise the averaged weights would be trained."""
     cfgs = make_cfg(**EMA, SOLVER__MAX_ITER=4), make_cfg(**EMA, SOLVER__MAX_ITER=4, TEST__EVAL_PERIOD=1)
     ends = []
     for number, cfg in enumerate(cfgs):
@@ -115,7 +115,7 @@ def test_the_model_that_is_trained_comes_back_after_an_evaluation(make_cfg, scor
     assert same(*ends)
 
 
-def test_an_average_may_begin_late(make_cfg, scores, caplog):
+def test_average_can_start_on_resuming(make_cfg, scores, caplog):
     cfg = make_cfg(SOLVER__MAX_ITER=2)
     scores([1.0] * 2)
     run(cfg)
@@ -127,7 +127,7 @@ def test_an_average_may_begin_late(make_cfg, scores, caplog):
     assert same(end["model"], end["ema"]["model"])
 
 
-def test_the_best_evaluation_is_kept_and_remembered(make_cfg, scores):
+def test_best_checkpoint_and_its_resuming(make_cfg, scores):
     cfg = make_cfg(**BEST, SOLVER__MAX_ITER=8)
     scores([8.0, math.nan, 9.0])
     kill = hooks.CallbackHook(after_step=lambda trainer: 1 / (5 - trainer.iter))
@@ -143,21 +143,21 @@ def test_the_best_evaluation_is_kept_and_remembered(make_cfg, scores):
 
 
 @pytest.mark.parametrize("options", [{}, EMA])
-def test_the_evaluation_at_the_end_is_remembered_too(make_cfg, scores, options):
+def test_final_evaluation_updates_the_best_metric(make_cfg, scores, options):
     cfg = make_cfg(**BEST, **options, SOLVER__MAX_ITER=4)
     evaluated = scores([5.0, 9.0])
     run(cfg)
     best, periodic, final = (load(cfg, f"model_{name}.pth") for name in ("best", "0000003", "final"))
     assert best["iteration"] == 3 and same(best["model"], evaluated[1]) and same(best["model"], final["model"])
-    assert best.keys() == {"model", "iteration", "config", "format", "class_names"}  # the network alone
+    assert best.keys() == {"model", "iteration", "config", "format", "class_names"}  # the detector alone
     assert final["trainer"]["hooks"]["BestCheckpoint"] == {"best": 9.0, "iteration": 3}
-    # It was saved once more, and all else in it is what it was.
+    # It was saved again; the rest of it is unchanged.
     assert final["trainer"]["iteration"] == periodic["trainer"]["iteration"] == final["iteration"] == 3
     if options:
         assert same(final["ema"]["model"], periodic["ema"]["model"]) and not same(final["ema"]["model"], best["model"])
 
     cfg.SOLVER.MAX_ITER = 8
-    scores([6.0, 7.0])  # between the first run's
+    scores([6.0, 7.0])  # between the metrics of the first run
     run(cfg, resume=True)
     assert load(cfg, "model_best.pth")["iteration"] == 3
     assert load(cfg, "model_final.pth")["iteration"] == 7
@@ -181,7 +181,7 @@ def test_the_best_checkpoint_is_read_by_both_engines(make_cfg, scores):
     assert same({f"detector.{key}": value for key, value in detector.state_dict().items()}, wanted)
 
 
-def test_training_stops_early_as_it_would_end(make_cfg, scores, caplog):
+def test_early_stopping(make_cfg, scores, caplog):
     cfg = make_cfg(**STOP, **EMA, SOLVER__MAX_ITER=20, TEST__EARLY_STOPPING__MIN_DELTA=1.0)
     seen = []
     scores([4.0, 4.5, math.nan])  # a fourth evaluation would be an error
@@ -196,7 +196,7 @@ def test_training_stops_early_as_it_would_end(make_cfg, scores, caplog):
     end = [line for line in lines if "bbox/AP" in line][-1]
     assert end["iteration"] == 5 and math.isnan(end["bbox/AP"])
 
-    # Resumed, it is evaluated and ends; with a larger patience or without the key it continues.
+    # A resumed run is evaluated and ends; with a larger patience or without the key, it continues.
     scores([7.0])
     assert run(cfg, resume=True)._last_eval_results["bbox"]["AP"] == 7.0
     assert load(cfg, "model_final.pth")["iteration"] == 5
@@ -208,8 +208,8 @@ def test_training_stops_early_as_it_would_end(make_cfg, scores, caplog):
         assert load(cfg, "model_final.pth")["iteration"] == 8
 
 
-def test_two_processes_stop_together_and_average_what_they_train(job, tmp_path, coco_files, monkeypatch):
-    """AP does not rise by 90 in four iterations. Resumed without the key, the run continues."""
+def test_two_processes_stop_together_and_average(job, tmp_path, coco_files, monkeypatch):
+    """AP does not rise by 90 within four iterations. Resumed without the key, the run continues."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     options = EMA | BEST | STOP | {
         "MODEL__RESNETS__NORM": "BN", "SOLVER__CHECKPOINT_PERIOD": 1, "TEST__EARLY_STOPPING__PATIENCE": 1,
@@ -238,8 +238,8 @@ def test_an_unknown_metric_is_an_error_on_all_processes(monkeypatch):
         hook.after_step()
 
 
-def test_evaluations_of_a_base_class_see_the_average_too(make_cfg, scores):
-    """And keep their own function, and their own period. One that is registered later sees it at the end only."""
+def test_evaluations_of_a_base_class_use_the_average(make_cfg, scores):
+    """They keep function and period. A hook registered later has the average after training only."""
     seen, later = [], []
 
     class Base(DefaultTrainer):
@@ -274,7 +274,7 @@ def test_evaluations_of_a_base_class_see_the_average_too(make_cfg, scores):
         ({**STOP, "TEST__EARLY_STOPPING__METRIC": "AP"}, "EARLY_STOPPING.METRIC must be one of .* got 'AP'"),
     ],
 )
-def test_bad_values_are_named(make_cfg, scores, options, message):
+def test_invalid_values_name_their_key(make_cfg, scores, options, message):
     scores([1.0, 2.0, 3.0])
     with pytest.raises(UserError, match=message):
         run(make_cfg(**options))
@@ -288,27 +288,27 @@ class OwnOptimizer(DefaultTrainer):
 
 @pytest.mark.parametrize("build", [DefaultTrainer, OwnOptimizer, lambda cfg: build_optimizer(cfg, build_model(cfg))])
 @pytest.mark.parametrize(("options", "key"), [(EMA, "SOLVER.EMA"), (BEST, "TEST.BEST_CHECKPOINT")])
-def test_loops_of_detectron2_refuse_keys_that_they_would_not_follow(make_cfg, build, options, key):
-    """The last one is what ``plain_train_net.py`` calls."""
+def test_detectron2s_trainers_refuse_unsupported_keys(make_cfg, build, options, key):
+    """``plain_train_net.py`` uses the last one."""
     with pytest.raises(UserError, match=rf"{key}.ENABLED True is not supported by Detectron2's own trainers"):
         build(make_cfg(**options))
 
 
-def test_other_models_have_keys_of_their_own(make_cfg, monkeypatch):
+def test_keys_are_not_refused_for_other_models(make_cfg, monkeypatch):
     cfg = make_cfg(**EMA, MODEL__META_ARCHITECTURE="RetinaNet")
     monkeypatch.setattr(DefaultTrainer, "build_model", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         DefaultTrainer(cfg)
 
 
-def test_a_subclass_of_our_trainer_may_build_another_optimizer(make_cfg):
+def test_subclass_with_another_optimizer(make_cfg):
     class Own(OwnOptimizer, Trainer):
         pass
 
     assert isinstance(Own(make_cfg(SOLVER__OPTIMIZER="OWN"))._trainer.optimizer, torch.optim.SGD)
 
 
-def test_a_subclass_of_our_trainer_may_ask_detectron2_for_its_optimizer(make_cfg, scores):
+def test_subclass_with_detectron2s_build_optimizer(make_cfg, scores):
     class Own(Trainer):
         @classmethod
         def build_optimizer(cls, cfg, model):
@@ -318,11 +318,11 @@ def test_a_subclass_of_our_trainer_may_ask_detectron2_for_its_optimizer(make_cfg
     scores([1.0])
     run(cfg, trainer=Own)
     assert load(cfg, "model_final.pth")["ema"]["n_averaged"] == 2
-    with pytest.raises(UserError, match="SOLVER.EMA"):  # elsewhere it is refused as before
+    with pytest.raises(UserError, match="SOLVER.EMA"):  # refused outside the trainer
         build_optimizer(cfg, build_model(cfg))
 
 
-def test_detectron2s_own_trainer_warns_where_it_resumes_from_an_average(make_cfg, scores, caplog, monkeypatch):
+def test_default_trainer_warns_when_resuming_from_an_average(make_cfg, scores, caplog, monkeypatch):
     cfg = make_cfg(**EMA, SOLVER__MAX_ITER=2)
     scores([1.0])
     run(cfg)

@@ -1,4 +1,4 @@
-"""Two processes on gloo: gradients of one process with twice the batch, and equal initial weights."""
+"""Two processes on gloo: same gradients as one process with the whole batch; equal initial weights."""
 
 import atexit
 import os
@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torchvision.models import resnet18
 
-from projects_deformable_detr.detectron2_plugin import Trainer  # its import registers, in the processes too
+from projects_deformable_detr.detectron2_plugin import Trainer  # its import registers the models in spawned processes
 from projects_deformable_detr.detectron2_plugin.launch import process_groups
 from projects_deformable_detr.training import launch as job
 
@@ -52,7 +52,7 @@ def worker(cfg, path):
 def test_two_processes_give_the_gradients_of_twice_the_batch(make_cfg, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cfg = make_cfg(MODEL__DETR__NUM_CLASSES=2)
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # the processes have catalogs of their own
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # spawned processes have no registered data sets
     launch(worker, 2, dist_url="auto", args=(cfg, str(tmp_path)))
     ranks = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
     alone = gradients(cfg, batch(), distributed=False)
@@ -66,8 +66,7 @@ def test_two_processes_give_the_gradients_of_twice_the_batch(make_cfg, tmp_path,
 
 def load_where_one_download_fails(cfg, path):
     torch.set_num_threads(1)
-
-    cache = Path(path, f"cache{comm.get_rank()}")  # of each machine its own
+    cache = Path(path, f"cache{comm.get_rank()}")  # one for each rank, as on several machines
 
     def download(url, *args, **kwargs):
         if comm.get_rank() == 1:
@@ -108,6 +107,6 @@ def gather_ranks(cfg, folder):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux only")
 def test_no_thread_of_gloo_is_left_when_a_process_exits(make_cfg, tmp_path):
-    """Such a thread aborts the process if it needs the interpreter while that shuts down."""
+    """Such a thread aborts the process if it needs the interpreter during shutdown."""
     assert job.launch(gather_ranks, 2, 1, 0, "auto", make_cfg(), str(tmp_path)) == [0, 1]
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["", ""]

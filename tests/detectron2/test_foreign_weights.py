@@ -1,4 +1,4 @@
-"""Weights of other projects through the trainer's checkpointer and through Detectron2's own."""
+"""Weights of other projects, loaded by the trainer's checkpointer and by Detectron2's."""
 
 import argparse
 import os
@@ -48,7 +48,7 @@ def make_model(make_cfg):
 
 
 def write(model, path):
-    """Writes an official file with the command line beside the weights; returns its path."""
+    """Writes a file of the official repository, which also contains the command line; returns its path."""
     write_official(path, model.detector)
     state = torch.load(path, weights_only=True)
     torch.save(state | {"args": argparse.Namespace(lr=2e-4)}, path)
@@ -80,7 +80,7 @@ def test_default_predictor_reads_hugging_faces_bin_files(make_model, tmp_path):
 
 
 def test_default_predictor_refuses_a_head_without_its_classes(make_model, make_cfg, tmp_path):
-    """The tiny data set is red and blue, which COCO is not."""
+    """COCO has neither of the tiny data set's classes, red and blue."""
     model, _ = make_model(MODEL__DETR__NUM_CLASSES=91, DATASETS__TRAIN="()", DATASETS__TEST="()")
     cfg = make_cfg(**BATCH_NORM)
     cfg.MODEL.WEIGHTS = write(model, tmp_path / "official.pth")
@@ -97,7 +97,7 @@ def test_default_predictor_refuses_another_architecture(make_model, make_cfg, tm
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_fine_tuning_warns_of_a_new_class_head(make_model, make_cfg, tmp_path, caplog, ours):
+def test_fine_tuning_warns_about_a_new_class_head(make_model, make_cfg, tmp_path, caplog, ours):
     model, _ = make_model(MODEL__DETR__NUM_CLASSES=91, DATASETS__TRAIN="()", DATASETS__TEST="()")
     cfg = make_cfg(**BATCH_NORM)
     target = build_model(cfg)
@@ -160,7 +160,7 @@ def test_msras_resnet_loads_as_detectron2_loads_it(make_model, make_cfg, tmp_pat
     ours, theirs = build_model(cfg), build_model(cfg)
     Trainer.build_checkpointer(cfg, ours).resume_or_load(path, resume=False)
     DetectionCheckpointer(theirs).load(path)
-    # Detectron2 forgets that its norm adds 1e-5 to the variance of 1.
+    # Detectron2 neglects the 1e-5 that its norm adds to the variance of 1.
     torch.testing.assert_close(
         ours.detector.backbone.state_dict(), theirs.detector.backbone.state_dict(), rtol=2e-5, atol=0
     )
@@ -181,7 +181,7 @@ class RunsCode:
 
 
 @pytest.mark.parametrize("name", ["R-50.pkl", "model.pth"])
-def test_code_in_a_file_is_refused_and_not_run(make_model, tmp_path, monkeypatch, name):
+def test_code_in_a_file_is_never_executed(make_model, tmp_path, monkeypatch, name):
     model, cfg = make_model()
     monkeypatch.chdir(tmp_path)
     content = {"model": {"stem.conv1.weight": RunsCode()}, "__author__": "someone", "matching_heuristics": True}

@@ -13,7 +13,7 @@ from projects_deformable_detr.checkpoint import save_detector
 from projects_deformable_detr.detectron2_plugin import main
 from projects_deformable_detr.errors import UserError
 
-# Its finest feature, p2, has weights that the detector does not use.
+# The detector does not use p2, the finest feature, so that its weights have no gradient.
 FPN = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.DETR.IN_FEATURES", ["p3", "p4", "p5"])
 FPN += ("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"])
 FPN += ("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"])
@@ -25,32 +25,19 @@ def refused(args, match):
         main(args)
 
 
-def test_a_missing_json_file_is_named(job, tmp_path, coco_files):
+def test_missing_files_are_named(job, tmp_path, coco_files):
     refused(job(tmp_path, ("/nowhere/annotations.json", coco_files[1])), r"/nowhere/annotations\.json")
-
-
-def test_a_missing_image_folder_is_named(job, tmp_path, coco_files):
     refused(job(tmp_path, (coco_files[0], "/nowhere/images")), "/nowhere/images")
-
-
-def test_more_objects_than_queries_is_refused(job, tmp_path, coco_files):
-    refused(job(tmp_path, coco_files, "MODEL.DETR.NUM_OBJECT_QUERIES", 1), "NUM_OBJECT_QUERIES")
-
-
-def test_a_number_of_classes_that_disagrees_is_refused(job, tmp_path, coco_files):
-    refused(job(tmp_path, coco_files, "MODEL.DETR.NUM_CLASSES", 91), r"(?s)91.*2")
 
 
 @pytest.mark.parametrize(
     ("options", "eval_only", "message"),
     [
+        (("MODEL.DETR.NUM_OBJECT_QUERIES", 1), False, "NUM_OBJECT_QUERIES"),
+        (("MODEL.DETR.NUM_CLASSES", 91), False, r"(?s)91.*2"),
         (("SOLVER.AMP.ENABLED", True), False, "SOLVER.AMP.ENABLED must be False"),
         ((), True, "evaluation needs MODEL.WEIGHTS"),
-        (
-            ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorSampler"),
-            False,
-            "must be one of .* got 'RepeatFactorSampler'",
-        ),
+        (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorSampler"), False, "must be one of .* got 'RepeatFactorSampler'"),
         (("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"), False, "RANDOM_SUBSET_RATIO"),
         (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), False, "REPEAT_THRESHOLD must be in .* got 0.0"),
         (("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "()"), True, r"TEST.AUG.MIN_SIZES must be .* got \(\)"),
@@ -61,7 +48,7 @@ def test_invalid_values(job, tmp_path, coco_files, options, eval_only, message):
 
 
 @pytest.mark.parametrize("change", [lambda c: c.pop("annotations"), lambda c: c["annotations"].clear()])
-def test_a_set_without_objects_gives_results_without_metrics(job, tmp_path, coco_files, make_cfg, change):
+def test_data_set_without_objects_gives_results_without_metrics(job, tmp_path, coco_files, make_cfg, change):
     content = json.loads(Path(coco_files[0]).read_text())
     change(content)
     (tmp_path / "test_dev.json").write_text(json.dumps(content))
@@ -81,7 +68,7 @@ def test_an_error_in_one_of_several_processes_is_a_message(job, tmp_path, coco_f
     assert "/nowhere/weights.pth" in str(caught.value) and "Traceback" not in str(caught.value)
 
 
-def test_two_processes_train_on_the_cpu_and_report(job, tmp_path, coco_files, monkeypatch):
+def test_two_processes_train_and_evaluate_on_the_cpu(job, tmp_path, coco_files, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     results = main(job(tmp_path, coco_files, *FPN, num_gpus=2))
     assert "AP" in results["bbox"]

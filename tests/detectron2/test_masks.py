@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="the real Detectron2 is not installed")
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_panoptic
@@ -128,7 +128,7 @@ def test_polygons_from_detectron2s_mapper():
     assert to_targets(instances).masks[0].sum() == 15
 
 
-def test_ground_truth_as_predictions_has_100_percent(names, tmp_path):
+def test_ground_truth_as_predictions_scores_100_percent(names, tmp_path):
     cfg = make_cfg("quickstart_panoptic.yaml", names[0], tmp_path)
     evaluator = build_evaluator(cfg, names[0])
     evaluator.reset()

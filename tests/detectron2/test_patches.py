@@ -1,4 +1,4 @@
-"""Detectron2's own config, builders and trainer with the project's models, unchanged with others."""
+"""Detectron2's config, builders and trainer: patched for the project's models, unchanged for others."""
 
 import subprocess
 import sys
@@ -81,7 +81,7 @@ def test_an_unknown_patch_is_named(originals):
 
 
 class Wrapper(nn.Module):
-    """Stands in for a distributed or compiled model."""
+    """Replaces a distributed or compiled model."""
 
     def __init__(self, inner):
         super().__init__()
@@ -96,7 +96,7 @@ def test_our_models_get_the_papers_optimizer(make_cfg, wrap):
     assert {group["name"] for group in optimizer.param_groups} == {"backbone", "rest", "sampling"}
 
 
-def test_it_clips_the_whole_model_in_its_step(make_cfg):
+def test_optimizer_clips_the_whole_model_in_its_step(make_cfg):
     model = build_model(make_cfg())
     optimizer = solver.build_optimizer(make_cfg(), model)
     for value in model.parameters():
@@ -106,7 +106,7 @@ def test_it_clips_the_whole_model_in_its_step(make_cfg):
     assert norm.item() == pytest.approx(0.1, rel=1e-3)
 
 
-def test_every_other_model_gets_detectron2s_optimizer(make_cfg):
+def test_other_models_get_detectron2s_optimizer(make_cfg):
     model, cfg = nn.Linear(2, 2), make_cfg()
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
     optimizer = DefaultTrainer.build_optimizer(cfg, model)
@@ -119,7 +119,7 @@ def test_every_other_model_gets_detectron2s_optimizer(make_cfg):
         solver.build_optimizer.__wrapped__(cfg, build_model(make_cfg()))
 
 
-def test_loaders_take_detrs_mapper_for_our_models_and_the_given_one_always(make_cfg):
+def test_default_mapper_of_loaders(make_cfg):
     cfg = make_cfg()
     own = data_build._train_loader_from_config(cfg)["mapper"]
     assert type(own) is DetrDatasetMapper and own.is_train
@@ -133,13 +133,13 @@ def test_loaders_take_detrs_mapper_for_our_models_and_the_given_one_always(make_
     assert type(data_build._train_loader_from_config(cfg)["mapper"]) is DatasetMapper
 
 
-def test_loaders_give_batches(make_cfg):
+def test_loaders_yield_batches(make_cfg):
     cfg = make_cfg()
     assert len(next(iter(build_detection_train_loader(cfg)))) == 2
     assert "image" in next(iter(build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])))[0]
 
 
-def test_a_users_subclass_of_the_mapper_stays_itself(make_cfg):
+def test_user_subclasses_of_the_mapper_are_unchanged(make_cfg):
     class Own(data_build.DatasetMapper):
         pass
 
@@ -155,7 +155,7 @@ def test_a_registered_subclass_counts_as_ours(make_cfg):
 
 
 def test_detectron2s_default_trainer_trains_resumes_and_predicts(make_cfg):
-    """Unmodified ``DefaultTrainer`` with the config of Detectron2's ``get_cfg``."""
+    """``DefaultTrainer`` itself is used, with the config of Detectron2's ``get_cfg``."""
     cfg = make_cfg(SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=2)
     assert set(get_cfg().MODEL.DETR) == set(cfg.MODEL.DETR) and isinstance(cfg, CfgNode)
     Path(cfg.OUTPUT_DIR).mkdir()

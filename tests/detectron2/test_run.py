@@ -1,4 +1,4 @@
-"""``python -m projects_deformable_detr.detectron2_plugin.run SCRIPT`` runs a script as Python does."""
+"""``python -m projects_deformable_detr.detectron2_plugin.run SCRIPT`` runs scripts like ``python SCRIPT``."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from detectron2.engine import launch
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
-class Box:  # of this script, pickled there and back
+class Box:  # a class of the script, pickled to the processes
     pass
 
 def work(folder, box):
@@ -58,7 +58,7 @@ def script(tmp_path):
     return Path("scripts") / "printing.py"
 
 
-def test_a_script_sees_the_same_state_as_in_python(script, tmp_path):
+def test_scripts_have_the_same_state_as_in_python(script, tmp_path):
     plain, ours = (python(*how, script, "a", "--b=c", cwd=tmp_path) for how in ((), MODULE))
     assert ours.returncode == plain.returncode == 0, ours.stderr
     assert json.loads(ours.stdout) == json.loads(plain.stdout)

@@ -1,4 +1,4 @@
-"""EMA, best checkpoint and early stopping in whole runs, and their resuming."""
+"""EMA, best checkpoint and early stopping in complete and in resumed runs."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def rows(folder: Path) -> dict[int, float]:
-    """AP by iteration, as logged."""
+    """Returns the logged AP by iteration."""
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert len({line["iteration"] for line in lines if "bbox/AP" in line}) == sum("bbox/AP" in line for line in lines)
     return {line["iteration"]: line["bbox/AP"] for line in lines if "bbox/AP" in line}
@@ -58,7 +58,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], Any]) 
 
 @pytest.fixture
 def scores(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], None]:
-    """``scores([3.0, 5.0])``: the AP of the first evaluation, of the second, … whatever the model says."""
+    """``scores([3.0, 5.0])`` sets the AP of the next evaluations, independently of the model."""
 
     def give(values: list[float]) -> None:
         left = iter(values)
@@ -71,13 +71,13 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], None]:
 def averaged(make_args: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("averaged")
-    # Live batch norms, and a frozen stem.
+    # Batch norms that update their statistics, and a frozen stem.
     norms = ("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 1)
     return folder, main(make_args(folder, *EMA, *norms, "SOLVER.CHECKPOINT_PERIOD", 1))
 
 
-def test_the_average_is_the_average(averaged: tuple[Path, dict[str, Any]]) -> None:
-    """Computed again from what was trained, which every checkpoint holds beside it."""
+def test_average_matches_recomputation(averaged: tuple[Path, dict[str, Any]]) -> None:
+    """The average is recomputed from the trained weights, which every checkpoint also contains."""
     folder, _ = averaged
     expected: dict[str, torch.Tensor] = {}
     for iteration in range(24):
@@ -93,7 +93,7 @@ def test_the_average_is_the_average(averaged: tuple[Path, dict[str, Any]]) -> No
     assert frozen and all(torch.equal(content["state_dict"][key], trained[key]) for key in frozen)
 
 
-def test_the_average_is_what_is_evaluated_and_kept(
+def test_evaluations_and_files_use_the_average(
     averaged: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path
 ) -> None:
     folder, metrics = averaged
@@ -112,7 +112,7 @@ def test_the_average_is_what_is_evaluated_and_kept(
         assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-4)
 
 
-def test_a_killed_run_resumes_with_its_average(
+def test_interrupted_run_resumes_with_its_average(
     make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
@@ -127,13 +127,13 @@ def test_a_killed_run_resumes_with_its_average(
     assert rows(whole) == pytest.approx(rows(part), nan_ok=True)
 
 
-def test_an_average_is_not_lost_on_resuming(averaged: tuple[Path, dict[str, Any]], make_args: Make) -> None:
+def test_resuming_without_ema_is_refused(averaged: tuple[Path, dict[str, Any]], make_args: Make) -> None:
     norms = ("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 1)
     with pytest.raises(UserError, match="set SOLVER.EMA.ENABLED True"):
         main(make_args(averaged[0], "--resume", *norms, "SOLVER.MAX_ITER", 25))
 
 
-def test_the_best_evaluation_is_kept(
+def test_best_checkpoint(
     make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     scores([math.nan, 3.0, 9.0, 9.0, math.nan, 8.0])
@@ -151,7 +151,7 @@ def test_the_best_evaluation_is_kept(
 
 
 @pytest.mark.parametrize("ema", [(), EMA])
-def test_the_evaluation_at_the_end_counts_and_is_remembered(
+def test_final_evaluation_updates_the_best_metric(
     make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], ema: tuple[object, ...]
 ) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
@@ -165,17 +165,17 @@ def test_the_evaluation_at_the_end_counts_and_is_remembered(
     assert same(best["model"], network(part / "model_final.pth"))
     assert (part / "last_checkpoint").read_text() == "model_0000005.ckpt"
 
-    scores([5.0, 4.0])  # between the first run's
+    scores([5.0, 4.0])  # between the metrics of the first run
     main(make_args(part, "--resume", *BEST, *ema, "SOLVER.MAX_ITER", 12, "SOLVER.STEPS", "()"))
     assert torch.load(part / "model_best.pth", weights_only=True)["iteration"] == 5
-    # All else in the checkpoint is what it was: the run goes on as if it had not ended.
+    # The rest of the checkpoint is unchanged: the run continues as if it had not ended.
     assert same(network(whole / "model_final.pth"), network(part / "model_final.pth"))
     ends = [torch.load(run / "model_0000011.ckpt", weights_only=True) for run in (whole, part)]
     key = "current_model_state" if ema else "state_dict"
     assert same(ends[0][key], ends[1][key])
 
 
-def test_the_evaluation_of_a_run_that_had_stopped_is_remembered(
+def test_evaluation_of_a_stopped_run_updates_the_best_metric(
     make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None]
 ) -> None:
     scores([4.0, 4.0, 4.0])
@@ -187,19 +187,19 @@ def test_the_evaluation_of_a_run_that_had_stopped_is_remembered(
     assert content["callbacks"]["BestCheckpoint"]["best"] == 9.0
 
 
-def test_a_resumed_run_remembers_the_best(
+def test_resumed_run_restores_the_best_metric(
     make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores([1.0, 9.0, 2.0, 3.0, 4.0, 5.0])
     run = (*BEST, "SOLVER.CHECKPOINT_PERIOD", 4)
-    kill_at(monkeypatch, 9, lambda: main(make_args(tmp_path, *run)))  # the best of all was the evaluation before
+    kill_at(monkeypatch, 9, lambda: main(make_args(tmp_path, *run)))  # after the best evaluation
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000007.ckpt"
     main(make_args(tmp_path, "--resume", *run))
     assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 7
     assert rows(tmp_path) == {3: 1.0, 7: 9.0, 11: 2.0, 15: 3.0, 19: 4.0, 23: 5.0}
 
 
-def test_training_stops_early_as_it_would_end(
+def test_early_stopping(
     make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     scores([4.0, 4.5, math.nan])  # a fourth evaluation would be an error
@@ -211,9 +211,9 @@ def test_training_stops_early_as_it_would_end(
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000011.ckpt"
     last = torch.load(tmp_path / "model_0000011.ckpt", weights_only=True)
     assert same(network(tmp_path / "model_final.pth"), network(tmp_path / "model_0000011.ckpt"))
-    assert not same(last["state_dict"], last["current_model_state"])  # what was trained is not lost
+    assert not same(last["state_dict"], last["current_model_state"])  # the trained weights are kept
 
-    # Resumed, it is evaluated and ends; with more patience it goes on.
+    # A resumed run is evaluated and ends; with more patience or without early stopping, it continues.
     scores([6.0])
     assert main(make_args(tmp_path, "--resume", *STOP, *EMA))["bbox"]["AP"] == 6.0
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000011.ckpt"
@@ -226,14 +226,14 @@ def test_training_stops_early_as_it_would_end(
 
 
 def test_early_stopping_loads_the_state_of_lightnings_callback() -> None:
-    """Of checkpoints of earlier versions."""
+    """Checkpoints of earlier versions have this state."""
     stopping = EarlyStopping(EarlyStoppingConfig(patience=3))
     stopping.load_state_dict({"wait_count": 2, "best_score": torch.tensor(4.0), "patience": 5})
     assert (stopping.count, stopping.best, stopping.config.patience) == (2, 4.0, 3)
 
 
 def test_two_processes_stop_together(make_args: Make, tmp_path: Path) -> None:
-    """AP of a model that has seen four batches does not rise by 90."""
+    """AP does not rise by 90 within four iterations."""
     options = ("TEST.EARLY_STOPPING.MIN_DELTA", 90.0, "TEST.EARLY_STOPPING.PATIENCE", 1, "SOLVER.CHECKPOINT_PERIOD", 99)
     main(make_args(tmp_path, "--num-gpus", 2, *STOP, *EMA, *BEST, *options, "SOLVER.BASE_LR", 0.0))
     final = torch.load(tmp_path / "model_final.pth", weights_only=True)
@@ -249,6 +249,8 @@ def test_two_processes_stop_together(make_args: Make, tmp_path: Path) -> None:
         ((*STOP, "TEST.EARLY_STOPPING.METRIC", "loss"), "TEST.EARLY_STOPPING.METRIC must be .*got 'loss'"),
     ],
 )
-def test_bad_values_are_named(make_args: Make, tmp_path: Path, options: tuple[object, ...], message: str) -> None:
+def test_invalid_values_name_their_key(
+    make_args: Make, tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         main(make_args(tmp_path, *options))

@@ -31,16 +31,16 @@ def test_defaults_are_detectron2s() -> None:
     assert {key: ours[key] for key in ours if ours[key] != theirs[key]}.keys() == chosen_by_the_project
 
 
-def test_a_config_that_detectron2_dumped_can_be_read(merged: Callable[[str], Any]) -> None:
-    config = pytest.importorskip("detectron2.config", reason="reads a config of Detectron2's")
+def test_reads_config_dumped_by_detectron2(merged: Callable[[str], Any]) -> None:
+    config = pytest.importorskip("detectron2.config", reason="reads a config of Detectron2")
     theirs = config.get_cfg()
     add_deformable_detr_config(theirs)
     theirs.SOLVER.MAX_ITER = 77
     assert merged(theirs.dump()).SOLVER.MAX_ITER == 77
 
 
-def test_our_dump_can_be_read_by_detectron2(tmp_path: Path) -> None:
-    config = pytest.importorskip("detectron2.config", reason="Detectron2 reads a config of ours")
+def test_dumped_config_is_read_by_detectron2(tmp_path: Path) -> None:
+    config = pytest.importorskip("detectron2.config", reason="Detectron2 reads a config of the standalone engine")
     ours = get_cfg("standalone")
     ours.SOLVER.MAX_ITER = 77
     (tmp_path / "config.yaml").write_text(ours.dump())

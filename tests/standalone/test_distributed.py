@@ -1,4 +1,4 @@
-"""Two processes on gloo: the gradients and the evaluation of one process with the whole batch, and errors."""
+"""Two processes on gloo: same gradients and evaluation as one process with the whole batch; errors."""
 
 import json
 import socket
@@ -16,9 +16,9 @@ from projects_deformable_detr.standalone import main
 from projects_deformable_detr.standalone.callbacks import ResumeCheck
 
 
-def test_two_processes_do_what_one_does(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
-    # With plain SGD the change of the weights is the gradient. Images of a batch have one size: group norm, which
-    # this model has, would see the padding, and that is another in a half batch.
+def test_two_processes_equal_one(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
+    # With plain SGD, the change of the weights is proportional to the gradient. All images have one size, because the
+    # model's group norms depend on the padding, which differs between a batch and its halves.
     options = (
         "SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.0, "SOLVER.BASE_LR", 0.05, "SOLVER.MAX_ITER", 1,
         "SOLVER.CLIP_GRADIENTS.ENABLED", False, "SOLVER.WARMUP_ITERS", 0, "MODEL.DETR.DROPOUT", 0.0,
@@ -46,7 +46,7 @@ def test_two_processes_do_what_one_does(make_args: Callable[..., Namespace], tmp
 
 
 def test_unused_features(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
-    """The last stage has no gradient, for which the second step would wait."""
+    """The last stage has no gradient, so that DDP needs ``find_unused_parameters``."""
     options = ("MODEL.DETR.IN_FEATURES", "['res4']", "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")
     main(make_args(tmp_path, "--num-gpus", 2, *options))
     assert (tmp_path / "model_final.pth").is_file()
