@@ -47,7 +47,7 @@ class Averaging(HookBase):
         self.ema.apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """Not empty, so that Detectron2's trainers, which lack this hook, warn on resuming."""
+        """Returns a non-empty state, so that Detectron2's trainers, which lack this hook, warn on resuming."""
         return {"is_averaged": True}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

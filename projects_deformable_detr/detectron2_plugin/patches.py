@@ -109,7 +109,7 @@ def _replace_trainer_init(original: Callable[..., None]) -> Callable[..., None]:
 
 
 class _DefaultMapper(DatasetMapper):
-    """Constructs DETR's mapper for the project's models, and Detectron2's for others."""
+    """Creates DETR's mapper for the project's models, and Detectron2's for others."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if cls is not _DefaultMapper:  # a subclass of the user
@@ -130,7 +130,7 @@ PATCHES = (
         name="optimizer",
         targets=tuple((module, "build_optimizer") for module in (solver_build, solver, engine_defaults)),
         replace=_replace_build_optimizer,
-        reason="SGD with one parameter group would train, badly; CLIP_TYPE full_model would be an error",
+        reason="Detectron2 would train with SGD and one parameter group, and refuse CLIP_TYPE full_model",
     ),
     Patch(
         name="mapper",

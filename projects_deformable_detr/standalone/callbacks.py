@@ -78,7 +78,7 @@ class BestCheckpoint(training.callbacks.BestCheckpoint, L.Callback):
         self.average = average
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Compares the metric, which all ranks have."""
+        """Updates the callback with the metric, which is the same on all ranks."""
         if module.tta is not None:  # test-time augmentation of the same weights
             return
         with naming_keys(BEST_CHECKPOINT_KEYS):
@@ -102,7 +102,7 @@ class EarlyStopping(training.callbacks.EarlyStopping, L.Callback):
             self.log_stopped_before(trainer.global_step - 1)
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Compares the metric, which all ranks have."""
+        """Updates the callback with the metric, which is the same on all ranks."""
         with naming_keys(EARLY_STOPPING_KEYS):
             value = select_metric(module.scalars, self.config.metric)
         if trainer.state.fn != TrainerFn.FITTING:
