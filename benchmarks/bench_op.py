@@ -1,11 +1,11 @@
-"""Times and memory of the operator on the CPU, compared with the usual fallback on grid_sample.
+"""Benchmarks CPU time and memory of the operator against a grid_sample fallback.
 
     python3 benchmarks/bench_op.py            # every table, in fresh processes
     python3 benchmarks/bench_op.py --worker   # one run of the times in this process and environment
 
 Sizes: levels 100x134, 50x67, 25x34, 13x17, 8 heads of 32 channels, 4 points. ENC: one query per position, DEC: 300
 queries; points about 3 pixels around their reference point. Each figure is the median of interleaved runs (one call of
-each candidate in turn), so that other load affects all candidates alike. Compare ratios, not times.
+each candidate in turn), so that background load affects all candidates equally. Compare ratios, not times.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def worker(repeat: int) -> dict[str, dict[str, float]]:
 
 
 def peak_memory(name: str, backward: bool) -> float:
-    """Returns the MB of resident memory that ENC needs beyond its inputs; to be run in a new process."""
+    """Returns the peak resident memory of ENC in MB, excluding inputs. Must run in a new process."""
     small = {k: t for k, t in make_inputs(2).items()}
     names = OFFSET_NAMES if name in ("ours_from_offsets", "ours_fused") else POINTS_NAMES
     function = backward_of(CANDIDATES[name], names) if backward else CANDIDATES[name]

@@ -1,4 +1,4 @@
-"""Times of the CUDA kernels and of other implementations, in one run, as JSON.
+"""Benchmarks the CUDA kernels and other implementations in one run and prints JSON.
 
     python3 benchmarks/bench_op_cuda.py                 # on a GPU
     python3 benchmarks/bench_op_cuda.py --original DIR --mmcv DIR --dcnv4 DIR
@@ -6,8 +6,8 @@
 
 Sizes: levels 100x134, 50x67, 25x34, 13x17, 8 heads of 32 channels, 4 points. ENC: one query per position, batch 1, 4
 and 16; DEC: 300 and 900 queries, batch 1; points about 3 pixels around their reference point. Each figure is the median
-of interleaved calls (one of each candidate in turn), timed with CUDA events; the inputs rotate among several sets so
-that none stays in the cache. DIR is the folder of MultiScaleDeformableAttention, mmcv, or DCNv4.
+of interleaved calls (one of each candidate in turn), timed with CUDA events; calls cycle through several input
+sets, so that none stays in the cache. DIR is the folder of MultiScaleDeformableAttention, mmcv, or DCNv4.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def foreign_candidates(args: argparse.Namespace) -> dict[str, Candidate]:
         flash = _import_from(args.dcnv4, "DCNv4.functions").FlashDeformAttnFunction
 
         def flash_deform_attn(x: Inputs) -> Tensor:
-            # Locations of all points of an item, then the logits: the softmax is inside, as in the fused operator.
+            # FlashDeformAttn takes locations followed by logits and applies the softmax itself.
             points = torch.cat([x["loc"].flatten(-3), x["logits"].flatten(-2)], -1).contiguous()
             return flash.apply(x["value"], x["shapes"], x["starts"], points, 64, POINTS)
 
@@ -163,7 +163,7 @@ def _import_from(folder: str, name: str) -> Any:
 
 
 def call_of(candidate: Candidate, sets: Sequence[Inputs], backward: bool) -> Callable[[int], object]:
-    """Returns a function of the number of the call; inputs rotate."""
+    """Returns a function of the call index that uses the next input set."""
 
     def run(i: int) -> object:
         x = sets[i % len(sets)]
@@ -201,7 +201,7 @@ def measure(calls: dict[str, Callable[[int], object]], repeat: int, device: str)
 
 
 def peak_memory(call: Callable[[int], object], device: str) -> float | None:
-    """Returns the MB needed beyond the inputs."""
+    """Returns the peak memory in MB, excluding inputs."""
     if device == "cpu":
         return None
     torch.cuda.synchronize()
@@ -278,7 +278,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("original", "mmcv", "dcnv4"):
         parser.add_argument(f"--{name}", metavar="DIR")
     parser.add_argument("--repeat", type=int, default=50)
-    parser.add_argument("--sets", type=int, default=3, help="number of input sets among which calls rotate")
+    parser.add_argument("--sets", type=int, default=3, help="number of input sets that calls cycle through")
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     parser.add_argument("--dry-run", action="store_true")

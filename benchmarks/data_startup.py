@@ -84,7 +84,7 @@ def generate(folder: Path) -> None:
 
 
 def _shape(random: np.random.Generator) -> str:
-    """Returns segmentation, area, iscrowd and box of an annotation as JSON; one percent are crowds in run lengths."""
+    """Returns segmentation, area, iscrowd and box of an annotation as JSON; one percent are crowds with RLE."""
     width, height = random.uniform(10, 300, 2)
     x, y = random.uniform(0, 640 - width), random.uniform(0, 480 - height)
     box = f'"bbox":[{x:.2f},{y:.2f},{width:.2f},{height:.2f}]'

@@ -133,8 +133,10 @@ def _gather_kernel(value, index, output, count, COUNT: tl.constexpr, D: tl.const
 
 
 def gather_rows(value: Tensor, index: Tensor) -> Tensor:
-    """Returns sums of rows of value (R, D) at index (items, count) int32: the memory accesses of a forward pass without
-    its arithmetic, which give an upper limit of its bandwidth."""
+    """Returns sums of rows of value (R, D) at index (items, count) int32.
+
+    Has the memory accesses of a forward pass without its arithmetic: an upper bound on throughput.
+    """
     items, count = index.shape
     output = value.new_empty(items, value.shape[1])
     _gather_kernel[(-(-items // 32),)](value, index, output, items, COUNT=count, D=value.shape[1], BLOCK=32)

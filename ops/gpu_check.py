@@ -97,7 +97,7 @@ class Check:
             self.report["steps"][tool] = {"exit status": None, "last line": f"not run: {why}", "command": command}
             print(f"{tool}: NOT RUN ({why}): {shlex.join(command)}", flush=True)
             return self.args.dry_run
-        # Without caching, as overruns within blocks of PyTorch's allocator would not be detected.
+        # Disables the caching allocator, within whose blocks memcheck cannot detect overruns.
         return self.run(tool, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
     def memcheck(self) -> bool:
@@ -156,7 +156,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.steps = [step for step in args.only.split(",") if step]
     for step in args.steps:
         if step not in STEPS:
-            parser.error(f"--only: there is no step {step!r}; the steps are {', '.join(STEPS)}")
+            parser.error(f"--only: unknown step {step!r}: choose from {', '.join(STEPS)}")
     return args
 
 

@@ -1,4 +1,4 @@
-// Conversion of an operator's tensors to a Problem, for the CPU and the CUDA operators alike.
+// Conversion of an operator's tensors to a Problem, for the CPU and CUDA operators.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -47,18 +47,18 @@ struct Inputs {
   Tensor attention;
 };
 
-// A call whose tensors are checked and laid out as Problem requires; owns the copies made for this.
+// Validated arguments in the layout that Problem requires. Owns any copies.
 //
-// Only what the kernels rely on is checked. ms_deform_attn/checks.py explains errors to users: the Python functions run
-// it when a call fails, and the fake kernels while tracing.
+// Only what the kernels rely on is checked. Detailed messages come from checks.py, which runs when a call fails, and in
+// the fake kernels while tracing.
 struct Call {
   Problem problem = {};
   Inputs inputs;
-  bool shapes_on_device = false;  // problem.height, width and start are not filled in
+  bool shapes_on_device = false;  // problem.height, width and start are unset
 
   explicit Call(Inputs arguments);
   Sizes output_size() const;
-  // Checks the gradient of the output and adds it to the problem; returns the tensor to keep alive.
+  // Checks the gradient of the output and adds it to the problem. Returns a tensor that must outlive the kernel.
   Tensor add_grad_output(const Tensor& grad_output);
 
  private:

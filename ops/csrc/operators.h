@@ -1,5 +1,5 @@
-// The operators as functions of tensors, for any backend. A backend has a constructor Backend(Inputs, bool
-// deterministic), a member `Call call`, and run(bool backward), which computes the call's outputs.
+// Operator entry points, templated on the backend. A backend provides a constructor Backend(Inputs, bool
+// deterministic), a member `Call call`, and run(bool backward), which computes the outputs of the call.
 #pragma once
 
 #include <tuple>

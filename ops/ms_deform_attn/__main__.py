@@ -1,4 +1,4 @@
-"""``python -m ms_deform_attn``: prints which libraries were built, and which implementation calls use."""
+"""``python -m ms_deform_attn``: prints which libraries were built and which implementations are used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .library import LIBRARIES, find_library
 
 
 def cpu_path() -> str:
-    """Describes the implementation that calls on the CPU use, with the reason."""
+    """Describes the implementation used on the CPU, and why."""
     if "cpu" not in LIBRARIES:
         if find_library() is None:
             return "reference, because no library was built (no compiler, or no torch, at installation)"
@@ -23,7 +23,7 @@ def cpu_path() -> str:
 
 
 def cuda_path() -> str:
-    """Describes the implementation that calls on CUDA use, with the reason."""
+    """Describes the implementation used on CUDA, and why."""
     if "cuda" in LIBRARIES:
         return "compiled" if torch.cuda.is_available() else "compiled, but this machine has no usable GPU"
     if find_library("_C_cuda") is None:
@@ -36,8 +36,8 @@ def main() -> None:
     for stem, content in (("_C", "CPU kernels"), ("_C_cuda", "CUDA kernels")):
         path = find_library(stem)
         print(f"{content}: {path if path else 'not built'}")
-    print(f"calls on the CPU use: {cpu_path()}")
-    print(f"calls on CUDA use: {cuda_path()}")
+    print(f"CPU implementation: {cpu_path()}")
+    print(f"CUDA implementation: {cuda_path()}")
     print(f"threads: {torch.get_num_threads()}")
 
 

@@ -78,8 +78,9 @@ def ms_deform_attn_fused(
     Args:
         value, spatial_shapes, level_start_index: as in :func:`ms_deform_attn`.
         reference_points: (N, Q, L, 2) as (x, y) in [0, 1], or (N, Q, L, 4) as (cx, cy, w, h) in [0, 1].
-        sampling_offsets: (N, Q, M, L, K, 2). For 2-value reference points in pixels of the level; for 4-value ones
-            in units of half the box over K: x = cx + offset / K * w / 2 (arXiv 2010.04159, appendix A.4).
+        sampling_offsets: (N, Q, M, L, K, 2). In pixels of the level for 2-value reference points, in units of half
+            the box size divided by K for 4-value reference points: x = cx + offset / K * w / 2
+            (arXiv 2010.04159, appendix A.4).
         attention_logits: (N, Q, M, L, K); the softmax runs over L and K together.
 
     Returns:

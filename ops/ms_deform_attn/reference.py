@@ -24,7 +24,7 @@ def _corner(rows: Tensor, near: Tensor, x: Tensor, y: Tensor, size: tuple[int, i
     inside = near & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     index = torch.where(inside, y * width + x, 0).long()
     value = rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
-    # Both factors are masked, not their product: zero times a NaN at pixel 0 would be NaN, also in the gradient.
+    # Mask both factors rather than the product: 0 * NaN is NaN, in the gradient as well.
     return torch.where(inside[..., None], value, 0) * torch.where(inside, weight, 0)[..., None]
 
 
@@ -58,7 +58,7 @@ def ms_deform_attn_reference(
     """Multi-scale deformable attention, arXiv 2010.04159 equations 2 and 3 without the two projections.
 
     Same arguments and result as :func:`ms_deform_attn.ms_deform_attn`. Computed in float32 (float64 for float64
-    value) and rounded once to the type of value. Differentiable any number of times.
+    value) and rounded once to the type of value. Supports gradients of any order.
     """
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     n, rows_given, m, d = value.shape
@@ -90,7 +90,7 @@ def locations_and_weights(
         spatial_shapes: (L, 2) as (H, W).
         reference_points: (N, Q, L, 2) as (x, y), or (N, Q, L, 4) as (cx, cy, w, h), in [0, 1].
         sampling_offsets: (N, Q, M, L, K, 2), in pixels of the level for 2-value reference points, in units of
-            half the box over K for 4-value ones.
+            half the box size divided by K for 4-value reference points.
         attention_logits: (N, Q, M, L, K); the softmax runs over L and K together.
 
     Returns:

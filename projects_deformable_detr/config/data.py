@@ -134,7 +134,7 @@ def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ..
 
 
 def resolve_things(cfg: CfgNode, things: Callable[[str], tuple[int, ...] | None] | None = None) -> tuple[int, ...]:
-    """Returns the classes of the model that are things; () if they are unknown.
+    """Returns the model's thing classes, or () if unknown.
 
     They are the things of panoptic data sets and all classes of other data sets, which must agree with each other and
     with ``MODEL.DETR.PANOPTIC.NUM_THING_CLASSES`` and ``THING_CLASSES``, if these are set.

@@ -291,7 +291,7 @@ class _Checker:
             "annotations without a segmentation",
             is_absent,
             self._name,
-            "Add polygons or run lengths, or set `masks` to False.",
+            "Add polygons or RLEs, or set `masks` to False.",
         )
         is_faulty = np.zeros(len(self.table), bool)
         is_faulty[list(faults)] = True

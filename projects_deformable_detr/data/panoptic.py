@@ -245,7 +245,7 @@ def mask_boxes(masks: Bitmaps) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def as_annotations(record: Record, *, crowds: bool = False) -> list[dict[str, Any]]:
-    """Reads the segments of a panoptic record as annotations in Detectron2's format, with run lengths.
+    """Reads the segments of a panoptic record as annotations in Detectron2's format, with RLE masks.
 
     Args:
         record: panoptic record.

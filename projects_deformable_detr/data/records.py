@@ -19,7 +19,7 @@ R = TypeVar("R", bound="Records")
 
 
 class Classes(NamedTuple):
-    """Classes 0, 1, … of a data set: names, category ids in the file, and the number of things, which come first."""
+    """Classes 0, 1, … of a data set: class names, category ids and the number of thing classes; things come first."""
 
     names: tuple[str, ...]
     category_ids: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Public modules under the internal names by which Detectron2's main branch imports them.
+"""Aliases of public modules for the Meta-internal names that Detectron2's main branch imports.
 
 Since 2026 its Cityscapes loaders and evaluators import ``deeplearning.projects.cityscapesApi.cityscapesscripts``, and
 ``demo/demo.py`` imports ``vision.fair.detectron2.demo.predictor``. Both fail outside Meta, with any model.
@@ -48,10 +48,10 @@ class _AliasFinder(MetaPathFinder):
 
 class _EmptyPackageLoader(Loader):
     def create_module(self, spec: ModuleSpec) -> None:
-        """Selects Python's default."""
+        """Uses default module creation."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Adds nothing."""
+        """Leaves the package empty."""
 
 
 class _AliasLoader(Loader):

@@ -245,13 +245,13 @@ def with_masks(content):
 @pytest.mark.parametrize(
     ("segmentation", "expected"),
     [
-        ([[1, 2, 11, 2, 11]], "annotation 4 .*a polygon of 5 numbers, not of alternating x and y"),
+        ([[1, 2, 11, 2, 11]], r"annotation 4 .*a polygon with an odd number of coordinates \(5\)"),
         ([[1, 2, 11, 2, 11, None]], r"annotation 4 .*got `null` - at `\$\[0\]\[5\]`"),
-        ([[1, 2, 11, 2, 11, float("nan")]], "annotation 4 .*neither polygons of finite numbers"),
+        ([[1, 2, 11, 2, 11, float("nan")]], "annotation 4 .*neither polygons with finite coordinates"),
         ([1, 2, 11, 2, 11, 12], r"annotation 4 .*got `int` - at `\$\[0\]`"),
         ("text", "annotation 4 .*got `str`"),
-        ({"size": [50, 20], "counts": [1000]}, r"run lengths of size \[50, 20\], but its image is 20 x 50"),
-        ({"size": [20, 50], "counts": [999]}, "run lengths of 999 pixels, not 1000"),
+        ({"size": [50, 20], "counts": [1000]}, r"an RLE of size \[50, 20\], but its image is 20 x 50"),
+        ({"size": [20, 50], "counts": [999]}, "an RLE of 999 pixels, not 1000"),
         ({"size": [20, 50], "counts": [1001, -1]}, "`int` >= 0"),
         ({"size": [20, 50]}, "missing required field `counts`"),
         ([[1, 2, 11, 2]], "fewer than three points .*annotation 4 .*`invalid_boxes` to drop"),

@@ -81,5 +81,5 @@ def test_unknown_instruction_set_is_an_error() -> None:
 
 def test_report(copy: Path) -> None:
     code = "import runpy; runpy.run_module('ms_deform_attn', run_name='__main__')"
-    assert "calls on the CPU use: compiled" in run(FOLDER.parent, code).stdout
+    assert "CPU implementation: compiled" in run(FOLDER.parent, code).stdout
     assert "reference, because no library was built" in run(copy, code).stdout

@@ -2,8 +2,8 @@
 //
 // A block owns kTileRows rows of one level, for one (batch, head) and up to kTileChannels channels, and keeps their
 // sums in shared memory. It reads all Q * K points of the level, a block's width at a time; the points with corners in
-// its rows are listed in their order, and each row is updated by one thread per channel, in the order of the list. The
-// cost over the atomic kernel: every point is read by each tile of its level, that is H * W / 64 times.
+// its rows are listed in order, and each row is updated by one thread per channel, in the order of the list. Overhead
+// over the atomic kernel: each point is read by every tile of its level, H * W / kTileRows times.
 #pragma once
 
 #include "points.h"

@@ -15,7 +15,7 @@ _PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "w": "weight|bias", "x": ".+"}
 
 
 class Format(ABC):
-    """The weights of one project.
+    """A checkpoint format.
 
     Attributes:
         name: name of the format in reports and messages.
