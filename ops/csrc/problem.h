@@ -24,7 +24,7 @@ struct AccOf<double> {
 template <typename T>
 using Acc = typename AccOf<T>::type;
 
-// Not torch's ScalarType, whose header includes complex numbers (and Thrust in CUDA code).
+// Replaces torch's ScalarType, whose header includes complex numbers (and Thrust in CUDA code).
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 constexpr int kMaxLevels = 64;

@@ -19,7 +19,7 @@
 namespace msda {
 namespace {  // internal linkage: each instruction set needs its own copy of these functions
 
-// Integers as many as there are points in A; specialised for vectors.
+// Integer type with one element per point in A; specialised for vectors.
 template <typename A>
 struct IntOf {
   using type = int32_t;
@@ -27,15 +27,15 @@ struct IntOf {
 template <typename A>
 using Int = typename IntOf<A>::type;
 
-// Returns the floor of x as integer, and as floating-point number in `floored`; specialised for vectors.
+// Returns floor(x) as an integer and stores it as floating point in `floored`; specialised for vectors.
 template <typename A>
 MSDA_HOST_DEVICE Int<A> floor_to_int(A x, A& floored) {
   floored = std::floor(x);
   return static_cast<int32_t>(floored);
 }
 
-// Sum and product rounded one by one, also where nvcc would fuse them: a fused multiply-add moves points that lie
-// exactly on a pixel centre to its other side, where the gradient is different.
+// Sum and product are rounded separately, even where nvcc would fuse them: a fused multiply-add moves points that lie
+// exactly on a pixel centre to its other side, where the gradient differs.
 #if defined(__CUDA_ARCH__)
 MSDA_HOST_DEVICE float add_rounded(float a, float b) { return __fadd_rn(a, b); }
 MSDA_HOST_DEVICE double add_rounded(double a, double b) { return __dadd_rn(a, b); }
@@ -114,8 +114,8 @@ MSDA_HOST_DEVICE void point_gradients(A fx, A fy, Int<A> mask, A attention, A wi
 
 // Offsets of the module: location = center + scale_offset(offset). With two-value reference points (x, y) offsets are
 // in pixels of the level (`extent` is its width or height); with four-value ones (cx, cy, w, h) in units of half the
-// box over the number of points (`extent` is w or h). The scaling is linear, so it is also the chain rule: applied to
-// the gradient of a location it returns the gradient of the offset.
+// box size divided by the number of points (`extent` is w or h). The scaling is linear, so it is also the chain rule:
+// applied to the gradient of a location it returns the gradient of the offset.
 template <typename A, typename S>
 MSDA_HOST_DEVICE A scale_offset(A offset, A extent, bool box, S points) {
   return box ? offset / points * extent * 0.5f : offset / extent;

@@ -3,7 +3,7 @@
     import ms_deform_attn.compat; ms_deform_attn.compat.install()
 
 before that code is imported. Afterwards ``import MultiScaleDeformableAttention`` (the original extension) works, also
-under the names that Mask2Former, DINO and others give it. mmcv's ``MultiScaleDeformableAttnFunction`` and detrex's
+under the names used by Mask2Former, DINO and others. mmcv's ``MultiScaleDeformableAttnFunction`` and detrex's
 ``MultiScaleDeformableAttention`` are in this module.
 """
 
@@ -65,7 +65,7 @@ def ms_deform_attn_backward(
 
 
 class MSDeformAttnFunction:
-    """``MSDeformAttnFunction.apply`` of the original repository; mmcv has it under another name."""
+    """``MSDeformAttnFunction.apply`` of the original repository; mmcv uses another name."""
 
     @staticmethod
     def apply(
@@ -132,7 +132,7 @@ class MultiScaleDeformableAttention(nn.Module):
         **unused: Any,
     ) -> Tensor:
         """Takes query (Q, N, C) or (N, Q, C), value (S, N, C) or (N, S, C), key_padding_mask (N, S), True on padding,
-        and reference_points (N, Q, L, 2 or 4), as the original. Returns the shape of query."""
+        and reference_points (N, Q, L, 2 or 4), like the original. Returns the shape of query."""
         if reference_points is None or spatial_shapes is None:
             raise ValueError("MultiScaleDeformableAttention: reference_points and spatial_shapes are required")
         value = query if value is None else value
@@ -165,7 +165,7 @@ def install() -> None:
         present = sys.modules.get(name)
         if present is not None and not getattr(present, "__ms_deform_attn__", False):
             raise ImportError(
-                f"ms_deform_attn.compat: {name} is already imported, from {present!r}; call install() before"
+                f"ms_deform_attn.compat: {name} is already imported, from {present!r}; call install() first"
             )
         module = types.ModuleType(name, "The original extension's interface, provided by ms_deform_attn.compat.")
         module.__ms_deform_attn__ = True  # type: ignore[attr-defined]

@@ -15,13 +15,15 @@ from .reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
 
 
 def _point_dtype(value: Tensor) -> torch.dtype:
-    """Returns the type of locations, offsets and weights under autocast: not bfloat16, which would move locations by up
-    to a quarter of a pixel on a level 100 wide."""
+    """Returns the type of locations, offsets and weights under autocast.
+
+    Never bfloat16, which would move locations by up to a quarter of a pixel on a level 100 pixels wide.
+    """
     return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
 def _autocast(value: Tensor, *points: Tensor) -> tuple[Tensor, ...]:
-    """Autocast policy: value takes the autocast type, everything that defines the sampling points float32."""
+    """Applies the autocast policy: value is cast to the autocast type, locations, offsets and weights to float32."""
     kind = value.device.type
     if not torch.is_autocast_enabled(kind) or value.dtype == torch.float64:
         return (value, *points)
@@ -39,7 +41,7 @@ def ms_deform_attn(
     """Multi-scale deformable attention, arXiv 2010.04159 equations 2 and 3 without the two projections.
 
     Computes for every query and head an attention-weighted sum of L * K bilinear samples of the head's values. Corners
-    outside a level count as zero, and so do locations that are NaN or infinite.
+    outside a level and locations that are NaN or infinite count as zero.
 
     Args:
         value: (N, S, M, D), the levels flattened row by row and concatenated; any strides. float32, float64,
@@ -48,7 +50,7 @@ def ms_deform_attn(
         level_start_index: first row of each level in S, as L integers or (L,) int64 tensor; computed if None.
             Integers and CPU tensors are checked against spatial_shapes, GPU tensors are not read.
         sampling_locations: (N, Q, M, L, K, 2) as (x, y); (0, 0) is the outer corner of the level's first pixel,
-            (1, 1) that of its last. Type of value, or float32 beside a 16-bit value.
+            (1, 1) that of its last. Type of value, or float32 with a 16-bit value.
         attention_weights: (N, Q, M, L, K), usually summing to 1 over L and K. Type of sampling_locations.
 
     Returns:
@@ -186,7 +188,7 @@ class _FusedFunction(torch.autograd.Function):
 
 
 class _PlainBackward(torch.autograd.Function):
-    """The operator's gradient, which is not differentiable itself."""
+    """Backward operator, which is not differentiable."""
 
     @staticmethod
     def forward(*inputs: Any) -> Any:

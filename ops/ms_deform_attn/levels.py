@@ -18,7 +18,7 @@ def level_sizes(spatial_shapes: Tensor | Sizes) -> list[tuple[int, int]]:
 
 
 def split_levels(spatial_shapes: Tensor | Sizes) -> tuple[list[int], Tensor | None]:
-    """Returns level sizes as the operators take them: ([h0, w0, h1, ...], None) or ([], tensor)."""
+    """Returns level sizes in the form of the operators' arguments: ([h0, w0, h1, ...], None) or ([], tensor)."""
     if isinstance(spatial_shapes, Tensor):
         return [], spatial_shapes
     if any(len(pair) != 2 for pair in spatial_shapes):
@@ -27,7 +27,7 @@ def split_levels(spatial_shapes: Tensor | Sizes) -> tuple[list[int], Tensor | No
 
 
 def start_tensor(level_start_index: Tensor | Sequence[int] | None) -> Tensor | None:
-    """Returns level_start_index as the operators take it."""
+    """Returns level_start_index as a tensor or None."""
     if level_start_index is None or isinstance(level_start_index, Tensor):
         return level_start_index
     return torch.tensor(level_start_index, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Loading of the compiled libraries, which lie next to this file."""
+"""Loads the compiled libraries, which are next to this file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).resolve().parent
-# Identifies libraries of the same version: the schemas are registered in the library and called from Python.
+# Detects libraries of another version: schemas are registered in the library, and Python code depends on them.
 FUSED_BACKWARD_ARGUMENTS = 10
 
 
@@ -42,7 +42,7 @@ def load_libraries() -> dict[str, Path]:
     kernels were built or this torch has no CUDA.
 
     Raises:
-        ImportError: If a library exists but cannot be loaded, registers no operator, or is of another version.
+        ImportError: If a library exists but cannot be loaded, registers no operator, or was built from another version.
     """
     path = find_library()
     if path is None or os.environ.get("MS_DEFORM_ATTN_REFERENCE", "0") not in ("", "0"):

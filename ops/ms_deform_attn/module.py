@@ -84,7 +84,7 @@ class MSDeformAttn(nn.Module):
             (N, Q, C).
 
         Raises:
-            ValueError: If query or input_flatten does not have d_model channels, or reference_points not 2 or 4 values.
+            ValueError: If query or input_flatten does not have d_model channels, or reference_points 2 or 4 values.
             RuntimeError: If sizes disagree; the message names the argument.
         """
         for name, tensor in (("query", query), ("input_flatten", input_flatten)):
@@ -103,7 +103,7 @@ class MSDeformAttn(nn.Module):
         value = value.view(n, input_flatten.shape[1], m, self.d_model // m)
         offsets = self.sampling_offsets(query).view(n, q, m, levels, k, 2)
         logits = self.attention_weights(query).view(n, q, m, levels, k)
-        # Under autocast the operator takes points in float32: rounding to 16 bits first would move the samples.
+        # Under autocast the operator uses float32 points: rounding them to 16 bits first would move the samples.
         if not torch.is_autocast_enabled(query.device.type):
             reference_points = reference_points.to(offsets.dtype)
         output = ms_deform_attn_fused(

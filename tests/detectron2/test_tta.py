@@ -58,7 +58,7 @@ def replace_model(tta, detect):
     return views
 
 
-def test_detectron2s_class_is_replaced_for_models_of_the_project_only(make_cfg):
+def test_detectron2s_class_is_replaced_only_for_models_of_the_project(make_cfg):
     assert type(make_tta(make_cfg)) is SetPredictionTTA
     cfg = make_cfg()
     with pytest.raises(AssertionError, match="only supported on GeneralizedRCNN"):
@@ -120,7 +120,7 @@ def test_panoptic_models_are_rejected(make_cfg):
         SetPredictionTTA(make_cfg(), model)
 
 
-def test_train_net_evaluates_with_and_without_it(job, tmp_path, coco_files):
+def test_train_net_evaluates_with_and_without_augmentation(job, tmp_path, coco_files):
     options = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48, 64)", "TEST.AUG.MAX_SIZE", 96)
     main(job(tmp_path, coco_files, "SOLVER.MAX_ITER", 1, *options))
     weights = tmp_path / "output/model_final.pth"

@@ -23,7 +23,7 @@ _PAD = 64  # elements of NaN before and after every input: reads out of bounds m
 
 
 class Problem(ctypes.Structure):
-    """msda::Problem, ops/csrc/problem.h."""
+    """Mirror of msda::Problem (ops/csrc/problem.h)."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "rows", "heads", "channels", "queries")),
@@ -72,7 +72,7 @@ def guarded(t: Tensor, shift: int = 0) -> Tensor:
 
 
 class Emulation:
-    """The kernels compiled for the host, as a library."""
+    """Library of the kernels compiled for the host."""
 
     def __init__(self, folder: Path) -> None:
         library = folder / "emulation.so"

@@ -54,7 +54,7 @@ def test_non_finite_values_affect_only_points_that_sample_them(poison: float, qu
 
 
 def test_strides() -> None:
-    """Transposed, sliced and expanded inputs give bitwise the result of contiguous ones."""
+    """Transposed, sliced and expanded inputs give bitwise the same result as contiguous ones."""
     size = op.Size(2, ((9, 8), (6, 5)), 4, 32, 60, 3)
     value, loc, weights = op.make_plain(size, torch.float32)
     grad = op.grad_like_output(size, torch.float32)
@@ -99,7 +99,7 @@ REPRODUCIBLE = [
     op.Size(2, ((12, 9), (5, 4)), 4, 40, 150, 3),
     op.Size(1, ((40, 40),), 8, 32, 3, 4),
     op.Size(1, ((100, 100),), 8, 32, 600, 4),  # in place, with work for several threads
-    # Few heads, many queries: tasks are runs of queries, and backward adds up the gradients of parts.
+    # Few heads, many queries: tasks are runs of queries, and backward sums the gradients of parts.
     op.Size(1, ((12, 9), (5, 4)), 1, 32, 1500, 4),
     op.Size(2, ((12, 9), (5, 4)), 1, 32, 1500, 4),
     op.Size(1, ((12, 9), (5, 4)), 3, 30, 1500, 4),

@@ -1,4 +1,4 @@
-"""Wrong arguments raise an error that names the argument, its requirement and what was given, on every path."""
+"""Invalid arguments raise an error that names the argument, its requirement and the given value, on every path."""
 
 import ms_deform_attn as msda
 import pytest

@@ -57,7 +57,7 @@ def test_against_reference(
 
 @pytest.mark.parametrize("values", [0, 4], ids=["plain", "fused"])
 def test_deterministic(values: int) -> None:
-    """Bitwise the same in twenty runs in which many queries sample few pixels."""
+    """Twenty runs in which many queries sample few pixels are bitwise identical."""
     size = op.Size(2, ((6, 5), (3, 3)), 4, 32, 4000, 4)
     tensors, grad = gpu(op.make(size, torch.float32, values)), op.grad_like_output(size, torch.float32).cuda()
     with op.deterministic():
@@ -143,7 +143,7 @@ def test_current_stream() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_device_of_the_tensors_not_the_current_one() -> None:
+def test_device_of_the_tensors_instead_of_the_current_one() -> None:
     tensors, grad = op.make_plain(USUAL, torch.float32), op.grad_like_output(USUAL, torch.float32)
     with torch.cuda.device(0):
         got = ours_of(USUAL, [t.to("cuda:1") for t in tensors], grad.to("cuda:1"))
@@ -152,7 +152,7 @@ def test_device_of_the_tensors_not_the_current_one() -> None:
     op.assert_near(got, op.reference_of(USUAL, tensors, grad))
 
 
-def test_wrong_arguments_are_named() -> None:
+def test_invalid_arguments_are_named() -> None:
     value, loc, weights = gpu(op.make_plain(USUAL, torch.float32))
     shapes = list(USUAL.shapes)
     for message, arguments in {

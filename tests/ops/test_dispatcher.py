@@ -95,7 +95,7 @@ def test_inductor_and_aot_inductor(tmp_path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype) -> None:
-    """value takes the autocast type, everything that defines the sampling points float32."""
+    """value is cast to the autocast type, locations and weights to float32."""
     value, loc, weights = make_plain(SIZE, torch.float32)
     shapes = SIZE.shapes
     with torch.autocast("cpu", dtype):
@@ -158,7 +158,7 @@ def test_flops_handler() -> None:
 
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
 def test_every_instruction_set(isa: str) -> None:
-    """The comparison with the reference, in a process of its own."""
+    """Compares with the reference in a new process."""
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
     command += [f"--confcutdir={here}", str(here / "test_against_reference.py"), "-k", "fused4 or non_finite"]

@@ -1,4 +1,4 @@
-"""Random shapes, types, strides and values: the kernels return what the reference returns, or raise as it does.
+"""Random shapes, types, strides and values: the kernels return the reference's results or raise the same errors.
 
 MS_DEFORM_ATTN_FUZZ sets the number of examples.
 """

@@ -59,7 +59,7 @@ def test_reference_points_get_a_gradient() -> None:
 
 
 def test_reference_points_keep_their_precision_under_autocast() -> None:
-    """Rounded to bfloat16, a point on a level 160 wide would move by up to a third of a pixel."""
+    """Rounded to bfloat16, a point on a level 160 pixels wide would move by up to a third of a pixel."""
     module = msda.MSDeformAttn(d_model=8, n_levels=1, n_heads=1, n_points=1)
     torch.nn.init.zeros_(module.sampling_offsets.bias)
     for projection in (module.value_proj, module.output_proj):

@@ -1,8 +1,8 @@
 // Backward on the CPU. No two tasks write the same memory, and sums are formed in an order that depends on shapes
-// alone, so that the result is bitwise the same for any number of threads.
+// alone, so that the result is bitwise identical for any number of threads.
 //
-// Many queries: a task is one (batch, head), or where those are few a part of its queries; it works on a copy of the
-// head's slice, interleaved with the gradient. The gradients of parts are added up at the end, in order.
+// Many queries: a task is one (batch, head), or a part of its queries if there are few of them; it works on a copy of
+// the head's slice, interleaved with the gradient. The gradients of parts are summed at the end, in order.
 // Few queries: the tensors are used in place; a task is one (batch, head).
 #pragma once
 
@@ -129,8 +129,8 @@ class Backward {
     }
   };
 
-  // Number of parts of a head's queries. Few heads are divided until there are kTasks tasks, but into no part so small
-  // that its copy and gradient outweigh its work.
+  // Number of parts of a head's queries. Few heads are divided until there are kTasks tasks, unless parts become so
+  // small that copying the slice and its gradient costs more than the work.
   int64_t count_parts() const {
     constexpr int64_t kTasks = 8;
     const int64_t heads = p.batch * p.heads;
@@ -140,7 +140,7 @@ class Backward {
     return most < 1 ? 1 : most < wanted ? most : wanted;
   }
 
-  // Loads points and grad_output of the items from `first` on.
+  // Loads points and grad_output of the items starting at `first`.
   void load_block(Scratch& s, const Item& first, int64_t items) const {
     const auto [n, q, m] = first;
     for (int64_t i = 0; i < items; ++i) {
@@ -206,7 +206,7 @@ class Backward {
     if (c < p.channels) store_some(load(in + c), out + c, p.channels - c);
   }
 
-  // Rows [begin, end) of all (n, row): adds up the parts' gradients.
+  // Rows [begin, end) of all (n, row): sums the gradients of the parts.
   void add_parts(int64_t begin, int64_t end) const {
     for (int64_t at = begin; at < end; ++at) {
       const int64_t n = at / p.rows, row = at % p.rows;

@@ -1,5 +1,5 @@
 // Forward on the CPU. Every output row is computed by one task, in an order that depends on shapes alone, so that the
-// result is bitwise the same for any number of threads.
+// result is bitwise identical for any number of threads.
 //
 // Many queries: the head's slice of value is copied into scratch memory; a task is a run of one head's queries.
 // Few queries: the tensor is read in place; a task is one (query, head).
@@ -10,8 +10,8 @@
 namespace msda {
 namespace {
 
-// Chains of multiply-adds that run side by side, to hide their latency: two per multiplier and cycle of latency, in as
-// many registers as there are. kN vectors of channels have this many sets of accumulators.
+// Independent chains of multiply-adds, to hide their latency: two per multiplier and cycle of latency, limited by the
+// number of registers. kN vectors of channels have this many sets of accumulators.
 constexpr int sets_for(int vectors) { return vectors <= 2 ? 4 : vectors <= 4 ? 2 : 1; }
 
 // Weighted sum of rows, over kN vectors of channels.
@@ -148,8 +148,8 @@ class Forward {
     }
   };
 
-  // Queries of one task: enough to gather several times the rows that a thread copies when its first task begins in
-  // the middle of a head.
+  // Queries per task: enough to gather several times the rows that a thread copies if its first task starts in the
+  // middle of a head.
   int64_t run_length() const {
     const int64_t length = layout_.rows / (int64_t(p.levels) * p.points);
     return (length > 256 ? length : 256) / kBlock * kBlock;
@@ -232,7 +232,7 @@ class Forward {
     }
   }
 
-  // Rounds the sums of a run of vectors, of which `first` is the number of the first one.
+  // Rounds the sums of a run of vectors; `first` is the index of the first vector.
   void store_run(const A* sum, int64_t first, int vectors, T* out) const {
     for (int v = 0; v < vectors; v += 2) {
       const int64_t channel = (first + v) * kWidth<A>, left = p.channels - channel;

@@ -1,4 +1,4 @@
-// The CPU kernels of one instruction set, and their choice at run time.
+// The CPU kernels of one instruction set, and their selection at run time.
 #pragma once
 
 #include "../problem.h"
@@ -13,7 +13,7 @@ struct KernelTable {
 };
 
 // Returns the best kernels for this processor, or those that MS_DEFORM_ATTN_ISA=plain|avx2|avx512 selects. Throws
-// std::runtime_error if the selected ones are unknown or cannot run here.
+// std::runtime_error if the selected ones are unknown or not supported by this processor.
 const KernelTable& cpu_kernels();
 
 }  // namespace msda

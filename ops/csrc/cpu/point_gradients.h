@@ -59,7 +59,7 @@ void softmax_backward(const PointTable<A>& table, const A* attention, A* grad) {
   }
 }
 
-// Elements that do not fill a vector are stored one by one: behind them lies another item's memory.
+// Elements that do not fill a vector are stored one by one, because the next item's memory follows.
 template <typename P, typename A>
 void store_values(const A* in, int32_t count, P* out) {
   int32_t i = 0;

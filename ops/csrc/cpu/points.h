@@ -33,7 +33,7 @@ struct Layout {
   int64_t rows;
 };
 
-// Properties of each of an item's points that follow from its level.
+// Properties of an item's points that depend only on the level.
 template <typename A>
 struct PointTable {
   int32_t count;   // L * K
@@ -83,7 +83,7 @@ struct PointBlock {
     row = arena.take<int32_t>(n);
     mask = arena.take<int32_t>(n);
     if (arena.base == nullptr) return;
-    // The padding takes part in the arithmetic, without effect: it must only be initialised.
+    // The padding takes part in the arithmetic without effect, so any initial value is valid.
     for (A* array : {x, y, attention}) std::memset(array, 0, n * sizeof(A));
     if (backward) std::memset(dots, 0, 4 * n * sizeof(A));
   }
@@ -92,7 +92,7 @@ struct PointBlock {
 // Position of a point's first corner weight among those of its item; the others follow at distances of kGroup.
 inline int64_t weight_slot(int64_t point) { return point + 3 * (point & -int64_t(kGroup)); }
 
-// Always inlined, like its callers: GCC drops calls of a function that only prefetches, as without effect.
+// Always inlined, like its callers: GCC removes calls to a function that only prefetches.
 MSDA_HOST_DEVICE void prefetch(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
 }
@@ -107,8 +107,8 @@ MSDA_HOST_DEVICE void prefetch_points(const Problem& p, const Item& item) {
   prefetch(static_cast<const P*>(p.attention) + offset, bytes);
 }
 
-// Whole vectors may be read from an item's points on if the tensor does not end before: what is read too much belongs
-// to the next items, and ends in the padding.
+// Whether whole vectors can be read from an item's points without passing the end of the tensor. Excess elements belong
+// to the next items and end up in the padding.
 template <typename A>
 bool reads_whole_points(const Problem& p, const PointTable<A>& table, int64_t offset) {
   return sizeof(A) == 4 && offset + table.padded <= points_offset(p, {p.batch, 0, 0});

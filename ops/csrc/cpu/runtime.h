@@ -1,4 +1,4 @@
-// Threads and memory of the CPU kernels; the functions of runtime.cpp are compiled for the baseline instruction set.
+// Threads and memory of the CPU kernels. runtime.cpp is compiled for the baseline instruction set.
 #pragma once
 
 #include <cstddef>
@@ -7,15 +7,15 @@
 namespace msda {
 
 // Runs body(begin, end, context) over [0, count) on PyTorch's threads, one contiguous share per call. `work` is the
-// approximate number of multiply-adds per index: little work stays on the calling thread.
+// approximate number of multiply-adds per index; small amounts of work run on the calling thread.
 void parallel_for(int64_t count, int64_t work, void (*body)(int64_t, int64_t, void*), void* context);
 
-// Requests huge pages for fresh memory of a result and faults them in; the contents become undefined. Large memory
-// comes straight from the system, and faulting it in by 4 KB pages can take longer than computing the result.
+// Requests huge pages for fresh memory of a result and faults them in; the contents become undefined. Large blocks
+// come directly from the system, and faulting them in by 4 KB pages can take longer than computing the result.
 void touch_pages(void* memory, int64_t bytes);
 
 // Scratch memory of the calling thread, aligned to 64 bytes, contents undefined. The memory is kept for the next call
-// unless it is very large. One at a time per thread.
+// unless it is very large. At most one per thread at a time.
 class ThreadScratch {
  public:
   explicit ThreadScratch(size_t bytes);

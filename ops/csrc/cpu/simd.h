@@ -1,10 +1,10 @@
-// SIMD vectors: the compiler's own vector types, as wide as a register of the instruction set that this translation
-// unit is compiled for. Arithmetic, comparisons and `condition ? a : b` are built into them. This header adds loads and
+// SIMD vectors: the compiler's own vector types, as wide as a register of this translation unit's instruction
+// set. Arithmetic, comparisons and `condition ? a : b` are built into them. This header adds loads and
 // stores, which convert 16-bit elements to and from float, fused multiply-add, and movements between elements.
 #pragma once
 
 #if defined(__AVX2__)
-// GCC 12 takes registers of its own AVX-512 intrinsics for uninitialised (GCC bug 105593).
+// GCC 12 reports registers in its own AVX-512 intrinsics as uninitialised (GCC bug 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"

@@ -1,4 +1,4 @@
-// Rows of value, of one head, in two layouts. Padded: a copy in scratch memory with a border of zero rows, so that no
+// Rows of one head of value, in two layouts. Padded: a copy in scratch memory with a border of zero rows, so that no
 // corner needs a test and one index addresses all four. In place: the tensor itself; corners outside the level read a
 // row of zeros.
 #pragma once
@@ -35,7 +35,7 @@ inline Layout in_place_layout(const Problem& p) {
   return layout;
 }
 
-// Copying pays when many times more rows are gathered than copied.
+// Copying is faster if many times more rows are gathered than copied.
 inline bool is_worth_copying(const Problem& p) {
   const Layout layout = padded_layout(p);
   return layout.rows < (int64_t(1) << 31) && p.queries * p.levels * p.points * 2 > layout.rows;
@@ -105,7 +105,7 @@ inline void store_two_some(V a, V b, T* p, int64_t count) {
   }
 }
 
-// Copies a row of `channels`, converted to S, and fills it up with zeros to whole vectors.
+// Copies a row of `channels`, converted to S, and pads it with zeros to whole vectors.
 template <typename T, typename S>
 inline void copy_row(const T* from, int64_t channels, S* to) {
   constexpr int64_t width = kWidth<Acc<T>>;
@@ -133,8 +133,8 @@ inline void clear_row(S* to, int64_t vectors) {
   for (int64_t v = 0; v < vectors; ++v) std::memset(reinterpret_cast<char*>(to) + v * bytes, 0, bytes);
 }
 
-// Copies one head's slice of value into padded rows of `row_vectors` vectors; what a row of value does not fill is
-// zero.
+// Copies one head's slice of value into padded rows of `row_vectors` vectors; the rest of each
+// row is zero.
 template <typename T, typename S>
 void fill_padded(const Problem& p, const Layout& layout, const T* slice, int64_t row_vectors, S* rows) {
   using A = Acc<T>;

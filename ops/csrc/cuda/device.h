@@ -29,7 +29,7 @@ class Gpu {
   void* context_;
 };
 
-// Defined in kernels_*.cu, one file per type so that they compile side by side.
+// Defined in kernels_*.cu, one file per type so that they compile in parallel.
 void run_f32(const Problem& p, const Options& options, bool backward, Gpu& gpu);
 void run_f64(const Problem& p, const Options& options, bool backward, Gpu& gpu);
 void run_f16(const Problem& p, const Options& options, bool backward, Gpu& gpu);

@@ -37,7 +37,7 @@ struct ForwardKernel {
     const Group<Thread, kChannels / kVector> group(a, thread);
     const int32_t per_block = thread.block_size() / group.lanes;
     for (int64_t first = thread.block() * per_block; first < a.items; first += thread.blocks() * per_block) {
-      // A group beyond the last item repeats that item and stores nothing: a warp stays together.
+      // A group beyond the last item repeats that item and stores nothing, so that its warp does not diverge.
       const bool active = first + group.number < a.items;
       const Item at = item_of(a, active ? first + group.number : a.items - 1);
       const PointReader<P, A, kFused> points(a, levels, at, group);

@@ -48,7 +48,7 @@ void deterministic_pass(const Problem& p, const Options& options, Args a, Device
                                                     DeterministicKernel<T, P>::shared_bytes(p.levels));
 }
 
-// The rows of value must be as far apart as those of its gradient: M * D elements.
+// The rows of value must have the same stride as those of its gradient: M * D elements.
 template <typename T, typename P, bool kFused, typename Device>
 void backward_pass(const Problem& p, const Options& options, Device& device) {
   using A = Acc<T>;
@@ -97,7 +97,7 @@ void run_source(const Problem& p, const Options& options, bool backward, Device&
   return fused ? forward_pass<T, P, true>(p, options, device) : forward_pass<T, P, false>(p, options, device);
 }
 
-// T is the problem's value type; the points have the same type or, beside a 16-bit value, float32.
+// T is the problem's value type; the points have the same type or, with a 16-bit value, float32.
 template <typename T, typename Device>
 void run_typed(const Problem& p, const Options& options, bool backward, Device& device) {
   if constexpr (sizeof(T) == 2) {

@@ -1,7 +1,7 @@
-// Division of a call among the threads of a GPU; plain C++ that runs on the host.
+// Distribution of a call over the threads of a GPU. Plain C++ that runs on the host.
 //
 // One item is one (batch, query, head). A group of `lanes` neighbouring threads serves one item; each of them holds
-// `vector` adjacent channels and, where D is larger than lanes * vector, walks over the rest in steps of that many.
+// `vector` adjacent channels and, if D is larger than lanes * vector, loops over the rest with that stride.
 #pragma once
 
 #include <cstddef>
@@ -116,7 +116,7 @@ inline bool is_aligned(const Problem& p, int32_t element_size) {
   return true;
 }
 
-// Fills in the arguments that follow from the problem and the plan, that is all but the buffers.
+// Sets all arguments except the buffers.
 inline Args make_args(const Problem& p, const Plan& plan, int32_t element_size, int32_t acc_size) {
   Args a = {};
   a.items = p.batch * p.queries * p.heads;

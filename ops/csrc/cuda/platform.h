@@ -53,7 +53,7 @@ struct WordOf<16> {
 template <int kCount, typename T>
 MSDA_DEVICE Pack<T, kCount> load_pack(const void* address) {
 #if defined(__CUDACC__)
-  // Through the read-only path: kernels read nothing this way that is written while they run.
+  // Uses the read-only path, which is valid because kernels never write to memory that they read this way.
   using Raw = typename WordOf<sizeof(T) * kCount>::type;
   const Raw raw = __ldg(static_cast<const Raw*>(address));
   Pack<T, kCount> pack;
@@ -64,8 +64,8 @@ MSDA_DEVICE Pack<T, kCount> load_pack(const void* address) {
 #endif
 }
 
-// Hides the origin of a pointer from the compiler, which would otherwise compute it again from the kernel's arguments
-// at every use.
+// Hides the origin of a pointer from the compiler, which would otherwise recompute it from the kernel's arguments at
+// every use.
 template <typename T>
 MSDA_DEVICE T* opaque(T* pointer) {
 #if defined(__CUDACC__)
@@ -89,7 +89,7 @@ struct GpuThread {
   MSDA_DEVICE int32_t index() const { return int32_t(threadIdx.x); }
   MSDA_DEVICE int32_t block_size() const { return int32_t(blockDim.x); }
   MSDA_DEVICE char* shared() const { return memory; }
-  // To be called by all threads of the warp, or of the block, together.
+  // Must be called by all threads of the warp or block.
   MSDA_DEVICE void sync_warp() const { __syncwarp(); }
   MSDA_DEVICE void sync_block() const { __syncthreads(); }
   template <typename A>
