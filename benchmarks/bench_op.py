@@ -31,7 +31,7 @@ import ms_deform_attn as msda
 
 SHAPES = [(100, 134), (50, 67), (25, 34), (13, 17)]
 HEADS, CHANNELS, POINTS = 8, 32, 4
-# BENCH_CLOCK=cpu with OMP_NUM_THREADS=1 measures processor time, which depends less on other load.
+# BENCH_CLOCK=cpu with OMP_NUM_THREADS=1 measures CPU time, which depends less on background load.
 CLOCK = time.thread_time if os.environ.get("BENCH_CLOCK") == "cpu" else time.perf_counter
 RETAINING = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 
@@ -205,7 +205,7 @@ def main() -> None:
         if args.only and args.only not in title:
             continue
         _table(title, json.loads(_spawn(["--worker", "--repeat", str(args.repeat)], environment)))
-    print("\nmemory above the inputs, ENC, MB (forward / forward + backward)")
+    print("\npeak memory excluding inputs, ENC, MB (forward / forward + backward)")
     for name in CANDIDATES:
         numbers = [float(_spawn(["--memory", name, mode], {})) for mode in ("forward", "both")]
         print(f"| {name} | {numbers[0]:.0f} | {numbers[1]:.0f} |")

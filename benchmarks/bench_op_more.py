@@ -1,7 +1,6 @@
-"""More times of the operator on the CPU: other sizes and element types, few heads, and the MSDeformAttn module with and
-without the fused operator.
+"""More CPU benchmarks of the operator: other sizes and element types, few heads, and the MSDeformAttn module.
 
-    python3 benchmarks/bench_op_more.py
+python3 benchmarks/bench_op_more.py
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ def _separate(op: Callable[..., Tensor], value: Tensor, shapes: list[tuple[int, 
 
 
 def module_tables(repeat: int) -> None:
-    print("\nMSDeformAttn, fused and as separate operations: ms, and MB above the inputs")
+    print("\nMSDeformAttn, fused and as separate operations: ms, and peak MB excluding inputs")
     for case, queries in (("ENC", None), ("DEC", 300)):
         for backward in (False, True):
             runs = {name: module_run(name == "fused", queries, backward) for name in ("fused", "separate")}
@@ -123,7 +122,7 @@ def module_tables(repeat: int) -> None:
 
 
 def _memory_of(kind: str, case: str, backward: bool) -> float:
-    """Returns the MB that one call needs, measured in a new process."""
+    """Returns the peak memory of one call in MB, measured in a new process."""
     command = [sys.executable, __file__, "--memory", kind, case, "both" if backward else "forward"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

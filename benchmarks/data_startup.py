@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time and memory from process start to the first image of a training on a COCO-size annotation file.
+"""Measures time and memory from process start to the first image of a training run on a COCO-size annotation file.
 
     python benchmarks/data_startup.py --data DIR [--before CHECKOUT] [--engine ENGINE] [--masks] [--runs N]
 
