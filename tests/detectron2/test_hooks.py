@@ -80,7 +80,7 @@ def test_hooks_of_a_run_work_together(make_cfg):
 
 def test_precise_bn_of_frozen_norms_is_an_error_that_says_so(make_cfg):
     cfg = make_cfg(MODEL__RESNETS__NORM="FrozenBN", TEST__PRECISE_BN__ENABLED=True)
-    with pytest.raises(UserError, match=r"TEST.PRECISE_BN.ENABLED True needs batch norms that update their statistics, unlike FrozenBN"):
+    with pytest.raises(UserError, match=r"TEST.PRECISE_BN.ENABLED True needs batch norms .* FrozenBN"):
         Trainer(cfg)
 
 
