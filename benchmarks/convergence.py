@@ -84,7 +84,7 @@ def train(name: str, args: argparse.Namespace) -> None:
     if (folder / "model_final.pth").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").unlink(missing_ok=True)  # of an interrupted run
+    (folder / "metrics.json").unlink(missing_ok=True)  # left by an interrupted run
     command = [sys.executable, str(ROOT / "train_net.py"), "--engine", args.engine]
     command += ["--config-file", str(ROOT / "benchmarks/convergence.yaml")]
     command += [part for pair in keys.items() for part in pair]

@@ -17,7 +17,7 @@ T = TypeVar("T")
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 KEYS = ("images", "categories", "annotations")
-_ERRORS = (ValueError, RecursionError)  # of decoders: not JSON, not UTF-8, violates the schema, nested too deeply
+_ERRORS = (ValueError, RecursionError)  # raised for invalid JSON, UTF-8 or schema, and deep nesting
 
 
 class ImageEntry(msgspec.Struct, gc=False):

@@ -95,7 +95,7 @@ class _Placed:
     mask: Mask
     top: int
     left: int
-    area: float  # of the whole shape, including the part outside the image
+    area: float  # area of the whole shape, including the part outside the image
     seen: float
 
     @property

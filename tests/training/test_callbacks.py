@@ -82,7 +82,7 @@ def test_early_stopping_counts_evaluations_without_an_improvement() -> None:
     other = EarlyStopping(EarlyStoppingConfig(patience=3, min_delta=1.0))
     other.load_state_dict(stopping.state_dict())
     assert (other.best, other.count, other.should_stop) == (-3.0, 2, False)
-    other.load_state_dict({"best": None, "count": 0})  # of earlier versions
+    other.load_state_dict({"best": None, "count": 0})  # state written by earlier versions
     other.update(-100.0)
     assert other.best == -100.0
 

@@ -10,7 +10,7 @@ import torch
 
 from .base import DROPPED, Format, NameTable, Rule, State
 
-_EPS = 1e-5  # of the frozen batch norms in torchvision and Detectron2
+_EPS = 1e-5  # epsilon used by FrozenBatchNorm2d in torchvision and Detectron2
 
 
 class ResNetFormat(Format):
