@@ -9,8 +9,9 @@ As in Detectron2, contiguous class ids 0, 1, … are assigned in the order of th
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,14 @@ class CocoRecords(Records):
     Attributes:
         table: (annotations,) values of the file, of dtype `annotations.TABLE`.
         segmentations: segmentations of the annotations; None if masks were not loaded.
+        federated: image id to LVIS's lists of its ``lvis.FEDERATED`` categories; empty for other files.
+        frequencies: LVIS's frequency of class 0, 1, …; empty for other files.
     """
 
     table: Array
     segmentations: Segmentations | None = None
+    federated: Mapping[int, Mapping[str, list[int]]] = MappingProxyType({})
+    frequencies: Sequence[str] = ()
 
     def _annotations(self, index: int) -> Record:
         start, stop = self.spans[index].tolist()
@@ -66,17 +71,28 @@ class CocoRecords(Records):
         return {"annotations": found}
 
     def ground_truth(self) -> dict[str, Any]:
-        """Returns the content of the file for COCO's evaluation: all annotations, without clipping."""
-        columns = {key: self.table[key].tolist() for key in ("id", "image_id", "category_id", "bbox", "area")}
-        columns["iscrowd"] = self.table["iscrowd"].astype(int).tolist()
-        if self.segmentations is not None:
-            columns["segmentation"] = [self.segmentations.decode(row) for row in range(len(self.table))]
-        images = {
-            "id": self.image_ids.tolist(),
-            "height": self.sizes[:, 0].tolist(),
-            "width": self.sizes[:, 1].tolist(),
+        """Returns the objects and crowds of the records as the content of a COCO or LVIS file.
+
+        Annotations are numbered from 1, as pycocotools needs unique positive ids.
+        """
+        owners = np.repeat(np.arange(len(self)), self.spans[:, 1] - self.spans[:, 0])
+        rows = np.concatenate([np.arange(start, stop) for start, stop in self.spans.tolist()] or [np.zeros(0, int)])
+        owners, rows = owners[self.is_used[rows]], rows[self.is_used[rows]]
+        table = self.table[rows]
+        columns = {
+            "id": range(1, len(rows) + 1),
+            "bbox": clip(table["bbox"], self.sizes[owners]).tolist(),
+            "iscrowd": table["iscrowd"].astype(int).tolist(),
+            **{key: table[key].tolist() for key in ("image_id", "category_id", "area")},
         }
+        if self.segmentations is not None:
+            columns["segmentation"] = [self.segmentations[row] for row in rows.tolist()]
+        image_ids: list[int] = self.image_ids.tolist()
+        images = {"id": image_ids, "height": self.sizes[:, 0].tolist(), "width": self.sizes[:, 1].tolist()}
         categories = {"id": self.summary.category_ids, "name": self.summary.class_names}
+        if self.federated:
+            images |= {key: [self.federated[image_id][key] for image_id in image_ids] for key in lvis.FEDERATED}
+            categories["frequency"] = tuple(self.frequencies)
         return {
             key: [dict(zip(part, values, strict=True)) for values in zip(*part.values(), strict=True)]
             for key, part in (("images", images), ("annotations", columns), ("categories", categories))
@@ -131,6 +147,9 @@ def load(
     _warn(spec, summary, checker.dropped, len(table))
     records = CocoRecords(spec, summary, images, checker.spans, checker.labels, is_crowd, used)
     records.table, records.segmentations = table, segmentations
+    if is_lvis:
+        records.federated = {image.id: {key: getattr(image, key) for key in lvis.FEDERATED} for image in images}
+        records.frequencies = [checker.frequencies[category_id] for category_id in categories]
     return records
 
 
@@ -154,7 +173,10 @@ def _read(
         owners = positions(np.array(list(file_names), np.int64), table["image_id"])
         order = np.argsort(owners, kind="stable")
         segmentations = take_segmentations(rows, order) if masks else None
-    return _Checker(images, categories, table[order], owners[order], problems), segmentations
+    checker = _Checker(images, categories, table[order], owners[order], problems)
+    if is_lvis:
+        checker.frequencies = {entry["id"]: entry["frequency"] for entry in content.categories}
+    return checker, segmentations
 
 
 def _warn(spec: DatasetSpec, summary: Summary, dropped: list[int], total: int) -> None:
@@ -185,7 +207,10 @@ class _Checker:
         is_used: (annotations,) bool; False for faulty and dropped rows.
         dropped: ids of the dropped annotations.
         clipped: number of clipped boxes.
+        frequencies: category id to frequency in LVIS's files.
     """
+
+    frequencies: Mapping[int, str] = MappingProxyType({})
 
     def __init__(
         self, images: list[ImageEntry], categories: dict[int, str], table: Array, owners: Array, problems: Problems

@@ -18,7 +18,7 @@ from .records import Array
 
 FREQUENCIES = ("r", "c", "f")
 FILE_NAME_HINT = " In LVIS's files, the last two parts of coco_url are the path of an image."
-_FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
+FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def is_lvis_file(path: str | Path) -> bool:
@@ -28,7 +28,7 @@ def is_lvis_file(path: str | Path) -> bool:
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(f'"{_FEDERATED[0]}"'.encode()) >= 0
+            return content.find(f'"{FEDERATED[0]}"'.encode()) >= 0
     except (OSError, ValueError):  # ValueError: an empty file
         return False
 
@@ -54,7 +54,7 @@ def prepare(images: list[ImageEntry], categories: list[Any], problems: Problems)
 
 def _prepare_image(image: ImageEntry, known: set[int], problems: Problems) -> None:
     where = f"image {image.id}"
-    for key in _FEDERATED:
+    for key in FEDERATED:
         listed = getattr(image, key)
         if not isinstance(listed, list):
             remedy = "LVIS's evaluation requires a list of category ids, or [], in every image."
@@ -105,4 +105,4 @@ def check_absent_categories(
         row, item = absent[index]
         where = f"image {images[row].id} has objects of category {item}"
         remedy = "Remove the category from the list, or correct the objects."
-        problems.add(f"images with objects of classes in {_FEDERATED[0]!r}", where, remedy)
+        problems.add(f"images with objects of classes in {FEDERATED[0]!r}", where, remedy)

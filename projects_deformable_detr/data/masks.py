@@ -60,17 +60,46 @@ class Segmentations:
         if found is None:
             return None, 0, 0
         if isinstance(found, _RunLengths):
-            return _check_run_lengths(found, height, width), 1, 0
+            return find_rle_fault(found.size, found.counts, height, width), 1, 0
         odd = next((len(polygon) for polygon in found if len(polygon) % 2), None)
         fault = None if odd is None else f"a polygon with an odd number of coordinates ({odd})"
         return fault, len(found), sum(len(polygon) < _TRIANGLE for polygon in found)
 
 
-def _check_run_lengths(found: _RunLengths, height: int, width: int) -> str | None:
-    if found.size != (height, width):
-        return f"an RLE of size {list(found.size)}, but its image is {height} x {width} (height x width)"
-    total = height * width if isinstance(found.counts, str) else sum(found.counts)
+def find_rle_fault(size: Sequence[int], counts: str | bytes | list[int], height: int, width: int) -> str | None:
+    """Returns what is wrong with an RLE, or None. pycocotools does not check lengths, and may read or loop forever."""
+    if tuple(size) != (height, width):
+        return f"an RLE of size {list(size)}, but its image is {height} x {width} (height x width)"
+    try:
+        total = sum(counts) if isinstance(counts, list) else _decode_counts(counts).sum()
+    except ValueError as error:
+        return f"an RLE whose counts {error}"
     return None if total == height * width else f"an RLE of {total} pixels, not {height * width}"
+
+
+def _decode_counts(text: str | bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Decodes the run lengths of a compressed RLE: digits of 5 bits, and differences to the second last length."""
+    content = text.encode("utf-8") if isinstance(text, str) else text
+    digits = np.frombuffer(content, np.uint8).astype(np.int64) - 48
+    if not digits.size:
+        return digits
+    if digits.min() < 0 or digits.max() > 63:
+        raise ValueError("have characters outside of COCO's encoding")
+    stops = np.flatnonzero(digits < 32)  # the last digit of each number
+    if not stops.size or stops[-1] != digits.size - 1:
+        raise ValueError("are truncated")
+    starts = np.concatenate([[0], stops[:-1] + 1])
+    num_digits = stops - starts + 1
+    if num_digits.max() > 7:
+        raise ValueError("are not run lengths of an image")
+    powers = 5 * (np.arange(digits.size) - np.repeat(starts, num_digits))
+    found = np.add.reduceat((digits & 31) << powers, starts)
+    found -= (digits[stops] >> 4 & 1) << 5 * num_digits  # two's complement
+    found[1::2] = found[1::2].cumsum()
+    found[2::2] = found[2::2].cumsum()
+    if found.min() < 0:
+        raise ValueError("are negative")
+    return found
 
 
 def to_rle(segmentation: Any, height: int, width: int, where: str) -> Rle:
@@ -88,18 +117,14 @@ def to_rle(segmentation: Any, height: int, width: int, where: str) -> Rle:
     try:
         if isinstance(segmentation, list):
             return dict(rle_format.merge(rle_format.frPyObjects(segmentation, height, width)))
-        if list(segmentation["size"]) == [height, width]:
-            if isinstance(segmentation["counts"], list):
-                return dict(rle_format.frPyObjects(segmentation, height, width))
-            return dict(segmentation)
+        fault = find_rle_fault(segmentation["size"], segmentation["counts"], height, width)
+        if fault is None and isinstance(segmentation["counts"], list):
+            return dict(rle_format.frPyObjects(segmentation, height, width))
     except Exception as error:  # pycocotools raises plain Exception, too
-        raise DatasetError(
-            f"{where} has an unusable segmentation ({error}): correct or remove the annotation"
-        ) from error
-    raise DatasetError(
-        f"{where} has a segmentation of {segmentation['size'][0]} x {segmentation['size'][1]} pixels (height x width), "
-        f"but its image is {height} x {width}: correct the annotation"
-    )
+        fault = f"an unusable segmentation ({error})"
+    if fault is not None:
+        raise DatasetError(f"{where} has {fault}: correct or remove the annotation")
+    return dict(segmentation)
 
 
 def decode(rles: list[Rle], height: int, width: int) -> Bitmaps:

@@ -127,10 +127,14 @@ class CocoEvaluator:
 
     @cached_property
     def ground_truth(self) -> Any:
-        """Ground truth for pycocotools, from the records: the annotation file is not decoded again."""
+        """Ground truth from the records, so that training and evaluation have the same objects."""
         assert isinstance(self.records, CocoRecords)
+        return self.read_ground_truth(self.records.ground_truth())
+
+    def read_ground_truth(self, content: dict[str, Any]) -> Any:
+        """Returns the content of a file for pycocotools."""
         ground_truth = COCO()
-        ground_truth.dataset = self.records.ground_truth()
+        ground_truth.dataset = content
         with contextlib.redirect_stdout(io.StringIO()):
             ground_truth.createIndex()
         return ground_truth

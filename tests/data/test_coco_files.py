@@ -255,10 +255,16 @@ def test_accepted_deviations_from_the_schema(write, content):
     assert "annotation 9223372036854775808 of a.png has id" in load_error(write(content))
 
 
-def test_ground_truth_is_the_content_of_the_file(write, content):
-    for item in content["annotations"]:
-        item["segmentation"] = [[1, 2, 11, 2, 11, 22]]
-    found = load_dataset(write(content), for_evaluation=True, masks=True).ground_truth()
-    assert sorted(found["annotations"], key=lambda item: item["id"]) == content["annotations"]  # boxes are not clipped
+def test_ground_truth_has_the_objects_of_the_records(write, content):
+    """Annotations are numbered from 1, boxes are clipped, and dropped annotations are left out."""
+    for number, item in enumerate(content["annotations"]):
+        item["segmentation"], item["id"] = [[1, 2, 11, 2, 11, 22]], -number
+    content["annotations"][2]["bbox"] = [5, 5, 0, 5]
+    records = load_dataset(write(content), "drop", for_evaluation=True, masks=True)
+    found = records.ground_truth()
+    expected = [content["annotations"][index] | {"id": number} for number, index in enumerate((0, 1, 3), 1)]
+    expected[1]["bbox"] = [30.5, 5, 9.5, 10]
+    assert found["annotations"] == expected
+    assert [item["id"] for item in records[1:].ground_truth()["annotations"]] == [1]
     assert found["categories"] == sorted(content["categories"], key=lambda item: item["id"])
     assert [image["id"] for image in found["images"]] == [10, 20, 30]

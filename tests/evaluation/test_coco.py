@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.load import load_dataset
+from projects_deformable_detr.data.masks import decode, to_rle
 from projects_deformable_detr.evaluation.coco import CocoEvaluator, compute_metrics, format_metrics
 from projects_deformable_detr.modeling import Detections
 
@@ -104,3 +105,32 @@ def test_table_has_every_number() -> None:
     metrics = {"AP": 12.3456, "AP50": 2.0, "AP75": 3.0, "APs": math.nan, "APm": 5.0, "APl": 6.0, "AP-cat": 7.25}
     text = format_metrics(metrics)
     assert all(word in text for word in ("12.346", "AP50", "nan", "cat", "7.250"))
+
+
+@pytest.mark.parametrize("first_id", [0, -7])
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_truth_as_detections_has_ap_100(first_id: int, kind: str, tmp_path: Path) -> None:
+    """For any annotation ids, with boxes that leave the image, and with dropped boxes."""
+    boxes = [[10.0, 10, 20, 30], [50, 60, 100, 10], [70, 10, 8, 8], [5, 5, 0, 5], [120, 20, 10, 10]]
+    outlines = [[[x, y, x + w, y, x + w, y + h, x, y + h]] for x, y, w, h in boxes]
+    annotations = [
+        {"id": first_id + index, "image_id": 1 + index % 2, "category_id": 1, "iscrowd": 0, "area": 90, "bbox": box}
+        | {"segmentation": outline}
+        for index, (box, outline) in enumerate(zip(boxes, outlines, strict=True))
+    ]
+    images = [{"id": image_id, "file_name": "a.png", "width": 100, "height": 80} for image_id in (1, 2)]
+    (tmp_path / "a.png").touch()
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    spec = DatasetSpec("truth", tmp_path / "truth.json", tmp_path)
+    records = load_dataset(spec, "drop", for_evaluation=True, masks=True)
+    evaluator = CocoEvaluator(records)
+    for record in records:
+        corners = torch.tensor([item["bbox"] for item in record["annotations"]])
+        corners[:, 2:] += corners[:, :2]
+        rles = [to_rle(item["segmentation"], 80, 100, "") for item in record["annotations"]]
+        count = len(corners)
+        found = Detections(corners, torch.ones(count), torch.zeros(count), torch.from_numpy(decode(rles, 80, 100)))
+        evaluator.add([record["image_id"]], [found])
+    metrics = evaluator.evaluate(tmp_path)[kind]
+    assert [metrics["AP"], metrics["AP75"], metrics["APs"]] == pytest.approx([100, 100, 100])

@@ -90,7 +90,7 @@ def evaluate(
     spec: DatasetSpec, found: dict[int, Detections], folder: Path, most: int = 300
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     pytest.importorskip("faster_coco_eval", reason="computes LVIS's AP with faster-coco-eval")
-    evaluator = LvisEvaluator(load_dataset(spec), most)
+    evaluator = LvisEvaluator(load_dataset(spec, masks=True), most)
     evaluator.add(list(found), list(found.values()))
     metrics = evaluator.evaluate(folder)["bbox"]
     return metrics, json.loads((folder / "lvis_instances_results.json").read_text())
