@@ -111,7 +111,7 @@ def test_ground_truth_has_ap_100(many: DatasetSpec, tmp_path: Path) -> None:
 def test_ground_truth_masks_have_ap_100(many: DatasetSpec, tmp_path: Path) -> None:
     """Boxes are wrong, so that object sizes must be those of the masks."""
     pytest.importorskip("faster_coco_eval", reason="computes LVIS's AP with faster-coco-eval")
-    evaluator = LvisEvaluator(load_dataset(many), 300)
+    evaluator = LvisEvaluator(load_dataset(many, masks=True), 300)
     annotations = json.loads(Path(many.json_file).read_text())["annotations"]
     for image_id, item in truth(many).items():
         outlines = [found["segmentation"] for found in annotations if found["image_id"] == image_id]
