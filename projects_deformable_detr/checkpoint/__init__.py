@@ -10,7 +10,7 @@ from .files import (
     save_detector,
     write_atomically,
 )
-from .formats import detect, to_ours
+from .formats import detect, import_state
 from .formats.hugging_face import write_hugging_face
 from .formats.official import write_official
 from .load import LoadOptions, LoadReport, fit, load_weights
@@ -30,7 +30,7 @@ __all__ = [
     "read_pickle",
     "read_weights",
     "save_detector",
-    "to_ours",
+    "import_state",
     "write_atomically",
     "write_hugging_face",
     "write_official",

@@ -10,7 +10,7 @@ from torch import nn
 
 from .classes import ClassHead, ClassReport, class_names_of, count_logits, fit_class_heads, shorten
 from .files import TORCHVISION, CheckpointError, DownloadError, Weights, download, read_weights
-from .formats import detect, to_ours
+from .formats import detect, import_state
 from .formats.backbones import CAFFE2_RESNET, is_group_norm, match_backbone
 from .formats.base import Format, Names, State
 from .formats.detector import OURS, is_deformable
@@ -136,7 +136,7 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
         _check_caffe2(detector, weights.state, source, options)
     source = f"{source} ({format.name} weights)"
     own = detector.state_dict()
-    state = match_backbone(to_ours(weights.state, format), own)
+    state = match_backbone(import_state(weights.state, format), own)
     # Frozen norms lack the step counter of batch norm.
     state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
     no_object = bool(getattr(detector, "no_object", False))
@@ -170,7 +170,7 @@ def file_classes(weights: Weights, format: Format, no_object: bool) -> tuple[int
         format: its format.
         no_object: whether a detector of this project has a logit for "no object"; other formats determine it.
     """
-    state = to_ours(weights.state, format)
+    state = import_state(weights.state, format)
     head = _class_head(format, state, weights.class_names, no_object)
     return max(0, count_logits(state) - head.no_object), head.names
 

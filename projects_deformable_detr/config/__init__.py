@@ -1,7 +1,7 @@
 """Config keys and the functions that read them; other packages receive dataclasses."""
 
 from .engines import get_cfg, register_engine
-from .keys import add_deformable_detr_config, set_things, things
+from .keys import add_deformable_detr_config, set_thing_classes, thing_classes
 from .loading import did_you_mean, leaves, load_cfg, merge
 from .model import build_criterion, build_detector
 
@@ -15,6 +15,6 @@ __all__ = [
     "load_cfg",
     "merge",
     "register_engine",
-    "set_things",
-    "things",
+    "set_thing_classes",
+    "thing_classes",
 ]

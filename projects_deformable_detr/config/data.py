@@ -13,7 +13,7 @@ from ..data.load import load_dataset, read_classes
 from ..data.problems import DatasetError
 from ..data.records import Records
 from ..errors import ArgumentError
-from .keys import things as things_of_config
+from .keys import thing_classes
 from .reading import get, naming_keys, read
 
 DATA_KEYS = {
@@ -133,7 +133,9 @@ def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ..
     return num_classes or len(first[1] if first else ())
 
 
-def resolve_things(cfg: CfgNode, things: Callable[[str], tuple[int, ...] | None] | None = None) -> tuple[int, ...]:
+def resolve_thing_classes(
+    cfg: CfgNode, things: Callable[[str], tuple[int, ...] | None] | None = None
+) -> tuple[int, ...]:
     """Returns the model's thing classes, or () if unknown.
 
     They are the things of panoptic data sets and all classes of other data sets, which must agree with each other and
@@ -149,7 +151,7 @@ def resolve_things(cfg: CfgNode, things: Callable[[str], tuple[int, ...] | None]
     """
     panoptic, num_classes = cfg.MODEL.DETR.PANOPTIC, cfg.MODEL.DETR.NUM_CLASSES
     _check_things(panoptic.THING_CLASSES, panoptic.NUM_THING_CLASSES, num_classes)
-    known, source = things_of_config(cfg), _THINGS_KEY
+    known, source = thing_classes(cfg), _THINGS_KEY
     for name in dataset_names(cfg):
         found = (things or _read_things)(name)
         if found is None:

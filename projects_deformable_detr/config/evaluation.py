@@ -4,7 +4,7 @@ from fvcore.common.config import CfgNode
 
 from ..errors import UserError
 from ..evaluation import EvaluationConfig, TestTimeAugmentationConfig
-from .keys import things
+from .keys import thing_classes
 from .reading import get, read
 
 EVALUATION_KEYS = {
@@ -29,7 +29,7 @@ def evaluation_config(cfg: CfgNode) -> EvaluationConfig:
         UserError: for a value out of range, or test-time augmentation of a panoptic model.
     """
     tta = read(TestTimeAugmentationConfig, cfg, TTA_KEYS) if get(cfg, "TEST.AUG.ENABLED") else None
-    config = read(EvaluationConfig, cfg, EVALUATION_KEYS, thing_classes=things(cfg), tta=tta)
+    config = read(EvaluationConfig, cfg, EVALUATION_KEYS, thing_classes=thing_classes(cfg), tta=tta)
     if tta is not None and config.is_panoptic:
         raise UserError(
             "TEST.AUG.ENABLED cannot be combined with panoptic segmentation: set MODEL.DETR.PANOPTIC.ENABLED or "

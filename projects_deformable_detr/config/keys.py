@@ -179,14 +179,14 @@ def _add_callback_keys(cfg: CfgNode, node_type: type[CfgNode]) -> None:
     stopping.MIN_DELTA = 0.0  # in the metric's unit, percent for AP
 
 
-def things(cfg: CfgNode) -> tuple[int, ...]:
+def thing_classes(cfg: CfgNode) -> tuple[int, ...]:
     """Returns the contiguous ids of the thing classes in the config; () if there are none."""
     keys = cfg.MODEL.DETR.PANOPTIC
     return tuple(keys.THING_CLASSES) or tuple(range(keys.NUM_THING_CLASSES))
 
 
-def set_things(cfg: CfgNode, classes: Sequence[int]) -> None:
-    """Sets the keys that `things` reads."""
+def set_thing_classes(cfg: CfgNode, classes: Sequence[int]) -> None:
+    """Sets the keys that `thing_classes` reads."""
     keys = cfg.MODEL.DETR.PANOPTIC
     keys.NUM_THING_CLASSES = len(classes)
     keys.THING_CLASSES = [] if list(classes) == list(range(len(classes))) else list(classes)

@@ -138,10 +138,10 @@ def load(
         num_crowd=int((used & is_crowd).sum()),
         dropped=len(checker.dropped),
         clipped=checker.clipped,
-        most_objects=check_counts(images, checker.owners[used & ~is_crowd], max_objects, problems),
+        max_objects_per_image=check_counts(images, checker.owners[used & ~is_crowd], max_objects, problems),
         is_lvis=is_lvis,
     )
-    if not summary.most_objects and not may_be_empty and not problems:
+    if not summary.max_objects_per_image and not may_be_empty and not problems:
         problems.add("empty list of objects", "'annotations' has none to train on", "Add the boxes of the objects.")
     problems.raise_if_any(spec.name, spec.json_file)
     _warn(spec, summary, checker.dropped, len(table))
@@ -181,7 +181,7 @@ def _read(
 
 def _warn(spec: DatasetSpec, summary: Summary, dropped: list[int], total: int) -> None:
     source = f"data set {spec.name} ({spec.json_file})"
-    if not summary.most_objects:
+    if not summary.max_objects_per_image:
         _warn_once(f"{source} has no objects: no metrics can be computed")
     if dropped:
         _warn_once(

@@ -152,7 +152,7 @@ def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
     pairs, counts = np.unique(np.stack([owners, segment_ids], axis=1), axis=0, return_counts=True)
     for owner in pairs[counts > 1][:, 0].tolist():
         problems.add("segment ids that are used twice in an image", png_names[owner], "Give each segment a unique id.")
-    most_objects = check_counts(images, owners[~is_crowd], max_objects, problems, "segments")
+    max_objects_per_image = check_counts(images, owners[~is_crowd], max_objects, problems, "segments")
     problems.raise_if_any(spec.name, spec.json_file)
     summary = Summary(
         spec.name,
@@ -162,7 +162,7 @@ def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
         num_images=len(images),
         num_annotations=len(labels),
         num_crowd=int(is_crowd.sum()),
-        most_objects=most_objects,
+        max_objects_per_image=max_objects_per_image,
     )
     stops = np.cumsum(lengths)
     spans = np.stack([stops - lengths, stops], axis=1)

@@ -40,7 +40,7 @@ class Summary:
         num_crowd: number of crowds among them.
         dropped: number of annotations left out because their box or mask has no area.
         clipped: number of boxes that were clipped to their image.
-        most_objects: largest number of objects in one image, without crowds.
+        max_objects_per_image: largest number of objects in one image, without crowds.
         is_lvis: whether the file is in LVIS's format.
     """
 
@@ -53,7 +53,7 @@ class Summary:
     num_crowd: int
     dropped: int = 0
     clipped: int = 0
-    most_objects: int = 0
+    max_objects_per_image: int = 0
     is_lvis: bool = False
 
 

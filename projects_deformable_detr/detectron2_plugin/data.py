@@ -194,8 +194,8 @@ def resolve_num_classes(cfg: CfgNode) -> int:
     return config_data.resolve_num_classes(cfg, lambda name: _class_names(cfg, name))
 
 
-def resolve_things(cfg: CfgNode) -> tuple[int, ...]:
-    """Returns the classes that are things (`config.data.resolve_things`); (): all of them.
+def resolve_thing_classes(cfg: CfgNode) -> tuple[int, ...]:
+    """Returns the classes that are things (`config.data.resolve_thing_classes`); (): all of them.
 
     Without a panoptic data set or key there is no stuff, even if a model has more classes than the data set.
     """
@@ -204,7 +204,7 @@ def resolve_things(cfg: CfgNode) -> tuple[int, ...]:
     names = config_data.dataset_names(cfg)
     if not is_panoptic and not any(name in DatasetCatalog and is_standard(name) for name in names):
         return ()
-    return config_data.resolve_things(cfg, lambda name: _known_classes(name, keys.ENABLED)[1] or None)
+    return config_data.resolve_thing_classes(cfg, lambda name: _known_classes(name, keys.ENABLED)[1] or None)
 
 
 def separated_classes(cfg: CfgNode) -> PanopticClasses | None:

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import distributed
 
-from ..config import load_cfg, set_things
+from ..config import load_cfg, set_thing_classes
 from ..config.data import sampler_config
 from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
@@ -64,7 +64,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _setup_logger(cfg)
     check(cfg, eval_only=args.eval_only)
     cfg.MODEL.DETR.NUM_CLASSES = data.resolve_num_classes(cfg)
-    set_things(cfg, data.resolve_things(cfg))
+    set_thing_classes(cfg, data.resolve_thing_classes(cfg))
     cfg.freeze()
     return cfg
 

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..modeling import Detections, Predictions, Targets, cardinality_error, panoptic_postprocess, postprocess
 from .checkpoint import read_foreign_weights
 from .config import check_foreign_keys
-from .data import known_class_names, resolve_num_classes, resolve_things, separated_classes
+from .data import known_class_names, resolve_num_classes, resolve_thing_classes, separated_classes
 from .pictures import put_matched
 
 _LOG_PERIOD = 20  # iterations between writes of Detectron2's event writers
@@ -89,7 +89,7 @@ class SetPredictionModel(nn.Module):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
-        keys, things, separated = cfg.MODEL.DETR.PANOPTIC, resolve_things(cfg), separated_classes(cfg)
+        keys, things, separated = cfg.MODEL.DETR.PANOPTIC, resolve_thing_classes(cfg), separated_classes(cfg)
         panoptic = {"things": things, "score_threshold": keys.SCORE_THRESH, "min_area": keys.MIN_AREA}
         detector = build_detector(cfg, build_backbone(cfg), cls.architecture)
         if cfg.TEST.PRECISE_BN.ENABLED:

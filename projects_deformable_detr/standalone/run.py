@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..checkpoint import LoadOptions, load_weights
-from ..config import build_criterion, build_detector, load_cfg, set_things
+from ..config import build_criterion, build_detector, load_cfg, set_thing_classes
 from ..config.checkpoint import load_options
-from ..config.data import data_config, load, resolve_num_classes, resolve_things
+from ..config.data import data_config, load, resolve_num_classes, resolve_thing_classes
 from ..config.evaluation import evaluation_config
 from ..config.run import Run, read_run
 from ..config.training import schedule_config, training_config
@@ -57,7 +57,7 @@ def main(args: Namespace) -> dict[str, Any]:
     start_log(Path(cfg.OUTPUT_DIR))
     datasets = _load_datasets(cfg, args.eval_only)
     cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
-    set_things(cfg, resolve_things(cfg))
+    set_thing_classes(cfg, resolve_thing_classes(cfg))
     cfg.freeze()
     run = read_run(cfg, args)
     # Looked up before any process starts, so that all of them resume from the same checkpoint.

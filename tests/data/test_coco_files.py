@@ -31,7 +31,14 @@ def load_error(spec, *args, **keywords):
 
 
 def test_summary(write, content):
-    counts = {"num_things": 3, "num_images": 3, "num_annotations": 4, "num_crowd": 1, "clipped": 1, "most_objects": 2}
+    counts = {
+        "num_things": 3,
+        "num_images": 3,
+        "num_annotations": 4,
+        "num_crowd": 1,
+        "clipped": 1,
+        "max_objects_per_image": 2,
+    }
     found = load_dataset(write(content), max_objects=2, for_evaluation=True).summary
     assert found == Summary("tiny", class_names=("four", "seven", "nine"), category_ids=(4, 7, 9), **counts)
 
@@ -200,7 +207,7 @@ def test_more_objects_than_queries(write, content):
     message = load_error(write(content), max_objects=1)
     assert "than the 1 queries (1)" in message and "a.png has 2" in message and "at least 2" in message
     content["annotations"][0]["iscrowd"] = 1  # a crowd takes no query
-    assert load_dataset(write(content), max_objects=1).summary.most_objects == 1
+    assert load_dataset(write(content), max_objects=1).summary.max_objects_per_image == 1
 
 
 @pytest.mark.parametrize("change", [lambda c: c.pop("annotations"), lambda c: c["annotations"].clear()])

@@ -3,7 +3,13 @@
 import pytest
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.config.data import data_config, load, resolve_num_classes, resolve_things, sampler_config
+from projects_deformable_detr.config.data import (
+    data_config,
+    load,
+    resolve_num_classes,
+    resolve_thing_classes,
+    sampler_config,
+)
 from projects_deformable_detr.data import catalog
 from projects_deformable_detr.data.config import SamplerConfig
 from projects_deformable_detr.data.problems import DatasetError
@@ -48,7 +54,7 @@ def test_data_set_is_checked_for_its_use(tiny):
     cfg = config(test=("tiny",), MODEL__DETR__NUM_OBJECT_QUERIES=1)
     with pytest.raises(DatasetError, match=r"(?s)1 queries.*set MODEL.DETR.NUM_OBJECT_QUERIES to at least 2"):
         load(tiny, data_config(cfg))
-    assert load(tiny, data_config(cfg, eval_only=True)).summary.most_objects == 2
+    assert load(tiny, data_config(cfg, eval_only=True)).summary.max_objects_per_image == 2
     cfg.MODEL.MASK_ON = True
     with pytest.raises(DatasetError, match=r"(?s)without a segmentation \(4\).*set MODEL.MASK_ON to False"):
         load(tiny, data_config(cfg))
@@ -89,33 +95,35 @@ def test_data_sets_with_different_classes():
 def test_things_of_data_sets(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     generate(tmp_path / "shapes", num_train=1, num_val=0, size=64)
-    assert resolve_things(things("shapes_train_panoptic", "shapes_train")) == tuple(range(6))
-    assert resolve_things(things("coco_2017_train_panoptic", number=80)) == tuple(range(80))  # there is no such file
-    assert resolve_things(things("coco_2017_train", enabled=False)) == ()
+    assert resolve_thing_classes(things("shapes_train_panoptic", "shapes_train")) == tuple(range(6))
+    assert resolve_thing_classes(things("coco_2017_train_panoptic", number=80)) == tuple(
+        range(80)
+    )  # there is no such file
+    assert resolve_thing_classes(things("coco_2017_train", enabled=False)) == ()
     with pytest.raises(DatasetError, match="has 5 classes of things, but data set shapes_train_panoptic has 6"):
-        resolve_things(things("shapes_train_panoptic", number=5))
+        resolve_thing_classes(things("shapes_train_panoptic", number=5))
     with pytest.raises(DatasetError, match="no data set specifies the number"):
-        resolve_things(things("coco_2017_train_panoptic"))
+        resolve_thing_classes(things("coco_2017_train_panoptic"))
 
 
 def test_listed_thing_classes():
-    assert resolve_things(things(listed=[11, 12, 18])) == (11, 12, 18)
+    assert resolve_thing_classes(things(listed=[11, 12, 18])) == (11, 12, 18)
     for listed in ([11, 11], [12, 11], [132, 133], [-1, 0]):
         with pytest.raises(
             DatasetError, match=r"THING_CLASSES is \[.*each class once, in ascending order, from 0 to 132"
         ):
-            resolve_things(things(listed=listed))
+            resolve_thing_classes(things(listed=listed))
     with pytest.raises(DatasetError, match=r"is \[11, 12\], but NUM_THING_CLASSES is 8"):
-        resolve_things(things(listed=[11, 12], number=8))
+        resolve_thing_classes(things(listed=[11, 12], number=8))
     with pytest.raises(DatasetError, match=r"has the things \[1, 2\], but data set any has \[0, 1\]"):
-        resolve_things(things("any", listed=[1, 2]), lambda name: (0, 1))
+        resolve_thing_classes(things("any", listed=[1, 2]), lambda name: (0, 1))
 
 
 def test_panoptic_model_requires_stuff():
     all_things = {"shapes_train": tuple(range(6))}.__getitem__
-    assert resolve_things(things("shapes_train", num_classes=6, enabled=False), all_things) == tuple(range(6))
+    assert resolve_thing_classes(things("shapes_train", num_classes=6, enabled=False), all_things) == tuple(range(6))
     with pytest.raises(DatasetError, match="ENABLED is True, but all 6 classes of data set shapes_train are things"):
-        resolve_things(things("shapes_train", num_classes=6), all_things)
+        resolve_thing_classes(things("shapes_train", num_classes=6), all_things)
 
 
 SAMPLER, WEIGHTS = "DATALOADER__SAMPLER_TRAIN", "DATASETS__TRAIN_REPEAT_FACTOR"

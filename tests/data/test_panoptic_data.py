@@ -160,7 +160,12 @@ def test_things_come_first_and_crowds_are_not_objects(write_panoptic):
     records = load_dataset(write_panoptic(), max_objects=2)
     summary = records.summary
     assert (summary.class_names, summary.category_ids) == (("dog", "cat", "sky"), (7, 20, 1))
-    assert (summary.num_things, summary.num_annotations, summary.num_crowd, summary.most_objects) == (2, 6, 2, 2)
+    assert (summary.num_things, summary.num_annotations, summary.num_crowd, summary.max_objects_per_image) == (
+        2,
+        6,
+        2,
+        2,
+    )
     assert [record["image_id"] for record in records] == [1, 2]
     boxes, labels, found = panoptic.read_objects(records[0])
     assert labels.tolist() == [1, 2] and boxes.tolist() == [[0, 0, 3, 3], [3, 0, 6, 3]]

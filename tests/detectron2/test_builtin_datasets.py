@@ -51,7 +51,7 @@ def test_number_of_classes_and_things(name, cfg):
     classes, things, *_ = SETS[name]
     assert data.resolve_num_classes(cfg) == classes
     cfg.MODEL.DETR.NUM_CLASSES = classes
-    found = data.resolve_things(cfg)
+    found = data.resolve_thing_classes(cfg)
     assert len(found) == things
     if name == "cityscapes_fine_panoptic":
         assert found == tuple(range(11, 19))

@@ -174,7 +174,7 @@ def test_ap_of_things_whose_ids_follow_those_of_stuff(builtin_root, tmp_path):
     cfg.merge_from_list([*options("coco_2017", tmp_path), "MODEL.MASK_ON", "True", "MODEL.DETR.NUM_CLASSES", "4"])
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("stuff_first",)
     cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "none", False
-    assert data.resolve_num_classes(cfg) == 4 and data.resolve_things(cfg) == (2, 3)
+    assert data.resolve_num_classes(cfg) == 4 and data.resolve_thing_classes(cfg) == (2, 3)
     classes = panoptic_classes("stuff_first", True)
     metrics = perfect(cfg, "stuff_first", build_evaluator(cfg, "stuff_first"), classes)
     assert metrics["bbox"]["AP-car"] == metrics["segm"]["AP-person"] == pytest.approx(100)

@@ -19,7 +19,7 @@ from projects_deformable_detr.data import masks, panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, Trainer
-from projects_deformable_detr.detectron2_plugin.data import resolve_things
+from projects_deformable_detr.detectron2_plugin.data import resolve_thing_classes
 from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
 from projects_deformable_detr.detectron2_plugin.inspection import check
 from projects_deformable_detr.detectron2_plugin.meta_arch import to_targets
@@ -69,7 +69,7 @@ def test_built_in_panoptic_data_sets():
     cfg = get_cfg("detectron2")
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("coco_2017_train_panoptic",), ("shapes_val_panoptic",)
     with pytest.raises(ValueError, match="coco_2017_train_panoptic has 80.*|80.*shapes_val_panoptic has 6"):
-        resolve_things(cfg)
+        resolve_thing_classes(cfg)
 
 
 def test_mapper_equals_standalone_engine(names, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from projects_deformable_detr import build_criterion, build_detector, get_cfg
-from projects_deformable_detr.checkpoint import detect, load_weights, to_ours
+from projects_deformable_detr.checkpoint import detect, import_state, load_weights
 from projects_deformable_detr.modeling import Targets, batch_images
 
 transformers = pytest.importorskip("transformers", reason="transformers is the independent implementation")
@@ -101,7 +101,7 @@ def make_ours(theirs):
     state = theirs.state_dict()
     format = detect(state)
     assert format.name == "hugging-face"
-    detector.load_state_dict(to_ours(state, format), strict=True)
+    detector.load_state_dict(import_state(state, format), strict=True)
     return detector, build_criterion(cfg)
 
 
@@ -183,8 +183,8 @@ def compare_gradients(ours, theirs):
     """Compares the gradient of every parameter, summed where transformers ties them (class heads with refinement)."""
     everything = dict(theirs.named_parameters(remove_duplicate=False))
     format = detect(everything)
-    twins = to_ours(everything, format)
-    gradients = to_ours({name: p.grad for name, p in everything.items() if p.grad is not None}, format)
+    twins = import_state(everything, format)
+    gradients = import_state({name: p.grad for name, p in everything.items() if p.grad is not None}, format)
     sums = {}
     for name, parameter in ours.named_parameters():
         if parameter.grad is None:

@@ -20,9 +20,9 @@ def detect(keys: Iterable[str]) -> Format | None:
     return next((format for format in FORMATS if format.detect(bare)), None)
 
 
-def to_ours(state: State, format: Format) -> State:
+def import_state(state: State, format: Format) -> State:
     """Converts a state dict of the format to the detector's keys and layout."""
-    return format.to_ours({_remove_prefixes(key): value for key, value in state.items()})
+    return format.import_state({_remove_prefixes(key): value for key, value in state.items()})
 
 
 def _remove_prefixes(key: str) -> str:

@@ -30,12 +30,12 @@ class ResNetFormat(Format):
     def detect(self, keys: Collection[str]) -> bool:
         return self.marks.issubset(keys)
 
-    def to_ours(self, state: State) -> State:
+    def import_state(self, state: State) -> State:
         return {f"backbone.{key}": value for key, value in self.to_torchvision(state).items()}
 
     def to_torchvision(self, state: State) -> State:
         """Renames tensors to torchvision's names and removes the classifier."""
-        return self.table.to_ours(state)
+        return self.table.import_state(state)
 
 
 class _Caffe2ResNet(ResNetFormat):
@@ -64,7 +64,7 @@ class _SwinFormat(Format):
     def detect(self, keys: Collection[str]) -> bool:
         return {"features.0.0.weight", "features.1.0.attn.qkv.weight"}.issubset(keys)
 
-    def to_ours(self, state: State) -> State:
+    def import_state(self, state: State) -> State:
         # The last norm and the head belong to the classifier.
         return {f"backbone.{key}": value for key, value in state.items() if key.startswith("features.")}
 
@@ -156,7 +156,7 @@ def rename_backbone(state: State, to: ResNetFormat = TORCHVISION_RESNET, prefix:
         return state
     resnet = format.to_torchvision({name: state[key] for name, key in backbone.items()})
     rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
-    return rest | {f"{prefix}{key}": value for key, value in to.table.to_theirs(resnet, strict=False).items()}
+    return rest | {f"{prefix}{key}": value for key, value in to.table.export_state(resnet, strict=False).items()}
 
 
 def match_backbone(state: State, own: Collection[str]) -> State:

@@ -32,7 +32,7 @@ class Format(ABC):
         """Returns whether a state dict with these keys, without prefixes of wrappers, has the format."""
 
     @abstractmethod
-    def to_ours(self, state: State) -> State:
+    def import_state(self, state: State) -> State:
         """Converts a state dict to the detector's keys and layout. Unknown keys are kept and reported by the load."""
 
 
@@ -47,15 +47,15 @@ class NameTable:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         rules = list(rules)
-        self._to_ours = [(_pattern(theirs), ours) for ours, theirs in rules]
-        self._to_theirs = [(_pattern(ours), theirs) for ours, theirs in rules if ours != DROPPED]
+        self._import_rules = [(_pattern(theirs), ours) for ours, theirs in rules]
+        self._export_rules = [(_pattern(ours), theirs) for ours, theirs in rules if ours != DROPPED]
 
-    def to_ours(self, state: State) -> State:
+    def import_state(self, state: State) -> State:
         """Renames keys to ours; keys without a rule keep their names."""
-        renamed = ((_rename(key, self._to_ours), value) for key, value in state.items())
+        renamed = ((_rename(key, self._import_rules), value) for key, value in state.items())
         return {key: value for key, value in renamed if key != DROPPED}
 
-    def to_theirs(self, state: State, strict: bool = True) -> State:
+    def export_state(self, state: State, strict: bool = True) -> State:
         """Renames our keys to the project's.
 
         Raises:
@@ -64,11 +64,11 @@ class NameTable:
         for key in state:
             if strict and not self.has(key):
                 raise KeyError(key)
-        return {_rename(key, self._to_theirs): value for key, value in state.items()}
+        return {_rename(key, self._export_rules): value for key, value in state.items()}
 
     def has(self, key: str) -> bool:
         """Returns whether the project has a name for one of our keys."""
-        return any(pattern.fullmatch(key) for pattern, _ in self._to_theirs)
+        return any(pattern.fullmatch(key) for pattern, _ in self._export_rules)
 
 
 def _rename(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str:

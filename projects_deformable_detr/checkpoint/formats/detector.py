@@ -26,7 +26,7 @@ class _OurFormat(Format):
     def detect(self, keys: Collection[str]) -> bool:
         return "tokenizer.projections.0.0.weight" in keys
 
-    def to_ours(self, state: State) -> State:
+    def import_state(self, state: State) -> State:
         return state
 
 
@@ -55,9 +55,9 @@ class DetectorFormat(Format):
     def detect(self, keys: Collection[str]) -> bool:
         return self.mark in keys
 
-    def to_ours(self, state: State) -> State:
+    def import_state(self, state: State) -> State:
         table = self.deformable if is_deformable(state) else self.detr
-        state = rename_backbone(_number_extra_levels(_stack_projections(table.to_ours(state))))
+        state = rename_backbone(_number_extra_levels(_stack_projections(table.import_state(state))))
         return _unshare_heads(_split_queries(state))
 
     def from_ours(self, state: State) -> State:
@@ -70,8 +70,8 @@ class DetectorFormat(Format):
         state = _join_queries(state)
         try:
             if deformable:
-                return self.deformable.to_theirs(_share_heads(state))
-            state = self.detr.to_theirs(state)
+                return self.deformable.export_state(_share_heads(state))
+            state = self.detr.export_state(state)
         except KeyError as error:
             raise CheckpointError(f"the {self.name} format has no counterpart of {error.args[0]}") from error
         masks = ("mask_head.", "bbox_attention.")

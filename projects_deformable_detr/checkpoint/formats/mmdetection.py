@@ -8,9 +8,9 @@ from .detector import DetectorFormat, numbered_layer_rules
 
 
 class _MMDetectionFormat(DetectorFormat):
-    def to_ours(self, state: State) -> State:
+    def import_state(self, state: State) -> State:
         """Adds zero biases to projections that are followed by a norm, which have no bias in mmdetection."""
-        state = super().to_ours(state)
+        state = super().import_state(state)
         weights = (key for key in state if re.fullmatch(r"tokenizer\.projections\.\d+\.0\.weight", key))
         return {key.replace("weight", "bias"): state[key].new_zeros(len(state[key])) for key in weights} | state
 
