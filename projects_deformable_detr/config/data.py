@@ -72,21 +72,14 @@ def load(spec: DatasetSpec, config: DataConfig) -> Records:
     Raises:
         DatasetError: as in `load_dataset`, with config keys instead of arguments.
     """
-    keys = {**DATA_KEYS, "max_objects": _MAX_OBJECTS_KEY}
-    try:
-        with naming_keys(keys):
-            return load_dataset(
-                spec,
-                config.invalid_boxes,
-                config.max_objects if spec.name in config.train else None,
-                for_evaluation=spec.name in config.test,
-                masks=config.masks,
-            )
-    except DatasetError as error:
-        message = str(error)
-        for argument, key in keys.items():
-            message = message.replace(f"`{argument}`", key)
-        raise DatasetError(message) from error
+    with naming_keys({**DATA_KEYS, "max_objects": _MAX_OBJECTS_KEY}):
+        return load_dataset(
+            spec,
+            config.invalid_boxes,
+            config.max_objects if spec.name in config.train else None,
+            for_evaluation=spec.name in config.test,
+            masks=config.masks,
+        )
 
 
 def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ...]] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Builds models and criteria from a config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -14,7 +15,7 @@ from ..modeling.fpn import BackboneWithFPN
 from ..modeling.resnet import ResNet
 from ..modeling.swin import SwinBackbone
 from ..modeling.timm_backbone import TimmBackbone
-from .reading import naming_keys, read
+from .reading import get, naming_keys, read
 
 DETECTOR_KEYS = {
     "architecture": "MODEL.META_ARCHITECTURE",
@@ -97,9 +98,7 @@ def build_detector(cfg: CfgNode, backbone: nn.Module | None = None, architecture
     Raises:
         UserError: for invalid values; the message names the key.
     """
-    config = detector_config(cfg, architecture)
-    with naming_keys(DETECTOR_KEYS):
-        return modeling.build_detector(config, build_backbone(cfg) if backbone is None else backbone)
+    return detector_of(detector_config(cfg, architecture), build_backbone(cfg) if backbone is None else backbone)
 
 
 def build_criterion(cfg: CfgNode, architecture: str | None = None) -> SetCriterion:
@@ -112,7 +111,17 @@ def build_criterion(cfg: CfgNode, architecture: str | None = None) -> SetCriteri
     Raises:
         UserError: for invalid values; the message names the key.
     """
-    config = criterion_config(cfg, architecture)
+    return criterion_of(criterion_config(cfg, architecture))
+
+
+def detector_of(config: DetectorConfig, backbone: nn.Module) -> Detector:
+    """Builds a detector; errors name config keys."""
+    with naming_keys(DETECTOR_KEYS):
+        return modeling.build_detector(config, backbone)
+
+
+def criterion_of(config: CriterionConfig) -> SetCriterion:
+    """Builds a criterion; errors name config keys."""
     constructors = {"alpha": _CRITERION["focal_alpha"], "gamma": _CRITERION["focal_gamma"]}
     with naming_keys({**_CRITERION, **constructors}):
         return modeling.build_criterion(config)
@@ -151,10 +160,38 @@ def _class_loss(cfg: CfgNode, architecture: str | None) -> str:
 
 
 def build_backbone(cfg: CfgNode) -> nn.Module:
-    """Builds the backbone of ``cfg.MODEL.BACKBONE.NAME``.
+    """Builds the backbone of ``cfg.MODEL.BACKBONE.NAME``; errors as in `backbone_config`."""
+    return backbone_config(cfg).build()
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Constructor of a backbone, and its arguments.
+
+    Attributes:
+        constructor: class of the backbone.
+        keys: config key of each argument, for errors.
+        arguments: keyword arguments.
+        bottom_up: backbone below a feature pyramid, its argument ``bottom_up``; None for other backbones.
+    """
+
+    constructor: Callable[..., nn.Module]
+    keys: Mapping[str, str]
+    arguments: Mapping[str, object]
+    bottom_up: "BackboneConfig | None" = None
+
+    def build(self) -> nn.Module:
+        """Builds the backbone; errors name config keys."""
+        others = {} if self.bottom_up is None else {"bottom_up": self.bottom_up.build()}
+        with naming_keys(self.keys):
+            return self.constructor(**self.arguments, **others)
+
+
+def backbone_config(cfg: CfgNode) -> BackboneConfig:
+    """Reads the backbone of ``cfg.MODEL.BACKBONE.NAME``.
 
     Raises:
-        UserError: for an unknown name or invalid values; the message names the key.
+        UserError: for an unknown name or an unsupported key.
     """
     name = cfg.MODEL.BACKBONE.NAME
     if name not in BACKBONES:
@@ -165,26 +202,30 @@ def build_backbone(cfg: CfgNode) -> nn.Module:
     return BACKBONES[name](cfg)
 
 
-def _build_resnet(cfg: CfgNode) -> ResNet:
+def _arguments(cfg: CfgNode, keys: Mapping[str, str]) -> dict[str, object]:
+    return {argument: get(cfg, key) for argument, key in keys.items()}
+
+
+def _resnet(cfg: CfgNode) -> BackboneConfig:
     resnets = cfg.MODEL.RESNETS
     if resnets.STRIDE_IN_1X1:
         raise UserError("MODEL.RESNETS.STRIDE_IN_1X1 must be False: torchvision's ResNet strides in 3x3 convolutions")
     # Detectron2's default, 256, selects the width of the paper at every depth.
     width = None if resnets.RES2_OUT_CHANNELS == 256 else resnets.RES2_OUT_CHANNELS
-    return read(ResNet, cfg, RESNET_KEYS, res2_channels=width)
+    return BackboneConfig(ResNet, RESNET_KEYS, _arguments(cfg, RESNET_KEYS) | {"res2_channels": width})
 
 
-def _build_with_fpn(build_bottom_up: Callable[[CfgNode], nn.Module], cfg: CfgNode) -> BackboneWithFPN:
-    return read(BackboneWithFPN, cfg, FPN_KEYS, bottom_up=build_bottom_up(cfg))
+def _with_fpn(bottom_up: Callable[[CfgNode], BackboneConfig], cfg: CfgNode) -> BackboneConfig:
+    return BackboneConfig(BackboneWithFPN, FPN_KEYS, _arguments(cfg, FPN_KEYS), bottom_up(cfg))
 
 
-_BOTTOM_UP: dict[str, Callable[[CfgNode], nn.Module]] = {
-    "resnet": _build_resnet,
-    "swin": lambda cfg: read(SwinBackbone, cfg, SWIN_KEYS),
-    "timm": lambda cfg: read(TimmBackbone, cfg, TIMM_KEYS),
+_BOTTOM_UP: dict[str, Callable[[CfgNode], BackboneConfig]] = {
+    "resnet": _resnet,
+    "swin": lambda cfg: BackboneConfig(SwinBackbone, SWIN_KEYS, _arguments(cfg, SWIN_KEYS)),
+    "timm": lambda cfg: BackboneConfig(TimmBackbone, TIMM_KEYS, _arguments(cfg, TIMM_KEYS)),
 }
 # Backbones of both engines by MODEL.BACKBONE.NAME.
-BACKBONES: dict[str, Callable[[CfgNode], nn.Module]] = {
-    **{f"build_deformable_detr_{name}_backbone": build for name, build in _BOTTOM_UP.items()},
-    **{f"build_deformable_detr_{name}_fpn_backbone": partial(_build_with_fpn, f) for name, f in _BOTTOM_UP.items()},
+BACKBONES: dict[str, Callable[[CfgNode], BackboneConfig]] = {
+    **{f"build_deformable_detr_{name}_backbone": read for name, read in _BOTTOM_UP.items()},
+    **{f"build_deformable_detr_{name}_fpn_backbone": partial(_with_fpn, read) for name, read in _BOTTOM_UP.items()},
 }

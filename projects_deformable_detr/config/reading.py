@@ -37,12 +37,23 @@ def read(build: Callable[..., T], cfg: CfgNode, keys: Mapping[str, str], **other
 
 @contextmanager
 def naming_keys(keys: Mapping[str, str]) -> Iterator[None]:
-    """Converts an `ArgumentError` raised in the block to a `UserError` that names config keys.
-
-    The argument, and other arguments in backquotes in the message, are replaced with their keys.
-    """
+    """Names config keys in errors raised in the block, see `name_keys`; an `ArgumentError` becomes a `UserError`."""
     try:
         yield
     except ArgumentError as error:
-        problem = re.sub(r"`(\w+)`", lambda match: keys.get(match[1], match[0]), error.problem)
-        raise UserError(f"{keys.get(error.argument, error.argument)} {problem}") from error
+        raise UserError(f"{keys.get(error.argument, error.argument)} {name_keys(error.problem, keys)}") from error
+    except UserError as error:
+        message = name_keys(str(error), keys)
+        if message == str(error):
+            raise
+        raise type(error)(message) from error
+
+
+def name_keys(message: str, keys: Mapping[str, str]) -> str:
+    """Replaces arguments in backquotes with config keys, and ``argument=value`` in backquotes with key and value."""
+
+    def name(match: re.Match[str]) -> str:
+        argument, _, value = match[1].partition("=")
+        return f"{keys[argument]} {value}".rstrip() if argument in keys else match[0]
+
+    return re.sub(r"`(\w+(?:=[^`]+)?)`", name, message)

@@ -4,19 +4,30 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from fvcore.common.config import CfgNode
 
+from ..checkpoint import LoadOptions
 from ..data.config import DataConfig
 from ..errors import ArgumentError
 from ..evaluation import EvaluationConfig
-from ..modeling import CriterionConfig, DetectorConfig
-from ..training import AugmentationPolicy, ScheduleConfig, TrainingConfig
+from ..modeling import CriterionConfig, Detector, DetectorConfig, SetCriterion
+from ..training import AugmentationPolicy, TrainingConfig
+from .checkpoint import load_options
 from .data import data_config
 from .evaluation import evaluation_config
 from .loading import processes_per_machine
-from .model import criterion_config, detector_config
+from .model import (
+    BACKBONES,
+    BackboneConfig,
+    backbone_config,
+    criterion_config,
+    criterion_of,
+    detector_config,
+    detector_of,
+)
 from .reading import read
-from .training import augmentation_policy, schedule_config, training_config
+from .training import augmentation_policy, training_config
 
 _KEYS = {
     "output_dir": "OUTPUT_DIR",
@@ -32,8 +43,8 @@ _KEYS = {
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of a run that belong to no layer.
+class ProcessConfig:
+    """Files, device, precision and seed of the processes of a run.
 
     Attributes:
         output_dir: folder for all files of the run.
@@ -70,12 +81,14 @@ class Run:
         resume: continue from the last checkpoint of the output folder.
         processes: number of processes on each machine.
         machines: number of machines.
-        settings: folder, device and further settings.
+        process: files, device, precision and seed.
         detector, criterion: model and losses.
+        backbone: backbone; None for one of Detectron2's registry.
+        loading: options for loading ``MODEL.WEIGHTS``.
         data: data sets and loaders.
         evaluation: postprocessing and metrics.
         test_augmentation: resizing of evaluation images.
-        training, schedule, train_augmentation: options of the training; None with ``eval_only``.
+        training, train_augmentation: options of the training; None with ``eval_only``.
         cfg_text: the config as YAML.
     """
 
@@ -83,21 +96,46 @@ class Run:
     resume: bool
     processes: int
     machines: int
-    settings: Settings
+    process: ProcessConfig
     detector: DetectorConfig
     criterion: CriterionConfig
+    backbone: BackboneConfig | None
+    loading: LoadOptions
     data: DataConfig
     evaluation: EvaluationConfig
     test_augmentation: AugmentationPolicy
     training: TrainingConfig | None
-    schedule: ScheduleConfig | None
     train_augmentation: AugmentationPolicy | None
     cfg_text: str
 
     @property
     def output_dir(self) -> Path:
         """Folder for all files of the run."""
-        return Path(self.settings.output_dir)
+        return Path(self.process.output_dir)
+
+    def build_detector(self) -> Detector:
+        """Builds the detector; errors name config keys."""
+        assert self.backbone is not None
+        return detector_of(self.detector, self.backbone.build())
+
+    def build_criterion(self) -> SetCriterion:
+        """Builds the criterion; errors name config keys."""
+        return criterion_of(self.criterion)
+
+
+def check_run(cfg: CfgNode, args: Namespace) -> None:
+    """Checks all values of a config before its data sets are read, so that the number of classes may be unknown.
+
+    Raises:
+        UserError: as in `read_run`.
+    """
+    cfg = cfg.clone()
+    cfg.MODEL.DETR.NUM_CLASSES = cfg.MODEL.DETR.NUM_CLASSES or 1
+    run = read_run(cfg, args)
+    run.build_criterion()
+    if run.backbone is not None:
+        with torch.device("meta"):
+            run.build_detector()
 
 
 def read_run(cfg: CfgNode, args: Namespace) -> Run:
@@ -115,14 +153,15 @@ def read_run(cfg: CfgNode, args: Namespace) -> Run:
         resume=args.resume,
         processes=processes_per_machine(args),
         machines=args.num_machines,
-        settings=read(Settings, cfg, _KEYS),
+        process=read(ProcessConfig, cfg, _KEYS),
         detector=detector_config(cfg),
         criterion=criterion_config(cfg),
+        backbone=backbone_config(cfg) if cfg.MODEL.BACKBONE.NAME in BACKBONES else None,
+        loading=load_options(cfg, for_evaluation=args.eval_only),
         data=data_config(cfg, eval_only=args.eval_only),
         evaluation=evaluation_config(cfg),
         test_augmentation=augmentation_policy(cfg, is_train=False),
         training=None if args.eval_only else training_config(cfg),
-        schedule=None if args.eval_only else schedule_config(cfg),
         train_augmentation=None if args.eval_only else augmentation_policy(cfg, is_train=True),
         cfg_text=cfg.dump(),
     )

@@ -113,9 +113,8 @@ def callbacks_config(cfg: CfgNode) -> CallbacksConfig:
 
 
 def training_config(cfg: CfgNode) -> TrainingConfig:
-    """Reads the configuration of a training run except its data and learning-rate schedule."""
-    others = vars(callbacks_config(cfg))
-    return read(TrainingConfig, cfg, {"max_iter": "SOLVER.MAX_ITER"}, optimizer=optimizer_config(cfg), **others)
+    """Reads the configuration of a training run except its data."""
+    return TrainingConfig(optimizer_config(cfg), schedule_config(cfg), callbacks_config(cfg))
 
 
 def augmentation_policy(cfg: CfgNode, is_train: bool) -> AugmentationPolicy:

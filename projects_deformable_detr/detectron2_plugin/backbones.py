@@ -11,7 +11,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
 from torch import nn
 
-from ..config.model import BACKBONES
+from ..config.model import BACKBONES, BackboneConfig
 from ..errors import UserError
 from ..modeling.fpn import BackboneWithFPN
 from ..modeling.resnet import ResNet
@@ -45,12 +45,12 @@ _REGNET = {
 }
 
 
-def _register(name: str, build: Callable[[Any], nn.Module]) -> None:
+def _register(name: str, read: Callable[[Any], BackboneConfig]) -> None:
     """Registers a backbone of the project under its name in the standalone engine."""
 
     def adapted(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
         _check_channels(input_shape)
-        backbone: Any = build(cfg)
+        backbone: Any = read(cfg).build()
         # Attributes of Detectron2's Backbone; these values allow any height and width.
         backbone.size_divisibility, backbone.padding_constraints = 0, {}
         return backbone
@@ -60,8 +60,8 @@ def _register(name: str, build: Callable[[Any], nn.Module]) -> None:
     BACKBONE_REGISTRY.register(adapted)
 
 
-for registered, builder in BACKBONES.items():
-    _register(registered, builder)
+for registered, reader in BACKBONES.items():
+    _register(registered, reader)
 
 
 @BACKBONE_REGISTRY.register()

@@ -294,11 +294,11 @@ def _train(cfg: CfgNode) -> dict[str, Any]:
     return {
         "output_dir": cfg.OUTPUT_DIR,
         "init_checkpoint": cfg.MODEL.WEIGHTS,
-        "max_iter": config.max_iter,
+        "max_iter": config.schedule.max_iter,
         "amp": {"enabled": cfg.SOLVER.AMP.ENABLED},
         "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
-        "checkpointer": {"period": config.checkpoint_period, "max_to_keep": 100},
-        "eval_period": config.eval_period,
+        "checkpointer": {"period": config.callbacks.checkpoint_period, "max_to_keep": 100},
+        "eval_period": config.callbacks.eval_period,
         "log_period": 20,
         "device": cfg.MODEL.DEVICE,
     }

@@ -17,6 +17,7 @@ from ..config.reading import naming_keys
 from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS
 from ..errors import UserError
 from ..training.callbacks import DetectorWriter, logger, select_metric
+from ..training.ema import averaging_options
 from ..training.last_checkpoint import find_last_checkpoint, remove_last_checkpoint, write_last_checkpoint
 
 
@@ -67,7 +68,7 @@ class EMA(WeightAveraging):
     def __init__(self, config: training.EmaConfig, device: str) -> None:
         kind, _, index = device.partition(":")
         local = kind if kind == "cpu" else f"{kind}:{index or os.environ.get('LOCAL_RANK', 0)}"
-        super().__init__(device=local, **config.averaged_model_options())
+        super().__init__(device=local, **averaging_options(config))
 
 
 class BestCheckpoint(training.callbacks.BestCheckpoint, L.Callback):

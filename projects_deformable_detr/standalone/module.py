@@ -49,10 +49,10 @@ class DetectionModule(L.LightningModule):
         self.criterion = criterion
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
-        settings = run.settings
-        for name, values in (("pixel_mean", settings.pixel_mean), ("pixel_std", settings.pixel_std)):
+        process = run.process
+        for name, values in (("pixel_mean", process.pixel_mean), ("pixel_std", process.pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
-        self.seed = settings.seed if settings.seed >= 0 else int(torch.seed() % 2**31)
+        self.seed = process.seed if process.seed >= 0 else int(torch.seed() % 2**31)
         self.last_losses: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
         self.scalars: dict[str, float] = {}  # the same, flattened to names as in logs
@@ -80,10 +80,10 @@ class DetectionModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Builds the optimizer and the learning-rate schedule, which steps every iteration."""
-        assert self.run.training is not None and self.run.schedule is not None
+        assert self.run.training is not None
         optimizer = build_optimizer(self, self.run.training.optimizer)
         self.clip = self.run.training.optimizer.clip
-        schedule = {"scheduler": build_scheduler(optimizer, self.run.schedule), "interval": "step"}
+        schedule = {"scheduler": build_scheduler(optimizer, self.run.training.schedule), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
@@ -176,12 +176,12 @@ class DetectionModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores a random seed; raises `UserError` if the trained weights beside averaged ones would be lost."""
-        if "averaging_state" in checkpoint and not (self.run.training and self.run.training.ema):
+        if "averaging_state" in checkpoint and not (self.run.training and self.run.training.callbacks.ema):
             raise UserError(
                 "the checkpoint to resume from has averaged weights beside the trained ones: set SOLVER.EMA.ENABLED "
                 "True, or start a run from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
             )
-        if self.run.settings.seed < 0:
+        if self.run.process.seed < 0:
             self.seed = checkpoint["seed"]
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +13,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..checkpoint import LoadOptions, load_weights
-from ..config import build_criterion, build_detector, load_cfg, set_thing_classes
-from ..config.checkpoint import load_options
+from ..config import load_cfg, set_thing_classes
 from ..config.data import data_config, load, resolve_num_classes, resolve_thing_classes
-from ..config.evaluation import evaluation_config
-from ..config.run import Run, read_run
-from ..config.training import schedule_config, training_config
+from ..config.run import Run, check_run, read_run
 from ..data import catalog
 from ..data.records import Records
 from ..evaluation import Evaluator, lvis
@@ -50,10 +48,7 @@ def main(args: Namespace) -> dict[str, Any]:
     for name, json_file, image_root in args.register or []:
         catalog.register(name, json_file, image_root)
     cfg = load_cfg("standalone", args)
-    evaluation_config(cfg)  # errors before the data sets are read
-    if not args.eval_only:
-        training_config(cfg)
-        schedule_config(cfg)
+    check_run(cfg, args)
     start_log(Path(cfg.OUTPUT_DIR))
     datasets = _load_datasets(cfg, args.eval_only)
     cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
@@ -63,7 +58,7 @@ def main(args: Namespace) -> dict[str, Any]:
     # Looked up before any process starts, so that all of them resume from the same checkpoint.
     last = find_last_checkpoint(run.output_dir, "standalone") if run.resume else None
     address = run.machines, args.machine_rank, args.dist_url
-    return launch(_run, run.processes, *address, cfg, run, datasets, last) or {}
+    return launch(_run, run.processes, *address, run, datasets, last) or {}
 
 
 def _load_datasets(cfg: CfgNode, eval_only: bool) -> dict[str, Records]:
@@ -75,7 +70,7 @@ def _load_datasets(cfg: CfgNode, eval_only: bool) -> dict[str, Records]:
     return datasets
 
 
-def _run(cfg: CfgNode, run: Run, datasets: dict[str, Records], last: Path | None) -> dict[str, Any]:
+def _run(run: Run, datasets: dict[str, Records], last: Path | None) -> dict[str, Any]:
     """Runs one process of the job, starting from checkpoint ``last``; returns the metrics."""
     set_up(run, [records.summary for records in datasets.values()])
     evaluation = run.evaluation
@@ -84,12 +79,12 @@ def _run(cfg: CfgNode, run: Run, datasets: dict[str, Records], last: Path | None
         for name in run.data.test
     ]
     dataset = build_training_set(run.data, datasets, run.train_augmentation) if run.train_augmentation else None
-    module = DetectionModule(run, build_detector(cfg), build_criterion(cfg), dataset, evaluators)
+    module = DetectionModule(run, run.build_detector(), run.build_criterion(), dataset, evaluators)
     class_names = next(iter(datasets.values())).summary.class_names  # equal in all data sets of a run
     trainer = build_trainer(run, module, last, class_names)
-    options = load_options(cfg, for_evaluation=run.eval_only, class_names=class_names)
+    options = replace(run.loading, class_names=class_names)
     if run.eval_only:
-        load_weights(module.detector, last or run.settings.weights, options)
+        load_weights(module.detector, last or run.process.weights, options)
         trainer.validate(module, verbose=False)
     else:
         _train(run, module, trainer, last, options)
@@ -106,12 +101,12 @@ def _train(run: Run, module: DetectionModule, trainer: L.Trainer, last: Path | N
     else:
         if run.resume:
             logger.info("There is no checkpoint to resume from in %s: training starts at iteration 0", run.output_dir)
-        if run.settings.weights:
-            load_weights(module.detector, run.settings.weights, options)
+        if run.process.weights:
+            load_weights(module.detector, run.process.weights, options)
     parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     logger.info(
         "Training %.2f M parameters on %d images until iteration %d, on %s, seed %d",
-        parameters / 1e6, len(module.dataset or ()), trainer.max_steps, run.settings.device, module.seed,
+        parameters / 1e6, len(module.dataset or ()), trainer.max_steps, run.process.device, module.seed,
     )  # fmt: skip
     trainer.fit(module, ckpt_path=last, weights_only=True)
     if module.evaluators and module.evaluated_at != trainer.global_step:
@@ -120,9 +115,9 @@ def _train(run: Run, module: DetectionModule, trainer: L.Trainer, last: Path | N
 
 def build_trainer(run: Run, module: DetectionModule, last: Path | None, class_names: tuple[str, ...]) -> L.Trainer:
     """Builds Lightning's trainer with the project's checkpoints, log lines and loggers in place of its own."""
-    device, _, index = run.settings.device.partition(":")
+    device, _, index = run.process.device.partition(":")
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
-    if run.settings.amp:
+    if run.process.amp:
         precision = "16-mixed" if device == "cuda" else "bf16-mixed"  # float16 as in Detectron2; CPUs have bfloat16
     strategy: DDPStrategy | str = "auto"
     if run.processes * run.machines > 1:
@@ -135,13 +130,13 @@ def build_trainer(run: Run, module: DetectionModule, last: Path | None, class_na
     callbacks: list[L.Callback] = [ResumeCheck(last), Progress()]
     if config := run.training:
         training = {
-            "max_steps": config.max_iter,
-            "val_check_interval": config.eval_period or config.max_iter + 1,
-            "benchmark": run.settings.cudnn_benchmark,
+            "max_steps": config.schedule.max_iter,
+            "val_check_interval": config.callbacks.eval_period or config.schedule.max_iter + 1,
+            "benchmark": run.process.cudnn_benchmark,
             "logger": build_loggers(run.output_dir),
         }
-        writer = DetectorWriter(run.output_dir, run.cfg_text, class_names, is_averaged=config.ema is not None)
-        callbacks += build_callbacks(config, writer, run.settings.device)
+        writer = DetectorWriter(run.output_dir, run.cfg_text, class_names, is_averaged=config.callbacks.ema is not None)
+        callbacks += build_callbacks(config.callbacks, writer, run.process.device)
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=[int(index)] if index else run.processes,

@@ -31,14 +31,14 @@ def set_up(run: Run, datasets: Iterable[Summary]) -> None:
     for summary in datasets:
         counts = (summary.num_images, summary.num_annotations, len(summary.class_names))
         logger.info("%s: %d images, %d objects, %d classes", summary.name, *counts)
-    settings = run.settings
-    if settings.seed >= 0:
-        torch.manual_seed(settings.seed)
+    process = run.process
+    if process.seed >= 0:
+        torch.manual_seed(process.seed)
     else:
         torch.seed()
-    if settings.float32_precision:
-        torch.set_float32_matmul_precision(settings.float32_precision)
-    if settings.device == "cpu" and run.processes > 1:  # the processes share the cores
+    if process.float32_precision:
+        torch.set_float32_matmul_precision(process.float32_precision)
+    if process.device == "cpu" and run.processes > 1:  # the processes share the cores
         torch.set_num_threads(max(1, torch.get_num_threads() // run.processes))
 
 

@@ -24,13 +24,15 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class TrainingConfig(CallbacksConfig):
-    """Configuration of a training run, without its data and its learning-rate schedule.
+class TrainingConfig:
+    """Configuration of a training run, without its data.
 
     Attributes:
         optimizer: optimizer and gradient clipping.
-        max_iter: number of iterations.
+        schedule: number of iterations and learning rates.
+        callbacks: EMA, best checkpoint, early stopping and periods.
     """
 
     optimizer: OptimizerConfig
-    max_iter: int
+    schedule: ScheduleConfig
+    callbacks: CallbacksConfig

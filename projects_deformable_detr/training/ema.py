@@ -27,10 +27,11 @@ class EmaConfig:
         if not 0 < self.decay < 1:
             raise ArgumentError("decay", f"must be between 0 and 1, such as 0.999, got {self.decay}")
 
-    def averaged_model_options(self) -> dict[str, Any]:
-        """Returns keyword arguments of ``AveragedModel``; buffers (batch-norm statistics) are averaged too."""
-        # The function uses lerp, which keeps frozen weights bitwise unchanged.
-        return {"multi_avg_fn": get_ema_multi_avg_fn(self.decay), "use_buffers": True}
+
+def averaging_options(config: EmaConfig) -> dict[str, Any]:
+    """Returns the keyword arguments of torch's ``AveragedModel``; buffers (batch-norm statistics) are averaged too."""
+    # The function uses lerp, which keeps frozen weights bitwise unchanged.
+    return {"multi_avg_fn": get_ema_multi_avg_fn(config.decay), "use_buffers": True}
 
 
 class ExponentialMovingAverage:
@@ -47,7 +48,7 @@ class ExponentialMovingAverage:
 
     def __init__(self, model: nn.Module, config: EmaConfig) -> None:
         self.model = model
-        self.average = AveragedModel(model, **config.averaged_model_options())
+        self.average = AveragedModel(model, **averaging_options(config))
         self._is_swapped = False  # the model has the averaged weights, and ``average`` the trained ones
 
     @property

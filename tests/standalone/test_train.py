@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from projects_deformable_detr import build_criterion, build_detector
 from projects_deformable_detr.checkpoint import load_weights
 from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.config import load_cfg
@@ -66,7 +65,7 @@ def _loss(folder: Path, checkpoint: Path | None) -> float:
     cfg = load_cfg("standalone", args)
     config = read_run(cfg, args)
     torch.manual_seed(cfg.SEED)
-    module = DetectionModule(config, build_detector(cfg), build_criterion(cfg), None, []).eval()
+    module = DetectionModule(config, config.build_detector(), config.build_criterion(), None, []).eval()
     if checkpoint is not None:
         load_weights(module.detector, checkpoint)
     datasets = {name: load(catalog.get(name), config.data) for name in config.data.train}
@@ -225,7 +224,7 @@ def test_losses_that_are_not_finite_end_the_training(
             fine = predictions.boxes.sum()
             return {"loss_ce": fine * (math.nan if self.calls == 3 else 1.0), "loss_bbox": fine}
 
-    monkeypatch.setattr("projects_deformable_detr.standalone.run.build_criterion", lambda cfg: Diverging())
+    monkeypatch.setattr("projects_deformable_detr.config.run.Run.build_criterion", lambda run: Diverging())
     with pytest.raises(FloatingPointError, match="iteration 2: .*loss_ce") as error:
         main(make_args(tmp_path))
     assert "loss_bbox" not in str(error.value)
