@@ -6,10 +6,11 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -26,7 +27,7 @@ _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 
 
 class CheckpointError(UserError):
-    """Raised for a checkpoint that cannot be read or does not fit the model."""
+    """Raised for a checkpoint that cannot be read or written, or does not fit the model."""
 
 
 class DownloadError(CheckpointError):
@@ -60,12 +61,7 @@ def read_weights(path: str | Path) -> Weights:
     path = weights_file(Path(path))
     if path.suffix == ".safetensors":
         return Weights(_read_safetensors(path), _hugging_face_classes(path))
-    try:
-        content = _read_torch_or_pickle(path)
-    except Exception as error:  # a damaged file fails anywhere in the unpickler: KeyError, struct.error, …
-        raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint that can be read without running code ({_reason(path, error)})"
-        ) from error
+    content = read_checkpoint(path)
     names = _class_names(content)
     stored = tuple(map(str, names)) if isinstance(names, list | tuple) else _hugging_face_classes(path)
     return Weights(_find_weights(path, content), stored)
@@ -101,19 +97,36 @@ def save_detector(
 
 
 def write_atomically(path: str | Path, content: Any) -> None:
-    """Saves with ``torch.save`` to a temporary file in the same folder and renames it to ``path``."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Saves with ``torch.save`` to a temporary file and renames it to ``path``; see `atomic_file`."""
+    with atomic_file(path) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Opens a temporary file in the folder of ``path``, and renames it to ``path`` at the end.
+
+    Raises:
+        CheckpointError: if the file cannot be written, for example to a full disk. An existing file is kept.
+    """
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, OSError):  # torch raises RuntimeError while it handles the OSError
+            cause = cause.__cause__ or cause.__context__
+        if cause and isinstance(error, Exception):
+            raise CheckpointError(f"{path} could not be written ({cause}): existing files are unchanged") from error
         raise
 
 
@@ -141,30 +154,46 @@ def download(source: str) -> Path:
         raise DownloadError(f"{source} could not be downloaded ({error})") from error
 
 
-def _read_torch_or_pickle(path: Path) -> Any:
-    if path.suffix == ".pkl":
+def read_checkpoint(path: Path, *, mmap: bool = False) -> Any:
+    """Returns the content of a file of ``torch.save`` or a pickle.
+
+    Args:
+        path: the file.
+        mmap: map tensors from the file, which checks its completeness without reading them.
+
+    Raises:
+        CheckpointError: if the file is damaged or contains anything but tensors, arrays and plain values.
+    """
+    try:
+        if path.suffix != ".pkl":
+            return _torch_load(path, mmap)
         content = read_pickle(path)
         # Caffe2's detectors store weights under "blobs".
         return content.get("blobs", content) if isinstance(content, dict) else content
-    # The official repositories store their arguments next to the weights; a Namespace contains values, no code.
-    try:
-        return _load(path, {*torch.serialization.get_safe_globals(), argparse.Namespace})
-    except pickle.UnpicklingError:
-        # NumPy arrays and mmdetection's log are read through substitutes. The caller's safe globals are left out, since
-        # they may contain NumPy's types under the same names.
-        return with_arrays(_load(path, (argparse.Namespace, *safe_globals())))
+    except Exception as error:  # a damaged file fails anywhere in the unpickler: KeyError, struct.error, …
+        raise CheckpointError(
+            f"{path}: damaged, or not a checkpoint that can be read without running code ({_reason(path, error)})"
+        ) from error
 
 
-def _load(path: Path, allowed: Iterable[Any]) -> Any:
-    """Loads a file with ``allowed`` as torch's safe globals, and restores the previous ones."""
+def _torch_load(path: Path, mmap: bool) -> Any:
+    """Loads a file with substitutes for NumPy's types and mmengine's log, and restores torch's safe globals."""
     before = torch.serialization.get_safe_globals()
+    substitutes = safe_globals()
+    names = {name for _, name in substitutes}
+    kept = [item for item in before if _full_name(item) not in names]
     torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(list(allowed))
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # The official repositories store their arguments next to the weights; a Namespace contains values, no code.
+        torch.serialization.add_safe_globals([*kept, argparse.Namespace, *substitutes])
+        return with_arrays(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+def _full_name(item: Any) -> str:
+    return item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -1,34 +1,54 @@
-"""The file ``last_checkpoint``, which names the checkpoint from which a run resumes."""
+"""Checkpoints in the output folder of a run: the one to resume from, deletion of old ones, remains of killed writes."""
 
+import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CLASS_NAMES, CheckpointError, atomic_file, read_checkpoint
+from ..checkpoint.classes import shorten
 
+logger = logging.getLogger(__name__)
 _NAME = "last_checkpoint"  # as in fvcore
 _ENGINES = {".ckpt": "standalone", ".pth": "detectron2"}
+_PERIODIC = re.compile(r"model_(\d{7,})\.(?:ckpt|pth)")
+_TEMPORARY = re.compile(rf"\.(?:model_\w+\.(?:ckpt|pth)|{_NAME})\.\w{{8}}")  # names in `atomic_file`
 
 
 def write_last_checkpoint(path: Path) -> None:
     """Makes ``path`` the checkpoint from which runs in its folder resume. Atomic."""
-    pointer = path.with_name(_NAME)
-    temporary = pointer.with_name(f".{_NAME}")
-    temporary.write_text(path.name)
-    temporary.replace(pointer)
+    with atomic_file(path.with_name(_NAME)) as file:
+        file.write(path.name.encode())
 
 
-def find_last_checkpoint(output_dir: Path, engine: str) -> Path | None:
+def find_last_checkpoint(
+    output_dir: Path, engine: str, class_names: Sequence[str] | None = None, *, for_evaluation: bool = False
+) -> Path | None:
     """Returns the checkpoint from which a run of an engine resumes, or None if the folder has no ``last_checkpoint``.
 
+    If the checkpoint is damaged, the one before it is returned after a warning.
+
+    Args:
+        output_dir: output folder of the run.
+        engine: ``"detectron2"`` or ``"standalone"``.
+        class_names: names of the classes of the data sets, if known.
+        for_evaluation: accept a checkpoint with other classes, which loading maps by name.
+
     Raises:
-        CheckpointError: if the checkpoint does not exist or was written by the other engine.
+        CheckpointError: if ``last_checkpoint`` is empty, if its checkpoint does not exist, was written by the other
+            engine or has other classes, or if all checkpoints are damaged.
     """
     pointer = output_dir / _NAME
     if not pointer.is_file():
         return None
     name = pointer.read_text().strip()
     path = output_dir / name
+    earlier = _periodic_checkpoints(path)[::-1]
     if not name:
-        raise CheckpointError(f"{pointer} is empty: write the name of a checkpoint into it, or remove it")
+        found = ", ".join(shorten(sorted(path.name for path in output_dir.glob("model_*")))) or "none"
+        raise CheckpointError(
+            f"{pointer} is empty: write the name of a checkpoint in the folder ({found}) into it, or remove it"
+        )
     other = _ENGINES.get(path.suffix, engine)
     if other != engine:
         raise CheckpointError(
@@ -37,9 +57,58 @@ def find_last_checkpoint(output_dir: Path, engine: str) -> Path | None:
         )
     if not path.is_file():
         raise CheckpointError(f"{pointer} names {name}, which does not exist: restore it, or remove {pointer}")
-    return path
+    problem = None
+    for candidate in (path, *earlier):
+        try:
+            content = read_checkpoint(candidate, mmap=True)
+        except CheckpointError as error:
+            logger.warning("%s", error)
+            problem = problem or error
+            continue
+        if not for_evaluation:
+            _check_classes(candidate, content.get(CLASS_NAMES) if isinstance(content, dict) else None, class_names)
+        if problem:
+            logger.warning("The last checkpoint is damaged: resuming from the one before it, %s", candidate)
+        return candidate
+    raise CheckpointError(f"{problem}; {output_dir} has no earlier checkpoint: start a new run in another folder")
+
+
+def _periodic_checkpoints(last: Path) -> list[Path]:
+    """Returns the checkpoints before ``last`` with its suffix, in the order of their iterations."""
+    numbers = {path: _PERIODIC.fullmatch(path.name) for path in last.parent.glob(f"model_*{last.suffix}")}
+    found = {path: int(match[1]) for path, match in numbers.items() if match}
+    return sorted((path for path in found if found[path] < found.get(last, 10**9)), key=lambda path: found[path])
+
+
+def _check_classes(path: Path, stored: Sequence[str] | None, wanted: Sequence[str] | None) -> None:
+    """Raises `CheckpointError` if the classes of a checkpoint and of the data sets differ in names or order."""
+    if not stored or not wanted or list(stored) == list(wanted):
+        return
+    raise CheckpointError(
+        f"{path} has {len(stored)} classes ({', '.join(shorten(stored))}), the data sets have {len(wanted)} "
+        f"({', '.join(shorten(wanted))}): a run resumes with the same classes in the same order. Start a new run from "
+        "these weights in another output folder, which maps classes by name"
+    )
 
 
 def remove_last_checkpoint(output_dir: Path) -> None:
     """Removes ``last_checkpoint`` before a new run; checkpoints of an earlier run are kept."""
     (output_dir / _NAME).unlink(missing_ok=True)
+
+
+def remove_old_checkpoints(last: Path, keep: int) -> None:
+    """Deletes all but the newest ``keep`` periodic checkpoints, of which ``last``, just written, is the newest.
+
+    Files with other names, such as ``model_final.pth`` and ``model_best.pth``, and of later iterations are kept.
+    """
+    before = _periodic_checkpoints(last)
+    for path in before[: max(0, len(before) - keep + 1)]:
+        path.unlink(missing_ok=True)
+
+
+def remove_temporary_files(output_dir: Path) -> None:
+    """Deletes the temporary files that killed writes left in a folder."""
+    for path in output_dir.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            logger.info("Removing %s, the remains of an interrupted write", path)
+            path.unlink(missing_ok=True)

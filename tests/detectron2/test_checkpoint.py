@@ -193,9 +193,9 @@ def test_a_failed_save_leaves_the_last_file(model, tmp_path, monkeypatch):
 
     def full_disk(content, stream):
         stream.write(b"half")
-        raise OSError("no space left on device")
+        raise OSError(28, "no space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match="could not be written.*no space"):
         checkpointer.save("model_final")
     assert (tmp_path / "model_final.pth").read_bytes() == before

@@ -1,0 +1,83 @@
+"""The checkpoint to resume from, deletion of old checkpoints and of temporary files."""
+
+import pytest
+import torch
+
+from projects_deformable_detr.checkpoint import CLASS_NAMES, CheckpointError
+from projects_deformable_detr.training.last_checkpoint import (
+    find_last_checkpoint,
+    remove_old_checkpoints,
+    remove_temporary_files,
+    write_last_checkpoint,
+)
+
+NAMES = [f"model_{iteration:07d}.pth" for iteration in (9, 19, 29)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Output folder with three checkpoints, the newest of which is the last, and others to ignore."""
+    for name in (*NAMES, "model_0000099.pth", "model_best.pth", "model_0000024.ckpt"):
+        torch.save({"model": {"weight": torch.zeros(1000)}, CLASS_NAMES: ["ant", "bee"]}, tmp_path / name)
+    write_last_checkpoint(tmp_path / NAMES[-1])
+    return tmp_path
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(folder, caplog):
+    assert find_last_checkpoint(folder, "detectron2") == folder / NAMES[2] and not caplog.text
+    truncate(folder / NAMES[2])
+    assert find_last_checkpoint(folder, "detectron2") == folder / NAMES[1]
+    (folder / NAMES[1]).write_bytes(b"")
+    assert find_last_checkpoint(folder, "detectron2") == folder / NAMES[0]
+    assert f"{NAMES[2]}: damaged" in caplog.text and f"{NAMES[1]}: damaged" in caplog.text
+    assert f"resuming from the one before it, {folder / NAMES[0]}" in caplog.text
+    truncate(folder / NAMES[0])
+    with pytest.raises(CheckpointError, match=rf"{NAMES[2]}: damaged.*has no earlier checkpoint"):
+        find_last_checkpoint(folder, "detectron2")
+
+
+def test_a_damaged_final_checkpoint_is_replaced_by_the_newest(folder):
+    torch.save({"model": {}}, folder / "model_final.pth")
+    write_last_checkpoint(folder / "model_final.pth")
+    truncate(folder / "model_final.pth")
+    assert find_last_checkpoint(folder, "detectron2") == folder / "model_0000099.pth"
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("bee", "ant"), r"2 classes \(ant, bee\), the data sets have 2 \(bee, ant\)"),
+        (("ant", "bee", "cat"), r"2 classes \(ant, bee\), the data sets have 3 \(ant, bee, cat\)"),
+    ],
+)
+def test_other_classes_are_refused(folder, classes, message):
+    with pytest.raises(CheckpointError, match=message):
+        find_last_checkpoint(folder, "detectron2", classes)
+    for known, for_evaluation in ((classes, True), (("ant", "bee"), False), (None, False)):
+        assert find_last_checkpoint(folder, "detectron2", known, for_evaluation=for_evaluation)
+
+
+def test_an_empty_pointer_is_named(folder):
+    (folder / "last_checkpoint").write_text("")
+    with pytest.raises(CheckpointError, match=r"last_checkpoint is empty: .* checkpoint in the folder \(model_0000009"):
+        find_last_checkpoint(folder, "detectron2")
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, NAMES[2:]), (2, NAMES[1:]), (3, NAMES), (9, NAMES)])
+def test_old_checkpoints_are_removed(folder, keep, left):
+    remove_old_checkpoints(folder / NAMES[-1], keep)
+    others = ["last_checkpoint", "model_0000024.ckpt", "model_0000099.pth", "model_best.pth"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*left, *others])
+
+
+def test_temporary_files_are_removed(folder):
+    before = sorted(folder.iterdir())
+    for name in (".model_final.pth.abcd_123", ".model_0000039.ckpt.x1y2z3w4", ".last_checkpoint.abcdefgh"):
+        (folder / name).write_bytes(b"half")
+    (folder / ".gitignore").write_text("*")
+    remove_temporary_files(folder)
+    assert sorted(folder.iterdir()) == [folder / ".gitignore", *before]
