@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 from ..data import catalog
 from ..data.catalog import DatasetSpec, check_same_classes
 from ..data.config import DataConfig, SamplerConfig
+from ..data.images import ImageReader
 from ..data.load import load_dataset, read_classes
 from ..data.problems import DatasetError
 from ..data.records import Records
@@ -30,6 +31,11 @@ SAMPLER_KEYS = {
     "repeat_sqrt": "DATALOADER.REPEAT_SQRT",
     "dataset_weights": "DATASETS.TRAIN_REPEAT_FACTOR",
 }
+READER_KEYS = {
+    "format": "INPUT.FORMAT",
+    "intensity_window": "INPUT.INTENSITY_WINDOW",
+    "exif_orientation": "INPUT.EXIF_ORIENTATION",
+}
 _MAX_OBJECTS_KEY = "MODEL.DETR.NUM_OBJECT_QUERIES"
 _THINGS_KEY = "MODEL.DETR.PANOPTIC.NUM_THING_CLASSES"
 
@@ -46,7 +52,13 @@ def data_config(cfg: CfgNode, *, eval_only: bool = False) -> DataConfig:
         max_objects=cfg.MODEL.DETR.NUM_OBJECT_QUERIES if cfg.MODEL.DETR.DEC_LAYERS else None,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
         sampler=sampler_config(cfg),
+        reader=image_reader(cfg),
     )
+
+
+def image_reader(cfg: CfgNode) -> ImageReader:
+    """Reads the options of the image reader."""
+    return read(ImageReader, cfg, READER_KEYS)
 
 
 def sampler_config(cfg: CfgNode) -> SamplerConfig:

@@ -55,14 +55,12 @@ CALLBACKS_KEYS = {"eval_period": "TEST.EVAL_PERIOD", "checkpoint_period": "SOLVE
 EVALUATION_AUGMENTATION_KEYS = {
     "min_sizes": "INPUT.MIN_SIZE_TEST",
     "max_size": "INPUT.MAX_SIZE_TEST",
-    "image_format": "INPUT.FORMAT",
 }
 TRAINING_AUGMENTATION_KEYS = {
     "min_sizes": "INPUT.MIN_SIZE_TRAIN",
     "max_size": "INPUT.MAX_SIZE_TRAIN",
     "crop_resize": "INPUT.CROP.RESIZE",
     "crop_range": "INPUT.CROP.SIZE",
-    "image_format": "INPUT.FORMAT",
 }
 
 # Detectron2's keys for norms and biases, with their defaults, which have no effect (not even WEIGHT_DECAY_NORM 0.0):
@@ -122,7 +120,7 @@ def augmentation_policy(cfg: CfgNode, is_train: bool) -> AugmentationPolicy:
     source = cfg.INPUT
     if not is_train:
         with naming_keys(EVALUATION_AUGMENTATION_KEYS):
-            return AugmentationPolicy((source.MIN_SIZE_TEST,), source.MAX_SIZE_TEST, image_format=source.FORMAT)
+            return AugmentationPolicy((source.MIN_SIZE_TEST,), source.MAX_SIZE_TEST)
     flip = _choose(cfg, "INPUT.RANDOM_FLIP", "horizontal", "none") == "horizontal"
     sizes = tuple(source.MIN_SIZE_TRAIN)
     if _choose(cfg, "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range") == "range" and sizes:
@@ -137,7 +135,6 @@ def augmentation_policy(cfg: CfgNode, is_train: bool) -> AugmentationPolicy:
             max_size=source.MAX_SIZE_TRAIN,
             flip_prob=0.5 if flip else 0.0,
             crop_prob=0.5 if crop else 0.0,
-            image_format=source.FORMAT,
             **crop,
         )
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import ArgumentError
+from .images import ImageReader
 
 _BY_CLASS = ("RepeatFactorTrainingSampler", "WeightedCategoryTrainingSampler")
 _BY_DATASET = ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler")
@@ -63,6 +64,7 @@ class DataConfig:
         num_workers: loader processes per process.
         group_by_aspect_ratio: put landscape and portrait images into separate batches.
         pin_memory: copy batches to page-locked memory.
+        reader: reader of image files.
         sampler: sampler of training images.
     """
 
@@ -76,4 +78,5 @@ class DataConfig:
     num_workers: int = 4
     group_by_aspect_ratio: bool = True
     pin_memory: bool = False
+    reader: ImageReader = ImageReader()
     sampler: SamplerConfig = SamplerConfig()

@@ -1,16 +1,23 @@
-"""Image reading."""
+"""Image reading for training, evaluation and prediction in both engines."""
 
+import contextlib
+import logging
+import math
 import os
-import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from torch.utils.data import get_worker_info
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_choice
 from .problems import DatasetError
 
+_logger = logging.getLogger(__name__)
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _ORIENTATION = 0x0112  # the EXIF tag
 # Maps an EXIF orientation to its inverse transform.
 _UPRIGHT = {
@@ -22,41 +29,106 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
+_AS_STORED = {6: 8, 8: 6}  # orientation whose inverse transform undoes that of the key
+_WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # single-channel images of more than 8 bits
+_noted: set[tuple[str, str]] = set()  # folder and kind of images that a warning has named
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads image files as 8-bit pixels with three channels.
+
+    Alpha channels are dropped. Of animated images and files with several pages, the first is read. Grey values of 16
+    bits, 32 bits or floats are scaled linearly and clipped. One warning names these images.
+
+    Attributes:
+        format: order of the channels, ``"RGB"`` or ``"BGR"``.
+        intensity_window: grey values of more than 8 bits that become 0 and 255; (): the range of the type, which is
+            [0, 65535] for 16 bits, [0, 2**31 - 1] for 32 bits and [0, 1] for floats.
+        exif_orientation: apply the EXIF orientation.
+    """
+
+    format: str = "RGB"
+    intensity_window: tuple[float, ...] = ()
+    exif_orientation: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, ("RGB", "BGR"))
+        window = self.intensity_window
+        if len(window) not in (0, 2) or not all(map(math.isfinite, window)) or (window and window[0] >= window[1]):
+            raise ArgumentError("intensity_window", f"must be two increasing numbers, or empty, got {window}")
+
+    def read(self, path: str | os.PathLike[str], expected_size: tuple[int, int] | None = None) -> Pixels:
+        """Reads the pixels of an image file.
+
+        Args:
+            path: file in any format that Pillow reads.
+            expected_size: (height, width) according to the record; None: not checked.
+
+        Returns:
+            (H, W, 3) uint8, contiguous.
+
+        Raises:
+            DatasetError: if the file is missing, cannot be decoded, does not have the expected size, or has values
+                outside of the range of the type.
+        """
+        with open_image(path) as image:
+            notes, limits, orientation = describe(image), self._limits(image), read_orientation(image)
+            image.load()
+            turned = self._turn(image, orientation)
+            pixels = self._scale(turned, limits, path) if limits else _to_rgb(turned)
+        for note in notes:
+            _warn(Path(path), note)
+        if expected_size is not None and pixels.shape[:2] != tuple(expected_size):
+            raise DatasetError(
+                f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height"
+                f"{', after its EXIF orientation' * self.exif_orientation}), but {expected_size[1]} x "
+                f"{expected_size[0]} in its record: correct the width and height of the record, or replace the file"
+            )
+        return np.ascontiguousarray(pixels if self.format == "RGB" else pixels[:, :, ::-1])
+
+    def _turn(self, image: Image.Image, orientation: int) -> Image.Image:
+        is_turned = image.format == "TIFF"  # by Pillow, when the file was decoded
+        if is_turned == self.exif_orientation:
+            return image
+        method = _UPRIGHT.get(_AS_STORED.get(orientation, orientation) if is_turned else orientation)
+        return image if method is None else image.transpose(method)
+
+    def _limits(self, image: Image.Image) -> tuple[float, ...]:
+        """Returns the values that become 0 and 255, or () for images of 8 bits."""
+        if image.mode not in _WIDE_MODES or self.intensity_window:
+            return self.intensity_window if image.mode in _WIDE_MODES else ()
+        if image.mode == "F":
+            return 0.0, 1.0
+        has_16_bits = image.mode != "I" or image.format in ("PNG", "PPM")
+        return 0.0, 2.0 ** (16 if has_16_bits else 31) - 1
+
+    def _scale(self, image: Image.Image, limits: tuple[float, ...], path: str | os.PathLike[str]) -> Pixels:
+        values = np.asarray(image).astype(np.float64)
+        low, high = limits
+        scaled = np.rint((np.nan_to_num(values, nan=low) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+        if not self.intensity_window:
+            first, last = float(np.nanmin(values, initial=np.inf)), float(np.nanmax(values, initial=-np.inf))
+            if first < low or last > high or (first < last and scaled.min() == scaled.max()):
+                raise DatasetError(
+                    f"{path} has grey values from {first:g} to {last:g}, which cannot be shown in the range of their "
+                    f"type, {low:g} to {high:g}: set the intensity window to the values of black and white"
+                )
+        return np.repeat(scaled[:, :, None], 3, axis=2)
 
 
 def read_image(
     path: str | os.PathLike[str], format: str = "RGB", expected_size: tuple[int, int] | None = None
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Reads the pixels of an image file and applies its EXIF orientation, as Detectron2's reader does.
-
-    Args:
-        path: file in any format that Pillow reads.
-        format: order of the channels, ``"RGB"`` or ``"BGR"``.
-        expected_size: (height, width) according to the record; None: not checked.
-
-    Returns:
-        (H, W, 3) uint8, contiguous.
-
-    Raises:
-        DatasetError: if the file is missing, cannot be decoded, or does not have the expected size.
-        ArgumentError: for another ``format``.
-    """
-    if format not in ("RGB", "BGR"):
-        raise ArgumentError("format", f"must be RGB or BGR, got {format!r}")
-    pixels = np.asarray(_decode(Path(path)))
-    if expected_size is not None and pixels.shape[:2] != tuple(expected_size):
-        raise DatasetError(
-            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height, after its EXIF orientation), but "
-            f"{expected_size[1]} x {expected_size[0]} in its record: correct the width and height of the record, or "
-            "replace the file"
-        )
-    return np.ascontiguousarray(pixels if format == "RGB" else pixels[:, :, ::-1])
+) -> Pixels:
+    """Reads an image file with the default options; see `ImageReader.read`."""
+    return ImageReader(format).read(path, expected_size)
 
 
 def resize_shortest_edge(height: int, width: int, min_size: int, max_size: int | None = None) -> tuple[int, int]:
     """Returns (height, width) scaled so that the shorter side is ``min_size`` and the longer at most ``max_size``.
 
-    Rounds like Detectron2's ``ResizeShortestEdge``. A ``min_size`` of 0 keeps the size.
+    Rounds like Detectron2's ``ResizeShortestEdge``, but to at least 1 pixel. A ``min_size`` of 0 keeps the size.
     """
     if min_size == 0:
         return height, width
@@ -65,35 +137,79 @@ def resize_shortest_edge(height: int, width: int, min_size: int, max_size: int |
     if max_size is not None and max(new_height, new_width) > max_size:
         scale = max_size / max(new_height, new_width)
         new_height, new_width = new_height * scale, new_width * scale
-    return int(new_height + 0.5), int(new_width + 0.5)
+    return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
 
 
-def _decode(path: Path) -> Image.Image:
+@contextlib.contextmanager
+def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Opens an image file and converts all errors of Pillow, also those inside the context, to `DatasetError`."""
     try:
         with Image.open(path) as image:
-            image.load()
-            method = _UPRIGHT.get(_orientation(image))
-            return (image if method is None else image.transpose(method)).convert("RGB")
+            yield image
+    except DatasetError:
+        raise
     except FileNotFoundError as error:
         raise DatasetError(
             f"image file {path} does not exist: add it, or remove its record from the data set"
         ) from error
     except UnidentifiedImageError as error:
-        size = path.stat().st_size
         raise DatasetError(
-            f"{path} ({size} bytes) is not an image in a format that Pillow supports: replace the file, or remove its "
-            "record from the data set"
+            f"{path} ({os.stat(path).st_size} bytes) is not an image in a format that Pillow supports: replace the "
+            "file, or remove its record from the data set"
         ) from error
-    # Pillow's decoders raise any of these for damaged files.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise DatasetError(f"{path} has too many pixels ({error}): reduce its size, or cut it into tiles") from error
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise DatasetError(
             f"{path} cannot be decoded as an image ({error}): replace the file, or remove its record from the data set"
         ) from error
 
 
-def _orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation; 1 (upright) if it is absent or unreadable, as in Detectron2's reader."""
+def read_orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation of an image that is not loaded; 1 (upright) if it is absent or unreadable."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except (SyntaxError, ValueError, TypeError, OSError, EOFError, struct.error):
-        return 1  # only the metadata is damaged, as the pixels have been decoded
+    except Exception:  # only the metadata is damaged
+        return 1
+
+
+def sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns (height, width) of an image that is not loaded, with and without its EXIF orientation."""
+    size = image.height, image.width
+    if read_orientation(image) not in _SIDEWAYS:
+        return size, size
+    return (size, size[::-1]) if image.format == "TIFF" else (size[::-1], size)  # Pillow turns TIFF files
+
+
+def describe(image: Image.Image) -> list[str]:
+    """Returns in which respects an image is not read as it is."""
+    notes = []
+    if image.mode in _WIDE_MODES:
+        notes.append("grey values of more than 8 bits, which are scaled to 8 bits (see intensity_window)")
+    # MPO: photographs with a preview.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        notes.append("several frames or pages, of which the first is read")
+    return notes
+
+
+def warn_once(source: str, note: str, files: list[str], total: int) -> None:
+    """Logs that some of ``total`` images have a property of `describe`, unless a warning has named their folders."""
+    keys = {(os.path.dirname(file), note) for file in files}
+    if not keys <= _noted:
+        _noted.update(keys)
+        _logger.warning("%s: %d of %d images, such as %s, have %s", source, len(files), total, files[0], note)
+
+
+def _warn(path: Path, note: str) -> None:
+    """Logs a property of `describe` once per folder, by one worker of one process."""
+    key = str(path.parent), note
+    worker = get_worker_info()
+    if key not in _noted and (worker is None or worker.id == 0) and os.environ.get("RANK", "0") == "0":
+        _noted.add(key)
+        _logger.warning("Images in %s, such as %s, have %s", *(path.parent, path.name, note))
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns if it converts such an image to RGB
+    return np.asarray(image.convert("RGB"))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from .catalog import DatasetSpec
 from .files import ImageEntry, Int64, check_categories, check_images, convert, convert_images, paused_gc, read_content
-from .images import read_image
+from .images import open_image
 from .masks import Bitmaps, encode
 from .problems import DatasetError, Problems
 from .records import Array, Classes, Record, Records, Summary, check_counts, positions
@@ -56,7 +56,18 @@ def read_segment_ids(path: str | Path, expected_size: tuple[int, int] | None = N
     Raises:
         DatasetError: if the file is missing, is not an image, or does not have the expected (height, width).
     """
-    return rgb_to_ids(read_image(path, expected_size=expected_size))
+    with open_image(path) as image:
+        ids = rgb_to_ids(np.asarray(image.convert("RGB")))
+    _check_size(path, ids, expected_size)
+    return ids
+
+
+def _check_size(path: str | Path, labels: Array, expected: tuple[int, int] | None) -> None:
+    if expected is not None and labels.shape != tuple(expected):
+        raise DatasetError(
+            f"{path} is {labels.shape[1]} x {labels.shape[0]} pixels (width x height), but {expected[1]} x "
+            f"{expected[0]} in its record: correct the record, or replace the file"
+        )
 
 
 def read_classes(entries: list[dict[str, Any]], spec: DatasetSpec) -> Classes:
@@ -266,7 +277,10 @@ def stuff_annotations(path: str, size: tuple[int, int], classes: Mapping[int, in
     Raises:
         DatasetError: if the file is missing, is not an image, or has another size.
     """
-    labels = read_image(path, expected_size=size)[:, :, 0]
+    with open_image(path) as image:
+        labels = np.asarray(image)
+    labels = labels if labels.ndim == 2 else labels[:, :, 0]
+    _check_size(path, labels, size)
     found = [label for label in np.unique(labels).tolist() if label in classes]
     masks = labels[None] == np.array(found, labels.dtype).reshape(-1, 1, 1)
     return _annotations(mask_boxes(masks), np.array([classes[label] for label in found], np.int64), masks)

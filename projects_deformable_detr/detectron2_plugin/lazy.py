@@ -234,7 +234,8 @@ def _dataloader(cfg: CfgNode) -> dict[str, Any]:
 def _mapper(cfg: CfgNode, is_train: bool) -> DictConfig:
     policy = dump_dataclass(augmentation_policy(cfg, is_train))
     arguments = DetrDatasetMapper.from_config(cfg, is_train)
-    return L(DetrDatasetMapper)(**arguments | {"augmentations": L(build_augmentations)(policy=policy)})
+    parts = {"augmentations": L(build_augmentations)(policy=policy), "reader": dump_dataclass(arguments["reader"])}
+    return L(DetrDatasetMapper)(**arguments | parts)
 
 
 def _sampler(config: SamplerConfig) -> DictConfig | None:

@@ -1,16 +1,19 @@
 """Detectron2's dataset mapper with DETR's augmentations."""
 
+import copy
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from ..config.data import image_reader
 from ..config.training import augmentation_policy
 from ..data import masks, panoptic
-from ..data.images import read_image
+from ..data.images import ImageReader
 from ..training import AugmentationPolicy
 from .data import separated_classes
 
@@ -43,13 +46,21 @@ class DetrDatasetMapper(DatasetMapper):
 
     Args:
         arguments, keywords: arguments of Detectron2's mapper.
+        reader: reader of the images; by default one for the mapper's ``image_format``.
         label_classes: for Detectron2's separated panoptic format, maps labels of stuff images to classes; None: stuff
             is ignored.
     """
 
     @configurable
-    def __init__(self, *arguments: Any, label_classes: dict[int, int] | None = None, **keywords: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        reader: ImageReader | None = None,
+        label_classes: dict[int, int] | None = None,
+        **keywords: Any,
+    ) -> None:
         super().__init__(*arguments, **keywords)
+        self.reader = reader or ImageReader(self.image_format)
         self.label_classes = label_classes
 
     @classmethod
@@ -61,6 +72,7 @@ class DetrDatasetMapper(DatasetMapper):
             **super().from_config(cfg, is_train),
             "augmentations": build_augmentations(policy),
             "instance_mask_format": "bitmask",
+            "reader": image_reader(cfg),
             "label_classes": classes.label_classes if classes else None,
         }
 
@@ -79,13 +91,18 @@ class DetrDatasetMapper(DatasetMapper):
             shape = dataset_dict["height"], dataset_dict["width"]
             stuff = panoptic.stuff_annotations(labels, shape, self.label_classes)
             dataset_dict["annotations"] = [*dataset_dict["annotations"], *stuff]
-        try:
-            return super().__call__(dataset_dict)
-        except Exception:
-            # Detectron2's reader does not name the file. If the file is the cause, this reader raises a DatasetError.
-            size = (dataset_dict["height"], dataset_dict["width"]) if "height" in dataset_dict else None
-            read_image(dataset_dict["file_name"], self.image_format, size)
-            raise
+        size = (dataset_dict["height"], dataset_dict["width"]) if "height" in dataset_dict else None
+        inputs = T.AugInput(self.reader.read(dataset_dict["file_name"], size))
+        dataset_dict.setdefault("height", inputs.image.shape[0])
+        dataset_dict.setdefault("width", inputs.image.shape[1])
+        transforms = self.augmentations(inputs)
+        dataset_dict["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        elif "annotations" in dataset_dict:
+            dataset_dict["annotations"] = copy.deepcopy(dataset_dict["annotations"])  # modified in place
+            self._transform_annotations(dataset_dict, transforms, inputs.image.shape[:2])
+        return dataset_dict
 
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: Any, image_shape: tuple[int, int]

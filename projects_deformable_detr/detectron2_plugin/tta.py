@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..config.data import image_reader
 from ..errors import UserError
 from ..evaluation.tta import merge_views
 from ..modeling import Detections
@@ -47,6 +47,7 @@ class SetPredictionTTA(nn.Module):
                 "TEST.AUG.ENABLED to False"
             )
         self.tta_mapper = tta_mapper or DatasetMapperTTA(cfg)
+        self.reader = image_reader(cfg)
         self.batch_size = batch_size
         self.nms_threshold = cfg.MODEL.DETR.TTA_NMS_THRESH
 
@@ -61,7 +62,7 @@ class SetPredictionTTA(nn.Module):
     def _with_image(self, record: dict[str, Any]) -> dict[str, Any]:
         record = copy.copy(record)
         if "image" not in record:
-            pixels = read_image(record.pop("file_name"), self.model.input_format)
+            pixels = self.reader.read(record.pop("file_name"))
             record["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         height, width = record["image"].shape[-2:]
         return {"height": height, "width": width, **record}

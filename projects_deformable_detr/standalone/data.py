@@ -16,7 +16,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from ..data import masks, panoptic
 from ..data.config import DataConfig
-from ..data.images import read_image, resize_shortest_edge
+from ..data.images import ImageReader, resize_shortest_edge
 from ..data.records import Array, Record, Records
 from ..data.sampling import select_training_images
 from ..modeling import Targets
@@ -34,6 +34,7 @@ class DetectionDataset(Dataset[Item]):
         policy: augmentation.
         seed: random transforms depend on the seed and the position of a draw only.
         with_masks: create masks.
+        reader: reader of the images.
 
     Attributes:
         groups: (images,) group of each image; a batch has images of one group.
@@ -41,12 +42,19 @@ class DetectionDataset(Dataset[Item]):
     """
 
     def __init__(
-        self, records: Sequence[Record], policy: AugmentationPolicy, seed: int = 0, *, with_masks: bool = False
+        self,
+        records: Sequence[Record],
+        policy: AugmentationPolicy,
+        seed: int = 0,
+        *,
+        with_masks: bool = False,
+        reader: ImageReader = ImageReader(),  # noqa: B008, immutable
     ) -> None:
         self.records = records
         self.policy = policy
         self.seed = seed
         self.with_masks = with_masks
+        self.reader = reader
         self.groups: list[int] = [0] * len(records)
         self.factors: Tensor | None = None
 
@@ -63,17 +71,14 @@ class DetectionDataset(Dataset[Item]):
         position, index = draw
         record = self.records[index]
         size, file_name = (record["height"], record["width"]), record["file_name"]
-        image = Image.fromarray(read_image(file_name, expected_size=size))
+        image = Image.fromarray(self.reader.read(file_name, size))
         boxes, labels, bitmaps = _read_objects(record, self.with_masks)
         corners = BoundingBoxes(torch.from_numpy(boxes), format=BoundingBoxFormat.XYXY, canvas_size=size)
         rng = np.random.default_rng((self.seed, position))
         image, corners, outlines = augment(image, corners, self.policy, rng, bitmaps)
-        pixels = transforms.pil_to_tensor(image)
-        if self.policy.image_format == "BGR":
-            pixels = pixels.flip(0)
         # After a crop, the box of a mask can be smaller than the cropped box. Detectron2 uses the former.
         targets = _make_targets(corners, torch.from_numpy(labels), outlines, boxes_of_masks=self.policy.crop_prob > 0)
-        return Item(pixels, targets, record["image_id"], file_name, size)
+        return Item(transforms.pil_to_tensor(image), targets, record["image_id"], file_name, size)
 
 
 def _read_objects(record: Record, with_masks: bool) -> tuple[Array, Array, masks.Bitmaps | None]:
@@ -120,7 +125,7 @@ def build_training_set(
         DatasetError: if no image is left to train on.
     """
     parts, factors = select_training_images(config, datasets)
-    dataset = DetectionDataset(ConcatDataset(parts), policy, with_masks=config.masks)  # type: ignore[arg-type]
+    dataset = DetectionDataset(ConcatDataset(parts), policy, with_masks=config.masks, reader=config.reader)  # type: ignore[arg-type]
     dataset.factors = factors
     if config.group_by_aspect_ratio:
         dataset.groups = [int(width > height) for part in parts for height, width in part.sizes.tolist()]
@@ -168,7 +173,7 @@ def evaluation_loader(
     # A batch of the size in training fits into memory, as evaluation needs no gradients.
     batch_size = 1 if original_size else max(1, config.batch_size // world_size)
     batches = evaluation_batches(sizes, batch_size, rank, world_size)
-    return _loader(config, DetectionDataset(records.without_annotations(), policy), batches)
+    return _loader(config, DetectionDataset(records.without_annotations(), policy, reader=config.reader), batches)
 
 
 def _loader(config: DataConfig, dataset: DetectionDataset, batches: Iterable[list[Draw]]) -> DataLoader[Any]:

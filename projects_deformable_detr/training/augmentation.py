@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..errors import ArgumentError, check_choice
+from ..errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,6 @@ class AugmentationPolicy:
         crop_prob: probability of the crop.
         crop_resize: lengths of the shorter side before the crop.
         crop_range: minimum and maximum side of the crop.
-        image_format: ``"RGB"`` or ``"BGR"``.
     """
 
     min_sizes: tuple[int, ...]
@@ -29,10 +28,8 @@ class AugmentationPolicy:
     crop_prob: float = 0.0
     crop_resize: tuple[int, ...] = ()
     crop_range: tuple[int, ...] = (0, 0)
-    image_format: str = "RGB"
 
     def __post_init__(self) -> None:
-        check_choice("image_format", self.image_format, ("RGB", "BGR"))
         if not self.min_sizes or (min(self.min_sizes) < 1 and tuple(self.min_sizes) != (0,)):
             raise ArgumentError("min_sizes", f"must be at least one size of at least 1 pixel, got {self.min_sizes}")
         if not self.crop_prob:

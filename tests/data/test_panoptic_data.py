@@ -116,7 +116,7 @@ def test_all_formats_of_segmentations():
 
 @pytest.mark.parametrize("wrong", [None, 3, [["a", "b"] * 4], {"size": [6, 8]}, {"size": [5, 8], "counts": [40]}])
 def test_unusable_segmentations(wrong):
-    with pytest.raises(DatasetError, match="an object of a.png has .*segmentation"):
+    with pytest.raises(DatasetError, match="an object of a.png has .*(segmentation|RLE)"):
         masks.to_rle(wrong, 6, 8, "an object of a.png")
 
 

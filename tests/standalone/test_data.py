@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from projects_deformable_detr.data.images import resize_shortest_edge
+from projects_deformable_detr.data.images import ImageReader, resize_shortest_edge
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.standalone import main
 from projects_deformable_detr.standalone.augment import augment
@@ -26,7 +26,7 @@ RED = (250, 10, 10)
 
 def policy(**changes: Any) -> AugmentationPolicy:
     values = dict(flip_prob=0.0, min_sizes=(60,), max_size=200, crop_prob=0.0, crop_resize=(50, 70))
-    return AugmentationPolicy(**{**values, "crop_range": (30, 50), "image_format": "RGB", **changes})
+    return AugmentationPolicy(**{**values, "crop_range": (30, 50), **changes})
 
 
 def scene(height: int = 80, width: int = 120) -> tuple[Image.Image, torch.Tensor]:
@@ -144,7 +144,7 @@ def test_transforms_depend_on_seed_and_position_only(records: list[dict[str, Any
 
 def test_channel_order(records: list[dict[str, Any]]) -> None:
     rgb = DetectionDataset(records, policy())[(0, 0)].pixels
-    bgr = DetectionDataset(records, policy(image_format="BGR"))[(0, 0)].pixels
+    bgr = DetectionDataset(records, policy(), reader=ImageReader("BGR"))[(0, 0)].pixels
     assert rgb[:, 25, 45].tolist() == list(RED)
     assert torch.equal(bgr, rgb.flip(0))
 

@@ -50,7 +50,7 @@ def _datasets(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def policy(**changes: Any) -> AugmentationPolicy:
     values = {"flip_prob": 0.5, "min_sizes": (48, 72), "max_size": 120, "crop_prob": 1.0, "crop_resize": (60, 80),
-              "crop_range": (24, 50), "image_format": "RGB"}  # fmt: skip
+              "crop_range": (24, 50)}  # fmt: skip
     return AugmentationPolicy(**{**values, **changes})
 
 

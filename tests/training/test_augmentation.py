@@ -21,13 +21,12 @@ def test_training_has_detrs_augmentation_by_default(cfg):
         crop_prob=0.5,
         crop_resize=(400, 500, 600),
         crop_range=(384, 600),
-        image_format="RGB",
     )
 
 
 def test_evaluation_only_resizes(cfg):
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT = 320, 500, "BGR"
-    assert augmentation_policy(cfg, is_train=False) == AugmentationPolicy((320,), 500, image_format="BGR")
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 320, 500
+    assert augmentation_policy(cfg, is_train=False) == AugmentationPolicy((320,), 500)
     cfg.INPUT.MIN_SIZE_TEST = 0
     assert augmentation_policy(cfg, is_train=False).min_sizes == (0,)
 
@@ -41,7 +40,6 @@ def test_switches(cfg):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("FORMAT", "L"),
         ("RANDOM_FLIP", "vertical"),
         ("MIN_SIZE_TRAIN_SAMPLING", "uniform"),
         ("MIN_SIZE_TRAIN", ()),
