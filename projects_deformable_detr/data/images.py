@@ -89,7 +89,8 @@ class ImageReader:
         return np.ascontiguousarray(pixels if self.format == "RGB" else pixels[:, :, ::-1])
 
     def _turn(self, image: Image.Image, orientation: int) -> Image.Image:
-        is_turned = image.format == "TIFF"  # by Pillow, when the file was decoded
+        """Applies the orientation that a loaded image had before, or reverts it if Pillow has applied it."""
+        is_turned = orientation != read_orientation(image)  # a TIFF file
         if is_turned == self.exif_orientation:
             return image
         method = _UPRIGHT.get(_AS_STORED.get(orientation, orientation) if is_turned else orientation)
@@ -144,7 +145,8 @@ def resize_shortest_edge(height: int, width: int, min_size: int, max_size: int |
 def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """Opens an image file and converts all errors of Pillow, also those inside the context, to `DatasetError`."""
     try:
-        with Image.open(path) as image:
+        # Given a path, Pillow maps some TIFF files into memory, with the wrong order of sides if they are turned.
+        with open(path, "rb") as file, Image.open(file) as image:
             yield image
     except DatasetError:
         raise
@@ -166,7 +168,7 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation of an image that is not loaded; 1 (upright) if it is absent or unreadable."""
+    """Returns the EXIF orientation; 1 (upright) if it is absent or unreadable."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # only the metadata is damaged
@@ -178,7 +180,7 @@ def sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
     size = image.height, image.width
     if read_orientation(image) not in _SIDEWAYS:
         return size, size
-    return (size, size[::-1]) if image.format == "TIFF" else (size[::-1], size)  # Pillow turns TIFF files
+    return (size, size[::-1]) if image.format == "TIFF" else (size[::-1], size)  # the sides of TIFF files are upright
 
 
 def describe(image: Image.Image) -> list[str]:

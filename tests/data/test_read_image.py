@@ -31,29 +31,29 @@ def test_channel_orders(file, pixels):
         read_image(file, "L")
 
 
-@pytest.mark.parametrize(
-    ("orientation", "upright"),
-    [(1, lambda p: p), (2, lambda p: p[:, ::-1]), (3, lambda p: p[::-1, ::-1]), (4, lambda p: p[::-1]),
-     (5, lambda p: p.transpose(1, 0, 2)), (6, lambda p: np.rot90(p, -1)),
-     (7, lambda p: np.rot90(p, 2).transpose(1, 0, 2)), (8, lambda p: np.rot90(p)), (99, lambda p: p)],
-)  # fmt: skip
-def test_exif_orientation(tmp_path, pixels, orientation, upright):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), upright(pixels))
+UPRIGHT = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: np.rot90(p, -1),
+    7: lambda p: np.rot90(p, 2).transpose(1, 0, 2),
+    8: lambda p: np.rot90(p),
+    99: lambda p: p,  # invalid
+}
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["png", "tiff"])  # Pillow turns TIFF files itself
-def test_exif_orientation_is_applied_once_or_ignored(tmp_path, pixels, orientation, suffix):
-    exif = Image.Exif()
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("suffix", ["png", "tiff"])  # Pillow turns most TIFF files itself
+def test_exif_orientation_is_applied_once_or_ignored(tmp_path, pixels, orientation, mode, suffix):
+    image, exif = Image.fromarray(pixels).convert(mode), Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(pixels).save(tmp_path / f"turned.{suffix}", exif=exif)
-    Image.fromarray(pixels).save(tmp_path / "png", "png", exif=exif)
-    file = tmp_path / f"turned.{suffix}"
-    np.testing.assert_array_equal(read_image(file), read_image(tmp_path / "png"))
-    np.testing.assert_array_equal(ImageReader(exif_orientation=False).read(file, (12, 20)), pixels)
+    image.save(tmp_path / f"turned.{suffix}", exif=exif)
+    file, stored = tmp_path / f"turned.{suffix}", np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(read_image(file), UPRIGHT[orientation](stored))
+    np.testing.assert_array_equal(ImageReader(exif_orientation=False).read(file, (12, 20)), stored)
 
 
 @pytest.mark.parametrize(
