@@ -15,26 +15,21 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.engine import check_can_train, choose_engine
-from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.errors import run_command
 
 
-def main() -> int:
-    """Returns the exit status: 0, or 2 for invalid input, with a message on stderr."""
+def main() -> None:
+    """Runs the selected engine."""
     args = argument_parser().parse_args()
-    try:
-        engine = choose_engine(args.engine)
-        check_can_train(engine)
-        print(f"Engine: {engine.name} ({engine.reason}).", flush=True)
-        if engine.name == "detectron2":
-            from projects_deformable_detr.detectron2_plugin import main as run
-        else:
-            from projects_deformable_detr.standalone import main as run
-        run(args)
-    except UserError as error:
-        print(f"train_net.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    engine = choose_engine(args.engine)
+    check_can_train(engine)
+    print(f"Engine: {engine.name} ({engine.reason}).", flush=True)
+    if engine.name == "detectron2":
+        from projects_deformable_detr.detectron2_plugin import main as run
+    else:
+        from projects_deformable_detr.standalone import main as run
+    run(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("train_net.py", main))

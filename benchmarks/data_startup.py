@@ -23,6 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
+from projects_deformable_detr.engine import is_installed
+
+ENGINES = {"standalone": "lightning", "detectron2": "detectron2"}  # engine: package
 KEYS = ("seconds", "cpu_seconds", "megabytes")
 SPLITS = {"train": (118_000, 860_000), "val": (5_000, 36_500)}
 # Executed in place of train_net.py: a worker's first Image.open ends the run.
@@ -126,14 +129,14 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder of the generated data set")
     parser.add_argument("--checkout", type=Path, default=Path(__file__).parents[1], help="default: this one")
     parser.add_argument("--before", type=Path, help="a checkout to compare with")
-    parser.add_argument("--engine", action="append", choices=("standalone", "detectron2"), help="default: both")
+    parser.add_argument("--engine", action="append", choices=ENGINES, help="default: all that are installed")
     parser.add_argument("--masks", action="store_true", help="train masks, too")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     if not (args.data / "val.json").is_file():
         generate(args.data)
     checkouts = {"after": args.checkout.resolve()} | ({"before": args.before.resolve()} if args.before else {})
-    for engine in args.engine or ("standalone", "detectron2"):
+    for engine in args.engine or [name for name, package in ENGINES.items() if is_installed(package)]:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
         for _ in range(args.runs):
             for name, checkout in checkouts.items():

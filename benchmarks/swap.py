@@ -18,6 +18,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from projects_deformable_detr.engine import is_installed
+
 RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
 OURS = ("deformable_detr_r50_50ep", "deformable_detr_r50_two_stage_50ep", "detr_r50_500ep")
 
@@ -80,6 +82,8 @@ def main() -> None:
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--only", help="measure one model in this process and print JSON")
     args = parser.parse_args()
+    if not is_installed("detectron2"):
+        parser.error("Detectron2 is not installed")
     if args.only:
         print(json.dumps(measure(args.only, args.height, args.width, args.threads, args.train)))
         return

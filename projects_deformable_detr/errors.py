@@ -1,6 +1,16 @@
-"""Exceptions of the project, and checks of arguments that raise them."""
+"""Exceptions of the project, checks of arguments that raise them, and the handler of all command lines."""
 
-from collections.abc import Iterable
+import errno
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable
+
+# Errors of the file system that the user can correct.
+_FILE_ERRORS = {
+    errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOSPC,
+    errno.ENOTDIR, errno.EPERM, errno.EROFS,
+}  # fmt: skip
 
 
 class UserError(ValueError):
@@ -8,6 +18,62 @@ class UserError(ValueError):
 
     The message names the file, record or config key, and the remedy. Command lines print it without a traceback.
     """
+
+    def __init__(self, message: str = "") -> None:
+        # DataLoader raises the error of a worker again, with the text of its traceback as the message.
+        pattern = rf"Caught \w+ in DataLoader worker .*^{type(self).__module__}\.\w+: (.*)"
+        worker = re.match(pattern, message, re.MULTILINE | re.DOTALL)
+        super().__init__(worker[1].rstrip() if worker else message)
+
+
+class Interrupted(Exception):
+    """Raised when a signal has ended a run, after its state was saved.
+
+    Attributes:
+        signum: number of the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int]]:
+        return type(self), (self.signum,)
+
+
+def run_command(name: str, command: Callable[[], object]) -> int:
+    """Runs a command line; prints errors that the user can correct to stderr without a traceback.
+
+    Returns:
+        The exit status: 0; 2 for invalid input, files that cannot be read or written, and missing packages; 1 for
+        losses that are not finite; 128 and the signal's number after a signal.
+    """
+    try:
+        command()
+    except (UserError, ArgumentError) as error:
+        return _fail(name, error, 2)
+    except FloatingPointError as error:
+        return _fail(name, error, 1)
+    except OSError as error:
+        if error.errno not in _FILE_ERRORS:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(name, f"{error.strerror}{where}", 2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", __package__):
+            raise
+        return _fail(name, f"needs the package {package}, which is not installed", 2)
+    except KeyboardInterrupt:
+        return _fail(name, Interrupted(signal.SIGINT), 128 + signal.SIGINT)
+    except Interrupted as error:
+        return _fail(name, error, 128 + error.signum)
+    return 0
+
+
+def _fail(name: str, message: object, status: int) -> int:
+    print(f"{name}: {message}", file=sys.stderr)
+    return status
 
 
 class ArgumentError(ValueError):

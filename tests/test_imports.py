@@ -174,3 +174,10 @@ def test_unavailable_engines(monkeypatch, installed, wanted, named):
     monkeypatch.setattr(engine, "is_installed", installed.__contains__)
     with pytest.raises(UserError, match=named):
         engine.check_can_train(engine.choose_engine(wanted))
+
+
+@pytest.mark.skipif(engine.is_installed("detectron2"), reason="Detectron2 is installed")
+def test_run_without_detectron2_is_one_line() -> None:
+    command = [sys.executable, "-m", "projects_deformable_detr.detectron2_plugin.run", "script.py"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (2, "run: needs the package detectron2, which is not installed\n")

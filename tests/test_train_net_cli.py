@@ -9,6 +9,7 @@ import pytest
 
 from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.engine import is_installed
+from projects_deformable_detr.errors import run_command
 
 SCRIPT = Path(__file__).resolve().parents[1] / "train_net.py"
 QUICKSTART = str(SCRIPT.parent / "configs" / "quickstart.yaml")
@@ -26,7 +27,7 @@ def run(monkeypatch, capsys, tmp_path):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments])
-        status = module.main()
+        status = run_command("train_net.py", module.main)
         return status, *capsys.readouterr()
 
     yield call

@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import logging
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from ms_deform_attn.flops import HANDLERS
 from torch import Tensor, nn
 
 from projects_deformable_detr import build_detector, get_cfg
+from projects_deformable_detr.config import merge
+from projects_deformable_detr.errors import run_command
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
@@ -132,7 +135,7 @@ def coco_configs() -> list[Path]:
 
 def _read(path: Path) -> Any:
     cfg = get_cfg("standalone")
-    cfg.merge_from_file(str(path))
+    merge(cfg, str(path), [])
     return cfg
 
 
@@ -170,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("flops", main))

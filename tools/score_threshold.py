@@ -11,13 +11,17 @@ threshold with the best F1.
 import argparse
 import contextlib
 import io
-import json
+import itertools
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from projects_deformable_detr.cli.draw import read_results
+from projects_deformable_detr.errors import UserError, run_command
 
 _THRESHOLDS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
@@ -48,7 +52,15 @@ def match(results: list[dict], annotations: str, iou: float) -> Matches:
     """
     most_detections = max(Counter(result["image_id"] for result in results).values())
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(annotations)
+        try:
+            truth = COCO(annotations)
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise UserError(f"{annotations}: not annotations in COCO's instances format ({error})") from error
+        if unknown := {result["image_id"] for result in results} - set(truth.getImgIds()):
+            raise UserError(
+                f"the results have image ids that {annotations} lacks ({len(unknown)}, such as {min(unknown)}): use "
+                "the annotations of the data set that was evaluated"
+            )
         evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
         evaluation.params.iouThrs, evaluation.params.areaRng = np.array([iou]), [[0, 1e10]]
         evaluation.params.areaRngLbl, evaluation.params.maxDets = ["all"], [most_detections]
@@ -96,10 +108,9 @@ def main() -> None:
     parser.add_argument("--iou", type=float, default=0.5, help="IoU threshold of a match (default: 0.5)")
     parser.add_argument("--thresholds", type=float, nargs="+", default=_THRESHOLDS, help="score thresholds")
     args = parser.parse_args()
-    with open(args.results) as file:
-        results = json.load(file)
+    results = list(itertools.chain.from_iterable(read_results(args.results).values()))
     if not results:
-        parser.error(f"{args.results} has no detections")
+        raise UserError(f"{args.results} has no detections")
     matches = match(results, args.annotations, args.iou)
     rows = [("", row(matches, threshold)) for threshold in args.thresholds] + [("best F1", best_f1(matches))]
     print(" " * 7, *(f"{name:>10}" for name in rows[0][1]))
@@ -108,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("score_threshold", main))

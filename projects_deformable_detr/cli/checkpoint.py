@@ -11,16 +11,17 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from ..checkpoint import CheckpointError, detect, fit, read_weights, save_detector, write_official
+from ..checkpoint import CheckpointError, Weights, detect, fit, read_weights, save_detector, write_official
 from ..checkpoint.coco_classes import THINGS, THINGS_AND_STUFF
 from ..checkpoint.files import weights_file
+from ..checkpoint.formats.base import Format
 from ..checkpoint.load import file_classes
 from ..config import build_detector, get_cfg, merge
 from ..config.checkpoint import export_hugging_face, load_options
 from ..config.model import criterion_config
 from ..data import catalog
 from ..data.load import read_classes
-from ..errors import UserError
+from ..errors import UserError, run_command
 from .arguments import add_register_argument
 
 _COMMANDS = {
@@ -31,28 +32,34 @@ _COMMANDS = {
 
 
 def main() -> int:
-    """Runs the command. Returns its exit status: 0, or 2 for invalid input, with a message on stderr."""
+    """Runs the command and returns its exit status, see `run_command`."""
+    return run_command("checkpoint", _main)
+
+
+def _main() -> None:
     args, opts = _parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        for item in args.register:
-            catalog.register(*item)
-        cfg = _load_cfg(args.config_file, opts)
-        if args.keep_logits:
-            cfg.MODEL.DETR.KEEP_CLASS_LOGITS = True
-        _check_target(args)
-        detector, format, names = load_detector(args.source, cfg)
-        if args.command == "convert":
-            save_detector(args.target, detector, iteration=-1, cfg_text=cfg.dump(), class_names=names)
-        elif args.command == "export-official":
-            write_official(args.target, detector, (names or ()) if args.coco_ids else None)
-        else:
-            export_hugging_face(cfg, args.target, detector, names)
-        print(f"{args.target}: {format} weights with {cfg.MODEL.DETR.NUM_CLASSES} classes")
-    except UserError as error:
-        print(f"checkpoint: {error}", file=sys.stderr)
-        return 2
-    return 0
+    for item in args.register:
+        catalog.register(*item)
+    cfg = _load_cfg(args.config_file, opts)
+    if args.keep_logits:
+        cfg.MODEL.DETR.KEEP_CLASS_LOGITS = True
+    _check_target(args)
+    weights, format = _read_detector(args.source)
+    names = None if cfg.MODEL.DETR.KEEP_CLASS_LOGITS else _data_set_classes(cfg)
+    count, stored = file_classes(weights, format, criterion_config(cfg).class_loss == "softmax")
+    # 0: the classes of the data sets if they are known, otherwise those of the file.
+    cfg.MODEL.DETR.NUM_CLASSES = num_classes = cfg.MODEL.DETR.NUM_CLASSES or (len(names) if names else count)
+    detector = _load_detector(cfg, weights, args.source, names)
+    if names is None and stored is not None and len(stored) == num_classes:
+        names = tuple(name or "N/A" for name in stored)
+    if args.command == "convert":
+        save_detector(args.target, detector, iteration=-1, cfg_text=cfg.dump(), class_names=names)
+    elif args.command == "export-official":
+        write_official(args.target, detector, (names or ()) if args.coco_ids else None)
+    else:
+        export_hugging_face(cfg, args.target, detector, names)
+    print(f"{args.target}: {format.name} weights with {num_classes} classes")
 
 
 def _load_cfg(config_file: str, opts: list[str]) -> CfgNode:
@@ -64,33 +71,22 @@ def _load_cfg(config_file: str, opts: list[str]) -> CfgNode:
     return cfg
 
 
-def load_detector(source: str, cfg: CfgNode) -> tuple[nn.Module, str, tuple[str, ...] | None]:
-    """Builds the detector of a config and loads a file into it.
-
-    ``MODEL.DETR.NUM_CLASSES`` 0 is replaced with the number of classes of the config's data sets if it is known and
-    ``MODEL.DETR.KEEP_CLASS_LOGITS`` is not set, otherwise with that of the file.
-
-    Returns:
-        the detector, the name of the file's format, and the class names if known.
-
-    Raises:
-        CheckpointError: if the file contains no detector of a known format or does not fit the config.
-    """
+def _read_detector(source: str) -> tuple[Weights, Format]:
+    """Reads a file; raises `CheckpointError` if it contains no detector of a known format."""
     weights = read_weights(source)
     format = detect(weights.state)
     if format is None or format.is_backbone:
         found = "unknown weights" if format is None else "the weights of a backbone"
         raise CheckpointError(f"{source}: must contain a detector, got {found}; backbones need no conversion")
-    names = None if cfg.MODEL.DETR.KEEP_CLASS_LOGITS else _data_set_classes(cfg)
-    count, stored = file_classes(weights, format, criterion_config(cfg).class_loss == "softmax")
-    if cfg.MODEL.DETR.NUM_CLASSES == 0:
-        cfg.MODEL.DETR.NUM_CLASSES = len(names) if names else count
+    return weights, format
+
+
+def _load_detector(cfg: CfgNode, weights: Weights, source: str, names: tuple[str, ...] | None) -> nn.Module:
+    """Builds the detector of a config and loads weights into it."""
     detector = build_detector(cfg)
     fitting, _ = fit(detector, weights, source, load_options(cfg, for_evaluation=True, class_names=names))
     detector.load_state_dict(fitting, strict=False)
-    if names is None and stored is not None and len(stored) == cfg.MODEL.DETR.NUM_CLASSES:
-        names = tuple(name or "N/A" for name in stored)
-    return detector.eval(), format.name, names
+    return detector.eval()
 
 
 def _data_set_classes(cfg: CfgNode) -> tuple[str, ...] | None:

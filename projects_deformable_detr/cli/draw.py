@@ -5,6 +5,7 @@ python -m projects_deformable_detr.cli.draw --dataset NAME --results FILE --out 
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..data.images import read_image
 from ..data.load import load_dataset
 from ..data.masks import decode
 from ..data.records import Record, Summary
-from ..errors import UserError
+from ..errors import UserError, run_command
 from ..inference.drawing import Pixels, draw, grid, save
 from .arguments import add_register_argument
 
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("draw", main))

@@ -45,6 +45,7 @@ DETECTOR_KEYS = {
     "mask_features": "MODEL.DETR.MASKS.IN_FEATURES",
     "freeze_detector": "MODEL.DETR.MASKS.FREEZE_DETECTOR",
 }
+STEP_KEYS = {**DETECTOR_KEYS, "base_lr": "SOLVER.BASE_LR"}  # in errors while a model runs
 _CRITERION = {
     "class_loss": "MODEL.DETR.CLASS_LOSS",
     "focal_alpha": "MODEL.DETR.FOCAL_ALPHA",

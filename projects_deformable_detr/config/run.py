@@ -123,6 +123,11 @@ class Run:
         return criterion_of(self.criterion)
 
 
+def process_config(cfg: CfgNode) -> ProcessConfig:
+    """Reads files, device, precision and seed."""
+    return read(ProcessConfig, cfg, _KEYS)
+
+
 def check_run(cfg: CfgNode, args: Namespace) -> None:
     """Checks all values of a config before its data sets are read, so that the number of classes may be unknown.
 
@@ -153,7 +158,7 @@ def read_run(cfg: CfgNode, args: Namespace) -> Run:
         resume=args.resume,
         processes=processes_per_machine(args),
         machines=args.num_machines,
-        process=read(ProcessConfig, cfg, _KEYS),
+        process=process_config(cfg),
         detector=detector_config(cfg),
         criterion=criterion_config(cfg),
         backbone=backbone_config(cfg) if cfg.MODEL.BACKBONE.NAME in BACKBONES else None,

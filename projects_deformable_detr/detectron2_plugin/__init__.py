@@ -4,6 +4,14 @@ Importing it registers the project's backbones, meta-architectures and data sets
 config, and installs the replacements listed in `patches`.
 """
 
+import sys
+
+from ..engine import is_installed
+
+if sys.argv[0] == "-m" and not is_installed("detectron2"):  # python -m projects_deformable_detr.detectron2_plugin.run
+    print("run: needs the package detectron2, which is not installed", file=sys.stderr)
+    sys.exit(2)
+
 from detectron2.config import get_cfg
 
 from ..config import register_engine

@@ -15,6 +15,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..config.checkpoint import load_options
+from ..config.model import STEP_KEYS
+from ..config.reading import naming_keys
 from ..config.training import callbacks_config
 from ..training.ema import ExponentialMovingAverage
 from .checkpoint import EMA, DetectorCheckpointer
@@ -66,6 +68,17 @@ class Trainer(DefaultTrainer, StoppableLoop):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def run_step(self) -> None:
+        """Runs an iteration; errors of the model name config keys."""
+        with naming_keys(STEP_KEYS):
+            super().run_step()
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+        """Evaluates a model; errors of the model name config keys."""
+        with naming_keys(STEP_KEYS):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_checkpointer(

@@ -165,8 +165,8 @@ def _pad_masks(targets: list[Targets], size: torch.Size) -> Tensor:
             if len(target) == 0:
                 continue
             raise UserError(
-                f"image {image} of the batch has no masks, but the model has a mask head: add a segmentation to its "
-                "annotations"
+                f"image {image} of the batch has no masks, but the model has a mask head: add segmentations to its "
+                "annotations, or set `mask_head=False`"
             )
         height, width = target.masks.shape[-2:]
         padded.append(F.pad(target.masks, (0, size[1] - width, 0, size[0] - height)))

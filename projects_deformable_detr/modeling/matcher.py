@@ -108,15 +108,14 @@ def _assign(costs: _Array, sizes: list[int], names: list[str], device: torch.dev
         if size > num_queries:
             raise UserError(
                 f"image {image} of the batch has {size} ground-truth boxes, but there are {num_queries} queries: "
-                "increase the number of object queries (a two-stage model has at most one query per token: enlarge "
-                "small images)"
+                "increase `num_queries` (a two-stage model has at most one query per token: enlarge small images)"
             )
         for layer in range(layers):
             cost = costs[layer, image, :, :size]
             if not np.isfinite(cost).all():
                 raise UserError(
                     f"the matching cost of image {image} of the batch in {names[layer]} is not finite: training "
-                    "diverged (lower the learning rate), or an input image or ground-truth box is not finite"
+                    "diverged (lower `base_lr`), or an input image or ground-truth box is not finite"
                 )
             rows, columns = linear_sum_assignment(cost)
             queries[layer].append(rows)

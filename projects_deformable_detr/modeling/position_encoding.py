@@ -64,7 +64,7 @@ class LearnedPositionEmbedding(nn.Module):
         if max(height, width) > len(self.row):
             raise UserError(
                 f"a feature map of {height} x {width} is larger than the {len(self.row)} learned positions: increase "
-                "position_embedding_size, or use sine position embeddings"
+                "`position_embedding_size`, or set `position_embedding=sine`"
             )
         x = self.column[:width].expand(height, -1, -1)
         y = self.row[:height, None].expand(-1, width, -1)

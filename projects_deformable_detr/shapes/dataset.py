@@ -187,8 +187,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--size takes one number or two")
     cv2.setNumThreads(1)  # threads slow down the processing of such small images
     size = (options.size[0], options.size[-1])
-    try:
-        generate(options.out, num_train=options.train, num_val=options.val, size=size, seed=options.seed)
-    except (ArgumentError, UserError) as error:
-        parser.error(str(error))
+    generate(options.out, num_train=options.train, num_val=options.val, size=size, seed=options.seed)
     print(f"Wrote {options.train} training and {options.val} validation images to {options.out}")

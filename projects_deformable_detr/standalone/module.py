@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..config.model import STEP_KEYS
+from ..config.reading import naming_keys
 from ..config.run import Run
 from ..errors import UserError
 from ..evaluation import Evaluator, TestTimeAugmentationConfig
@@ -103,8 +105,9 @@ class DetectionModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the sum of all weighted losses."""
-        predictions = self(batch)
-        losses = self.criterion(predictions, batch.targets)
+        with naming_keys(STEP_KEYS):
+            predictions = self(batch)
+            losses = self.criterion(predictions, batch.targets)
         total = torch.stack(list(losses.values())).sum()
         error = cardinality_error(predictions, batch.targets)
         # Copied to the host after the backward pass was launched, so that the host waits only once.
@@ -132,7 +135,7 @@ class DetectionModule(L.LightningModule):
         """Detects in full precision, as Detectron2, which uses mixed precision in training only."""
         config, sizes, segmentations = self.run.evaluation, batch.original_sizes, None
         options = config.max_detections, config.thing_classes or None, config.score_threshold
-        with torch.autocast(self.device.type, enabled=False):  # also for postprocessing, which computes the masks
+        with naming_keys(STEP_KEYS), torch.autocast(self.device.type, enabled=False):  # also for computing masks
             if self.tta is not None:
                 detections = detect_with_tta(partial(self._predict, batch), batch.images, self.tta, *options)
             else:

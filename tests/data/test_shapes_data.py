@@ -199,6 +199,6 @@ def test_command_line(tmp_path, capsys):
     content = json.loads(spec(tmp_path, "train").json_file.read_text())
     assert {(image["height"], image["width"]) for image in content["images"]} == {(64, 64)}
     assert content["info"]["seed"] == 9 and len(list((tmp_path / "train").iterdir())) == 2
-    for options in (["--size", "1", "2", "3"], ["--size", "8"]):
-        with pytest.raises(SystemExit):
+    for error, options in ((SystemExit, ["--size", "1", "2", "3"]), (ArgumentError, ["--size", "8"])):
+        with pytest.raises(error):
             shapes.main(["--out", str(tmp_path / "other"), *options])
