@@ -25,6 +25,11 @@ def argument_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="continue from OUTPUT_DIR's last checkpoint; without one, start from MODEL.WEIGHTS",
     )
+    parser.add_argument(
+        "--check-images",
+        action="store_true",
+        help="read the headers of all image files before training (default: of 2,000 images in each data set)",
+    )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
     parser.add_argument(
         "--num-gpus",

@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 from ..data import catalog
 from ..data.catalog import DatasetSpec, check_same_classes
 from ..data.config import DataConfig, SamplerConfig
+from ..data.image_check import check_images
 from ..data.images import ImageReader
 from ..data.load import load_dataset, read_classes
 from ..data.problems import DatasetError
@@ -19,6 +20,8 @@ from .reading import get, naming_keys, read
 
 DATA_KEYS = {
     "invalid_boxes": "DATASETS.INVALID_BOXES",
+    "check_images": "DATASETS.CHECK_IMAGES",
+    "unreadable_images": "DATASETS.UNREADABLE_IMAGES",
     "masks": "MODEL.MASK_ON",
     "filter_empty": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
     "batch_size": "SOLVER.IMS_PER_BATCH",
@@ -79,19 +82,20 @@ def sampler_config(cfg: CfgNode) -> SamplerConfig:
 
 
 def load(spec: DatasetSpec, config: DataConfig) -> Records:
-    """Loads a data set of ``config`` with the checks for its use: training, evaluation or both.
+    """Loads a data set of ``config`` with the checks for its use: training, evaluation or both; and its image files.
 
     Raises:
         DatasetError: as in `load_dataset`, with config keys instead of arguments.
     """
-    with naming_keys({**DATA_KEYS, "max_objects": _MAX_OBJECTS_KEY}):
-        return load_dataset(
+    with naming_keys({**DATA_KEYS, **READER_KEYS, "max_objects": _MAX_OBJECTS_KEY}):
+        records = load_dataset(
             spec,
             config.invalid_boxes,
             config.max_objects if spec.name in config.train else None,
             for_evaluation=spec.name in config.test,
             masks=config.masks,
         )
+        return check_images(records, config.reader, config.check_images, config.unreadable_images)
 
 
 def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ...]] | None = None) -> int:

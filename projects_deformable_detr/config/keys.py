@@ -158,6 +158,9 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # Ground-truth boxes without area inside their image: error | drop (with a warning). NaN and infinite boxes are
     # always an error.
     cfg.DATASETS.INVALID_BOXES = "error"
+    # Reading of image files before training: auto (2,000 images of each data set) | all | pixels (decode all) | none.
+    cfg.DATASETS.CHECK_IMAGES = "auto"
+    cfg.DATASETS.UNREADABLE_IMAGES = "error"  # error | skip (leave out, with a warning)
     # [(name, weight), …]: repeat factors of the images of a data set, by default 1; for WeightedTrainingSampler and
     # WeightedCategoryTrainingSampler. Detectron2 reads this key but has no default for it.
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []

@@ -29,6 +29,8 @@ def load_cfg(engine: str, args: Namespace) -> CfgNode:
     cfg = get_cfg(engine)
     cfg.MODEL.DEVICE = "auto"  # with Detectron2's default cuda, a missing GPU would be an error
     merge(cfg, args.config_file, args.opts or [])
+    if getattr(args, "check_images", False) and cfg.DATASETS.CHECK_IMAGES != "pixels":
+        cfg.DATASETS.CHECK_IMAGES = "all"
     cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE, args.num_gpus)
     _check_processes(cfg, args)
     if args.eval_only and not cfg.DATASETS.TEST:

@@ -65,6 +65,7 @@ class DataConfig:
         group_by_aspect_ratio: put landscape and portrait images into separate batches.
         pin_memory: copy batches to page-locked memory.
         reader: reader of image files.
+        check_images, unreadable_images: see `image_check.check_images`.
         sampler: sampler of training images.
     """
 
@@ -79,4 +80,6 @@ class DataConfig:
     group_by_aspect_ratio: bool = True
     pin_memory: bool = False
     reader: ImageReader = ImageReader()
+    check_images: str = "auto"
+    unreadable_images: str = "error"
     sampler: SamplerConfig = SamplerConfig()

@@ -175,10 +175,11 @@ def read_orientation(image: Image.Image) -> int:
         return 1
 
 
-def sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
+def read_sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
     """Returns (height, width) of an image that is not loaded, with and without its EXIF orientation."""
     size = image.height, image.width
-    if read_orientation(image) not in _SIDEWAYS:
+    has_exif = image.format != "PNG" or "exif" in image.info  # Pillow would decode a PNG file to look for it
+    if not has_exif or read_orientation(image) not in _SIDEWAYS:
         return size, size
     return (size, size[::-1]) if image.format == "TIFF" else (size[::-1], size)  # the sides of TIFF files are upright
 

@@ -1,0 +1,186 @@
+"""Checks image files before training: readable, and of the size in their record."""
+
+import functools
+import hashlib
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ..errors import check_choice
+from .images import ImageReader, describe, open_image, read_sizes, warn_once
+from .problems import DatasetError, Problems
+from .records import Records
+
+_logger = logging.getLogger(__name__)
+CHECKS = ("auto", "all", "pixels", "none")
+_NUM_SAMPLED = 2000  # images of a data set that "auto" checks
+_MIN_CACHED = 100  # results for fewer new files are not worth a file
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of a file that is not truncated
+
+
+class _Header(msgspec.Struct):
+    """Result for one file; ``size`` and ``stored_size`` are (height, width) with and without EXIF orientation."""
+
+    num_bytes: int
+    mtime: int
+    decoded: bool
+    size: tuple[int, int] = (0, 0)
+    stored_size: tuple[int, int] = (0, 0)
+    notes: list[str] = []
+    fault: str = ""
+
+
+@functools.lru_cache(maxsize=8)  # an engine may load a data set several times
+def check_images(
+    records: Records, reader: ImageReader, check_images: str = "auto", unreadable_images: str = "error"
+) -> Records:
+    """Reads the headers of image files in parallel and reports all problems at once.
+
+    JPEG and PNG files that lack their end, and files in other formats, are decoded as well. Results are cached in
+    ``$XDG_CACHE_HOME/deformable-detr`` until size or modification time of a file change.
+
+    Args:
+        records: data set.
+        reader: reader of the images.
+        check_images: ``"auto"``: 2,000 evenly spaced images, and all of them if one has a problem; ``"all"``;
+            ``"pixels"``: decode all images; ``"none"``.
+        unreadable_images: ``"error"``, or ``"skip"``: check all images, and leave out unreadable ones with a warning.
+
+    Returns:
+        the records, without unreadable images if they are skipped.
+
+    Raises:
+        DatasetError: naming the files.
+        ArgumentError: for another ``check_images`` or ``unreadable_images``.
+    """
+    check_choice("check_images", check_images, CHECKS)
+    check_choice("unreadable_images", unreadable_images, ("error", "skip"))
+    if check_images == "none" or not len(records):
+        return records
+    start, everything, decode = time.perf_counter(), np.arange(len(records)), check_images == "pixels"
+    chosen = everything
+    if check_images == "auto" and unreadable_images == "error" and len(records) > _NUM_SAMPLED:
+        chosen = np.linspace(0, len(records) - 1, _NUM_SAMPLED).astype(int)
+    headers = _read_headers(records, chosen, decode)
+    problems = _find_problems(records, reader, headers)
+    if len(chosen) < len(records) and (problems or any(header.fault for header in headers.values())):
+        headers = _read_headers(records, everything, decode)
+        problems = _find_problems(records, reader, headers)
+    _logger.info("%s: %d image files checked in %.1f s", records.spec.name, len(headers), time.perf_counter() - start)
+    _warn_of_notes(records, headers)
+    unreadable = {index: header.fault for index, header in headers.items() if header.fault}
+    if unreadable and unreadable_images == "skip" and len(unreadable) < len(records):
+        shown = "; ".join([*unreadable.values()][:5]) + "; …" * (len(unreadable) > 5)
+        _logger.warning(
+            "data set %s: %d of %d images are left out because they cannot be read: %s",
+            *(records.spec.name, len(unreadable), len(records), shown),
+        )
+        records = records.select(np.setdiff1d(everything, [*unreadable]))
+    elif unreadable:
+        remedy = "Replace the files, remove their records, or set `unreadable_images` to skip, which leaves them out."
+        problems.add("image files that cannot be read", unreadable.values(), remedy, len(unreadable))
+    problems.raise_if_any(records.spec.name, records.spec.json_file)
+    return records
+
+
+def _find_problems(records: Records, reader: ImageReader, headers: dict[int, _Header]) -> Problems:
+    """Returns the images whose size differs from their record."""
+    problems = Problems()
+    for index, header in headers.items():
+        expected = tuple(records.sizes[index].tolist())
+        size = header.size if reader.exif_orientation else header.stored_size
+        if header.fault or size == expected:
+            continue
+        what = (
+            f"{records.file_names[index]} is {size[1]} x {size[0]} (width x height), {expected[1]} x {expected[0]} in "
+            "its record"
+        )
+        if size != expected[::-1]:
+            problems.add("images of another size than in their record", what, "Correct the records or the files.")
+        elif header.size == header.stored_size:
+            remedy = "Exchange width and height in these records."
+            problems.add("records with width and height exchanged", what, remedy)
+        else:
+            problems.add(
+                f"images whose records {'ignore' if reader.exif_orientation else 'apply'} the EXIF orientation",
+                what,
+                f"Set `exif_orientation` to {not reader.exif_orientation} if the boxes belong to these sizes. "
+                "Otherwise exchange width and height in these records.",
+            )
+    return problems
+
+
+def _warn_of_notes(records: Records, headers: dict[int, _Header]) -> None:
+    files = defaultdict(list)
+    for index, header in headers.items():
+        for note in header.notes:
+            files[note].append(records.file_names[index])
+    for note, names in files.items():
+        warn_once(f"data set {records.spec.name}", note, names, len(headers))
+
+
+def _read_headers(records: Records, indices: Iterable[int], decode: bool) -> dict[int, _Header]:
+    """Returns the header of each image, from the cache if its file is unchanged."""
+    root = os.path.abspath(records.spec.image_root)
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deformable-detr"
+    cache_file = folder / f"images-{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"
+    try:
+        cached = msgspec.json.decode(cache_file.read_bytes(), type=dict[str, _Header])
+    except (OSError, ValueError):
+        cached = {}
+
+    def read(index: int) -> tuple[int, _Header]:
+        path = records.file_names[index]
+        return index, _read_header(path, decode, cached.get(os.path.abspath(path)))
+
+    with ThreadPoolExecutor() as pool:
+        found = dict(pool.map(read, (int(index) for index in indices)))
+    new = {os.path.abspath(records.file_names[index]): header for index, header in found.items()}
+    if sum(cached.get(path) is not header for path, header in new.items()) >= _MIN_CACHED:
+        _write(cache_file, msgspec.json.encode(cached | new))
+    return found
+
+
+def _read_header(path: str, decode: bool, cached: _Header | None) -> _Header:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return _Header(-1, -1, True, fault=f"{path} ({error.strerror})")
+    header = _Header(status.st_size, status.st_mtime_ns, decode)
+    if cached and (cached.num_bytes, cached.mtime) == (header.num_bytes, header.mtime) and cached.decoded >= decode:
+        return cached
+    try:
+        with open_image(path) as image:
+            header.size, header.stored_size = read_sizes(image)
+            header.notes = describe(image)
+            end = _ENDS.get("JPEG" if image.format == "MPO" else image.format or "")
+            if decode or end is None or not _ends_with(path, end):
+                image.load()
+                header.decoded = True
+    except DatasetError as error:
+        header.fault = str(error).rpartition(": ")[0]  # without the remedy
+    return header
+
+
+def _ends_with(path: str, end: bytes) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-min(len(end), os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read() == end
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replaces a file atomically, if possible: a cache is not necessary."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        _logger.info("The results of the image check are not cached: %s", error)
