@@ -1,17 +1,17 @@
 # make demo   train a small detector; print its COCO table and draw its detections
 # make test   run everything that CI runs
-# Others: setup, lint, cuda-compile, format, clean. PYTHON and VENV may be set.
+# Other targets: setup, lint, cuda-compile, format, clean. Variables: PYTHON, VENV.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Called through Python, because .venv/bin has no script of a system package.
+# Run through Python, because a system package has no script in .venv/bin.
 CLANG_FORMAT := $(BIN)/python -c 'import clang_format; clang_format.clang_format()'
 STAMP := $(VENV)/.installed
-# The CUDA kernels, which take minutes, are built if there is a GPU, or with FORCE_CUDA=1. `make test` compiles them if
-# there is nvcc.
+# The CUDA kernels take minutes to compile, so they are built only if there is a GPU or FORCE_CUDA=1. `make test`
+# compiles them if nvcc is available.
 export FORCE_CUDA ?= $(if $(shell command -v nvidia-smi),,0)
-# Files whose changes need a new installation or build of the op.
+# Files that require a new installation or build when they change.
 SOURCES := setup.py pyproject.toml $(wildcard ops/*.py ops/csrc/*.* ops/csrc/*/*.*)
 
 .PHONY: help setup demo test lint cuda-compile format clean
@@ -46,7 +46,7 @@ lint: $(STAMP)
 
 cuda-compile: $(STAMP)
 	@if command -v nvcc >/dev/null; then $(MAKE) -C ops cuda-compile PYTHON=$(abspath $(BIN)/python); \
-	else echo "nvcc was not found: the CUDA kernels are not compiled."; fi
+	else echo "nvcc not found: skipping compilation of the CUDA kernels"; fi
 
 format: $(STAMP)
 	$(BIN)/python -m ruff check --fix .

@@ -4,8 +4,9 @@
     python3 benchmarks/bench_op.py --worker   # one run of the times in this process and environment
 
 Sizes: levels 100x134, 50x67, 25x34, 13x17, 8 heads of 32 channels, 4 points. ENC: one query per position, DEC: 300
-queries; points about 3 pixels around their reference point. Each figure is the median of interleaved runs (one call of
-each candidate in turn), so that background load affects all candidates equally. Compare ratios, not times.
+queries. Sampling points scatter by about 3 pixels around their reference point. Each figure is the median of
+interleaved runs (one call of each candidate in turn), so that background load affects all candidates equally. Compare
+ratios, not times.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ SHAPES = [(100, 134), (50, 67), (25, 34), (13, 17)]
 HEADS, CHANNELS, POINTS = 8, 32, 4
 # BENCH_CLOCK=cpu with OMP_NUM_THREADS=1 measures CPU time, which depends less on background load.
 CLOCK = time.thread_time if os.environ.get("BENCH_CLOCK") == "cpu" else time.perf_counter
+# malloc settings under which freed memory is reused instead of returned to the system.
 RETAINING = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 
 
 def grid_sample_fallback(value: Tensor, shapes: list[tuple[int, int]], loc: Tensor, weights: Tensor) -> Tensor:
-    """The usual fallback: one grid_sample per level over all heads, stacked and weighted."""
+    """Calls grid_sample once per level for all heads and sums the weighted samples, as most fallbacks do."""
     n, _, m, d = value.shape
     q, levels, k = loc.shape[1], loc.shape[3], loc.shape[4]
     samples = []
@@ -82,7 +84,7 @@ def ours(x: dict[str, Tensor]) -> Tensor:
 
 
 def ours_from_offsets(x: dict[str, Tensor]) -> Tensor:
-    """Softmax and locations as separate operations, then the operator."""
+    """Computes softmax and locations with separate operations, then calls the operator."""
     loc, weights = msda.reference.locations_and_weights(SHAPES, x["reference"], x["offsets"], x["logits"])
     return msda.ms_deform_attn(x["value"], SHAPES, None, loc, weights)
 

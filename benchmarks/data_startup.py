@@ -119,7 +119,7 @@ def measure(checkout: Path, engine: str, data: Path, masks: bool) -> dict[str, f
         with open(log, "w") as file:
             subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, cwd=folder, stdout=file, stderr=file)
         if not out.exists():
-            sys.exit(f"{checkout} ({engine}) did not reach an image:\n{log.read_text()[-3000:]}")
+            sys.exit(f"{checkout} ({engine}): training ended before it read an image:\n{log.read_text()[-3000:]}")
         return dict(json.loads(out.read_text()))
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--checkout", type=Path, default=Path(__file__).parents[1], help="default: this one")
     parser.add_argument("--before", type=Path, help="a checkout to compare with")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="default: all that are installed")
-    parser.add_argument("--masks", action="store_true", help="train masks, too")
+    parser.add_argument("--masks", action="store_true", help="also train masks")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     if not (args.data / "val.json").is_file():

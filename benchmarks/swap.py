@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compares time and memory of Detectron2's Faster R-CNN R50-FPN and this project's models on one image, on the CPU.
+"""Benchmarks CPU time and memory of Detectron2's Faster R-CNN R50-FPN and this project's models on one image.
 
-benchmarks/swap.py [--rounds 5] [--height 800] [--width 1066] [--threads 1] [--train]
+python benchmarks/swap.py [--rounds 5] [--height 800] [--width 1066] [--threads 1] [--train]
 
-Each measurement runs in a new process; the models alternate and have initial weights. Time is the CPU time of all
-threads in the second pass, which is less affected by other programs than wall time. Memory is the peak (ru_maxrss)
-minus that before the first pass. --train measures a forward and backward pass on an image with 8 objects. An untrained
-Faster R-CNN has fewer boxes to suppress in its last NMS than a trained one.
+Each measurement runs in a new process, the runs of the models are interleaved, and weights are randomly initialized.
+Time is the CPU time of all threads in the second pass, which is less affected by other programs than wall time. Memory
+is the peak (ru_maxrss) minus the peak before the first pass. --train measures a forward and backward pass on an image
+with 8 objects. An untrained Faster R-CNN has fewer boxes to suppress in its last NMS than a trained one.
 """
 
 import argparse
@@ -36,9 +36,9 @@ def measure(name: str, height: int, width: int, threads: int, train: bool) -> di
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if name == RCNN:
-        from detectron2 import model_zoo as detectron2s
+        from detectron2 import model_zoo as detectron2_model_zoo
 
-        cfg = detectron2s.get_config(RCNN)
+        cfg = detectron2_model_zoo.get_config(RCNN)
         cfg.MODEL.DEVICE = "cpu"
         model = build_model(cfg)
     else:
@@ -87,19 +87,19 @@ def main() -> None:
     if args.only:
         print(json.dumps(measure(args.only, args.height, args.width, args.threads, args.train)))
         return
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in (RCNN, *OURS)}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in (RCNN, *OURS)}
     for _ in range(args.rounds):
-        for name, measured in found.items():
+        for name, measured in results.items():
             command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-            result = subprocess.run(command, check=True, capture_output=True, text=True)
-            measured.append(json.loads(result.stdout.splitlines()[-1]))
+            process = subprocess.run(command, check=True, capture_output=True, text=True)
+            measured.append(json.loads(process.stdout.splitlines()[-1]))
     medians = {
         name: {key: statistics.median(each[key] for each in measured) for key in ("seconds", "mib")}
-        for name, measured in found.items()
+        for name, measured in results.items()
     }
     print("| model | CPU seconds (ratio) | range | peak MiB (ratio) |\n|---|---|---|---|")
     for name, median in medians.items():
-        times = [each["seconds"] for each in found[name]]
+        times = [each["seconds"] for each in results[name]]
         seconds, mib = (median[key] / medians[RCNN][key] for key in ("seconds", "mib"))
         print(
             f"| `{name}` | {median['seconds']:.2f} ({seconds:.2f}) | {min(times):.2f} to {max(times):.2f} "

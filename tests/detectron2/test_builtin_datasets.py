@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-pytest.importorskip("detectron2", reason="the real Detectron2 is not installed")
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from builtin_datasets import SETS, config_file, full_name, options, perfect
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="the real Detectron2 is not installed")
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 import dataset_formats
 from builtin_datasets import config_file, options, perfect

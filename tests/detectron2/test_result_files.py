@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="the real Detectron2 is not installed")
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator

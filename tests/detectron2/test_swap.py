@@ -1,4 +1,4 @@
-"""docs/swap.md: runs its script before and after its diffs, and checks its statements."""
+"""Runs the script of docs/swap.md before and after the diffs, and checks the statements of the page."""
 
 import json
 import os
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "swap.md").read_text()
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
-# Faster R-CNN in the size of the tests' tiny model.
+# Faster R-CNN, as small as the fixture tiny_model.
 _TINY_RCNN = {
     "MODEL.WEIGHTS": "",
     "MODEL.DEVICE": "cpu",
@@ -239,8 +239,8 @@ def test_faster_rcnn_weights_are_an_error(make_cfg, tmp_path):
         cfg = make_cfg(MODEL__WEIGHTS=tmp_path / "rcnn.pth")
         Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
         with pytest.raises(CheckpointError, match=r"no weights of this model.*roi_heads\.box_head"):
-            made = use(cfg)
-            made.resume_or_load(resume=False)
+            trainer = use(cfg)
+            trainer.resume_or_load(resume=False)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

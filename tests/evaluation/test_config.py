@@ -1,4 +1,4 @@
-"""Keys of test-time augmentation, checked before training."""
+"""Validation of the keys of test-time augmentation."""
 
 import pytest
 

@@ -51,7 +51,7 @@ def test_switches(cfg):
         ("CROP.RESIZE", []),
     ],
 )
-def test_bad_values_are_named(cfg, key, value):
+def test_invalid_values(cfg, key, value):
     section, _, name = key.rpartition(".")
     (cfg.INPUT[section] if section else cfg.INPUT)[name] = value
     with pytest.raises(UserError, match=rf"INPUT\.{key} must be"):

@@ -45,7 +45,7 @@ def test_configuration() -> None:
         (EMA, (f"{EMA}.DECAY", 1.0), "SOLVER.EMA.DECAY must be between 0 and 1.* got 1.0"),
     ],
 )
-def test_bad_values_are_named(section: str, options: tuple[object, ...], message: str) -> None:
+def test_invalid_values(section: str, options: tuple[object, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         callbacks_config(configured(f"{section}.ENABLED", True, *options))
     callbacks_config(configured(*options))  # unused

@@ -1,4 +1,4 @@
-"""Learning rates by iteration, by hand and compared with Detectron2."""
+"""Learning-rate schedules, compared with values computed by hand and with Detectron2."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def configured(**changes: Any) -> Any:
         {"MAX_ITER": 997, "STEPS": (300, 700, 996), "WARMUP_ITERS": 123},
     ],
 )
-def test_rates_are_detectron2s(changes: dict[str, Any]) -> None:
+def test_rates_match_detectron2(changes: dict[str, Any]) -> None:
     solver = pytest.importorskip("detectron2.solver", reason="compares with Detectron2's schedules")
     cfg = configured(**changes)
     theirs = cfg.clone()
@@ -76,6 +76,6 @@ def test_rates_are_detectron2s(changes: dict[str, Any]) -> None:
         ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 2.0}, "SOLVER.BASE_LR_END must be in .* got 2.0"),
     ],
 )
-def test_bad_values_are_named(changes: dict[str, Any], message: str) -> None:
+def test_invalid_values(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         schedule_config(configured(**changes))
