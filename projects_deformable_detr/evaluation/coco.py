@@ -108,9 +108,10 @@ class CocoEvaluator:
         gathered = gather(self._detections)
         if gathered is None:
             return {}
-        # Ties between equal scores are broken by position, so the order must not depend on the number of ranks.
-        gathered.sort(key=lambda item: item.image_id)
-        results = [result for item in gathered for result in item.to_coco(self.summary.category_ids)]
+        # Ranks may repeat an image. Ties between equal scores are broken by position, so the order of images must not
+        # depend on the number of ranks.
+        by_image = {item.image_id: item for item in gathered}
+        results = [row for _, item in sorted(by_image.items()) for row in item.to_coco(self.summary.category_ids)]
         path = output_dir / self.results_name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results))

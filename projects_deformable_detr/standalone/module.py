@@ -33,8 +33,6 @@ class DetectionModule(L.LightningModule):
         evaluators: one for each of ``DATASETS.TEST``.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer test images than ranks
-
     def __init__(
         self,
         run: Run,

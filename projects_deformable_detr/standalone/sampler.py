@@ -94,6 +94,8 @@ def evaluation_batches(
 ) -> list[list[Draw]]:
     """Returns the batches of this rank; the batches of all ranks contain every image once.
 
+    If there are fewer batches than ranks, the others repeat the first one, as all ranks must run the model.
+
     All images of a batch have the same size: padding changes results slightly, which would depend on the batch size.
 
     Args:
@@ -109,4 +111,4 @@ def evaluation_batches(
         for indices in by_size.values()
         for begin in range(0, len(indices), batch_size)
     ]
-    return batches[rank::world_size]
+    return batches[rank::world_size] or batches[:1]

@@ -74,6 +74,12 @@ def write_data_set(folder: Path, count: int, seed: int) -> Path:
 
 
 @pytest.fixture(scope="session")
+def write_tiny() -> Callable[[Path, int, int], Path]:
+    """Returns `write_data_set`."""
+    return write_data_set
+
+
+@pytest.fixture(scope="session")
 def data_sets(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str, str]]:
     """``--register`` arguments of ``tiny_train`` (16 images) and ``tiny_val`` (7)."""
     registered = []

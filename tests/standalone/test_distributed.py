@@ -1,6 +1,7 @@
 """Two processes on gloo: same gradients and evaluation as one process with the whole batch; errors."""
 
 import json
+import math
 import socket
 from argparse import Namespace
 from collections.abc import Callable
@@ -43,6 +44,36 @@ def test_two_processes_equal_one(make_args: Callable[..., Namespace], tmp_path: 
     )
     assert [row["image_id"] for row in found] == [row["image_id"] for row in expected]
     assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-4)
+
+
+def test_evaluation_on_two_processes_equals_one(
+    make_args: Callable[..., Namespace], write_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With an odd number of images, fewer images than processes, and without annotations."""
+    words: list[object] = ["DATASETS.TEST", "('odd', 'one', 'unlabelled')"]
+    for name, count in (("odd", 21), ("one", 1), ("unlabelled", 3)):
+        (tmp_path / name).mkdir()
+        path = write_tiny(tmp_path / name, count, seed=2)
+        if name == "unlabelled":
+            content = json.loads(path.read_text())
+            del content["annotations"]
+            path.write_text(json.dumps(content))
+        words = ["--register", name, path, path.parent, *words]
+    main(make_args(tmp_path / "train", "SOLVER.MAX_ITER", 4, "DATASETS.TEST", "()"))
+    words = ["--eval-only", *words, "MODEL.WEIGHTS", tmp_path / "train" / "model_final.pth"]
+    expected = main(make_args(tmp_path / "one process", *words))
+    found = main(make_args(tmp_path / "two", "--num-gpus", 2, *words))
+    assert found.keys() == expected.keys() == {"odd", "one", "unlabelled"}
+    for name, count in (("odd", 21), ("one", 1), ("unlabelled", 3)):
+        assert found[name]["bbox"] == pytest.approx(expected[name]["bbox"], abs=0.05, nan_ok=True)
+        rows, others = (
+            json.loads((tmp_path / folder / "inference" / name / "coco_instances_results.json").read_text())
+            for folder in ("one process", "two")
+        )
+        assert [row["image_id"] for row in rows] == [row["image_id"] for row in others]
+        assert {row["image_id"] for row in rows} == set(range(1, count + 1))
+        assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in others], abs=1e-5)
+    assert math.isnan(found["unlabelled"]["bbox"]["AP"])
 
 
 def test_unused_features(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
