@@ -72,7 +72,7 @@ def test_a_lazy_config_without_detectron2_is_refused(monkeypatch):
         model_zoo.get_config("quickstart", lazy=True)
 
 
-@pytest.mark.skipif(_SETUPTOOLS < 77, reason="pyproject.toml asks for setuptools >= 77")
+@pytest.mark.skipif(_SETUPTOOLS < 77, reason="pyproject.toml requires setuptools >= 77")
 def test_an_installed_package_contains_the_configs(tmp_path):
     """Compares the configs that setup.py packages with those of the checkout."""
     (tmp_path / "info").mkdir()

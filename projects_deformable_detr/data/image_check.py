@@ -58,7 +58,7 @@ def check_images(
 
     Raises:
         DatasetError: naming the files.
-        ArgumentError: for another ``check_images`` or ``unreadable_images``.
+        ArgumentError: for an unknown value of ``check_images`` or ``unreadable_images``.
     """
     check_choice("check_images", check_images, CHECKS)
     check_choice("unreadable_images", unreadable_images, ("error", "skip"))

@@ -39,7 +39,7 @@ def load_dataset(
 
     Raises:
         DatasetError: with all faults. Annotations are only checked if images and categories have no faults.
-        ArgumentError: for another ``invalid_boxes``.
+        ArgumentError: for an unknown value of ``invalid_boxes``.
     """
     if invalid_boxes not in ("error", "drop"):
         raise ArgumentError("invalid_boxes", f"must be error or drop, got {invalid_boxes!r}")

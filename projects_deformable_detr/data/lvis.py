@@ -22,7 +22,7 @@ FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def is_lvis_file(path: str | Path) -> bool:
-    """Whether a file is in LVIS's format; False if it does not exist.
+    """Returns whether a file is in LVIS's format; False if it does not exist.
 
     Searches for ``neg_category_ids`` without decoding the file, as LVIS's annotations take a gigabyte.
     """
@@ -34,7 +34,7 @@ def is_lvis_file(path: str | Path) -> bool:
 
 
 def is_lvis(images: list[ImageEntry]) -> bool:
-    """Whether a file with these images is in LVIS's format."""
+    """Returns whether a file with these images is in LVIS's format."""
     return any(image.neg_category_ids is not msgspec.UNSET for image in images)
 
 

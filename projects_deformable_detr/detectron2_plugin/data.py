@@ -139,7 +139,7 @@ def load(name: str, config: DataConfig) -> Records | None:
 
 
 def _is_read_from_file(name: str) -> bool:
-    """Whether the records of a data set are those of its instances file.
+    """Returns whether the records of a data set are those of its instances file.
 
     They are not if a function of the user returns them, or in panoptic formats, where Detectron2's class ids differ.
     """

@@ -170,13 +170,13 @@ def refuse_unsupported(cfg: CfgNode) -> None:
 
 
 def _is_evaluated(trainer: Any, period: int) -> bool:
-    """Whether ``EvalHook`` has evaluated after this step; the last iteration is evaluated after the loop."""
+    """Returns whether ``EvalHook`` has evaluated after this step; the last iteration is evaluated after the loop."""
     done = trainer.iter + 1
     return period > 0 and done % period == 0 and done != trainer.max_iter
 
 
 def _is_finished(trainer: Any) -> bool:
-    """Whether ``after_train`` follows a completed training instead of an error."""
+    """Returns whether ``after_train`` follows a completed training instead of an error."""
     return trainer.iter >= trainer.max_iter
 
 

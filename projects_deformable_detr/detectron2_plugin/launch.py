@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         machines other than the first.
 
     Raises:
-        UserError: for invalid input, in whichever process.
+        UserError: for invalid input in any process.
     """
     _register(args)
     cfg = setup(args)
@@ -70,7 +70,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def _check_training(cfg: CfgNode) -> None:
-    """Checks keys for which Detectron2 would fail late, or for whose sampler its loader would never return."""
+    """Checks keys whose invalid values would make Detectron2 fail late or its loader never return."""
     name, known = cfg.DATALOADER.SAMPLER_TRAIN, (*SAMPLERS, "RandomSubsetTrainingSampler")
     if name not in known:
         raise UserError(f"DATALOADER.SAMPLER_TRAIN must be one of {', '.join(known)}, got {name!r}")
@@ -137,7 +137,7 @@ def _evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 
 
 def _setup_logger(cfg: CfgNode) -> None:
-    """Gives the project's logger Detectron2's format and files. Idempotent."""
+    """Configures the project's logger with Detectron2's format and files. Idempotent."""
     setup_logger(
         cfg.OUTPUT_DIR,
         distributed_rank=comm.get_rank(),

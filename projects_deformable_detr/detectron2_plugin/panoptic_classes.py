@@ -55,13 +55,13 @@ class PanopticClasses:
 
 
 def is_standard(name: str) -> bool:
-    """Whether a data set is in the standard format: its records have segments of things and stuff."""
+    """Returns whether a data set is in the standard format: its records have segments of things and stuff."""
     metadata = MetadataCatalog.get(name)
     return metadata.get("evaluator_type") in _TYPES and metadata.get("sem_seg_root") is None
 
 
 def is_separated(name: str) -> bool:
-    """Whether a data set is in the separated format."""
+    """Returns whether a data set is in the separated format."""
     metadata = MetadataCatalog.get(name)
     return metadata.get("evaluator_type") in _TYPES and metadata.get("sem_seg_root") is not None
 

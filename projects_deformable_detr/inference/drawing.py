@@ -38,9 +38,9 @@ def draw(
         boxes: (K, 4) corners x1, y1, x2, y2 in pixels; an array or a CPU tensor.
         labels: (K,) class ids.
         scores: (K,) in [0, 1], written in percent; higher scores are drawn over lower ones. None for ground truth.
-        class_names: names of class 0, 1, …; None writes the ids.
+        class_names: names of class 0, 1, …; if None, the ids are written.
         masks: (K, H, W) bool, drawn as a tint of the class's colour.
-        min_side: images with a shorter side are enlarged by a whole factor, so that text and lines are relatively thin.
+        min_side: images with a shorter side are enlarged by an integer factor, which makes text and lines finer.
 
     Returns:
         (f H, f W, 3) uint8, where f >= 1 is the factor.
@@ -95,20 +95,20 @@ def _draw_boxes(canvas: Tensor, boxes: Tensor, colours: Sequence[str]) -> Tensor
 
 
 def _draw_texts(canvas: Pixels, boxes: Sequence[Sequence[int]], texts: Sequence[str], colours: Sequence[str]) -> Pixels:
-    """Writes texts on plates above the boxes, or inside their upper corners if there is no room above."""
+    """Writes texts on filled rectangles above the boxes, or inside the boxes if there is no room above."""
     picture = Image.fromarray(canvas)
     height, width = canvas.shape[:2]
     unit = _line_width(height, width)
-    brush, font = ImageDraw.Draw(picture), ImageFont.load_default(13 * unit)
-    plate_height = int(brush.textbbox((0, 0), "Ag", font)[3]) + unit
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13 * unit)
+    text_height = int(pen.textbbox((0, 0), "Ag", font)[3]) + unit
     for (left, top, *_), text, colour in zip(boxes, texts, colours, strict=True):
-        plate_width = round(brush.textlength(text, font)) + 4 * unit
-        x = min(max(0, left - unit), max(0, width - plate_width))
-        y = top - unit - plate_height
+        text_width = round(pen.textlength(text, font)) + 4 * unit
+        x = min(max(0, left - unit), max(0, width - text_width))
+        y = top - unit - text_height
         if y < 0:
-            y = min(max(0, top), max(0, height - plate_height))
-        brush.rectangle((x, y, x + plate_width, y + plate_height), fill=colour)
-        brush.text((x + 2 * unit, y), text, fill="black", font=font)
+            y = min(max(0, top), max(0, height - text_height))
+        pen.rectangle((x, y, x + text_width, y + text_height), fill=colour)
+        pen.text((x + 2 * unit, y), text, fill="black", font=font)
     return np.asarray(picture)
 
 

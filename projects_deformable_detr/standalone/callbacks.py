@@ -209,5 +209,5 @@ def _detector(module: Any, average: EMA | None) -> nn.Module:
 
 
 def _is_stopping(trainer: L.Trainer) -> bool:
-    """Whether training is about to end before its last iteration."""
+    """Returns whether training is about to end before its last iteration."""
     return trainer.should_stop and trainer.state.fn == TrainerFn.FITTING and trainer.global_step < trainer.max_steps

@@ -42,7 +42,7 @@ def main(args: Namespace) -> dict[str, Any]:
         without test sets and on machines other than the first.
 
     Raises:
-        UserError: for invalid input, in whichever process.
+        UserError: for invalid input in any process.
         FloatingPointError: if training diverges.
     """
     for name, json_file, image_root in args.register or []:

@@ -60,10 +60,10 @@ class TrainingBatchSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yields batches of (position, index); the augmentation depends on the position."""
-        waiting: dict[int, list[Draw]] = defaultdict(list)
+        pending: dict[int, list[Draw]] = defaultdict(list)
         number = 0
         for draw in self._draws():
-            batch = waiting[self.groups[draw[1]]]
+            batch = pending[self.groups[draw[1]]]
             batch.append(draw)
             if len(batch) == self.batch_size:
                 if number >= self.start:
@@ -94,9 +94,8 @@ def evaluation_batches(
 ) -> list[list[Draw]]:
     """Returns the batches of this rank; the batches of all ranks contain every image once.
 
-    If there are fewer batches than ranks, the others repeat the first one, as all ranks must run the model.
-
-    All images of a batch have the same size: padding changes results slightly, which would depend on the batch size.
+    If there are fewer batches than ranks, the remaining ranks repeat the first batch, as all ranks must run the model.
+    All images of a batch have the same size, because padding changes results slightly.
 
     Args:
         sizes: (height, width) of every image after resizing.

@@ -34,7 +34,7 @@ def batch(height=64, width=80):
 
 
 def train_one_step(cfg):
-    """Trains one step; every parameter must have a gradient, and those of the backbone a group of their own."""
+    """Trains one step and checks that all parameters have gradients and that the backbone has its own group."""
     model = build_model(cfg)
     optimizer = Trainer.build_optimizer(cfg, model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -87,7 +87,7 @@ def test_deformable_convolution(make_cfg):
 
 @pytest.mark.parametrize("modulated", [False, True])
 def test_detectron2s_resnet_has_the_same_parameters(make_cfg, modulated):
-    # On CPUs, its deformable convolution runs without modulation only, and does not train.
+    # On the CPU, Detectron2's deformable convolution has neither modulation nor a backward pass.
     cfg = make_cfg(
         MODEL__BACKBONE__NAME="build_resnet_backbone",
         MODEL__RESNETS__DEPTH=50,

@@ -18,7 +18,7 @@ from torchvision.models import resnet18
 
 from projects_deformable_detr.detectron2_plugin import Trainer  # its import registers the models in spawned processes
 from projects_deformable_detr.detectron2_plugin.launch import process_groups
-from projects_deformable_detr.training import launch as job
+from projects_deformable_detr.training import launch as training_launch
 
 
 def batch():
@@ -49,7 +49,7 @@ def worker(cfg, path):
     torch.save(found, f"{path}/{rank}.pth")
 
 
-def test_two_processes_give_the_gradients_of_twice_the_batch(make_cfg, tmp_path, monkeypatch):
+def test_gradients_of_two_processes_equal_those_of_the_whole_batch(make_cfg, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cfg = make_cfg(MODEL__DETR__NUM_CLASSES=2)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # spawned processes have no registered data sets
@@ -107,6 +107,6 @@ def gather_ranks(cfg, folder):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux only")
 def test_no_thread_of_gloo_is_left_when_a_process_exits(make_cfg, tmp_path):
-    """Such a thread aborts the process if it needs the interpreter during shutdown."""
-    assert job.launch(gather_ranks, 2, 1, 0, "auto", make_cfg(), str(tmp_path)) == [0, 1]
+    """A remaining thread aborts the process if it needs the interpreter during shutdown."""
+    assert training_launch.launch(gather_ranks, 2, 1, 0, "auto", make_cfg(), str(tmp_path)) == [0, 1]
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["", ""]

@@ -1,4 +1,4 @@
-"""The interfaces of other implementations of the operator."""
+"""Compatibility with the interfaces of other implementations of the operator."""
 
 import sys
 
@@ -26,11 +26,11 @@ def test_extension(extension) -> None:
     value, loc, weights = make_plain(SIZE, torch.float64)
     output = extension.ms_deform_attn_forward(value, SHAPES, START, loc, weights, 64)
     leaves = [t.clone().requires_grad_() for t in (value, loc, weights)]
-    wanted = msda.ms_deform_attn_reference(leaves[0], SHAPES, START, *leaves[1:])
-    torch.testing.assert_close(output, wanted)
+    expected = msda.ms_deform_attn_reference(leaves[0], SHAPES, START, *leaves[1:])
+    torch.testing.assert_close(output, expected)
     grad = torch.randn_like(output)
     grads = extension.ms_deform_attn_backward(value, SHAPES, START, loc, weights, grad, 64)
-    torch.testing.assert_close(grads, torch.autograd.grad(wanted, leaves, grad))
+    torch.testing.assert_close(grads, torch.autograd.grad(expected, leaves, grad))
 
 
 def test_custom_function_around_the_extension(extension) -> None:
@@ -57,10 +57,10 @@ def test_custom_function_around_the_extension(extension) -> None:
 def test_functions(function) -> None:
     leaves = [t.requires_grad_() for t in make_plain(SIZE, torch.float64)]
     output = function.apply(leaves[0], SHAPES, START, leaves[1], leaves[2], 64)
-    wanted = msda.ms_deform_attn_reference(leaves[0], SHAPES, START, *leaves[1:])
-    torch.testing.assert_close(output, wanted)
+    expected = msda.ms_deform_attn_reference(leaves[0], SHAPES, START, *leaves[1:])
+    torch.testing.assert_close(output, expected)
     torch.testing.assert_close(
-        torch.autograd.grad(output.square().sum(), leaves), torch.autograd.grad(wanted.square().sum(), leaves)
+        torch.autograd.grad(output.square().sum(), leaves), torch.autograd.grad(expected.square().sum(), leaves)
     )
 
 
@@ -71,22 +71,22 @@ def test_module_with_residual(batch_first: bool) -> None:
     ours.load_state_dict(theirs.state_dict())
     query, pos, tokens = torch.randn(2, 7, 16), torch.randn(2, 7, 16), torch.randn(2, 42, 16)
     mask, points = torch.rand(2, 42) < 0.2, torch.rand(2, 7, 2, 4)
-    wanted = ours(query + pos, points, tokens, SHAPES, START, mask) + query
+    expected = ours(query + pos, points, tokens, SHAPES, START, mask) + query
 
-    def turn(t: torch.Tensor) -> torch.Tensor:
+    def layout(t: torch.Tensor) -> torch.Tensor:
         return t if batch_first else t.transpose(0, 1)
 
     output = theirs(
-        turn(query),
+        layout(query),
         None,
-        turn(tokens),
-        query_pos=turn(pos),
+        layout(tokens),
+        query_pos=layout(pos),
         key_padding_mask=mask,
         reference_points=points,
         spatial_shapes=SHAPES,
         level_start_index=START,
     )
-    torch.testing.assert_close(turn(output), wanted)
+    torch.testing.assert_close(layout(output), expected)
 
 
 def test_install_raises_if_another_implementation_is_imported() -> None:

@@ -32,7 +32,7 @@ _FFN = [{"ffn.linear1": f"{prefix}fc1", "ffn.linear2": f"{prefix}fc2"} for prefi
 
 
 def _attention(stack: str, ours: str, theirs: str) -> list[Rule]:
-    """Projections of query, key and value are separate (see `split_projections`)."""
+    """Returns the rules of an attention layer, whose query, key and value projections are separate tensors."""
     ours, theirs = f"{stack}.layers.{{i}}.{ours}", f"model.{stack}.layers.{{i}}.{theirs}"
     rules = [(f"{ours}.out_proj.{{w}}", f"{theirs}.{name}.{{w}}") for name in ("out_proj", "o_proj")]
     return rules + [(f"{ours}.in_proj_{{w}}.{part}", f"{theirs}.{part}_proj.{{w}}") for part in "qkv"]
@@ -65,7 +65,7 @@ _DEFORMABLE_DETR: list[Rule] = [
     ("decoder.class_heads.{i}.{w}", "model.decoder.class_embed.{i}.{w}"),
     ("decoder.box_heads.{i}.layers.{j}.{w}", "model.decoder.bbox_embed.{i}.layers.{j}.{w}"),
 ]
-# The published files have the official names of masks; transformers 5 has its own.
+# The published files use the official names of the mask head; transformers 5 uses its own.
 _CONVOLUTIONS = ("conv1", "conv2", "fpn_stages.0.refine", "fpn_stages.1.refine", "fpn_stages.2.refine")
 _MASKS: list[Rule] = [
     *official.MASKS,
