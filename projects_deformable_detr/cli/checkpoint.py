@@ -95,7 +95,7 @@ def _data_set_classes(cfg: CfgNode) -> tuple[str, ...] | None:
         if name.startswith("coco_2017_"):
             return THINGS_AND_STUFF if "panoptic" in name else THINGS
         if name in catalog.names() and Path(catalog.get(name).json_file).is_file():
-            return read_classes(catalog.get(name)).names
+            return read_classes(catalog.get(name), drop_root_category=cfg.DATASETS.DROP_ROOT_CATEGORY).names
     return None
 
 

@@ -11,17 +11,21 @@ from ..data.catalog import DatasetSpec, check_same_classes
 from ..data.config import DataConfig, SamplerConfig
 from ..data.image_check import check_images
 from ..data.images import ImageReader
-from ..data.load import load_dataset, read_classes
+from ..data.load import load_dataset, log_once, read_classes
 from ..data.problems import DatasetError
 from ..data.records import Records
 from ..errors import ArgumentError
 from .keys import thing_classes
-from .reading import get, naming_keys, read
+from .reading import get, name_keys, naming_keys, read
 
 DATA_KEYS = {
+    "train": "DATASETS.TRAIN",
+    "test": "DATASETS.TEST",
     "invalid_boxes": "DATASETS.INVALID_BOXES",
     "check_images": "DATASETS.CHECK_IMAGES",
     "unreadable_images": "DATASETS.UNREADABLE_IMAGES",
+    "drop_root_category": "DATASETS.DROP_ROOT_CATEGORY",
+    "max_detections": "TEST.DETECTIONS_PER_IMAGE",
     "masks": "MODEL.MASK_ON",
     "filter_empty": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
     "batch_size": "SOLVER.IMS_PER_BATCH",
@@ -49,8 +53,7 @@ def data_config(cfg: CfgNode, *, eval_only: bool = False) -> DataConfig:
         DataConfig,
         cfg,
         DATA_KEYS,
-        train=() if eval_only else tuple(cfg.DATASETS.TRAIN),
-        test=tuple(cfg.DATASETS.TEST),
+        **({"train": ()} if eval_only else {}),
         # Each query detects one object. A detector without decoder has one query per token.
         max_objects=cfg.MODEL.DETR.NUM_OBJECT_QUERIES if cfg.MODEL.DETR.DEC_LAYERS else None,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
@@ -87,13 +90,18 @@ def load(spec: DatasetSpec, config: DataConfig) -> Records:
     Raises:
         DatasetError: as in `load_dataset`, with config keys instead of arguments.
     """
-    with naming_keys({**DATA_KEYS, **READER_KEYS, "max_objects": _MAX_OBJECTS_KEY}):
+    keys = {**DATA_KEYS, **READER_KEYS, "max_objects": _MAX_OBJECTS_KEY}
+    is_test = spec.name in config.test
+    with naming_keys(keys):
         records = load_dataset(
             spec,
             config.invalid_boxes,
             config.max_objects if spec.name in config.train else None,
-            for_evaluation=spec.name in config.test,
+            for_evaluation=is_test,
             masks=config.masks,
+            max_detections=config.max_detections if is_test else None,
+            drop_root_category=config.drop_root_category,
+            warn=lambda message: log_once(name_keys(message, keys)),
         )
         return check_images(records, config.reader, config.check_images, config.unreadable_images)
 
@@ -124,7 +132,7 @@ def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ..
         elif num_classes and not Path(catalog.get(name).json_file).is_file():
             continue
         else:
-            found = read_classes(catalog.get(name)).names
+            found = read_classes(catalog.get(name), drop_root_category=cfg.DATASETS.DROP_ROOT_CATEGORY).names
         if num_classes and len(found) != num_classes:
             raise DatasetError(
                 f"MODEL.DETR.NUM_CLASSES is {num_classes}, but data set {name} has {len(found)} categories: set it to "
@@ -162,7 +170,7 @@ def resolve_thing_classes(
     _check_things(panoptic.THING_CLASSES, panoptic.NUM_THING_CLASSES, num_classes)
     known, source = thing_classes(cfg), _THINGS_KEY
     for name in dataset_names(cfg):
-        found = (things or _read_things)(name)
+        found = things(name) if things else _read_things(cfg, name)
         if found is None:
             continue
         if known and len(found) != len(known):
@@ -201,6 +209,8 @@ def _check_things(listed: Sequence[int], number: int, num_classes: int) -> None:
         raise DatasetError(f"{where}, but NUM_THING_CLASSES is {number}: set it to 0")
 
 
-def _read_things(name: str) -> tuple[int, ...] | None:
+def _read_things(cfg: CfgNode, name: str) -> tuple[int, ...] | None:
     spec = catalog.get(name)
-    return tuple(range(read_classes(spec).num_things)) if Path(spec.json_file).is_file() else None
+    if not Path(spec.json_file).is_file():
+        return None
+    return tuple(range(read_classes(spec, drop_root_category=cfg.DATASETS.DROP_ROOT_CATEGORY).num_things))

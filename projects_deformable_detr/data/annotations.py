@@ -8,18 +8,18 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from .files import Int64, convert
-from .masks import Segmentations
+from .files import Int64, convert, with_integers
 from .problems import Problems
 from .records import Array
 
 TABLE = np.dtype(
     [
-        ("id", np.int64),
+        ("id", np.int64),  # -1 if it is not a 64-bit integer
+        ("row", np.int64),  # index in the file
         ("image_id", np.int64),
         ("category_id", np.int64),
         ("bbox", np.float64, 4),
-        ("area", np.float64),  # NaN: absent
+        ("area", np.float64),  # NaN: absent or not a number
         ("iscrowd", np.bool_),
         ("has_iscrowd", np.bool_),
     ]
@@ -29,10 +29,10 @@ TABLE = np.dtype(
 class Annotation(msgspec.Struct, gc=False):
     """Entry of ``annotations``, without its segmentation."""
 
-    id: Int64
     image_id: Int64
     category_id: Int64
     bbox: tuple[float, float, float, float]
+    id: Any = None
     area: float | None = None
     iscrowd: Literal[0, 1] | msgspec.UnsetType = msgspec.UNSET
     ignore: Literal[0] = 0
@@ -49,17 +49,12 @@ _CROWDS = (
     "annotations with an unusable iscrowd or ignore",
     "Set iscrowd to 0 or 1. Remove ignore, which is not part of COCO's format; mark regions to ignore as crowds.",
 )
-LACKS_KEYS = (
-    "annotations that lack keys",
-    "Add them; evaluation by pycocotools requires area (width x height is sufficient) and iscrowd (0).",
-)
+_FLAGS: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}  # equal to False, True, 0.0 and 1.0, too
 # Field that cannot be converted: (kind of problem, remedy).
 FIELDS = {
-    "id": _IDS,
     "image_id": _IDS,
     "category_id": _IDS,
     "bbox": ("boxes that are not four finite numbers", "Write bbox as [x, y, width, height] in pixels."),
-    "area": ("annotations with an unusable area", "Write area as a number of pixels."),
     "iscrowd": _CROWDS,
     "ignore": _CROWDS,
 }
@@ -83,26 +78,27 @@ def convert_annotations(
             problems.add("annotations that are not objects", what, "Replace each by a JSON object.")
             return
         image_id = entry.get("image_id")
-        where = f"annotation {entry.get('id')!r}"
+        where = f"annotation {entry['id']!r}" if "id" in entry else f"annotations[{index}]"
         if type(image_id) is int and image_id in file_names:
             where += f" of {file_names[image_id]}"
         field = next((field for field in FIELDS if f"$.{field}" in message), None)
         if field is None:
-            problems.add(LACKS_KEYS[0], f"{where} lacks {message.split('`')[1]}", LACKS_KEYS[1])
+            problems.add("annotations that lack keys", f"{where} lacks {message.split('`')[1]}", "Add them.")
         else:
             problems.add(FIELDS[field][0], f"{where} has {field} {entry[field]!r:.80}", FIELDS[field][1])
 
-    return convert(entries, kind, report, _prepare)
+    return convert(entries, kind, report, lambda entry: _prepare(entry, problems))
 
 
-def _prepare(entry: Any) -> Any:
-    """Normalises accepted deviations from the schema: a boolean iscrowd, an area that is not a number."""
-    if not isinstance(entry, dict):
-        return entry
-    prepared = {**entry}
+def _prepare(entry: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    """Converts accepted deviations from the schema."""
+    prepared = with_integers(entry, ("image_id", "category_id"), problems)
     for key in ("iscrowd", "ignore"):
-        if key in entry and isinstance(entry[key], bool | float) and entry[key] in (0, 1):
-            prepared[key] = int(entry[key])
+        value = prepared.get(key)
+        if value is None:
+            prepared.pop(key, None)
+        elif isinstance(value, bool | float | str):
+            prepared[key] = _FLAGS.get(value, value)
     if type(entry.get("area")) not in (int, float):
         prepared["area"] = None
     if "segmentation" in entry:
@@ -114,19 +110,19 @@ def make_table(rows: list[Any]) -> Array:
     """Returns the fields of all annotations as an array of dtype `TABLE`."""
     table = np.empty(len(rows), TABLE)
 
-    def fill(column: Array, values: Iterable[Any]) -> None:
+    def fill(key: str, values: Iterable[Any]) -> None:
+        column = table[key]
         column[:] = np.fromiter(values, column.dtype, column.size).reshape(column.shape)
 
-    fill(table["id"], (row.id for row in rows))
-    fill(table["image_id"], (row.image_id for row in rows))
-    fill(table["category_id"], (row.category_id for row in rows))
-    fill(table["bbox"], chain.from_iterable(row.bbox for row in rows))
-    fill(table["area"], (np.nan if row.area is None else row.area for row in rows))
-    fill(table["iscrowd"], (row.iscrowd == 1 for row in rows))
-    fill(table["has_iscrowd"], (row.iscrowd is not msgspec.UNSET for row in rows))
+    try:
+        fill("id", (row.id for row in rows))
+    except (TypeError, ValueError, OverflowError):
+        fill("id", (row.id if type(row.id) is int and 0 <= row.id < 2**63 else -1 for row in rows))
+    table["row"] = np.arange(len(rows))
+    fill("image_id", (row.image_id for row in rows))
+    fill("category_id", (row.category_id for row in rows))
+    fill("bbox", chain.from_iterable(row.bbox for row in rows))
+    fill("area", (np.nan if row.area is None else row.area for row in rows))
+    fill("iscrowd", (row.iscrowd == 1 for row in rows))
+    fill("has_iscrowd", (row.iscrowd is not msgspec.UNSET for row in rows))
     return table
-
-
-def take_segmentations(rows: list[Any], order: Array) -> Segmentations:
-    """Returns the segmentations of the rows in the given order."""
-    return Segmentations([rows[index].segmentation for index in order.tolist()])

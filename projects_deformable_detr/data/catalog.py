@@ -35,6 +35,9 @@ class DatasetSpec:
     panoptic_root: str | Path | None = None
     instances_json: str | Path | None = None
 
+    def __str__(self) -> str:
+        return f"data set {self.name} ({self.json_file})"
+
 
 _registered: dict[str, DatasetSpec] = {}
 

@@ -56,8 +56,9 @@ class DataConfig:
 
     Attributes:
         train, test: names of the data sets.
-        invalid_boxes: ``"error"`` or ``"drop"``; see `load.load_dataset`.
+        invalid_boxes, drop_root_category: see `load.load_dataset`.
         max_objects: maximum number of objects in a training image; None: no limit.
+        max_detections: maximum number of detections per image in evaluation; None: no limit.
         masks: load masks.
         filter_empty: leave out training images without objects.
         batch_size: training images per iteration over all processes.
@@ -72,7 +73,9 @@ class DataConfig:
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     invalid_boxes: str = "error"
+    drop_root_category: bool = False
     max_objects: int | None = None
+    max_detections: int | None = None
     masks: bool = False
     filter_empty: bool = True
     batch_size: int = 16
@@ -83,3 +86,8 @@ class DataConfig:
     check_images: str = "auto"
     unreadable_images: str = "error"
     sampler: SamplerConfig = SamplerConfig()
+
+    def __post_init__(self) -> None:
+        repeated = sorted({name for name in self.test if self.test.count(name) > 1})
+        if repeated:
+            raise ArgumentError("test", f"has {', '.join(repeated)} more than once: name each data set once")

@@ -1,9 +1,9 @@
-"""Decodes annotation files in COCO's formats and checks their categories and images."""
+"""Decodes annotation files in COCO's formats."""
 
 import contextlib
 import gc
 import json
-import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -18,6 +18,16 @@ Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 KEYS = ("images", "categories", "annotations")
 _ERRORS = (ValueError, RecursionError)  # raised for invalid JSON, UTF-8 or schema, and deep nesting
+_DIGITS = re.compile("-?[0-9]+")
+_CONVERT = "convert it with `deformable-detr convert-data`"
+# Pattern at the start of a file that is not JSON: (format, remedy).
+_FORMATS = {
+    rb"\s*(<\?xml[^>]*>\s*)?<annotation\b": ("is an annotation in Pascal VOC's XML format", _CONVERT),
+    rb"\s*<": ("is XML", "use a JSON file; for Pascal VOC's XML files, " + _CONVERT),
+    rb"\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*(\n|$)": ("is an annotation in YOLO's text format", _CONVERT),
+    rb"(?s).{,2000}^(names|nc|train|val)\s*:": ("is the YAML file of a data set in YOLO's format", _CONVERT),
+    rb"PK\x03\x04|\x1f\x8b": ("is a compressed archive", "unpack it"),
+}
 
 
 class ImageEntry(msgspec.Struct, gc=False):
@@ -70,7 +80,7 @@ def convert(
     entries: list[Any],
     kind: type[T],
     report: Callable[[int, Any, str], None],
-    prepare: Callable[[Any], Any] = lambda entry: entry,
+    prepare: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> list[T]:
     """Returns the entries as structs of type ``kind``, without those that do not follow the schema.
 
@@ -78,17 +88,32 @@ def convert(
         entries: structs, which are returned unchanged, or decoded JSON.
         kind: struct type.
         report: called with index, entry and message for every faulty entry.
-        prepare: applied to every entry of decoded JSON before it is converted.
+        prepare: converts accepted deviations from the schema in an object of decoded JSON.
     """
     if not entries or isinstance(entries[0], kind):
         return entries
     found = []
     for index, entry in enumerate(entries):
         try:
-            found.append(msgspec.convert(prepare(entry), kind))
+            found.append(msgspec.convert(prepare(entry) if isinstance(entry, dict) else entry, kind))
         except msgspec.ValidationError as error:
             report(index, entry, str(error))
     return found
+
+
+def with_integers(entry: dict[str, Any], keys: tuple[str, ...], problems: Problems) -> dict[str, Any]:
+    """Returns the entry with whole floats and strings of digits under ``keys`` converted to integers, with a warning.
+
+    Two ids that become equal are reported later, as ids that are used twice.
+    """
+    changed = {}
+    for key in keys:
+        value = entry.get(key)
+        if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and _DIGITS.fullmatch(value)):
+            changed[key] = int(value)
+            what = "integers written as whole floats or strings of digits"
+            problems.warn(what, f"{key} {value!r:.40}", "They are read as integers; files of results contain integers.")
+    return {**entry, **changed}
 
 
 def read_json(spec: DatasetSpec, needed: tuple[str, ...] = KEYS[:2]) -> dict[str, Any]:
@@ -118,11 +143,21 @@ def paused_gc() -> Iterator[None]:
 
 
 def _read_bytes(spec: DatasetSpec) -> bytes:
+    """Returns the content in UTF-8 without a byte order mark, from any encoding that JSON allows."""
     where = f"data set {spec.name}: annotation file {spec.json_file}"
     try:
-        return Path(spec.json_file).read_bytes()
+        content = Path(spec.json_file).read_bytes()
+        encoding = json.detect_encoding(content[:4])
+        return content if encoding == "utf-8" else content.decode(encoding).encode()
     except FileNotFoundError as error:
         raise DatasetError(f"{where} does not exist: {_how_to_get(spec)}") from error
+    except IsADirectoryError as error:
+        raise DatasetError(
+            f"{where} cannot be read, as it is a folder: use a file in COCO's format; a folder of Pascal VOC's or "
+            "YOLO's annotations can be converted with `deformable-detr convert-data`"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{where} is not JSON ({error}): save it in UTF-8") from error
     except OSError as error:
         raise DatasetError(f"{where} cannot be read ({error.strerror}): use a readable file") from error
 
@@ -133,21 +168,43 @@ def _decode_json(content: bytes, spec: DatasetSpec, needed: tuple[str, ...]) -> 
     try:
         found = json.loads(content)
     except _ERRORS as error:
+        for pattern, (what, remedy) in _FORMATS.items():
+            if re.match(pattern, content[:5000], re.MULTILINE):
+                raise DatasetError(f"{where} {what}, not JSON: {remedy}") from error
         raise DatasetError(f"{where} is not JSON ({error}): {expected}") from error
+    if isinstance(found, dict) and not [key for key in KEYS if _lacks_list(found, key, needed)]:
+        return found
+    hint = f" (it looks like {known})" if (known := _recognize(found)) else ""
     if not isinstance(found, dict):
-        is_results = isinstance(found, list) and found and isinstance(found[0], dict) and "score" in found[0]
-        hint = " (it looks like a file of results)" if is_results else ""
         raise DatasetError(
             f"{where} contains a {type(found).__name__}{hint}, not an object with images, annotations and categories: "
             f"{expected}"
         )
-    wrong = [key for key in KEYS if (key in needed or key in found) and not isinstance(found.get(key), list)]
-    if wrong:
-        raise DatasetError(
-            f"{where} has no list {', '.join(repr(key) for key in wrong)} (its keys: {', '.join(found) or 'none'}): "
-            f"{expected}"
-        )
-    return found
+    wrong = ", ".join(repr(key) for key in KEYS if _lacks_list(found, key, needed))
+    names = ", ".join(list(found)[:10]) + ", …" * (len(found) > 10)
+    raise DatasetError(f"{where} has no list {wrong} (its keys: {names or 'none'}){hint}: {expected}")
+
+
+def _lacks_list(found: dict[str, Any], key: str, needed: tuple[str, ...]) -> bool:
+    return (key in needed or key in found) and not isinstance(found.get(key), list)
+
+
+def _recognize(found: Any) -> str:
+    """Returns the name of another format of decoded JSON, or ""."""
+    if not isinstance(found, list | dict):
+        return ""
+    first = next(iter(found.values() if isinstance(found, dict) else found), None)
+    keys = set(found) if isinstance(found, dict) else set()
+    inner = set(first) if isinstance(first, dict) else set()
+    if isinstance(found, list) and "score" in inner:
+        return "a file of results"
+    if isinstance(found, list) and {"image", "annotations"} <= inner:
+        return "Create ML's format"
+    if {"shapes", "imagePath"} <= keys:
+        return "LabelMe's format"
+    if "_via_img_metadata" in keys or {"filename", "regions"} <= inner:
+        return "VGG Image Annotator's format"
+    return ""
 
 
 def _how_to_get(spec: DatasetSpec) -> str:
@@ -157,75 +214,3 @@ def _how_to_get(spec: DatasetSpec) -> str:
         name = spec.name[:4].upper()
         return f"place {name} there as Detectron2's documentation describes, or set DETECTRON2_DATASETS to its folder"
     return "correct the path"
-
-
-def check_categories(entries: list[Any], problems: Problems) -> dict[int, str]:
-    """Returns category id to name, in the order of the ids."""
-    found: dict[int, str] = {}
-    for index, entry in enumerate(entries):
-        is_sound = isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("name"), str)
-        if not is_sound:
-            remedy = "Give each an integer 'id' and a string 'name'."
-            problems.add("categories that are incomplete", f"categories[{index}] is {entry!r:.80}", remedy)
-        elif entry["id"] in found:
-            names = f"id {entry['id']}: {found[entry['id']]!r} and {entry['name']!r}"
-            problems.add("category ids that are used twice", names, "Give each category a unique id.")
-        else:
-            found[entry["id"]] = entry["name"]
-    if not entries:
-        problems.add("empty list of categories", "'categories'", "Add the classes.")
-    return dict(sorted(found.items()))
-
-
-def convert_images(entries: list[Any], problems: Problems) -> list[ImageEntry]:
-    """Returns the entries of ``images`` as structs."""
-
-    def report(index: int, entry: Any, message: str) -> None:
-        remedy = "Give each an integer 'id', a string 'file_name', and 'width' and 'height' in pixels."
-        problems.add("images that are incomplete", f"images[{index}] is {entry!r:.80} ({message})", remedy)
-
-    return convert(entries, ImageEntry, report)
-
-
-def check_images(images: list[ImageEntry], spec: DatasetSpec, problems: Problems, hint: str = "") -> list[ImageEntry]:
-    """Checks ids, and that every image file exists.
-
-    Args:
-        images: entries of the file.
-        spec: data set.
-        problems: collects the faults.
-        hint: sentence to append to the error about missing files.
-
-    Returns:
-        the images in the order of their ids.
-    """
-    found: dict[int, ImageEntry] = {}
-    for image in images:
-        if image.file_name is None:
-            problems.add("images without a file_name", f"id {image.id}", "Give each a string 'file_name'.")
-        elif image.id in found:
-            problems.add("image ids that are used twice", f"id {image.id}: {image.file_name}", "Use unique ids.")
-        else:
-            found[image.id] = image
-    if not images:
-        problems.add("empty list of images", "'images'", "Add the images.")
-    ordered = [found[image_id] for image_id in sorted(found)]
-    if os.path.isdir(spec.image_root):
-        _check_files(ordered, spec, problems, hint)
-    else:
-        problems.add("missing image folder", str(spec.image_root), "Correct the path, or place the images there.")
-    return ordered
-
-
-def _check_files(images: list[ImageEntry], spec: DatasetSpec, problems: Problems, hint: str) -> None:
-    """Finds missing image files in listings of the folders, which are faster than one system call per image."""
-    listed: dict[str, set[str]] = {}
-    for image in images:
-        path = os.path.join(spec.image_root, str(image.file_name))
-        folder, name = os.path.split(path)
-        if folder not in listed:
-            is_folder = os.path.isdir(folder)
-            listed[folder] = {entry.name for entry in os.scandir(folder) if not entry.is_dir()} if is_folder else set()
-        if name not in listed[folder]:
-            remedy = f"Add the files, correct the image folder, or remove their records.{hint}"
-            problems.add("image files that are missing", path, remedy)

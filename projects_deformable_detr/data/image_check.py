@@ -86,13 +86,13 @@ def check_images(
     elif unreadable:
         remedy = "Replace the files, remove their records, or set `unreadable_images` to skip, which leaves them out."
         problems.add("image files that cannot be read", unreadable.values(), remedy, len(unreadable))
-    problems.raise_if_any(records.spec.name, records.spec.json_file)
+    problems.raise_if_any()
     return records
 
 
 def _find_problems(records: Records, reader: ImageReader, headers: dict[int, _Header]) -> Problems:
     """Returns the images whose size differs from their record."""
-    problems = Problems()
+    problems = Problems(str(records.spec))
     for index, header in headers.items():
         expected = tuple(records.sizes[index].tolist())
         size = header.size if reader.exif_orientation else header.stored_size

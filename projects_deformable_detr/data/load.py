@@ -1,16 +1,28 @@
 """Loading of data sets: COCO's instances, LVIS's format and panoptic files."""
 
 import functools
+import logging
 import os
+from collections.abc import Callable
+from typing import Any
 
-from ..errors import ArgumentError
+from ..errors import check_choice
 from . import coco, lvis, panoptic
 from .catalog import DatasetSpec
-from .files import check_categories, read_categories
+from .checks import RULES
+from .entries import check_categories
+from .files import read_categories
 from .problems import Problems
 from .records import Classes, Records
 
 Version = tuple[int, int]  # modification time and size of a file
+_logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def log_once(message: str) -> None:
+    """Logs a warning unless the same one has been logged before."""
+    _logger.warning(message)
 
 
 def load_dataset(
@@ -20,19 +32,26 @@ def load_dataset(
     *,
     for_evaluation: bool = False,
     masks: bool = False,
+    max_detections: int | None = None,
+    drop_root_category: bool = False,
+    warn: Callable[[str], Any] = log_once,
 ) -> Records:
-    """Loads a data set and checks all of it except its pixels.
+    """Loads a data set and checks all of it except its pixels; docs/data.md lists the checks.
 
     Results are cached until the file changes, so that a process decodes every file once.
 
     Args:
         spec: data set.
-        invalid_boxes: ``"error"``, or ``"drop"`` to leave out boxes without area.
+        invalid_boxes: ``"error"``, or ``"drop"`` to leave out boxes and masks without area. Many such boxes, or boxes
+            that leave their image, are an error unless it is ``"drop_many"``.
         max_objects: number of queries of the model that is trained on the data set; an image with more objects is an
             error. None: no limit.
-        for_evaluation: require ``area`` and ``iscrowd`` in every annotation, as pycocotools does. If ``max_objects`` is
-            None, the file may then have no objects and even no list of annotations, as COCO's test-dev.
+        for_evaluation: fill in unusable areas and a missing ``iscrowd``, with a warning. If ``max_objects`` is None,
+            the file may have no objects and even no list of annotations, as COCO's test-dev.
         masks: load segmentations and require a valid one in every annotation.
+        max_detections: number of detections per image in evaluation, for a warning if an image has more objects.
+        drop_root_category: leave out the unused category that some exporters add as supercategory of all others.
+        warn: called with a message for each kind of fault that is accepted.
 
     Returns:
         records, with a ``summary``.
@@ -41,28 +60,48 @@ def load_dataset(
         DatasetError: with all faults. Annotations are only checked if images and categories have no faults.
         ArgumentError: for an unknown value of ``invalid_boxes``.
     """
-    if invalid_boxes not in ("error", "drop"):
-        raise ArgumentError("invalid_boxes", f"must be error or drop, got {invalid_boxes!r}")
-    return _load(spec, _version(spec), invalid_boxes, max_objects, for_evaluation, masks)
+    check_choice("invalid_boxes", invalid_boxes, RULES)
+    records = _load(
+        spec, _version(spec), invalid_boxes, max_objects, for_evaluation, masks, max_detections, drop_root_category
+    )
+    for message in records.summary.warnings:
+        warn(message)
+    return records
 
 
-_classes: dict[tuple[DatasetSpec, Version], Classes] = {}
+_classes: dict[tuple[DatasetSpec, Version, bool], Classes] = {}
 
 
 @functools.lru_cache(maxsize=8)
 def _load(
-    spec: DatasetSpec, version: Version, invalid_boxes: str, max_objects: int | None, for_evaluation: bool, masks: bool
+    spec: DatasetSpec,
+    version: Version,
+    invalid_boxes: str,
+    max_objects: int | None,
+    for_evaluation: bool,
+    masks: bool,
+    max_detections: int | None,
+    drop_root_category: bool,
 ) -> Records:
     if spec.panoptic_root is not None:
         records: Records = panoptic.load(spec, max_objects)
     else:
-        records = coco.load(spec, invalid_boxes, max_objects, for_evaluation=for_evaluation, masks=masks)
+        records = coco.load(
+            spec,
+            invalid_boxes,
+            max_objects,
+            for_evaluation=for_evaluation,
+            masks=masks,
+            max_detections=max_detections,
+            drop_root_category=drop_root_category,
+        )
     summary = records.summary
-    _classes[spec, version] = Classes(summary.class_names, summary.category_ids, summary.num_things)
+    classes = Classes(summary.class_names, summary.category_ids, summary.num_things)
+    _classes[spec, version, drop_root_category] = classes
     return records
 
 
-def read_classes(spec: DatasetSpec) -> Classes:
+def read_classes(spec: DatasetSpec, *, drop_root_category: bool = False) -> Classes:
     """Returns the classes of a data set: its categories in the order of their ids, in panoptic files things first.
 
     Only the categories are decoded if the file has not been loaded.
@@ -70,14 +109,14 @@ def read_classes(spec: DatasetSpec) -> Classes:
     Raises:
         DatasetError: if the file cannot be read, is not in COCO's format, or has unusable categories.
     """
-    key = spec, _version(spec)
+    key = spec, _version(spec), drop_root_category
     if key in _classes:
         return _classes[key]
-    problems, entries = Problems(), read_categories(spec)
+    problems, entries = Problems(str(spec)), read_categories(spec)
     if spec.panoptic_root is None and lvis.is_lvis_file(spec.json_file):
         lvis.prepare([], entries, problems)
-    categories = check_categories(entries, problems)
-    problems.raise_if_any(spec.name, spec.json_file)
+    categories = check_categories(entries, problems, drop_root=drop_root_category and spec.panoptic_root is None)
+    problems.raise_if_any()
     if spec.panoptic_root is not None:
         _classes[key] = panoptic.read_classes(entries, spec)
     else:

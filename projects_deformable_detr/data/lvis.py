@@ -5,6 +5,7 @@ categories in ``not_exhaustive_category_ids``, not all objects are annotated. Th
 f (rare, common, frequent) for 1 to 10, 11 to 100 and more training images.
 """
 
+import json
 import mmap
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ def is_lvis_file(path: str | Path) -> bool:
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(f'"{FEDERATED[0]}"'.encode()) >= 0
+            encoding = json.detect_encoding(content[:4]).removesuffix("-sig")
+            encoding += "-le" * (encoding in ("utf-16", "utf-32"))  # without a byte order mark
+            return content.find(f'"{FEDERATED[0]}"'.encode(encoding)) >= 0
     except (OSError, ValueError):  # ValueError: an empty file
         return False
 

@@ -1,9 +1,8 @@
 """Instance masks: COCO's segmentations (polygons or RLE) and bitmaps."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import numpy as np
 from pycocotools import mask as rle_format
 
@@ -11,59 +10,6 @@ from .problems import DatasetError
 
 Rle = dict[str, Any]
 Bitmaps = np.ndarray[Any, np.dtype[np.bool_]]
-_TRIANGLE = 6  # minimum number of coordinates of a polygon
-
-
-class _RunLengths(msgspec.Struct, gc=False):
-    size: tuple[int, int]
-    counts: str | list[Annotated[int, msgspec.Meta(ge=0)]]
-
-
-_decoder = msgspec.json.Decoder(list[list[float]] | _RunLengths | None)
-
-
-class Segmentations:
-    """Segmentations of many annotations, stored as JSON and decoded on access.
-
-    JSON takes a quarter of the memory of Python lists, in a single bytes object.
-
-    Args:
-        texts: JSON of each segmentation.
-    """
-
-    def __init__(self, texts: Sequence[Any]) -> None:
-        self._offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts], dtype=np.int64)])
-        self._content = b"".join(texts)
-
-    def decode(self, index: int) -> Any:
-        """Returns the polygons or RLE of the file, unchanged."""
-        return msgspec.json.decode(self._text(index))
-
-    def __getitem__(self, index: int) -> Any:
-        """Returns polygons or RLE, without polygons of fewer than three points."""
-        found = self.decode(index)
-        return [polygon for polygon in found if len(polygon) >= _TRIANGLE] if isinstance(found, list) else found
-
-    def _text(self, index: int) -> bytes:
-        return self._content[self._offsets[index] : self._offsets[index + 1]]
-
-    def check(self, index: int, height: int, width: int) -> tuple[str | None, int, int]:
-        """Checks one segmentation.
-
-        Returns:
-            fault or None, number of parts (0 without a segmentation), number of polygons of fewer than three points.
-        """
-        try:
-            found = _decoder.decode(self._text(index))
-        except (ValueError, RecursionError) as error:
-            return f"neither polygons with finite coordinates nor an RLE with integer counts ({error})", 1, 0
-        if found is None:
-            return None, 0, 0
-        if isinstance(found, _RunLengths):
-            return find_rle_fault(found.size, found.counts, height, width), 1, 0
-        odd = next((len(polygon) for polygon in found if len(polygon) % 2), None)
-        fault = None if odd is None else f"a polygon with an odd number of coordinates ({odd})"
-        return fault, len(found), sum(len(polygon) < _TRIANGLE for polygon in found)
 
 
 def find_rle_fault(size: Sequence[int], counts: str | bytes | list[int], height: int, width: int) -> str | None:

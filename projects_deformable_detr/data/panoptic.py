@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 
 from .catalog import DatasetSpec
-from .files import ImageEntry, Int64, check_categories, check_images, convert, convert_images, paused_gc, read_content
+from .entries import check_categories, check_images, convert_images, find_files
+from .files import ImageEntry, Int64, convert, paused_gc, read_content, with_integers
 from .images import open_image
 from .masks import Bitmaps, encode
 from .problems import DatasetError, Problems
-from .records import Array, Classes, Record, Records, Summary, check_counts, positions
+from .records import Array, Classes, Record, Records, Summary, check_classes, check_counts, positions
 
 SegmentIds = np.ndarray[Any, np.dtype[np.int32]]
 VOID = 0  # id of pixels that belong to no segment
@@ -104,13 +105,16 @@ class PanopticRecords(Records):
 
     ``segments_info`` is a list of dicts with ``id``, contiguous ``category_id``, ``isthing`` and ``iscrowd``.
 
-    Attributes:
+    Args:
+        arguments: arguments of `Records`.
         png_paths: paths of the panoptic PNGs.
         segment_ids: (segments,) ids of the segments in their PNG.
     """
 
-    png_paths: list[str]
-    segment_ids: Array
+    def __init__(self, *arguments: Any, png_paths: list[str], segment_ids: Array) -> None:
+        super().__init__(*arguments)
+        self.png_paths = png_paths
+        self.segment_ids = segment_ids
 
     def _annotations(self, index: int) -> Record:
         start, stop = self.spans[index].tolist()
@@ -135,14 +139,14 @@ class PanopticRecords(Records):
 
 def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
     """Loads a panoptic data set; its PNGs are not read. See `load_dataset` for the arguments."""
-    problems = Problems()
+    problems = Problems(str(spec))
     if not os.path.isdir(str(spec.panoptic_root)):
         problems.add("missing folders", str(spec.panoptic_root), "Correct the path, or put the files there.")
     with paused_gc():
         content = read_content(spec, _Annotation)
         check_categories(content.categories, problems)
         images = check_images(convert_images(content.images, problems), spec, problems)
-        problems.raise_if_any(spec.name, spec.json_file)
+        problems.raise_if_any()
         annotations = _check_annotations(content.annotations or [], images, spec, problems)
         segments = [segment for annotation in annotations for segment in annotation.segments_info]
         segment_ids = np.fromiter((segment.id for segment in segments), np.int32, len(segments))
@@ -163,8 +167,9 @@ def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
     pairs, counts = np.unique(np.stack([owners, segment_ids], axis=1), axis=0, return_counts=True)
     for owner in pairs[counts > 1][:, 0].tolist():
         problems.add("segment ids that are used twice in an image", png_names[owner], "Give each segment a unique id.")
-    max_objects_per_image = check_counts(images, owners[~is_crowd], max_objects, problems, "segments")
-    problems.raise_if_any(spec.name, spec.json_file)
+    max_objects_per_image = check_counts(images, owners[~is_crowd], max_objects, None, problems, "segments")
+    problems.raise_if_any()
+    check_classes(order[labels], classes.names, None, problems)
     summary = Summary(
         spec.name,
         class_names=classes.names,
@@ -174,13 +179,14 @@ def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
         num_annotations=len(labels),
         num_crowd=int(is_crowd.sum()),
         max_objects_per_image=max_objects_per_image,
+        warnings=problems.warnings(),
     )
     stops = np.cumsum(lengths)
     spans = np.stack([stops - lengths, stops], axis=1)
-    records = PanopticRecords(spec, summary, images, spans, order[labels], is_crowd)
-    records.png_paths = [os.path.join(str(spec.panoptic_root), name) for name in png_names]
-    records.segment_ids = segment_ids
-    return records
+    paths = [os.path.join(str(spec.panoptic_root), name) for name in png_names]
+    return PanopticRecords(
+        spec, summary, images, spans, order[labels], is_crowd, png_paths=paths, segment_ids=segment_ids
+    )
 
 
 def _check_annotations(
@@ -197,25 +203,34 @@ def _check_annotations(
             remedy = "Give each an image_id, the file_name of its PNG and a list segments_info."
         problems.add(what, f"{entry!r:.80} ({message})", remedy)
 
+    def prepare(entry: dict[str, Any]) -> dict[str, Any]:
+        entry = with_integers(entry, ("image_id",), problems)
+        segments = entry.get("segments_info")
+        if isinstance(segments, list):
+            keys = ("id", "category_id", "iscrowd")
+            entry["segments_info"] = [
+                with_integers(item, keys, problems) if isinstance(item, dict) else item for item in segments
+            ]
+        return entry
+
     known = {image.id for image in images}
-    files = {entry.name for entry in os.scandir(str(spec.panoptic_root))}
     found: dict[int, _Annotation] = {}
-    for annotation in convert(entries, _Annotation, report):
-        image_id, name = annotation.image_id, annotation.file_name
+    for annotation in convert(entries, _Annotation, report, prepare):
+        image_id = annotation.image_id
         if image_id not in known:
             what, remedy = f"image_id {image_id}", "Add the image, or remove them."
             problems.add("annotations of images that are not in 'images'", what, remedy)
         elif image_id in found:
             problems.add("images that are annotated twice", f"image_id {image_id}", "Keep one annotation per image.")
-        elif name not in files:
-            path = os.path.join(str(spec.panoptic_root), name)
-            problems.add("panoptic PNGs that are missing", path, "Put them there, or correct the folder.")
         found[image_id] = annotation
+    if not problems:
+        remedy = "Put them there, or correct the folder."
+        find_files(list(found.values()), str(spec.panoptic_root), "panoptic PNGs", remedy, problems)
     missing = [str(image.file_name) for image in images if image.id not in found]
     if missing and not problems:
         remedy = "Annotate them, or remove them from 'images'."
         problems.add("images without an annotation", missing, remedy, len(missing))
-    problems.raise_if_any(spec.name, spec.json_file)
+    problems.raise_if_any()
     return [found[image.id] for image in images]
 
 

@@ -1,4 +1,4 @@
-"""Errors of data sets."""
+"""Faults of data sets: errors, and warnings for faults that are accepted."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -13,17 +13,23 @@ class DatasetError(UserError):
 
 
 class Problems:
-    """Collects the faults of a data set, so that one error reports all of them, with a few examples of each kind."""
+    """Collects the faults of a data set: a single error reports all errors, with a few examples of each kind.
 
-    def __init__(self) -> None:
-        self._kinds: dict[str, tuple[str, list[str]]] = {}  # kind: (remedy, examples)
-        self._counts: dict[str, int] = {}
+    Args:
+        source: data set and file, for messages.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._errors: dict[str, _Fault] = {}
+        self._warnings: dict[str, _Fault] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._kinds)
+        """Whether there is an error."""
+        return bool(self._errors)
 
     def add(self, kind: str, examples: str | Iterable[str], remedy: str, count: int = 1) -> None:
-        """Adds ``count`` faults of one kind.
+        """Adds ``count`` faults of one kind to the error.
 
         Args:
             kind: plural noun phrase, such as "boxes that are not finite".
@@ -31,17 +37,41 @@ class Problems:
             remedy: sentence that ends the message.
             count: number of faults.
         """
-        self._counts[kind] = self._counts.get(kind, 0) + count
-        _, kept = self._kinds.setdefault(kind, (remedy, []))
-        kept += islice([examples] if isinstance(examples, str) else examples, _NUM_EXAMPLES - len(kept))
+        self._errors.setdefault(kind, _Fault(remedy)).add(examples, count)
 
-    def raise_if_any(self, name: str, source: object) -> None:
-        """Raises a `DatasetError` that lists count, examples and remedy of each kind, if there is a fault."""
-        if not self._kinds:
-            return
-        lines = [f"data set {name} ({source}) cannot be used:"]
-        for kind, (remedy, examples) in self._kinds.items():
-            more = self._counts[kind] - len(examples)
-            shown = "; ".join(examples) + (f"; and {more} more" if more else "")
-            lines += [f"- {kind} ({self._counts[kind]}): {shown}", f"  {remedy}"]
-        raise DatasetError("\n".join(lines))
+    def warn(self, kind: str, examples: str | Iterable[str], consequence: str, count: int = 1) -> None:
+        """Adds ``count`` faults of one kind that are accepted; ``consequence`` ends the warning."""
+        self._warnings.setdefault(kind, _Fault(consequence)).add(examples, count)
+
+    def raise_if_any(self) -> None:
+        """Raises a `DatasetError` that lists count, examples and remedy of each kind, if there is an error."""
+        if self._errors:
+            lines = [f"{self.source} cannot be used:"]
+            for kind, fault in self._errors.items():
+                lines += [f"- {fault.describe(kind)}", f"  {fault.sentence}"]
+            raise DatasetError("\n".join(lines))
+
+    def warnings(self) -> tuple[str, ...]:
+        """Returns one message per kind of accepted fault."""
+        return tuple(
+            f"{self.source}: {fault.describe(kind)}. {fault.sentence}" for kind, fault in self._warnings.items()
+        )
+
+
+class _Fault:
+    """Number and examples of one kind of fault."""
+
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
+        self.count = 0
+        self.examples: list[str] = []
+
+    def add(self, examples: str | Iterable[str], count: int) -> None:
+        self.count += count
+        self.examples += islice(
+            [examples] if isinstance(examples, str) else examples, _NUM_EXAMPLES - len(self.examples)
+        )
+
+    def describe(self, kind: str) -> str:
+        more = self.count - len(self.examples)
+        return f"{kind} ({self.count}): " + "; ".join(self.examples) + (f"; and {more} more" if more else "")

@@ -3,7 +3,7 @@
 import copy
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -42,6 +42,7 @@ class Summary:
         clipped: number of boxes that were clipped to their image.
         max_objects_per_image: largest number of objects in one image, without crowds.
         is_lvis: whether the file is in LVIS's format.
+        warnings: one message per kind of fault that was accepted.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Summary:
     clipped: int = 0
     max_objects_per_image: int = 0
     is_lvis: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class Records(Sequence[Record]):
@@ -155,25 +157,56 @@ def positions(sorted_ids: Array, ids: Array) -> Array:
 
 
 def check_counts(
-    images: Sequence[ImageEntry], owners: Array, max_objects: int | None, problems: Problems, kind: str = "objects"
+    images: Sequence[ImageEntry],
+    owners: Array,
+    max_objects: int | None,
+    max_detections: int | None,
+    problems: Problems,
+    kind: str = "objects",
 ) -> int:
-    """Returns the largest number of objects in one image and reports images with more than ``max_objects``.
+    """Returns the largest number of objects in one image, and reports images with more than the limits.
 
     Args:
         images: entries of the file.
         owners: (objects,) index of the image of each object.
         max_objects: number of queries; None: no limit.
+        max_detections: number of detections per image in evaluation; None: no limit.
         problems: collects the faults.
         kind: plural noun for the objects in messages.
     """
     counts = np.bincount(owners, minlength=len(images))
     most = int(counts.max(initial=0))
+
+    def report(limit: int, what: str, add: Callable[[str, Iterable[str], str, int], None], sentence: str) -> None:
+        rows = np.flatnonzero(counts > limit)
+        examples = (f"{images[row].file_name} has {counts[row]}" for row in rows.tolist())
+        add(f"images with more {kind} than the {limit} {what}", examples, sentence, rows.size)
+
     if max_objects is not None and most > max_objects:
-        rows = np.flatnonzero(counts > max_objects)
-        problems.add(
-            f"images with more {kind} than the {max_objects} queries",
-            (f"{images[row].file_name} has {counts[row]}" for row in rows.tolist()),
-            f"Each query detects one object: set `max_objects` to at least {most}.",
-            rows.size,
-        )
+        remedy = f"Each query detects one object: set `max_objects` to at least {most}."
+        report(max_objects, "queries", problems.add, remedy)
+    if max_detections is not None and most > max_detections:
+        consequence = f"AP cannot reach 100: set `max_detections` to at least {most} to detect all of them."
+        report(max_detections, "detections per image", problems.warn, consequence)
     return most
+
+
+def check_classes(labels: Array, names: Sequence[str], root: str | None, problems: Problems) -> None:
+    """Reports classes without objects, unless there is no object at all.
+
+    Args:
+        labels: (objects,) class ids.
+        names: class names.
+        root: name of the exporter's root category, see `entries.find_root`; None if there is none.
+        problems: collects the faults.
+    """
+    counts = np.bincount(labels, minlength=len(names))
+    unused = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
+    if unused and len(labels):
+        consequence = "They are classes of the model nevertheless."
+        if root in unused:
+            consequence += (
+                f" {root!r} is the supercategory of all others, as some exporters add it: set "
+                "`drop_root_category=True` to leave it out."
+            )
+        problems.warn(f"classes without objects, of {len(names)}", map(repr, unused), consequence, len(unused))

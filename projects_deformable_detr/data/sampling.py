@@ -32,6 +32,9 @@ def select_training_images(
     Raises:
         DatasetError: if no image is left.
     """
+    for name, count in Counter(config.train).items():
+        if count > 1:
+            _logger.warning("data set %s is named %d times for training: its images count %d times", name, count, count)
     parts = [datasets[name].with_objects() if config.filter_empty else datasets[name] for name in config.train]
     removed = sum(len(datasets[name]) for name in config.train) - sum(map(len, parts))
     if removed:

@@ -247,7 +247,7 @@ def _class_names(cfg: CfgNode, name: str) -> tuple[str, ...]:
         return names
     spec = find_spec(name)
     if spec is not None and _is_read_from_file(name):
-        classes = read_classes(spec)
+        classes = read_classes(spec, drop_root_category=cfg.DATASETS.DROP_ROOT_CATEGORY)
         _set_classes(name, classes.names, classes.category_ids)
     else:
         DatasetCatalog.get(name)  # the function may set the metadata

@@ -56,9 +56,11 @@ def test_data_set_is_checked_for_its_use(tiny):
         load(tiny, data_config(cfg))
     assert load(tiny, data_config(cfg, eval_only=True)).summary.max_objects_per_image == 2
     cfg.MODEL.MASK_ON = True
-    with pytest.raises(DatasetError, match=r"(?s)without a segmentation \(4\).*set MODEL.MASK_ON to False"):
+    with pytest.raises(DatasetError, match=r"(?s)without a segmentation \(4\).*set MODEL.MASK_ON False"):
         load(tiny, data_config(cfg))
-    with pytest.raises(UserError, match="DATASETS.INVALID_BOXES must be error or drop, got 'keep'"):
+    with pytest.raises(
+        UserError, match="DATASETS.INVALID_BOXES must be one of 'error', 'drop', 'drop_many', got 'keep'"
+    ):
         load(tiny, data_config(config(DATASETS__INVALID_BOXES="keep")))
     assert data_config(config(MODEL__DETR__DEC_LAYERS=0)).max_objects is None  # every token is a query
 

@@ -259,7 +259,7 @@ def with_masks(content):
         ({"size": [20, 50], "counts": [999]}, "an RLE of 999 pixels, not 1000"),
         ({"size": [20, 50], "counts": [1001, -1]}, "`int` >= 0"),
         ({"size": [20, 50]}, "missing required field `counts`"),
-        ([[1, 2, 11, 2]], "fewer than three points .*annotation 4 .*`invalid_boxes` to drop"),
+        ([[1, 2, 11, 2]], "fewer than three points .*annotation 4 .*`invalid_boxes=drop`"),
     ],
 )
 def test_segmentations_are_checked_if_masks_are_loaded(with_masks, write, segmentation, expected):
