@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares AP over epochs of DETR and Deformable DETR of equal size (arXiv 2010.04159, figure 3).
 
-benchmarks/convergence.py [--work DIR] [--images 1500] [--models detr_dc5 deformable …] [--jobs 2] [--report DIR]
+python benchmarks/convergence.py [--work DIR] [--images 1500] [--models detr_dc5 deformable …] [--jobs 2] [--report DIR]
 
 Trains all models from scratch on the same images with benchmarks/convergence.yaml, DETR for more epochs, and evaluates
 them after each epoch. Finished models in --work are not trained again. The default size takes about 90 minutes of CPU
@@ -31,7 +31,7 @@ class Model:
     keys: dict[str, str]
 
 
-# DETR uses its paper's learning rate; with Deformable DETR's, the loss does not decrease, and jumps after 20 epochs.
+# DETR uses the learning rate of its paper; with that of Deformable DETR, its loss does not decrease.
 _DETR = {"MODEL.META_ARCHITECTURE": "DETR", "SOLVER.BASE_LR": "0.0001", **_SINGLE}
 _REFINE = {"MODEL.DETR.WITH_BOX_REFINE": "True"}
 MODELS = {
@@ -119,9 +119,9 @@ def read_curve(name: str, args: argparse.Namespace) -> list[tuple[float, float, 
     return [points[key] for key in sorted(points)]
 
 
-def first_epoch(curve: list[tuple[float, float, float]], column: int, wanted: float) -> float | None:
-    """Returns the first epoch whose AP (column 1) or AP_small (column 2) is at least ``wanted``."""
-    return next((point[0] for point in curve if point[column] >= wanted), None)
+def first_epoch(curve: list[tuple[float, float, float]], column: int, minimum: float) -> float | None:
+    """Returns the first epoch whose AP (column 1) or AP_small (column 2) is at least ``minimum``."""
+    return next((point[0] for point in curve if point[column] >= minimum), None)
 
 
 def table(curves: dict[str, list[tuple[float, float, float]]]) -> str:

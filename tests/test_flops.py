@@ -1,4 +1,4 @@
-"""tools/flops.py against counts by hand."""
+"""Compares tools/flops.py with counts by hand."""
 
 import importlib.util
 from pathlib import Path
@@ -35,7 +35,8 @@ class Attention(nn.Module):
         (
             DeformableConv2d(4, stride=2, dilation=1, modulated=True, groups=2),
             [(1, 4, 8, 6)],
-            12 * 9 * 4 * (4 + 4) + 12 * 9 * 4 * 54,  # convolution with sampling, and that of offsets and weights
+            12 * 9 * 4 * (4 + 4)
+            + 12 * 9 * 4 * 54,  # convolution with sampling, and convolution for offsets and weights
         ),
     ],
 )

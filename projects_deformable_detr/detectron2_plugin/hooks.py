@@ -43,7 +43,7 @@ class Averaging(HookBase):
         self.ema.update()
 
     def after_train(self) -> None:
-        """Leaves the averaged weights in the model, for the evaluation at the end and for the caller."""
+        """Leaves the averaged weights in the model, for the final evaluation and for the caller."""
         self.ema.apply()
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class BestCheckpoint(training.callbacks.BestCheckpoint, HookBase):
             self._compare(self.trainer.iter)
 
     def after_train(self) -> None:
-        """Compares after the evaluation at the end, unless that was skipped."""
+        """Compares after the final evaluation, unless it was skipped."""
         if _is_finished(self.trainer) and self._compared != self.trainer.iter - 1:
             self._compare(self.trainer.iter - 1)
 
@@ -86,7 +86,7 @@ class BestCheckpoint(training.callbacks.BestCheckpoint, HookBase):
 
 
 class EarlyStopping(training.callbacks.EarlyStopping, HookBase):
-    """Ends the loop (``TEST.EARLY_STOPPING``), followed by the final weights and evaluation as at a regular end."""
+    """Ends the training loop early (``TEST.EARLY_STOPPING``); final weights and evaluation follow as usual."""
 
     def __init__(
         self, config: training.EarlyStoppingConfig, period: int, evaluations: Sequence[hooks.EvalHook]
@@ -117,9 +117,9 @@ class EarlyStopping(training.callbacks.EarlyStopping, HookBase):
 
 
 class SaveAfterEvaluation(HookBase):
-    """Repeats a checkpoint that was saved before an evaluation, to include the hooks' state after it.
+    """Saves a checkpoint again after the evaluation of the same iteration, to include the updated state of the hooks.
 
-    Detectron2 saves first because an evaluation may end the process.
+    Detectron2 saves before the evaluation, because an evaluation may end the process.
     """
 
     def __init__(self, eval_period: int, checkpoint_period: int) -> None:
@@ -132,7 +132,7 @@ class SaveAfterEvaluation(HookBase):
             self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
 
     def after_train(self) -> None:
-        """Saves after the evaluation at the end."""
+        """Saves after the final evaluation."""
         if _is_finished(self.trainer):
             self.trainer.iter -= 1  # a resumed run starts after the iteration that the trainer's state counts
             self.trainer.checkpointer.save("model_final", iteration=self.trainer.iter)
@@ -183,5 +183,5 @@ def _is_finished(trainer: Any) -> bool:
 def _latest_metric(trainer: Any, metric: str, keys: dict[str, str]) -> float:
     """Returns a metric of the last evaluation on all processes; only the main process has the results."""
     results = flatten_results_dict(trainer._last_eval_results) if comm.is_main_process() else {}
-    with naming_keys(keys):  # an unknown metric is an error on all processes, so that none waits for another
+    with naming_keys(keys):  # raised on all processes, so that none waits for another
         return select_metric(comm.all_gather(results)[0], metric)

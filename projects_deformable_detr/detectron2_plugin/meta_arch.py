@@ -39,9 +39,9 @@ class SetPredictionModel(nn.Module):
         vis_period: iterations between images of ground truth and matched predictions in the event storage; 0: none.
         input_format: channel order of input images, ``"RGB"`` or ``"BGR"``; for ``vis_period``.
         things: classes of things; stuff has no instances. Empty: all classes are things.
-        panoptic: arguments of `panoptic_postprocess` if panoptic segmentations are returned, too.
-        segment_ids: ``category_id`` of the segments of each class; None: the class. In Detectron2's separated panoptic
-            format, which numbers stuff from 1 (see `PanopticClasses`); the model then returns ``sem_seg``, too.
+        panoptic: arguments of `panoptic_postprocess`, to return panoptic segmentations as well; None: none.
+        segment_ids: ``category_id`` of the segments of each class, for Detectron2's separated panoptic format, which
+            numbers stuff from 1 (see `PanopticClasses`); the model then also returns ``sem_seg``. None: class ids.
         load_options: options for loading weights of other projects.
     """
 
@@ -180,7 +180,7 @@ class SetPredictionModel(nn.Module):
 
 
 def _check_precise_bn(detector: nn.Module) -> None:
-    """Raises `UserError` if no batch norm of the detector keeps statistics, where Detectron2's hook does nothing."""
+    """Raises `UserError` if no batch norm of the detector updates its statistics, as the hook would have no effect."""
     if not get_bn_modules(detector.train()):
         raise UserError(
             "TEST.PRECISE_BN.ENABLED True needs batch norms that update their statistics, unlike FrozenBN and stages "

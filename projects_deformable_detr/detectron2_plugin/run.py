@@ -2,8 +2,7 @@
 
 python -m projects_deformable_detr.detectron2_plugin.run SCRIPT [ARGUMENT …]
 
-The same holds for spawned processes, in which multiprocessing runs this module as it runs the main script of any
-program.
+In spawned processes, multiprocessing imports this module as the main module, which then imports the script.
 """
 
 import os

@@ -19,7 +19,7 @@ from ..modeling.structures import MaskLogits
 
 @dataclass(frozen=True)
 class TestTimeAugmentationConfig:
-    """Views of an image, and the merging of their detections.
+    """Views of an image and parameters for merging their detections.
 
     Attributes:
         min_sizes: lengths of the shorter side in pixels, one view each.

@@ -122,7 +122,7 @@ class MaskLoss:
     dice_weight: float = 1.0
 
     def __call__(self, masks: MaskLogits, match: Match, targets: list[Targets], num_boxes: Tensor) -> dict[str, Tensor]:
-        """Computes ``loss_mask`` and ``loss_dice``, weighted and divided by ``num_boxes``.
+        """Computes the weighted ``loss_mask`` and ``loss_dice``, divided by ``num_boxes``.
 
         Only masks of matched queries are computed. Targets are zero-padded to the size of the batch, and predictions
         are resized to it (bilinear). More than 64 masks are computed in chunks of 64 that are recomputed in the

@@ -9,7 +9,7 @@ from projects_deformable_detr.checkpoint import CheckpointError, LoadReport, loa
 
 FPN = {"FPN.IN_FEATURES": ["res3", "res4", "res5"], "DETR.IN_FEATURES": ["p3", "p4", "p5", "p6"]}
 RESNET, SWIN = "build_deformable_detr_resnet", "build_deformable_detr_swin"
-# Backbone, options, network of torchvision, and parameters that its file lacks.
+# Backbone, options, torchvision network, and parameters that are missing in its file.
 CASES = {
     "resnet": (f"{RESNET}_backbone", {}, "resnet50", ()),
     "resnet with batch norm": (f"{RESNET}_backbone", {"RESNETS.NORM": "BN"}, "resnet50", ()),
@@ -49,7 +49,7 @@ def detector_of(name, options):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """torchvision's networks with random weights, as it saves them."""
+    """Folder of files with random weights of torchvision networks."""
     folder = tmp_path_factory.mktemp("torchvision")
     for name in ("resnet50", "swin_t"):
         torch.save(torchvision.models.get_model(name, weights=None).state_dict(), folder / f"{name}.pth")

@@ -1,4 +1,4 @@
-"""Loading of weights into a detector, in full or in part."""
+"""Complete and partial loading of weights into a detector."""
 
 import logging
 from urllib.error import URLError
@@ -48,7 +48,7 @@ def test_files_of_either_engine(make_cfg, check_same, tmp_path, variant, prefix,
     check_same(other, detector)
 
 
-def spoil(state):
+def corrupt(state):
     """Removes a weight, adds one, and changes the shape of another."""
     del state["tokenizer.level_embed"]
     state["decoder.extra.weight"] = torch.zeros(3)
@@ -56,15 +56,15 @@ def spoil(state):
     return state
 
 
-def test_misfits_are_listed_and_the_detector_is_unchanged(make_cfg, detector, tmp_path):
+def test_mismatches_are_listed_and_the_detector_is_unchanged(make_cfg, detector, tmp_path):
     other = build_detector(make_cfg("box_refine"))
     before = copy_state(other)
-    path = write(spoil(copy_state(detector)), tmp_path / "spoilt.pth")
+    path = write(corrupt(copy_state(detector)), tmp_path / "corrupt.pth")
     with pytest.raises(CheckpointError) as caught:
         load_weights(other, path)
     text = str(caught.value)
     for part in (
-        "spoilt.pth",
+        "corrupt.pth",
         "missing in the file (1): tokenizer.level_embed",
         "unexpected in the file (1): decoder.extra.weight",
         "queries.content: (9, 64) in the file, (7, 64) here",
@@ -74,10 +74,10 @@ def test_misfits_are_listed_and_the_detector_is_unchanged(make_cfg, detector, tm
     assert same(other.state_dict(), before)
 
 
-def test_allow_partial_loads_what_fits_and_warns_of_the_rest(make_cfg, detector, tmp_path, caplog):
+def test_allow_partial_loads_matching_weights_and_warns_about_the_others(make_cfg, detector, tmp_path, caplog):
     other = build_detector(make_cfg("box_refine"))
     before = copy_state(other)
-    path = write(spoil(copy_state(detector)), tmp_path / "spoilt.pth")
+    path = write(corrupt(copy_state(detector)), tmp_path / "corrupt.pth")
     with caplog.at_level(logging.WARNING):
         report = load_weights(other, path, LoadOptions(allow_partial=True))
     assert report.missing == ("tokenizer.level_embed",)
@@ -171,7 +171,7 @@ def test_an_unknown_torchvision_model_is_named(detector, name):
 
 
 @pytest.mark.parametrize("source", ["", "torchvision://resnet18"])
-def test_evaluation_needs_a_whole_detector(make_cfg, detector, source):
+def test_evaluation_requires_a_complete_detector(make_cfg, detector, source):
     with pytest.raises(CheckpointError, match="MODEL.WEIGHTS"):
         load_weights(detector, source, load_options(make_cfg(), for_evaluation=True))
 
@@ -201,7 +201,7 @@ def make_pair(make_cfg, tmp_path):
     return make
 
 
-def test_a_detector_without_masks_starts_one_with_masks(make_pair, caplog):
+def test_weights_without_masks_initialize_a_model_with_masks(make_pair, caplog):
     path, source, target = make_pair(False, True)
     with pytest.raises(CheckpointError, match="has no mask head: set mask_head=False"):
         load_weights(target, path, LoadOptions(for_evaluation=True))

@@ -25,7 +25,7 @@ VARIANTS = {
 
 
 def test_commands_run_on_small_files(make_cfg, tmp_path, monkeypatch):
-    """Runs the commands in order; tiny detectors and configs take the places of the files they name."""
+    """Runs the commands in order, with tiny detectors and configs in place of the named files."""
     monkeypatch.chdir(tmp_path)
     Path("configs").mkdir()
     assert COMMANDS

@@ -14,7 +14,7 @@ def _clean(monkeypatch):
     monkeypatch.setattr(catalog, "_registered", {})
 
 
-def test_builtin_data_sets_are_below_detectron2s_folder(monkeypatch):
+def test_builtin_data_sets_are_in_detectron2s_folder(monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", "/some/where")
     spec = catalog.get("coco_2017_val")
     assert Path(spec.json_file) == Path("/some/where/coco/annotations/instances_val2017.json")

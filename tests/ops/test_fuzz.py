@@ -57,38 +57,40 @@ def test_fuzz(size, dtype, seed, bad_points, bad_values, strides, values) -> Non
     fused = values > 0
     tensors = op.make_fused(size, dtype, values, seed) if fused else op.make_plain(size, dtype, seed)
     poison(tensors[0], bad_values, seed)
-    # Locations or offsets only: weights stay finite, as their products are compared.
+    # Only locations or offsets: weights stay finite, because their products are compared.
     poison(tensors[2 if fused else 1], bad_points, seed + 1)
     tensors = [restride(t, s) for t, s in zip(tensors, strides, strict=False)]
     grad = op.grad_like_output(size, dtype)
-    ours, wanted = (op.forward_backward(f, tensors, list(size.shapes), grad) for f in (op.FUSED if fused else op.PLAIN))
+    ours, expected = (
+        op.forward_backward(f, tensors, list(size.shapes), grad) for f in (op.FUSED if fused else op.PLAIN)
+    )
     try:
-        op.assert_near(ours, wanted, 4)
+        op.assert_near(ours, expected, 4)
     except AssertionError:
-        # A gradient of few points may nearly cancel: its error is relative to the products that it sums.
+        # The terms of a gradient with few points may cancel, so the error is compared with the size of the terms.
         exact = op.forward_backward(
             (op.FUSED if fused else op.PLAIN)[1], [t.double() for t in tensors], list(size.shapes), grad.double()
         )
         finite_max = [t[t.isfinite()].double().abs().max().item() for t in (tensors[0], grad)]
         side = max(max(shape) for shape in size.shapes)
         products = torch.finfo(dtype).eps * math.sqrt(size.d) * finite_max[0] * finite_max[1] * side
-        assert_as_good(ours, wanted, exact, products)
+        assert_as_accurate(ours, expected, exact, products)
 
 
-def assert_as_good(ours, wanted, exact, products) -> None:
+def assert_as_accurate(ours, expected, exact, products) -> None:
     """Asserts that each error against float64 is at most eight times the reference's own, or `products`."""
-    for i, (a, b, c) in enumerate(zip(ours, wanted, exact, strict=True)):
+    for i, (a, b, c) in enumerate(zip(ours, expected, exact, strict=True)):
         assert a.shape == b.shape and a.dtype == b.dtype
         assert torch.equal(a.isfinite(), b.isfinite()), f"tensor {i}: non-finite elements differ"
         finite = a.isfinite() & c.isfinite()
         error, own = ((t.double() - c)[finite].abs().max().item() if finite.any() else 0.0 for t in (a, b))
-        assert error <= max(8 * own, products), f"tensor {i}: error {error:.2e}, of the reference {own:.2e}"
+        assert error <= max(8 * own, products), f"tensor {i}: error {error:.2e}, error of the reference {own:.2e}"
 
 
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES < 1000, database=None)
 @given(data=st.data(), size=sizes, dtype=st.sampled_from(op.DTYPES))
 def test_fuzz_wrong_arguments(data, size, dtype) -> None:
-    """One argument changed at random: kernel and reference agree, or raise the same message."""
+    """Changes one argument at random; kernel and reference return the same result or raise the same error."""
     tensors = op.make_plain(size, dtype)
     which = data.draw(st.integers(0, 2))
     t = tensors[which]

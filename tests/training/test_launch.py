@@ -1,4 +1,4 @@
-"""Processes of a job: the result of rank 0, errors, the environment, and what is left when a process exits."""
+"""Launch of training processes: result of rank 0, errors, environment, and threads at exit."""
 
 import atexit
 import os
@@ -38,7 +38,7 @@ def test_one_process_runs_here(tmp_path):
 
 
 def test_result_of_rank_0_and_no_thread_of_gloo_at_exit(tmp_path):
-    """A thread of gloo that needs the interpreter while that shuts down aborts the process."""
+    """A thread of gloo that needs the interpreter during shutdown aborts the process."""
     assert launch(reduce, 2, 1, 0, "auto", str(tmp_path)) == (0, 3)
     if not Path("/proc/self/task").exists():
         pytest.skip("threads are listed on Linux only")
