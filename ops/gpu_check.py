@@ -97,7 +97,7 @@ class Check:
             self.report["steps"][tool] = {"exit status": None, "last line": f"not run: {why}", "command": command}
             print(f"{tool}: NOT RUN ({why}): {shlex.join(command)}", flush=True)
             return self.args.dry_run
-        # Disables the caching allocator, within whose blocks memcheck cannot detect overruns.
+        # memcheck cannot detect overruns inside blocks of the caching allocator, so it is disabled.
         return self.run(tool, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
     def memcheck(self) -> bool:
@@ -131,7 +131,7 @@ def _torch(expression: str) -> str:
 def _local_architecture() -> str:
     arch = _torch("'%d%d' % torch.cuda.get_device_capability() if torch.cuda.is_available() else ''")
     if not arch:
-        raise SystemExit("torch finds no GPU; --dry-run checks this script without one")
+        raise SystemExit("no GPU found; use --dry-run to check this script without one")
     return arch
 
 
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check.report |= {"python": platform.python_version(), "torch": _torch("torch.__version__")}
     check.report["gpu"] = "" if check.args.dry_run else _torch("torch.cuda.get_device_name()")
     check.report["nvcc"] = (_text(["nvcc", "--version"]).splitlines() or [""])[-1]
-    # Only a failed build ends the run: the other steps are independent.
+    # The other steps are independent of each other, but need the build.
     results = []
     for step in check.args.steps:
         results.append(getattr(check, step)())

@@ -100,7 +100,7 @@ def _data_set_classes(cfg: CfgNode) -> tuple[str, ...] | None:
 
 
 def _check_target(args: argparse.Namespace) -> None:
-    """Checks that the target is of the right kind and does not replace the source, under any path."""
+    """Checks that the target is a file or a folder, as the command requires, and does not replace the source."""
     source, target = Path(args.source), Path(args.target)
     wanted, other = ("folder", "file") if args.command == "export-hf" else ("file", "folder")
     if target.exists() and target.is_dir() is not (wanted == "folder"):

@@ -1,4 +1,4 @@
-"""Records of data sets in COCO's instances format or in LVIS's.
+"""Records of data sets in COCO's instances format or LVIS's format.
 
 As in Detectron2, contiguous class ids 0, 1, … are assigned in the order of the category ids. Crowds are kept in the
 records with ``iscrowd`` 1, but are never training targets. See `checks` for the checks of boxes and masks.
@@ -197,7 +197,7 @@ def _read(
 
 
 def _read_corners(spec: DatasetSpec, found: _Content, sizes: Array) -> Array:
-    """Returns the corners of all masks (N, 4), for which the file is decoded again if masks were not loaded."""
+    """Returns the corners of all masks (N, 4); decodes the file again if masks were not loaded."""
     segmentations = found.segmentations or _read(spec, True, KEYS[:2], Problems(str(spec))).segmentations
     assert segmentations is not None
     return segmentations.inspect(np.arange(len(sizes)), sizes).corners

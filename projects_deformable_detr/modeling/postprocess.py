@@ -150,27 +150,27 @@ def _check_sizes(predictions: Predictions, image_sizes: Sequence[tuple[int, int]
 def _topk(predictions: Predictions, topk: int, classes: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the best scores (N, K) of the last layer, with their classes and queries.
 
-    With "no object", each query has one score; queries of other classes than ``classes`` come last, with score -1.
+    With "no object", each query has one score; queries whose best class is not in ``classes`` come last with score -1.
     """
     scores, num_classes = predictions.scores(), predictions.num_classes
-    wanted = None
+    allowed = None
     if classes is not None and list(classes) != list(range(num_classes)):
         unknown = [index for index in classes if not 0 <= index < num_classes]
         if unknown:
             raise ValueError(f"classes {unknown} are not among the {num_classes} classes (0 to {num_classes - 1})")
-        wanted = torch.tensor(list(classes), dtype=torch.int64, device=scores.device)
+        allowed = torch.tensor(list(classes), dtype=torch.int64, device=scores.device)
     if predictions.no_object:
         scores, labels = scores.max(-1)
-        if wanted is not None:
-            scores = scores.masked_fill(~torch.isin(labels, wanted), -1.0)
+        if allowed is not None:
+            scores = scores.masked_fill(~torch.isin(labels, allowed), -1.0)
         scores, query = scores.topk(min(topk, scores.shape[1]), dim=1)
         return scores, labels.gather(1, query), query
-    if wanted is not None:
-        scores = scores[..., wanted]
+    if allowed is not None:
+        scores = scores[..., allowed]
     width = scores.shape[-1]
     scores, best = scores.flatten(1).topk(min(topk, scores.shape[1] * width), dim=1)
     labels = best % width
-    return scores, labels if wanted is None else wanted[labels], torch.div(best, width, rounding_mode="floor")
+    return scores, labels if allowed is None else allowed[labels], torch.div(best, width, rounding_mode="floor")
 
 
 def _segment(

@@ -145,8 +145,8 @@ class BestCheckpoint:
 class EarlyStopping:
     """Ends training after ``patience`` evaluations in a row without an improvement of the metric.
 
-    NaN and infinite values are no improvement. The state is saved in checkpoints: a stopped run that is resumed
-    continues only with a larger patience.
+    NaN and infinite values do not count as improvements. The state is saved in checkpoints: a stopped run that is
+    resumed continues only with a larger patience.
     """
 
     def __init__(self, config: EarlyStoppingConfig) -> None:

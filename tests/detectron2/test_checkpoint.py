@@ -1,4 +1,4 @@
-"""Files of both engines, backbones, and errors for files that fit only in part."""
+"""Loading of files of both engines and of backbones, and errors for files that do not match the model."""
 
 import copy
 import logging
@@ -106,7 +106,7 @@ def test_weights_that_cannot_be_downloaded_are_a_warning(model, make_cfg, monkey
     assert torch.equal(before, weights(model))
 
 
-def detectron2_backbone_file(model, folder, drop=None):
+def detectron2_backbone_file(model, folder, missing=None):
     """Writes a backbone like Detectron2's model zoo: NumPy arrays with the backbone's names, and a classifier."""
     import pickle
 
@@ -116,7 +116,7 @@ def detectron2_backbone_file(model, folder, drop=None):
         if key.startswith("detector.backbone.")
     }
     arrays["stem.fc.weight"] = arrays["stem.conv1.weight"][:1]
-    arrays.pop(drop, None)
+    arrays.pop(missing, None)
     file = folder / "R-18.pkl"
     content = {"model": arrays, "__author__": "a test", "matching_heuristics": True}
     with PathManager.open(str(file), "wb") as stream:
@@ -133,11 +133,11 @@ def test_detectron2s_backbone_files_load_as_in_detectron2(make_cfg, tmp_path):
     assert torch.equal(weights(model.detector.encoder), weights(before.detector.encoder))
 
 
-def test_a_backbone_file_with_a_gap_is_refused(make_cfg, tmp_path):
+def test_a_backbone_file_without_a_key_is_refused(make_cfg, tmp_path):
     cfg = make_cfg(MODEL__BACKBONE__NAME="build_resnet_backbone", **FULL_WIDTH)
     model = build_model(cfg)
     with pytest.raises(CheckpointError, match=r"missing in the file \(1\): backbone\.res3\.0\.conv1\.weight"):
-        load(model, cfg, detectron2_backbone_file(model, tmp_path, drop="res3.0.conv1.weight"))
+        load(model, cfg, detectron2_backbone_file(model, tmp_path, missing="res3.0.conv1.weight"))
 
 
 @pytest.mark.parametrize("source", ["", "torchvision://resnet18", "file"])

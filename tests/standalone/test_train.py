@@ -1,4 +1,4 @@
-"""Whole runs: training, its files, resuming, evaluation, and invalid input."""
+"""Complete runs: training, its files, resuming, evaluation, and invalid input."""
 
 import json
 import logging
@@ -109,7 +109,7 @@ def test_files_of_a_run(trained: tuple[Path, dict[str, Any]]) -> None:
 def test_tensorboard_has_the_values_of_metrics_json(trained: tuple[Path, dict[str, Any]]) -> None:
     """TensorBoard counts iterations from 1."""
     accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="reads its files"
+        "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is not installed"
     )
     events = accumulator.EventAccumulator(str(trained[0])).Reload()
     found = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
@@ -221,8 +221,8 @@ def test_losses_that_are_not_finite_end_the_training(
 
         def forward(self, predictions: Any, targets: Any) -> dict[str, torch.Tensor]:
             self.calls += 1
-            fine = predictions.boxes.sum()
-            return {"loss_ce": fine * (math.nan if self.calls == 3 else 1.0), "loss_bbox": fine}
+            finite = predictions.boxes.sum()
+            return {"loss_ce": finite * (math.nan if self.calls == 3 else 1.0), "loss_bbox": finite}
 
     monkeypatch.setattr("projects_deformable_detr.config.run.Run.build_criterion", lambda run: Diverging())
     with pytest.raises(FloatingPointError, match="iteration 2: .*loss_ce") as error:
