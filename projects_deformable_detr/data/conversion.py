@@ -1,0 +1,234 @@
+"""Converts annotations in Pascal VOC's XML format or YOLO's text format to COCO's instances format.
+
+Parts of a VOC annotation that COCO's format lacks are left out; difficult objects become crowds, which are ignored in
+training and evaluation. A line of a YOLO file is a class and a box, which a confidence may follow, or a class and a
+polygon. Keypoints are left out.
+"""
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import yaml
+from PIL import Image
+
+from .images import open_image, read_sizes
+from .problems import DatasetError, Problems
+
+Box = tuple[float, float, float, float]
+_CLASS_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
+_TOLERANCE = 0.1  # share of the image by which a normalised coordinate may lie outside of it
+# Folder of annotations in each layout, and the folder of its images beside it.
+_FOLDERS = {"labels": "images", "Annotations": "JPEGImages"}
+
+
+class _Object(NamedTuple):
+    """``box`` is x, y, width, height in pixels; ``polygon`` is x1, y1, x2, …, or empty."""
+
+    name: str
+    box: Box
+    polygon: list[float]
+    is_crowd: bool
+
+
+def convert_dataset(
+    folder: Path, images: Path | None = None, classes: Path | None = None, only: Iterable[str] | None = None
+) -> tuple[dict[str, Any], Path]:
+    """Converts a folder of ``.xml`` or ``.txt`` files.
+
+    Args:
+        folder: folder of annotations, or one that has them in ``labels`` or ``Annotations``.
+        images: folder of the images; by default ``images`` or ``JPEGImages`` at the same place, or ``folder``.
+        classes: YAML file with ``names``, or text file with one name per line; by default the YOLO data set's, and for
+            VOC the names in alphabetical order.
+        only: names of the images to convert, with or without folder and suffix; None: all.
+
+    Returns:
+        content of a COCO file, and the folder of its images.
+
+    Raises:
+        DatasetError: with all faults.
+    """
+    folder = next((folder / name for name in _FOLDERS if (folder / name).is_dir()), folder)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".xml", ".txt"))
+    is_voc = any(path.suffix.lower() == ".xml" for path in files)
+    images = images or _image_folder(folder)
+    class_file = classes or (None if is_voc else _find_class_file(folder, images))
+    names, num_keypoints = _read_names(class_file) if class_file else ([], 0)
+    found, problems = _list_images(images), Problems()
+    stems = {Path(name).stem for name in only} if only is not None else None
+    objects: dict[Path, list[_Object]] = {}
+    if not is_voc:  # an image without a file has no objects
+        objects = {path: [] for path in found.values() if stems is None or path.stem in stems}
+    for file in files:
+        is_skipped = file.name in _CLASS_FILES or file == class_file or (stems is not None and file.stem not in stems)
+        if is_skipped or (file.suffix.lower() == ".xml") is not is_voc:
+            continue
+        root = _parse_xml(file, problems) if is_voc else None
+        path = found.get(str(file.relative_to(folder).with_suffix("")))
+        if path is None and root is not None:
+            path = found.get(Path((root.findtext("filename") or "").replace("\\", "/")).stem)
+        if path is None:
+            problems.add("annotations without an image", str(file), f"Place the images in {images}, or remove them.")
+            continue
+        height, width = _read_size(path)
+        if root is not None:
+            objects[path] = _read_voc(root, file, height, width, problems)
+        elif not is_voc:
+            objects[path] = _read_yolo(file, height, width, names, num_keypoints, problems)
+    names = names or sorted({item.name for items in objects.values() for item in items})
+    unknown = sorted({item.name for items in objects.values() for item in items} - set(names))
+    if unknown:
+        problems.add("classes that the class file lacks", unknown, "Add them.", len(unknown))
+    if not objects:
+        problems.add("folders without annotations", str(folder), "Use a folder of .xml (VOC) or .txt files (YOLO).")
+    problems.raise_if_any(folder.name, folder)
+    return _to_coco(objects, names, images), images
+
+
+def _image_folder(folder: Path) -> Path:
+    """Returns the folder of images for a folder of annotations, such as ``images/train`` for ``labels/train``."""
+    for index in reversed(range(len(folder.parts))):
+        other = _FOLDERS.get(folder.parts[index])
+        candidate = Path(*folder.parts[:index], other or "", *folder.parts[index + 1 :])
+        if other and candidate.is_dir():
+            return candidate
+    return folder
+
+
+def _list_images(folder: Path) -> dict[str, Path]:
+    """Returns the image files by relative path without suffix and, if it is unique, by name without suffix."""
+    suffixes = Image.registered_extensions()
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    counts = Counter(path.stem for path in paths)
+    unique = {path.stem: path for path in paths if counts[path.stem] == 1}
+    return unique | {str(path.relative_to(folder).with_suffix("")): path for path in paths}
+
+
+def _find_class_file(*folders: Path) -> Path:
+    for folder in folders:
+        for parent in (folder, *folder.absolute().parents[:3]):
+            for name in _CLASS_FILES:
+                if (parent / name).is_file():
+                    return parent / name
+    raise DatasetError(f"{folders[0]} has no class file ({', '.join(_CLASS_FILES)}), nor its parents: name one")
+
+
+def _read_names(file: Path) -> tuple[list[str], int]:
+    """Returns class names and the number of keypoint values that follow a box."""
+    content = file.read_text(encoding="utf-8-sig")
+    if file.suffix not in (".yaml", ".yml"):
+        return [line.strip() for line in content.splitlines() if line.strip()], 0
+    try:
+        found = yaml.safe_load(content)
+        names, shape = found["names"], found.get("kpt_shape") or (0, 0)
+        names = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else list(names)
+        return [str(name) for name in names], int(shape[0]) * int(shape[1])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{file} has no list of class names ({error}): write `names: [cat, dog]`") from error
+
+
+@functools.lru_cache(maxsize=1_000_000)
+def _read_size(path: Path) -> tuple[int, int]:
+    with open_image(path) as image:
+        return read_sizes(image)[0]
+
+
+def _parse_xml(file: Path, problems: Problems) -> ElementTree.Element | None:
+    try:
+        return ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        problems.add("files that are not XML", f"{file} ({error})", "Correct or remove them.")
+        return None
+
+
+def _read_voc(root: ElementTree.Element, file: Path, height: int, width: int, problems: Problems) -> list[_Object]:
+    stated = [root.findtext(f"size/{side}") or "0" for side in ("width", "height")]
+    if stated != ["0", "0"] and stated != [str(width), str(height)]:
+        what = f"{file}: {' x '.join(stated)}, but its image is {width} x {height}"
+        problems.add("annotations of another size than their image", what, "Correct <size> and the boxes.")
+    objects = []
+    for item in root.iter("object"):
+        try:
+            corners = [float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
+        except ValueError:
+            corners = [math.nan] * 4
+        name = (item.findtext("name") or "").strip()
+        if not name or not all(map(math.isfinite, corners)):
+            problems.add("objects without a name or a box", str(file), "Give each <name> and <bndbox>.")
+            continue
+        x1, y1, x2, y2 = corners
+        # The first pixel is 1, and xmax and ymax are the last pixels.
+        box = x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1
+        objects.append(_Object(name, box, [], (item.findtext("difficult") or "").strip() == "1"))
+    return objects
+
+
+def _read_yolo(
+    file: Path, height: int, width: int, names: list[str], num_keypoints: int, problems: Problems
+) -> list[_Object]:
+    objects = []
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            label, *values = map(float, line.split())
+        except ValueError:
+            label, values = math.nan, []
+        is_box = len(values) in (4, 5, 4 + num_keypoints)
+        if label % 1 or not (is_box or (len(values) >= 6 and len(values) % 2 == 0)):
+            what, remedy = f"{file}:{number}: {line:.60}", "Write class x y width height, or class x1 y1 x2 y2 x3 y3 …"
+            problems.add("lines that are neither a box nor a polygon", what, remedy)
+        elif not all(-_TOLERANCE <= value <= 1 + _TOLERANCE for value in (values[:4] if is_box else values)):
+            what = f"{file}:{number}: {line:.60}"
+            problems.add("coordinates outside of the image", what, "Divide them by width and height of the image.")
+        elif not 0 <= label < len(names):
+            what = f"{file}:{number}: class {label:g} of {len(names)}"
+            problems.add("classes that the class file lacks", what, "Add them to the class file.")
+        elif is_box:
+            x, y, w, h = values[0] * width, values[1] * height, values[2] * width, values[3] * height
+            objects.append(_Object(names[int(label)], (x - w / 2, y - h / 2, w, h), [], False))
+        else:
+            points = [value * (height if index % 2 else width) for index, value in enumerate(values)]
+            xs, ys = points[::2], points[1::2]
+            box = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+            objects.append(_Object(names[int(label)], box, points, False))
+    return objects
+
+
+def _to_coco(objects: dict[Path, list[_Object]], names: list[str], images: Path) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(names, 1)],
+    }
+    ids = {name: index for index, name in enumerate(names, 1)}
+    has_polygons = any(item.polygon for items in objects.values() for item in items)
+    for image_id, path in enumerate(sorted(objects), 1):
+        height, width = _read_size(path)
+        name = path.relative_to(images).as_posix()
+        content["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
+        for item in objects[path]:
+            x, y, w, h = box = [round(value, 3) for value in item.box]
+            polygon = item.polygon or [x, y, x + w, y, x + w, y + h, x, y + h]
+            entry: dict[str, Any] = {
+                "id": len(content["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": ids[item.name],
+            }
+            entry |= {"bbox": box, "area": _area(polygon), "iscrowd": int(item.is_crowd)}
+            if has_polygons:
+                entry["segmentation"] = [[round(value, 3) for value in polygon]]
+            content["annotations"].append(entry)
+    return content
+
+
+def _area(polygon: list[float]) -> float:
+    """Returns the area of a polygon x1, y1, x2, y2, … by the shoelace formula."""
+    xs, ys = polygon[::2], polygon[1::2]
+    pairs = zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True)
+    return round(abs(sum(x1 * y2 - x2 * y1 for x1, y1, x2, y2 in pairs)) / 2, 3)
