@@ -59,7 +59,7 @@ def convert_dataset(
     images = images or _image_folder(folder)
     class_file = classes or (None if is_voc else _find_class_file(folder, images))
     names, num_keypoints = _read_names(class_file) if class_file else ([], 0)
-    found, problems = _list_images(images), Problems()
+    found, problems = _list_images(images), Problems(f"folder {folder}")
     stems = {Path(name).stem for name in only} if only is not None else None
     objects: dict[Path, list[_Object]] = {}
     if not is_voc:  # an image without a file has no objects
@@ -86,7 +86,7 @@ def convert_dataset(
         problems.add("classes that the class file lacks", unknown, "Add them.", len(unknown))
     if not objects:
         problems.add("folders without annotations", str(folder), "Use a folder of .xml (VOC) or .txt files (YOLO).")
-    problems.raise_if_any(folder.name, folder)
+    problems.raise_if_any()
     return _to_coco(objects, names, images), images
 
 
