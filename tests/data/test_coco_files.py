@@ -188,7 +188,7 @@ def test_missing_folder(write, content):
     ("text", "expected"),
     [("", "not JSON"), ('{"images": [', "not JSON"), ("[]", "contains a list"), ("3", "contains a int"),
      ('[{"image_id": 1, "score": 0.5}]', "file of results"), ("{}", "its keys: none"),
-     ("<annotation><folder>a</folder></annotation>", "Pascal VOC's XML format, not JSON: convert it with .*convert.data"),
+     ("<annotation><folder>a</folder></annotation>", "Pascal VOC's XML format, not JSON: .*convert_data"),
      ("<?xml version='1.0'?>\n<annotation>", "Pascal VOC"), ("<data/>", "is XML"),
      ("0 0.5 0.5 0.25 0.125\n", "YOLO's text format, not JSON"), ("3 0.1 0.1 0.2 0.1 0.3 0.3", "YOLO's text"),
      ("path: ../x\nnames:\n  0: a\n", "YAML file of a data set in YOLO's format"), ("PK\x03\x04", "compressed archive"),
