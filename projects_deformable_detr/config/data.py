@@ -15,7 +15,7 @@ from ..data.load import load_dataset, log_once, read_classes
 from ..data.problems import DatasetError
 from ..data.records import Records
 from ..errors import ArgumentError
-from .keys import thing_classes
+from .keys import set_thing_classes, thing_classes
 from .reading import get, name_keys, naming_keys, read
 
 DATA_KEYS = {
@@ -27,6 +27,7 @@ DATA_KEYS = {
     "drop_root_category": "DATASETS.DROP_ROOT_CATEGORY",
     "max_detections": "TEST.DETECTIONS_PER_IMAGE",
     "masks": "MODEL.MASK_ON",
+    "panoptic": "MODEL.DETR.PANOPTIC.ENABLED",
     "filter_empty": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
     "batch_size": "SOLVER.IMS_PER_BATCH",
     "num_workers": "DATALOADER.NUM_WORKERS",
@@ -104,6 +105,27 @@ def load(spec: DatasetSpec, config: DataConfig) -> Records:
             warn=lambda message: log_once(name_keys(message, keys)),
         )
         return check_images(records, config.reader, config.check_images, config.unreadable_images)
+
+
+def with_classes(
+    cfg: CfgNode,
+    num_classes: Callable[[CfgNode], int] | None = None,
+    things: Callable[[CfgNode], tuple[int, ...]] | None = None,
+) -> CfgNode:
+    """Returns a copy of a config in which the number of classes and the things are those of its data sets.
+
+    Args:
+        cfg: config of either engine.
+        num_classes, things: `resolve_num_classes` and `resolve_thing_classes` of an engine with a catalog of its own.
+
+    Raises:
+        DatasetError: see there.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DETR.NUM_CLASSES = (num_classes or resolve_num_classes)(cfg)
+    set_thing_classes(cfg, (things or resolve_thing_classes)(cfg))
+    return cfg
 
 
 def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ...]] | None = None) -> int:
@@ -192,6 +214,11 @@ def resolve_thing_classes(
             "data sets, such as shapes_train_panoptic, or set it to False"
         )
     return known
+
+
+def is_panoptic(cfg: CfgNode) -> bool:
+    """Returns whether the model predicts panoptic segmentations."""
+    return bool(cfg.MODEL.DETR.PANOPTIC.ENABLED)
 
 
 def dataset_names(cfg: CfgNode) -> list[str]:

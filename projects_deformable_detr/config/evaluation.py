@@ -22,13 +22,18 @@ TTA_KEYS = {
 }
 
 
+def tta_config(cfg: CfgNode) -> TestTimeAugmentationConfig:
+    """Reads test-time augmentation, whether or not it is enabled."""
+    return read(TestTimeAugmentationConfig, cfg, TTA_KEYS)
+
+
 def evaluation_config(cfg: CfgNode) -> EvaluationConfig:
     """Reads the configuration of the evaluation.
 
     Raises:
         UserError: for a value out of range, or test-time augmentation of a panoptic model.
     """
-    tta = read(TestTimeAugmentationConfig, cfg, TTA_KEYS) if get(cfg, "TEST.AUG.ENABLED") else None
+    tta = tta_config(cfg) if get(cfg, "TEST.AUG.ENABLED") else None
     config = read(EvaluationConfig, cfg, EVALUATION_KEYS, thing_classes=thing_classes(cfg), tta=tta)
     if tta is not None and config.is_panoptic:
         raise UserError(

@@ -136,6 +136,8 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     """
     cfg = cfg.clone()
     cfg.MODEL.DETR.NUM_CLASSES = cfg.MODEL.DETR.NUM_CLASSES or 1
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR" and "NUM_DECAYS" in cfg.SOLVER:
+        cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"  # it is Detectron2's own, with the same keys and NUM_DECAYS
     run = read_run(cfg, args)
     run.build_criterion()
     if run.backbone is not None:

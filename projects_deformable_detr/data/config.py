@@ -60,6 +60,7 @@ class DataConfig:
         max_objects: maximum number of objects in a training image; None: no limit.
         max_detections: maximum number of detections per image in evaluation; None: no limit.
         masks: load masks.
+        panoptic: whether the model predicts panoptic segmentations.
         filter_empty: leave out training images without objects.
         batch_size: training images per iteration over all processes.
         num_workers: loader processes per process.
@@ -77,6 +78,7 @@ class DataConfig:
     max_objects: int | None = None
     max_detections: int | None = None
     masks: bool = False
+    panoptic: bool = False
     filter_empty: bool = True
     batch_size: int = 16
     num_workers: int = 4

@@ -19,9 +19,29 @@ from ..modeling.swin import VARIANTS as SWIN_VARIANTS
 from ..modeling.swin import SwinBackbone
 from ..modeling.timm_backbone import TimmBackbone
 
-# These classes implement Detectron2's protocol. Virtual subclasses, unlike wrappers, keep parameter names unchanged.
-for kind in (ResNet, BackboneWithFPN, SwinBackbone, TimmBackbone):
-    Backbone.register(kind)
+
+# Subclasses of Detectron2's ``Backbone``, whose protocol these classes implement. Unlike wrappers, they keep the names
+# of parameters.
+class Detectron2ResNet(ResNet, Backbone):
+    """`ResNet` as a backbone of Detectron2."""
+
+
+class Detectron2BackboneWithFPN(BackboneWithFPN, Backbone):
+    """`BackboneWithFPN` as a backbone of Detectron2."""
+
+
+class Detectron2SwinBackbone(SwinBackbone, Backbone):
+    """`SwinBackbone` as a backbone of Detectron2."""
+
+
+class Detectron2TimmBackbone(TimmBackbone, Backbone):
+    """`TimmBackbone` as a backbone of Detectron2."""
+
+
+_KINDS = {
+    kind.__mro__[1]: kind
+    for kind in (Detectron2ResNet, Detectron2BackboneWithFPN, Detectron2SwinBackbone, Detectron2TimmBackbone)
+}
 
 # arXiv 2010.11929, table 1, and arXiv 2012.12877, table 1.
 _VIT = {
@@ -50,9 +70,8 @@ def _register(name: str, read: Callable[[Any], BackboneConfig]) -> None:
 
     def adapted(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
         _check_channels(input_shape)
-        backbone: Any = read(cfg).build()
-        # Attributes of Detectron2's Backbone; these values allow any height and width.
-        backbone.size_divisibility, backbone.padding_constraints = 0, {}
+        backbone = read(cfg).build()
+        backbone.__class__ = _KINDS[type(backbone)]
         return backbone
 
     adapted.__name__ = name

@@ -1,13 +1,9 @@
-"""Checkpoints in Detectron2: a checkpointer that raises an error for files that fit only in part.
-
-Detectron2's own ``DetectionCheckpointer``, and with it ``DefaultPredictor`` and ``DefaultTrainer``, can also read files
-of other projects: `read_foreign_weights` converts the weights when the model loads them.
-"""
+"""Checkpoints in Detectron2: the project's loader in its own checkpointer and, by a patch, in Detectron2's."""
 
 import argparse
-import dataclasses
 import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,34 +86,27 @@ class DetectorCheckpointer(DetectionCheckpointer):
         return path.endswith(_MATCHED_BY_DETECTRON2) or not (path or self.options.for_evaluation)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Reads pickles without running code, unlike Detectron2's reader."""
-        if not filename.endswith(".pkl"):
-            return super()._load_file(filename)
-        read_weights(filename)  # raises a CheckpointError for damaged files
-        content = read_pickle(filename)
-        if "model" in content and "__author__" in content:
-            return content
-        return {"model": content.get("blobs", content), "__author__": "Caffe2", "matching_heuristics": True}
+        return load_file(filename, super()._load_file)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        is_backbone_only = checkpoint.get("matching_heuristics", False)
+        is_matched_by_name = checkpoint.get("matching_heuristics", False)
+        convert_checkpoint(self.model, checkpoint, self.options)
         keys = super()._load_model(checkpoint)
-        missing, unexpected = list(keys.missing_keys), list(keys.unexpected_keys)
-        if is_backbone_only:
-            if self.options.for_evaluation and any(not key.startswith(_BACKBONE) for key in missing):
-                raise CheckpointError("MODEL.WEIGHTS contains only a backbone: evaluation needs a trained detector")
-            # The classifiers in these files are unused.
-            missing, unexpected = [key for key in missing if key.startswith(_BACKBONE)], []
-        shapes = [f"{key}: {found} in the file, {wanted} in the model" for key, found, wanted in keys.incorrect_shapes]
-        problems = shorten([f"missing in the file: {key}" for key in missing])
-        problems += shorten([f"unexpected in the file: {key}" for key in unexpected])
-        problems += shorten(shapes)
-        if problems and not self.options.allow_partial:
-            raise CheckpointError(
-                "the checkpoint does not fit the model; choose the config that it was trained with, or set "
-                "MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load what fits:\n  " + "\n  ".join(problems)
-            )
+        if is_matched_by_name and not self.options.allow_partial:
+            self._check_backbone(keys)
         return keys
+
+    def _check_backbone(self, keys: Any) -> None:
+        """Checks the weights that Detectron2 has matched by name; the classifiers in these files are unused."""
+        if self.options.for_evaluation and any(not key.startswith(_BACKBONE) for key in keys.missing_keys):
+            raise CheckpointError("MODEL.WEIGHTS contains only a backbone: evaluation needs a trained detector")
+        problems = shorten([key for key in keys.missing_keys if key.startswith(_BACKBONE)])
+        problems += shorten([f"{key} with another shape" for key, *_ in keys.incorrect_shapes])
+        if problems:
+            raise CheckpointError(
+                f"the checkpoint lacks weights of the backbone: {', '.join(problems)}. Choose the config of its "
+                "network, or set MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load what fits"
+            )
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         """Atomically writes ``<name>.pth``, with averaged weights as ``model`` if ``SOLVER.EMA`` is enabled.
@@ -159,35 +148,47 @@ class _TorchvisionHandler(PathHandler):
 
 
 def register() -> None:
-    """Registers ``torchvision://`` paths, and allows the type of the arguments in the official files."""
+    """Registers ``torchvision://`` paths."""
     PathManager.register_handler(_TorchvisionHandler(), allow_override=True)
-    # A Namespace contains values, no code.
-    torch.serialization.add_safe_globals([argparse.Namespace])
 
 
-def read_foreign_weights(model: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A pre-hook of ``load_state_dict`` that converts weights of another project in place.
+def load_file(filename: str, read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Reads a checkpoint with Detectron2's function ``read``, but pickles without running code."""
+    if not filename.endswith(".pkl"):
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments in the official files, no code
+            return read(filename)
+    read_weights(filename)  # raises a CheckpointError for damaged files
+    content = read_pickle(filename)
+    if "model" in content and "__author__" in content:
+        return dict(content)
+    return {"model": content.get("blobs", content), "__author__": "Caffe2", "matching_heuristics": True}
 
-    Weights with the model's keys are left unchanged; Detectron2 warns about missing ones. In evaluation mode, as in
-    ``DefaultPredictor``, the weights must have all classes of the model.
+
+def convert_checkpoint(model: Any, checkpoint: dict[str, Any], options: LoadOptions) -> None:
+    """Converts the weights of any known format, and their class heads, for a model of the project, in place.
+
+    Weights that Detectron2 matches by name are left unchanged.
 
     Raises:
         CheckpointError: for weights that do not fit (see `load_weights`), and for weights of another architecture, such
             as Faster R-CNN, of which Detectron2 would load nothing.
     """
-    if prefix or not state or any(key.startswith(_DETECTOR) for key in state):
+    state = checkpoint["model"]
+    if checkpoint.get("matching_heuristics", False) or not state:
         return
-    if detect(state) is None:
+    ours = {key: value for key, value in state.items() if key.removeprefix("module.").startswith(_DETECTOR)}
+    if detect(ours or state) is None:
         if not state.keys() & model.state_dict().keys():
             raise CheckpointError(
                 f"the checkpoint has no weights of this model: its keys are {', '.join(shorten(sorted(state)))}. "
                 "Start from a backbone (torchvision://resnet50), or from a detector of this architecture"
             )
         return
-    options = dataclasses.replace(model.load_options, for_evaluation=not model.training)
-    fitting = fit(model.detector, Weights(dict(state)), "the checkpoint", options)[0]
-    state.clear()
-    state.update({f"{_DETECTOR}{key}": value for key, value in fitting.items()})
+    names = checkpoint.get(CLASS_NAMES)
+    weights = Weights(ours or dict(state), tuple(map(str, names)) if names else None)
+    fitting = fit(model.detector, weights, "the checkpoint", options)[0]
+    others = {key: value for key, value in state.items() if ours and key not in ours}  # of a subclass
+    checkpoint["model"] = {f"{_DETECTOR}{key}": value for key, value in fitting.items()} | others
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
-"""Registers data sets in Detectron2's catalogs, loads them with the project's reader and returns their classes."""
+"""Data sets in Detectron2's catalogs: registration, checks, and records from the project's reader for its loaders."""
 
+import logging
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -14,6 +15,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils.data import ConcatDataset
 
 from ..config import data as config_data
+from ..config.data import data_config
 from ..data import catalog, lvis
 from ..data.catalog import DatasetSpec
 from ..data.config import DataConfig
@@ -21,11 +23,32 @@ from ..data.load import load_dataset, read_classes
 from ..data.problems import DatasetError
 from ..data.records import Records
 from ..data.sampling import select_training_images
+from ..engine import is_installed
+from ..errors import UserError
 from ..shapes.scene import CATEGORIES
-from .panoptic_classes import PanopticClasses, is_separated, is_standard, panoptic_classes
+from .classes import class_names, is_separated, is_standard, panoptic_classes, set_classes
+
+_logger = logging.getLogger(__name__)
 
 # Functions that Detectron2 registers for a JSON file; the project's reader returns the same records.
-_READS_FILE = ("register_coco_instances.<locals>.<lambda>", "register_lvis_instances.<locals>.<lambda>")
+_READS_FILE = tuple(
+    f"register_{kind}.<locals>.<lambda>" for kind in ("coco_instances", "lvis_instances", "coco_panoptic")
+)
+# Keys of the metadata that are files or folders.
+_PATHS = (
+    "json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root", "image_dir", "gt_dir", "dirname",
+)  # fmt: skip
+# Packages that a format needs, which are also arguments of pip install.
+_PACKAGES = {
+    "lvis": {"faster_coco_eval": "faster-coco-eval"},
+    "cityscapes_instance": {"cityscapesscripts": "cityscapesscripts", "shapely": "shapely"},
+    "cityscapes_panoptic_seg": {"cityscapesscripts": "cityscapesscripts"},
+}
+_LOADED_BY_DETECTRON2 = ("lvis", "pascal_voc", "cityscapes_instance", "cityscapes_panoptic_seg")
+_WITHOUT_OBJECTS = {
+    "sem_seg": "Detectron2's panoptic data sets, such as coco_2017_train_panoptic",
+    "cityscapes_sem_seg": "cityscapes_fine_instance_seg_train or cityscapes_fine_panoptic_train",
+}
 
 
 def register_builtin() -> None:
@@ -70,57 +93,40 @@ def _register(spec: DatasetSpec) -> None:
     things, stuff = (
         {item["id"]: index for index, item in enumerate(CATEGORIES) if item["isthing"] == kind} for kind in (1, 0)
     )
-    metadata = {
-        "thing_classes": names,
-        "stuff_classes": names,
-        "thing_dataset_id_to_contiguous_id": things,
-        "stuff_dataset_id_to_contiguous_id": stuff,
-    }
+    ids = {"thing_dataset_id_to_contiguous_id": things, "stuff_dataset_id_to_contiguous_id": stuff}
     files = [str(path) for path in (spec.image_root, spec.panoptic_root, spec.json_file, spec.instances_json)]
-    register_coco_panoptic(spec.name, metadata, *files)
+    register_coco_panoptic(spec.name, {"thing_classes": names, "stuff_classes": names, **ids}, *files)
 
 
 def _load_lvis(spec: DatasetSpec) -> list[dict[str, Any]]:
     records = load_dataset(spec, "drop", masks=True)
-    _set_classes(spec.name, records.summary.class_names, records.summary.category_ids)
+    set_classes(spec.name, records.summary.class_names, records.summary.category_ids)
     return list(records)
 
 
-def _set_classes(name: str, names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
-    """Sets the classes of a file in the metadata, as Detectron2's reader does."""
-    metadata = MetadataCatalog.get(name)
-    known = metadata.get("thing_classes")
-    if known is not None and tuple(known) != names:
-        raise DatasetError(
-            f"data set {name} has the {len(known)} classes {', '.join(known[:5])}, … in Detectron2's metadata, but "
-            f"{metadata.json_file} has {len(names)}: {', '.join(names[:5])}, …; register it under another name"
-        )
-    ids = {category_id: index for index, category_id in enumerate(category_ids)}
-    metadata.set(thing_classes=list(names), thing_dataset_id_to_contiguous_id=ids)
-
-
-def panoptic_spec(name: str) -> DatasetSpec:
-    """Returns the location of a panoptic data set in Detectron2's catalog."""
-    metadata = MetadataCatalog.get(name)
-    return DatasetSpec(
-        name, metadata.panoptic_json, metadata.image_root, metadata.panoptic_root, metadata.get("json_file")
-    )
-
-
-def find_spec(name: str) -> DatasetSpec | None:
+def find_spec(name: str, *, panoptic: bool = False) -> DatasetSpec | None:
     """Returns the location of a data set in COCO's formats or LVIS's; None for data sets in other formats.
 
-    Cityscapes' panoptic files are in another format, as their image ids are strings.
+    Cityscapes' panoptic files are in another format, as their image ids are strings. Of a data set in the separated
+    format, the location is that of its instances file, unless ``panoptic``.
     """
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type")
     if name not in DatasetCatalog or metadata.get("image_root") is None or kind == "cityscapes_panoptic_seg":
         return None
-    if is_standard(name):
+    if is_standard(name) or (panoptic and is_separated(name)):
         return panoptic_spec(name)
     if not metadata.get("json_file") or not (kind in ("coco", "lvis") or is_separated(name)):
         return None
     return DatasetSpec(name, metadata.json_file, metadata.image_root)
+
+
+def panoptic_spec(name: str) -> DatasetSpec:
+    """Returns the location of the panoptic files of a data set."""
+    metadata = MetadataCatalog.get(name)
+    return DatasetSpec(
+        name, metadata.panoptic_json, metadata.image_root, metadata.panoptic_root, metadata.get("json_file")
+    )
 
 
 def load(name: str, config: DataConfig) -> Records | None:
@@ -134,35 +140,38 @@ def load(name: str, config: DataConfig) -> Records | None:
         return None
     records = config_data.load(spec, config)
     if spec.panoptic_root is None and not is_separated(name):
-        _set_classes(name, records.summary.class_names, records.summary.category_ids)
+        set_classes(name, records.summary.class_names, records.summary.category_ids)
     return records
 
 
-def _is_read_from_file(name: str) -> bool:
-    """Returns whether the records of a data set are those of its instances file.
+def is_read_from_file(name: str) -> bool:
+    """Returns whether the records of a data set are those of its annotation file.
 
-    They are not if a function of the user returns them, or in panoptic formats, where Detectron2's class ids differ.
+    They are not if a function of the user returns them, in the separated panoptic format, and if the class ids in the
+    metadata of a panoptic data set are not in the order of the project's reader.
     """
-    function = DatasetCatalog.data.get(name)
-    if function is None or is_standard(name) or is_separated(name):
+    function, spec = DatasetCatalog.data.get(name), find_spec(name)
+    if function is None or spec is None or is_separated(name):
         return False
-    return getattr(function, "func", None) is _load_lvis or getattr(function, "__qualname__", None) in _READS_FILE
+    if getattr(function, "func", None) is not _load_lvis and getattr(function, "__qualname__", None) not in _READS_FILE:
+        return False
+    classes = panoptic_classes(name, True)
+    return classes is None or read_classes(spec).category_ids == classes.category_ids
 
 
-def training_data(cfg: CfgNode) -> dict[str, Any]:
+def training_data(config: DataConfig, seed: int) -> dict[str, Any]:
     """Returns ``dataset`` and ``sampler`` for Detectron2's training loader; {} if Detectron2 must read a data set.
 
     The loader's workers create records on demand. Detectron2 would create all of them at the start.
     """
-    config = config_data.data_config(cfg)
-    if not all(map(_is_read_from_file, config.train)):
+    if not all(map(is_read_from_file, config.train)):
         return {}
     datasets = {name: load(name, config) for name in config.train}
     parts, factors = select_training_images(config, datasets, crowds=True)  # type: ignore[arg-type]
     print_instances_class_histogram(_label_chunks(parts), parts[0].summary.class_names)
     found: dict[str, Any] = {"dataset": ConcatDataset(parts)}  # type: ignore[arg-type]
     if factors is not None:
-        found["sampler"] = RepeatFactorTrainingSampler(factors, seed=cfg.SEED if config.sampler.by_class else None)
+        found["sampler"] = RepeatFactorTrainingSampler(factors, seed=seed if config.sampler.by_class else None)
     return found
 
 
@@ -174,11 +183,9 @@ def _label_chunks(parts: list[Records], size: int = 10_000) -> Iterator[dict[str
             yield {"annotations": [{"category_id": label} for label in labels[start : start + size].tolist()]}
 
 
-def test_data(cfg: CfgNode, name: str) -> Records | None:
+def test_data(name: str, config: DataConfig) -> Records | None:
     """Returns the images of a data set for Detectron2's test loader; None if Detectron2 must read it."""
-    if not _is_read_from_file(name):
-        return None
-    records = load(name, config_data.data_config(cfg, eval_only=True))
+    records = load(name, config) if is_read_from_file(name) else None
     return None if records is None else records.without_annotations()
 
 
@@ -186,74 +193,74 @@ def resolve_num_classes(cfg: CfgNode) -> int:
     """Returns the number of classes of the data sets, which ``MODEL.DETR.NUM_CLASSES`` must equal if it is set.
 
     The classes of a data set are the ``thing_classes`` in its metadata; for a panoptic model and a panoptic data set,
-    things and stuff.
+    things and stuff. They are read from the file of the data set if the metadata has none.
 
     Raises:
         DatasetError: if two data sets, or a data set and the config, disagree; the message has both numbers.
     """
-    return config_data.resolve_num_classes(cfg, lambda name: _class_names(cfg, name))
+    config = data_config(cfg, eval_only=True)
+    return config_data.resolve_num_classes(cfg, lambda name: _read_class_names(name, config))
 
 
-def resolve_thing_classes(cfg: CfgNode) -> tuple[int, ...]:
-    """Returns the classes that are things (`config.data.resolve_thing_classes`); (): all of them.
-
-    Without a panoptic data set or key there is no stuff, even if a model has more classes than the data set.
-    """
-    keys = cfg.MODEL.DETR.PANOPTIC
-    is_panoptic = keys.ENABLED or keys.NUM_THING_CLASSES or keys.THING_CLASSES
-    names = config_data.dataset_names(cfg)
-    if not is_panoptic and not any(name in DatasetCatalog and is_standard(name) for name in names):
-        return ()
-    return config_data.resolve_thing_classes(cfg, lambda name: _known_classes(name, keys.ENABLED)[1] or None)
-
-
-def separated_classes(cfg: CfgNode) -> PanopticClasses | None:
-    """Returns the classes of a panoptic model whose data sets are in the separated format; None for other models."""
-    found = (panoptic_classes(name, cfg.MODEL.DETR.PANOPTIC.ENABLED) for name in config_data.dataset_names(cfg))
-    return next((classes for classes in found if classes is not None and classes.is_separated), None)
-
-
-def known_class_names(cfg: CfgNode) -> tuple[str, ...] | None:
-    """Returns the class names of the first data set with classes in its metadata, or None; no file is read."""
-    panoptic = cfg.MODEL.DETR.PANOPTIC.ENABLED
-    return next(filter(None, (class_names(name, panoptic=panoptic) for name in config_data.dataset_names(cfg))), None)
-
-
-def class_names(dataset: str, *, panoptic: bool = False) -> tuple[str, ...] | None:
-    """Returns the class names in the metadata of a data set, or None; no file is read.
-
-    Args:
-        dataset: name of the data set.
-        panoptic: return the classes of a panoptic model.
-    """
-    return _known_classes(dataset, panoptic)[0] or None
-
-
-def _known_classes(name: str, panoptic: bool) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Returns names and things of the classes in the metadata of a data set; ((), ()) if there are none."""
-    classes = panoptic_classes(name, panoptic)
-    if classes is not None:
-        return classes.names, classes.things
-    names = tuple(MetadataCatalog.get(name).get("thing_classes") or ()) if name in DatasetCatalog else ()
-    return names, tuple(range(len(names)))
-
-
-def _class_names(cfg: CfgNode, name: str) -> tuple[str, ...]:
-    """Returns the class names in the metadata of a data set, which are read from its file if they are missing."""
+def _read_class_names(name: str, config: DataConfig) -> tuple[str, ...]:
     if name not in DatasetCatalog:
         raise DatasetError(f"data set {name} is not in Detectron2's catalog: use --register {name} JSON IMAGE_ROOT")
-    panoptic = cfg.MODEL.DETR.PANOPTIC.ENABLED
-    if names := class_names(name, panoptic=panoptic):
+    if names := class_names(name, panoptic=config.panoptic):
         return names
     spec = find_spec(name)
-    if spec is not None and _is_read_from_file(name):
-        classes = read_classes(spec, drop_root_category=cfg.DATASETS.DROP_ROOT_CATEGORY)
-        _set_classes(name, classes.names, classes.category_ids)
+    if spec is not None and is_read_from_file(name):
+        classes = read_classes(spec, drop_root_category=config.drop_root_category)
+        set_classes(name, classes.names, classes.category_ids)
     else:
         DatasetCatalog.get(name)  # the function may set the metadata
-    if names := class_names(name, panoptic=panoptic):
+    if names := class_names(name, panoptic=config.panoptic):
         return names
     raise DatasetError(
         f"data set {name} has no thing_classes in its metadata, so its number of classes is unknown: set "
         f'MetadataCatalog.get("{name}").thing_classes'
     )
+
+
+def check(config: DataConfig) -> None:
+    """Checks the data sets of a run: all of those in COCO's formats, files and packages of the others.
+
+    Data sets without files in their metadata, such as functions, are not checked.
+
+    Raises:
+        DatasetError: naming file, record and remedy.
+        UserError: if a package for the format of a data set is not installed.
+    """
+    for name in dict.fromkeys([*config.train, *config.test]):
+        metadata = MetadataCatalog.get(name)
+        kind = metadata.get("evaluator_type")
+        _check_kind(name, kind, config.masks)
+        if kind in _LOADED_BY_DETECTRON2 or (config.panoptic and is_separated(name)):
+            _check_paths(name, metadata)
+        records = load(name, config)
+        if records is not None:
+            summary = records.summary
+            counts = summary.num_images, summary.num_annotations, len(summary.class_names)
+            _logger.info("%s: %d images, %d objects, %d classes", name, *counts)
+
+
+def _check_kind(name: str, kind: str | None, with_masks: bool) -> None:
+    if kind in _WITHOUT_OBJECTS:
+        raise DatasetError(
+            f"data set {name} has labels of pixels, but no objects to detect: use {_WITHOUT_OBJECTS[kind]}"
+        )
+    if kind == "pascal_voc" and with_masks:
+        raise DatasetError(f"MODEL.MASK_ON is True, but data set {name} has boxes only: set it to False")
+    missing = [pip for package, pip in _PACKAGES.get(kind or "", {}).items() if not is_installed(package)]
+    if missing:
+        raise UserError(f"data set {name} requires packages that are not installed: pip install {' '.join(missing)}")
+
+
+def _check_paths(name: str, metadata: Any) -> None:
+    """Checks that files exist, as the errors of Detectron2's loaders do not name the data set."""
+    paths = {key: str(metadata.get(key)) for key in _PATHS if metadata.get(key)}
+    missing = [f"{key} {path}" for key, path in paths.items() if "://" not in path and not os.path.exists(path)]
+    if missing:
+        raise DatasetError(
+            f"data set {name} is not where Detectron2's metadata expects it: there is no {', no '.join(missing)}. "
+            "Place it there as Detectron2's datasets/README.md describes, or set DETECTRON2_DATASETS to its folder"
+        )

@@ -1,28 +1,24 @@
-"""Detectron2's evaluators for each format of data sets, with additional metrics.
+"""Evaluators of Detectron2's data sets: the project's for boxes, masks and panoptic segmentations, else Detectron2's.
 
-Detectron2's evaluators for LVIS, Pascal VOC and Cityscapes do not report the AP of each class, its COCO evaluator
-rejects the metadata of panoptic data sets, and its panoptic evaluator requires panopticapi, which is on no package
-index.
+Detectron2's evaluators for Pascal VOC and Cityscapes do not report the AP of each class.
 """
 
 import glob
-import json
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
-    COCOEvaluator,
-    COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
-    LVISEvaluator,
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
@@ -30,17 +26,26 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from PIL import Image
+from pycocotools import mask as rle_format
 
+from ..config.data import data_config, load
+from ..config.evaluation import evaluation_config
+from ..config.run import process_config
+from ..data.catalog import DatasetSpec
+from ..data.coco import CocoRecords
+from ..data.config import DataConfig
+from ..data.load import read_classes
 from ..data.panoptic import as_annotations
 from ..data.problems import DatasetError
-from ..engine import is_installed
+from ..data.records import Summary
 from ..errors import UserError
-from ..evaluation import panoptic
-from ..evaluation.lvis import compute_lvis_metrics, write_class_ap
-from ..modeling import PanopticSegmentation
-from .data import panoptic_spec
-from .panoptic_classes import is_separated, is_standard, panoptic_classes
-from .patches import numpy_names
+from ..evaluation import Evaluator
+from ..evaluation.coco import CocoEvaluator
+from ..evaluation.panoptic import PanopticEvaluator
+from ..modeling import Detections, PanopticSegmentation
+from .classes import PanopticClasses, is_separated, panoptic_classes
+from .data import find_spec, panoptic_spec
+from .patches import applied
 
 _logger = logging.getLogger(__name__)
 _EVALUATOR_TYPES = (
@@ -53,14 +58,15 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 
     Results are written to ``OUTPUT_DIR/inference``, or to a subfolder for each test set if there are several.
     """
-    several = len(cfg.DATASETS.TEST) > 1
-    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", *[dataset_name] * several)
+    data, evaluation = data_config(cfg, eval_only=True), evaluation_config(cfg)
+    folder = os.path.join(process_config(cfg).output_dir, "inference", *[dataset_name] * (len(data.test) > 1))
     return make_evaluator(
         dataset_name,
-        folder,
-        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-        has_masks=cfg.MODEL.MASK_ON,
-        is_panoptic=cfg.MODEL.DETR.PANOPTIC.ENABLED,
+        output_folder or folder,
+        max_detections=evaluation.max_detections,
+        has_masks=data.masks,
+        is_panoptic=evaluation.is_panoptic,
+        config=data,
     )
 
 
@@ -71,18 +77,19 @@ def make_evaluator(
     max_detections: int = 100,
     has_masks: bool = False,
     is_panoptic: bool = False,
+    config: DataConfig | None = None,
 ) -> DatasetEvaluator:
     """Builds the evaluator for the ``evaluator_type`` of a data set.
 
-    A data set without a type, such as one registered as a list of records, is evaluated by the COCO evaluator, which
-    converts the records to COCO's format.
+    A data set without a type, such as one registered as a list of records, is evaluated as in COCO.
 
     Args:
         dataset_name: name in Detectron2's catalog.
         output_dir: folder of the results.
-        max_detections: maximum number of detections per image, except for LVIS, where it is 300.
+        max_detections: maximum number of detections per image.
         has_masks: whether the model predicts masks.
         is_panoptic: whether the model predicts panoptic segmentations.
+        config: configuration of the data sets; by default, invalid boxes are dropped.
 
     Raises:
         UserError: for an unknown type.
@@ -93,138 +100,139 @@ def make_evaluator(
             f"data set {dataset_name} has the unknown evaluator_type {kind!r}: choose one of "
             f"{', '.join(_EVALUATOR_TYPES)}"
         )
-    if kind == "lvis":
-        return ClassLVISEvaluator(dataset_name, output_dir=output_dir)
     if kind == "pascal_voc":
         return VOCEvaluator(dataset_name)
-    # A cached conversion may be that of other records registered with the same name.
-    options = {"output_dir": output_dir, "max_dets_per_image": max_detections, "allow_cached_coco": False}
-    is_cityscapes, is_panoptic = kind.startswith("cityscapes"), is_panoptic and kind.endswith("panoptic_seg")
-    if is_cityscapes:  # has its own metrics of masks
-        options["tasks"] = ("bbox",)
-    coco = ThingsEvaluator if is_standard(dataset_name) else COCOEvaluator
-    evaluators: list[DatasetEvaluator] = [coco(dataset_name, **options)]
+    classes, spec = panoptic_classes(dataset_name, is_panoptic), find_spec(dataset_name, panoptic=is_panoptic)
+    if spec is not None and classes is not None and read_classes(spec).category_ids != classes.category_ids:
+        spec = None  # the metadata has a part of the classes of the file, or numbers them differently
+    is_cityscapes, is_panoptic = kind.startswith("cityscapes"), is_panoptic and classes is not None
+    coco: CocoEvaluator | None = None
+    panoptic: PanopticEvaluator | None = None
+    if spec is not None:
+        config = config or DataConfig(test=(dataset_name,), invalid_boxes="drop", masks=has_masks)
+        records = load(spec, config)
+        both = Evaluator(records, max_detections, is_panoptic, has_masks)
+        coco, panoptic = both.coco, both.panoptic
+    elif classes is not None and is_panoptic:
+        panoptic = PanopticEvaluator(panoptic_spec(dataset_name), classes.category_ids)
+    category_ids = classes.category_ids if classes else None
+    if coco is None:
+        records = CatalogRecords(dataset_name, classes)
+        coco, category_ids = CocoEvaluator(records, max_detections), category_ids or records.category_ids
+    has_coco_masks = has_masks and not is_cityscapes  # Cityscapes has metrics of masks of its own
+    evaluators: list[DatasetEvaluator] = [InstancesEvaluator(coco, output_dir, category_ids, with_masks=has_coco_masks)]
     if is_cityscapes and has_masks:
         evaluators.append(CityscapesEvaluator(dataset_name))
     if is_panoptic and is_separated(dataset_name):
         evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_dir))
-    if is_panoptic:
-        evaluator = COCOPanopticEvaluator if is_installed("panopticapi") else PanopticEvaluator
-        evaluators.append(evaluator(dataset_name, output_dir))
+    if panoptic is not None and classes is not None:
+        evaluators.append(SegmentsEvaluator(panoptic, output_dir, classes))
     return DatasetEvaluators(evaluators) if len(evaluators) > 1 else evaluators[0]
 
 
-class PanopticEvaluator(DatasetEvaluator):
-    """Detectron2's panoptic evaluator without panopticapi."""
+class ProjectEvaluator(DatasetEvaluator):
+    """Base class of the project's evaluators, as in the standalone engine, with Detectron2's inputs and outputs.
 
-    def __init__(self, dataset_name: str, output_dir: str) -> None:
-        classes = panoptic_classes(dataset_name, panoptic=True)
-        if classes is None:
-            raise UserError(
-                f"data set {dataset_name} is not in a panoptic format: set MODEL.DETR.PANOPTIC.ENABLED to False"
-            )
-        self._classes = classes
-        self._evaluator = panoptic.PanopticEvaluator(panoptic_spec(dataset_name), classes.category_ids)
-        self._output_dir = Path(output_dir)
+    Args:
+        evaluator: evaluator of the data set.
+        output_dir: folder of the results.
+        known: category ids of class 0, 1, … of the evaluator.
+        category_ids: category ids of class 0, 1, … of the model; None: the same.
+    """
+
+    def __init__(
+        self, evaluator: Any, output_dir: str, known: Sequence[int], category_ids: Sequence[int] | None
+    ) -> None:
+        self.evaluator = evaluator
+        self.output_dir = Path(output_dir)
+        places = {category_id: index for index, category_id in enumerate(known)}
+        self.labels = [places.get(category_id, -1) for category_id in (category_ids or known)]
 
     def reset(self) -> None:
         """Removes all results."""
-        self._evaluator.reset()
+        self.evaluator.reset()
+
+    def evaluate(self) -> dict[str, Any]:
+        """Returns metrics in percent by kind, on the main process."""
+        found: dict[str, Any] = self.evaluator.evaluate(self.output_dir)
+        return found
+
+
+class InstancesEvaluator(ProjectEvaluator):
+    """Computes AP of boxes and, if ``with_masks``, of masks; of a panoptic data set, for things only."""
+
+    def __init__(
+        self, evaluator: CocoEvaluator, output_dir: str, category_ids: Sequence[int] | None, *, with_masks: bool
+    ) -> None:
+        super().__init__(evaluator, output_dir, evaluator.summary.category_ids, category_ids)
+        self.with_masks = with_masks
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Adds the ``instances`` of a batch."""
+        for record, output in zip(inputs, outputs, strict=True):
+            found = output["instances"].to("cpu")
+            labels = found.pred_classes.new_tensor(self.labels)[found.pred_classes]
+            masks = found.pred_masks if self.with_masks and found.has("pred_masks") else None
+            self.evaluator.add([record["image_id"]], [Detections(found.pred_boxes.tensor, found.scores, labels, masks)])
+
+
+class SegmentsEvaluator(ProjectEvaluator):
+    """Computes panoptic quality."""
+
+    def __init__(self, evaluator: PanopticEvaluator, output_dir: str, classes: PanopticClasses) -> None:
+        super().__init__(evaluator, output_dir, evaluator.category_ids, classes.category_ids)
+        self.classes = classes
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Adds the ``panoptic_seg`` of a batch."""
         for record, output in zip(inputs, outputs, strict=True):
             ids, segments = output["panoptic_seg"]
-            segments = [{**item, "category_id": self._classes.class_of(item)} for item in segments]
-            self._evaluator.add(record["image_id"], record["file_name"], PanopticSegmentation(ids, segments))
-
-    def evaluate(self) -> dict[str, Any]:
-        """Returns ``{"panoptic_seg": metrics}`` on the main process."""
-        comm.synchronize()
-        return self._evaluator.evaluate(self._output_dir)
+            segments = [{**item, "category_id": self.labels[self.classes.class_of(item)]} for item in segments]
+            self.evaluator.add(record["image_id"], record["file_name"], PanopticSegmentation(ids, segments))
 
 
-class ThingsEvaluator(COCOEvaluator):
-    """COCO's metrics of the things in a panoptic data set of the standard format.
-
-    The ground truth is the instances file of the data set if it exists, otherwise its segments of things.
+class CatalogRecords(CocoRecords):
+    """Ground truth of a data set that only Detectron2 can read, or of the things in panoptic segments.
 
     Args:
         name: name of the data set.
-        options: arguments of Detectron2's evaluator.
+        classes: classes of a panoptic data set; None for others.
+
+    Attributes:
+        category_ids: category ids in the order of the classes in Detectron2's metadata.
     """
 
-    def __init__(self, name: str, **options: Any) -> None:
-        classes = panoptic_classes(name, panoptic=True)
-        assert classes is not None
-        # Detectron2 assigns class names to the AP of each class in the order of the file's ids.
-        things = sorted(classes.things, key=lambda index: classes.category_ids[index])
-        self._labels = {index: label for label, index in enumerate(things)}
-        things_name = f"{name}_things"
-        if things_name not in DatasetCatalog:
-            DatasetCatalog.register(things_name, lambda: _things_records(name, self._labels))
-            panoptic_metadata, metadata = MetadataCatalog.get(name), MetadataCatalog.get(things_name)
-            metadata.set(
-                evaluator_type="coco",
-                image_root=panoptic_metadata.image_root,
-                thing_classes=[classes.names[index] for index in things],
-                thing_dataset_id_to_contiguous_id={
-                    classes.category_ids[index]: label for index, label in self._labels.items()
-                },
-            )
-            json_file = panoptic_metadata.get("json_file")
-            if json_file and os.path.isfile(json_file):
-                metadata.json_file = json_file
-        super().__init__(things_name, **options)
+    def __init__(self, name: str, classes: PanopticClasses | None) -> None:
+        self._content = convert_to_coco_dict(name) if classes is None else _things_as_coco(name, classes)
+        self._content.setdefault("annotations", [])
+        self.category_ids = tuple(item["id"] for item in self._content["categories"])
+        categories = sorted(self._content["categories"], key=lambda item: item["id"])
+        names, ids = (tuple(item[key] for item in categories) for key in ("name", "id"))
+        counts = len(self._content["images"]), len(self._content["annotations"])
+        self.spec = DatasetSpec(name, "", "")
+        self.summary = Summary(name, names, ids, len(ids), *counts, num_crowd=0)
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Adds the ``instances`` of a batch."""
-        things = []
-        for output in outputs:
-            instances = output["instances"].to("cpu")
-            labels = [self._labels[index] for index in instances.pred_classes.tolist()]
-            instances.pred_classes = instances.pred_classes.new_tensor(labels)
-            things.append({"instances": instances})
-        super().process(inputs, things)
+    def ground_truth(self) -> dict[str, Any]:
+        """Returns the content of an annotation file in COCO's instances format."""
+        return self._content
 
 
-def _things_records(name: str, labels: dict[int, int]) -> list[dict[str, Any]]:
-    records = []
+def _things_as_coco(name: str, classes: PanopticClasses) -> dict[str, Any]:
+    """Converts the segments of things to annotations in COCO's format."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for record in DatasetCatalog.get(name):
-        segments = as_annotations(record, crowds=True)
-        things = [
-            item | {"category_id": labels[item["category_id"]]} for item in segments if item["category_id"] in labels
-        ]
         with Image.open(record["file_name"]) as image:
-            size = {"width": image.width, "height": image.height}
-        records.append(
-            {"file_name": record["file_name"], "image_id": record["image_id"], **size, "annotations": things}
-        )
-    return records
-
-
-class ClassLVISEvaluator(LVISEvaluator):
-    """LVIS's evaluator that also writes ``lvis_class_ap.json``, if faster-coco-eval is installed."""
-
-    def evaluate(self) -> dict[str, Any] | None:
-        """Returns Detectron2's metrics on the main process, None on others."""
-        with numpy_names():
-            metrics: dict[str, Any] | None = super().evaluate()
-        if not metrics or not self._output_dir:
-            return metrics
-        if not is_installed("faster_coco_eval"):
-            _logger.info("AP of each class is not computed: pip install faster-coco-eval")
-            return metrics
-        from faster_coco_eval import COCO
-
-        folder = Path(self._output_dir)
-        ground_truth = COCO(PathManager.get_local_path(self._metadata.json_file))
-        results = json.loads((folder / "lvis_instances_results.json").read_text())
-        for kind in metrics:
-            class_ap = compute_lvis_metrics(ground_truth, results, kind=kind)[1]
-            write_class_ap(folder, kind, self._metadata.thing_classes, class_ap)
-        _logger.info("AP of each class is in %s", folder / "lvis_class_ap.json")
-        return metrics
+            images.append({"id": record["image_id"], "width": image.width, "height": image.height})
+        for item in as_annotations(record, crowds=True):
+            if item["category_id"] not in classes.things:
+                continue
+            x1, y1, x2, y2 = item["bbox"]
+            item |= {"id": len(annotations) + 1, "image_id": record["image_id"], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            item |= {"category_id": classes.category_ids[item["category_id"]]}
+            annotations.append({**item, "area": float(rle_format.area(item["segmentation"]))})
+    categories = [{"id": classes.category_ids[index], "name": classes.names[index]} for index in classes.things]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):
@@ -273,7 +281,7 @@ class CityscapesEvaluator(CityscapesInstanceEvaluator):
         ground_truth = glob.glob(os.path.join(folder, "*", "*_gtFine_instanceIds.png"))
         if not ground_truth:
             raise DatasetError(f"{folder} has no */*_gtFine_instanceIds.png: place Cityscapes' gtFine there")
-        with numpy_names():
+        with applied("numpy"):
             averages = self._averages(ground_truth)
         self._working_dir.cleanup()
         values = {"AP": averages["allAp"], "AP50": averages["allAp50%"]}

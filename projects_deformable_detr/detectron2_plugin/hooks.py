@@ -1,7 +1,6 @@
 """Trainer hooks: exponential moving average, best checkpoint and early stopping."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -15,7 +14,6 @@ from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS
 from ..errors import UserError
 from ..training.callbacks import DetectorWriter, logger, select_metric
 from ..training.ema import ExponentialMovingAverage
-from .data import known_class_names
 
 
 class StopTraining(BaseException):  # Detectron2's loop logs every Exception as a failure
@@ -140,7 +138,10 @@ class SaveAfterEvaluation(HookBase):
 
 
 def add_hooks(
-    cfg: CfgNode, config: training.CallbacksConfig, given: list[HookBase], ema: ExponentialMovingAverage | None
+    config: training.CallbacksConfig,
+    writer: DetectorWriter,
+    given: list[HookBase],
+    ema: ExponentialMovingAverage | None,
 ) -> list[HookBase]:
     """Returns Detectron2's hooks and the configured ones: the average first, the others after the evaluation."""
     evaluations = [hook for hook in given if isinstance(hook, hooks.EvalHook)]
@@ -149,7 +150,6 @@ def add_hooks(
             hook._func = ema.applied()(hook._func)
     own: list[HookBase] = []
     if config.best_checkpoint:
-        writer = DetectorWriter(Path(cfg.OUTPUT_DIR), cfg.dump(), known_class_names(cfg), ema is not None)
         own.append(BestCheckpoint(config.best_checkpoint, writer, config.eval_period, ema))
     if config.early_stopping:
         own.append(EarlyStopping(config.early_stopping, config.eval_period, evaluations))

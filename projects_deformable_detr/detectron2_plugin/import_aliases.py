@@ -3,14 +3,15 @@
 Since 2026 its Cityscapes loaders and evaluators import ``deeplearning.projects.cityscapesApi.cityscapesscripts``, and
 ``demo/demo.py`` imports ``vision.fair.detectron2.demo.predictor``. Both fail outside Meta, with any model.
 
-The finder on ``sys.meta_path`` is installed by ``python -m projects_deformable_detr.detectron2_plugin.run``, by
-``train_net.py`` for Cityscapes, and by a call of `install`, never by importing the project.
+The finder on ``sys.meta_path`` is installed by ``python -m projects_deformable_detr.detectron2_plugin.run``, by a call
+of `install`, and by ``train_net.py`` while it runs on Cityscapes, never by importing the project.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -26,6 +27,17 @@ def install() -> None:
     if not any(isinstance(finder, _AliasFinder) for finder in sys.meta_path):
         # First, because Python's own finder would load submodules of an aliased package a second time.
         sys.meta_path.insert(0, _AliasFinder())
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """Context manager in which the finder is on ``sys.meta_path``."""
+    before = list(sys.meta_path)
+    install()
+    try:
+        yield
+    finally:
+        sys.meta_path[:] = before
 
 
 class _AliasFinder(MetaPathFinder):

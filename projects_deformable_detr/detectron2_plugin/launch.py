@@ -16,16 +16,16 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import distributed
 
-from ..config import load_cfg, set_thing_classes
-from ..config.data import sampler_config
+from ..config import load_cfg
+from ..config.data import data_config, dataset_names, sampler_config, with_classes
 from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
-from ..config.training import callbacks_config
+from ..config.run import check_run, process_config
 from ..data.config import SAMPLERS
 from ..errors import UserError
 from ..training.launch import launch
 from . import data, import_aliases
-from .inspection import check
+from .classes import resolve_thing_classes
 from .trainer import Trainer
 
 
@@ -57,21 +57,21 @@ def setup(args: argparse.Namespace) -> CfgNode:
         UserError: for an unknown key, an unavailable device, an invalid data set, or numbers of classes that disagree.
     """
     cfg = load_cfg("detectron2", args)
-    _alias_imports(cfg)
-    evaluation_config(cfg)  # raises for invalid values
+    check_run(cfg, args)
     if not args.eval_only:
         _check_training(cfg)
     _setup_logger(cfg)
-    check(cfg, eval_only=args.eval_only)
-    cfg.MODEL.DETR.NUM_CLASSES = data.resolve_num_classes(cfg)
-    set_thing_classes(cfg, data.resolve_thing_classes(cfg))
+    with _cityscapes(cfg):
+        config = data_config(cfg, eval_only=args.eval_only)
+        data.check(config)
+        cfg = with_classes(cfg, data.resolve_num_classes, resolve_thing_classes)
     cfg.freeze()
     return cfg
 
 
 def _check_training(cfg: CfgNode) -> None:
     """Checks keys whose invalid values would make Detectron2 fail late or its loader never return."""
-    name, known = cfg.DATALOADER.SAMPLER_TRAIN, (*SAMPLERS, "RandomSubsetTrainingSampler")
+    name, known = sampler_config(cfg).name, (*SAMPLERS, "RandomSubsetTrainingSampler")
     if name not in known:
         raise UserError(f"DATALOADER.SAMPLER_TRAIN must be one of {', '.join(known)}, got {name!r}")
     if name == "RandomSubsetTrainingSampler" and "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
@@ -79,9 +79,8 @@ def _check_training(cfg: CfgNode) -> None:
             f"DATALOADER.SAMPLER_TRAIN {name} needs DATALOADER.RANDOM_SUBSET_RATIO, for which Detectron2 has no "
             "default, so that no config file can set it: choose another sampler, or set the key in a script"
         )
-    sampler_config(cfg)
-    callbacks_config(cfg)
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+    process = process_config(cfg)
+    if process.amp and process.device == "cpu":
         raise UserError(
             "SOLVER.AMP.ENABLED must be False on the CPU: Detectron2 trains in mixed precision on GPUs only; "
             "--engine standalone does so on the CPU too"
@@ -91,9 +90,8 @@ def _check_training(cfg: CfgNode) -> None:
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     """Runs one process of the job; returns the metrics on the main process."""
     _register(args)  # a spawned process has new catalogs
-    _alias_imports(cfg)
     several = processes_per_machine(args) * args.num_machines > 1
-    with process_groups(cfg) if several else contextlib.nullcontext():
+    with process_groups(cfg) if several else contextlib.nullcontext(), _cityscapes(cfg):
         default_setup(cfg, args)
         _setup_logger(cfg)
         return _evaluate(args, cfg) if args.eval_only else _train(args, cfg)
@@ -103,7 +101,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 def process_groups(cfg: CfgNode) -> Iterator[None]:
     """Connects the processes as Detectron2's ``launch`` does, but selects the backend by ``MODEL.DEVICE``."""
     processes = int(os.environ["LOCAL_WORLD_SIZE"])
-    if cfg.MODEL.DEVICE == "cpu":
+    if process_config(cfg).device == "cpu":
         distributed.init_process_group("gloo", timeout=DEFAULT_TIMEOUT)
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))  # the processes share the cores
     else:
@@ -127,9 +125,10 @@ def _train(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 
 def _evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     model = Trainer.build_model(cfg)
-    Trainer.build_checkpointer(cfg, model, for_evaluation=True).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    checkpointer = Trainer.build_checkpointer(cfg, model, for_evaluation=True)
+    checkpointer.resume_or_load(process_config(cfg).weights, resume=args.resume)
     results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
+    if evaluation_config(cfg).tta is not None:
         results.update(Trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -139,7 +138,7 @@ def _evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 def _setup_logger(cfg: CfgNode) -> None:
     """Configures the project's logger with Detectron2's format and files. Idempotent."""
     setup_logger(
-        cfg.OUTPUT_DIR,
+        process_config(cfg).output_dir,
         distributed_rank=comm.get_rank(),
         name="projects_deformable_detr",
         abbrev_name="deformable_detr",
@@ -147,11 +146,11 @@ def _setup_logger(cfg: CfgNode) -> None:
     )
 
 
-def _alias_imports(cfg: CfgNode) -> None:
-    """Makes Detectron2's loaders and evaluators of Cityscapes importable if the run uses them."""
-    kinds = [MetadataCatalog.get(name).get("evaluator_type") for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
-    if any(kind and kind.startswith("cityscapes") for kind in kinds):
-        import_aliases.install()
+def _cityscapes(cfg: CfgNode) -> contextlib.AbstractContextManager[None]:
+    """Context in which Detectron2's loaders and evaluators of Cityscapes are importable, if the run uses them."""
+    kinds = [MetadataCatalog.get(name).get("evaluator_type") for name in dataset_names(cfg)]
+    uses_cityscapes = any(kind and kind.startswith("cityscapes") for kind in kinds)
+    return import_aliases.installed() if uses_cityscapes else contextlib.nullcontext()
 
 
 def _register(args: argparse.Namespace) -> None:

@@ -40,7 +40,8 @@ from ..modeling.timm_backbone import TimmBackbone
 from ..modeling.transformer import TransformerDecoder, TransformerEncoder
 from ..training import OptimizerConfig, ScheduleConfig
 from ..training.optimizer import make_optimizer, parameter_groups
-from .data import class_names, resolve_num_classes
+from .classes import class_names
+from .data import resolve_num_classes
 from .evaluation import make_evaluator
 from .hooks import refuse_unsupported
 from .mapper import DetrDatasetMapper, build_augmentations

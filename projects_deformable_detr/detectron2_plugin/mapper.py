@@ -15,7 +15,7 @@ from ..config.training import augmentation_policy
 from ..data import masks, panoptic
 from ..data.images import ImageReader
 from ..training import AugmentationPolicy
-from .data import separated_classes
+from .classes import separated_classes
 
 
 def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
@@ -41,8 +41,9 @@ def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
 class DetrDatasetMapper(DatasetMapper):
     """Detectron2's mapper with the augmentations of an ``AugmentationPolicy``, and errors that name the image.
 
-    Masks are converted to bitmaps before they are transformed, independent of ``INPUT.MASK_FORMAT``, so that they are
-    the same in both engines. The segments of a panoptic record, things and stuff, become its instances.
+    Images are read by the project's reader. Masks are converted to bitmaps before they are transformed, independent of
+    ``INPUT.MASK_FORMAT``, so that they are the same in both engines. The segments of a panoptic record, things and
+    stuff, become its instances.
 
     Args:
         arguments, keywords: arguments of Detectron2's mapper.
@@ -82,27 +83,24 @@ class DetrDatasetMapper(DatasetMapper):
         Raises:
             DatasetError: if the image is missing, cannot be decoded, or differs in size from its record.
         """
-        dataset_dict = dict(dataset_dict)
-        labels = dataset_dict.pop("sem_seg_file_name", None)  # Detectron2 would read it, but it is not used
-        if self.is_train and "segments_info" in dataset_dict and "annotations" not in dataset_dict:
-            dataset_dict["annotations"] = panoptic.as_annotations(dataset_dict)
-            del dataset_dict["segments_info"]
-        elif self.is_train and self.label_classes is not None and labels is not None:
-            shape = dataset_dict["height"], dataset_dict["width"]
-            stuff = panoptic.stuff_annotations(labels, shape, self.label_classes)
-            dataset_dict["annotations"] = [*dataset_dict["annotations"], *stuff]
-        size = (dataset_dict["height"], dataset_dict["width"]) if "height" in dataset_dict else None
-        inputs = T.AugInput(self.reader.read(dataset_dict["file_name"], size))
-        dataset_dict.setdefault("height", inputs.image.shape[0])
-        dataset_dict.setdefault("width", inputs.image.shape[1])
-        transforms = self.augmentations(inputs)
-        dataset_dict["image"] = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        record = copy.deepcopy(dataset_dict)
+        expected = (record["height"], record["width"]) if "height" in record else None
+        image = T.AugInput(self.reader.read(record["file_name"], expected))
+        size = record["height"], record["width"] = image.image.shape[:2]
+        transforms = self.augmentations(image)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(image.image.transpose(2, 0, 1)))
+        labels = record.pop("sem_seg_file_name", None)
         if not self.is_train:
-            dataset_dict.pop("annotations", None)
-        elif "annotations" in dataset_dict:
-            dataset_dict["annotations"] = copy.deepcopy(dataset_dict["annotations"])  # modified in place
-            self._transform_annotations(dataset_dict, transforms, inputs.image.shape[:2])
-        return dataset_dict
+            record.pop("annotations", None)
+            return record
+        if "annotations" not in record and "segments_info" in record:
+            record["annotations"] = panoptic.as_annotations(record)
+            del record["segments_info"]
+        elif self.label_classes is not None and labels is not None:
+            record["annotations"] += panoptic.stuff_annotations(labels, size, self.label_classes)
+        if "annotations" in record:
+            self._transform_annotations(record, transforms, image.image.shape[:2])
+        return record
 
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: Any, image_shape: tuple[int, int]

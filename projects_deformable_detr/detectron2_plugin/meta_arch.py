@@ -1,6 +1,7 @@
 """Meta-architectures ``DeformableDETR`` and ``DETR``: Detectron2's inputs and outputs around a `Detector`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,12 +16,15 @@ from torchvision.ops import box_convert
 from ..checkpoint import LoadOptions
 from ..config import build_criterion, build_detector
 from ..config.checkpoint import load_options
+from ..config.data import with_classes
+from ..config.evaluation import evaluation_config
+from ..config.run import process_config
 from ..data.problems import DatasetError
 from ..errors import UserError
 from ..modeling import Detections, Predictions, Targets, cardinality_error, panoptic_postprocess, postprocess
-from .checkpoint import read_foreign_weights
+from .classes import known_class_names, resolve_thing_classes, separated_classes
 from .config import check_foreign_keys
-from .data import known_class_names, resolve_num_classes, resolve_thing_classes, separated_classes
+from .data import resolve_num_classes
 from .pictures import put_matched
 
 _LOG_PERIOD = 20  # iterations between writes of Detectron2's event writers
@@ -77,7 +81,6 @@ class SetPredictionModel(nn.Module):
         self.panoptic = None if panoptic is None else dict(panoptic)
         self.segment_ids = None if segment_ids is None else tuple(segment_ids)
         self.load_options = load_options or LoadOptions()
-        self.register_load_state_dict_pre_hook(read_foreign_weights)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -85,28 +88,26 @@ class SetPredictionModel(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Returns the constructor's arguments; the backbone comes from Detectron2's registry."""
         check_foreign_keys(cfg)
-        if cfg.MODEL.DETR.NUM_CLASSES == 0:
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
-        keys, things, separated = cfg.MODEL.DETR.PANOPTIC, resolve_thing_classes(cfg), separated_classes(cfg)
-        panoptic = {"things": things, "score_threshold": keys.SCORE_THRESH, "min_area": keys.MIN_AREA}
+        cfg = with_classes(cfg, _num_classes, resolve_thing_classes)
+        process, evaluation, options = process_config(cfg), evaluation_config(cfg), load_options(cfg)
+        separated, things = separated_classes(cfg), evaluation.thing_classes
+        limits = {"score_threshold": evaluation.panoptic_score_threshold, "min_area": evaluation.panoptic_min_area}
         detector = build_detector(cfg, build_backbone(cfg), cls.architecture)
         if cfg.TEST.PRECISE_BN.ENABLED:
             _check_precise_bn(detector)
         return {
             "detector": detector,
             "criterion": build_criterion(cfg, cls.architecture),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "topk": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "score_threshold": cfg.MODEL.DETR.SCORE_THRESH_TEST,
+            "pixel_mean": process.pixel_mean,
+            "pixel_std": process.pixel_std,
+            "topk": evaluation.max_detections,
+            "score_threshold": evaluation.score_threshold,
             "vis_period": cfg.VIS_PERIOD,
-            "input_format": cfg.INPUT.FORMAT,
+            "input_format": options.input_format,
             "things": things,
-            "panoptic": panoptic if keys.ENABLED else None,
+            "panoptic": {"things": things, **limits} if evaluation.is_panoptic else None,
             "segment_ids": separated.segment_ids if separated else None,
-            "load_options": load_options(cfg, class_names=known_class_names(cfg)),
+            "load_options": replace(options, class_names=known_class_names(cfg)),
         }
 
     @property
@@ -177,6 +178,11 @@ class SetPredictionModel(nn.Module):
             getattr(backbone, "size_divisibility", 0),
             padding_constraints=getattr(backbone, "padding_constraints", None),
         )
+
+
+def _num_classes(cfg: CfgNode) -> int:
+    """Returns ``MODEL.DETR.NUM_CLASSES``, with which a model can be built without its data; if 0, that of the data."""
+    return cfg.MODEL.DETR.NUM_CLASSES or resolve_num_classes(cfg)
 
 
 def _check_precise_bn(detector: nn.Module) -> None:

@@ -1,19 +1,17 @@
-"""Attributes of Detectron2 that the project replaces, because no registry covers them.
+"""Attributes of Detectron2 and NumPy that the project replaces, because no registry covers them.
 
-`PATCHES` has one row per replacement. Each of them dispatches on the model: models of other projects get Detectron2's
-own behaviour. They are installed when the project is imported. The environment variable
-``DEFORMABLE_DETR_DISABLE_PATCHES`` disables them by name (``optimizer,mapper``, or ``all``), and `uninstall` restores
-Detectron2's attributes.
-
-`numpy_names` replaces attributes of NumPy while an evaluator of Detectron2 runs.
+`PATCHES` has one row per replacement. Those of Detectron2 dispatch on the model: models of other projects get
+Detectron2's own behaviour. They are installed when the project is imported; rows with ``in_context`` are active in
+`applied` only. The environment variable ``DEFORMABLE_DETR_DISABLE_PATCHES`` disables replacements by name
+(``optimizer,mapper``, or ``all``), and `uninstall` restores Detectron2's attributes.
 """
 
 import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import wraps
+from dataclasses import dataclass, replace
+from functools import partial, wraps
 from typing import Any
 
 import detectron2.data.build as data_build
@@ -21,6 +19,7 @@ import detectron2.engine.defaults as engine_defaults
 import detectron2.solver as solver
 import detectron2.solver.build as solver_build
 import numpy as np
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.engine import DefaultTrainer
@@ -31,12 +30,15 @@ from torch.optim import Optimizer
 from .. import training
 from ..config.training import optimizer_config
 from ..errors import UserError
+from .checkpoint import DetectorCheckpointer, convert_checkpoint, load_file
+from .data import resolve_num_classes
 from .hooks import refuse_unsupported
 from .mapper import DetrDatasetMapper
 from .meta_arch import SetPredictionModel
 from .tta import SetPredictionTTA
 
 DISABLE = "DEFORMABLE_DETR_DISABLE_PATCHES"
+_MISSING = object()  # the value of an absent attribute
 _skips_refusal = ContextVar("_skips_refusal", default=False)
 
 
@@ -49,12 +51,14 @@ class Patch:
         targets: owners and names of the attribute, which modules may have imported from each other.
         replace: function from the original value to its replacement.
         reason: what would happen without it.
+        in_context: replace the attribute in `applied` only, not when the project is imported.
     """
 
     name: str
     targets: tuple[tuple[Any, str], ...]
     replace: Callable[[Any], Any]
     reason: str
+    in_context: bool = False
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
@@ -103,9 +107,33 @@ def _replace_trainer_init(original: Callable[..., None]) -> Callable[..., None]:
     def init(self: Any, cfg: CfgNode, *args: Any, **kwargs: Any) -> None:
         if names_ours(cfg):
             refuse_unsupported(cfg)
+            resolve_num_classes(cfg)  # raises if the config and the data sets disagree
         original(self, cfg, *args, **kwargs)
 
     return init
+
+
+def _loads_ours(checkpointer: DetectionCheckpointer) -> bool:
+    return isinstance(checkpointer.model, SetPredictionModel) and not isinstance(checkpointer, DetectorCheckpointer)
+
+
+def _replace_load_file(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def load(self: DetectionCheckpointer, filename: str) -> Any:
+        return load_file(filename, partial(original, self)) if _loads_ours(self) else original(self, filename)
+
+    return load
+
+
+def _replace_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def load(self: DetectionCheckpointer, checkpoint: dict[str, Any]) -> Any:
+        if _loads_ours(self):  # DefaultPredictor switches the model to evaluation before it loads the weights
+            options = replace(self.model.load_options, for_evaluation=not self.model.training)
+            convert_checkpoint(self.model, checkpoint, options)
+        return original(self, checkpoint)
+
+    return load
 
 
 class _DefaultMapper(DatasetMapper):
@@ -148,15 +176,42 @@ PATCHES = (
         name="trainer",
         targets=((DefaultTrainer, "__init__"),),
         replace=_replace_trainer_init,
-        reason="DefaultTrainer would ignore SOLVER.EMA, TEST.BEST_CHECKPOINT and TEST.EARLY_STOPPING",
+        reason="DefaultTrainer would ignore SOLVER.EMA, TEST.BEST_CHECKPOINT and TEST.EARLY_STOPPING, and train with a "
+        "number of classes other than that of the data sets",
+    ),
+    Patch(
+        name="checkpointer",
+        targets=((DetectionCheckpointer, "_load_file"),),
+        replace=_replace_load_file,
+        reason="pickles would run code, and the arguments in the official files would be refused",
+    ),
+    Patch(
+        name="checkpointer",
+        targets=((DetectionCheckpointer, "_load_model"),),
+        replace=_replace_load_model,
+        reason="weights of other projects would not be loaded, and logits would be mapped to classes by position "
+        "although the file has the names of its classes",
+    ),
+    Patch(
+        name="numpy",
+        targets=((np, "float"),),
+        replace=lambda original: float if original is _MISSING else original,
+        reason="cityscapesscripts 2.3.0 uses numpy.float, which NumPy 1.24 has removed",
+        in_context=True,
+    ),
+    Patch(
+        name="numpy",
+        targets=((np, "in1d"),),
+        replace=lambda original: np.isin if original is _MISSING else original,
+        reason="cityscapesscripts 2.3.0 uses numpy.in1d, which NumPy 2.4 has removed",
+        in_context=True,
     ),
 )
-_MISSING = object()
-_originals: dict[str, list[Any]] = {}  # values of each installed patch's targets
+_originals: dict[int, list[Any]] = {}  # index of each installed patch: previous values of its targets
 
 
 def install(disabled: str | None = None) -> None:
-    """Installs all patches that are not disabled. Idempotent.
+    """Installs all patches that are neither disabled nor limited to a context. Idempotent.
 
     Args:
         disabled: names separated by commas, or ``"all"``; by default the value of ``DEFORMABLE_DETR_DISABLE_PATCHES``.
@@ -164,42 +219,50 @@ def install(disabled: str | None = None) -> None:
     Raises:
         UserError: for an unknown name.
     """
-    names = {name.strip() for name in (os.environ.get(DISABLE, "") if disabled is None else disabled).split(",")}
-    if unknown := names - {"", "all", *(patch.name for patch in PATCHES)}:
-        raise UserError(
-            f"{DISABLE} must name {', '.join(patch.name for patch in PATCHES)} or all, got {', '.join(sorted(unknown))}"
-        )
-    for patch in PATCHES:
-        if patch.name in _originals or names & {patch.name, "all"}:
-            continue
-        _originals[patch.name] = [vars(owner).get(attribute, _MISSING) for owner, attribute in patch.targets]
-        replacement = patch.replace(_originals[patch.name][0])
-        for owner, attribute in patch.targets:
-            setattr(owner, attribute, replacement)
+    names = _disabled(disabled)
+    for index, patch in enumerate(PATCHES):
+        if not (index in _originals or patch.in_context or names & {patch.name, "all"}):
+            _originals[index] = _replace(patch)
 
 
 def uninstall() -> None:
-    """Restores all attributes of Detectron2."""
-    for patch in PATCHES:
-        for (owner, attribute), value in zip(patch.targets, _originals.pop(patch.name, ()), strict=False):
-            if value is _MISSING:
-                delattr(owner, attribute)
-            else:
-                setattr(owner, attribute, value)
+    """Restores all attributes."""
+    for index in sorted(_originals, reverse=True):
+        _restore(PATCHES[index], _originals.pop(index))
 
 
 @contextlib.contextmanager
-def numpy_names() -> Iterator[None]:
-    """Restores ``numpy.float`` (removed in 1.24) and ``numpy.in1d`` (removed in 2.4) inside the context.
-
-    The newest versions of ``lvis`` (0.5.3) and ``cityscapesscripts`` (2.3.0), which Detectron2's evaluators use, call
-    them.
-    """
-    added = {name: value for name, value in (("float", float), ("in1d", np.isin)) if not hasattr(np, name)}
-    for name, value in added.items():
-        setattr(np, name, value)
+def applied(name: str) -> Iterator[None]:
+    """Installs the patches of one name inside the context, unless they are disabled."""
+    chosen = [patch for patch in PATCHES if patch.name == name and not _disabled() & {name, "all"}]
+    originals = [_replace(patch) for patch in chosen]
     try:
         yield
     finally:
-        for name in added:
-            delattr(np, name)
+        for patch, values in zip(chosen, originals, strict=True):
+            _restore(patch, values)
+
+
+def _disabled(names: str | None = None) -> set[str]:
+    found = {name.strip() for name in (os.environ.get(DISABLE, "") if names is None else names).split(",")} - {""}
+    known = list(dict.fromkeys(patch.name for patch in PATCHES))
+    if unknown := found - {"all", *known}:
+        raise UserError(f"{DISABLE} must name {', '.join(known)} or all, got {', '.join(sorted(unknown))}")
+    return found
+
+
+def _replace(patch: Patch) -> list[Any]:
+    """Replaces the attributes and returns their previous values."""
+    originals = [vars(owner).get(attribute, _MISSING) for owner, attribute in patch.targets]
+    replacement = patch.replace(originals[0])
+    for owner, attribute in patch.targets:
+        setattr(owner, attribute, replacement)
+    return originals
+
+
+def _restore(patch: Patch, originals: list[Any]) -> None:
+    for (owner, attribute), value in zip(patch.targets, originals, strict=True):
+        if value is _MISSING:
+            delattr(owner, attribute)
+        else:
+            setattr(owner, attribute, value)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import weakref
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,17 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..config.checkpoint import load_options
+from ..config.data import data_config
+from ..config.evaluation import evaluation_config
 from ..config.model import STEP_KEYS
 from ..config.reading import naming_keys
+from ..config.run import process_config
 from ..config.training import callbacks_config
+from ..training.callbacks import DetectorWriter
 from ..training.ema import ExponentialMovingAverage
 from .checkpoint import EMA, DetectorCheckpointer
-from .data import known_class_names, resolve_num_classes, test_data, training_data
+from .classes import known_class_names
+from .data import resolve_num_classes, test_data, training_data
 from .evaluation import build_evaluator
 from .hooks import StopTraining, add_hooks
 from .mapper import DetrDatasetMapper
@@ -49,17 +55,17 @@ class Trainer(DefaultTrainer, StoppableLoop):
         TrainerBase.__init__(self)
         resolve_num_classes(cfg)  # raises if the config and the data sets disagree
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        self.callbacks_config = callbacks_config(cfg)
+        self.config = callbacks_config(cfg)
         model = self.build_model(cfg)
         with without_refusal():
             optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        ema = self.callbacks_config.ema
-        self.ema = ExponentialMovingAverage(model, ema) if ema else None
-        options: dict[str, Any] = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        self.ema = ExponentialMovingAverage(model, self.config.ema) if self.config.ema else None
+        process = process_config(cfg)
+        options: dict[str, Any] = {"device_ids": None} if process.device == "cpu" else {}
         options["find_unused_parameters"] = bool(model.detector.unused_features())
         model = create_ddp_model(model, broadcast_buffers=False, **options)
-        loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        loop = AMPTrainer if process.amp else SimpleTrainer
         self._trainer = loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         parts: dict[str, Any] = {EMA: self.ema} if self.ema else {}
@@ -86,7 +92,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
     ) -> DetectorCheckpointer:
         """Builds the checkpointer of ``OUTPUT_DIR`` for training, resuming and evaluation."""
         options = load_options(cfg, for_evaluation=for_evaluation, class_names=known_class_names(cfg))
-        return DetectorCheckpointer(model, cfg.OUTPUT_DIR, options, **checkpointables)
+        return DetectorCheckpointer(model, process_config(cfg).output_dir, options, **checkpointables)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -96,15 +102,17 @@ class Trainer(DefaultTrainer, StoppableLoop):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Builds Detectron2's training loader with DETR's mapper."""
-        return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, True), **training_data(cfg))
+        data = training_data(data_config(cfg), process_config(cfg).seed)
+        return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, True), **data)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Builds Detectron2's test loader with DETR's mapper."""
-        mapper, records = DetrDatasetMapper(cfg, False), test_data(cfg, dataset_name)
+        mapper, config = DetrDatasetMapper(cfg, False), data_config(cfg, eval_only=True)
+        records = test_data(dataset_name, config)
         if records is None:
             return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        return build_detection_test_loader(records, mapper=mapper, num_workers=config.num_workers)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -114,18 +122,25 @@ class Trainer(DefaultTrainer, StoppableLoop):
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Evaluates with test-time augmentation; metrics have Detectron2's names, ``{"bbox_TTA": …}``."""
-        several = len(cfg.DATASETS.TEST) > 1
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [
-            cls.build_evaluator(cfg, name, os.path.join(folder, *[name] * several)) for name in cfg.DATASETS.TEST
-        ]
+        names, folder = (
+            data_config(cfg, eval_only=True).test,
+            os.path.join(process_config(cfg).output_dir, "inference_TTA"),
+        )
+        folders = [folder] if len(names) == 1 else [os.path.join(folder, name) for name in names]
+        evaluators = [cls.build_evaluator(cfg, *pair) for pair in zip(names, folders, strict=True)]
         results = cls.test(cfg, SetPredictionTTA(cfg, model), evaluators)
         return {f"{key}_TTA": value for key, value in results.items()}
 
     def build_hooks(self) -> list[Any]:
         """Adds the configured hooks to Detectron2's and, with ``TEST.AUG``, a final evaluation with TTA."""
         given = [hook for hook in super().build_hooks() if hook is not None]
-        own = add_hooks(self.cfg, self.callbacks_config, given, self.ema)
-        if self.cfg.TEST.AUG.ENABLED:
+        writer = DetectorWriter(
+            Path(process_config(self.cfg).output_dir),
+            self.cfg.dump(),
+            known_class_names(self.cfg),
+            is_averaged=self.ema is not None,
+        )
+        own = add_hooks(self.config, writer, given, self.ema)
+        if evaluation_config(self.cfg).tta is not None:
             own.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return own

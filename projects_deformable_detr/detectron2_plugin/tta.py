@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..config.data import image_reader
+from ..config.evaluation import tta_config
 from ..errors import UserError
 from ..evaluation.tta import merge_views
 from ..modeling import Detections
@@ -49,7 +50,7 @@ class SetPredictionTTA(nn.Module):
         self.tta_mapper = tta_mapper or DatasetMapperTTA(cfg)
         self.reader = image_reader(cfg)
         self.batch_size = batch_size
-        self.nms_threshold = cfg.MODEL.DETR.TTA_NMS_THRESH
+        self.nms_threshold = tta_config(cfg).nms_threshold
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,14 +10,14 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from builtin_datasets import SETS, config_file, full_name, options, perfect
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.detectron2_plugin import data, main
+from projects_deformable_detr.detectron2_plugin import classes, data, main
+from projects_deformable_detr.detectron2_plugin.classes import panoptic_classes
 from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
-from projects_deformable_detr.detectron2_plugin.panoptic_classes import panoptic_classes
 from projects_deformable_detr.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("builtin_root")
 NEEDS = {
-    "lvis_v1": "lvis",
+    "lvis_v1": "faster_coco_eval",
     "cityscapes_fine_instance_seg": "cityscapesscripts",
     "cityscapes_fine_panoptic": "cityscapesscripts",
 }
@@ -48,16 +48,16 @@ def cfg(name, tmp_path):
 
 
 def test_number_of_classes_and_things(name, cfg):
-    classes, things, *_ = SETS[name]
-    assert data.resolve_num_classes(cfg) == classes
-    cfg.MODEL.DETR.NUM_CLASSES = classes
-    found = data.resolve_thing_classes(cfg)
+    number, things, *_ = SETS[name]
+    assert data.resolve_num_classes(cfg) == number
+    cfg.MODEL.DETR.NUM_CLASSES = number
+    found = classes.resolve_thing_classes(cfg)
     assert len(found) == things
     if name == "cityscapes_fine_panoptic":
         assert found == tuple(range(11, 19))
-        assert data.known_class_names(cfg)[11] == "person" and data.known_class_names(cfg)[0] == "road"
-    cfg.MODEL.DETR.NUM_CLASSES = classes + 1
-    with pytest.raises(UserError, match=f"NUM_CLASSES is {classes + 1}, but .* has {classes}"):
+        assert classes.known_class_names(cfg)[11] == "person" and classes.known_class_names(cfg)[0] == "road"
+    cfg.MODEL.DETR.NUM_CLASSES = number + 1
+    with pytest.raises(UserError, match=f"NUM_CLASSES is {number + 1}, but .* has {number}"):
         data.resolve_num_classes(cfg)
 
 
@@ -81,8 +81,7 @@ def test_ground_truth_as_predictions_is_perfect(name, cfg, tmp_path):
     cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "none", False
     dataset = full_name(name, "val")
     cfg.DATASETS.TRAIN = (dataset,)
-    classes = panoptic_classes(dataset, is_panoptic)
-    metrics = perfect(cfg, dataset, build_evaluator(cfg, dataset), classes)
+    metrics = perfect(cfg, dataset, build_evaluator(cfg, dataset), panoptic_classes(dataset, is_panoptic))
     assert set(metrics) == METRICS[name]
     for kind, values in metrics.items():
         for key in {"AP", "AP50", "PQ", "PQ_th", "PQ_st", "mIoU"} & set(values):
@@ -95,7 +94,7 @@ def test_ground_truth_as_predictions_is_perfect(name, cfg, tmp_path):
     if name.startswith("cityscapes"):
         assert metrics["segm"]["AP-car"] > 80 and "AP-bus" in metrics["segm"]
     if name == "lvis_v1":
-        classes = json.loads((tmp_path / "inference/lvis_class_ap_segm.json").read_text())
-        assert len(classes) == 1203 and classes["person"] == pytest.approx(100) and math.isnan(classes["zebra"])
+        found = json.loads((tmp_path / "inference/lvis_class_ap_segm.json").read_text())
+        assert len(found) == 1203 and found["person"] == pytest.approx(100) and math.isnan(found["zebra"])
     if name == "voc_2007":
         assert metrics["bbox"]["AP-car"] == pytest.approx(100) and "AP-sofa" in metrics["bbox"]

@@ -17,11 +17,15 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, data, inspection, main
+from projects_deformable_detr.config.data import data_config
+from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, data, main
+from projects_deformable_detr.detectron2_plugin.classes import (
+    known_class_names,
+    panoptic_classes,
+    resolve_thing_classes,
+)
 from projects_deformable_detr.detectron2_plugin.evaluation import VOCEvaluator, build_evaluator
-from projects_deformable_detr.detectron2_plugin.inspection import check
 from projects_deformable_detr.detectron2_plugin.meta_arch import to_targets
-from projects_deformable_detr.detectron2_plugin.panoptic_classes import panoptic_classes
 from projects_deformable_detr.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("builtin_root")
@@ -80,7 +84,7 @@ def test_only_panoptic_models_train_on_stuff_of_the_separated_format(tmp_path):
     cfg.merge_from_file(config_file("coco_2017_panoptic_separated"))
     cfg.merge_from_list(options("coco_2017_panoptic_separated", tmp_path))
     labels = to_targets(DetrDatasetMapper(cfg, True)(record)["instances"]).labels.tolist()
-    names = data.known_class_names(cfg)
+    names = known_class_names(cfg)
     assert sorted(names[label] for label in labels) == ["car", "person", "road", "sky"]
     cfg.MODEL.DETR.PANOPTIC.ENABLED = False
     assert data.resolve_num_classes(cfg) == 80
@@ -90,7 +94,7 @@ def test_only_panoptic_models_train_on_stuff_of_the_separated_format(tmp_path):
 
 def test_registered_lvis_file_is_trained_and_evaluated_as_lvis(builtin_root, job, tmp_path, coco_files):
     """The file has a subset of the categories, ids with gaps, and images that are located by ``coco_url`` only."""
-    pytest.importorskip("lvis")
+    pytest.importorskip("faster_coco_eval")
     content = json.loads((builtin_root / "lvis/lvis_v1_val.json").read_text())
     used = {item["category_id"] for item in content["annotations"]}
     content["categories"] = [item for item in content["categories"] if item["id"] in used]
@@ -120,28 +124,28 @@ def test_registered_lvis_file_is_trained_and_evaluated_as_lvis(builtin_root, job
 )
 def test_unsuitable_data_sets_are_rejected(name, options, message):
     if name.startswith("lvis"):
-        pytest.importorskip("lvis")
+        pytest.importorskip("faster_coco_eval")
     cfg = get_cfg("detectron2")
     cfg.merge_from_list(options)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
     with pytest.raises(UserError, match=f"(?s){message}"):
-        check(cfg)
+        data.check(data_config(cfg))
 
 
 @pytest.mark.parametrize(
     ("name", "package"),
     [
-        ("lvis_v1_val", "--no-deps lvis"),
+        ("lvis_v1_val", "faster-coco-eval"),
         ("cityscapes_fine_instance_seg_val", "cityscapesscripts shapely"),
         ("cityscapes_fine_panoptic_val", "cityscapesscripts"),
     ],
 )
 def test_missing_packages_are_reported_before_training(monkeypatch, name, package):
-    monkeypatch.setattr(inspection, "is_installed", lambda package: False)
+    monkeypatch.setattr(data, "is_installed", lambda package: False)
     cfg = get_cfg("detectron2")
     cfg.DATASETS.TEST = (name,)
     with pytest.raises(UserError, match=f"{name} requires .*pip install {package}"):
-        check(cfg)
+        data.check(data_config(cfg))
 
 
 def test_box_ap_on_panoptic_data_without_masks(tmp_path):
@@ -174,7 +178,7 @@ def test_ap_of_things_whose_ids_follow_those_of_stuff(builtin_root, tmp_path):
     cfg.merge_from_list([*options("coco_2017", tmp_path), "MODEL.MASK_ON", "True", "MODEL.DETR.NUM_CLASSES", "4"])
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("stuff_first",)
     cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "none", False
-    assert data.resolve_num_classes(cfg) == 4 and data.resolve_thing_classes(cfg) == (2, 3)
+    assert data.resolve_num_classes(cfg) == 4 and resolve_thing_classes(cfg) == (2, 3)
     classes = panoptic_classes("stuff_first", True)
     metrics = perfect(cfg, "stuff_first", build_evaluator(cfg, "stuff_first"), classes)
     assert metrics["bbox"]["AP-car"] == metrics["segm"]["AP-person"] == pytest.approx(100)
@@ -182,18 +186,20 @@ def test_ap_of_things_whose_ids_follow_those_of_stuff(builtin_root, tmp_path):
     assert (metrics["bbox"]["AP-car"], metrics["bbox"]["AP-person"]) == (pytest.approx(100), 0)
 
 
-def test_ground_truth_converted_from_records_is_not_cached(builtin_root, tmp_path):
-    """A data set with the same name and OUTPUT_DIR as an earlier one must be evaluated on its own ground truth."""
+def test_ground_truth_of_records_without_a_file(tmp_path):
+    """Category ids that are not in the order of the classes; images are those of the function."""
     cfg = get_cfg("detectron2")
     cfg.merge_from_file(config_file("coco_2017"))
-    cfg.merge_from_list(options("coco_2017", tmp_path))
-    for count in (1, 3):
-        DatasetCatalog.register("changing", lambda count=count: DatasetCatalog.get("voc_2007_val")[:count])
-        MetadataCatalog.get("changing").set(thing_classes=MetadataCatalog.get("voc_2007_val").thing_classes)
-        evaluator = build_evaluator(cfg, "changing")
-        assert len(evaluator._coco_api.imgs) == count
-        DatasetCatalog.remove("changing")
-        MetadataCatalog.remove("changing")
+    cfg.merge_from_list([*options("coco_2017", tmp_path), "DATASETS.TRAIN", "('two_images',)"])
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "none", False
+    voc = MetadataCatalog.get("voc_2007_val").thing_classes
+    DatasetCatalog.register("two_images", lambda: DatasetCatalog.get("voc_2007_val")[:2])
+    ids = {20 - index: index for index in range(20)}
+    MetadataCatalog.get("two_images").set(thing_classes=voc, thing_dataset_id_to_contiguous_id=ids)
+    metrics = perfect(cfg, "two_images", build_evaluator(cfg, "two_images"))["bbox"]
+    assert metrics["AP"] == metrics["AP-car"] == pytest.approx(100)
+    results = json.loads((tmp_path / "inference/coco_instances_results.json").read_text())
+    assert {item["category_id"] for item in results} == {20 - voc.index(name) for name in ("car", "person")}
 
 
 def test_inconsistent_panoptic_metadata():

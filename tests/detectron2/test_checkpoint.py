@@ -155,7 +155,7 @@ def test_a_long_list_of_keys_is_cut_short(model, make_cfg, tmp_path):
     deeper = build_model(make_cfg(MODEL__DETR__ENC_LAYERS=3))
     with pytest.raises(CheckpointError, match=r"and \d+ more") as caught:
         Trainer.build_checkpointer(cfg, deeper).resume_or_load("", resume=True)
-    assert str(caught.value).count("missing in the file") == 8
+    assert str(caught.value).count("encoder.layers.") == 8
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from projects_deformable_detr.detectron2_plugin.patches import numpy_names
+from projects_deformable_detr.detectron2_plugin.patches import applied
 
 INSTALL = "from projects_deformable_detr.detectron2_plugin import import_aliases; import_aliases.install()"
 
@@ -75,6 +75,6 @@ def test_packages_of_later_sys_path_entries_are_unchanged(tmp_path):
 
 def test_numpys_old_names_exist_inside_the_context_only():
     had = hasattr(np, "float")
-    with numpy_names():
+    with applied("numpy"):
         assert np.zeros(1, np.float).dtype == np.float64 and np.in1d([[1, 2]], [2]).tolist()[-1]
     assert hasattr(np, "float") is had

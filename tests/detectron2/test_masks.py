@@ -15,15 +15,14 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 from projects_deformable_detr import get_cfg
+from projects_deformable_detr.config.data import data_config
 from projects_deformable_detr.data import masks, panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.load import load_dataset
-from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, Trainer
-from projects_deformable_detr.detectron2_plugin.data import resolve_thing_classes
+from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, Trainer, data
+from projects_deformable_detr.detectron2_plugin.classes import is_standard, resolve_thing_classes
 from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
-from projects_deformable_detr.detectron2_plugin.inspection import check
 from projects_deformable_detr.detectron2_plugin.meta_arch import to_targets
-from projects_deformable_detr.detectron2_plugin.panoptic_classes import is_standard
 from projects_deformable_detr.shapes import dataset as shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -154,7 +153,7 @@ def test_ground_truth_as_predictions_scores_100_percent(names, tmp_path):
 def test_short_panoptic_training(names, tmp_path):
     options = ("SOLVER.MAX_ITER", 4, "MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.005, "TEST.DETECTIONS_PER_IMAGE", 10)
     cfg = make_cfg("quickstart_panoptic.yaml", names[0], tmp_path / "out", *options)
-    check(cfg)
+    data.check(data_config(cfg))
     Path(cfg.OUTPUT_DIR).mkdir()
     trainer = Trainer(cfg)
     trainer.train()

@@ -57,7 +57,9 @@ def originals():
     """Attributes before the patches, which are installed again afterwards."""
     patches.uninstall()
     yield lambda: {
-        patch.name: [getattr(owner, attribute) for owner, attribute in patch.targets] for patch in patches.PATCHES
+        patch.name: [getattr(owner, attribute) for owner, attribute in patch.targets]
+        for patch in patches.PATCHES
+        if not patch.in_context
     }
     patches.uninstall()
     patches.install()

@@ -1,4 +1,4 @@
-"""Classes of Detectron2's panoptic data sets, in its two formats.
+"""Classes of the data sets in Detectron2's catalogs, also in its two panoptic formats.
 
 The classes of a panoptic model are things and stuff in one list (arXiv 2005.12872, section 4.4). Detectron2 has
 
@@ -12,8 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..config import data as config_data
+from ..config import thing_classes
+from ..config.data import dataset_names, is_panoptic
 from ..data.problems import DatasetError
 
 _TYPES = ("coco_panoptic_seg", "cityscapes_panoptic_seg")
@@ -56,14 +60,16 @@ class PanopticClasses:
 
 def is_standard(name: str) -> bool:
     """Returns whether a data set is in the standard format: its records have segments of things and stuff."""
-    metadata = MetadataCatalog.get(name)
-    return metadata.get("evaluator_type") in _TYPES and metadata.get("sem_seg_root") is None
+    return _is_panoptic(name) and MetadataCatalog.get(name).get("sem_seg_root") is None
 
 
 def is_separated(name: str) -> bool:
     """Returns whether a data set is in the separated format."""
-    metadata = MetadataCatalog.get(name)
-    return metadata.get("evaluator_type") in _TYPES and metadata.get("sem_seg_root") is not None
+    return _is_panoptic(name) and MetadataCatalog.get(name).get("sem_seg_root") is not None
+
+
+def _is_panoptic(name: str) -> bool:
+    return name in DatasetCatalog and MetadataCatalog.get(name).get("evaluator_type") in _TYPES
 
 
 def panoptic_classes(name: str, panoptic: bool) -> PanopticClasses | None:
@@ -77,8 +83,6 @@ def panoptic_classes(name: str, panoptic: bool) -> PanopticClasses | None:
     Raises:
         DatasetError: if the numbering of classes in the metadata does not follow the format.
     """
-    if name not in DatasetCatalog:
-        return None
     if is_standard(name):
         return _standard(name)
     return _separated(name) if panoptic and is_separated(name) else None
@@ -117,3 +121,60 @@ def _separated(name: str) -> PanopticClasses:
         (*range(len(things)), *range(1, len(stuff) + 1)),
         (*(things[index] for index in sorted(things)), *(stuff[index] for index in sorted(stuff))),
     )
+
+
+def set_classes(name: str, names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
+    """Sets the classes of a file in the metadata, as Detectron2's reader does.
+
+    Raises:
+        DatasetError: if the metadata has other classes.
+    """
+    metadata = MetadataCatalog.get(name)
+    known = metadata.get("thing_classes")
+    if known is not None and tuple(known) != names:
+        raise DatasetError(
+            f"data set {name} has the {len(known)} classes {', '.join(known[:5])}, … in Detectron2's metadata, but "
+            f"{metadata.json_file} has {len(names)}: {', '.join(names[:5])}, …; register it under another name"
+        )
+    ids = {category_id: index for index, category_id in enumerate(category_ids)}
+    metadata.set(thing_classes=list(names), thing_dataset_id_to_contiguous_id=ids)
+
+
+def class_names(dataset: str, *, panoptic: bool = False) -> tuple[str, ...] | None:
+    """Returns the class names in the metadata of a data set, or None; no file is read.
+
+    Args:
+        dataset: name of the data set.
+        panoptic: return the classes of a panoptic model.
+    """
+    if classes := panoptic_classes(dataset, panoptic):
+        return classes.names
+    return tuple(MetadataCatalog.get(dataset).get("thing_classes") or ()) or None if dataset in DatasetCatalog else None
+
+
+def known_class_names(cfg: CfgNode) -> tuple[str, ...] | None:
+    """Returns the class names of the first data set with classes in its metadata, or None; no file is read."""
+    return next(filter(None, (class_names(name, panoptic=is_panoptic(cfg)) for name in dataset_names(cfg))), None)
+
+
+def separated_classes(cfg: CfgNode) -> PanopticClasses | None:
+    """Returns the classes of a panoptic model whose data sets are in the separated format; None for other models."""
+    found = (panoptic_classes(name, is_panoptic(cfg)) for name in dataset_names(cfg))
+    return next((classes for classes in found if classes is not None and classes.is_separated), None)
+
+
+def resolve_thing_classes(cfg: CfgNode) -> tuple[int, ...]:
+    """Returns the classes that are things (`config.data.resolve_thing_classes`); (): all of them.
+
+    Without a panoptic data set or key there is no stuff, even if a model has more classes than the data set.
+    """
+    names = dataset_names(cfg)
+    if not (is_panoptic(cfg) or thing_classes(cfg) or any(map(is_standard, names))):
+        return ()
+    return config_data.resolve_thing_classes(cfg, lambda name: _things(name, is_panoptic(cfg)))
+
+
+def _things(name: str, panoptic: bool) -> tuple[int, ...] | None:
+    """Returns the things among the classes in the metadata of a data set, or None if it has no classes."""
+    classes = panoptic_classes(name, panoptic)
+    return classes.things if classes else tuple(range(len(class_names(name) or ()))) or None
