@@ -1,12 +1,14 @@
 """Recipes as LazyConfigs.
 
 `lazy_config` translates a config, usually one of ``configs/*.yaml``, into a tree of ``LazyCall`` nodes for Detectron2's
-``tools/lazyconfig_train_net.py``. Arguments that must agree are interpolations, so that one override sets all of them.
+``tools/lazyconfig_train_net.py``: the project's configuration dataclasses, and the constructors that accept them.
+Values that must agree are interpolations, so that one override sets all of them.
 """
 
-import re
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import LazyCall as L
@@ -14,43 +16,25 @@ from detectron2.config.instantiate import dump_dataclass
 from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
+from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig
-from torch import nn
 
 from ..config.data import data_config
 from ..config.evaluation import evaluation_config
-from ..config.model import FPN_KEYS, RESNET_KEYS, SWIN_KEYS, TIMM_KEYS, detector_config
-from ..config.reading import read
-from ..config.training import augmentation_policy, optimizer_config, schedule_config, training_config
-from ..data.config import SamplerConfig
+from ..config.model import BACKBONES, BackboneConfig, backbone_config, criterion_config, detector_config
+from ..config.run import process_config
+from ..config.training import augmentation_policy, training_config
+from ..data.config import SAMPLERS, DataConfig
+from ..data.sampling import repeat_factors
 from ..errors import UserError
-from ..modeling import Detector, DetectorConfig, HungarianMatcher, SetCriterion
-from ..modeling.deformable_transformer import DeformableDecoder, DeformableEncoder
-from ..modeling.fpn import BackboneWithFPN
-from ..modeling.mask_head import MaskHead
-from ..modeling.neck import Neck
-from ..modeling.position_encoding import LearnedPositionEmbedding, SinePositionEmbedding
-from ..modeling.queries import EncoderDetections, LearnedQueries, PositionQueries, ProposalQueries
-from ..modeling.resnet import ResNet
-from ..modeling.structures import output_shape
-from ..modeling.swin import SwinBackbone
-from ..modeling.timm_backbone import TimmBackbone
-from ..modeling.transformer import TransformerDecoder, TransformerEncoder
-from ..training import OptimizerConfig, ScheduleConfig
+from ..modeling import build_criterion, build_detector
+from ..training import ScheduleConfig
 from ..training.optimizer import make_optimizer, parameter_groups
 from .classes import class_names
-from .data import resolve_num_classes
+from .data import resolve_num_classes, test_data, training_data
 from .evaluation import make_evaluator
 from .hooks import refuse_unsupported
 from .mapper import DetrDatasetMapper, build_augmentations
-
-_BACKBONES: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
-    "resnet": (ResNet, RESNET_KEYS),
-    "swin": (SwinBackbone, SWIN_KEYS),
-    "timm": (TimmBackbone, TIMM_KEYS),
-}
 
 
 def lazy_config(cfg: CfgNode) -> DictConfig:
@@ -67,240 +51,141 @@ def lazy_config(cfg: CfgNode) -> DictConfig:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DETR.NUM_CLASSES = cfg.MODEL.DETR.NUM_CLASSES or resolve_num_classes(cfg)
+    training = training_config(cfg)
+    # The fused step cannot be combined with the gradient scaler of ``train.amp.enabled``.
+    optimizer = dump_dataclass(training.optimizer) | {"fused": False}
     nodes = {
         "model": _model(cfg),
         "dataloader": _dataloader(cfg),
-        "optimizer": _optimizer(optimizer_config(cfg)),
-        "lr_multiplier": _lr_multiplier(schedule_config(cfg)),
+        "optimizer": L(make_optimizer)(
+            params=L(parameter_groups)(config="${..config}"),  # the training script sets params.model
+            config=optimizer,
+            clip_in_step=True,
+        ),
+        "lr_multiplier": L(RelativeSchedule)(config=dump_dataclass(training.schedule)),
         "train": _train(cfg),
     }
     return DictConfig(nodes, flags={"allow_objects": True})
 
 
+@dataclass(frozen=True)
+class RelativeSchedule(ParamScheduler):  # type: ignore[misc]
+    """Schedule for Detectron2's hook, stretched to the number of iterations of the trainer."""
+
+    config: ScheduleConfig
+
+    def __call__(self, where: float) -> float:
+        """Returns the factor of the learning rate at a progress in [0, 1]."""
+        return self.config.factor(round(where * self.config.max_iter))
+
+
+def build_train_loader(config: DataConfig, mapper: DetrDatasetMapper, seed: int = -1) -> Any:
+    """Builds Detectron2's training loader, with the project's reader for data sets in COCO's formats and LVIS's."""
+    data = training_data(config, seed)
+    if not data:
+        parts = {name: get_detection_dataset_dicts(name, filter_empty=config.filter_empty) for name in config.train}
+        data["dataset"] = [record for part in parts.values() for record in part]
+        labels = {
+            name: [np.array([item["category_id"] for item in record.get("annotations", ())]) for record in part]
+            for name, part in parts.items()
+        }
+        factors = repeat_factors(config.sampler, list(labels.items()))
+        data["sampler"] = None if factors is None else RepeatFactorTrainingSampler(factors)
+    return build_detection_train_loader(
+        **data,
+        mapper=mapper,
+        total_batch_size=config.batch_size,
+        aspect_ratio_grouping=config.group_by_aspect_ratio,
+        num_workers=config.num_workers,
+    )
+
+
+def build_test_loader(config: DataConfig, mapper: DetrDatasetMapper) -> Any:
+    """Builds Detectron2's loader of the first test set, with readers as in `build_train_loader`."""
+    records = test_data(config.test[0], config)
+    if records is None:
+        records = get_detection_dataset_dicts(config.test[0], filter_empty=False)
+    return build_detection_test_loader(records, mapper=mapper, num_workers=config.num_workers)
+
+
 def _model(cfg: CfgNode) -> DictConfig:
     """Returns the node of the meta-architecture; ``MODEL.DETR.NUM_CLASSES`` must be set."""
+    if cfg.MODEL.BACKBONE.NAME not in BACKBONES:
+        raise UserError(
+            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} has no LazyConfig form: set model.detector.backbone "
+            "instead"
+        )
     architecture: Any = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     with torch.device("meta"):  # checks the config and reads the data set's classes, without allocating memory
         arguments = architecture.from_config(cfg)
-    config = detector_config(cfg, architecture.architecture)
-    train = "${dataloader.train.dataset.names" + ("[0]}" if len(cfg.DATASETS.TRAIN) > 1 else "}")
+    criterion = dump_dataclass(criterion_config(cfg, architecture.architecture))
+    shared = {"class_loss": "${...detector.config.class_loss}", "mask_loss": "${...detector.config.mask_head}"}
     nodes = {
-        "detector": L(Detector)(backbone=_backbone(cfg), **_parts(config, arguments["detector"].backbone)),
-        "criterion": _criterion(arguments["criterion"]),
+        "detector": L(build_detector)(
+            config=dump_dataclass(detector_config(cfg, architecture.architecture)),
+            backbone=_backbone(backbone_config(cfg)),
+        ),
+        "criterion": L(build_criterion)(config=criterion | shared),
         "load_options": {
             **dump_dataclass(arguments["load_options"]),
-            "class_names": L(class_names)(dataset=train, panoptic=arguments["panoptic"] is not None),
+            "class_names": L(class_names)(
+                dataset="${dataloader.config.train[0]}", panoptic=arguments["panoptic"] is not None
+            ),
             "input_format": "${..input_format}",
         },
     }
     return L(architecture)(**arguments | nodes)
 
 
-def _parts(config: DetectorConfig, backbone: nn.Module) -> dict[str, Any]:
-    """Returns the detector's arguments other than its backbone, whose feature maps determine ``in_channels``."""
-    shapes, deformable = output_shape(backbone), config.architecture == "DeformableDETR"
-    if config.position_embedding == "sine":
-        embedding = L(SinePositionEmbedding)(d_model="${..d_model}", centered=deformable)
-    else:
-        embedding = L(LearnedPositionEmbedding)(d_model="${..d_model}", size=config.position_embedding_size)
-    neck = L(Neck)(
-        in_channels={name: shapes[name].channels for name in config.in_features},
-        d_model=config.d_model,
-        num_levels=config.num_levels,
-        position_embedding=embedding,
-        norm=deformable,
-        level_embed=deformable,
-    )
-    mask_head = None
-    if config.mask_head:
-        mask_head = L(MaskHead)(
-            d_model="${..neck.d_model}",
-            num_heads="${..encoder.layer.num_heads}",
-            level=config.in_features.index(config.mask_attention_feature or config.in_features[-1]),
-            features=[(name, shapes[name].channels) for name in config.mask_features],
-            box_positions=deformable,
-        )
-    return {
-        "neck": neck,
-        **(_deformable_transformer if deformable else _transformer)(config),
-        "no_object": config.no_object,
-        "mask_head": mask_head,
-        "freeze_detector": config.freeze_detector,
-    }
-
-
-def _layer(config: DetectorConfig) -> dict[str, Any]:
-    layer: dict[str, Any] = dump_dataclass(config.layer(config.encoder_points))
-    return layer | {"d_model": "${...neck.d_model}", "num_levels": "${...neck.num_levels}"}
-
-
-def _transformer(config: DetectorConfig) -> dict[str, Any]:
-    return {
-        "encoder": L(TransformerEncoder)(
-            layer=_layer(config),
-            num_layers=config.encoder_layers,
-            activation_checkpointing=config.activation_checkpointing,
-        ),
-        "queries": L(PositionQueries)(num_queries=config.num_queries, d_model="${..neck.d_model}"),
-        "decoder": L(TransformerDecoder)(
-            layer="${..encoder.layer}",
-            num_layers=config.decoder_layers,
-            num_classes=config.num_classes,
-            no_object="${..no_object}",
-        ),
-    }
-
-
-def _deformable_transformer(config: DetectorConfig) -> dict[str, Any]:
-    encoder = L(DeformableEncoder)(
-        layer=_layer(config),
-        num_layers=config.encoder_layers,
-        multi_scale=config.multi_scale_attention,
-        activation_checkpointing=config.activation_checkpointing,
-    )
-    if config.decoder_layers == 0:
-        queries = L(EncoderDetections)(d_model="${..neck.d_model}", num_classes=config.num_classes)
-        return {"encoder": encoder, "queries": queries, "decoder": None}
-    arguments = {"num_queries": config.num_queries, "d_model": "${..neck.d_model}"}
-    if config.two_stage:
-        arguments["num_classes"] = "${..decoder.num_classes}"
-    queries = L(ProposalQueries if config.two_stage else LearnedQueries)(**arguments)
-    same_points = config.decoder_points == config.encoder_points
-    decoder = L(DeformableDecoder)(
-        layer="${..encoder.layer}" if same_points else {**_layer(config), "num_points": config.decoder_points},
-        num_layers=config.decoder_layers,
-        num_classes=config.num_classes,
-        box_refine=config.box_refine,
-        two_stage=config.two_stage,
-        no_object="${..no_object}",
-    )
-    return {"encoder": encoder, "queries": queries, "decoder": decoder}
-
-
-def _backbone(cfg: CfgNode) -> DictConfig:
-    name = cfg.MODEL.BACKBONE.NAME
-    match = re.fullmatch(r"build_deformable_detr_(resnet|swin|timm)(_fpn)?_backbone", name)
-    if match is None:
-        raise UserError(f"MODEL.BACKBONE.NAME {name!r} has no LazyConfig form: set model.detector.backbone instead")
-    constructor, keys = _BACKBONES[match[1]]
-    node: DictConfig = read(L(constructor), cfg, keys)
-    if constructor is ResNet and node.res2_channels == 256:
-        node.res2_channels = None  # Detectron2's default; None selects the paper's width at every depth
-    return read(L(BackboneWithFPN), cfg, FPN_KEYS, bottom_up=node) if match[2] else node
-
-
-def _criterion(criterion: SetCriterion) -> DictConfig:
-    matcher = criterion.matcher
-    return L(SetCriterion)(
-        classification=dump_dataclass(criterion.classification),
-        matcher=L(HungarianMatcher)(
-            classification="${..classification}",
-            cost_class=matcher.cost_class,
-            cost_bbox=matcher.cost_bbox,
-            cost_giou=matcher.cost_giou,
-        ),
-        weights=dict(criterion.weights),
-        deep_supervision=criterion.deep_supervision,
-        masks=None if criterion.masks is None else dump_dataclass(criterion.masks),
-    )
+def _backbone(config: BackboneConfig) -> DictConfig:
+    others = {} if config.bottom_up is None else {"bottom_up": _backbone(config.bottom_up)}
+    return L(config.constructor)(**config.arguments, **others)
 
 
 def _dataloader(cfg: CfgNode) -> dict[str, Any]:
     config, evaluation = data_config(cfg), evaluation_config(cfg)
-    train = config.train[0] if len(config.train) == 1 else config.train
+    if config.sampler.name not in SAMPLERS:
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN {config.sampler.name!r} has no LazyConfig form: set it to one of "
+            f"{', '.join(SAMPLERS)}"
+        )
+    shared = {"masks": "${model.detector.config.mask_head}"}
+    if config.max_objects is not None:
+        shared["max_objects"] = "${model.detector.config.num_queries}"
     return {
-        "train": L(build_detection_train_loader)(
-            dataset=L(get_detection_dataset_dicts)(names=train, filter_empty=config.filter_empty),
-            sampler=_sampler(config.sampler),
-            mapper=_mapper(cfg, is_train=True),
-            total_batch_size=config.batch_size,
-            aspect_ratio_grouping=config.group_by_aspect_ratio,
-            num_workers=config.num_workers,
-        ),
-        "test": L(build_detection_test_loader)(
-            dataset=L(get_detection_dataset_dicts)(names=config.test[0], filter_empty=False),
-            mapper=_mapper(cfg, is_train=False),
-            num_workers="${..train.num_workers}",
-        ),
+        "config": dump_dataclass(config) | shared,
+        "train": L(build_train_loader)(config="${..config}", mapper=_mapper(cfg, is_train=True), seed="${train.seed}"),
+        "test": L(build_test_loader)(config="${..config}", mapper=_mapper(cfg, is_train=False)),
         "evaluator": L(make_evaluator)(
-            dataset_name="${..test.dataset.names}",
+            dataset_name="${..config.test[0]}",
             output_dir="${train.output_dir}/inference",
             max_detections=evaluation.max_detections,
-            has_masks=config.masks,
+            has_masks="${..config.masks}",
             is_panoptic=evaluation.is_panoptic,
+            config="${..config}",
         ),
     }
 
 
 def _mapper(cfg: CfgNode, is_train: bool) -> DictConfig:
-    policy = dump_dataclass(augmentation_policy(cfg, is_train))
     arguments = DetrDatasetMapper.from_config(cfg, is_train)
-    parts = {"augmentations": L(build_augmentations)(policy=policy), "reader": dump_dataclass(arguments["reader"])}
+    policy = dump_dataclass(augmentation_policy(cfg, is_train))
+    parts = {"augmentations": L(build_augmentations)(policy=policy), "reader": "${dataloader.config.reader}"}
     return L(DetrDatasetMapper)(**arguments | parts)
-
-
-def _sampler(config: SamplerConfig) -> DictConfig | None:
-    """Returns None for `TrainingSampler`, Detectron2's default."""
-    if config.name == "TrainingSampler":
-        return None
-    if config.name != "RepeatFactorTrainingSampler":
-        raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN {config.name!r} has no LazyConfig form: set dataloader.train.sampler instead"
-        )
-    return L(RepeatFactorTrainingSampler)(
-        repeat_factors=L(RepeatFactorTrainingSampler.repeat_factors_from_category_frequency)(
-            dataset_dicts="${dataloader.train.dataset}",
-            repeat_thresh=config.repeat_threshold,
-            sqrt=config.repeat_sqrt,
-        )
-    )
-
-
-def _optimizer(config: OptimizerConfig) -> DictConfig:
-    """Returns the optimizer's node; the training script sets ``params.model``."""
-    return L(make_optimizer)(
-        params=L(parameter_groups)(
-            base_lr="${..lr}",
-            backbone_lr=config.base_lr * config.backbone_multiplier,
-            sampling_lr=config.base_lr * config.sampling_multiplier,
-        ),
-        name=config.name,
-        lr=config.base_lr,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        clip=None if config.clip is None else dump_dataclass(config.clip),
-    )
-
-
-def _lr_multiplier(config: ScheduleConfig) -> DictConfig:
-    """Returns a schedule relative to ``train.max_iter``, which is stretched if that is overridden."""
-    if config.name == "WarmupCosineLR":
-        scheduler = L(CosineParamScheduler)(start_value=1.0, end_value=config.base_lr_end / config.base_lr)
-    else:
-        milestones = [step for step in config.steps if step <= config.max_iter]
-        values = [config.gamma**index for index in range(len(milestones) + 1)]
-        scheduler = L(MultiStepParamScheduler)(values=values, milestones=milestones, num_updates=config.max_iter)
-    return L(WarmupParamScheduler)(
-        scheduler=scheduler,
-        warmup_factor=config.warmup_factor,
-        warmup_length=min(config.warmup_iters / config.max_iter, 1.0),
-        warmup_method=config.warmup_method,
-        rescale_interval=config.rescale_interval,
-    )
 
 
 def _train(cfg: CfgNode) -> dict[str, Any]:
     """Settings of the training script, as in Detectron2's ``configs/common/train.py``."""
-    config = training_config(cfg)
+    process, training = process_config(cfg), training_config(cfg)
     return {
-        "output_dir": cfg.OUTPUT_DIR,
-        "init_checkpoint": cfg.MODEL.WEIGHTS,
-        "max_iter": config.schedule.max_iter,
-        "amp": {"enabled": cfg.SOLVER.AMP.ENABLED},
+        "output_dir": process.output_dir,
+        "init_checkpoint": process.weights,
+        "max_iter": training.schedule.max_iter,
+        "seed": process.seed,
+        "amp": {"enabled": process.amp},
         "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
-        "checkpointer": {"period": config.callbacks.checkpoint_period, "max_to_keep": 100},
-        "eval_period": config.callbacks.eval_period,
+        "checkpointer": {"period": training.callbacks.checkpoint_period, "max_to_keep": 100},
+        "eval_period": training.callbacks.eval_period,
         "log_period": 20,
-        "device": cfg.MODEL.DEVICE,
+        "device": process.device,
     }

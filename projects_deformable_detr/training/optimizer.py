@@ -71,20 +71,19 @@ class OptimizerConfig:
     clip: GradientClip | None = GradientClip()
 
     def __post_init__(self) -> None:
-        _check(self.name, self.momentum, self.nesterov)
+        check_choice("name", self.name, ("ADAMW", "SGD"))
+        if self.nesterov and not (self.name == "SGD" and self.momentum > 0):
+            raise ArgumentError(
+                "nesterov", "must be False unless the optimizer is SGD with a momentum above 0, got True"
+            )
 
 
-def parameter_groups(model: nn.Module, base_lr: float, backbone_lr: float, sampling_lr: float) -> list[dict[str, Any]]:
-    """Splits trainable parameters by name into the groups backbone, sampling and rest.
-
-    Args:
-        model: a detector, or a module that contains one.
-        base_lr: learning rate of all other parameters.
-        backbone_lr: learning rate of all parameters below an attribute ``backbone``.
-        sampling_lr: learning rate of sampling offsets and the projection of reference points.
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Splits the trainable parameters of a detector, or of a module that contains one, by name.
 
     Returns:
-        Non-empty groups with ``name``, ``params`` and ``lr``.
+        Non-empty groups with ``name``, ``params`` and ``lr``: ``"backbone"`` (all parameters below an attribute
+        ``backbone``), ``"sampling"`` (sampling offsets and the projection of reference points) and ``"rest"``.
     """
     groups: dict[str, list[nn.Parameter]] = {"rest": [], "backbone": [], "sampling": []}
     for name, parameter in model.named_parameters():
@@ -97,58 +96,36 @@ def parameter_groups(model: nn.Module, base_lr: float, backbone_lr: float, sampl
             groups["sampling"].append(parameter)
         else:
             groups["rest"].append(parameter)
-    rates = {"rest": base_lr, "backbone": backbone_lr, "sampling": sampling_lr}
-    return [{"name": name, "params": params, "lr": rates[name]} for name, params in groups.items() if params]
+    factors = {"rest": 1.0, "backbone": config.backbone_multiplier, "sampling": config.sampling_multiplier}
+    return [
+        {"name": name, "params": params, "lr": config.base_lr * factors[name]}
+        for name, params in groups.items()
+        if params
+    ]
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, clip_in_step: bool = False) -> torch.optim.Optimizer:
-    """Builds the optimizer of a detector, or of a module that contains one.
+    """Builds the optimizer of a detector, or of a module that contains one; see `make_optimizer`."""
+    return make_optimizer(parameter_groups(model, config), config, clip_in_step=clip_in_step)
+
+
+def make_optimizer(
+    params: list[dict[str, Any]], config: OptimizerConfig, *, clip_in_step: bool = False
+) -> torch.optim.Optimizer:
+    """Builds an optimizer from parameter groups.
 
     With ``clip_in_step``, gradients are clipped at the start of each step, see `clip_before_step`; otherwise, the
     training loop must call ``config.clip``.
     """
-    rates = [config.base_lr * factor for factor in (1.0, config.backbone_multiplier, config.sampling_multiplier)]
-    return make_optimizer(
-        parameter_groups(model, *rates),
-        config.name,
-        lr=config.base_lr,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        fused=config.fused,
-        clip=config.clip if clip_in_step else None,
-    )
-
-
-def make_optimizer(
-    params: list[dict[str, Any]],
-    name: str = "ADAMW",
-    *,
-    lr: float,
-    weight_decay: float,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    fused: bool = False,
-    clip: GradientClip | None = None,
-) -> torch.optim.Optimizer:
-    """Builds an optimizer from groups as returned by `parameter_groups`; for other arguments, see `OptimizerConfig`.
-
-    ``lr`` is the learning rate of groups without their own; ``clip`` clips gradients at the start of each step.
-    """
-    _check(name, momentum, nesterov)
-    if name == "ADAMW":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=fused)
+    options: dict[str, Any] = {"lr": config.base_lr, "weight_decay": config.weight_decay}
+    optimizer: torch.optim.Optimizer
+    if config.name == "ADAMW":
+        optimizer = torch.optim.AdamW(params, **options, fused=config.fused)
     else:
-        optimizer = torch.optim.SGD(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-    if clip is not None:
-        clip_before_step(optimizer, clip)
+        optimizer = torch.optim.SGD(params, **options, momentum=config.momentum, nesterov=config.nesterov)
+    if clip_in_step and config.clip is not None:
+        clip_before_step(optimizer, config.clip)
     return optimizer
-
-
-def _check(name: str, momentum: float, nesterov: bool) -> None:
-    check_choice("name", name, ("ADAMW", "SGD"))
-    if nesterov and not (name == "SGD" and momentum > 0):
-        raise ArgumentError("nesterov", "must be False unless the optimizer is SGD with a momentum above 0, got True")
 
 
 def clip_before_step(optimizer: torch.optim.Optimizer, clip: GradientClip) -> None:

@@ -1,6 +1,9 @@
 """LazyConfigs of all recipes: the same modules, optimizer, schedule and data as the YAML file gives."""
 
+import json
 import re
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +12,15 @@ import torch
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
 
 from projects_deformable_detr import model_zoo
+from projects_deformable_detr.config.data import data_config
 from projects_deformable_detr.config.training import optimizer_config
-from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper
+from projects_deformable_detr.data.problems import DatasetError
+from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, data
 from projects_deformable_detr.detectron2_plugin.lazy import lazy_config
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling.position_encoding import LearnedPositionEmbedding
@@ -71,10 +77,9 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """(CfgNode, LazyConfig) of one recipe; the CfgNode as Detectron2's own scripts read it."""
     cfg, lazy = get_cfg(), model_zoo.get_config(request.param, lazy=True)
     cfg.merge_from_file(str(model_zoo.config_file(request.param)))
-    decoder = lazy.model.detector.decoder
-    head = decoder if decoder is not None else lazy.model.detector.queries
-    assert cfg.MODEL.DETR.NUM_CLASSES in (0, head.num_classes)
-    cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DEVICE = head.num_classes, "meta"
+    num_classes = lazy.model.detector.config.num_classes
+    assert cfg.MODEL.DETR.NUM_CLASSES in (0, num_classes)
+    cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DEVICE = num_classes, "meta"
     return cfg, lazy
 
 
@@ -91,7 +96,7 @@ def test_model_and_training_equal_the_yaml(pair):
         assert list(lazy.model[key]) == list(cfg.MODEL[key.upper()])
 
     lazy.optimizer.params.model = found
-    cfg.SOLVER.AMP.ENABLED = True  # disables the fused step, which needs memory
+    cfg.SOLVER.AMP.ENABLED = True  # disables the fused step, as in LazyConfigs
     optimizers = instantiate(lazy.optimizer), build_optimizer(cfg, expected)
     assert len({type(optimizer) for optimizer in optimizers}) == 1
     groups = []
@@ -104,7 +109,7 @@ def test_model_and_training_equal_the_yaml(pair):
         assert ours.pop("lr") == pytest.approx(theirs.pop("lr"))
         theirs.pop("initial_lr", None)
         assert ours == theirs
-    assert instantiate(lazy.optimizer.clip) == optimizer_config(cfg).clip
+    assert instantiate(lazy.optimizer.config) == optimizer_config(cfg)
 
     schedule, reference = instantiate(lazy.lr_multiplier), build_lr_scheduler(cfg, optimizers[1])._multiplier
     last = cfg.SOLVER.MAX_ITER
@@ -116,11 +121,8 @@ def test_model_and_training_equal_the_yaml(pair):
 def test_data_equals_the_yaml(pair):
     cfg, lazy = pair
     loaders = lazy.dataloader
-    assert (loaders.train.dataset.names,) == tuple(cfg.DATASETS.TRAIN)
-    assert (loaders.test.dataset.names,) == tuple(cfg.DATASETS.TEST)
-    assert loaders.train.dataset.filter_empty == cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    assert loaders.train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
-    assert loaders.train.num_workers == loaders.test.num_workers == cfg.DATALOADER.NUM_WORKERS
+    found, expected = (replace(config, pin_memory=False) for config in (instantiate(loaders.config), data_config(cfg)))
+    assert plain(asdict(found)) == plain(asdict(expected))
     for is_train, part in ((True, loaders.train), (False, loaders.test)):
         mappers = instantiate(part.mapper), DetrDatasetMapper(cfg, is_train)
         values = [{key: value for key, value in vars(mapper).items() if key != "augmentations"} for mapper in mappers]
@@ -129,6 +131,7 @@ def test_data_equals_the_yaml(pair):
         assert ours == theirs
     evaluator, train = loaders.evaluator, lazy.train
     assert (evaluator.dataset_name,) == tuple(cfg.DATASETS.TEST)
+    assert train.seed == cfg.SEED
     assert (evaluator.has_masks, evaluator.is_panoptic) == (cfg.MODEL.MASK_ON, cfg.MODEL.DETR.PANOPTIC.ENABLED)
     assert evaluator.max_detections == cfg.TEST.DETECTIONS_PER_IMAGE
     assert (train.max_iter, train.eval_period) == (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD)
@@ -169,20 +172,64 @@ def test_a_lazy_file_equals_its_recipe():
 
 def test_overrides_reach_every_part():
     lazy = model_zoo.get_config("quickstart", lazy=True)
-    lazy.model.detector.decoder.num_layers = 3
-    options = ["model.detector.decoder.num_classes=3", "model.detector.neck.d_model=64", "optimizer.lr=0.5"]
-    options += ["dataloader.test.dataset.names=coco_2017_val", "dataloader.train.dataset.names=coco_2017_train"]
+    lazy.model.detector.config.decoder_layers = 3
+    options = ["model.detector.config.num_classes=3", "model.detector.config.d_model=64"]
+    options += ["model.detector.config.two_stage=False", "model.detector.config.class_loss=softmax"]
+    options += ["model.detector.config.num_queries=7"]
+    options += ["optimizer.config.base_lr=0.5", "optimizer.config.backbone_multiplier=0.2"]
+    options += ["dataloader.config.train=[coco_2017_train]", "dataloader.config.test=[coco_2017_val]"]
     lazy = LazyConfig.apply_overrides(lazy, options)
     model = instantiate(lazy.model)
-    assert len(model.detector.decoder.layers) == 3
-    assert model.detector.queries.class_head.out_features == 3
-    assert {head.out_features for head in model.detector.decoder.class_heads} == {3}
-    assert model.detector.encoder.layers[0].norm.normalized_shape == (64,)
+    detector = model.detector
+    assert len(detector.decoder.layers) == 3
+    assert {head.out_features for head in detector.decoder.class_heads} == {4}
+    assert detector.encoder.layers[0].norm.normalized_shape == (64,)
+    assert model.criterion.classification.no_object
     assert len(model.load_options.class_names) == 80
+    data = instantiate(lazy.dataloader.config)
+    assert (data.max_objects, data.masks) == (7, False)
     assert lazy.dataloader.evaluator.dataset_name == "coco_2017_val"
     lazy.optimizer.params.model = model
     rates = {group["name"]: group["lr"] for group in instantiate(lazy.optimizer).param_groups}
-    assert rates["rest"] == 0.5
+    assert rates == {"rest": 0.5, "backbone": 0.1, "sampling": 0.15}
+
+
+def test_the_schedule_is_relative_to_the_length_of_the_training():
+    lazy = model_zoo.get_config("deformable_detr_r50", lazy=True)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = LRMultiplier(optimizer, instantiate(lazy.lr_multiplier), max_iter=50)
+    rates = []
+    for _ in range(50):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:40] + rates[41:] == pytest.approx([1.0] * 40 + [0.1] * 9)
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_loaders_have_the_records_of_the_projects_reader(coco_files, is_file, tmp_path):
+    name, path = f"lazy_{is_file}", tmp_path / "invalid_box.json"
+    content = json.loads(Path(coco_files[0]).read_text())
+    content["annotations"][0]["bbox"][2] = 0.0
+    path.write_text(json.dumps(content))
+    data.register(name, str(path), coco_files[1])
+    if not is_file:  # a function of the user
+        records = DatasetCatalog.get(name)
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, lambda: records)
+    lazy = model_zoo.get_config("quickstart", lazy=True)
+    options = [f"dataloader.config.{part}=[{name}]" for part in ("train", "test")]
+    options += ["dataloader.config.batch_size=2", "dataloader.config.num_workers=0"]
+    lazy = LazyConfig.apply_overrides(lazy, options).dataloader
+    if is_file:
+        with pytest.raises(DatasetError, match="box"):
+            instantiate(lazy.train)
+    lazy.config.invalid_boxes = "drop"
+    lazy.config.sampler.name, lazy.config.sampler.repeat_threshold = "RepeatFactorTrainingSampler", 1.0
+    batch = next(iter(instantiate(lazy.train)))
+    assert len(batch) == 2 and all("instances" in record for record in batch)
+    loader = instantiate(lazy.test)
+    assert [record["image_id"] for records in loader for record in records] == list(range(1, 9))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +238,7 @@ def test_overrides_reach_every_part():
         (["SOLVER.EMA.ENABLED", True], "SOLVER.EMA.ENABLED"),
         (["TEST.AUG.ENABLED", True], "TEST.AUG.ENABLED"),
         (["DATASETS.TEST", ("shapes_val", "coco_2017_val")], "DATASETS.TEST"),
-        (["DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler"], "set dataloader.train.sampler"),
+        (["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"], "DATALOADER.SAMPLER_TRAIN .* set it to one of"),
         (["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"], "SOLVER.LR_SCHEDULER_NAME must be"),
         (["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "set model.detector.backbone"),
     ],
@@ -209,8 +256,8 @@ def test_other_keys_have_a_lazy_form():
     cfg.DATASETS.TRAIN = ("coco_2017_train", "coco_2017_val")
     cfg.MODEL.DETR.NUM_CLASSES = 80
     lazy = lazy_config(cfg)
-    assert lazy.optimizer.clip is None
-    assert list(lazy.dataloader.train.dataset.names) == list(cfg.DATASETS.TRAIN)
+    assert lazy.optimizer.config.clip is None
+    assert list(lazy.dataloader.config.train) == list(cfg.DATASETS.TRAIN)
     with torch.device("meta"):
         model = instantiate(lazy.model)
     assert type(model.detector.tokenizer.position_embedding) is LearnedPositionEmbedding

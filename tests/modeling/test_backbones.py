@@ -15,7 +15,7 @@ from projects_deformable_detr.modeling.fpn import BackboneWithFPN
 from projects_deformable_detr.modeling.resnet import ResNet
 from projects_deformable_detr.modeling.swin import SwinBackbone
 from projects_deformable_detr.modeling.timm_backbone import TimmBackbone
-from projects_deformable_detr.training.optimizer import parameter_groups
+from projects_deformable_detr.training.optimizer import OptimizerConfig, parameter_groups
 
 
 def check_protocol(backbone, height=97, width=131):
@@ -104,7 +104,7 @@ def test_detector_trains_with_every_backbone(make_cfg, name):
     targets = [Targets(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.3, 0.4]]))]
     sum(build_criterion(cfg)(predictions, targets).values()).backward()
     assert [key for key, value in detector.named_parameters() if value.requires_grad and value.grad is None] == []
-    groups = {group["name"]: len(group["params"]) for group in parameter_groups(detector, 1.0, 0.1, 0.1)}
+    groups = {group["name"]: len(group["params"]) for group in parameter_groups(detector, OptimizerConfig())}
     assert groups["backbone"] == sum(value.requires_grad for value in detector.backbone.parameters())
 
 

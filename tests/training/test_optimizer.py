@@ -8,7 +8,7 @@ from projects_deformable_detr import build_detector
 from projects_deformable_detr.config.training import optimizer_config
 from projects_deformable_detr.errors import ArgumentError, UserError
 from projects_deformable_detr.training import GradientClip, OptimizerConfig, build_optimizer
-from projects_deformable_detr.training.optimizer import clip_before_step, make_optimizer
+from projects_deformable_detr.training.optimizer import make_optimizer
 
 
 class Engine(nn.Module):
@@ -104,7 +104,7 @@ def test_bad_values_of_a_config(make_cfg, options, message):
 
 def test_plain_arguments_are_checked_too():
     with pytest.raises(ArgumentError, match="name must be one of 'ADAMW', 'SGD'"):
-        make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], "ADAM", lr=0.1, weight_decay=0.0)
+        OptimizerConfig("ADAM")
 
 
 @pytest.fixture
@@ -197,8 +197,7 @@ def test_the_scale_of_mixed_precision_does_not_change_the_step():
 
 def test_a_gradient_scaler_with_the_fused_step_is_refused():
     weight = nn.Parameter(torch.ones(2))
-    optimizer = make_optimizer([{"params": [weight]}], lr=0.1, weight_decay=0.0, fused=True)
-    clip_before_step(optimizer, GradientClip())
+    optimizer = make_optimizer([{"params": [weight]}], OptimizerConfig(fused=True), clip_in_step=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     scaler.scale(weight.sum()).backward()
     with pytest.raises(UserError, match="fused=False"):
