@@ -31,10 +31,10 @@ _PLAIN = (bool, int, float, str, tuple, list, dict, type(None))
 
 
 def settings(module: torch.nn.Module) -> dict[str, Any]:
-    """Returns the types of all modules, and their attributes with plain values."""
+    """Returns the names of the types of all modules, and their attributes with plain values."""
     found = {}
     for path, part in module.named_modules():
-        found[path] = type(part)
+        found[path] = type(part).__name__.removeprefix("Detectron2")  # the registry's subclasses of backbones
         for key, value in vars(part).items():
             if isinstance(value, _PLAIN) and not key.startswith("_") and key not in _NO_SETTING:
                 found[f"{path}.{key}"] = plain(value)
