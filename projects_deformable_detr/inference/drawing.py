@@ -1,5 +1,8 @@
 """Drawing of boxes, masks and class names on images, and grids of images."""
 
+import contextlib
+import importlib.util
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 PALETTE = ("#ffc400", "#40c4ff", "#ff7a59", "#80de5a", "#d68cff", "#ff8ac4", "#00d6b2", "#dede6e", "#a0aaff", "#dcb082")
 _OUTLINE = "#141414"
 _MASK_OPACITY = 0.5
+_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf")  # of the system
 
 
 def draw(
@@ -99,7 +103,8 @@ def _draw_texts(canvas: Pixels, boxes: Sequence[Sequence[int]], texts: Sequence[
     picture = Image.fromarray(canvas)
     height, width = canvas.shape[:2]
     unit = _line_width(height, width)
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13 * unit)
+    pen = ImageDraw.Draw(picture)
+    font, texts = _choose_font(13 * unit, texts)
     text_height = int(pen.textbbox((0, 0), "Ag", font)[3]) + unit
     for (left, top, *_), text, colour in zip(boxes, texts, colours, strict=True):
         text_width = round(pen.textlength(text, font)) + 4 * unit
@@ -110,6 +115,22 @@ def _draw_texts(canvas: Pixels, boxes: Sequence[Sequence[int]], texts: Sequence[
         pen.rectangle((x, y, x + text_width, y + text_height), fill=colour)
         pen.text((x + 2 * unit, y), text, fill="black", font=font)
     return np.asarray(picture)
+
+
+def _choose_font(size: int, texts: Sequence[str]) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, list[str]]:
+    """Returns a font for the texts, and the texts without characters that it lacks.
+
+    Pillow's own font has ASCII characters only.
+    """
+    fonts = list(_FONTS)
+    if matplotlib := importlib.util.find_spec("matplotlib"):
+        fonts += [str(Path(str(matplotlib.origin)).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")]
+    if not all(text.isascii() for text in texts):
+        for name in fonts:
+            with contextlib.suppress(OSError):
+                return ImageFont.truetype(name, size), list(texts)
+    plain = (unicodedata.normalize("NFKD", text).replace("ß", "ss") for text in texts)
+    return ImageFont.load_default(size), [text.encode("ascii", "ignore").decode() for text in plain]
 
 
 def grid(images: Sequence[Pixels], *, columns: int = 4, gap: int = 8) -> Pixels:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 from projects_deformable_detr.data.images import read_image
 from projects_deformable_detr.errors import UserError
@@ -44,6 +45,21 @@ def test_the_best_box_is_on_top():
     alone = draw(GREY, boxes[:1], [0], [0.9], ["a"])
     middle, side = 55 * 5, 20 * 5
     np.testing.assert_array_equal(top[middle, side], alone[middle, side])
+
+
+@pytest.mark.parametrize("has_fonts", [True, False])
+def test_class_names_with_letters_other_than_ascii(has_fonts, monkeypatch):
+    """Pillow's own font would show the same box for each of these letters."""
+    letters, open_font = "äéñç", ImageFont.truetype
+
+    def find(font, *arguments, **keywords):
+        if isinstance(font, str) and not has_fonts:
+            raise OSError("cannot open resource")
+        return open_font(font, *arguments, **keywords)
+
+    monkeypatch.setattr(ImageFont, "truetype", find)
+    pictures = [draw(GREY, BOXES[:1], [0], class_names=[letter]).tobytes() for letter in letters]
+    assert len(set(pictures)) == len(letters)
 
 
 @pytest.mark.parametrize("box", [[0, 0, 140, 100], [-50, -50, 400, 400], [139, 99, 140, 100], [0, 0, 1, 1]])
