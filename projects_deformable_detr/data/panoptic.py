@@ -130,6 +130,30 @@ class PanopticRecords(Records):
         ]
         return {"pan_seg_file_name": self.png_paths[index], "segments_info": segments}
 
+    def ground_truth(self) -> dict[str, Any]:
+        """Returns the images of the records as the content of a panoptic file."""
+        ids, names = self.summary.category_ids, self.summary.class_names
+        sizes: list[list[int]] = self.sizes.tolist()
+        image_ids: list[int] = self.image_ids.tolist()
+        annotations = []
+        for index, image_id in enumerate(image_ids):
+            segments = self._annotations(index)["segments_info"]
+            name = os.path.relpath(self.png_paths[index], str(self.spec.panoptic_root))
+            listed = [{**segment, "category_id": ids[segment["category_id"]]} for segment in segments]
+            annotations.append({"image_id": image_id, "file_name": name, "segments_info": listed})
+        images = zip(image_ids, self.file_names, sizes, strict=True)
+        return {
+            "images": [
+                {"id": image_id, "file_name": os.path.relpath(path, self.spec.image_root), "height": h, "width": w}
+                for image_id, path, (h, w) in images
+            ],
+            "annotations": annotations,
+            "categories": [
+                {"id": category_id, "name": name, "isthing": int(index < self.summary.num_things)}
+                for index, (category_id, name) in enumerate(zip(ids, names, strict=True))
+            ],
+        }
+
     def select(self, indices: Array) -> "PanopticRecords":
         """Returns a part of the images."""
         selected = super().select(indices)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..data import catalog
 from ..data.load import load_dataset
+from ..data.panoptic import PanopticRecords
 from ..data.records import Records
 from ..errors import ArgumentError
 from ..modeling import Detections, PanopticSegmentation
@@ -67,7 +68,8 @@ class Evaluator:
             self.coco = (LvisEvaluator if summary.is_lvis else CocoEvaluator)(records, max_detections)
             return
         if is_panoptic:
-            self.panoptic = PanopticEvaluator(spec, summary.category_ids)
+            assert isinstance(records, PanopticRecords)
+            self.panoptic = PanopticEvaluator(spec, summary.category_ids, records)
         if spec.instances_json is not None and Path(spec.instances_json).is_file():
             things = replace(spec, json_file=spec.instances_json, panoptic_root=None, instances_json=None)
             instances = load_dataset(things, "drop", for_evaluation=True, masks=with_masks)

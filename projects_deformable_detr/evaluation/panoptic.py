@@ -6,7 +6,6 @@ COCO's implementation, panopticapi, is not on the Python package index.
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tabulate import tabulate
 
 from ..data.catalog import DatasetSpec
 from ..data.files import read_json
-from ..data.panoptic import VOID, decode_png, encode_png, read_segment_ids
+from ..data.panoptic import VOID, PanopticRecords, decode_png, encode_png, read_segment_ids
 from ..data.problems import DatasetError
 from ..modeling import PanopticSegmentation
 from .coco import Metrics, gather
@@ -51,10 +50,12 @@ class PanopticEvaluator:
     Args:
         spec: data set in the panoptic format.
         category_ids: category ids in the file of class 0, 1, ….
+        records: records of the data set; None: all images of the file, which is read by the evaluation.
     """
 
-    def __init__(self, spec: DatasetSpec, category_ids: Sequence[int]) -> None:
+    def __init__(self, spec: DatasetSpec, category_ids: Sequence[int], records: PanopticRecords | None = None) -> None:
         self.spec = spec
+        self.records = records
         self.category_ids = category_ids
         self._results: list[PanopticResult] = []
 
@@ -84,7 +85,7 @@ class PanopticEvaluator:
         gathered = gather(self._results)
         if gathered is None:
             return {}
-        ground_truth = read_json(self.spec)
+        ground_truth = read_json(self.spec) if self.records is None else self.records.ground_truth()
         results = {result.image_id: result for result in gathered}
         missing = [item["image_id"] for item in ground_truth["annotations"] if item["image_id"] not in results]
         if missing:
@@ -107,11 +108,11 @@ def _write(ground_truth: dict[str, Any], results: Mapping[int, PanopticResult], 
     folder = output_dir / "panoptic"
     folder.mkdir(parents=True, exist_ok=True)
     annotations = []
-    stems = Counter(Path(result.file_name).stem for result in results.values())
+    is_unique = len({Path(result.file_name).stem for result in results.values()}) == len(results)
     for image_id, result in sorted(results.items()):
         stem = Path(result.file_name).stem
         # Images in different folders may have the same name.
-        name = f"{stem}.png" if stems[stem] == 1 else f"{image_id}_{stem}.png"
+        name = f"{stem}.png" if is_unique else f"{image_id}_{stem}.png"
         (folder / name).write_bytes(result.png)
         annotations.append({"image_id": image_id, "file_name": name, "segments_info": result.segments})
     path = output_dir / "predictions.json"

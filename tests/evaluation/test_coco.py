@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,14 @@ def test_table_has_every_number() -> None:
     assert all(word in text for word in ("12.346", "AP50", "nan", "cat", "7.250"))
 
 
-@pytest.mark.parametrize("first_id", [0, -7])
+@pytest.mark.parametrize("ids", [range(5), range(-7, -2), [5] * 5, range(2**63, 2**63 + 5)])
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_truth_as_detections_has_ap_100(first_id: int, kind: str, tmp_path: Path) -> None:
+def test_truth_as_detections_has_ap_100(ids: Sequence[int], kind: str, tmp_path: Path) -> None:
     """For any annotation ids, with boxes that leave the image, and with dropped boxes."""
     boxes = [[10.0, 10, 20, 30], [50, 60, 100, 10], [70, 10, 8, 8], [5, 5, 0, 5], [120, 20, 10, 10]]
     outlines = [[[x, y, x + w, y, x + w, y + h, x, y + h]] for x, y, w, h in boxes]
     annotations = [
-        {"id": first_id + index, "image_id": 1 + index % 2, "category_id": 1, "iscrowd": 0, "area": 90, "bbox": box}
+        {"id": ids[index], "image_id": 1 + index % 2, "category_id": 1, "iscrowd": 0, "area": 90, "bbox": box}
         | {"segmentation": outline}
         for index, (box, outline) in enumerate(zip(boxes, outlines, strict=True))
     ]

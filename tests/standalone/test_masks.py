@@ -107,7 +107,7 @@ def test_ground_truth_as_predictions_is_perfect() -> None:
     records = load_dataset(spec)
     things = load_dataset(catalog.get("shapes_val"), for_evaluation=True, masks=True)
     evaluator = CocoEvaluator(things)
-    segments = PanopticEvaluator(spec, records.summary.category_ids)
+    segments = PanopticEvaluator(spec, records.summary.category_ids, records)
     for record, other in zip(records, things, strict=True):
         size = record["height"], record["width"]
         rles = [masks.to_rle(item["segmentation"], *size, "") for item in other["annotations"]]
