@@ -22,6 +22,7 @@ import numpy as np
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNNWithTTA
 from torch import nn
@@ -136,6 +137,14 @@ def _replace_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
+def _replace_output_shape(original: Callable[..., tuple[int, int]]) -> Any:
+    def get_output_shape(*arguments: int) -> tuple[int, int]:
+        height, width = original(*arguments)
+        return max(height, 1), max(width, 1)
+
+    return staticmethod(get_output_shape)
+
+
 class _DefaultMapper(DatasetMapper):
     """Creates DETR's mapper for the project's models, and Detectron2's for others."""
 
@@ -165,6 +174,12 @@ PATCHES = (
         targets=((data_build, "DatasetMapper"),),
         replace=lambda original: _DefaultMapper,
         reason="data loaders without an explicit mapper would train without DETR's crop augmentation",
+    ),
+    Patch(
+        name="resize",
+        targets=((ResizeShortestEdge, "get_output_shape"),),
+        replace=_replace_output_shape,
+        reason="very long images, such as 10,000 x 1 pixels, would be resized to a side of 0 pixels, which is an error",
     ),
     Patch(
         name="tta",
