@@ -29,7 +29,7 @@ def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
     if policy.crop_prob > 0:
         crop = T.AugmentationList(
             [
-                T.ResizeShortestEdge(policy.crop_resize, sample_style="choice"),
+                T.ResizeShortestEdge(policy.crop_resize, policy.crop_max_size, "choice"),
                 T.RandomCrop("absolute_range", policy.crop_range),
             ]
         )

@@ -41,7 +41,7 @@ def augment(
         apply(transforms.horizontal_flip)
     if policy.crop_prob and rng.random() < policy.crop_prob:
         shorter = int(rng.choice(policy.crop_resize))
-        apply(transforms.resize, list(resize_shortest_edge(image.height, image.width, shorter)))
+        apply(transforms.resize, list(resize_shortest_edge(image.height, image.width, shorter, policy.crop_max_size)))
         low, high = policy.crop_range
         height, width = (int(rng.integers(min(low, side), min(high, side) + 1)) for side in (image.height, image.width))
         top = int(rng.integers(image.height - height + 1))

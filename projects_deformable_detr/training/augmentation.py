@@ -29,6 +29,11 @@ class AugmentationPolicy:
     crop_resize: tuple[int, ...] = ()
     crop_range: tuple[int, ...] = (0, 0)
 
+    @property
+    def crop_max_size(self) -> int:
+        """Limit of the longer side before the crop, which bounds the memory for very long images."""
+        return 10 * self.max_size
+
     def __post_init__(self) -> None:
         if not self.min_sizes or (min(self.min_sizes) < 1 and tuple(self.min_sizes) != (0,)):
             raise ArgumentError("min_sizes", f"must be at least one size of at least 1 pixel, got {self.min_sizes}")

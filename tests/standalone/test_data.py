@@ -174,3 +174,12 @@ def test_a_run_decodes_each_annotation_file_once(
     monkeypatch.setattr(builtins, "open", io.open)
     main(args)
     assert [read.count(str(file)) for file in files.values()] == [1] * len(files)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9000, 1), (1, 9000)])
+def test_extreme_shapes(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(tmp_path / "thin.png")
+    item = {"bbox": [0, 0, *size], "category_id": 0}
+    record = {"file_name": str(tmp_path / "thin.png"), "width": size[0], "height": size[1], "image_id": 1}
+    data = DetectionDataset([{**record, "annotations": [item]}], policy(crop_prob=1.0, flip_prob=1.0))
+    assert all(1 <= side <= 200 for position in range(4) for side in data[(position, 0)].pixels.shape[1:])
