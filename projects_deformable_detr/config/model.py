@@ -70,6 +70,8 @@ RESNET_KEYS = {
     "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
     "stem_channels": "MODEL.RESNETS.STEM_OUT_CHANNELS",
     "res2_channels": "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "groups": "MODEL.RESNETS.NUM_GROUPS",
+    "width_per_group": "MODEL.RESNETS.WIDTH_PER_GROUP",
     "deform": "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
     "deform_modulated": "MODEL.RESNETS.DEFORM_MODULATED",
     "deform_groups": "MODEL.RESNETS.DEFORM_NUM_GROUPS",
@@ -216,14 +218,30 @@ def _resnet(cfg: CfgNode) -> BackboneConfig:
     return BackboneConfig(ResNet, RESNET_KEYS, _arguments(cfg, RESNET_KEYS) | {"res2_channels": width})
 
 
+# Features of ResNets, with the values that disable them.
+_RESNET_FEATURES: dict[str, object] = {
+    "MODEL.RESNETS.RES5_DILATION": 1,
+    "MODEL.RESNETS.NUM_GROUPS": 1,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": (False, False, False, False),
+}
+
+
+def _other(constructor: Callable[..., nn.Module], keys: Mapping[str, str], cfg: CfgNode) -> BackboneConfig:
+    for key, value in _RESNET_FEATURES.items():
+        if (found := get(cfg, key)) != value:
+            raise UserError(f"{key} must be {value} for {cfg.MODEL.BACKBONE.NAME}, which has no ResNet, got {found}")
+    return BackboneConfig(constructor, keys, _arguments(cfg, keys))
+
+
 def _with_fpn(bottom_up: Callable[[CfgNode], BackboneConfig], cfg: CfgNode) -> BackboneConfig:
     return BackboneConfig(BackboneWithFPN, FPN_KEYS, _arguments(cfg, FPN_KEYS), bottom_up(cfg))
 
 
 _BOTTOM_UP: dict[str, Callable[[CfgNode], BackboneConfig]] = {
     "resnet": _resnet,
-    "swin": lambda cfg: BackboneConfig(SwinBackbone, SWIN_KEYS, _arguments(cfg, SWIN_KEYS)),
-    "timm": lambda cfg: BackboneConfig(TimmBackbone, TIMM_KEYS, _arguments(cfg, TIMM_KEYS)),
+    "swin": partial(_other, SwinBackbone, SWIN_KEYS),
+    "timm": partial(_other, TimmBackbone, TIMM_KEYS),
 }
 # Backbones of both engines by MODEL.BACKBONE.NAME.
 BACKBONES: dict[str, Callable[[CfgNode], BackboneConfig]] = {

@@ -1,10 +1,11 @@
-"""ResNet (arXiv 1512.03385) with named feature maps, built from torchvision's blocks.
+"""ResNet (arXiv 1512.03385) and ResNeXt (1611.05431) with named feature maps, built from torchvision's blocks.
 
 Unlike torchvision's ``ResNet``, it has configurable widths and no classifier. Parameters have torchvision's names
 (``conv1``, ``bn1``, ``layer1`` …), so that ImageNet weights load unchanged.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,9 @@ class ResNet(nn.Module):
         stem_channels: channels of the stem, 64 in the paper.
         res2_channels: channels of res2; each further stage doubles them. None selects the paper's: 64 for depth 18 and
             34, 256 otherwise.
+        groups: groups of the 3x3 convolutions; 32 in ResNeXt. Depth 50 and 101 only.
+        width_per_group: channels of each group in res2, doubled in each further stage. With 1 group and 64, the number
+            is a quarter of ``res2_channels``.
         deform: for each of res2 … res5, whether its 3x3 convolutions are deformable; depth 50 and 101 only.
         deform_modulated: use modulated deformable convolutions (arXiv 1811.11168).
         deform_groups: number of channel groups with separate offsets.
@@ -66,16 +70,20 @@ class ResNet(nn.Module):
         freeze_at: int = 0,
         stem_channels: int = 64,
         res2_channels: int | None = None,
+        groups: int = 1,
+        width_per_group: int = 64,
         deform: Sequence[bool] = (False, False, False, False),
         deform_modulated: bool = False,
         deform_groups: int = 1,
     ) -> None:
         super().__init__()
         self.out_features = tuple(out_features)
-        _check_arguments(depth, norm, res5_dilation, deform, deform_groups)
+        _check_arguments(depth, norm, res5_dilation, (groups, width_per_group), deform, deform_groups)
         check_features("out_features", self.out_features, STAGES)
         block, num_blocks = _DEPTHS[depth]
         planes = (res2_channels or 64 * block.expansion) // block.expansion
+        # torchvision's bottleneck has int(planes * base_width / 64) channels in each group.
+        base_width = 64 if (groups, width_per_group) == (1, 64) else 64 * width_per_group / planes
         self.conv1 = nn.Conv2d(3, stem_channels, 7, stride=2, padding=3, bias=False)
         self.bn1 = _norm_layer(norm, freeze_at >= 1)(stem_channels)
         self.relu = nn.ReLU(inplace=True)
@@ -88,7 +96,8 @@ class ResNet(nn.Module):
             dilation = res5_dilation if index == 3 else 1
             step = 1 if index == 0 or dilation > 1 else 2
             norm_layer = _norm_layer(norm, freeze_at >= index + 2)
-            stage = _build_stage(block, channels, planes, num_blocks[index], step, dilation, norm_layer)
+            options = {"norm_layer": norm_layer, "groups": groups, "base_width": base_width}
+            stage = _build_stage(block, channels, planes, num_blocks[index], step, dilation, options)
             if deform[index]:
                 _make_deformable(stage, deform_modulated, deform_groups)
             self.add_module(f"layer{index + 1}", stage)
@@ -139,14 +148,18 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is no
         dilation: input pixels between taps; also the padding.
         modulated: weight each tap by a number in (0, 1) predicted from the input.
         groups: number of channel groups with separate offsets; divides C.
+        weight_groups: number of groups of the convolution; divides C.
     """
 
-    def __init__(self, channels: int, *, stride: int, dilation: int, modulated: bool, groups: int) -> None:
+    def __init__(
+        self, channels: int, *, stride: int, dilation: int, modulated: bool, groups: int, weight_groups: int = 1
+    ) -> None:
         if channels % groups:
             raise ArgumentError("deform_groups", f"must divide the {channels} channels, got {groups}")
-        super().__init__(channels, channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+        shape: Any = {"stride": stride, "padding": dilation, "dilation": dilation}
+        super().__init__(channels, channels, 3, **shape, groups=weight_groups, bias=False)
         self.sizes = [2 * groups * _KERNEL_SIZE, groups * _KERNEL_SIZE if modulated else 0]
-        self.offset = nn.Conv2d(channels, sum(self.sizes), 3, stride=stride, padding=dilation, dilation=dilation)
+        self.offset = nn.Conv2d(channels, sum(self.sizes), 3, **shape)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -165,7 +178,9 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is no
         return super().forward(x, offset, weight.sigmoid() if self.sizes[1] else None)
 
 
-def _check_arguments(depth: int, norm: str, res5_dilation: int, deform: Sequence[bool], deform_groups: int) -> None:
+def _check_arguments(
+    depth: int, norm: str, res5_dilation: int, groups: tuple[int, int], deform: Sequence[bool], deform_groups: int
+) -> None:
     if depth not in _DEPTHS:
         raise ArgumentError("depth", f"must be one of {', '.join(map(str, _DEPTHS))}, got {depth}")
     check_choice("norm", norm, _NORMS)
@@ -174,8 +189,16 @@ def _check_arguments(depth: int, norm: str, res5_dilation: int, deform: Sequence
     if len(deform) != len(STAGES):
         raise ArgumentError("deform", f"must be a bool for each of {', '.join(STAGES)}, got {list(deform)}")
     check_at_least("deform_groups", deform_groups, 1)
+    check_at_least("groups", groups[0], 1)
+    check_at_least("width_per_group", groups[1], 1)
     if _DEPTHS[depth][0] is not Bottleneck:
-        for argument, used in (("res5_dilation", res5_dilation > 1), ("deform", any(deform))):
+        unsupported = {
+            "res5_dilation": res5_dilation > 1,
+            "groups": groups[0] > 1,
+            "width_per_group": groups[1] != 64,
+            "deform": any(deform),
+        }
+        for argument, used in unsupported.items():
             if used:
                 raise ArgumentError(argument, f"needs bottleneck blocks: set `depth` to 50 or 101, got {depth}")
 
@@ -192,16 +215,16 @@ def _build_stage(
     num_blocks: int,
     stride: int,
     dilation: int,
-    norm_layer: Callable[[int], nn.Module],
+    options: dict[str, Any],
 ) -> nn.Sequential:
     """Builds a stage; the first block of a dilated stage has dilation 1, as in torchvision's models."""
     out_channels = planes * block.expansion
     shortcut = None
     if stride != 1 or channels != out_channels:
         conv = nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False)
-        shortcut = nn.Sequential(conv, norm_layer(out_channels))
-    layers = [block(channels, planes, stride, shortcut, norm_layer=norm_layer)]
-    layers += [block(out_channels, planes, dilation=dilation, norm_layer=norm_layer) for _ in range(1, num_blocks)]
+        shortcut = nn.Sequential(conv, options["norm_layer"](out_channels))
+    layers = [block(channels, planes, stride, shortcut, **options)]
+    layers += [block(out_channels, planes, dilation=dilation, **options) for _ in range(1, num_blocks)]
     return nn.Sequential(*layers)
 
 
@@ -211,5 +234,10 @@ def _make_deformable(stage: nn.Sequential, modulated: bool, groups: int) -> None
         assert isinstance(block, Bottleneck)
         conv = block.conv2
         block.conv2 = DeformableConv2d(
-            conv.in_channels, stride=conv.stride[0], dilation=conv.dilation[0], modulated=modulated, groups=groups
+            conv.in_channels,
+            stride=conv.stride[0],
+            dilation=conv.dilation[0],
+            modulated=modulated,
+            groups=groups,
+            weight_groups=conv.groups,
         )

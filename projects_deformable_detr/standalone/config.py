@@ -35,6 +35,8 @@ _DEFAULTS: dict[str, Any] = {
             "STRIDE_IN_1X1": True,
             "RES5_DILATION": 1,
             "RES2_OUT_CHANNELS": 256,
+            "NUM_GROUPS": 1,
+            "WIDTH_PER_GROUP": 64,
             "STEM_OUT_CHANNELS": 64,
             "DEFORM_ON_PER_STAGE": [False, False, False, False],  # res2 … res5
             "DEFORM_MODULATED": False,
@@ -103,8 +105,6 @@ _DEFAULTS: dict[str, Any] = {
 _ONLY_DETECTRON2: dict[str, Any] = {
     "MODEL.LOAD_PROPOSALS": False,
     "MODEL.KEYPOINT_ON": False,
-    "MODEL.RESNETS.NUM_GROUPS": 1,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "TEST.EXPECTED_RESULTS": [],
     "TEST.PRECISE_BN.ENABLED": False,

@@ -151,6 +151,8 @@ def test_invalid_arguments(build, arguments, named):
         ("timm", {"BACKBONE.FREEZE_AT": 2}, "MODEL.BACKBONE.FREEZE_AT must be 0 .*got 2"),
         ("resnet", {"RESNETS.STRIDE_IN_1X1": True}, "MODEL.RESNETS.STRIDE_IN_1X1"),
         ("resnet", {"RESNETS.RES5_DILATION": 4}, "MODEL.RESNETS.RES5_DILATION"),
+        ("resnet", {"RESNETS.NUM_GROUPS": 32, "RESNETS.DEPTH": 18}, "MODEL.RESNETS.NUM_GROUPS needs bottleneck"),
+        ("swin", {"RESNETS.NUM_GROUPS": 32}, "MODEL.RESNETS.NUM_GROUPS must be 1 for build_deformable_detr_swin"),
         ("unknown", {}, ".*".join(BACKBONES)),
     ],
 )

@@ -52,6 +52,19 @@ def test_equals_torchvision(depth, norm, dilate):
     assert ours.output_shape()["res5"].stride == (16 if dilate else 32)
 
 
+def test_resnext_equals_torchvision():
+    theirs = torchvision.models.resnext50_32x4d(weights=None).eval()
+    ours = ResNet(50, ALL, norm="BN", groups=32, width_per_group=4).eval()
+    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
+    images = torch.randn(1, 3, 64, 70)
+    with torch.no_grad():
+        found = ours(images)
+    for name, expected in stages(theirs, images).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4)
+    deformable = ResNet(50, ALL, groups=32, width_per_group=4, deform=(False, False, False, True), **TINY)
+    assert deformable.layer4[0].conv2.groups == 32 and deformable(images)["res5"].isfinite().all()
+
+
 @pytest.mark.parametrize(("depth", "dilate"), [(18, False), (50, False), (50, True)])
 def test_output_shape(depth, dilate):
     model = ResNet(depth, ("res5", "res3"), res5_dilation=2 if dilate else 1, stem_channels=16, res2_channels=16)
