@@ -4,7 +4,9 @@ import functools
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import check_choice
 from . import coco, lvis, panoptic
@@ -61,9 +63,8 @@ def load_dataset(
         ArgumentError: for an unknown value of ``invalid_boxes``.
     """
     check_choice("invalid_boxes", invalid_boxes, RULES)
-    records = _load(
-        spec, _version(spec), invalid_boxes, max_objects, for_evaluation, masks, max_detections, drop_root_category
-    )
+    use = _Use(max_objects, for_evaluation, max_detections)
+    records = _load((spec, _version(spec), invalid_boxes, masks, drop_root_category), use)
     for message in records.summary.warnings:
         warn(message)
     return records
@@ -72,29 +73,42 @@ def load_dataset(
 _classes: dict[tuple[DatasetSpec, Version, bool], Classes] = {}
 
 
-@functools.lru_cache(maxsize=8)
-def _load(
-    spec: DatasetSpec,
-    version: Version,
-    invalid_boxes: str,
-    max_objects: int | None,
-    for_evaluation: bool,
-    masks: bool,
-    max_detections: int | None,
-    drop_root_category: bool,
-) -> Records:
+class _Use(NamedTuple):
+    """Arguments of `load_dataset` that determine checks, but not the records."""
+
+    max_objects: int | None
+    for_evaluation: bool
+    max_detections: int | None
+
+    def has_checked(self, records: Records, other: "_Use") -> bool:
+        """Returns whether records that were loaded for this use have also passed the checks for another."""
+        before = np.concatenate([[0], np.cumsum(records.is_used & ~records.is_crowd)])
+        most = int(np.diff(before[records.spans]).max(initial=0))  # objects of one image
+        if other.for_evaluation and not self.for_evaluation:
+            return False
+        is_warned = other.max_detections in (None, self.max_detections) or most <= (other.max_detections or 0)
+        has_objects = most > 0 or (other.for_evaluation and other.max_objects is None)
+        return is_warned and has_objects and (other.max_objects is None or most <= other.max_objects)
+
+
+_Key = tuple[DatasetSpec, Version, str, bool, bool]
+_cache: dict[_Key, tuple[Records, _Use]] = {}
+_CACHE_SIZE = 8
+
+
+def _load(key: _Key, use: _Use) -> Records:
+    """Loads a data set, unless it has been loaded for a use with the same or stricter checks."""
+    if key in _cache and _cache[key][1].has_checked(_cache[key][0], use):
+        return _cache[key][0]
+    spec, version, invalid_boxes, masks, drop_root_category = key
     if spec.panoptic_root is not None:
-        records: Records = panoptic.load(spec, max_objects)
+        records: Records = panoptic.load(spec, use.max_objects)
     else:
-        records = coco.load(
-            spec,
-            invalid_boxes,
-            max_objects,
-            for_evaluation=for_evaluation,
-            masks=masks,
-            max_detections=max_detections,
-            drop_root_category=drop_root_category,
-        )
+        options = {"masks": masks, "drop_root_category": drop_root_category}
+        records = coco.load(spec, invalid_boxes, **use._asdict(), **options)
+    while len(_cache) >= _CACHE_SIZE:
+        del _cache[next(iter(_cache))]
+    _cache[key] = records, use
     summary = records.summary
     classes = Classes(summary.class_names, summary.category_ids, summary.num_things)
     _classes[spec, version, drop_root_category] = classes

@@ -271,3 +271,12 @@ def test_ground_truth_has_the_objects_of_the_records(write, content):
     assert [item["id"] for item in records[1:].ground_truth()["annotations"]] == [1]
     assert found["categories"] == sorted(content["categories"], key=lambda item: item["id"])
     assert [image["id"] for image in found["images"]] == [10, 20, 30]
+
+
+def test_a_file_is_decoded_once_for_training_and_evaluation(write, content):
+    spec = write(content)
+    most = max(len(labels) for labels in load_dataset(spec).object_labels())
+    records = load_dataset(spec, max_objects=most, for_evaluation=True)
+    assert load_dataset(spec, for_evaluation=True) is records and load_dataset(spec) is records
+    with pytest.raises(DatasetError, match="max_objects"):
+        load_dataset(spec, max_objects=most - 1)
