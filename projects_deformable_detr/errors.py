@@ -26,8 +26,8 @@ class UserError(ValueError):
         super().__init__(worker[1].rstrip() if worker else message)
 
 
-class Interrupted(Exception):
-    """Raised when a signal has ended a run, after its state was saved.
+class Interrupted(BaseException):
+    """Raised when a signal ends a run. Not an `Exception`, which trainers report as a failure.
 
     Attributes:
         signum: number of the signal.

@@ -61,7 +61,8 @@ def test_auto_prints_engine_and_reason(run):
 
 def test_default_flags():
     args = argument_parser().parse_args([])
-    flags = {"config_file": "", "engine": "auto", "register": [], "resume": False, "eval_only": False, "opts": []}
+    flags = {"config_file": "", "engine": "auto", "register": [], "resume": False, "overwrite": False}
+    flags |= {"eval_only": False, "opts": [], "check_images": False}
     assert vars(args) == flags | {"num_gpus": None, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
 
 

@@ -23,7 +23,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue from OUTPUT_DIR's last checkpoint; without one, start from MODEL.WEIGHTS",
+        help="continue from OUTPUT_DIR's last checkpoint",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="remove the checkpoints and metrics of an earlier run in OUTPUT_DIR"
     )
     parser.add_argument(
         "--check-images",
@@ -61,5 +64,6 @@ def add_register_argument(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar=("NAME", "JSON", "IMAGE_ROOT"),
-        help="register a data set in COCO's format for DATASETS.TRAIN and DATASETS.TEST (repeatable)",
+        help="register a data set in COCO's format for DATASETS.TRAIN and DATASETS.TEST (repeatable); a pair "
+        "NAME_train and NAME_val replaces those of the config file",
     )

@@ -58,7 +58,7 @@ def data_config(cfg: CfgNode, *, eval_only: bool = False) -> DataConfig:
         # Each query detects one object. A detector without decoder has one query per token.
         max_objects=cfg.MODEL.DETR.NUM_OBJECT_QUERIES if cfg.MODEL.DETR.DEC_LAYERS else None,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
-        sampler=sampler_config(cfg),
+        sampler=SamplerConfig() if eval_only else sampler_config(cfg),
         reader=image_reader(cfg),
     )
 

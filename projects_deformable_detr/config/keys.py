@@ -131,6 +131,8 @@ def _add_recipe_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     # Learning-rate multiplier of sampling offsets and the projection to reference points.
     cfg.SOLVER.SAMPLING_MULTIPLIER = 0.1
+    # Number of periodic checkpoints to keep; 0: all. model_final.pth and model_best.pth are always kept.
+    cfg.SOLVER.CHECKPOINT_KEEP = 5
     # full_model clips the norm over all parameters, as in the papers; Detectron2's value and norm clip each parameter.
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
@@ -155,6 +157,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.CROP.TYPE = "absolute_range"
     cfg.INPUT.CROP.SIZE = [384, 600]
     cfg.INPUT.CROP.RESIZE = [400, 500, 600]
+    # Data sets in COCO's format to register, [NAME, JSON, IMAGE_ROOT] each; --register adds to them.
+    cfg.DATASETS.REGISTER = []
     # Ground-truth boxes without area inside their image: error | drop (with a warning) | drop_many (also if they are
     # more than 20 %). See docs/data.md.
     cfg.DATASETS.INVALID_BOXES = "error"

@@ -1,6 +1,7 @@
 """Loads the config of a run: merges file and options, selects the device, checks the number of processes."""
 
 import difflib
+import os
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,13 +32,39 @@ def load_cfg(engine: str, args: Namespace) -> CfgNode:
     merge(cfg, args.config_file, args.opts or [])
     if getattr(args, "check_images", False) and cfg.DATASETS.CHECK_IMAGES != "pixels":
         cfg.DATASETS.CHECK_IMAGES = "all"
+    _add_registered(cfg, args)
     cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE, args.num_gpus)
     _check_processes(cfg, args)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise UserError("--eval-only needs a data set: set DATASETS.TEST")
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: set it to the data sets to train on")
+    if args.eval_only:
+        cfg.DATASETS.TRAIN = ()  # which need not exist
     return cfg
+
+
+def _add_registered(cfg: CfgNode, args: Namespace) -> None:
+    """Adds the data sets of ``--register`` to the config, and selects them if the command names no data sets.
+
+    Raises:
+        UserError: if the config uses none of them, and they are no pair NAME_train and NAME_val.
+    """
+    given = {name: [name, os.path.abspath(file), os.path.abspath(images)] for name, file, images in args.register or []}
+    cfg.DATASETS.REGISTER = [*(item for item in cfg.DATASETS.REGISTER if item[0] not in given), *given.values()]
+    used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    if not given or used & set(given) or any(word.startswith("DATASETS.T") for word in args.opts or []):
+        return
+    train = [name for name in given if name.endswith("_train")]
+    test = [name for name in given if name.endswith("_val")] or (list(given) if args.eval_only else [])
+    is_pair = len(train) == 1 and [f"{name.removesuffix('_train')}_val" for name in train] == test
+    if not (is_pair or (args.eval_only and len(test) == 1)):
+        raise UserError(
+            f"the registered data sets ({', '.join(given)}) are not in DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} or "
+            f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: set these keys, or register a pair NAME_train and NAME_val"
+        )
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
+    print(f"Data sets of --register: DATASETS.TRAIN {tuple(train)}, DATASETS.TEST {tuple(test)}.", flush=True)
 
 
 def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:

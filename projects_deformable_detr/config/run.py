@@ -13,6 +13,7 @@ from ..errors import ArgumentError
 from ..evaluation import EvaluationConfig
 from ..modeling import CriterionConfig, Detector, DetectorConfig, SetCriterion
 from ..training import AugmentationPolicy, TrainingConfig
+from ..training.output_dir import check_output_dir
 from .checkpoint import load_options
 from .data import data_config
 from .evaluation import evaluation_config
@@ -26,7 +27,7 @@ from .model import (
     detector_config,
     detector_of,
 )
-from .reading import read
+from .reading import naming_keys, read
 from .training import augmentation_policy, training_config
 
 _KEYS = {
@@ -129,7 +130,9 @@ def process_config(cfg: CfgNode) -> ProcessConfig:
 
 
 def check_run(cfg: CfgNode, args: Namespace) -> None:
-    """Checks all values of a config before its data sets are read, so that the number of classes may be unknown.
+    """Checks all values of a config and the output folder, before the data sets are read.
+
+    The number of classes may thus be unknown.
 
     Raises:
         UserError: as in `read_run`.
@@ -139,6 +142,10 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR" and "NUM_DECAYS" in cfg.SOLVER:
         cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"  # it is Detectron2's own, with the same keys and NUM_DECAYS
     run = read_run(cfg, args)
+    if args.resume or args.machine_rank == 0:  # a new run on the first machine may have written to a shared folder
+        with naming_keys(_KEYS):
+            may_overwrite = args.overwrite or args.eval_only
+            check_output_dir(run.output_dir, resume=args.resume, overwrite=may_overwrite)
     run.build_criterion()
     if run.backbone is not None:
         with torch.device("meta"):

@@ -27,6 +27,12 @@ OPTIMIZER_KEYS = {
     "momentum": "SOLVER.MOMENTUM",
     "nesterov": "SOLVER.NESTEROV",
 }
+RESUME_KEYS = {
+    "name": "SOLVER.OPTIMIZER",
+    "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
+    "freeze_detector": "MODEL.DETR.MASKS.FREEZE_DETECTOR",
+    "output_dir": "OUTPUT_DIR",
+}
 CLIP_KEYS = {
     "kind": "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
     "value": "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
@@ -51,7 +57,11 @@ EARLY_STOPPING_KEYS = {
     "patience": "TEST.EARLY_STOPPING.PATIENCE",
     "min_delta": "TEST.EARLY_STOPPING.MIN_DELTA",
 }
-CALLBACKS_KEYS = {"eval_period": "TEST.EVAL_PERIOD", "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD"}
+CALLBACKS_KEYS = {
+    "eval_period": "TEST.EVAL_PERIOD",
+    "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD",
+    "checkpoint_keep": "SOLVER.CHECKPOINT_KEEP",
+}
 EVALUATION_AUGMENTATION_KEYS = {
     "min_sizes": "INPUT.MIN_SIZE_TEST",
     "max_size": "INPUT.MAX_SIZE_TEST",

@@ -12,13 +12,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed, nn
 
 from .. import training
-from ..checkpoint import write_atomically
+from ..checkpoint import CLASS_NAMES, write_atomically
 from ..config.reading import naming_keys
 from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS
-from ..errors import UserError
+from ..errors import Interrupted, UserError
 from ..training.callbacks import DetectorWriter, logger, select_metric
 from ..training.ema import averaging_options
-from ..training.last_checkpoint import find_last_checkpoint, remove_last_checkpoint, write_last_checkpoint
+from ..training.interruption import StopSignal
+from ..training.last_checkpoint import find_last_checkpoint, remove_old_checkpoints, write_last_checkpoint
+from ..training.output_dir import start_run
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -121,39 +123,58 @@ class EarlyStopping(training.callbacks.EarlyStopping, L.Callback):
 
 
 class PeriodicCheckpoint(L.Callback):
-    """Saves a checkpoint every ``period`` iterations and at the end, and the detector as ``model_final.pth``.
+    """Saves a checkpoint periodically, at the end and after a signal, and the detector as ``model_final.pth``.
 
     Lightning's ``ModelCheckpoint`` has neither Detectron2's file names nor the second save after an evaluation.
 
     Args:
         writer: writes ``model_final.pth``.
         period: number of iterations.
+        keep: number of periodic checkpoints to keep; 0: all.
         average: exponential moving average, or None.
         save_again: save again after an evaluation of the same iteration, to include the callbacks' state after it. The
             first save is before the evaluation because that may end the process.
     """
 
     def __init__(
-        self, writer: DetectorWriter, period: int, average: EMA | None = None, save_again: bool = False
+        self, writer: DetectorWriter, period: int, keep: int, average: EMA | None = None, save_again: bool = False
     ) -> None:
         self.writer = writer
         self.period = period
+        self.keep = keep
+        self.stop = StopSignal()
         self.average = average
         self.save_again = save_again
         self._saved_at = -1
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Removes the pointer to an earlier run's checkpoint, once the training has started without an error."""
-        if trainer.is_global_zero and trainer.global_step == 0:
-            remove_last_checkpoint(self.writer.output_dir)
+        """Prepares the output folder, once all checks have passed, and receives signals."""
+        if trainer.is_global_zero:
+            start_run(self.writer.output_dir, self.writer.cfg_text, is_new=trainer.global_step == 0)
+        self.stop.__enter__()  # replaces Lightning's handlers
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """Saves periodically and after the last iteration."""
-        step = trainer.global_step
-        if step % self.period == 0 or step == trainer.max_steps:
+        """Saves periodically, after the last iteration, and after a signal, which ends the training."""
+        step, signum = trainer.global_step, self.stop.broadcast()
+        if step % self.period == 0 or step == trainer.max_steps or signum:
             self._save(trainer)
         if step == trainer.max_steps:
             self._write_final(trainer, module)
+        if signum:
+            logger.info("Stopped after iteration %d of %d: --resume continues", step, trainer.max_steps)
+            raise Interrupted(signum)
+
+    def on_train_end(self, *_: Any) -> None:
+        """Restores the handlers of signals."""
+        self.stop.__exit__()
+
+    def on_exception(self, *_: Any) -> None:
+        """Restores the handlers of signals."""
+        self.stop.__exit__()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Adds the class names, which a resumed run compares."""
+        checkpoint[CLASS_NAMES] = list(self.writer.class_names or ())
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         """Saves after a training that ends early, and again after other evaluations."""
@@ -173,6 +194,8 @@ class PeriodicCheckpoint(L.Callback):
         trainer.save_checkpoint(self._path(trainer))
         self._saved_at = trainer.global_step
         logger.info("Saved %s", self._path(trainer))
+        if self.keep and trainer.is_global_zero:
+            remove_old_checkpoints(self._path(trainer), self.keep)
 
     def _write_final(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.is_global_zero:
@@ -197,7 +220,8 @@ def build_callbacks(config: training.CallbacksConfig, writer: DetectorWriter, de
         callbacks.append(BestCheckpoint(config.best_checkpoint, writer, average))
     if config.early_stopping:
         callbacks.append(EarlyStopping(config.early_stopping))
-    saving = PeriodicCheckpoint(writer, config.checkpoint_period, average, save_again=bool(callbacks))
+    periods = config.checkpoint_period, config.checkpoint_keep
+    saving = PeriodicCheckpoint(writer, *periods, average, save_again=bool(callbacks))
     return [*([average] if average else []), *callbacks, saving]
 
 

@@ -13,11 +13,14 @@ from torch.utils.data import DataLoader
 from ..config.model import STEP_KEYS
 from ..config.reading import naming_keys
 from ..config.run import Run
+from ..config.training import RESUME_KEYS
 from ..errors import UserError
 from ..evaluation import Evaluator, TestTimeAugmentationConfig
 from ..evaluation.tta import detect_with_tta
 from ..modeling import Detector, cardinality_error, panoptic_postprocess, postprocess
 from ..training import GradientClip, build_optimizer, build_scheduler
+from ..training.last_checkpoint import check_state
+from ..training.optimizer import check_optimizer_state, hyperparameters, set_hyperparameters
 from . import data
 from .batch import Batch
 
@@ -60,6 +63,7 @@ class DetectionModule(L.LightningModule):
         self.tta: TestTimeAugmentationConfig | None = None  # if set, evaluations use it and add to ``metrics``
         self.clip: GradientClip | None = None
         self._losses: dict[str, Tensor] = {}
+        self._hyperparameters: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
         """Shares the seed of rank 0 with all ranks."""
@@ -84,7 +88,13 @@ class DetectionModule(L.LightningModule):
         optimizer = build_optimizer(self, self.run.training.optimizer)
         self.clip = self.run.training.optimizer.clip
         schedule = {"scheduler": build_scheduler(optimizer, self.run.training.schedule), "interval": "step"}
+        self._hyperparameters = hyperparameters(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_train_start(self) -> None:
+        """Applies the run's learning rates and other hyperparameters to the optimizer of a resumed run."""
+        scheduler: Any = self.lr_schedulers()
+        set_hyperparameters(self.trainer.optimizers[0], scheduler, self._hyperparameters)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clips gradients, which mixed precision no longer scales at this point."""
@@ -175,13 +185,21 @@ class DetectionModule(L.LightningModule):
         """Saves the seed, which a resumed run reuses if the config has none."""
         checkpoint["seed"] = self.seed
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores a random seed; raises `UserError` if the trained weights beside averaged ones would be lost."""
-        if "averaging_state" in checkpoint and not (self.run.training and self.run.training.callbacks.ema):
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises `UserError` if the training cannot continue from a checkpoint, or would lose its trained weights."""
+        assert self.run.training is not None
+        if "averaging_state" in checkpoint and not self.run.training.callbacks.ema:
             raise UserError(
                 "the checkpoint to resume from has averaged weights beside the trained ones: set SOLVER.EMA.ENABLED "
                 "True, or start a run from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
             )
+        optimizer = build_optimizer(self, self.run.training.optimizer)
+        with naming_keys(RESUME_KEYS):
+            check_state(self, checkpoint["state_dict"])
+            check_optimizer_state(optimizer, *checkpoint["optimizer_states"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores a random seed."""
         if self.run.process.seed < 0:
             self.seed = checkpoint["seed"]
 

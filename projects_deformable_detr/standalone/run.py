@@ -12,7 +12,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from ..checkpoint import LoadOptions, load_weights
+from ..checkpoint import LoadOptions, load_weights, read_checkpoint
 from ..config import load_cfg, set_thing_classes
 from ..config.data import data_config, load, resolve_num_classes, resolve_thing_classes
 from ..config.run import Run, check_run, read_run
@@ -20,8 +20,9 @@ from ..data import catalog
 from ..data.records import Records
 from ..evaluation import Evaluator, lvis
 from ..training.callbacks import DetectorWriter
-from ..training.last_checkpoint import find_last_checkpoint
+from ..training.last_checkpoint import find_last_checkpoint, log_resuming
 from ..training.launch import launch
+from ..training.output_dir import log_unless_error
 from .callbacks import AtomicCheckpointIO, ResumeCheck, build_callbacks
 from .data import build_training_set
 from .module import DetectionModule
@@ -45,18 +46,19 @@ def main(args: Namespace) -> dict[str, Any]:
         UserError: for invalid input in any process.
         FloatingPointError: if training diverges.
     """
-    for name, json_file, image_root in args.register or []:
-        catalog.register(name, json_file, image_root)
     cfg = load_cfg("standalone", args)
+    for item in cfg.DATASETS.REGISTER:
+        catalog.register(*item)
     check_run(cfg, args)
-    start_log(Path(cfg.OUTPUT_DIR))
-    datasets = _load_datasets(cfg, args.eval_only)
-    cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
-    set_thing_classes(cfg, resolve_thing_classes(cfg))
-    cfg.freeze()
-    run = read_run(cfg, args)
-    # Looked up before any process starts, so that all of them resume from the same checkpoint.
-    last = find_last_checkpoint(run.output_dir, "standalone") if run.resume else None
+    start_log()
+    with log_unless_error(Path(cfg.OUTPUT_DIR)):
+        datasets = _load_datasets(cfg, args.eval_only)
+        cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
+        set_thing_classes(cfg, resolve_thing_classes(cfg))
+        cfg.freeze()
+        run = read_run(cfg, args)
+        # Looked up before any process starts, so that all of them resume from the same checkpoint.
+        last = _last_checkpoint(run, datasets) if run.resume else None
     address = run.machines, args.machine_rank, args.dist_url
     return launch(_run, run.processes, *address, run, datasets, last) or {}
 
@@ -68,6 +70,11 @@ def _load_datasets(cfg: CfgNode, eval_only: bool) -> dict[str, Records]:
         if datasets[name].summary.is_lvis:
             lvis.check_installed(name)
     return datasets
+
+
+def _last_checkpoint(run: Run, datasets: dict[str, Records]) -> Path | None:
+    class_names = next(iter(datasets.values())).summary.class_names
+    return find_last_checkpoint(run.output_dir, "standalone", class_names, for_evaluation=run.eval_only)
 
 
 def _run(run: Run, datasets: dict[str, Records], last: Path | None) -> dict[str, Any]:
@@ -97,12 +104,11 @@ def _run(run: Run, datasets: dict[str, Records], last: Path | None) -> dict[str,
 
 def _train(run: Run, module: DetectionModule, trainer: L.Trainer, last: Path | None, options: LoadOptions) -> None:
     if last is not None:
-        logger.info("Resuming from %s", last)
-    else:
-        if run.resume:
-            logger.info("There is no checkpoint to resume from in %s: training starts at iteration 0", run.output_dir)
-        if run.process.weights:
-            load_weights(module.detector, run.process.weights, options)
+        checkpoint = read_checkpoint(last, mmap=True)
+        module.check_checkpoint(checkpoint)
+        log_resuming(last, checkpoint["global_step"], trainer.max_steps)
+    elif run.process.weights:
+        load_weights(module.detector, run.process.weights, options)
     parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     logger.info(
         "Training %.2f M parameters on %d images until iteration %d, on %s, seed %d",

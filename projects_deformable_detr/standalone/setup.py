@@ -26,7 +26,7 @@ _IGNORED_WARNINGS = (
 def set_up(run: Run, datasets: Iterable[Summary]) -> None:
     """Sets up a process of the job, and logs its data sets."""
     start_log(run.output_dir)
-    if is_first():
+    if run.eval_only and is_first() and not (run.output_dir / "config.yaml").exists():
         (run.output_dir / "config.yaml").write_text(run.cfg_text)
     for summary in datasets:
         counts = (summary.num_images, summary.num_annotations, len(summary.class_names))
@@ -56,13 +56,15 @@ class _TqdmHandler(logging.StreamHandler):
         sys.stdout.flush()
 
 
-def start_log(output_dir: Path) -> None:
+def start_log(output_dir: Path | None = None) -> None:
     """Logs to stdout and to ``log.txt`` on rank 0; other ranks log warnings to stdout. Idempotent."""
-    if is_first():
+    handlers: list[logging.Handler] = [_TqdmHandler()]
+    if output_dir is not None and is_first():
         output_dir.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(output_dir / "log.txt"))
     package = logging.getLogger("projects_deformable_detr")
     package.setLevel(logging.INFO)
-    for handler in [_TqdmHandler(), *([logging.FileHandler(output_dir / "log.txt")] if is_first() else [])]:
+    for handler in handlers:
         handler.name = f"standalone {type(handler).__name__}"
         for previous in [item for item in package.handlers if item.name == handler.name]:
             package.removeHandler(previous)

@@ -62,6 +62,7 @@ class CallbacksConfig:
         early_stopping: early stopping, or None.
         eval_period: iterations between evaluations; 0 evaluates after the last iteration only.
         checkpoint_period: iterations between checkpoints.
+        checkpoint_keep: number of these checkpoints to keep; 0: all.
     """
 
     ema: EmaConfig | None
@@ -69,6 +70,7 @@ class CallbacksConfig:
     early_stopping: EarlyStoppingConfig | None
     eval_period: int
     checkpoint_period: int
+    checkpoint_keep: int = 0
 
 
 def select_metric(metrics: Mapping[str, float], metric: str) -> float:

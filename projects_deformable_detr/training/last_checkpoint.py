@@ -2,8 +2,10 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor, nn
 
 from ..checkpoint import CLASS_NAMES, CheckpointError, atomic_file, read_checkpoint
 from ..checkpoint.classes import shorten
@@ -19,6 +21,11 @@ def write_last_checkpoint(path: Path) -> None:
     """Makes ``path`` the checkpoint from which runs in its folder resume. Atomic."""
     with atomic_file(path.with_name(_NAME)) as file:
         file.write(path.name.encode())
+
+
+def has_last_checkpoint(output_dir: Path) -> bool:
+    """Returns whether a folder has a checkpoint from which a run can resume."""
+    return (output_dir / _NAME).is_file()
 
 
 def find_last_checkpoint(
@@ -73,6 +80,33 @@ def find_last_checkpoint(
     raise CheckpointError(f"{problem}; {output_dir} has no earlier checkpoint: start a new run in another folder")
 
 
+def log_resuming(path: Path, iterations: int, max_iter: int) -> None:
+    """Logs the checkpoint from which a run resumes, and whether anything is left to train."""
+    logger.info("Resuming from %s after %d of %d iterations", path, iterations, max_iter)
+    if iterations >= max_iter:
+        logger.warning("Nothing is left to train: the run is only evaluated; more iterations continue it")
+
+
+def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Checks that the weights of a checkpoint have the keys and shapes of the model to resume.
+
+    Raises:
+        CheckpointError: listing the differences.
+    """
+    own = model.state_dict()
+    problems = shorten([f"missing in the file: {key}" for key in own if key not in state])
+    problems += shorten([f"unexpected in the file: {key}" for key in state if key not in own])
+    shapes = [(key, tuple(state[key].shape), tuple(own[key].shape)) for key in own if key in state]
+    problems += shorten(
+        [f"{key}: {there} in the file, {here} in the model" for key, there, here in shapes if there != here]
+    )
+    if problems:
+        raise CheckpointError(
+            "the checkpoint to resume from has another model: use the config of the run, or start a new run from these "
+            "weights in another `output_dir`:\n  " + "\n  ".join(problems)
+        )
+
+
 def _periodic_checkpoints(last: Path) -> list[Path]:
     """Returns the checkpoints before ``last`` with its suffix, in the order of their iterations."""
     numbers = {path: _PERIODIC.fullmatch(path.name) for path in last.parent.glob(f"model_*{last.suffix}")}
@@ -103,6 +137,7 @@ def remove_old_checkpoints(last: Path, keep: int) -> None:
     """
     before = _periodic_checkpoints(last)
     for path in before[: max(0, len(before) - keep + 1)]:
+        logger.info("Removing %s: the last %d checkpoints are kept", path, keep)
         path.unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ from urllib.parse import urlsplit
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessException, start_processes
 
-from ..errors import UserError
+from ..errors import Interrupted, UserError
+from .interruption import StopSignal
 
 _RESULT, _ERROR = "result", "error"
 
@@ -41,6 +43,7 @@ def launch(
 
     Raises:
         UserError: if ``dist_url`` is invalid, or if ``work`` raised it in any process.
+        Interrupted: if a signal ended the processes.
         ProcessException: if a process failed otherwise.
     """
     if processes * machines == 1:
@@ -58,12 +61,20 @@ def launch(
             "WORLD_SIZE": str(processes * machines),
             "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 connects to the store instead of opening one
         }
-        try:
-            start_processes(_run, (work, environment, folder, arguments), nprocs=processes, start_method="spawn")
-        except ProcessException:  # the other processes have been terminated
-            for path in sorted(folder.glob(f"{_ERROR}*")):
-                raise UserError(path.read_text()) from None
-            raise
+        context = start_processes(
+            _run, (work, environment, folder, arguments), nprocs=processes, join=False, start_method="spawn"
+        )
+        with StopSignal(context.processes if machine_rank == 0 else ()) as stop:
+            try:
+                while not context.join():
+                    pass
+            except ProcessException:  # the other processes have been terminated
+                for path in sorted(folder.glob(f"{_ERROR}*")):
+                    raise UserError(path.read_text()) from None
+                if stop.signum is None:
+                    raise
+        if stop.signum is not None:
+            raise Interrupted(stop.signum)
         return pickle.loads((folder / _RESULT).read_bytes()) if machine_rank == 0 else None
 
 
@@ -88,8 +99,12 @@ def _run(
 ) -> None:
     rank = int(environment["NODE_RANK"]) * int(environment["LOCAL_WORLD_SIZE"]) + local_rank
     os.environ.update(environment, LOCAL_RANK=str(local_rank), RANK=str(rank))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes, the calling one handles it
+    result = None
     try:
         result = work(*arguments)
+    except Interrupted:
+        pass  # raised again by the calling process
     except Exception as error:
         if isinstance(error, UserError):  # torch would forward a traceback only
             (folder / f"{_ERROR}{rank}").write_text(str(error))

@@ -1,13 +1,18 @@
 """Optimizer with separate learning rates of parameter groups, and gradient clipping."""
 
+import logging
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import ArgumentError, UserError, check_choice
+
+logger = logging.getLogger(__name__)
 
 # Submodules that train with a smaller learning rate (arXiv 2010.04159, appendix A.4).
 _SAMPLING_NAMES = ("sampling_offsets", "reference_points")
@@ -126,6 +131,59 @@ def make_optimizer(
     if clip_in_step and config.clip is not None:
         clip_before_step(optimizer, config.clip)
     return optimizer
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Checks that an optimizer can continue from the state in a checkpoint.
+
+    Raises:
+        UserError: if the state is that of another optimizer or of other parameters.
+    """
+    here, stored = optimizer.param_groups, state["param_groups"]
+    options = [set().union(*(group.keys() for group in groups)) for groups in (here, stored)]
+    if (options[0] ^ options[1]) & {"betas", "momentum"}:
+        raise UserError(
+            "the checkpoint has the state of another optimizer: resume with the same `name`, or start a new run from "
+            "its weights in another `output_dir`"
+        )
+    counts = [{group.get("name", ""): len(group["params"]) for group in groups} for groups in (here, stored)]
+    for name in dict.fromkeys([*counts[1], *counts[0]]):
+        now, before = (found.get(name, 0) for found in counts)
+        if now != before:
+            raise UserError(
+                f"the checkpoint has the optimizer state of {before} trained parameters in group {name!r}, but the "
+                f"model has {now}: resume with the same `freeze_at` and `freeze_detector`, or start a new run from its "
+                "weights in another `output_dir`"
+            )
+
+
+def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Returns the options of each parameter group."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def set_hyperparameters(optimizer: torch.optim.Optimizer, scheduler: LRScheduler, groups: list[dict[str, Any]]) -> None:
+    """Sets the options of a resumed optimizer to those of the run and logs differences; a checkpoint stores its own.
+
+    Args:
+        optimizer, scheduler: with the state of the checkpoint.
+        groups: `hyperparameters` before the state was loaded.
+    """
+    for group, wanted in zip(optimizer.param_groups, groups, strict=True):
+        for name, value in wanted.items():
+            if name != "lr" and group.get(name) != value:
+                text = "learning rate" if name == "initial_lr" else name
+                logger.warning(
+                    "Resuming with the config's %s %s, not the checkpoint's %s, in parameter group %r",
+                    text, value, group.get(name), group.get("name"),
+                )  # fmt: skip
+                group[name] = value
+    scheduler.base_lrs = [group["initial_lr"] for group in groups]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "use get_last_lr()", which is the rate of the checkpoint
+        rates = scheduler.get_lr()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def clip_before_step(optimizer: torch.optim.Optimizer, clip: GradientClip) -> None:

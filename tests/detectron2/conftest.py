@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from projects_deformable_detr.cli.arguments import argument_parser
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for the modules that tests share
 
 CLASS_COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
@@ -56,6 +58,7 @@ def tiny_name(coco_files: tuple[str, str]) -> str:
 # Command-line options of the tiny model.
 TINY_OPTIONS: dict[str, Any] = {
     "MODEL.DEVICE": "cpu",
+    "SOLVER.CHECKPOINT_KEEP": 0,
     "MODEL.RESNETS.DEPTH": 18,
     "MODEL.RESNETS.NORM": "GN",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
@@ -114,18 +117,18 @@ def make_cfg(tiny_name: str, tmp_path: Path) -> Callable[..., Any]:
 
 
 def arguments(*options, register=(), eval_only=False, resume=False, config_file="", num_gpus=1):
-    return argparse.Namespace(
+    args = argument_parser().parse_args([])
+    vars(args).update(
         config_file=config_file,
         num_gpus=num_gpus,
-        num_machines=1,
-        machine_rank=0,
-        dist_url="auto",
         resume=resume,
+        overwrite=not resume,
         eval_only=eval_only,
         register=list(register),
         engine="detectron2",
         opts=[str(option) for option in options],
     )
+    return args
 
 
 def make_job(folder, coco_files, *extra, **keywords):

@@ -133,70 +133,27 @@ def test_resuming_without_ema_is_refused(averaged: tuple[Path, dict[str, Any]], 
         main(make_args(averaged[0], "--resume", *norms, "SOLVER.MAX_ITER", 25))
 
 
-def test_best_checkpoint(
-    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    scores([math.nan, 3.0, 9.0, 9.0, math.nan, 8.0])
-    with caplog.at_level(logging.INFO, "projects_deformable_detr"):
-        main(make_args(tmp_path, *BEST, "SOLVER.CHECKPOINT_PERIOD", 4))
-    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
-    assert best["iteration"] == 11
-    assert same(network(tmp_path / "model_best.pth"), network(tmp_path / "model_0000011.ckpt"))
-    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    assert best.keys() == final.keys() and best["class_names"] == ["red", "blue"]
-    assert not same(best["model"], final["model"])
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000023.ckpt"
-    assert "model_best.pth has not been written yet" in caplog.text
-    assert "bbox/AP is 8.0000; the best is 9.0000, from iteration 11" in caplog.text
-
-
-@pytest.mark.parametrize("ema", [(), EMA])
 def test_final_evaluation_updates_the_best_metric(
-    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], ema: tuple[object, ...]
+    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None]
 ) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
     scores([5.0, 3.0, 4.0])
-    main(make_args(whole, *BEST, *ema, "SOLVER.MAX_ITER", 12, "SOLVER.STEPS", "()"))
+    main(make_args(whole, *BEST, *EMA, "SOLVER.MAX_ITER", 12, "SOLVER.STEPS", "()"))
 
     scores([3.0, 9.0])
-    main(make_args(part, *BEST, *ema, "SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "()"))
+    main(make_args(part, *BEST, *EMA, "SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "()"))
     best = torch.load(part / "model_best.pth", weights_only=True)
     assert best["iteration"] == 5
     assert same(best["model"], network(part / "model_final.pth"))
     assert (part / "last_checkpoint").read_text() == "model_0000005.ckpt"
 
     scores([5.0, 4.0])  # between the metrics of the first run
-    main(make_args(part, "--resume", *BEST, *ema, "SOLVER.MAX_ITER", 12, "SOLVER.STEPS", "()"))
+    main(make_args(part, "--resume", *BEST, *EMA, "SOLVER.MAX_ITER", 12, "SOLVER.STEPS", "()"))
     assert torch.load(part / "model_best.pth", weights_only=True)["iteration"] == 5
     # The rest of the checkpoint is unchanged: the run continues as if it had not ended.
     assert same(network(whole / "model_final.pth"), network(part / "model_final.pth"))
     ends = [torch.load(run / "model_0000011.ckpt", weights_only=True) for run in (whole, part)]
-    key = "current_model_state" if ema else "state_dict"
-    assert same(ends[0][key], ends[1][key])
-
-
-def test_evaluation_of_a_stopped_run_updates_the_best_metric(
-    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None]
-) -> None:
-    scores([4.0, 4.0, 4.0])
-    main(make_args(tmp_path, *STOP, *BEST))
-    scores([9.0])
-    main(make_args(tmp_path, "--resume", *STOP, *BEST))
-    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 11
-    content = torch.load(tmp_path / "model_0000011.ckpt", weights_only=True)
-    assert content["callbacks"]["BestCheckpoint"]["best"] == 9.0
-
-
-def test_resumed_run_restores_the_best_metric(
-    make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scores([1.0, 9.0, 2.0, 3.0, 4.0, 5.0])
-    run = (*BEST, "SOLVER.CHECKPOINT_PERIOD", 4)
-    kill_at(monkeypatch, 9, lambda: main(make_args(tmp_path, *run)))  # after the best evaluation
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000007.ckpt"
-    main(make_args(tmp_path, "--resume", *run))
-    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 7
-    assert rows(tmp_path) == {3: 1.0, 7: 9.0, 11: 2.0, 15: 3.0, 19: 4.0, 23: 5.0}
+    assert same(ends[0]["current_model_state"], ends[1]["current_model_state"])
 
 
 def test_early_stopping(
@@ -244,7 +201,6 @@ def test_two_processes_stop_together(make_args: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((*BEST, "TEST.EVAL_PERIOD", 0), "BEST_CHECKPOINT.ENABLED True needs"),
         ((*BEST, "TEST.BEST_CHECKPOINT.METRIC", "AP"), "TEST.BEST_CHECKPOINT.METRIC must be one of bbox/AP.*got 'AP'"),
         ((*STOP, "TEST.EARLY_STOPPING.METRIC", "loss"), "TEST.EARLY_STOPPING.METRIC must be .*got 'loss'"),
     ],

@@ -162,23 +162,106 @@ def test_a_finished_run_resumes_to_its_evaluation(
     assert metrics["bbox"] == pytest.approx(trained[1]["bbox"], nan_ok=True)
 
 
-def test_resume_without_a_checkpoint_starts_a_training(
-    make_args: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, "projects_deformable_detr"):
-        main(make_args(tmp_path, "--resume", "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
-    assert "no checkpoint" in caplog.text
-    assert (tmp_path / "model_final.pth").is_file()
-
-
-def test_a_new_run_replaces_the_checkpoint_to_resume_from(
-    trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path
-) -> None:
+def test_a_new_run_is_kept_apart_from_an_earlier_one(make_args: Make, tmp_path: Path) -> None:
     (tmp_path / "last_checkpoint").write_text("model_0000099.ckpt")
     (tmp_path / "model_0000099.ckpt").write_bytes(b"old")
-    main(make_args(tmp_path, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"))
+    (tmp_path / "metrics.json").write_text("{}\n")
+    options = ("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"files of an earlier run \(model_0000099.ckpt, metrics.json\): .*--resume"):
+        main(make_args(tmp_path, *options))
+    assert contents(tmp_path) == before
+    main(make_args(tmp_path, "--overwrite", *options))
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.ckpt"
-    assert (tmp_path / "model_0000099.ckpt").is_file()
+    assert not (tmp_path / "model_0000099.ckpt").exists()
+    assert [line["iteration"] for line in lines(tmp_path)] == [0]
+
+
+@pytest.fixture(scope="module")
+def other_classes(data_sets: list[tuple[str, str, str]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Registers ``three`` with the classes a, b and c, and ``swapped`` with the names of both classes exchanged."""
+    _, file, images = data_sets[0]
+    content = json.loads(Path(file).read_text())
+    for item in content["annotations"]:
+        item["category_id"] = 5
+    for name, classes in (("three", "abc"), ("swapped", ("blue", "red"))):
+        content["categories"] = [{"id": number, "name": name} for number, name in enumerate(classes, 5)]
+        path = tmp_path_factory.mktemp(name) / "instances.json"
+        path.write_text(json.dumps(content))
+        catalog.register(name, path, images)
+
+
+@pytest.mark.usefixtures("other_classes")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("DATASETS.TRAIN", "('three',)", "DATASETS.TEST", "('three',)"),
+            r"has 2 classes \(red, blue\).*have 3 \(a, b, c\)",
+        ),
+        (("DATASETS.TRAIN", "('swapped',)", "DATASETS.TEST", "('swapped',)"), r"\(red, blue\).* \(blue, red\)"),
+        (("MODEL.BACKBONE.FREEZE_AT", 2), "in group 'backbone'.*same MODEL.BACKBONE.FREEZE_AT"),
+        (("SOLVER.OPTIMIZER", "SGD"), "another optimizer: resume with the same SOLVER.OPTIMIZER"),
+        (("MODEL.DETR.HIDDEN_DIM", 64), r"another model: .*another OUTPUT_DIR:(.|\n)*\(32.*\(64"),
+        (("OUTPUT_DIR", "misspelt"), "no checkpoint to resume from in misspelt: check OUTPUT_DIR"),
+    ],
+)
+def test_resuming_what_does_not_fit_changes_nothing(
+    trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    for name in ("config.yaml", "last_checkpoint", "log.txt", "metrics.json", "model_0000023.ckpt"):
+        shutil.copy(trained[0] / name, tmp_path)
+    before = contents(tmp_path)
+    args = make_args(tmp_path, "--resume")
+    args.opts += [str(option) for option in options]
+    with pytest.raises(UserError, match=message):
+        main(args)
+    after = contents(tmp_path)
+    if "SOLVER" in options[0] or "MODEL" in options[0]:  # compared by the processes, which log
+        assert after.pop("log.txt").startswith(before.pop("log.txt"))
+    assert after == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_resumed_run_uses_the_learning_rate_of_its_config(
+    trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("last_checkpoint", "model_0000015.ckpt"):
+        shutil.copy(trained[0] / name, tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000015.ckpt")
+    with caplog.at_level(logging.INFO, "projects_deformable_detr"):
+        main(make_args(tmp_path, "--resume", "SOLVER.BASE_LR", 1e-3, "SOLVER.WEIGHT_DECAY", 0.0, "DATASETS.TEST", "()"))
+    assert [line["lr"] for line in lines(tmp_path)] == pytest.approx([1e-3, 1e-4])
+    assert "config's learning rate 0.001, not the checkpoint's 0.002, in parameter group 'rest'" in caplog.text
+    assert "config's weight_decay 0.0, not" in caplog.text
+
+
+def test_the_last_checkpoints_are_kept(make_args: Make, tmp_path: Path) -> None:
+    options = ("DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINT_KEEP", 2)
+    main(make_args(tmp_path, *options, "SOLVER.MAX_ITER", 4))
+    (tmp_path / ".model_0000003.ckpt.abcdefgh").write_bytes(b"half")  # of a killed process
+    main(make_args(tmp_path, "--resume", *options, "SOLVER.MAX_ITER", 5))
+    names = {path.name for path in tmp_path.glob("*model_*")} | {path.name for path in tmp_path.glob(".model*")}
+    assert names == {"model_0000003.ckpt", "model_0000004.ckpt", "model_final.pth"}
+
+
+def test_a_pair_of_registered_data_sets_is_used(make_args: Make, tmp_path: Path) -> None:
+    """config.yaml contains them, and an evaluation needs no training set."""
+    args = make_args(tmp_path, "SOLVER.MAX_ITER", 1)
+    text = Path(args.config_file).read_text().replace("[tiny_", "[coco_2017_")
+    args.config_file = str(tmp_path.parent / f"{tmp_path.name}.yaml")
+    Path(args.config_file).write_text(text)
+    assert "AP-red" in main(args)["bbox"]
+    again = ["--config-file", str(tmp_path / "config.yaml"), "--eval-only", "DATASETS.TRAIN", "('gone',)"]
+    again += ["MODEL.WEIGHTS", str(tmp_path / "model_final.pth")]
+    assert "AP-red" in main(argument_parser().parse_args(again))["bbox"]
+    assert "tiny_train" in (tmp_path / "config.yaml").read_text()
+    args.register = args.register[:1]
+    with pytest.raises(UserError, match=r"\(tiny_train\) are not in DATASETS.TRAIN \('coco_2017_train',\)"):
+        main(args)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +279,8 @@ def test_last_checkpoint_is_found_before_the_launch(
     launched: list[Any] = []
     monkeypatch.setattr(run, "launch", lambda *arguments: launched.append(arguments[-1]))
     (tmp_path / "last_checkpoint").write_text("model_0000007.ckpt")
-    (tmp_path / "model_0000007.ckpt").write_bytes(b"")
-    main(make_args(tmp_path))
+    torch.save({}, tmp_path / "model_0000007.ckpt")
+    main(make_args(tmp_path, "--overwrite"))
     main(make_args(tmp_path, "--resume"))
     assert launched == [None, tmp_path / "model_0000007.ckpt"]
 

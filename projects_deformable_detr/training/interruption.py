@@ -1,0 +1,70 @@
+"""Ends a training after its iteration on SIGINT (Ctrl-C) or SIGTERM."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import distributed
+
+_MESSAGE = b"\nStopping after this iteration; a second signal stops at once.\n"
+
+
+class StopSignal:
+    """Context manager that records SIGINT or SIGTERM, so that a training can save its state.
+
+    A second signal ends the process at once with the status of a shell, 128 and the signal's number. In a process of
+    `launch.launch`, the calling process forwards the first signal and handles a second one.
+
+    Args:
+        processes: in the calling process of `launch.launch`, the processes that train; the first gets the signal.
+
+    Attributes:
+        signum: number of the first signal, or None.
+    """
+
+    def __init__(self, processes: Sequence[BaseProcess] = ()) -> None:
+        self.processes = processes
+        self.signum: int | None = None
+        self._pid = os.getpid()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+            signals = [signal.SIGTERM] if multiprocessing.parent_process() else [signal.SIGINT, signal.SIGTERM]
+            self._previous = {signum: signal.signal(signum, self._receive) for signum in signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}
+
+    def _receive(self, signum: int, _: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a worker of a data loader, which its parent process ends by SIGTERM
+            if signum == signal.SIGTERM:
+                os._exit(128 + signum)
+        elif self.signum is None:
+            self.signum = signum
+            if not multiprocessing.parent_process():
+                os.write(2, _MESSAGE)
+            if self.processes and (pid := self.processes[0].pid):
+                os.kill(pid, signal.SIGTERM)
+        elif not multiprocessing.parent_process():
+            for process in self.processes:
+                process.kill()
+            os._exit(128 + signum)
+
+    def broadcast(self) -> int | None:
+        """Returns the signal that rank 0 has received, on all ranks."""
+        if not distributed.is_initialized():
+            return self.signum
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        number = torch.tensor(self.signum or 0, device=device)
+        distributed.broadcast(number, 0)
+        return int(number) or None
