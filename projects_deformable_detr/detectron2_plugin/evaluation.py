@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     DatasetEvaluator,
@@ -22,10 +21,10 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
-from PIL import Image
 from pycocotools import mask as rle_format
 
 from ..config.data import data_config, load
@@ -34,7 +33,9 @@ from ..config.run import process_config
 from ..data.catalog import DatasetSpec
 from ..data.coco import CocoRecords
 from ..data.config import DataConfig
+from ..data.images import open_image, read_sizes
 from ..data.load import read_classes
+from ..data.masks import to_rle
 from ..data.panoptic import as_annotations
 from ..data.problems import DatasetError
 from ..data.records import Summary
@@ -203,8 +204,7 @@ class CatalogRecords(CocoRecords):
     """
 
     def __init__(self, name: str, classes: PanopticClasses | None) -> None:
-        self._content = convert_to_coco_dict(name) if classes is None else _things_as_coco(name, classes)
-        self._content.setdefault("annotations", [])
+        self._content = _as_coco(name, classes)
         self.category_ids = tuple(item["id"] for item in self._content["categories"])
         categories = sorted(self._content["categories"], key=lambda item: item["id"])
         names, ids = (tuple(item[key] for item in categories) for key in ("name", "id"))
@@ -217,21 +217,40 @@ class CatalogRecords(CocoRecords):
         return self._content
 
 
-def _things_as_coco(name: str, classes: PanopticClasses) -> dict[str, Any]:
-    """Converts the segments of things to annotations in COCO's format."""
+def _as_coco(name: str, classes: PanopticClasses | None) -> dict[str, Any]:
+    """Converts records, of panoptic data sets the segments of things, to the content of a file in COCO's format.
+
+    Detectron2's ``convert_to_coco_dict`` fails for masks whose run lengths are lists.
+    """
+    if classes is None:
+        metadata = MetadataCatalog.get(name)
+        ids = {label: number for number, label in metadata.get("thing_dataset_id_to_contiguous_id", {}).items()}
+        names = dict(enumerate(metadata.thing_classes))
+        ids = ids or {label: label for label in names}
+    else:
+        ids = {label: classes.category_ids[label] for label in classes.things}
+        names = {label: classes.names[label] for label in classes.things}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for record in DatasetCatalog.get(name):
-        with Image.open(record["file_name"]) as image:
-            images.append({"id": record["image_id"], "width": image.width, "height": image.height})
-        for item in as_annotations(record, crowds=True):
-            if item["category_id"] not in classes.things:
+    for index, record in enumerate(DatasetCatalog.get(name)):
+        image_id, file_name = record.get("image_id", index), record["file_name"]
+        height, width = record.get("height"), record.get("width")
+        if height is None or width is None:
+            with open_image(file_name) as image:
+                height, width = read_sizes(image)[0]
+        images.append({"id": image_id, "width": width, "height": height})
+        items = record.get("annotations", []) if classes is None else as_annotations(record, crowds=True)
+        for item in items:
+            if item["category_id"] not in ids:
                 continue
-            x1, y1, x2, y2 = item["bbox"]
-            item |= {"id": len(annotations) + 1, "image_id": record["image_id"], "bbox": [x1, y1, x2 - x1, y2 - y1]}
-            item |= {"category_id": classes.category_ids[item["category_id"]]}
-            annotations.append({**item, "area": float(rle_format.area(item["segmentation"]))})
-    categories = [{"id": classes.category_ids[index], "name": classes.names[index]} for index in classes.things]
+            box = [float(value) for value in BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYWH_ABS)]
+            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[item["category_id"]]}
+            entry |= {"bbox": box, "iscrowd": int(item.get("iscrowd", 0)), "area": box[2] * box[3]}
+            if "segmentation" in item:
+                rle = to_rle(item["segmentation"], height, width, f"an object of {file_name}")
+                entry |= {"segmentation": rle, "area": float(rle_format.area(rle))}
+            annotations.append(entry)
+    categories = [{"id": ids[label], "name": label_name} for label, label_name in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 

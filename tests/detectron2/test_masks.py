@@ -1,11 +1,13 @@
 """Masks and panoptic segmentation in Detectron2: mapper, evaluator, and a short training."""
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
@@ -19,6 +21,7 @@ from projects_deformable_detr.config.data import data_config
 from projects_deformable_detr.data import masks, panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.load import load_dataset
+from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, Trainer, data
 from projects_deformable_detr.detectron2_plugin.classes import is_standard, resolve_thing_classes
 from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
@@ -148,6 +151,34 @@ def test_ground_truth_as_predictions_scores_100_percent(names, tmp_path):
     metrics = evaluator.evaluate()
     assert metrics["bbox"]["AP"] == pytest.approx(100) and metrics["segm"]["AP"] == pytest.approx(100)
     assert metrics["panoptic_seg"]["PQ"] == metrics["panoptic_seg"]["PQ_st"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("counts", [[7, 3, 3, 3, 3, 3, 26], b"733000g0", "733000g0"])
+def test_run_lengths_in_records(monkeypatch, tmp_path, counts):
+    """Records of a user's function with a box of corners; Detectron2 fails for run lengths in a list."""
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    item = {"bbox": [1, 1, 4, 4], "bbox_mode": 0, "category_id": 0, "segmentation": {"size": [6, 8], "counts": counts}}
+    record = {"file_name": str(tmp_path / "a.png"), "height": 6, "width": 8, "image_id": 1, "annotations": [item]}
+    monkeypatch.setitem(DatasetCatalog.data, "runs", lambda: [copy.deepcopy(record)])
+    MetadataCatalog.get("runs").thing_classes = ["a"]
+    cfg = make_cfg("quickstart_instance.yaml", "runs", tmp_path, "INPUT.CROP.ENABLED", False)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (6,), "none"
+    mask = DetrDatasetMapper(cfg, True)(record)["instances"].gt_masks.tensor
+    expected = torch.zeros(1, 6, 8, dtype=torch.bool)
+    expected[:, 1:4, 1:4] = True
+    assert torch.equal(mask, expected)
+    evaluator = build_evaluator(cfg, "runs")
+    evaluator.reset()
+    found = Instances((6, 8), pred_boxes=Boxes(torch.tensor([[1.0, 1, 4, 4]])), scores=torch.ones(1))
+    found.pred_classes, found.pred_masks = torch.zeros(1, dtype=torch.int64), expected
+    evaluator.process([record], [{"instances": found}])
+    metrics = evaluator.evaluate()
+    assert metrics["bbox"]["AP"] == metrics["segm"]["AP"] == pytest.approx(100)
+    item["segmentation"]["counts"] = counts[:-1]
+    with pytest.raises(DatasetError, match=r"a\.png has an RLE"):
+        DetrDatasetMapper(cfg, True)(record)
+    with pytest.raises(DatasetError, match=r"a\.png has an RLE"):
+        build_evaluator(cfg, "runs")
 
 
 def test_short_panoptic_training(names, tmp_path):
