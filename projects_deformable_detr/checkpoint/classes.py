@@ -75,7 +75,7 @@ def class_names_of(format: Format, count: int, stored: Sequence[str] | None) -> 
 def fit_class_heads(
     state: State, own: State, theirs: ClassHead, ours: ClassHead, *, keep_logits: bool = False
 ) -> tuple[State, ClassReport]:
-    """Returns the state with class heads that fit the model, and a report.
+    """Returns the state with class heads that fit the model, without them if no class matches, and a report.
 
     Args:
         state: the file's weights with our keys.
@@ -88,10 +88,11 @@ def fit_class_heads(
     if not main or keep_logits:
         return state, ClassReport("kept" if main else "none")
     rows, report = _choose_rows(len(state[main[0]]), len(own[main[0]]), theirs, ours)
-    fitted = dict(state)
+    fitted = {key: value for key, value in state.items() if rows or key not in main}
     for key in heads:
         if key in main:
-            fitted[key] = _take_rows(state[key], own[key], rows)
+            if rows:
+                fitted[key] = _take_rows(state[key], own[key], rows)
         elif state[key].shape != own[key].shape:
             # The first logit of a proposal is its objectness; the others are trained to be low.
             fitted[key] = _take_rows(state[key], own[key], _identity(min(len(state[key]), len(own[key]))))
@@ -102,27 +103,25 @@ def _choose_rows(found: int, wanted: int, theirs: ClassHead, ours: ClassHead) ->
     """Maps rows of the model's head (``wanted`` logits) to rows of the file's head (``found`` logits)."""
     count = wanted - ours.no_object
     names = ours.names if ours.names and len(ours.names) == count else None
-
-    def new_head(reason: str) -> tuple[dict[int, int], ClassReport]:
-        listed = f" ({', '.join(shorten(names))})" if names else ""
-        new = tuple(map(str, names or range(count)))
-        message = f"The class head of {count} classes{listed} keeps its initial weights: {reason}."
-        return {}, ClassReport("new", message, new)
-
-    if theirs.no_object != ours.no_object:
-        loss = "softmax with a logit for no object" if theirs.no_object else "sigmoid"
-        return new_head(f"the file's is {loss}, the model's is not")
     # A model without class names but with COCO's number of classes is assumed to be COCO's if the file is.
     by_coco = names is None and theirs.names in coco_classes.BY_ID.values()
     known = coco_classes.CONTIGUOUS.get(count) if by_coco else names
-    if theirs.names is None or known is None:
+    rows = match_names(known, theirs.names) if known and theirs.names else {}
+    reason = ""
+    if theirs.no_object != ours.no_object:
+        loss = "softmax with a logit for no object" if theirs.no_object else "sigmoid"
+        reason = f"the file's is {loss}, the model's is not"
+    elif theirs.names is None or known is None:
         if found == wanted:
             return _identity(found), ClassReport("kept", f"The class head's {found} logits are loaded unchanged.")
-        return new_head(f"the file has {found} logits of unknown classes")
-    rows = match_names(known, theirs.names)
-    if not rows:
-        found_names = ", ".join(shorten([name for name in theirs.names if name]))
-        return new_head(f"none of its classes is among the file's ({found_names})")
+        reason = f"the file has {found} logits of unknown classes"
+    elif not rows:
+        reason = f"none of its classes is among the file's ({', '.join(shorten(list(filter(None, theirs.names))))})"
+    if reason:
+        listed = f" ({', '.join(shorten(names))})" if names else ""
+        message = f"The class head of {count} classes{listed} keeps its initial weights: {reason}."
+        return {}, ClassReport("new", message, tuple(map(str, names or range(count))))
+    assert known is not None
     if ours.no_object:
         rows[wanted - 1] = found - 1
     missing = tuple(str(name) for index, name in enumerate(known) if index not in rows)

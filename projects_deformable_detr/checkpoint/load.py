@@ -2,21 +2,22 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from .classes import ClassHead, ClassReport, class_names_of, count_logits, fit_class_heads, shorten
 from .files import TORCHVISION, CheckpointError, DownloadError, Weights, download, read_weights
-from .formats import detect, import_state
+from .formats import import_state
 from .formats.backbones import CAFFE2_RESNET, is_group_norm, match_backbone
 from .formats.base import Format, Names, State
-from .formats.detector import OURS, is_deformable
+from .formats.detector import CLASS_HEAD, OURS, is_deformable
 
 logger = logging.getLogger(__name__)
 _MASKS = "mask_head."
+_COUNTER = "num_batches_tracked"  # step counter of batch norms, which frozen norms lack
 # Parameters that ImageNet models lack: offsets of deformable convolutions, and norms of a Swin Transformer's features.
 _NOT_IN_IMAGENET = re.compile(r"\.conv2(\.|_)offset\.|\.norms\.res\d\.")
 
@@ -31,7 +32,6 @@ class LoadOptions:
         keep_logits: load class heads without mapping classes.
         class_names: names of the model's classes, None if unknown.
         input_format: order of the model's image channels, ``"RGB"`` or ``"BGR"``.
-        config_keys: config keys that replace the names of arguments in messages.
     """
 
     allow_partial: bool = False
@@ -39,15 +39,6 @@ class LoadOptions:
     keep_logits: bool = False
     class_names: tuple[str, ...] | None = None
     input_format: str = "RGB"
-    config_keys: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-
-    def name(self, argument: str) -> str:
-        """Returns the name of an argument for messages: its config key if there is one."""
-        return self.config_keys.get(argument, argument)
-
-    def setting(self, argument: str, value: object) -> str:
-        """Returns the text that sets an argument: ``KEY value`` in a config, else ``argument=value``."""
-        return f"{self.config_keys[argument]} {value}" if argument in self.config_keys else f"{argument}={value}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ class LoadReport:
     Attributes:
         format: name of the file's format, or ``"none"`` if nothing was loaded.
         missing: keys of the model that the file lacks; these keep their initial values.
-        unexpected: keys of the file that the model lacks.
+        unexpected: keys of the file that the model lacks; these are unused.
         mismatched: keys whose shapes differ between file and model; these also keep their initial values.
         classes: result of fitting class heads.
     """
@@ -73,8 +64,8 @@ def load_weights(detector: nn.Module, source: str | Path, options: LoadOptions |
     """Loads a file, or ``torchvision://resnet50`` (ImageNet weights), into the detector in place.
 
     Backbone weights are loaded into the backbone. Detector weights must fit except for the class heads (see `classes`),
-    unless ``allow_partial`` is set; then a warning lists what does not fit. If ImageNet weights cannot be downloaded,
-    the detector is left unchanged after a warning.
+    unless ``allow_partial`` is set. One summary is logged, as a warning if tensors keep their initial weights or are
+    unused. If ImageNet weights cannot be downloaded, the detector is left unchanged after a warning.
 
     Raises:
         CheckpointError: if the file cannot be read, has an unknown format, or does not fit; if ``for_evaluation``, also
@@ -82,39 +73,39 @@ def load_weights(detector: nn.Module, source: str | Path, options: LoadOptions |
     """
     options = options or LoadOptions()
     if options.for_evaluation and not str(source):
-        raise CheckpointError(f"evaluation needs {options.name('weights')}: a checkpoint, such as model_final.pth")
+        raise CheckpointError("evaluation needs `weights`: a checkpoint, such as model_final.pth")
     if str(source).startswith(TORCHVISION):
         if options.for_evaluation:
-            raise _backbone_only(str(source), options)
+            raise _backbone_only(str(source))
         try:
             source = download(str(source))
         except DownloadError as error:
-            _warn_without_weights(detector, error, options)
+            _warn_without_weights(detector, error)
             return LoadReport("none")
     fitting, report = fit(detector, read_weights(source), str(source), options)
     detector.load_state_dict(fitting, strict=False)
     return report
 
 
-def _backbone_only(source: str, options: LoadOptions) -> CheckpointError:
+def _backbone_only(source: str) -> CheckpointError:
     return CheckpointError(
-        f"{source}: these are weights of a backbone; for evaluation set {options.name('weights')} to a trained "
-        "detector, such as model_final.pth"
+        f"{source}: these are weights of a backbone; for evaluation set `weights` to a trained detector, such as "
+        "model_final.pth"
     )
 
 
-def _warn_without_weights(detector: nn.Module, error: DownloadError, options: LoadOptions) -> None:
+def _warn_without_weights(detector: nn.Module, error: DownloadError) -> None:
     advice = ""
     if any(type(module).__name__ == "FrozenBatchNorm2d" for module in detector.modules()):
         advice = (
-            f" Its frozen norms are the identity, which trains badly: set {options.name('norm')} to BN or GN and "
-            f"{options.setting('freeze_at', 0)}, or download the file elsewhere and set {options.name('weights')}."
+            " Its frozen batch norms are the identity, which trains badly: download the file elsewhere and load it by "
+            "its path, or choose BN or GN as the norm and freeze no stage."
         )
     logger.warning("%s: the backbone is trained FROM SCRATCH.%s", error, advice)
 
 
 def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions) -> tuple[State, LoadReport]:
-    """Converts weights for ``detector.load_state_dict`` and logs what does not fit.
+    """Converts weights for ``detector.load_state_dict`` and logs a summary.
 
     Args:
         detector: the detector; it is not changed.
@@ -123,56 +114,68 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
         options: see `LoadOptions`.
 
     Raises:
-        CheckpointError: if the format is unknown or the weights do not fit.
+        CheckpointError: if the format is unknown, the weights do not fit, or some of them are NaN or infinite.
     """
-    format = detect(weights.state)
+    format, state = import_state(weights.state)
     if format is None:
         raise CheckpointError(
-            f"{source}: the keys ({', '.join(list(weights.state)[:4])} …) are of no known detector or backbone"
+            f"{source}: the keys ({', '.join(list(state)[:4])} …) are of no known detector or backbone"
         )
     if format.is_backbone and options.for_evaluation:
-        raise _backbone_only(source, options)
+        raise _backbone_only(source)
     if format is CAFFE2_RESNET:
         _check_caffe2(detector, weights.state, source, options)
-    source = f"{source} ({format.name} weights)"
+    source = source if format is OURS else f"{source} ({format.name} weights)"
     own = detector.state_dict()
-    state = match_backbone(import_state(weights.state, format), own)
-    # Frozen norms lack the step counter of batch norm.
-    state = {key: value for key, value in state.items() if key in own or not key.endswith("num_batches_tracked")}
+    state = match_backbone(state, own)
+    state = {key: value for key, value in state.items() if key in own or not key.endswith(_COUNTER)}
+    if broken := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise CheckpointError(
+            f"{source} has NaN or infinite values in {len(broken)} of {len(state)} tensors "
+            f"({', '.join(shorten(broken, 3))}): the training that wrote it diverged; use an earlier checkpoint"
+        )
     no_object = bool(getattr(detector, "no_object", False))
     head = _class_head(format, state, weights.class_names, no_object)
     state, classes = fit_class_heads(
         state, own, head, ClassHead(options.class_names, no_object), keep_logits=options.keep_logits
     )
-    state, new_masks = _fit_masks(state, own, source, options)
-    expected = _imagenet_keys(own) if format.is_backbone else list(own)
-    known = {*state, *new_masks}
+    state, reinitialized, notes = _fit_masks(state, own, source, options)
+    expected = _imagenet_keys(own) if format.is_backbone else [key for key in own if not key.endswith(_COUNTER)]
+    if classes.action == "new":
+        reinitialized += [key for key in own if CLASS_HEAD.fullmatch(key)]
     report = LoadReport(
         format.name,
-        missing=tuple(key for key in expected if key not in known and not key.endswith("num_batches_tracked")),
+        missing=tuple(key for key in expected if key not in state and key not in reinitialized),
         unexpected=tuple(
             key for key in state if key not in own and not (format.is_backbone and _is_unused_stage(key, own))
         ),
         mismatched=tuple(key for key in state if key in own and own[key].shape != state[key].shape),
         classes=classes,
     )
-    _check(report, own, state, source, options)
+    problems = _describe(report, own, state)
+    _check(report, problems, source, options)
     fitting = {key: value for key, value in state.items() if key in own and key not in report.mismatched}
-    logger.info("Loading %d of %d tensors from %s", len(fitting), len(own), source)
+    count = f"{sum(key in fitting for key in expected)} of {len(expected)} tensors"
+    count += " of the backbone are loaded" if format.is_backbone else " are loaded"
+    level = logging.WARNING if problems or reinitialized or classes.new else logging.INFO
+    logger.log(
+        level, "%s", "\n".join([f"{source}: {count}", *filter(None, [f"  {classes.message}", *notes, *problems])])
+    )
     return fitting, report
 
 
-def file_classes(weights: Weights, format: Format, no_object: bool) -> tuple[int, Names | None]:
-    """Returns the number of a detector's classes in a file, and their names if known.
+def file_classes(weights: Weights, no_object: bool) -> tuple[Format | None, int, Names | None]:
+    """Returns the format of a file, the number of a detector's classes in it, and their names if known.
 
     Args:
         weights: content of the file.
-        format: its format.
         no_object: whether a detector of this project has a logit for "no object"; other formats determine it.
     """
-    state = import_state(weights.state, format)
+    format, state = import_state(weights.state)
+    if format is None:
+        return None, 0, None
     head = _class_head(format, state, weights.class_names, no_object)
-    return max(0, count_logits(state) - head.no_object), head.names
+    return format, max(0, count_logits(state) - head.no_object), head.names
 
 
 def _class_head(format: Format, state: State, stored: Sequence[str] | None, no_object: bool) -> ClassHead:
@@ -181,56 +184,50 @@ def _class_head(format: Format, state: State, stored: Sequence[str] | None, no_o
     return ClassHead(class_names_of(format, count_logits(state) - no_object, stored), no_object)
 
 
-def _fit_masks(state: State, own: State, source: str, options: LoadOptions) -> tuple[State, list[str]]:
-    """Returns the state without masks that the model lacks, and the keys of a mask head that the file lacks."""
+def _fit_masks(state: State, own: State, source: str, options: LoadOptions) -> tuple[State, list[str], list[str]]:
+    """Returns the state without masks that the model lacks, the keys of masks that the file lacks, and notes."""
     theirs = [key for key in state if key.startswith(_MASKS)]
     ours = [key for key in own if key.startswith(_MASKS)]
-    without = options.setting("mask_head", False)
     if theirs and not ours:
-        logger.info("%s: the mask head is not loaded (%s)", source, without)
-        return {key: value for key, value in state.items() if key not in theirs}, []
+        return {key: state[key] for key in state if key not in theirs}, [], ["  the file's mask head is unused"]
     if theirs or not ours or not any(key.startswith("encoder.") for key in state):
-        return state, []
+        return state, [], []
     if options.for_evaluation and not options.allow_partial:
-        raise CheckpointError(f"{source} has no mask head: set {without}, or choose a detector with masks")
-    logger.warning("%s has no mask head: it keeps its initial weights", source)
-    return state, ours
+        raise CheckpointError(f"{source} has no mask head: set `mask_head=False`, or choose a detector with masks")
+    return state, ours, ["  the mask head keeps its initial weights: the file has none"]
 
 
-def _check(report: LoadReport, own: State, state: State, source: str, options: LoadOptions) -> None:
-    """Raises an error or logs a warning for weights that do not fit."""
-    classes = report.classes
-    if report.missing or report.unexpected or report.mismatched:
-        text = _describe(report, own, state)
-        if not options.allow_partial:
-            raise CheckpointError(
-                f"{source} has another architecture than the model:\n{text}\nUse the config that it was trained with, "
-                f"or set {options.setting('allow_partial', True)} to load what fits and train the rest."
-            )
-        logger.warning("%s was loaded in part:\n%s", source, text)
-    if classes.new and options.for_evaluation and not options.allow_partial:
+def _check(report: LoadReport, problems: list[str], source: str, options: LoadOptions) -> None:
+    """Raises `CheckpointError` for weights that do not fit."""
+    if options.allow_partial:
+        return
+    if problems:
+        text = "\n".join(problems)
         raise CheckpointError(
-            f"{source} lacks some of the model's classes. {classes.message} To load the file's own logits, set "
-            f"{options.setting('keep_logits', True)} and {options.name('num_classes')} to their number."
+            f"{source} has another architecture than the model:\n{text}\nUse the config that it was trained with, "
+            "or set `allow_partial=True` to load what fits and train the rest."
         )
-    if classes.message:
-        logger.log(logging.WARNING if classes.new else logging.INFO, "%s: %s", source, classes.message)
+    if report.classes.new and options.for_evaluation:
+        raise CheckpointError(
+            f"{source} lacks some of the model's classes. {report.classes.message} To load the file's own logits, set "
+            "`keep_logits=True` and `num_classes` to their number."
+        )
 
 
-def _describe(report: LoadReport, own: State, state: State) -> str:
-    lines = []
-    for problem, keys in (("missing", report.missing), ("unexpected", report.unexpected)):
-        if keys:
-            lines.append(f"  {problem} in the file ({len(keys)}): {', '.join(shorten(keys))}")
+def _describe(report: LoadReport, own: State, state: State) -> list[str]:
+    """Returns lines that list the keys that do not fit."""
+    lists = (("missing", report.missing), ("unexpected", report.unexpected))
+    lines = [f"  {name} in the file ({len(keys)}): {', '.join(shorten(keys))}" for name, keys in lists if keys]
     for key in report.mismatched[:8]:
         lines.append(f"  different shapes: {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} here")
-    return "\n".join(lines)
+    return lines
 
 
 def _imagenet_keys(own: Iterable[str]) -> list[str]:
     """Returns the keys that backbone weights must have, without those of an FPN."""
     prefix = "backbone.bottom_up." if any(key.startswith("backbone.bottom_up.") for key in own) else "backbone."
-    return [key for key in own if key.startswith(prefix) and not _NOT_IN_IMAGENET.search(key)]
+    keys = [key for key in own if key.startswith(prefix) and not key.endswith(_COUNTER)]
+    return [key for key in keys if not _NOT_IN_IMAGENET.search(key)]
 
 
 def _is_unused_stage(key: str, own: Iterable[str]) -> bool:
@@ -241,26 +238,18 @@ def _is_unused_stage(key: str, own: Iterable[str]) -> bool:
 
 def _check_caffe2(detector: nn.Module, state: State, source: str, options: LoadOptions) -> None:
     """Checks for BGR images and, except with group norm, strides in the 1x1 convolutions, as in Caffe2's training."""
-    group_norm = is_group_norm(state)
-    strides_in_1x1 = _strides_in_1x1(detector)
-    if options.input_format == "BGR" and strides_in_1x1 in (not group_norm, None):
+    in_1x1, found = not is_group_norm(state), _strides_in_1x1(detector)
+    if options.input_format == "BGR" and found in (in_1x1, None):
         return
-    settings = {
-        "input_format": "BGR",
-        "pixel_mean": "[103.530,116.280,123.675]",
-        "pixel_std": "[57.375,57.120,58.395]" if group_norm else "[1.0,1.0,1.0]",
-        "stride_in_1x1": not group_norm,
-    }
-    needed = ", ".join(options.setting(name, value) for name, value in settings.items())
-    if not group_norm:
-        needed += f", {options.setting('backbone', 'build_resnet_backbone')} (Detectron2's; ours strides in the 3x3)"
-    found = f"{options.input_format} images"
-    if strides_in_1x1 is not None:
-        found += f" and strides in the {'1x1' if strides_in_1x1 else '3x3'}"
+    std = "[1.0,1.0,1.0]" if in_1x1 else "[57.375,57.120,58.395]"
+    needed = f"`input_format=BGR`, `pixel_mean=[103.530,116.280,123.675]`, `pixel_std={std}`, `stride_in_1x1={in_1x1}`"
+    if in_1x1:
+        needed += ", `backbone=build_resnet_backbone` (Detectron2's; ours strides in the 3x3)"
+    strides = "" if found is None else f" and strides in the {'1x1' if found else '3x3'}"
     raise CheckpointError(
         f"{source}: these weights were trained in Caffe2, on BGR images and with strides in the "
-        f"{'3x3' if group_norm else '1x1'} convolutions; the model has {found}. Set {needed}; or use "
-        f"{TORCHVISION}resnet50, as the configs do"
+        f"{'1x1' if in_1x1 else '3x3'} convolutions; the model has {options.input_format} images{strides}. Set "
+        f"{needed}; or use {TORCHVISION}resnet50, as the configs do"
     )
 
 

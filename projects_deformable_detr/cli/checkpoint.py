@@ -11,14 +11,14 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from ..checkpoint import CheckpointError, Weights, detect, fit, read_weights, save_detector, write_official
+from ..checkpoint import CheckpointError, Weights, fit, read_weights, save_detector, write_official
 from ..checkpoint.coco_classes import THINGS, THINGS_AND_STUFF
 from ..checkpoint.files import weights_file
-from ..checkpoint.formats.base import Format
 from ..checkpoint.load import file_classes
 from ..config import build_detector, get_cfg, merge
-from ..config.checkpoint import export_hugging_face, load_options
+from ..config.checkpoint import LOADING_KEYS, export_hugging_face, load_options
 from ..config.model import criterion_config
+from ..config.reading import naming_keys
 from ..data import catalog
 from ..data.load import read_classes
 from ..errors import UserError, run_command
@@ -28,6 +28,11 @@ _COMMANDS = {
     "convert": "Converts weights of another project to a file of this project.",
     "export-official": "Converts weights to a file of the official repositories.",
     "export-hf": "Converts weights to a folder for from_pretrained of Hugging Face transformers.",
+}
+_FORMATS = {
+    "convert": "weights of this project",
+    "export-official": "weights in the official format",
+    "export-hf": "weights for transformers",
 }
 
 
@@ -45,9 +50,12 @@ def _main() -> None:
     if args.keep_logits:
         cfg.MODEL.DETR.KEEP_CLASS_LOGITS = True
     _check_target(args)
-    weights, format = _read_detector(args.source)
+    weights = read_weights(args.source)
+    format, count, stored = file_classes(weights, criterion_config(cfg).class_loss == "softmax")
+    if format is None or format.is_backbone:
+        found = "unknown weights" if format is None else "the weights of a backbone"
+        raise CheckpointError(f"{args.source}: must contain a detector, got {found}; backbones need no conversion")
     names = None if cfg.MODEL.DETR.KEEP_CLASS_LOGITS else _data_set_classes(cfg)
-    count, stored = file_classes(weights, format, criterion_config(cfg).class_loss == "softmax")
     # 0: the classes of the data sets if they are known, otherwise those of the file.
     cfg.MODEL.DETR.NUM_CLASSES = num_classes = cfg.MODEL.DETR.NUM_CLASSES or (len(names) if names else count)
     detector = _load_detector(cfg, weights, args.source, names)
@@ -59,7 +67,7 @@ def _main() -> None:
         write_official(args.target, detector, (names or ()) if args.coco_ids else None)
     else:
         export_hugging_face(cfg, args.target, detector, names)
-    print(f"{args.target}: {format.name} weights with {num_classes} classes")
+    print(f"{args.target}: {_FORMATS[args.command]} with {num_classes} classes, from {args.source}")
 
 
 def _load_cfg(config_file: str, opts: list[str]) -> CfgNode:
@@ -71,20 +79,11 @@ def _load_cfg(config_file: str, opts: list[str]) -> CfgNode:
     return cfg
 
 
-def _read_detector(source: str) -> tuple[Weights, Format]:
-    """Reads a file; raises `CheckpointError` if it contains no detector of a known format."""
-    weights = read_weights(source)
-    format = detect(weights.state)
-    if format is None or format.is_backbone:
-        found = "unknown weights" if format is None else "the weights of a backbone"
-        raise CheckpointError(f"{source}: must contain a detector, got {found}; backbones need no conversion")
-    return weights, format
-
-
 def _load_detector(cfg: CfgNode, weights: Weights, source: str, names: tuple[str, ...] | None) -> nn.Module:
     """Builds the detector of a config and loads weights into it."""
     detector = build_detector(cfg)
-    fitting, _ = fit(detector, weights, source, load_options(cfg, for_evaluation=True, class_names=names))
+    with naming_keys(LOADING_KEYS):
+        fitting, _ = fit(detector, weights, source, load_options(cfg, for_evaluation=True, class_names=names))
     detector.load_state_dict(fitting, strict=False)
     return detector.eval()
 

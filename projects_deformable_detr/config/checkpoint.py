@@ -14,13 +14,11 @@ _OPTIONS = {
     "keep_logits": "MODEL.DETR.KEEP_CLASS_LOGITS",
     "input_format": "INPUT.FORMAT",
 }
-# Keys in error messages.
-_KEYS = _OPTIONS | {
+# Keys in messages of the functions in `checkpoint`.
+LOADING_KEYS = _OPTIONS | {
     "weights": "MODEL.WEIGHTS",
     "num_classes": "MODEL.DETR.NUM_CLASSES",
     "mask_head": "MODEL.MASK_ON",
-    "norm": "MODEL.RESNETS.NORM",
-    "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
     "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
     "backbone": "MODEL.BACKBONE.NAME",
     "pixel_mean": "MODEL.PIXEL_MEAN",
@@ -32,7 +30,7 @@ def load_options(
     cfg: CfgNode, *, for_evaluation: bool = False, class_names: tuple[str, ...] | None = None
 ) -> LoadOptions:
     """Returns the options for loading ``MODEL.WEIGHTS``; see `LoadOptions` for the arguments."""
-    return read(LoadOptions, cfg, _OPTIONS, for_evaluation=for_evaluation, class_names=class_names, config_keys=_KEYS)
+    return read(LoadOptions, cfg, _OPTIONS, for_evaluation=for_evaluation, class_names=class_names)
 
 
 def export_hugging_face(

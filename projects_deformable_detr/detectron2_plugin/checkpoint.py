@@ -1,9 +1,12 @@
-"""Checkpoints in Detectron2: the project's loader in its own checkpointer and, by a patch, in Detectron2's."""
+"""Checkpoints in Detectron2: a checkpointer that loads files of any known format by class names, or raises an error.
 
-import argparse
+``DetectionCheckpointer``, and with it ``DefaultPredictor`` and ``DefaultTrainer``, creates it for the project's models
+(see `patches`).
+"""
+
+import dataclasses
 import itertools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,13 @@ from ..checkpoint import (
     download,
     fit,
     load_weights,
-    read_pickle,
+    read_checkpoint,
     read_weights,
     write_atomically,
 )
 from ..checkpoint.classes import shorten
+from ..config.checkpoint import LOADING_KEYS
+from ..config.reading import naming_keys
 from ..training.last_checkpoint import find_last_checkpoint, write_last_checkpoint
 
 # Detectron2 matches the names in these files: pycls's, and those that request it.
@@ -38,12 +43,12 @@ _BACKBONE = "detector.backbone."
 
 
 class DetectorCheckpointer(DetectionCheckpointer):
-    """Resumes and saves like Detectron2, and loads initial weights of any known format.
+    """Resumes and saves like Detectron2, and loads weights of any known format.
 
     Args:
         model: a meta-architecture with its network in ``detector``, or one wrapped for distributed training.
         save_dir: folder of the checkpoints.
-        options: options for loading.
+        options: options for loading; by default those of the model, for evaluation if the model is in ``eval`` mode.
         checkpointables: as in Detectron2.
     """
 
@@ -51,62 +56,85 @@ class DetectorCheckpointer(DetectionCheckpointer):
         self, model: nn.Module, save_dir: str = "", options: LoadOptions | None = None, **checkpointables: Any
     ):
         super().__init__(model, save_dir, **checkpointables)
-        self.options = options or LoadOptions()
+        self._options = options
+
+    @property
+    def options(self) -> LoadOptions:
+        """Options for loading."""
+        return self._options or dataclasses.replace(self.model.load_options, for_evaluation=not self.model.training)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Loads a checkpoint, or with ``checkpointables=[]`` initial weights of any known format.
-
-        Initial weights are broadcast from the first process, since a download can fail in one of them.
+        """Loads a checkpoint, or without ``checkpointables`` weights of any known format.
 
         Raises:
-            CheckpointError: listing missing and unexpected keys, and keys of different shapes.
+            CheckpointError: if the file cannot be read or does not fit; see `load_weights`.
         """
-        if checkpointables != []:
-            rest = super().load(path, checkpointables)
-            if EMA in rest and not self.options.for_evaluation:
-                raise CheckpointError(
-                    f"{path} contains averaged weights: set SOLVER.EMA.ENABLED True to resume, or start from them with "
-                    "MODEL.WEIGHTS and another OUTPUT_DIR"
-                )
-            return rest
-        rest = {}
-        if path and not path.startswith(TORCHVISION) and not path.endswith(_MATCHED_BY_DETECTRON2):
-            path = self.path_manager.get_local_path(path)
-        if self._is_matched_by_detectron2(path):
-            rest = super().load(path, checkpointables)
-        else:
-            load_weights(self.model.detector, path, self.options)
-        _broadcast(self.model)
-        return rest
+        with naming_keys(LOADING_KEYS):
+            if self.checkpointables if checkpointables is None else checkpointables:
+                rest = super().load(path, checkpointables)
+                if EMA in rest and not self.options.for_evaluation:
+                    raise CheckpointError(
+                        f"{path} contains averaged weights: set SOLVER.EMA.ENABLED True to resume, or start from them "
+                        "with `weights` and another OUTPUT_DIR"
+                    )
+                return rest
+            if path and not path.startswith(TORCHVISION) and not path.endswith(_MATCHED_BY_DETECTRON2):
+                path = self.path_manager.get_local_path(path)
+            if self._is_matched_by_detectron2(path):
+                return super().load(path, [])
+            if path and not path.startswith(TORCHVISION):
+                self._load_weights(read_weights(path), path)
+            else:
+                load_weights(self.model.detector, path, self.options)
+            return {}
 
     def _is_matched_by_detectron2(self, path: str) -> bool:
         """Returns whether Detectron2 loads a path: pickles of networks other than ResNets, and an empty path."""
         if path.endswith(".pkl") and detect(read_weights(path).state) is None:
             return True
-        return path.endswith(_MATCHED_BY_DETECTRON2) or not (path or self.options.for_evaluation)
+        is_required = self._options is not None and self._options.for_evaluation
+        return path.endswith(_MATCHED_BY_DETECTRON2) or not (path or is_required)
+
+    def _load_weights(self, weights: Weights, source: str) -> None:
+        """Loads weights into the detector, and those of a subclass's other modules by their names."""
+        own = self.model.state_dict()
+        others = {key: value for key, value in weights.state.items() if key in own and not key.startswith(_DETECTOR)}
+        state = {key: value for key, value in weights.state.items() if key not in others}
+        fitting, _ = fit(self.model.detector, Weights(state, weights.class_names), source, self.options)
+        self.model.load_state_dict(
+            {f"{_DETECTOR}{key}": value for key, value in fitting.items()} | others, strict=False
+        )
+
+    def _torch_load(self, filename: str) -> dict[str, Any]:
+        content: dict[str, Any] = read_checkpoint(Path(filename))
+        return content
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        return load_file(filename, super()._load_file)
+        """Reads pickles without running code, unlike Detectron2's reader."""
+        if not filename.endswith(".pkl"):
+            return super()._load_file(filename)
+        content = read_checkpoint(Path(filename))
+        if "model" in content and "__author__" in content:
+            return content
+        return {"model": content, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        is_matched_by_name = checkpoint.get("matching_heuristics", False)
-        convert_checkpoint(self.model, checkpoint, self.options)
+        if not checkpoint.get("matching_heuristics", False):
+            self._load_weights(Weights(checkpoint.pop("model"), checkpoint.get(CLASS_NAMES)), "the checkpoint")
+            return None
         keys = super()._load_model(checkpoint)
-        if is_matched_by_name and not self.options.allow_partial:
-            self._check_backbone(keys)
-        return keys
-
-    def _check_backbone(self, keys: Any) -> None:
-        """Checks the weights that Detectron2 has matched by name; the classifiers in these files are unused."""
-        if self.options.for_evaluation and any(not key.startswith(_BACKBONE) for key in keys.missing_keys):
-            raise CheckpointError("MODEL.WEIGHTS contains only a backbone: evaluation needs a trained detector")
-        problems = shorten([key for key in keys.missing_keys if key.startswith(_BACKBONE)])
-        problems += shorten([f"{key} with another shape" for key, *_ in keys.incorrect_shapes])
-        if problems:
+        missing = [key for key in keys.missing_keys if key.startswith(_BACKBONE)]
+        if self.options.for_evaluation and len(missing) < len(keys.missing_keys):
+            raise CheckpointError("`weights` contains only a backbone: evaluation needs a trained detector")
+        # The classifiers in these files are unused.
+        shapes = [f"{key}: {found} in the file, {wanted} in the model" for key, found, wanted in keys.incorrect_shapes]
+        problems = shorten([f"missing in the file: {key}" for key in missing]) + shorten(shapes)
+        if problems and not self.options.allow_partial:
             raise CheckpointError(
-                f"the checkpoint lacks weights of the backbone: {', '.join(problems)}. Choose the config of its "
-                "network, or set MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load what fits"
+                "the checkpoint does not fit the model; choose the config that it was trained with, or set "
+                "`allow_partial=True` to load what fits:\n  " + "\n  ".join(problems)
             )
+        return keys
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         """Atomically writes ``<name>.pth``, with averaged weights as ``model`` if ``SOLVER.EMA`` is enabled.
@@ -121,7 +149,8 @@ class DetectorCheckpointer(DetectionCheckpointer):
         parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        names = {CLASS_NAMES: list(self.options.class_names)} if self.options.class_names else {}
+        class_names = self.options.class_names
+        names = {CLASS_NAMES: list(class_names)} if class_names else {}
         ema = self.checkpointables.get(EMA)
         model = self.model if ema is None else ema.averaged
         write_atomically(path, {"model": model.state_dict(), **parts, **names, **kwargs})
@@ -134,7 +163,11 @@ class DetectorCheckpointer(DetectionCheckpointer):
 
     def get_checkpoint_file(self) -> str:
         """Returns the checkpoint from which ``--resume`` continues; `CheckpointError` if it cannot be used."""
-        return str(find_last_checkpoint(Path(self.save_dir), "detectron2") or "")
+        options = self.options
+        last = find_last_checkpoint(
+            Path(self.save_dir), "detectron2", options.class_names, for_evaluation=options.for_evaluation
+        )
+        return str(last or "")
 
 
 class _TorchvisionHandler(PathHandler):
@@ -152,47 +185,8 @@ def register() -> None:
     PathManager.register_handler(_TorchvisionHandler(), allow_override=True)
 
 
-def load_file(filename: str, read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Reads a checkpoint with Detectron2's function ``read``, but pickles without running code."""
-    if not filename.endswith(".pkl"):
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments in the official files, no code
-            return read(filename)
-    read_weights(filename)  # raises a CheckpointError for damaged files
-    content = read_pickle(filename)
-    if "model" in content and "__author__" in content:
-        return dict(content)
-    return {"model": content.get("blobs", content), "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def convert_checkpoint(model: Any, checkpoint: dict[str, Any], options: LoadOptions) -> None:
-    """Converts the weights of any known format, and their class heads, for a model of the project, in place.
-
-    Weights that Detectron2 matches by name are left unchanged.
-
-    Raises:
-        CheckpointError: for weights that do not fit (see `load_weights`), and for weights of another architecture, such
-            as Faster R-CNN, of which Detectron2 would load nothing.
-    """
-    state = checkpoint["model"]
-    if checkpoint.get("matching_heuristics", False) or not state:
-        return
-    ours = {key: value for key, value in state.items() if key.removeprefix("module.").startswith(_DETECTOR)}
-    if detect(ours or state) is None:
-        if not state.keys() & model.state_dict().keys():
-            raise CheckpointError(
-                f"the checkpoint has no weights of this model: its keys are {', '.join(shorten(sorted(state)))}. "
-                "Start from a backbone (torchvision://resnet50), or from a detector of this architecture"
-            )
-        return
-    names = checkpoint.get(CLASS_NAMES)
-    weights = Weights(ours or dict(state), tuple(map(str, names)) if names else None)
-    fitting = fit(model.detector, weights, "the checkpoint", options)[0]
-    others = {key: value for key, value in state.items() if ours and key not in ours}  # of a subclass
-    checkpoint["model"] = {f"{_DETECTOR}{key}": value for key, value in fitting.items()} | others
-
-
 @torch.no_grad()
-def _broadcast(model: nn.Module) -> None:
+def broadcast(model: nn.Module) -> None:
     """Broadcasts parameters and buffers of the first process to all others."""
     if comm.get_world_size() > 1:
         for tensor in itertools.chain(model.parameters(), model.buffers()):

@@ -46,7 +46,7 @@ class SetPredictionModel(nn.Module):
         panoptic: arguments of `panoptic_postprocess`, to return panoptic segmentations as well; None: none.
         segment_ids: ``category_id`` of the segments of each class, for Detectron2's separated panoptic format, which
             numbers stuff from 1 (see `PanopticClasses`); the model then also returns ``sem_seg``. None: class ids.
-        load_options: options for loading weights of other projects.
+        load_options: options for loading weights with Detectron2's checkpointer.
     """
 
     architecture: ClassVar[str]  # argument of `build_detector`; inherited by subclasses with other names

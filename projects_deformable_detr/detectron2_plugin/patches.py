@@ -10,8 +10,8 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from functools import partial, wraps
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import detectron2.data.build as data_build
@@ -26,12 +26,13 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNNWithTTA
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from .. import training
 from ..config.training import optimizer_config
 from ..errors import UserError
-from .checkpoint import DetectorCheckpointer, convert_checkpoint, load_file
+from .checkpoint import DetectorCheckpointer
 from .data import resolve_num_classes
 from .hooks import refuse_unsupported
 from .mapper import DetrDatasetMapper
@@ -114,27 +115,11 @@ def _replace_trainer_init(original: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-def _loads_ours(checkpointer: DetectionCheckpointer) -> bool:
-    return isinstance(checkpointer.model, SetPredictionModel) and not isinstance(checkpointer, DetectorCheckpointer)
-
-
-def _replace_load_file(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def load(self: DetectionCheckpointer, filename: str) -> Any:
-        return load_file(filename, partial(original, self)) if _loads_ours(self) else original(self, filename)
-
-    return load
-
-
-def _replace_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def load(self: DetectionCheckpointer, checkpoint: dict[str, Any]) -> Any:
-        if _loads_ours(self):  # DefaultPredictor switches the model to evaluation before it loads the weights
-            options = replace(self.model.load_options, for_evaluation=not self.model.training)
-            convert_checkpoint(self.model, checkpoint, options)
-        return original(self, checkpoint)
-
-    return load
+def _new_checkpointer(cls: type, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(model, DistributedDataParallel | DataParallel):
+        model = model.module
+    ours = cls is DetectionCheckpointer and isinstance(model, SetPredictionModel)
+    return object.__new__(DetectorCheckpointer if ours else cls)
 
 
 def _replace_output_shape(original: Callable[..., tuple[int, int]]) -> Any:
@@ -196,16 +181,10 @@ PATCHES = (
     ),
     Patch(
         name="checkpointer",
-        targets=((DetectionCheckpointer, "_load_file"),),
-        replace=_replace_load_file,
-        reason="pickles would run code, and the arguments in the official files would be refused",
-    ),
-    Patch(
-        name="checkpointer",
-        targets=((DetectionCheckpointer, "_load_model"),),
-        replace=_replace_load_model,
-        reason="weights of other projects would not be loaded, and logits would be mapped to classes by position "
-        "although the file has the names of its classes",
+        targets=((DetectionCheckpointer, "__new__"),),
+        replace=lambda original: staticmethod(_new_checkpointer),
+        reason="weights of other projects would not be loaded, logits would be mapped to classes by position although "
+        "the file has the names of its classes, and pickles would run code",
     ),
     Patch(
         name="numpy",

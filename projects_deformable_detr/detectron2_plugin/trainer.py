@@ -24,7 +24,7 @@ from ..config.run import process_config
 from ..config.training import callbacks_config
 from ..training.callbacks import DetectorWriter
 from ..training.ema import ExponentialMovingAverage
-from .checkpoint import EMA, DetectorCheckpointer
+from .checkpoint import EMA, DetectorCheckpointer, broadcast
 from .classes import known_class_names
 from .data import resolve_num_classes, test_data, training_data
 from .evaluation import build_evaluator
@@ -74,6 +74,11 @@ class Trainer(DefaultTrainer, StoppableLoop):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resumes, or loads ``MODEL.WEIGHTS``, and broadcasts the first process's, as a download can fail in others."""
+        super().resume_or_load(resume)
+        broadcast(self.model)
 
     def run_step(self) -> None:
         """Runs an iteration; errors of the model name config keys."""

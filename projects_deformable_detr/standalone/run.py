@@ -14,7 +14,9 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from ..checkpoint import LoadOptions, load_weights, read_checkpoint
 from ..config import load_cfg, set_thing_classes
+from ..config.checkpoint import LOADING_KEYS
 from ..config.data import data_config, load, resolve_num_classes, resolve_thing_classes
+from ..config.reading import naming_keys
 from ..config.run import Run, check_run, read_run
 from ..data import catalog
 from ..data.records import Records
@@ -91,7 +93,8 @@ def _run(run: Run, datasets: dict[str, Records], last: Path | None) -> dict[str,
     trainer = build_trainer(run, module, last, class_names)
     options = replace(run.loading, class_names=class_names)
     if run.eval_only:
-        load_weights(module.detector, last or run.process.weights, options)
+        with naming_keys(LOADING_KEYS):
+            load_weights(module.detector, last or run.process.weights, options)
         trainer.validate(module, verbose=False)
     else:
         _train(run, module, trainer, last, options)
@@ -108,7 +111,8 @@ def _train(run: Run, module: DetectionModule, trainer: L.Trainer, last: Path | N
         module.check_checkpoint(checkpoint)
         log_resuming(last, checkpoint["global_step"], trainer.max_steps)
     elif run.process.weights:
-        load_weights(module.detector, run.process.weights, options)
+        with naming_keys(LOADING_KEYS):
+            load_weights(module.detector, run.process.weights, options)
     parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     logger.info(
         "Training %.2f M parameters on %d images until iteration %d, on %s, seed %d",

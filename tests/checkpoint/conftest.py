@@ -1,5 +1,6 @@
 """Fixtures of the checkpoint tests: detectors with distinct tensors, and their comparison."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -33,3 +34,18 @@ def check_same() -> Callable[[nn.Module, nn.Module], None]:
             assert torch.equal(value, theirs[key]), key
 
     return check
+
+
+@pytest.fixture
+def detectron2_name() -> Callable[..., str]:
+    """Renames keys of torchvision's ResNet below a prefix to those of Detectron2's ResNet below another."""
+
+    def rename(key: str, prefix: str = "", new_prefix: str = "") -> str:
+        if not key.startswith(prefix):
+            return key
+        name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", key.removeprefix(prefix))
+        name = name if name.startswith("res") else f"stem.{name}"
+        name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        return new_prefix + re.sub(r"\bbn(\d)", r"conv\1.norm", name)
+
+    return rename

@@ -9,7 +9,8 @@ import torchvision
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, save_detector
-from projects_deformable_detr.config.checkpoint import load_options
+from projects_deformable_detr.config.checkpoint import LOADING_KEYS
+from projects_deformable_detr.config.reading import naming_keys
 
 
 def copy_state(detector):
@@ -37,9 +38,14 @@ def detector(make_cfg):
         ("detector.", lambda state: {"model": state, "iteration": 7}),
         ("detector.", lambda state: {"state_dict": state, "epoch": 3, "pytorch-lightning_version": "2.6.0"}),
         ("module.detector.", lambda state: {"model": state}),
+        ("module.", lambda state: {"model": state, "n_averaged": torch.tensor(3)}),
+        ("_orig_mod.detector.", lambda state: state),
+        ("detector._orig_mod.", lambda state: state),
+        ("model.", lambda state: state),
+        ("model.module._orig_mod.", lambda state: state),
         ("", lambda state: state),
     ],
-    ids=["detectron2", "lightning", "distributed", "bare"],
+    ids=["detectron2", "lightning", "ddp", "average", "compiled", "compiled_part", "attribute", "all_three", "bare"],
 )
 def test_files_of_either_engine(make_cfg, check_same, tmp_path, variant, prefix, wrap):
     detector, other = (build_detector(make_cfg(variant)) for _ in range(2))
@@ -68,7 +74,7 @@ def test_mismatches_are_listed_and_the_detector_is_unchanged(make_cfg, detector,
         "missing in the file (1): tokenizer.level_embed",
         "unexpected in the file (1): decoder.extra.weight",
         "queries.content: (9, 64) in the file, (7, 64) here",
-        "set allow_partial=True",
+        "set `allow_partial=True`",
     ):
         assert part in text
     assert same(other.state_dict(), before)
@@ -88,6 +94,29 @@ def test_allow_partial_loads_matching_weights_and_warns_about_the_others(make_cf
     kept = {"tokenizer.level_embed", "queries.content"}
     expected = {key: before[key] if key in kept else value for key, value in detector.state_dict().items()}
     assert same(other.state_dict(), expected)
+
+
+def test_one_summary_counts_what_is_loaded(detector, tmp_path, caplog):
+    """Tensors of a class head with initial weights are not counted."""
+    save_detector(tmp_path / "model.pth", detector, iteration=0, cfg_text="", class_names=list("abcde"))
+    count = len(detector.state_dict())
+    with caplog.at_level(logging.INFO):
+        load_weights(detector, tmp_path / "model.pth", LoadOptions(class_names=tuple("abcde")))
+        load_weights(detector, tmp_path / "model.pth", LoadOptions(class_names=tuple("vwxyz")))
+    first, second = caplog.records
+    assert first.levelname == "INFO" and f"{count} of {count} tensors are loaded" in first.getMessage()
+    assert second.levelname == "WARNING"
+    assert f"{count - 6} of {count} tensors are loaded\n  The class head of 5 classes (v, w, x" in second.getMessage()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(detector, tmp_path, value):
+    before, state = copy_state(detector), copy_state(detector)
+    state["queries.content"][0] = value
+    path = write(state, tmp_path / "diverged.pth")
+    with pytest.raises(CheckpointError, match=r"diverged\.pth has NaN or infinite values in 1 of \d+ tensors \(.*\)"):
+        load_weights(detector, path)
+    assert same(detector.state_dict(), before)
 
 
 @pytest.mark.parametrize("changes", [{"HIDDEN_DIM": 32}, {"DEC_LAYERS": 2}, {"NUM_FEATURE_LEVELS": 3}])
@@ -151,11 +180,11 @@ def test_weights_that_cannot_be_downloaded_are_a_warning(make_cfg, replace_downl
     before = copy_state(detector)
     replace_download(URLError("no network"))
     with caplog.at_level(logging.WARNING):
-        assert load_weights(detector, "torchvision://resnet18", load_options(make_cfg())).format == "none"
+        assert load_weights(detector, "torchvision://resnet18").format == "none"
     assert same(detector.state_dict(), before)
     assert "torchvision://resnet18" in caplog.text and "no network" in caplog.text
     assert "FROM SCRATCH" in caplog.text
-    assert ("MODEL.RESNETS.NORM" in caplog.text) == (norm == "FrozenBN")
+    assert ("choose BN or GN as the norm" in caplog.text) == (norm == "FrozenBN")
 
 
 def test_a_damaged_download_is_an_error(detector, replace_download):
@@ -171,9 +200,9 @@ def test_an_unknown_torchvision_model_is_named(detector, name):
 
 
 @pytest.mark.parametrize("source", ["", "torchvision://resnet18"])
-def test_evaluation_requires_a_complete_detector(make_cfg, detector, source):
-    with pytest.raises(CheckpointError, match="MODEL.WEIGHTS"):
-        load_weights(detector, source, load_options(make_cfg(), for_evaluation=True))
+def test_evaluation_requires_a_complete_detector(detector, source):
+    with pytest.raises(CheckpointError, match="MODEL.WEIGHTS"), naming_keys(LOADING_KEYS):
+        load_weights(detector, source, LoadOptions(for_evaluation=True))
 
 
 def test_evaluation_refuses_a_backbone_file(make_cfg, tmp_path):
@@ -203,12 +232,12 @@ def make_pair(make_cfg, tmp_path):
 
 def test_weights_without_masks_initialize_a_model_with_masks(make_pair, caplog):
     path, source, target = make_pair(False, True)
-    with pytest.raises(CheckpointError, match="has no mask head: set mask_head=False"):
+    with pytest.raises(CheckpointError, match="has no mask head: set `mask_head=False`"):
         load_weights(target, path, LoadOptions(for_evaluation=True))
     before = copy_state(target.mask_head)
     with caplog.at_level(logging.WARNING):
         load_weights(target, path)
-    assert "has no mask head: it keeps its initial weights" in caplog.text
+    assert "the mask head keeps its initial weights: the file has none" in caplog.text
     assert same(target.mask_head.state_dict(), before)
     assert same(target.decoder.state_dict(), source.decoder.state_dict())
 
@@ -217,5 +246,5 @@ def test_masks_are_skipped_by_a_model_without_masks(make_pair, caplog):
     path, source, target = make_pair(True, False)
     with caplog.at_level(logging.INFO):
         assert load_weights(target, path, LoadOptions(for_evaluation=True)).unexpected == ()
-    assert "the mask head is not loaded" in caplog.text
+    assert "the file's mask head is unused" in caplog.text and caplog.records[-1].levelname == "INFO"
     assert same(target.decoder.state_dict(), source.decoder.state_dict())

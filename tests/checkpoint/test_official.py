@@ -23,6 +23,8 @@ DEFORMABLE = ["single_scale", "single_scale_dc5", "multi_scale", "box_refine", "
 DETR = ["detr", "detr_pre_norm", "detr_masks"]
 MASKS = {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8}
 
+BODY = "backbone.0.body."
+
 # Keys of one layer and around the layers in published files: Deformable DETR …
 DEFORMABLE_KEYS = """
 backbone.0.body.conv1.weight backbone.0.body.bn1.running_var backbone.0.body.layer2.0.downsample.0.weight
@@ -129,25 +131,14 @@ def test_an_unknown_key_is_reported(make_pair, tmp_path, variant):
         load_weights(other, path)
 
 
-def test_detrs_detectron2_wrapper(make_pair, check_same, tmp_path):
+def test_detrs_detectron2_wrapper(make_pair, check_same, detectron2_name, tmp_path):
     """Its detector is ``detr``, with Detectron2's ResNet."""
     detector, state, other = make_pair("detr")
-    theirs = {f"detr.{detectron2_backbone(key, 'backbone.0.backbone.')}": value for key, value in state.items()}
+    theirs = {f"detr.{detectron2_name(key, BODY, 'backbone.0.backbone.')}": value for key, value in state.items()}
     assert "detr.backbone.0.backbone.res3.0.shortcut.norm.running_mean" in theirs
     path = write(tmp_path / "wrapped.pth", theirs | {"criterion.empty_weight": torch.ones(6)})
     assert load_weights(other, path).format == "official"
     check_same(other, detector)
-
-
-def detectron2_backbone(key, prefix):
-    """Renames a key of the official backbone to Detectron2's ResNet below ``prefix``."""
-    if not key.startswith("backbone.0.body."):
-        return key
-    name = key.removeprefix("backbone.0.body.")
-    name = name if name.startswith("layer") else f"stem.{name}"
-    name = re.sub(r"layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
-    name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-    return prefix + re.sub(r"\bbn(\d)", r"conv\1.norm", name)
 
 
 def detrex_name(key, deformable):
@@ -156,7 +147,6 @@ def detrex_name(key, deformable):
         level, part, tail = key.split(".")[1:]
         place = f"convs.{level}" if int(level) < 3 else f"extra_convs.{int(level) - 3}"
         return f"neck.{place}.{'conv' if part == '0' else 'norm'}.{tail}"
-    key = detectron2_backbone(key, "backbone.")
     key = key.replace("linear1", "ffns.0.layers.0.0").replace("linear2", "ffns.0.layers.1")
     key = key.replace("decoder.norm", "decoder.post_norm_layer")
     if deformable:
@@ -171,9 +161,10 @@ def detrex_name(key, deformable):
 
 
 @pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr"])
-def test_detrexs_files_load(make_pair, check_same, tmp_path, variant):
+def test_detrexs_files_load(make_pair, check_same, detectron2_name, tmp_path, variant):
     detector, state, other = make_pair(variant)
-    theirs = {detrex_name(key, variant != "detr"): value for key, value in state.items()}
+    named = {detectron2_name(key, BODY, "backbone."): value for key, value in state.items()}
+    theirs = {detrex_name(key, variant != "detr"): value for key, value in named.items()}
     theirs["criterion.empty_weight"] = torch.ones(6)
     assert detect(theirs).name == "detrex"
     assert load_weights(other, write(tmp_path / "detrex.pth", theirs)).format == "detrex"
@@ -195,12 +186,7 @@ def test_models_that_the_official_code_lacks_are_refused(make_cfg, tmp_path, var
 
 def test_detrexs_dilated_detr_has_torchvisions_backbone(make_pair, check_same, tmp_path):
     detector, state, other = make_pair("detr")
-    theirs = {
-        key.replace("backbone.0.body.", "backbone.body.")
-        if key.startswith("backbone.")
-        else detrex_name(key, deformable=False): value
-        for key, value in state.items()
-    }
+    theirs = {detrex_name(key.replace(BODY, "backbone.body."), deformable=False): value for key, value in state.items()}
     assert "backbone.body.layer1.0.bn1.weight" in theirs
     assert load_weights(other, write(tmp_path / "detrex.pth", theirs)).format == "detrex"
     check_same(other, detector)

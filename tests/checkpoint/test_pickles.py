@@ -36,13 +36,6 @@ def backbone_arrays(detector):
     }
 
 
-def detectron2_name(key):
-    key = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", key)
-    key = key if key.startswith("res") else f"stem.{key}"
-    key = key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-    return re.sub(r"\bbn(\d)", r"conv\1.norm", key)
-
-
 def caffe2_name(key, norm):
     """Returns Caffe2's name, None for running statistics, which are folded into the affine norm."""
     key = re.sub(r"^layer(\d)\.(\d+)", lambda match: f"res{int(match[1]) + 1}_{match[2]}", key)
@@ -62,7 +55,7 @@ def caffe2_arrays(detector, norm):
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_torchvisions_weights_converted_for_detectron2(resnet_50, tmp_path, protocol):
+def test_torchvisions_weights_converted_for_detectron2(resnet_50, detectron2_name, tmp_path, protocol):
     """``R-50.pkl`` of "torchvision": Detectron2's names."""
     source, target = resnet_50(), resnet_50()
     arrays = {detectron2_name(key): value for key, value in backbone_arrays(source).items()}
@@ -82,7 +75,7 @@ def check_backbones(source, target):
 def test_group_norm_of_caffe2_loads_where_images_are_bgr(resnet_50, tmp_path):
     source, target = resnet_50(NORM="GN"), resnet_50(NORM="GN")
     path = write(tmp_path / "R-50-GN.pkl", {"blobs": caffe2_arrays(source, "gn")})
-    with pytest.raises(CheckpointError, match=r"the model has RGB images.*Set input_format=BGR.*pixel_std=\[57\.375"):
+    with pytest.raises(CheckpointError, match=r"the model has RGB images.*Set `input_format=BGR`.*pixel_std=\[57\.375"):
         load_weights(target, path)
     report = load_weights(target, path, BGR)
     assert (report.format, report.missing, report.unexpected) == ("resnet-caffe2", (), ())

@@ -1,6 +1,7 @@
 """Weights of other projects, loaded by the trainer's checkpointer and by Detectron2's."""
 
 import argparse
+import dataclasses
 import os
 import pickle
 import re
@@ -15,9 +16,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
-from projects_deformable_detr.checkpoint import CheckpointError, write_official
+from projects_deformable_detr.checkpoint import CheckpointError, save_detector, write_official
 from projects_deformable_detr.config.checkpoint import export_hugging_face
 from projects_deformable_detr.detectron2_plugin import Trainer
+from projects_deformable_detr.training.last_checkpoint import write_last_checkpoint
 
 BATCH_NORM = {"MODEL__RESNETS__NORM": "FrozenBN"}
 CAFFE2 = {
@@ -128,6 +130,63 @@ def test_detectron2s_checkpointer_loads_torchvisions_names(make_cfg, tmp_path, m
     )
     DetectionCheckpointer(model).load("torchvision://resnet18")
     assert torch.equal(model.detector.backbone.layer3[1].conv2.weight, imagenet.layer3[1].conv2.weight)
+
+
+@pytest.mark.parametrize("writer", ["ours", "DefaultTrainer's"])
+def test_own_logits_are_mapped_by_name(make_model, make_cfg, tmp_path, monkeypatch, writer):
+    """Plain Detectron2 would load them by number."""
+    model, cfg = make_model()
+    if writer == "ours":
+        save_detector(
+            tmp_path / "model_final.pth", model.detector, iteration=0, cfg_text="", class_names=["blue", "red"]
+        )
+    else:
+        options = dataclasses.replace(model.load_options, class_names=("blue", "red"))
+        monkeypatch.setattr(model, "load_options", options)
+        DetectionCheckpointer(model, str(tmp_path)).save("model_final")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    predictor, target = DefaultPredictor(cfg), build_model(cfg)
+    assert predictor.model.load_options.class_names == ("red", "blue")
+    DetectionCheckpointer(target).load(cfg.MODEL.WEIGHTS)
+    for found in (predictor.model, target):
+        ours, theirs = (each.detector.decoder.class_heads[0].weight for each in (found, model))
+        assert torch.equal(ours, theirs[[1, 0]])
+        assert torch.equal(found.detector.tokenizer.level_embed, model.detector.tokenizer.level_embed)
+    with pytest.raises(CheckpointError, match=r"has 2 classes \(blue, red\), the data sets have 2 \(red, blue\)"):
+        write_last_checkpoint(tmp_path / "model_final.pth")
+        DetectionCheckpointer(target, str(tmp_path)).resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged"),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), "are of no known detector"),
+        (lambda path: torch.save({"model": {"a": RunsCode()}}, path), "without running code"),
+        (lambda path: torch.save({"model": build(path, float("nan"))}, path), "NaN or infinite values"),
+    ],
+    ids=["truncated", "other model", "code", "NaN"],
+)
+def test_default_predictor_refuses_unusable_files(make_model, tmp_path, spoil, message):
+    model, cfg = make_model()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
+    spoil(tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=message):
+        DefaultPredictor(cfg)
+
+
+def build(path, value):
+    return {key: tensor.fill_(value) for key, tensor in torch.load(path, weights_only=True)["model"].items()}
+
+
+def test_other_modules_of_a_subclass_are_loaded(make_model, tmp_path):
+    model, cfg = make_model()
+    model.counter, other = torch.nn.Linear(2, 1), make_model()[0]
+    other.counter = torch.nn.Linear(2, 1)
+    DetectionCheckpointer(model, str(tmp_path)).save("model_final")
+    DetectionCheckpointer(other).load(str(tmp_path / "model_final.pth"))
+    check_same(other, model)
 
 
 def test_own_checkpoints_are_loaded_unchanged(make_model, make_cfg, tmp_path):

@@ -1,6 +1,8 @@
-"""Formats of checkpoints, one object per format; `detect` finds the format of a state dict by its keys."""
+"""Formats of checkpoints, one object per format; `import_state` finds the format of a state dict by its keys."""
 
+import re
 from collections.abc import Iterable
+from typing import TypeVar
 
 from .backbones import RESNETS, TORCHVISION_SWIN
 from .base import Format, State
@@ -9,23 +11,33 @@ from .hugging_face import HUGGING_FACE
 from .mmdetection import MMDETECTION
 from .official import DETREX, OFFICIAL
 
+T = TypeVar("T")
+
 FORMATS: tuple[Format, ...] = (OURS, OFFICIAL, DETREX, HUGGING_FACE, MMDETECTION, TORCHVISION_SWIN, *RESNETS)
-# Prefixes of all keys: of distributed training, of our engines, and of the detector in a model with masks.
-_PREFIXES = ("module.", "detector.", "detr.", "detr.")
+# Prefixes of distributed and compiled modules, of our engines, and of the detector in a model with masks.
+_WRAPPERS = re.compile(r"^(?:module\.|detector\.|detr\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
+_MODEL = "model."  # prefix of all keys if the network is an attribute ``model``; of some keys in Hugging Face's format
 
 
 def detect(keys: Iterable[str]) -> Format | None:
     """Returns the format of a state dict with these keys, or None if it is unknown."""
-    bare = {_remove_prefixes(key) for key in keys}
-    return next((format for format in FORMATS if format.detect(bare)), None)
+    return _unwrap(dict.fromkeys(keys))[0]
 
 
-def import_state(state: State, format: Format) -> State:
-    """Converts a state dict of the format to the detector's keys and layout."""
-    return format.import_state({_remove_prefixes(key): value for key, value in state.items()})
+def import_state(state: State) -> tuple[Format | None, State]:
+    """Returns the format of a state dict, and the state dict with the detector's keys and layout.
+
+    The state dict of an unknown format is returned unchanged, with None.
+    """
+    format, unwrapped = _unwrap(state)
+    return format, format.import_state(unwrapped) if format else state
 
 
-def _remove_prefixes(key: str) -> str:
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return key
+def _unwrap(state: dict[str, T]) -> tuple[Format | None, dict[str, T]]:
+    """Returns the format of a state dict, and the state dict without prefixes of wrappers."""
+    while True:
+        state = {_WRAPPERS.sub("", key): value for key, value in state.items()}
+        format = next((format for format in FORMATS if format.detect(state)), None)
+        if format or not state or not all(key.startswith(_MODEL) for key in state):
+            return format, state
+        state = {key.removeprefix(_MODEL): value for key, value in state.items()}

@@ -8,65 +8,38 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 
-from .base import DROPPED, Format, NameTable, Rule, State
+from .base import DROPPED, Format, Rule, State
 
 _EPS = 1e-5  # epsilon used by FrozenBatchNorm2d in torchvision and Detectron2
 
 
-class ResNetFormat(Format):
-    """A ResNet with one project's names of tensors.
-
-    Args:
-        name: name of the format.
-        marks: names that identify the format.
-        rules: see `NameTable`.
-    """
+class BackboneFormat(Format):
+    """An ImageNet backbone, whose table has torchvision's names on our side."""
 
     is_backbone = True
-
-    def __init__(self, name: str, marks: Collection[str], rules: Iterable[Rule]) -> None:
-        self.name, self.marks, self.table = name, frozenset(marks), NameTable(rules)
-
-    def detect(self, keys: Collection[str]) -> bool:
-        return self.marks.issubset(keys)
 
     def import_state(self, state: State) -> State:
         return {f"backbone.{key}": value for key, value in self.to_torchvision(state).items()}
 
     def to_torchvision(self, state: State) -> State:
         """Renames tensors to torchvision's names and removes the classifier."""
-        return self.table.import_state(state)
+        return super().import_state(state)
 
 
-class _Caffe2ResNet(ResNetFormat):
+class _Caffe2ResNet(BackboneFormat):
     def to_torchvision(self, state: State) -> State:
         """Adds mean 0 and variance 1 - eps, which make a frozen norm equal to the affine layer in Caffe2's files."""
         renamed = super().to_torchvision(state)
-        if is_group_norm(state):
-            return renamed
-        for key, value in list(renamed.items()):
-            match = re.fullmatch(r"(.*(?:bn\d|downsample\.1))\.weight", key)
-            if match:
-                renamed[f"{match[1]}.running_mean"] = torch.zeros_like(value)
-                renamed[f"{match[1]}.running_var"] = torch.full_like(value, 1.0 - _EPS)
+        norms = [key for key in renamed if re.search(r"(bn\d|downsample\.1)\.weight$", key)]
+        for key in () if is_group_norm(state) else norms:
+            renamed[key.replace("weight", "running_mean")] = torch.zeros_like(renamed[key])
+            renamed[key.replace("weight", "running_var")] = torch.full_like(renamed[key], 1.0 - _EPS)
         return renamed
 
 
 def is_group_norm(state: Iterable[str]) -> bool:
     """Returns whether a ResNet with Caffe2's names has group norm."""
     return any("_gn_" in key for key in state)
-
-
-class _SwinFormat(Format):
-    name = "swin"
-    is_backbone = True
-
-    def detect(self, keys: Collection[str]) -> bool:
-        return {"features.0.0.weight", "features.1.0.attn.qkv.weight"}.issubset(keys)
-
-    def import_state(self, state: State) -> State:
-        # The last norm and the head belong to the classifier.
-        return {f"backbone.{key}": value for key, value in state.items() if key.startswith("features.")}
 
 
 def _rules(
@@ -82,23 +55,31 @@ def _rules(
         norm: our and their suffixes of the tensors of the norm after a convolution.
     """
     layers = [("conv1", "bn1", stem)]
+    ours = (("downsample.0", "downsample.1"), ("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
     for stage in range(1, 5):
-        ours = (("downsample.0", "downsample.1"), ("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
-        for (convolution, batch_norm), theirs in zip(ours, convolutions, strict=True):
-            prefix = f"layer{stage}.{{i}}."
-            layers.append((prefix + convolution, prefix + batch_norm, block(stage) + theirs))
-    rules = []
-    for convolution, batch_norm, place in layers:
-        rules += [(f"{convolution}{ours}", f"{place}{theirs}") for ours, theirs in conv]
-        rules += [(f"{batch_norm}{ours}", f"{place}{theirs}") for ours, theirs in norm]
-    return rules
+        prefix = f"layer{stage}.{{i}}."
+        layers += [
+            (prefix + convolution, prefix + batch_norm, block(stage) + theirs)
+            for (convolution, batch_norm), theirs in zip(ours, convolutions, strict=True)
+        ]
+    return [
+        (f"{layer}{our_suffix}", f"{place}{suffix}")
+        for convolution, batch_norm, place in layers
+        for layer, suffixes in ((convolution, conv), (batch_norm, norm))
+        for our_suffix, suffix in suffixes
+    ]
 
 
-TORCHVISION_SWIN = _SwinFormat()
-TORCHVISION_RESNET = ResNetFormat(
+TORCHVISION_SWIN = BackboneFormat(
+    "swin",
+    {"features.0.0.weight", "features.1.0.attn.qkv.weight"},
+    # The last norm and the head belong to the classifier.
+    [("features.{x}", "features.{x}"), (DROPPED, "{x}")],
+)
+TORCHVISION_RESNET = BackboneFormat(
     "resnet", {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"}, [(DROPPED, "fc.{x}")]
 )
-DETECTRON2_RESNET = ResNetFormat(
+DETECTRON2_RESNET = BackboneFormat(
     "resnet",
     {"stem.conv1.weight", "stem.conv1.norm.weight", "res2.0.conv1.weight"},
     [
@@ -129,7 +110,7 @@ CAFFE2_RESNET = _Caffe2ResNet(
         ),
     ],
 )
-HUGGING_FACE_RESNET = ResNetFormat(
+HUGGING_FACE_RESNET = BackboneFormat(
     "resnet",
     {"embedder.embedder.convolution.weight"},
     _rules(
@@ -143,20 +124,20 @@ HUGGING_FACE_RESNET = ResNetFormat(
 RESNETS = (TORCHVISION_RESNET, DETECTRON2_RESNET, CAFFE2_RESNET, HUGGING_FACE_RESNET)
 
 
-def detect_resnet(names: Collection[str]) -> ResNetFormat | None:
+def detect_resnet(names: Collection[str]) -> BackboneFormat | None:
     """Returns the format of a ResNet with these names, or None for another network."""
     return next((format for format in RESNETS if format.detect(names)), None)
 
 
-def rename_backbone(state: State, to: ResNetFormat = TORCHVISION_RESNET, prefix: str = "backbone.") -> State:
+def rename_backbone(state: State, to: BackboneFormat = TORCHVISION_RESNET, prefix: str = "backbone.") -> State:
     """Renames the ResNet below ``backbone.`` in a detector and moves it to ``prefix``; other backbones are kept."""
-    backbone = {key.removeprefix("backbone."): key for key in state if key.startswith("backbone.")}
+    backbone = {key.removeprefix("backbone."): state[key] for key in state if key.startswith("backbone.")}
     format = detect_resnet(backbone)
     if format is None or (format, "backbone.") == (to, prefix):
         return state
-    resnet = format.to_torchvision({name: state[key] for name, key in backbone.items()})
+    resnet = to.table.export_state(format.to_torchvision(backbone), strict=False)
     rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
-    return rest | {f"{prefix}{key}": value for key, value in to.table.export_state(resnet, strict=False).items()}
+    return rest | {f"{prefix}{key}": value for key, value in resnet.items()}
 
 
 def match_backbone(state: State, own: Collection[str]) -> State:

@@ -1,7 +1,6 @@
 """The interface of a checkpoint format, and tables that rename tensors in both directions."""
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor
@@ -14,28 +13,6 @@ DROPPED = ""  # our side of a rule for tensors without a counterpart in the dete
 _PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "w": "weight|bias", "x": ".+"}
 
 
-class Format(ABC):
-    """A checkpoint format.
-
-    Attributes:
-        name: name of the format in reports and messages.
-        is_backbone: whether its files contain an ImageNet backbone and no detector.
-        classes: class names by number of classes, for files that do not store names.
-    """
-
-    name: str
-    is_backbone: bool = False
-    classes: Mapping[int, Names] = {}
-
-    @abstractmethod
-    def detect(self, keys: Collection[str]) -> bool:
-        """Returns whether a state dict with these keys, without prefixes of wrappers, has the format."""
-
-    @abstractmethod
-    def import_state(self, state: State) -> State:
-        """Converts a state dict to the detector's keys and layout. Unknown keys are kept and reported by the load."""
-
-
 class NameTable:
     """A mapping between the detector's keys and those of another project.
 
@@ -45,15 +22,16 @@ class NameTable:
             the first is used for export.
     """
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Iterable[Rule] = ()) -> None:
         rules = list(rules)
         self._import_rules = [(_pattern(theirs), ours) for ours, theirs in rules]
         self._export_rules = [(_pattern(ours), theirs) for ours, theirs in rules if ours != DROPPED]
 
     def import_state(self, state: State) -> State:
         """Renames keys to ours; keys without a rule keep their names."""
-        renamed = ((_rename(key, self._import_rules), value) for key, value in state.items())
-        return {key: value for key, value in renamed if key != DROPPED}
+        renamed = {_rename(key, self._import_rules): value for key, value in state.items()}
+        renamed.pop(DROPPED, None)
+        return renamed
 
     def export_state(self, state: State, strict: bool = True) -> State:
         """Renames our keys to the project's.
@@ -61,9 +39,8 @@ class NameTable:
         Raises:
             KeyError: for a key without a rule; with ``strict=False``, the key keeps its name.
         """
-        for key in state:
-            if strict and not self.has(key):
-                raise KeyError(key)
+        if unknown := [key for key in state if strict and not self.has(key)]:
+            raise KeyError(unknown[0])
         return {_rename(key, self._export_rules): value for key, value in state.items()}
 
     def has(self, key: str) -> bool:
@@ -71,10 +48,38 @@ class NameTable:
         return any(pattern.fullmatch(key) for pattern, _ in self._export_rules)
 
 
+class Format:
+    """A checkpoint format: this project's own, or the base class of others.
+
+    Args:
+        name: name of the format in reports and messages.
+        marks: keys, without prefixes of wrappers, that identify the format.
+        rules: see `NameTable`.
+        classes: class names by number of classes, for files that do not store names.
+
+    Attributes:
+        is_backbone: whether its files contain an ImageNet backbone and no detector.
+    """
+
+    is_backbone = False
+
+    def __init__(
+        self, name: str, marks: Iterable[str], rules: Iterable[Rule] = (), classes: Mapping[int, Names] | None = None
+    ) -> None:
+        self.name, self.marks, self.table, self.classes = name, frozenset(marks), NameTable(rules), classes or {}
+
+    def detect(self, keys: Collection[str]) -> bool:
+        """Returns whether a state dict with these keys has the format."""
+        return self.marks.issubset(keys)
+
+    def import_state(self, state: State) -> State:
+        """Converts a state dict to the detector's keys and layout. Unknown keys are kept and reported by the load."""
+        return self.table.import_state(state)
+
+
 def _rename(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
     for pattern, target in rules:
-        match = pattern.fullmatch(key)
-        if match:
+        if match := pattern.fullmatch(key):
             return target.format(**match.groupdict())
     return key
 

@@ -5,7 +5,7 @@ During a conversion, a state dict has our keys and three intermediate ones: ``qu
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -15,19 +15,8 @@ from .backbones import DETECTRON2_RESNET, TORCHVISION_RESNET, detect_resnet, ren
 from .base import Format, Names, NameTable, Rule, State
 
 CLASS_HEAD = re.compile(r"(decoder\.class_heads\.\d+|queries\.class_head)\.(weight|bias)")
-_HEADS = ("decoder.class_heads", "decoder.box_heads")
-
-
-class _OurFormat(Format):
-    """Detectors of this project."""
-
-    name = "ours"
-
-    def detect(self, keys: Collection[str]) -> bool:
-        return "tokenizer.projections.0.0.weight" in keys
-
-    def import_state(self, state: State) -> State:
-        return state
+_HEAD = re.compile(r"decoder\.(class|box)_heads\.(\d+)\.(.+)")
+OURS = Format("ours", {"tokenizer.projections.0.0.weight"})
 
 
 class DetectorFormat(Format):
@@ -42,25 +31,17 @@ class DetectorFormat(Format):
     """
 
     def __init__(
-        self,
-        name: str,
-        mark: str,
-        deformable: Iterable[Rule],
-        detr: Iterable[Rule],
-        classes: Mapping[int, Names],
+        self, name: str, mark: str, deformable: Iterable[Rule], detr: Iterable[Rule], classes: Mapping[int, Names]
     ) -> None:
-        self.name, self.mark, self.classes = name, mark, classes
+        super().__init__(name, {mark}, classes=classes)
         self.deformable, self.detr = NameTable(deformable), NameTable(detr)
-
-    def detect(self, keys: Collection[str]) -> bool:
-        return self.mark in keys
 
     def import_state(self, state: State) -> State:
         table = self.deformable if is_deformable(state) else self.detr
         state = rename_backbone(_number_extra_levels(_stack_projections(table.import_state(state))))
         return _unshare_heads(_split_queries(state))
 
-    def from_ours(self, state: State) -> State:
+    def export_state(self, state: State) -> State:
         """Converts the state of `portable_state` to the project's keys and layout.
 
         Raises:
@@ -81,21 +62,10 @@ class DetectorFormat(Format):
         return {key if key.startswith(masks) else f"detr.{key}": value for key, value in state.items()}
 
 
-OURS = _OurFormat()
-
-
 def layer_rules(stack: str, parts: Mapping[str, str], prefix: str = "") -> list[Rule]:
-    """Returns the rules for the layers of ``"encoder"`` or ``"decoder"``.
-
-    Args:
-        stack: name of the stack.
-        parts: their name of each submodule of a layer, by ours.
-        prefix: prefix of their keys.
-    """
-    return [
-        (f"{stack}.layers.{{i}}.{ours}.{{x}}", f"{prefix}{stack}.layers.{{i}}.{theirs}.{{x}}")
-        for ours, theirs in parts.items()
-    ]
+    """Returns the rules for the layers of ``"encoder"`` or ``"decoder"``; ``parts`` maps our submodules to theirs."""
+    layer = f"{stack}.layers.{{i}}"
+    return [(f"{layer}.{ours}.{{x}}", f"{prefix}{layer}.{theirs}.{{x}}") for ours, theirs in parts.items()]
 
 
 def numbered_layer_rules(ffn: str, encoder: str, self_attn: str, cross_attn: str, prefix: str = "") -> list[Rule]:
@@ -108,10 +78,21 @@ def numbered_layer_rules(ffn: str, encoder: str, self_attn: str, cross_attn: str
         prefix: prefix of their keys.
     """
     parts = {"ffn.linear1": f"{ffn}.layers.0.0", "ffn.linear2": f"{ffn}.layers.1"}
-    encoder_parts = {"self_attn": encoder, "norm": "norms.0", "ffn.norm": "norms.1"}
-    decoder_parts = {"self_attn": self_attn, "self_norm": "norms.0", "cross_attn": cross_attn, "cross_norm": "norms.1"}
-    decoder_parts["ffn.norm"] = "norms.2"
-    return layer_rules("encoder", encoder_parts | parts, prefix) + layer_rules("decoder", decoder_parts | parts, prefix)
+    encoder_parts = parts | {"self_attn": encoder, "norm": "norms.0", "ffn.norm": "norms.1"}
+    decoder_parts = parts | {"self_attn": self_attn, "self_norm": "norms.0"}
+    decoder_parts |= {"cross_attn": cross_attn, "cross_norm": "norms.1", "ffn.norm": "norms.2"}
+    return layer_rules("encoder", encoder_parts, prefix) + layer_rules("decoder", decoder_parts, prefix)
+
+
+def neck_rules(norm: str) -> list[Rule]:
+    """Returns the rules for the projections of detrex and mmdetection, with their name of the norms."""
+    places = (("projections", "neck.convs"), ("extra", "neck.extra_convs"))
+    parts = (("0", "conv"), ("1", norm))
+    return [
+        (f"tokenizer.{ours}.{{i}}.{index}.{{w}}", f"{theirs}.{{i}}.{part}.{{w}}")
+        for ours, theirs in places
+        for index, part in parts
+    ]
 
 
 def portable_state(detector: nn.Module) -> State:
@@ -178,53 +159,43 @@ def _join_queries(state: State) -> State:
 
 def _number_extra_levels(state: State) -> State:
     """Continues the numbers of the backbone's levels for extra levels, which detrex and mmdetection count from 0."""
-    first = len({key.split(".")[2] for key in state if key.startswith("tokenizer.projections.")})
-    renamed = {}
-    for key, value in state.items():
-        match = re.fullmatch(r"tokenizer\.extra\.(\d+)\.(.+)", key)
-        renamed[f"tokenizer.projections.{first + int(match[1])}.{match[2]}" if match else key] = value
-    return renamed
+    first = _count(state, "tokenizer.projections.")
+
+    def number(match: re.Match[str]) -> str:
+        return f"tokenizer.projections.{first + int(match[1])}."
+
+    return {re.sub(r"^tokenizer\.extra\.(\d+)\.", number, key): value for key, value in state.items()}
 
 
 def _unshare_heads(state: State) -> State:
     """Removes copies of heads that all layers share, and moves a two-stage model's last heads to the proposals."""
-    layers = _count_decoder_layers(state)
+    layers = _count(state, "decoder.layers.")
     if "decoder.box_heads.1.layers.0.weight" in state and "decoder.class_heads.1.weight" not in state:
         # transformers ties the class heads of a model with box refinement and saves only the first.
-        for index in range(1, layers):
-            for tail in ("weight", "bias"):
-                state[f"decoder.class_heads.{index}.{tail}"] = state[f"decoder.class_heads.0.{tail}"]
+        first = [key for key in state if key.startswith("decoder.class_heads.0.")]
+        state |= {key.replace(".0.", f".{index}."): state[key] for key in first for index in range(1, layers)}
+    heads = {key: match for key in state if (match := _HEAD.fullmatch(key))}
     if f"decoder.class_heads.{layers}.weight" in state:
-        pattern = re.compile(rf"decoder\.(class|box)_heads\.{layers}\.")
-        return {pattern.sub(r"queries.\1_head.", key): value for key, value in state.items()}
-    if all(_are_equal(state, stem, layers) for stem in _HEADS):
-        return {key: value for key, value in state.items() if not re.match(r"decoder\.(class|box)_heads\.[1-9]", key)}
+        moved = {key: f"queries.{match[1]}_head.{match[3]}" for key, match in heads.items() if int(match[2]) == layers}
+        return {moved.get(key, key): value for key, value in state.items()}
+    copies = {key: f"decoder.{match[1]}_heads.0.{match[3]}" for key, match in heads.items() if match[2] != "0"}
+    if all(torch.equal(state[key], state.get(first, state[key])) for key, first in copies.items()):
+        return {key: value for key, value in state.items() if key not in copies}
     return state
 
 
 def _share_heads(state: State) -> State:
     """The inverse of `_unshare_heads`: one head per layer, then the proposals' head."""
-    layers, shared = _count_decoder_layers(state), dict(state)
+    layers, shared = _count(state, "decoder.layers."), dict(state)
     for key, value in state.items():
-        match = re.fullmatch(r"queries\.(class|box)_head\.(.+)", key)
-        if match:
+        if match := re.fullmatch(r"queries\.(class|box)_head\.(.+)", key):
             shared[f"decoder.{match[1]}_heads.{layers}.{match[2]}"] = shared.pop(key)
-        for stem in _HEADS:
-            if key.startswith(f"{stem}.0.") and not any(name.startswith(f"{stem}.1.") for name in state):
-                tail = key.removeprefix(f"{stem}.0.")
-                shared |= {f"{stem}.{index}.{tail}": value for index in range(1, layers)}
+        elif match := _HEAD.fullmatch(key):
+            for index in range(1, layers):
+                shared.setdefault(f"decoder.{match[1]}_heads.{index}.{match[3]}", value)
     return shared
 
 
-def _count_decoder_layers(state: State) -> int:
-    return len({key.split(".")[2] for key in state if key.startswith("decoder.layers.")})
-
-
-def _are_equal(state: State, stem: str, count: int) -> bool:
-    """Returns whether all heads below ``stem`` have the same weights."""
-    first = {key[len(stem) + 2 :]: value for key, value in state.items() if key.startswith(f"{stem}.0")}
-    return all(
-        torch.equal(value, state.get(f"{stem}.{index}{tail}", value))
-        for index in range(1, count)
-        for tail, value in first.items()
-    )
+def _count(state: State, prefix: str) -> int:
+    """Returns the number of numbered modules below a prefix of two names."""
+    return len({key.split(".")[2] for key in state if key.startswith(prefix)})

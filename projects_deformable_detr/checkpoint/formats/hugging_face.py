@@ -59,11 +59,9 @@ _DEFORMABLE_DETR: list[Rule] = [
     *layer_rules("encoder", {"self_attn": "self_attn"}, "model."),
     *layer_rules("decoder", {"cross_attn": "encoder_attn"}, "model."),
     *official.query_rules("model."),
-    ("decoder.class_heads.{i}.{w}", "class_embed.{i}.{w}"),
-    ("decoder.box_heads.{i}.layers.{j}.{w}", "bbox_embed.{i}.layers.{j}.{w}"),
+    *official.head_rules(),
     # With box refinement, these are tied to the heads above, and a saved file has one of the two names.
-    ("decoder.class_heads.{i}.{w}", "model.decoder.class_embed.{i}.{w}"),
-    ("decoder.box_heads.{i}.layers.{j}.{w}", "model.decoder.bbox_embed.{i}.layers.{j}.{w}"),
+    *official.head_rules("model.decoder."),
 ]
 # The published files use the official names of the mask head; transformers 5 uses its own.
 _CONVOLUTIONS = ("conv1", "conv2", "fpn_stages.0.refine", "fpn_stages.1.refine", "fpn_stages.2.refine")
@@ -155,7 +153,7 @@ def write_hugging_face(
     }
     if backbone["model_type"] == "resnet":
         state = rename_backbone(state, HUGGING_FACE_RESNET)
-    state = HUGGING_FACE.from_ours(split_projections(state))
+    state = HUGGING_FACE.export_state(split_projections(state))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # safetensors does not store tensors that share memory.

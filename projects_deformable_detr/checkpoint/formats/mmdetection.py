@@ -4,7 +4,7 @@ import re
 
 from ..coco_classes import CONTIGUOUS
 from .base import State
-from .detector import DetectorFormat, numbered_layer_rules
+from .detector import DetectorFormat, neck_rules, numbered_layer_rules
 
 
 class _MMDetectionFormat(DetectorFormat):
@@ -19,10 +19,7 @@ MMDETECTION = _MMDetectionFormat(
     name="mmdetection",
     mark="encoder.layers.0.ffn.layers.0.0.weight",
     deformable=[
-        ("tokenizer.projections.{i}.0.{w}", "neck.convs.{i}.conv.{w}"),
-        ("tokenizer.projections.{i}.1.{w}", "neck.convs.{i}.gn.{w}"),
-        ("tokenizer.extra.{i}.0.{w}", "neck.extra_convs.{i}.conv.{w}"),
-        ("tokenizer.extra.{i}.1.{w}", "neck.extra_convs.{i}.gn.{w}"),
+        *neck_rules("gn"),
         ("tokenizer.level_embed", "level_embed"),
         ("query_embed.weight", "query_embedding.weight"),
         *numbered_layer_rules("ffn", "self_attn", "self_attn.attn", "cross_attn"),

@@ -13,20 +13,18 @@ from torch import nn
 from ..coco_classes import BY_ID, CATEGORIES, CONTIGUOUS
 from ..files import CheckpointError, write_atomically
 from .base import DROPPED, Rule, State
-from .detector import CLASS_HEAD, DetectorFormat, layer_rules, numbered_layer_rules, portable_state
+from .detector import CLASS_HEAD, DetectorFormat, layer_rules, neck_rules, numbered_layer_rules, portable_state
 
 # Bias of an unused logit: its sigmoid and softmax are 0, also in half precision.
 _UNUSED_BIAS = -100.0
 
-_FFN = {"ffn.linear1": "linear1", "ffn.linear2": "linear2"}
-_ENCODER = {"self_attn": "self_attn", "norm": "norm1", "ffn.norm": "norm2"} | _FFN
-_DETR_DECODER = {"self_norm": "norm1", "cross_attn": "multihead_attn", "cross_norm": "norm2"}
-_DEFORMABLE_DECODER = {"self_norm": "norm2", "cross_attn": "cross_attn", "cross_norm": "norm1"}
+_FFN = {"self_attn": "self_attn", "ffn.linear1": "linear1", "ffn.linear2": "linear2"}
+_ENCODER = layer_rules("encoder", _FFN | {"norm": "norm1", "ffn.norm": "norm2"}, "transformer.")
 
 
-def _layers(decoder: dict[str, str]) -> list[Rule]:
-    decoder = {"self_attn": "self_attn", "ffn.norm": "norm3"} | decoder | _FFN
-    return layer_rules("encoder", _ENCODER, "transformer.") + layer_rules("decoder", decoder, "transformer.")
+def _decoder(cross_attn: str, self_norm: str, cross_norm: str) -> list[Rule]:
+    parts = {"cross_attn": cross_attn, "self_norm": self_norm, "cross_norm": cross_norm, "ffn.norm": "norm3"}
+    return layer_rules("decoder", _FFN | parts, "transformer.")
 
 
 def query_rules(prefix: str) -> list[Rule]:
@@ -36,13 +34,17 @@ def query_rules(prefix: str) -> list[Rule]:
     return [(f"queries.{ours}.{{w}}", f"{prefix}{theirs}.{{w}}") for ours, theirs in parts.items()]
 
 
-_HEADS: list[Rule] = [
-    ("decoder.class_heads.{i}.{w}", "class_embed.{i}.{w}"),
-    ("decoder.box_heads.{i}.layers.{j}.{w}", "bbox_embed.{i}.layers.{j}.{w}"),
-    # The decoder contains the same heads again.
-    (DROPPED, "transformer.decoder.class_embed.{x}"),
-    (DROPPED, "transformer.decoder.bbox_embed.{x}"),
-]
+def head_rules(prefix: str = "") -> list[Rule]:
+    """Returns the rules for one head per layer."""
+    return [
+        ("decoder.class_heads.{i}.{w}", f"{prefix}class_embed.{{i}}.{{w}}"),
+        ("decoder.box_heads.{i}.layers.{j}.{w}", f"{prefix}bbox_embed.{{i}}.layers.{{j}}.{{w}}"),
+    ]
+
+
+# The decoder contains the same heads again.
+_COPIES = [(DROPPED, f"transformer.decoder.{name}_embed.{{x}}") for name in ("class", "bbox")]
+_UNUSED = (DROPPED, "criterion.empty_weight")
 _SHARED_HEADS: list[Rule] = [
     ("decoder.class_heads.0.{w}", "class_embed.{w}"),
     ("decoder.box_heads.0.layers.{i}.{w}", "bbox_embed.layers.{i}.{w}"),
@@ -64,9 +66,11 @@ OFFICIAL = DetectorFormat(
         ("tokenizer.projections.{i}.{j}.{w}", "input_proj.{i}.{j}.{w}"),
         ("tokenizer.level_embed", "transformer.level_embed"),
         ("query_embed.weight", "query_embed.weight"),
-        *_layers(_DEFORMABLE_DECODER),
+        *_ENCODER,
+        *_decoder("cross_attn", self_norm="norm2", cross_norm="norm1"),
         *query_rules("transformer."),
-        *_HEADS,
+        *head_rules(),
+        *_COPIES,
     ],
     detr=[
         ("backbone.{x}", "backbone.0.body.{x}"),
@@ -75,12 +79,13 @@ OFFICIAL = DetectorFormat(
         ("tokenizer.position_embedding.column", "backbone.1.col_embed.weight"),
         ("tokenizer.projections.0.0.{w}", "input_proj.{w}"),
         ("query_embed.weight", "query_embed.weight"),
-        *_layers(_DETR_DECODER),
+        *_ENCODER,
+        *_decoder("multihead_attn", self_norm="norm1", cross_norm="norm2"),
         ("encoder.norm.{w}", "transformer.encoder.norm.{w}"),
         ("decoder.norm.{w}", "transformer.decoder.norm.{w}"),
         *_SHARED_HEADS,
         *MASKS,
-        (DROPPED, "criterion.empty_weight"),
+        _UNUSED,
     ],
     classes=BY_ID,
 )
@@ -90,16 +95,14 @@ DETREX = DetectorFormat(
     name="detrex",
     mark="transformer.encoder.layers.0.norms.0.weight",
     deformable=[
-        ("tokenizer.projections.{i}.0.{w}", "neck.convs.{i}.conv.{w}"),
-        ("tokenizer.projections.{i}.1.{w}", "neck.convs.{i}.norm.{w}"),
-        ("tokenizer.extra.{i}.0.{w}", "neck.extra_convs.{i}.conv.{w}"),
-        ("tokenizer.extra.{i}.1.{w}", "neck.extra_convs.{i}.norm.{w}"),
+        *neck_rules("norm"),
         ("tokenizer.level_embed", "transformer.level_embeds"),
         ("query_embed.weight", "query_embedding.weight"),
         *numbered_layer_rules("ffns.0", "attentions.0", "attentions.0.attn", "attentions.1", "transformer."),
         *query_rules("transformer."),
-        *_HEADS,
-        (DROPPED, "criterion.empty_weight"),
+        *head_rules(),
+        *_COPIES,
+        _UNUSED,
     ],
     detr=[
         ("backbone.{x}", "backbone.body.{x}"),  # torchvision's ResNet in the DC5 models
@@ -108,7 +111,7 @@ DETREX = DetectorFormat(
         ("encoder.norm.{w}", "transformer.encoder.post_norm_layer.{w}"),
         ("decoder.norm.{w}", "transformer.decoder.post_norm_layer.{w}"),
         *_SHARED_HEADS,
-        (DROPPED, "criterion.empty_weight"),
+        _UNUSED,
     ],
     classes=BY_ID | CONTIGUOUS,
 )
@@ -128,7 +131,7 @@ def write_official(path: str | Path, detector: nn.Module, coco_names: Sequence[s
     state = portable_state(detector)
     if coco_names is not None:
         state = _to_category_ids(state, coco_names, bool(getattr(detector, "no_object", False)))
-    state = OFFICIAL.from_ours(state)
+    state = OFFICIAL.export_state(state)
     # With box refinement, the decoder contains the box heads again; in a two-stage model also the class heads.
     copies = ("bbox_embed.",) * bool(getattr(detector.decoder, "box_refine", False))
     copies += ("class_embed.",) * ("transformer.enc_output.weight" in state)
