@@ -20,7 +20,7 @@ def files(tmp_path):
         "images": [{"id": index, "height": 64, "width": 64} for index in (1, 2)],
         "categories": [{"id": 3}, {"id": 7}],
         "annotations": [
-            {"id": number + 1, "image_id": image, "category_id": kind, "bbox": box, "area": 100, "iscrowd": crowd}
+            {"id": number, "image_id": image, "category_id": kind, "bbox": box, "area": 100, "iscrowd": crowd}
             for number, (image, kind, box, crowd) in enumerate(objects)
         ],
     }

@@ -56,6 +56,9 @@ def match(results: list[dict], annotations: str, iou: float) -> Matches:
             truth = COCO(annotations)
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise UserError(f"{annotations}: not annotations in COCO's instances format ({error})") from error
+        for number, item in enumerate(truth.dataset["annotations"], 1):
+            item["id"] = number  # COCOeval takes an object of id 0 for unmatched
+        truth.createIndex()
         if unknown := {result["image_id"] for result in results} - set(truth.getImgIds()):
             raise UserError(
                 f"the results have image ids that {annotations} lacks ({len(unknown)}, such as {min(unknown)}): use "

@@ -21,6 +21,7 @@ from ..errors import UserError, run_command
 from ..inference.drawing import Pixels, draw, grid, save
 from .arguments import add_register_argument
 
+_KEYS = ("category_id", "bbox", "score")
 Detection = dict[str, Any]  # a result in COCO's format
 
 
@@ -29,7 +30,7 @@ def read_results(path: str | Path) -> dict[Any, list[Detection]]:
     by_image: dict[Any, list[Detection]] = defaultdict(list)
     try:
         for result in json.loads(Path(path).read_text()):
-            by_image[result["image_id"]].append(result)
+            by_image[result["image_id"]].append({key: result[key] for key in _KEYS} | result)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a COCO results file ({error}); evaluate first, with --eval-only") from error
     return by_image
@@ -68,10 +69,18 @@ def main() -> None:
     # Invalid boxes, an error in training, do not affect the drawn detections.
     records = load_dataset(spec, invalid_boxes="drop")
     results = read_results(args.results)
-    pictures = []
-    for record in records[: args.count]:
+    categories = {detection["category_id"] for detections in results.values() for detection in detections}
+    if not (results.keys() <= set(records.image_ids.tolist()) and categories <= set(records.summary.category_ids)):
+        raise UserError(
+            f"{args.results} has images or categories that {spec.json_file} lacks: use the evaluated data set"
+        )
+    pictures, drawn = [], records[: args.count]
+    is_unique = len({Path(name).stem for name in drawn.file_names}) == len(drawn)
+    for record in drawn:
         picture = draw_record(record, results.get(record["image_id"], []), records.summary, args.threshold)
-        save(args.out / f"{Path(record['file_name']).stem}.png", picture)
+        stem = Path(record["file_name"]).stem
+        # Images in different folders may have the same name.
+        save(args.out / f"{stem if is_unique else str(record['image_id']) + '_' + stem}.png", picture)
         pictures.append(picture)
     save(args.out / "grid.png", grid(pictures))
     print(f"{len(pictures)} pictures and grid.png are in {args.out}")

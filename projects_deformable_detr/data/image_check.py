@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import numpy as np
 
 from ..errors import check_choice
 from .images import ImageReader, describe, open_image, read_sizes, warn_once
+from .panoptic import PanopticRecords
 from .problems import DatasetError, Problems
-from .records import Records
+from .records import Array, Records
 
 _logger = logging.getLogger(__name__)
 CHECKS = ("auto", "all", "pixels", "none")
@@ -41,7 +41,7 @@ class _Header(msgspec.Struct):
 def check_images(
     records: Records, reader: ImageReader, check_images: str = "auto", unreadable_images: str = "error"
 ) -> Records:
-    """Reads the headers of image files in parallel and reports all problems at once.
+    """Reads the headers of image files and panoptic PNGs in parallel and reports all problems at once.
 
     JPEG and PNG files that lack their end, and files in other formats, are decoded as well. Results are cached in
     ``$XDG_CACHE_HOME/deformable-detr`` until size or modification time of a file change.
@@ -75,7 +75,7 @@ def check_images(
         problems = _find_problems(records, reader, headers)
     _logger.info("%s: %d image files checked in %.1f s", records.spec.name, len(headers), time.perf_counter() - start)
     _warn_of_notes(records, headers)
-    unreadable = {index: header.fault for index, header in headers.items() if header.fault}
+    unreadable = {index % len(records): header.fault for index, header in headers.items() if header.fault}
     if unreadable and unreadable_images == "skip" and len(unreadable) < len(records):
         shown = "; ".join([*unreadable.values()][:5]) + "; …" * (len(unreadable) > 5)
         _logger.warning(
@@ -91,17 +91,14 @@ def check_images(
 
 
 def _find_problems(records: Records, reader: ImageReader, headers: dict[int, _Header]) -> Problems:
-    """Returns the images whose size differs from their record."""
-    problems = Problems(str(records.spec))
+    """Returns the files whose size differs from their record."""
+    problems, paths = Problems(str(records.spec)), _paths(records)
     for index, header in headers.items():
-        expected = tuple(records.sizes[index].tolist())
+        expected = tuple(records.sizes[index % len(records)].tolist())
         size = header.size if reader.exif_orientation else header.stored_size
         if header.fault or size == expected:
             continue
-        what = (
-            f"{records.file_names[index]} is {size[1]} x {size[0]} (width x height), {expected[1]} x {expected[0]} in "
-            "its record"
-        )
+        what = f"{paths[index]} is {size[1]} x {size[0]} (width x height), {expected[1]} x {expected[0]} in its record"
         if size != expected[::-1]:
             problems.add("images of another size than in their record", what, "Correct the records or the files.")
         elif header.size == header.stored_size:
@@ -118,18 +115,25 @@ def _find_problems(records: Records, reader: ImageReader, headers: dict[int, _He
 
 
 def _warn_of_notes(records: Records, headers: dict[int, _Header]) -> None:
-    files = defaultdict(list)
+    files, paths = defaultdict(list), _paths(records)
     for index, header in headers.items():
         for note in header.notes:
-            files[note].append(records.file_names[index])
+            files[note].append(paths[index])
     for note, names in files.items():
         warn_once(f"data set {records.spec.name}", note, names, len(headers))
 
 
-def _read_headers(records: Records, indices: Iterable[int], decode: bool) -> dict[int, _Header]:
-    """Returns the header of each image, from the cache if its file is unchanged."""
+def _paths(records: Records) -> list[str]:
+    """Returns the paths of the images, followed by those of the panoptic PNGs in the same order, if there are any."""
+    return records.file_names + (records.png_paths if isinstance(records, PanopticRecords) else [])
+
+
+def _read_headers(records: Records, indices: Array, decode: bool) -> dict[int, _Header]:
+    """Returns the header of each file by its index in `_paths`, from the cache if the file is unchanged."""
+    paths = _paths(records)
+    indices = np.concatenate([indices + start for start in range(0, len(paths), len(records))])
     root = os.path.abspath(records.spec.image_root)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deformable-detr"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "deformable-detr"
     cache_file = folder / f"images-{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"
     try:
         cached = msgspec.json.decode(cache_file.read_bytes(), type=dict[str, _Header])
@@ -137,12 +141,11 @@ def _read_headers(records: Records, indices: Iterable[int], decode: bool) -> dic
         cached = {}
 
     def read(index: int) -> tuple[int, _Header]:
-        path = records.file_names[index]
-        return index, _read_header(path, decode, cached.get(os.path.abspath(path)))
+        return index, _read_header(paths[index], decode, cached.get(os.path.abspath(paths[index])))
 
     with ThreadPoolExecutor() as pool:
-        found = dict(pool.map(read, (int(index) for index in indices)))
-    new = {os.path.abspath(records.file_names[index]): header for index, header in found.items()}
+        found = dict(pool.map(read, indices.tolist()))
+    new = {os.path.abspath(paths[index]): header for index, header in found.items()}
     if sum(cached.get(path) is not header for path, header in new.items()) >= _MIN_CACHED:
         _write(cache_file, msgspec.json.encode(cached | new))
     return found

@@ -18,6 +18,7 @@ from projects_deformable_detr.data.images import ImageReader
 from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.shapes.dataset import generate
 
 READER = ImageReader()
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -148,6 +149,21 @@ def test_large_sets_are_sampled_and_results_are_cached(dataset, tmp_path, monkey
         truncate(tmp_path / f"{index}.jpg")
     with pytest.raises(DatasetError, match=r"cannot be read \(3\)"):  # a problem in the sample: all are checked
         check()
+
+
+def test_panoptic_files_are_checked(tmp_path):
+    generate(tmp_path, num_train=3, num_val=0, size=(48, 64))
+    root = tmp_path / "annotations"
+    spec = DatasetSpec("shapes", root / "panoptic_train.json", tmp_path / "train", tmp_path / "panoptic_train")
+    records = load_dataset(spec)
+    assert check_images(records, READER) is records
+    check_images.cache_clear()
+    truncate(tmp_path / "panoptic_train" / os.path.basename(records.png_paths[0]))
+    Image.new("RGB", (64, 49)).save(records.png_paths[1])
+    with pytest.raises(DatasetError, match=r"(?s)another size.*panoptic_train.*64 x 49.*cannot be read \(1\)"):
+        check_images(records, READER)
+    Image.new("RGB", tuple(records.sizes[1, ::-1].tolist())).save(records.png_paths[1])
+    assert len(check_images(records, READER, "auto", "skip")) == 2
 
 
 def test_option_of_the_command_line():

@@ -1,0 +1,53 @@
+"""Command that draws the detections of an evaluation."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from projects_deformable_detr.cli import draw
+from projects_deformable_detr.errors import UserError
+
+RESULT = {"image_id": 1, "category_id": 3, "bbox": [2, 2, 10, 10], "score": 0.9}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Returns a function that draws results on two images of the same name; returns the names of the pictures."""
+    monkeypatch.setattr("projects_deformable_detr.data.catalog._registered", {})
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (40, 30)).save(tmp_path / folder / "same.png")
+    images = [{"id": i, "file_name": f"{name}/same.png", "width": 40, "height": 30} for i, name in ((1, "a"), (2, "b"))]
+    item = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 9, 9]}
+    content = {"images": images, "annotations": [item], "categories": [{"id": 3, "name": "cat"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+
+    def command(results):
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        words = ["--dataset", "two", "--register", "two", tmp_path / "truth.json", tmp_path]
+        words += ["--results", tmp_path / "results.json", "--out", tmp_path / "out"]
+        monkeypatch.setattr(sys, "argv", ["draw", *map(str, words)])
+        draw.main()
+        return sorted(path.name for path in (tmp_path / "out").iterdir())
+
+    return command
+
+
+def test_images_of_the_same_name(run):
+    assert run([RESULT]) == ["1_same.png", "2_same.png", "grid.png"]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([{**RESULT, "image_id": 9}], "images or categories that .*truth.json lacks"),
+        ([{**RESULT, "category_id": 9}], "images or categories that .*truth.json lacks"),
+        ([{"image_id": 1, "category_id": 3, "bbox": [1, 1, 2, 2]}], "not a COCO results file .'score'"),
+        ({"images": []}, "not a COCO results file"),
+    ],
+)
+def test_results_of_other_data(run, results, message):
+    with pytest.raises(UserError, match=message):
+        run(results)
