@@ -124,6 +124,8 @@ def _new_checkpointer(cls: type, model: Any = None, *args: Any, **kwargs: Any) -
 
 def _replace_output_shape(original: Callable[..., tuple[int, int]]) -> Any:
     def get_output_shape(*arguments: int) -> tuple[int, int]:
+        if not all(arguments[:2]):
+            raise UserError(f"the image is {arguments[0]} x {arguments[1]} (height x width): it has no pixels")
         height, width = original(*arguments)
         return max(height, 1), max(width, 1)
 

@@ -8,6 +8,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 
 from projects_deformable_detr.config.data import data_config
@@ -24,7 +25,7 @@ def test_import_registers_the_shapes_data():
 def test_number_of_classes(make_cfg):
     assert data.resolve_num_classes(make_cfg()) == 2
     assert data.resolve_num_classes(make_cfg(MODEL__DETR__NUM_CLASSES=2)) == 2
-    for function in (data.resolve_num_classes, Trainer):
+    for function in (data.resolve_num_classes, Trainer, DefaultTrainer):
         with pytest.raises(UserError, match=r"NUM_CLASSES is 80.*tiny_rectangles has 2"):
             function(make_cfg(MODEL__DETR__NUM_CLASSES=80))
     cfg = make_cfg()

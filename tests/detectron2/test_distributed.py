@@ -12,7 +12,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.engine import create_ddp_model, launch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
 from torchvision.models import resnet18
 
@@ -20,16 +20,22 @@ from projects_deformable_detr.detectron2_plugin import Trainer  # its import reg
 from projects_deformable_detr.detectron2_plugin.launch import process_groups
 from projects_deformable_detr.training import launch as training_launch
 
+MASKS = {"MODEL__MASK_ON": True, "MODEL__DETR__HIDDEN_DIM": 128, "MODEL__DETR__NHEADS": 8}
+MASKS |= {"MODEL__RESNETS__OUT_FEATURES": "['res2', 'res3', 'res4', 'res5']"}
+TWO_STAGE = {"MODEL__DETR__WITH_BOX_REFINE": True, "MODEL__DETR__TWO_STAGE": True}
+# Number of objects in each of four images, of which rank 0 has two: the ranks' numbers differ, or one rank has none.
+CASES = [({}, (3, 0, 1, 2)), ({}, (3, 2, 0, 0)), (MASKS, (0, 0, 1, 2)), (TWO_STAGE, (2, 1, 0, 0))]
 
-def batch():
-    """Four images with 3, 0, 1 and 2 objects: the ranks' numbers of boxes differ, and one image has none."""
+
+def batch(counts):
     generator = torch.Generator().manual_seed(0)
     records = []
-    for count in (3, 0, 1, 2):
+    for count in counts:
         corner = torch.rand(count, 2, generator=generator) * 30
         instances = Instances((64, 80))
         instances.gt_boxes = Boxes(torch.cat([corner, corner + 20], dim=1))
         instances.gt_classes = torch.arange(count) % 2
+        instances.gt_masks = BitMasks(torch.rand(count, 64, 80, generator=generator) > 0.5)
         records.append({"image": torch.rand(3, 64, 80, generator=generator) * 255, "instances": instances})
     return records
 
@@ -43,25 +49,28 @@ def gradients(cfg, records, distributed):
     return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
-def worker(cfg, path):
+def worker(cfgs, path):
     rank = comm.get_rank()
-    found = gradients(cfg, batch()[2 * rank : 2 * rank + 2], distributed=True)
+    parts = [batch(counts)[2 * rank : 2 * rank + 2] for _, counts in CASES]
+    found = [gradients(*pair, distributed=True) for pair in zip(cfgs, parts, strict=True)]
     torch.save(found, f"{path}/{rank}.pth")
 
 
-def test_gradients_of_two_processes_equal_those_of_the_whole_batch(make_cfg, tmp_path, monkeypatch):
+def test_two_processes_give_the_gradients_of_twice_the_batch(make_cfg, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    cfg = make_cfg(MODEL__DETR__NUM_CLASSES=2)
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # spawned processes have no registered data sets
-    launch(worker, 2, dist_url="auto", args=(cfg, str(tmp_path)))
-    ranks = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
-    alone = gradients(cfg, batch(), distributed=False)
-    assert ranks[0].keys() == ranks[1].keys() == alone.keys()
-    for name, expected in alone.items():
-        torch.testing.assert_close(ranks[0][name], ranks[1][name], rtol=0, atol=0)
-        torch.testing.assert_close(
-            ranks[0][name], expected, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
-        )
+    cfgs = [make_cfg(MODEL__DETR__NUM_CLASSES=2, **options) for options, _ in CASES]
+    for cfg in cfgs:
+        cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # spawned processes have no registered data sets
+    launch(worker, 2, dist_url="auto", args=(cfgs, str(tmp_path)))
+    ranks = zip(*(torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)), strict=True)
+    for cfg, (_, counts), (first, second) in zip(cfgs, CASES, ranks, strict=True):
+        alone = gradients(cfg, batch(counts), distributed=False)
+        assert first.keys() == second.keys() == alone.keys()
+        for name, expected in alone.items():
+            torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+            torch.testing.assert_close(
+                first[name], expected, rtol=1e-3, atol=1e-5, msg=lambda text, case=(counts, name): f"{case}: {text}"
+            )
 
 
 def load_where_one_download_fails(cfg, path):

@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
+from conftest import write_coco
 from detectron2.modeling import build_model
 
 from projects_deformable_detr.checkpoint import save_detector
@@ -73,3 +74,19 @@ def test_two_processes_train_and_evaluate_on_the_cpu(job, tmp_path, coco_files, 
     results = main(job(tmp_path, coco_files, *FPN, num_gpus=2))
     assert "AP" in results["bbox"]
     assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+def test_evaluation_on_two_processes_equals_one(job, tmp_path, make_cfg, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    files = write_coco(tmp_path / "odd", images=21)
+    save_detector(tmp_path / "model.pth", build_model(make_cfg()).detector, iteration=0, cfg_text="")
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        options = ("MODEL.WEIGHTS", tmp_path / "model.pth")
+        metrics = main(job(folder, files, *options, eval_only=True, num_gpus=processes))["bbox"]
+        rows = json.loads((folder / "output/inference/coco_instances_results.json").read_text())
+        found.append((metrics, [row["image_id"] for row in rows], [row["score"] for row in rows]))
+    assert set(found[0][1]) == set(range(1, 22)) and found[0][1] == found[1][1]
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-3, nan_ok=True)
+    assert found[0][2] == pytest.approx(found[1][2], abs=1e-5)

@@ -9,15 +9,19 @@ import time
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 
+from projects_deformable_detr.checkpoint import save_detector
 from projects_deformable_detr.detectron2_plugin import Trainer, main
 from projects_deformable_detr.detectron2_plugin.launch import setup
+from projects_deformable_detr.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,3 +92,24 @@ def test_training_resumes_where_a_killed_run_stopped(job, tmp_path, coco_files):
     assert {int(state["step"]) for state in trainer.optimizer.state_dict()["state"].values()} == {first}
     trainer.train()
     assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == stop - 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read on Linux only")
+def test_memory_of_the_predictor_does_not_grow(make_cfg, tmp_path):
+    save_detector(tmp_path / "model.pth", build_model(make_cfg()).detector, iteration=0, cfg_text="")
+    predictor, sizes = DefaultPredictor(make_cfg(MODEL__WEIGHTS=tmp_path / "model.pth")), []
+    for count in (30, 120):
+        for _ in range(count):
+            predictor(np.zeros((64, 80, 3), np.uint8))
+        sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+    assert sizes[1] - sizes[0] < 5  # MiB
+
+
+def test_predictor_names_an_image_without_pixels(make_cfg, tmp_path):
+    save_detector(tmp_path / "model.pth", build_model(make_cfg()).detector, iteration=0, cfg_text="")
+    predictor = DefaultPredictor(make_cfg(MODEL__WEIGHTS=tmp_path / "model.pth"))
+    with pytest.raises(UserError, match="the image is 0 x 80 .*no pixels"):
+        predictor(np.zeros((0, 80, 3), np.uint8))
+    for size in ((1, 300), (300, 1), (1, 1)):
+        instances = predictor(np.zeros((*size, 3), np.uint8))["instances"]
+        assert instances.image_size == size and instances.pred_boxes.tensor.isfinite().all()
