@@ -191,7 +191,7 @@ def _read(
         table = make_table(rows)
         owners = positions(np.array(list(file_names), np.int64), table["image_id"])
         order = np.argsort(owners, kind="stable")
-        segmentations = Segmentations([rows[index].segmentation for index in order.tolist()]) if masks else None
+        segmentations = Segmentations([row.segmentation for row in rows], order) if masks else None
     frequencies = [frequency[category_id] for category_id in categories if is_lvis]
     return _Content(images, categories, root, frequencies, table[order], owners[order], segmentations)
 

@@ -1,18 +1,19 @@
 """Segmentations of an annotation file: storage as JSON, checks, and the extents of the masks."""
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from pycocotools import mask as rle_format
 
+from .files import paused_gc
 from .masks import find_rle_fault, to_rle
 from .records import Array
 
 _TRIANGLE = 6  # minimum number of coordinates of a polygon
-_BATCH = 4096  # segmentations that are decoded at once
+_BATCH = 512  # segmentations that are decoded at once; more do not fit into the processor's cache
 
 
 class _RunLengths(msgspec.Struct, gc=False):
@@ -29,7 +30,7 @@ class Shapes:
     """Properties of many segmentations.
 
     Attributes:
-        faults: row to what is wrong with its segmentation. Other properties of these rows are not set.
+        faults: row to what is wrong with its segmentation; its other properties have no meaning.
         num_parts: (N,) number of polygons, or 1 for an RLE; 0 without a segmentation.
         num_short: (N,) number of polygons of fewer than three points.
         corners: (N, 4) x1, y1, x2, y2 of the mask in pixels, without short polygons; NaN without a mask.
@@ -50,19 +51,19 @@ class Segmentations:
 
     Args:
         texts: JSON of each segmentation.
+        order: (N,) indices into ``texts`` of the annotations.
     """
 
-    def __init__(self, texts: Sequence[Any]) -> None:
-        self._offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts], dtype=np.int64)])
+    def __init__(self, texts: Sequence[Any], order: Array) -> None:
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        self._starts = (np.cumsum(lengths) - lengths)[order]
+        self._stops = self._starts + lengths[order]
         self._content = b"".join(texts)
 
     def __getitem__(self, index: int) -> Any:
         """Returns polygons or RLE, without polygons of fewer than three points."""
-        found = msgspec.json.decode(self._text(index))
+        found = msgspec.json.decode(self._content[self._starts[index] : self._stops[index]])
         return [polygon for polygon in found if len(polygon) >= _TRIANGLE] if isinstance(found, list) else found
-
-    def _text(self, index: int) -> bytes:
-        return self._content[self._offsets[index] : self._offsets[index + 1]]
 
     def area(self, index: int, height: int, width: int) -> int:
         """Returns the number of pixels of a mask."""
@@ -70,63 +71,68 @@ class Segmentations:
 
     def inspect(self, rows: Array, sizes: Array) -> Shapes:
         """Checks the segmentations of ``rows`` against the sizes (N, 2) of all rows' images, height and width."""
-        shapes = Shapes(len(self._offsets) - 1)
-        for start in range(0, len(rows), _BATCH):
-            batch = rows[start : start + _BATCH].tolist()
-            try:
-                found = dict(
-                    zip(batch, _batch_decoder.decode(b"[%b]" % b",".join(map(self._text, batch))), strict=True)
-                )
-            except (ValueError, RecursionError):
-                found = self._decode_each(batch, shapes)
-            _inspect_polygons({row: item for row, item in found.items() if isinstance(item, list)}, shapes)
-            _inspect_rles({row: item for row, item in found.items() if isinstance(item, _RunLengths)}, sizes, shapes)
+        shapes = Shapes(len(self._starts))
+        rows = rows[np.argsort(self._starts[rows])]  # in the order of the text, which is faster
+        with paused_gc():
+            for start in range(0, len(rows), _BATCH):
+                batch = rows[start : start + _BATCH]
+                found = self._decode(batch, shapes)
+                _inspect_polygons(found, shapes)
+                _inspect_rles(found, sizes, shapes)
         return shapes
 
-    def _decode_each(self, rows: list[int], shapes: Shapes) -> dict[int, Any]:
+    def _decode(self, rows: Array, shapes: Shapes) -> dict[int, Any]:
+        spans = zip(self._starts[rows].tolist(), self._stops[rows].tolist(), strict=True)
+        texts = [self._content[start:stop] for start, stop in spans]
+        try:
+            return dict(zip(rows.tolist(), _batch_decoder.decode(b"[%b]" % b",".join(texts)), strict=True))
+        except (ValueError, RecursionError):  # decode one at a time to find the faulty ones
+            pass
         found = {}
-        for row in rows:
+        for row, text in zip(rows.tolist(), texts, strict=True):
             try:
-                found[row] = _decoder.decode(self._text(row))
+                found[row] = _decoder.decode(text)
             except (ValueError, RecursionError) as error:
                 what = f"neither polygons with finite coordinates nor an RLE with integer counts ({error})"
                 shapes.faults[row], shapes.num_parts[row] = what, 1
         return found
 
 
-def _inspect_polygons(found: dict[int, list[list[float]]], shapes: Shapes) -> None:
-    rows: list[int] = []
-    polygons: list[list[float]] = []
-    for row, parts in found.items():
-        shapes.num_parts[row] = len(parts)
-        odd = next((len(polygon) for polygon in parts if len(polygon) % 2), None)
-        if odd is not None:
-            shapes.faults[row] = f"a polygon with an odd number of coordinates ({odd})"
-            continue
-        kept = [polygon for polygon in parts if len(polygon) >= _TRIANGLE]
-        shapes.num_short[row] = len(parts) - len(kept)
-        rows += [row] * len(kept)
-        polygons += kept
-    if not polygons:
+def _inspect_polygons(found: dict[int, Any], shapes: Shapes) -> None:
+    parts = {row: item for row, item in found.items() if isinstance(item, list)}
+    counts = list(map(len, parts.values()))
+    shapes.num_parts[list(parts)] = counts
+    rows, polygons = np.repeat(np.array(list(parts), np.int64), counts), list(chain.from_iterable(parts.values()))
+    lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
+    is_odd, is_short = lengths % 2 == 1, lengths < _TRIANGLE
+    for row, length in zip(rows[is_odd].tolist(), lengths[is_odd].tolist(), strict=True):
+        shapes.faults[row] = f"a polygon with an odd number of coordinates ({length})"
+    np.add.at(shapes.num_short, rows[is_short], 1)
+    is_kept = ~(is_odd | is_short)
+    rows, lengths = rows[is_kept], lengths[is_kept] // 2
+    if not len(rows):
         return
-    points = np.fromiter(chain.from_iterable(polygons), np.float64).reshape(-1, 2)
-    lengths = np.array([len(polygon) // 2 for polygon in polygons], np.int64)
-    starts: Array = np.cumsum(lengths) - lengths
-    following = np.arange(1, len(points) + 1)
-    following[starts + lengths - 1] = starts
+    values = chain.from_iterable(compress(polygons, is_kept.tolist()))
+    points = np.fromiter(values, np.float64, 2 * lengths.sum()).reshape(-1, 2)
+    x, y = points.T
+    stops = np.cumsum(lengths)
+    starts, lasts = stops - lengths, stops - 1
     with np.errstate(over="ignore", invalid="ignore"):
-        products = points[:, 0] * points[following, 1] - points[following, 0] * points[:, 1]
+        products = np.append(x[:-1] * y[1:] - x[1:] * y[:-1], 0)
+        products[lasts] = x[lasts] * y[starts] - x[starts] * y[lasts]
         areas = np.abs(np.add.reduceat(products, starts)) / 2
     firsts = np.flatnonzero(np.diff(rows, prepend=-1))
-    owners = np.array(rows)[firsts]
+    owners = rows[firsts]
     shapes.areas[owners] = np.add.reduceat(areas, firsts)
     shapes.corners[owners, :2] = np.minimum.reduceat(points, starts[firsts])
     shapes.corners[owners, 2:] = np.maximum.reduceat(points, starts[firsts])
 
 
-def _inspect_rles(found: dict[int, _RunLengths], sizes: Array, shapes: Shapes) -> None:
+def _inspect_rles(found: dict[int, Any], sizes: Array, shapes: Shapes) -> None:
     rows, rles = [], []
     for row, item in found.items():
+        if not isinstance(item, _RunLengths):
+            continue
         height, width = sizes[row].tolist()
         shapes.num_parts[row] = 1
         fault = find_rle_fault(item.size, item.counts, height, width)
