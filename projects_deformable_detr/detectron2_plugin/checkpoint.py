@@ -33,7 +33,7 @@ from ..checkpoint import (
 from ..checkpoint.classes import shorten
 from ..config.checkpoint import LOADING_KEYS
 from ..config.reading import naming_keys
-from ..training.last_checkpoint import find_last_checkpoint, write_last_checkpoint
+from ..training.last_checkpoint import find_last_checkpoint, remove_old_checkpoints, write_last_checkpoint
 
 # Detectron2 matches the names in these files: pycls's, and those that request it.
 _MATCHED_BY_DETECTRON2 = (".pyth", "?matching_heuristics=True")
@@ -49,13 +49,20 @@ class DetectorCheckpointer(DetectionCheckpointer):
         model: a meta-architecture with its network in ``detector``, or one wrapped for distributed training.
         save_dir: folder of the checkpoints.
         options: options for loading; by default those of the model, for evaluation if the model is in ``eval`` mode.
+        keep: number of periodic checkpoints to keep; 0: all.
         checkpointables: as in Detectron2.
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", options: LoadOptions | None = None, **checkpointables: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        options: LoadOptions | None = None,
+        keep: int = 0,
+        **checkpointables: Any,
     ):
         super().__init__(model, save_dir, **checkpointables)
+        self.keep = keep
         self._options = options
 
     @property
@@ -156,6 +163,8 @@ class DetectorCheckpointer(DetectionCheckpointer):
         write_atomically(path, {"model": model.state_dict(), **parts, **names, **kwargs})
         if tag:
             self.tag_last_checkpoint(os.path.basename(path))
+        if self.keep:
+            remove_old_checkpoints(Path(path), self.keep)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Atomically writes the name of a file to ``last_checkpoint``."""

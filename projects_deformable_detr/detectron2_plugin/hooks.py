@@ -11,9 +11,10 @@ from detectron2.utils import comm
 from .. import training
 from ..config.reading import naming_keys
 from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS
-from ..errors import UserError
+from ..errors import Interrupted, UserError
 from ..training.callbacks import DetectorWriter, logger, select_metric
 from ..training.ema import ExponentialMovingAverage
+from ..training.interruption import StopSignal, log_stop
 
 
 class StopTraining(BaseException):  # Detectron2's loop logs every Exception as a failure
@@ -137,6 +138,29 @@ class SaveAfterEvaluation(HookBase):
             self.trainer.iter += 1
 
 
+class SaveOnSignal(HookBase):
+    """Saves a checkpoint and ends the training after an iteration in which the process received a signal."""
+
+    def __init__(self) -> None:
+        self.stop = StopSignal()
+
+    def before_train(self) -> None:
+        """Receives signals from now on."""
+        self.stop.__enter__()
+
+    def after_step(self) -> None:
+        """Saves and raises `Interrupted` on all processes after a signal to the main process."""
+        if signum := self.stop.broadcast():
+            iteration = self.trainer.iter
+            self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            log_stop(iteration + 1, self.trainer.max_iter)
+            raise Interrupted(signum)
+
+    def after_train(self) -> None:
+        """Restores the handlers of signals."""
+        self.stop.__exit__()
+
+
 def add_hooks(
     config: training.CallbacksConfig,
     writer: DetectorWriter,
@@ -156,7 +180,8 @@ def add_hooks(
     if own:
         own.append(SaveAfterEvaluation(config.eval_period, config.checkpoint_period))
     place = given.index(evaluations[-1]) + 1 if evaluations else len(given)
-    return [*([Averaging(ema)] if ema is not None else []), *given[:place], *own, *given[place:]]
+    first = [Averaging(ema)] if ema is not None else []
+    return [*first, *given[:place], *own, *given[place:], SaveOnSignal()]
 
 
 def refuse_unsupported(cfg: CfgNode) -> None:

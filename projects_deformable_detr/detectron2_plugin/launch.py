@@ -4,12 +4,14 @@ import argparse
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.engine.hooks import CallbackHook
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -23,9 +25,11 @@ from ..config.loading import processes_per_machine
 from ..config.run import check_run, process_config
 from ..data.config import SAMPLERS
 from ..errors import UserError
+from ..training.last_checkpoint import find_last_checkpoint
 from ..training.launch import launch
+from ..training.output_dir import log_unless_error, start_run
 from . import data, import_aliases
-from .classes import resolve_thing_classes
+from .classes import known_class_names, resolve_thing_classes
 from .trainer import Trainer
 
 
@@ -44,7 +48,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: for invalid input in any process.
     """
-    _register(args)
     cfg = setup(args)
     processes = processes_per_machine(args)
     return launch(run, processes, args.num_machines, args.machine_rank, args.dist_url, args, cfg) or {}
@@ -57,14 +60,17 @@ def setup(args: argparse.Namespace) -> CfgNode:
         UserError: for an unknown key, an unavailable device, an invalid data set, or numbers of classes that disagree.
     """
     cfg = load_cfg("detectron2", args)
+    _register(cfg)
     check_run(cfg, args)
     if not args.eval_only:
         _check_training(cfg)
-    _setup_logger(cfg)
-    with _cityscapes(cfg):
+    output_dir = Path(process_config(cfg).output_dir)
+    with log_unless_error(output_dir), _cityscapes(cfg):
         config = data_config(cfg, eval_only=args.eval_only)
         data.check(config)
         cfg = with_classes(cfg, data.resolve_num_classes, resolve_thing_classes)
+        if args.resume:
+            find_last_checkpoint(output_dir, "detectron2", known_class_names(cfg), for_evaluation=args.eval_only)
     cfg.freeze()
     return cfg
 
@@ -89,12 +95,22 @@ def _check_training(cfg: CfgNode) -> None:
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     """Runs one process of the job; returns the metrics on the main process."""
-    _register(args)  # a spawned process has new catalogs
+    _register(cfg)  # a spawned process has new catalogs
     several = processes_per_machine(args) * args.num_machines > 1
     with process_groups(cfg) if several else contextlib.nullcontext(), _cityscapes(cfg):
-        default_setup(cfg, args)
+        with _kept(Path(process_config(cfg).output_dir, "config.yaml")):
+            default_setup(cfg, args)
         _setup_logger(cfg)
         return _evaluate(args, cfg) if args.eval_only else _train(args, cfg)
+
+
+@contextlib.contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """Restores a file that the block overwrites: an earlier run's, until the training starts without an error."""
+    content = path.read_bytes() if comm.is_main_process() and path.is_file() else None
+    yield
+    if content is not None:
+        path.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -119,6 +135,9 @@ def process_groups(cfg: CfgNode) -> Iterator[None]:
 def _train(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    if comm.is_main_process():
+        folder, is_new = Path(process_config(cfg).output_dir), trainer.start_iter == 0
+        trainer.register_hooks([CallbackHook(before_train=lambda _: start_run(folder, cfg.dump(), is_new=is_new))])
     trainer.train()
     return dict(getattr(trainer, "_last_eval_results", None) or {})
 
@@ -153,6 +172,6 @@ def _cityscapes(cfg: CfgNode) -> contextlib.AbstractContextManager[None]:
     return import_aliases.installed() if uses_cityscapes else contextlib.nullcontext()
 
 
-def _register(args: argparse.Namespace) -> None:
-    for name, json_file, image_root in args.register or []:
-        data.register(name, os.path.abspath(json_file), os.path.abspath(image_root))
+def _register(cfg: CfgNode) -> None:
+    for item in cfg.DATASETS.REGISTER:
+        data.register(*item)

@@ -21,9 +21,11 @@ from ..config.evaluation import evaluation_config
 from ..config.model import STEP_KEYS
 from ..config.reading import naming_keys
 from ..config.run import process_config
-from ..config.training import callbacks_config
+from ..config.training import RESUME_KEYS, callbacks_config
 from ..training.callbacks import DetectorWriter
 from ..training.ema import ExponentialMovingAverage
+from ..training.last_checkpoint import log_resuming
+from ..training.optimizer import check_optimizer_state, hyperparameters, set_hyperparameters
 from .checkpoint import EMA, DetectorCheckpointer, broadcast
 from .classes import known_class_names
 from .data import resolve_num_classes, test_data, training_data
@@ -79,6 +81,17 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """Resumes, or loads ``MODEL.WEIGHTS``, and broadcasts the first process's, as a download can fail in others."""
         super().resume_or_load(resume)
         broadcast(self.model)
+        if self.start_iter:
+            log_resuming(Path(self.checkpointer.get_checkpoint_file()), self.start_iter, self.max_iter)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads the state of a checkpoint, but with the learning rates and other options of the config."""
+        optimizer = self._trainer.optimizer
+        with naming_keys(RESUME_KEYS):
+            check_optimizer_state(optimizer, state_dict["_trainer"]["optimizer"])
+        groups = hyperparameters(optimizer)
+        super().load_state_dict(state_dict)
+        set_hyperparameters(optimizer, self.scheduler, groups)
 
     def run_step(self) -> None:
         """Runs an iteration; errors of the model name config keys."""
@@ -97,7 +110,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
     ) -> DetectorCheckpointer:
         """Builds the checkpointer of ``OUTPUT_DIR`` for training, resuming and evaluation."""
         options = load_options(cfg, for_evaluation=for_evaluation, class_names=known_class_names(cfg))
-        return DetectorCheckpointer(model, process_config(cfg).output_dir, options, **checkpointables)
+        keep = 0 if for_evaluation else callbacks_config(cfg).checkpoint_keep
+        return DetectorCheckpointer(model, process_config(cfg).output_dir, options, keep, **checkpointables)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS
 from ..errors import Interrupted, UserError
 from ..training.callbacks import DetectorWriter, logger, select_metric
 from ..training.ema import averaging_options
-from ..training.interruption import StopSignal
+from ..training.interruption import StopSignal, log_stop
 from ..training.last_checkpoint import find_last_checkpoint, remove_old_checkpoints, write_last_checkpoint
 from ..training.output_dir import start_run
 
@@ -161,7 +161,7 @@ class PeriodicCheckpoint(L.Callback):
         if step == trainer.max_steps:
             self._write_final(trainer, module)
         if signum:
-            logger.info("Stopped after iteration %d of %d: --resume continues", step, trainer.max_steps)
+            log_stop(step, trainer.max_steps)
             raise Interrupted(signum)
 
     def on_train_end(self, *_: Any) -> None:

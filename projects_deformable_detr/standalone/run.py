@@ -29,7 +29,7 @@ from .callbacks import AtomicCheckpointIO, ResumeCheck, build_callbacks
 from .data import build_training_set
 from .module import DetectionModule
 from .progress import JsonLogger, Progress
-from .setup import set_up, start_log
+from .setup import set_up
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,6 @@ def main(args: Namespace) -> dict[str, Any]:
     for item in cfg.DATASETS.REGISTER:
         catalog.register(*item)
     check_run(cfg, args)
-    start_log()
     with log_unless_error(Path(cfg.OUTPUT_DIR)):
         datasets = _load_datasets(cfg, args.eval_only)
         cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)

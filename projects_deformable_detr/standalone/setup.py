@@ -56,15 +56,11 @@ class _TqdmHandler(logging.StreamHandler):
         sys.stdout.flush()
 
 
-def start_log(output_dir: Path | None = None) -> None:
+def start_log(output_dir: Path) -> None:
     """Logs to stdout and to ``log.txt`` on rank 0; other ranks log warnings to stdout. Idempotent."""
-    handlers: list[logging.Handler] = [_TqdmHandler()]
-    if output_dir is not None and is_first():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(output_dir / "log.txt"))
     package = logging.getLogger("projects_deformable_detr")
     package.setLevel(logging.INFO)
-    for handler in handlers:
+    for handler in [_TqdmHandler(), *([logging.FileHandler(output_dir / "log.txt")] if is_first() else [])]:
         handler.name = f"standalone {type(handler).__name__}"
         for previous in [item for item in package.handlers if item.name == handler.name]:
             package.removeHandler(previous)

@@ -1,5 +1,6 @@
 """Ends a training after its iteration on SIGINT (Ctrl-C) or SIGTERM."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+logger = logging.getLogger(__name__)
 _MESSAGE = b"\nStopping after this iteration; a second signal stops at once.\n"
 
 
@@ -68,3 +70,8 @@ class StopSignal:
         number = torch.tensor(self.signum or 0, device=device)
         distributed.broadcast(number, 0)
         return int(number) or None
+
+
+def log_stop(iterations: int, max_iter: int) -> None:
+    """Logs that a signal has ended the training."""
+    logger.info("Stopped after iteration %d of %d: --resume continues", iterations, max_iter)

@@ -135,7 +135,7 @@ def remove_old_checkpoints(last: Path, keep: int) -> None:
 
     Files with other names, such as ``model_final.pth`` and ``model_best.pth``, and of later iterations are kept.
     """
-    before = _periodic_checkpoints(last)
+    before = _periodic_checkpoints(last) if _PERIODIC.fullmatch(last.name) else []
     for path in before[: max(0, len(before) - keep + 1)]:
         logger.info("Removing %s: the last %d checkpoints are kept", path, keep)
         path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
@@ -12,6 +13,7 @@ from .last_checkpoint import has_last_checkpoint, remove_last_checkpoint, remove
 
 logger = logging.getLogger(__name__)
 _METRICS = "metrics.json"
+_FORMAT = logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S")
 
 
 def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -69,22 +71,27 @@ def _files_of_a_run(folder: Path) -> list[Path]:
 
 @contextmanager
 def log_unless_error(folder: Path) -> Iterator[None]:
-    """Appends the log messages of the block to ``log.txt``, and creates its folder, unless the block raises an error.
+    """Prints the log messages of the block; unless it raises an error, creates the folder and appends to ``log.txt``.
 
     An invalid command thus leaves the folder of an earlier run unchanged.
     """
     package = logging.getLogger(__name__.partition(".")[0])
     package.setLevel(logging.INFO)
     buffer = MemoryHandler(capacity=1_000_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
-    package.addHandler(buffer)
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(_FORMAT)
+    added = [buffer] if package.handlers else [buffer, console]  # handlers of an earlier run in this process print
+    for handler in added:
+        package.addHandler(handler)
     try:
         yield
         folder.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(folder / "log.txt")
-        file.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S"))
+        file.setFormatter(_FORMAT)
         buffer.setTarget(file)
         buffer.flush()
         file.close()
     finally:
-        package.removeHandler(buffer)
-        buffer.close()
+        for handler in added:
+            package.removeHandler(handler)
+            handler.close()
