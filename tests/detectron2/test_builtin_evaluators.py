@@ -19,12 +19,13 @@ from detectron2.structures import Boxes, Instances
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.config.data import data_config
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, data, main
+from projects_deformable_detr.detectron2_plugin.class_ap import VOCEvaluator
 from projects_deformable_detr.detectron2_plugin.classes import (
     known_class_names,
     panoptic_classes,
     resolve_thing_classes,
 )
-from projects_deformable_detr.detectron2_plugin.evaluation import VOCEvaluator, build_evaluator
+from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
 from projects_deformable_detr.detectron2_plugin.meta_arch import to_targets
 from projects_deformable_detr.errors import UserError
 
