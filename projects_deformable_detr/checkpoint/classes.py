@@ -15,7 +15,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from . import coco_classes
@@ -90,10 +89,9 @@ def fit_class_heads(
     rows, report = _choose_rows(len(state[main[0]]), len(own[main[0]]), theirs, ours)
     fitted = {key: value for key, value in state.items() if rows or key not in main}
     for key in heads:
-        if key in main:
-            if rows:
-                fitted[key] = _take_rows(state[key], own[key], rows)
-        elif state[key].shape != own[key].shape:
+        if key in main and rows:
+            fitted[key] = _take_rows(state[key], own[key], rows)
+        elif key not in main and state[key].shape != own[key].shape:
             # The first logit of a proposal is its objectness; the others are trained to be low.
             fitted[key] = _take_rows(state[key], own[key], _identity(min(len(state[key]), len(own[key]))))
     return fitted, report
@@ -157,12 +155,11 @@ def _identity(count: int) -> dict[int, int]:
 
 
 def _take_rows(theirs: Tensor, own: Tensor, rows: dict[int, int]) -> Tensor:
-    """Returns a copy of ``own`` (M, …) with rows of ``theirs`` (F, …), or ``theirs`` if other dimensions differ."""
-    if theirs.shape[1:] != own.shape[1:] or (rows == _identity(len(own)) and len(theirs) == len(own)):
+    """Returns a copy of ``own`` (M, …) with rows of ``theirs`` (F, …), or ``theirs`` if the shapes do not fit."""
+    if theirs.shape[1:] != own.shape[1:] or max(rows.values()) >= len(theirs) or max(rows) >= len(own):
         return theirs
     taken = own.detach().clone().to(theirs.device)
-    if rows:
-        taken[torch.tensor(list(rows))] = theirs[torch.tensor(list(rows.values()))].to(taken.dtype)
+    taken[list(rows)] = theirs[list(rows.values())].to(taken.dtype)
     return taken
 
 

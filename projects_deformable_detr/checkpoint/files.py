@@ -19,7 +19,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .pickles import RefusedPickleError, as_tensors, read_pickle, safe_globals, with_arrays
+from .pickles import RefusedPickleError, read_pickle, safe_globals, with_tensors
 
 CLASS_NAMES = "class_names"  # key of the class names in this project's files
 TORCHVISION = "torchvision://"
@@ -59,12 +59,8 @@ def read_weights(path: str | Path) -> Weights:
             arrays and plain values.
     """
     path = weights_file(Path(path))
-    if path.suffix == ".safetensors":
-        return Weights(_read_safetensors(path), _hugging_face_classes(path))
-    content = read_checkpoint(path)
-    names = _class_names(content)
-    stored = tuple(map(str, names)) if isinstance(names, list | tuple) else _hugging_face_classes(path)
-    return Weights(_find_weights(path, content), stored)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    return Weights(_find_weights(path, content), _class_names(path, content))
 
 
 def weights_file(path: Path) -> Path:
@@ -186,7 +182,7 @@ def _torch_load(path: Path, mmap: bool) -> Any:
     try:
         # The official repositories store their arguments next to the weights; a Namespace contains values, no code.
         torch.serialization.add_safe_globals([*kept, argparse.Namespace, *substitutes])
-        return with_arrays(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+        return with_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
@@ -209,34 +205,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if isinstance(content, Mapping):
-        try:
-            tensors = {key: value for key, value in as_tensors(content).items() if isinstance(value, Tensor)}
-        except RefusedPickleError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        if tensors:
-            return tensors
+    node = content if isinstance(content, Mapping) else {}
+    node = next((node[key] for key in ("model", "state_dict") if isinstance(node.get(key), Mapping)), node)
+    if tensors := {str(key): value for key, value in node.items() if isinstance(value, Tensor)}:
+        return tensors
     raise CheckpointError(f"{path}: no weights found (no tensors at the top level, under 'model' or 'state_dict')")
 
 
-def _class_names(content: Any) -> Any:
-    """Returns the class names stored by this project or mmdetection."""
-    node: Any = content if isinstance(content, Mapping) else {}
-    if CLASS_NAMES in node:
-        return node[CLASS_NAMES]
-    for key in ("meta", "dataset_meta"):
-        node = node.get(key)
-        if not isinstance(node, Mapping):
-            return None
-    return node.get("classes", node.get("CLASSES"))
+def _class_names(path: Path, content: Any) -> tuple[str, ...] | None:
+    """Returns the class names stored by this project or mmdetection, or by Hugging Face in a ``config.json``."""
 
+    def get(node: Any, key: str) -> Any:
+        return node.get(key) if isinstance(node, Mapping) else None
 
-def _hugging_face_classes(path: Path) -> tuple[str, ...] | None:
-    """Returns ``id2label`` of the ``config.json`` in the same folder, if any."""
+    meta = get(get(content, "meta"), "dataset_meta")
+    for names in (get(content, CLASS_NAMES), get(meta, "classes"), get(meta, "CLASSES")):
+        if isinstance(names, list | tuple):
+            return tuple(map(str, names))
     try:
         labels = json.loads(path.with_name("config.json").read_text())["id2label"]
         return tuple(str(labels[str(index)]) for index in range(len(labels)))

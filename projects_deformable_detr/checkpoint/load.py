@@ -152,8 +152,7 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
         mismatched=tuple(key for key in state if key in own and own[key].shape != state[key].shape),
         classes=classes,
     )
-    problems = _describe(report, own, state)
-    _check(report, problems, source, options)
+    problems = _check(report, own, state, source, options)
     fitting = {key: value for key, value in state.items() if key in own and key not in report.mismatched}
     count = f"{sum(key in fitting for key in expected)} of {len(expected)} tensors"
     count += " of the backbone are loaded" if format.is_backbone else " are loaded"
@@ -197,29 +196,27 @@ def _fit_masks(state: State, own: State, source: str, options: LoadOptions) -> t
     return state, ours, ["  the mask head keeps its initial weights: the file has none"]
 
 
-def _check(report: LoadReport, problems: list[str], source: str, options: LoadOptions) -> None:
-    """Raises `CheckpointError` for weights that do not fit."""
-    if options.allow_partial:
-        return
-    if problems:
-        text = "\n".join(problems)
-        raise CheckpointError(
-            f"{source} has another architecture than the model:\n{text}\nUse the config that it was trained with, "
-            "or set `allow_partial=True` to load what fits and train the rest."
-        )
-    if report.classes.new and options.for_evaluation:
-        raise CheckpointError(
-            f"{source} lacks some of the model's classes. {report.classes.message} To load the file's own logits, set "
-            "`keep_logits=True` and `num_classes` to their number."
-        )
+def _check(report: LoadReport, own: State, state: State, source: str, options: LoadOptions) -> list[str]:
+    """Returns lines that list the keys that do not fit.
 
-
-def _describe(report: LoadReport, own: State, state: State) -> list[str]:
-    """Returns lines that list the keys that do not fit."""
+    Raises:
+        CheckpointError: if there are any, or classes without weights in evaluation, unless ``allow_partial`` is set.
+    """
     lists = (("missing", report.missing), ("unexpected", report.unexpected))
     lines = [f"  {name} in the file ({len(keys)}): {', '.join(shorten(keys))}" for name, keys in lists if keys]
     for key in report.mismatched[:8]:
         lines.append(f"  different shapes: {key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} here")
+    if lines and not options.allow_partial:
+        text = "\n".join(lines)
+        raise CheckpointError(
+            f"{source} has another architecture than the model:\n{text}\nUse the config that it was trained with, "
+            "or set `allow_partial=True` to load what fits and train the rest."
+        )
+    if report.classes.new and options.for_evaluation and not options.allow_partial:
+        raise CheckpointError(
+            f"{source} lacks some of the model's classes. {report.classes.message} To load the file's own logits, set "
+            "`keep_logits=True` and `num_classes` to their number."
+        )
     return lines
 
 

@@ -8,7 +8,6 @@ replaced with substitutes that check type, shape and length first.
 import math
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +38,31 @@ class _DType:
 
 
 class _Array:
-    """Substitute for ``numpy.ndarray``, which pickles construct empty and fill afterwards."""
+    """Substitute for ``numpy.ndarray``, which pickles construct empty and fill afterwards; holds a tensor."""
 
     def __init__(self, *_: Any) -> None:
-        self.array = np.zeros(0)
+        self.tensor = torch.zeros(0)
 
     def __setstate__(self, state: Any) -> None:
         """Sets NumPy's state: version, shape, type, whether the layout is Fortran's, and the bytes."""
         if not isinstance(state, tuple) or len(state) != 5:
             raise RefusedPickleError("damaged array")
         _, shape, dtype, fortran, content = state
-        self.array = _numbers(dtype, content, shape).reshape(shape, order="F" if fortran else "C")
+        array = _numbers(dtype, content, shape).reshape(shape, order="F" if fortran else "C")
+        try:
+            self.tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+        except TypeError as error:
+            raise RefusedPickleError(f"array of {array.dtype}, which torch does not support") from error
 
 
 def _numbers(dtype: Any, content: Any, shape: Any) -> np.ndarray[Any, Any]:
     """Copies ``content`` to a flat array after checking its size against ``shape``."""
     if isinstance(content, str):  # bytes of Python 2
         content = content.encode("latin1")
-    sizes = shape if isinstance(shape, tuple) else (None,)
-    is_valid = isinstance(dtype, _DType) and isinstance(content, bytes)
-    if not is_valid or not all(type(size) is int and size >= 0 for size in sizes):
+    is_valid = isinstance(dtype, _DType) and isinstance(content, bytes) and isinstance(shape, tuple)
+    if not is_valid or not all(type(size) is int and size >= 0 for size in shape):
         raise RefusedPickleError("array that is not of numbers")
-    if len(content) != math.prod(sizes) * dtype.dtype.itemsize:
+    if len(content) != math.prod(shape) * dtype.dtype.itemsize:
         raise RefusedPickleError(f"array of shape {shape} with {len(content)} bytes")
     return np.frombuffer(content, dtype.dtype).copy()
 
@@ -108,14 +110,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickle(path: str | Path) -> Any:
-    """Reads a pickle of plain values and arrays; strings of Python 2 are decoded as Latin-1.
+    """Reads a pickle of plain values and arrays, which become tensors; strings of Python 2 are decoded as Latin-1.
 
     Raises:
         RefusedPickleError: for any other content, before it is executed.
         Exception: of any type, for a damaged pickle.
     """
     with open(path, "rb") as file:
-        return with_arrays(_Unpickler(file, encoding="latin1").load())
+        return with_tensors(_Unpickler(file, encoding="latin1").load())
 
 
 def safe_globals() -> list[tuple[Any, str]]:
@@ -126,28 +128,12 @@ def safe_globals() -> list[tuple[Any, str]]:
     return arrays + [(_Ignored, name) for name in ignored]
 
 
-def with_arrays(content: Any) -> Any:
-    """Replaces the substitutes in nested dictionaries, lists and tuples with arrays."""
+def with_tensors(content: Any) -> Any:
+    """Replaces the substitutes in nested dictionaries, lists and tuples with tensors."""
     if isinstance(content, _Array):
-        return content.array
+        return content.tensor
     if isinstance(content, dict):
-        return {key: with_arrays(value) for key, value in content.items()}
+        return {key: with_tensors(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return type(content)(with_arrays(item) for item in content)
+        return type(content)(with_tensors(item) for item in content)
     return content
-
-
-def as_tensors(arrays: Mapping[Any, Any]) -> dict[str, Any]:
-    """Converts NumPy arrays to tensors in native byte order; other values are returned unchanged.
-
-    Raises:
-        RefusedPickleError: for an array of a type without a counterpart in torch.
-    """
-    tensors = dict(arrays)
-    for key, value in arrays.items():
-        if isinstance(value, np.ndarray):
-            try:
-                tensors[key] = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
-            except TypeError as error:
-                raise RefusedPickleError(f"{key} is an array of {value.dtype}, which torch does not support") from error
-    return {str(key): value for key, value in tensors.items()}

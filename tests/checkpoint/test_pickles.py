@@ -12,7 +12,7 @@ import torch
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, detect, load_weights, read_weights
-from projects_deformable_detr.checkpoint.pickles import as_tensors, read_pickle
+from projects_deformable_detr.checkpoint.pickles import read_pickle
 
 BGR = LoadOptions(input_format="BGR")
 
@@ -185,7 +185,6 @@ def test_numbers_of_every_type_order_and_layout_are_read(tmp_path, kind, protoco
     wanted = np.arange(6).reshape(2, 3).astype(kind)
     arrays = {"rows": wanted, "columns": np.asfortranarray(wanted), "empty": wanted[:0], "one": wanted[1, 1]}
     found = read_pickle(write(tmp_path / "a.pkl", arrays, protocol))
-    tensors = as_tensors(found)
     assert np.array_equal(found["rows"], wanted) and np.array_equal(found["columns"], wanted)
     assert found["empty"].shape == (0, 3) and found["one"] == wanted[1, 1]
-    assert tensors["columns"].tolist() == wanted.tolist()
+    assert found["columns"].tolist() == wanted.tolist()
