@@ -215,4 +215,4 @@ def _warn(path: Path, note: str) -> None:
 def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns if it converts such an image to RGB
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
