@@ -35,6 +35,7 @@ class _Header(msgspec.Struct):
     stored_size: tuple[int, int] = (0, 0)
     notes: list[str] = []
     fault: str = ""
+    range_fault: str = ""
 
 
 @functools.lru_cache(maxsize=8)  # an engine may load a data set several times
@@ -43,7 +44,8 @@ def check_images(
 ) -> Records:
     """Reads the headers of image files and panoptic PNGs in parallel and reports all problems at once.
 
-    JPEG and PNG files that lack their end, and files in other formats, are decoded as well. Results are cached in
+    JPEG and PNG files that lack their end, and files in other formats, are decoded as well. Grey values of 32 bits and
+    floats are compared with the range of their type. Results are cached in
     ``$XDG_CACHE_HOME/deformable-detr`` until size or modification time of a file change.
 
     Args:
@@ -68,10 +70,10 @@ def check_images(
     chosen = everything
     if check_images == "auto" and unreadable_images == "error" and len(records) > _NUM_SAMPLED:
         chosen = np.linspace(0, len(records) - 1, _NUM_SAMPLED).astype(int)
-    headers = _read_headers(records, chosen, decode)
+    headers = _read_headers(records, reader, chosen, decode)
     problems = _find_problems(records, reader, headers)
     if len(chosen) < len(records) and (problems or any(header.fault for header in headers.values())):
-        headers = _read_headers(records, everything, decode)
+        headers = _read_headers(records, reader, everything, decode)
         problems = _find_problems(records, reader, headers)
     _logger.info("%s: %d image files checked in %.1f s", records.spec.name, len(headers), time.perf_counter() - start)
     _warn_of_notes(records, headers)
@@ -91,11 +93,14 @@ def check_images(
 
 
 def _find_problems(records: Records, reader: ImageReader, headers: dict[int, _Header]) -> Problems:
-    """Returns the files whose size differs from their record."""
+    """Returns the files whose size differs from their record, or whose values need an intensity window."""
     problems, paths = Problems(str(records.spec)), _paths(records)
     for index, header in headers.items():
         expected = tuple(records.sizes[index % len(records)].tolist())
         size = header.size if reader.exif_orientation else header.stored_size
+        if header.range_fault:
+            remedy = "Set `intensity_window` to the values of black and white."
+            problems.add("images whose values exceed the range of their type", header.range_fault, remedy)
         if header.fault or size == expected:
             continue
         what = f"{paths[index]} is {size[1]} x {size[0]} (width x height), {expected[1]} x {expected[0]} in its record"
@@ -128,7 +133,7 @@ def _paths(records: Records) -> list[str]:
     return records.file_names + (records.png_paths if isinstance(records, PanopticRecords) else [])
 
 
-def _read_headers(records: Records, indices: Array, decode: bool) -> dict[int, _Header]:
+def _read_headers(records: Records, reader: ImageReader, indices: Array, decode: bool) -> dict[int, _Header]:
     """Returns the header of each file by its index in `_paths`, from the cache if the file is unchanged."""
     paths = _paths(records)
     indices = np.concatenate([indices + start for start in range(0, len(paths), len(records))])
@@ -141,7 +146,7 @@ def _read_headers(records: Records, indices: Array, decode: bool) -> dict[int, _
         cached = {}
 
     def read(index: int) -> tuple[int, _Header]:
-        return index, _read_header(paths[index], decode, cached.get(os.path.abspath(paths[index])))
+        return index, _read_header(paths[index], reader, decode, cached.get(os.path.abspath(paths[index])))
 
     with ThreadPoolExecutor() as pool:
         found = dict(pool.map(read, indices.tolist()))
@@ -151,7 +156,7 @@ def _read_headers(records: Records, indices: Array, decode: bool) -> dict[int, _
     return found
 
 
-def _read_header(path: str, decode: bool, cached: _Header | None) -> _Header:
+def _read_header(path: str, reader: ImageReader, decode: bool, cached: _Header | None) -> _Header:
     try:
         status = os.stat(path)
     except OSError as error:
@@ -167,6 +172,12 @@ def _read_header(path: str, decode: bool, cached: _Header | None) -> _Header:
             if decode or end is None or not _ends_with(path, end):
                 image.load()
                 header.decoded = True
+            if image.mode in ("I", "F"):
+                header.mtime = -1  # not cached, as the result depends on the reader
+                try:
+                    reader.read(path)
+                except DatasetError as error:
+                    header.range_fault = str(error).rpartition(": ")[0]
     except DatasetError as error:
         header.fault = str(error).rpartition(": ")[0]  # without the remedy
     return header

@@ -111,7 +111,8 @@ class ImageReader:
         scaled = np.rint((np.nan_to_num(values, nan=low) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         if not self.intensity_window:
             first, last = float(np.nanmin(values, initial=np.inf)), float(np.nanmax(values, initial=-np.inf))
-            if first < low or last > high or (first < last and scaled.min() == scaled.max()):
+            is_lost = high > 2**16 and first < last and scaled.min() == scaled.max()  # 16 bits may be a dark image
+            if first < low or last > high or is_lost:
                 raise DatasetError(
                     f"{path} has grey values from {first:g} to {last:g}, which cannot be shown in the range of their "
                     f"type, {low:g} to {high:g}: set the intensity window to the values of black and white"

@@ -112,6 +112,18 @@ def test_records_that_ignore_the_orientation(dataset, suffix):
     assert check_images(records, ImageReader(exif_orientation=False)) is records
 
 
+def test_values_outside_of_the_range_of_the_type(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_check, "_MIN_CACHED", 1)
+    records = load_dataset(dataset("a.tiff", "b.tiff"))
+    Image.fromarray(PIXELS[:, :, 0].astype(np.float32)).save(tmp_path / "a.tiff")
+    for _ in range(2):
+        with pytest.raises(
+            DatasetError, match=r"the range of their type \(1\): .*a\.tiff has grey values from 0 to 255"
+        ):
+            check_images(records, READER)
+        assert check_images(records, ImageReader(intensity_window=(0, 255))) is records
+
+
 def test_one_warning_per_data_set(dataset, tmp_path, caplog):
     records = load_dataset(dataset("a.png", "b.png", "c.png"))
     for name in ("a.png", "c.png"):

@@ -81,6 +81,7 @@ def test_colours_under_transparency_are_kept(tmp_path, pixels):
     ("dtype", "suffix", "window", "values", "expected"),
     [
         (np.uint16, "png", (), [3000, 3000], [12, 12]),
+        (np.uint16, "png", (), [0, 90], [0, 0]),  # a dark image
         (np.uint16, "png", (), [0, 32768, 65535], [0, 128, 255]),
         (np.uint16, "tiff", (), [0, 257, 65535], [0, 1, 255]),
         (np.uint16, "ppm", (), [0, 32768, 65535], [0, 128, 255]),
