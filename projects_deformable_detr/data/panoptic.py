@@ -3,72 +3,22 @@
 Contiguous class ids are assigned to things, then to stuff, both in the order of their category ids.
 """
 
-import io
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from PIL import Image
 
 from .catalog import DatasetSpec
 from .entries import check_categories, check_images, convert_images, find_files
 from .files import ImageEntry, Int64, convert, paused_gc, read_content, with_integers
-from .images import open_image
 from .masks import Bitmaps, encode
 from .problems import DatasetError, Problems
 from .records import Array, Classes, Record, Records, Summary, check_classes, check_counts, positions
+from .segment_ids import MAX_ID, read_labels, read_segment_ids
 
-SegmentIds = np.ndarray[Any, np.dtype[np.int32]]
-VOID = 0  # id of pixels that belong to no segment
-MAX_ID = 256**3 - 1
 _XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS
-
-
-def ids_to_rgb(ids: SegmentIds) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Converts segment ids (H, W) in [0, 256³) to RGB (H, W, 3); red is the lowest byte."""
-    return np.stack([(ids >> shift) & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
-
-
-def rgb_to_ids(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> SegmentIds:
-    """Inverse of `ids_to_rgb`."""
-    red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
-    return np.asarray(red + (green << 8) + (blue << 16), np.int32)
-
-
-def encode_png(ids: SegmentIds) -> bytes:
-    """Returns segment ids (H, W) as the content of a PNG file."""
-    with io.BytesIO() as file:
-        Image.fromarray(ids_to_rgb(ids)).save(file, format="PNG")
-        return file.getvalue()
-
-
-def decode_png(content: bytes) -> SegmentIds:
-    """Inverse of `encode_png`."""
-    with Image.open(io.BytesIO(content)) as image:
-        return rgb_to_ids(np.asarray(image))
-
-
-def read_segment_ids(path: str | Path, expected_size: tuple[int, int] | None = None) -> SegmentIds:
-    """Reads the segment ids (H, W) of a panoptic PNG.
-
-    Raises:
-        DatasetError: if the file is missing, is not an image, or does not have the expected (height, width).
-    """
-    with open_image(path) as image:
-        ids = rgb_to_ids(np.asarray(image.convert("RGB")))
-    _check_size(path, ids, expected_size)
-    return ids
-
-
-def _check_size(path: str | Path, labels: Array, expected: tuple[int, int] | None) -> None:
-    if expected is not None and labels.shape != tuple(expected):
-        raise DatasetError(
-            f"{path} is {labels.shape[1]} x {labels.shape[0]} pixels (width x height), but {expected[1]} x "
-            f"{expected[0]} in its record: correct the record, or replace the file"
-        )
 
 
 def read_classes(entries: list[dict[str, Any]], spec: DatasetSpec) -> Classes:
@@ -316,10 +266,7 @@ def stuff_annotations(path: str, size: tuple[int, int], classes: Mapping[int, in
     Raises:
         DatasetError: if the file is missing, is not an image, or has another size.
     """
-    with open_image(path) as image:
-        labels = np.asarray(image)
-    labels = labels if labels.ndim == 2 else labels[:, :, 0]
-    _check_size(path, labels, size)
+    labels = read_labels(path, size)
     found = [label for label in np.unique(labels).tolist() if label in classes]
     masks = labels[None] == np.array(found, labels.dtype).reshape(-1, 1, 1)
     return _annotations(mask_boxes(masks), np.array([classes[label] for label in found], np.int64), masks)

@@ -16,8 +16,9 @@ from tabulate import tabulate
 
 from ..data.catalog import DatasetSpec
 from ..data.files import read_json
-from ..data.panoptic import VOID, PanopticRecords, decode_png, encode_png, read_segment_ids
+from ..data.panoptic import PanopticRecords
 from ..data.problems import DatasetError
+from ..data.segment_ids import VOID, decode_png, encode_png, read_segment_ids
 from ..modeling import PanopticSegmentation
 from .coco import Metrics, gather
 

@@ -12,8 +12,8 @@ from pycocotools import mask as rle_format
 from projects_deformable_detr.data import catalog, masks, panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.load import load_dataset, read_classes
-from projects_deformable_detr.data.panoptic import encode_png, ids_to_rgb, read_segment_ids, rgb_to_ids
 from projects_deformable_detr.data.problems import DatasetError
+from projects_deformable_detr.data.segment_ids import encode_png, ids_to_rgb, read_labels, read_segment_ids, rgb_to_ids
 from projects_deformable_detr.evaluation.panoptic import PanopticEvaluator
 from projects_deformable_detr.modeling import PanopticSegmentation
 from projects_deformable_detr.shapes import dataset as shapes
@@ -278,3 +278,17 @@ def test_drop_leaves_out_short_polygons(with_masks, write):
     records = load_dataset(spec, "drop", masks=True)
     found = [item for record in records for item in record["annotations"] if item["bbox"] == [5, 5, 5, 5]]
     assert len(found) == 1 and len(found[0]["segmentation"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["L", "P", "I;16"])
+def test_labels_are_the_values_of_the_file(tmp_path, kind):
+    """Neither colors of a palette nor values scaled to 8 bits."""
+    labels = np.array([[0, 3, 5], [7, 200, 255]], np.uint16 if kind == "I;16" else np.uint8)
+    image = Image.fromarray(labels)
+    if kind == "P":
+        image = image.convert("P")
+        image.putpalette([255 - index // 3 for index in range(768)])
+    image.save(tmp_path / "labels.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "labels.png", (2, 3)), labels)
+    with pytest.raises(DatasetError, match=r"labels\.png is 3 x 2 pixels .*, but 2 x 3"):
+        read_labels(tmp_path / "labels.png", (3, 2))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from projects_deformable_detr.data.panoptic import encode_png
+from projects_deformable_detr.data.segment_ids import encode_png
 
 SIZE = (64, 96)  # height, width
 COLOURS = {"sky": (90, 150, 230), "road": (90, 90, 90), "car": (200, 30, 40), "person": (240, 210, 40)}
