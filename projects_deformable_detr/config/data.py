@@ -128,7 +128,7 @@ def with_classes(
     return cfg
 
 
-def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ...]] | None = None) -> int:
+def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ...] | None] | None = None) -> int:
     """Returns the number of classes of the model.
 
     It is the number of categories of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, which must agree with each other and
@@ -137,7 +137,8 @@ def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ..
 
     Args:
         cfg: config of either engine.
-        class_names: maps the name of a data set to its class names; by default those of its annotation file.
+        class_names: maps the name of a data set to its class names, None if they are unknown; by default those of its
+            annotation file.
 
     Raises:
         DatasetError: if numbers or names of classes disagree, a data set cannot be read, or there is no data set.
@@ -151,6 +152,8 @@ def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ..
     for name in dataset_names(cfg):
         if class_names is not None:
             found = class_names(name)
+            if found is None:
+                continue
         elif num_classes and not Path(catalog.get(name).json_file).is_file():
             continue
         else:

@@ -15,7 +15,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils.data import ConcatDataset
 
 from ..config import data as config_data
-from ..config.data import data_config
+from ..config.data import data_config, dataset_names
 from ..data import catalog, lvis
 from ..data.catalog import DatasetSpec
 from ..data.config import DataConfig
@@ -199,10 +199,17 @@ def resolve_num_classes(cfg: CfgNode) -> int:
         DatasetError: if two data sets, or a data set and the config, disagree; the message has both numbers.
     """
     config = data_config(cfg, eval_only=True)
-    return config_data.resolve_num_classes(cfg, lambda name: _read_class_names(name, config))
+    found = {name: _read_class_names(name, config) for name in dataset_names(cfg)}
+    unknown = [name for name, names in found.items() if names is None]
+    if unknown and not cfg.MODEL.DETR.NUM_CLASSES:
+        raise DatasetError(
+            f"data set {unknown[0]} has no thing_classes in its metadata, so its number of classes is unknown: set "
+            f'MetadataCatalog.get("{unknown[0]}").thing_classes, or MODEL.DETR.NUM_CLASSES'
+        )
+    return config_data.resolve_num_classes(cfg, found.__getitem__)
 
 
-def _read_class_names(name: str, config: DataConfig) -> tuple[str, ...]:
+def _read_class_names(name: str, config: DataConfig) -> tuple[str, ...] | None:
     if name not in DatasetCatalog:
         raise DatasetError(f"data set {name} is not in Detectron2's catalog: use --register {name} JSON IMAGE_ROOT")
     if names := class_names(name, panoptic=config.panoptic):
@@ -213,12 +220,7 @@ def _read_class_names(name: str, config: DataConfig) -> tuple[str, ...]:
         set_classes(name, classes.names, classes.category_ids)
     else:
         DatasetCatalog.get(name)  # the function may set the metadata
-    if names := class_names(name, panoptic=config.panoptic):
-        return names
-    raise DatasetError(
-        f"data set {name} has no thing_classes in its metadata, so its number of classes is unknown: set "
-        f'MetadataCatalog.get("{name}").thing_classes'
-    )
+    return class_names(name, panoptic=config.panoptic)
 
 
 def check(config: DataConfig) -> None:

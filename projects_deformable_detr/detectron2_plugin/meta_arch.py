@@ -133,6 +133,8 @@ class SetPredictionModel(nn.Module):
         Raises:
             DatasetError: if a value of ``gt_classes`` is not a class of the model.
         """
+        if self.training:
+            _check_annotated(batched_inputs)
         images = self._preprocess(batched_inputs)
         predictions = self.detector(images.tensor, _padding_mask(images))
         if not self.training:
@@ -178,6 +180,16 @@ class SetPredictionModel(nn.Module):
             getattr(backbone, "size_divisibility", 0),
             padding_constraints=getattr(backbone, "padding_constraints", None),
         )
+
+
+def _check_annotated(batched_inputs: list[dict[str, Any]]) -> None:
+    """Raises `DatasetError` for a record without ground truth, which Detectron2's mapper does not check."""
+    for index, record in enumerate(batched_inputs):
+        if "instances" not in record:
+            raise DatasetError(
+                f"{record.get('file_name', f'image {index} of the batch')} has no annotations: training needs a list "
+                "'annotations' in each record of the data set, which is empty for an image without objects"
+            )
 
 
 def _num_classes(cfg: CfgNode) -> int:

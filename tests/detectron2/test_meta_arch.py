@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
+from detectron2.data import DatasetCatalog, build_detection_train_loader
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -14,7 +15,7 @@ from torch import nn
 
 from projects_deformable_detr import build_criterion, build_detector
 from projects_deformable_detr.data.problems import DatasetError
-from projects_deformable_detr.detectron2_plugin import DeformableDETR
+from projects_deformable_detr.detectron2_plugin import DeformableDETR, data
 from projects_deformable_detr.modeling import Predictions
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -74,6 +75,14 @@ def test_unknown_labels_are_rejected_with_the_file_name(make_cfg, label):
     named = record(labels=(label,)) | {"file_name": "street.jpg"}
     with pytest.raises(DatasetError, match=rf"street\.jpg has class id {label}, but the model has 2 classes"):
         build_model(make_cfg())([record(), named])
+
+
+def test_a_record_without_annotations_is_named(make_cfg, coco_files):
+    DatasetCatalog.register("unlabelled", lambda: [{"file_name": f"{coco_files[1]}/0.png", "image_id": 1}])
+    cfg = make_cfg(DATASETS__TRAIN="('unlabelled',)", MODEL__DETR__NUM_CLASSES=2)
+    assert data.resolve_num_classes(cfg) == 2
+    with pytest.raises(DatasetError, match=r"0\.png has no annotations: training needs a list 'annotations'"):
+        build_model(cfg)(next(iter(build_detection_train_loader(cfg))))
 
 
 def test_losses_are_float32_in_mixed_precision(make_cfg):
