@@ -67,7 +67,7 @@ def main() -> None:
         catalog.register(name, json_file, image_root)
     spec = catalog.get(args.dataset)
     # Invalid boxes, an error in training, do not affect the drawn detections.
-    records = load_dataset(spec, invalid_boxes="drop")
+    records = load_dataset(spec, invalid_boxes="drop_many")
     results = read_results(args.results)
     categories = {detection["category_id"] for detections in results.values() for detection in detections}
     if not (results.keys() <= set(records.image_ids.tolist()) and categories <= set(records.summary.category_ids)):

@@ -13,6 +13,7 @@ from projects_deformable_detr.config.data import (
 from projects_deformable_detr.data import catalog
 from projects_deformable_detr.data.config import SamplerConfig
 from projects_deformable_detr.data.problems import DatasetError
+from projects_deformable_detr.data.sampling import select_training_images
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.shapes.dataset import generate
 
@@ -63,6 +64,30 @@ def test_data_set_is_checked_for_its_use(tiny):
     ):
         load(tiny, data_config(config(DATASETS__INVALID_BOXES="keep")))
     assert data_config(config(MODEL__DETR__DEC_LAYERS=0)).max_objects is None  # every token is a query
+
+
+def test_messages_name_config_keys(write, content, caplog):
+    for category in content["categories"]:
+        category["supercategory"] = "numbers"
+    content["categories"].append({"id": 0, "name": "numbers", "supercategory": "none"})
+    spec = write(content)
+    cfg = config(test=("tiny",), TEST__DETECTIONS_PER_IMAGE=1)
+    assert len(load(spec, data_config(cfg)).summary.class_names) == 4
+    assert "set DATASETS.DROP_ROOT_CATEGORY True to leave it out" in caplog.text
+    assert "AP cannot reach 100: set TEST.DETECTIONS_PER_IMAGE to at least 2" in caplog.text
+    cfg.DATASETS.DROP_ROOT_CATEGORY = True
+    assert len(load(spec, data_config(cfg)).summary.class_names) == 3
+    content["annotations"] += [content["annotations"][0] | {"id": 9 + i, "bbox": [90, 90, 5, 5]} for i in range(9)]
+    with pytest.raises(DatasetError, match="set DATASETS.INVALID_BOXES drop_many"):
+        load(write(content), data_config(cfg))
+
+
+def test_data_sets_that_are_named_twice(tiny, caplog):
+    with pytest.raises(UserError, match="DATASETS.TEST has tiny more than once"):
+        data_config(config(test=("tiny", "tiny")))
+    twice = data_config(config(train=("tiny", "tiny")))
+    parts, _ = select_training_images(twice, {"tiny": load(tiny, twice)})
+    assert len(parts) == 2 and "data set tiny is named 2 times for training" in caplog.text
 
 
 def test_number_of_classes(tiny):

@@ -1,6 +1,8 @@
 """Data sets in Detectron2's catalogs: registration, classes, records and evaluators."""
 
+import json
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +101,22 @@ def test_registered_files_are_read_by_the_projects_reader(make_cfg, coco_files):
         data.training_data(data_config(cfg), cfg.SEED) == {}
         and data.test_data("part_of_a_file", data_config(cfg)) is None
     )
+
+
+def test_root_category_is_left_out(make_cfg, coco_files, tmp_path):
+    content = json.loads(Path(coco_files[0]).read_text())
+    for category in content["categories"]:
+        category["supercategory"] = "shapes"
+    content["categories"].append({"id": 0, "name": "shapes", "supercategory": "none"})
+    (tmp_path / "rooted.json").write_text(json.dumps(content))
+    data.register("rooted", str(tmp_path / "rooted.json"), coco_files[1])
+    cfg = make_cfg(DATASETS__DROP_ROOT_CATEGORY=True)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("rooted",)
+    assert data.resolve_num_classes(cfg) == 2
+    records = data.training_data(data_config(cfg), cfg.SEED)["dataset"].datasets[0]
+    assert records.summary.class_names == ("red", "blue")
+    truth = build_evaluator(cfg, "rooted").evaluator.ground_truth
+    assert truth.getCatIds() == [3, 7] and len(truth.getAnnIds()) == len(content["annotations"])
 
 
 def test_unknown_evaluator_type(make_cfg):
