@@ -1,6 +1,8 @@
 """Exceptions of the project, checks of arguments that raise them, and the handler of all command lines."""
 
 import errno
+import io
+import os
 import re
 import signal
 import sys
@@ -48,6 +50,7 @@ def run_command(name: str, command: Callable[[], object]) -> int:
         The exit status: 0; 2 for invalid input, files that cannot be read or written, and missing packages; 1 for
         losses that are not finite; 128 and the signal's number after a signal.
     """
+    _escape_characters()
     try:
         command()
     except (UserError, ArgumentError) as error:
@@ -69,6 +72,14 @@ def run_command(name: str, command: Callable[[], object]) -> int:
     except Interrupted as error:
         return _fail(name, error, 128 + error.signum)
     return 0
+
+
+def _escape_characters() -> None:
+    """Makes this process and its children print characters that the terminal cannot encode as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:backslashreplace"
 
 
 def _fail(name: str, message: object, status: int) -> int:

@@ -1,6 +1,7 @@
 """The handler of all command lines, errors of loader workers, and config keys in errors."""
 
 import errno
+import io
 import re
 import subprocess
 import sys
@@ -47,6 +48,20 @@ def test_bugs_keep_their_traceback(error):
 
     with pytest.raises(type(error)):
         run_command("tool", command)
+
+
+def test_terminals_that_cannot_encode_a_message(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    child = [sys.executable, "-c", "print('Zelle ö')"]
+
+    def command():
+        print("Käfer")
+        assert subprocess.check_output(child, text=True) == "Zelle \\xf6\n"
+
+    assert run_command("tool", command) == 0
+    assert terminal.buffer.getvalue() == b"K\\xe4fer\n"
 
 
 class Failing(torch.utils.data.Dataset):

@@ -60,7 +60,10 @@ def start_log(output_dir: Path) -> None:
     """Logs to stdout and to ``log.txt`` on rank 0; other ranks log warnings to stdout. Idempotent."""
     package = logging.getLogger("projects_deformable_detr")
     package.setLevel(logging.INFO)
-    for handler in [_TqdmHandler(), *([logging.FileHandler(output_dir / "log.txt")] if is_first() else [])]:
+    for handler in [
+        _TqdmHandler(),
+        *([logging.FileHandler(output_dir / "log.txt", encoding="utf-8")] if is_first() else []),
+    ]:
         handler.name = f"standalone {type(handler).__name__}"
         for previous in [item for item in package.handlers if item.name == handler.name]:
             package.removeHandler(previous)
