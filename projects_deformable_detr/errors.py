@@ -1,12 +1,17 @@
 """Exceptions of the project, checks of arguments that raise them, and the handler of all command lines."""
 
+import dataclasses
 import errno
 import io
 import os
+import functools
+import math
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 # Errors of the file system that the user can correct.
 _FILE_ERRORS = {
@@ -104,10 +109,113 @@ class ArgumentError(ValueError):
         return type(self), (self.argument, self.problem)
 
 
-def check_at_least(argument: str, value: int, minimum: int) -> None:
-    """Raises `ArgumentError` if ``value`` is below ``minimum``."""
-    if value < minimum:
-        raise ArgumentError(argument, f"must be at least {minimum}, got {value}")
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Range of a number, or of each element of a sequence. NaN is in no range.
+
+    It annotates fields of a dataclass or arguments of a class or function, which `check_ranges` checks.
+
+    Attributes:
+        low, high: inclusive bounds; None: no bound, but only finite numbers.
+        above, below: exclusive bounds.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (math.isfinite(value) or self.high == value)
+        )
+
+    def __str__(self) -> str:
+        bounds = {"at least": self.low, "at most": self.high, "above": self.above, "below": self.below}
+        stated = [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]
+        if len(stated) < 2:
+            return stated[0] if stated else "finite"
+        left = f"[{self.low}" if self.low is not None else f"({self.above}"
+        right = f"{self.high}]" if self.high is not None else f"{self.below})"
+        return f"in {left}, {right}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Numbers that a field or argument can have; used like `Range`."""
+
+    values: tuple[float, ...]
+
+    def __contains__(self, value: float) -> bool:
+        return value in self.values
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self.values))}"
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(above=0)]
+NonNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """Range of a field or argument, and its type: integer or float, number or sequence, None allowed or not."""
+
+    range: Range | OneOf
+    is_integer: bool = True
+    is_sequence: bool = False
+    is_optional: bool = False
+
+    def __str__(self) -> str:
+        return f"{'integer' if self.is_integer else 'number'}{'s' * self.is_sequence}, {self.range}"
+
+    def problem(self, value: object) -> str | None:
+        """Returns what is wrong with a value, such as ``"must be in [0, 1], got 2"``; None if nothing is."""
+        if value is None and self.is_optional:
+            return None
+        if self.is_sequence and (isinstance(value, str) or not isinstance(value, Sequence)):
+            return f"must be a sequence of numbers, got {value!r}"
+        elements: Any = value if self.is_sequence else (value,)
+        kind = Integral if self.is_integer else Real
+        if any(isinstance(item, bool) or not isinstance(item, kind) for item in elements):
+            wanted = "an integer" if self.is_integer else "a number"
+        elif any(item not in self.range for item in elements):
+            wanted = str(self.range)
+        else:
+            return None
+        return f"must be {wanted}{' in each element' * self.is_sequence}, got {value!r}"
+
+
+@functools.cache
+def annotations(owner: Callable[..., Any]) -> Mapping[str, Annotation]:
+    """Returns the fields of a dataclass, or arguments of a class or function, that are annotated with a `Range`."""
+    is_module = isinstance(owner, type) and not dataclasses.is_dataclass(owner)
+    hints = get_type_hints(vars(owner)["__init__"] if is_module else owner, include_extras=True)
+    found = {}
+    for name, hint in hints.items():
+        for limits in getattr(hint, "__metadata__", ()):
+            kinds = hint.__origin__, *get_args(hint.__origin__)
+            found[name] = Annotation(limits, float not in kinds, get_origin(kinds[0]) is tuple, type(None) in kinds)
+    return found
+
+
+def check_ranges(owner: Callable[..., Any], values: Mapping[str, object]) -> None:
+    """Raises `ArgumentError` for the first value outside of its annotated range.
+
+    Args:
+        owner: dataclass, or class or function with annotated arguments.
+        values: value of each field or argument.
+    """
+    for name, annotation in annotations(owner).items():
+        if problem := annotation.problem(values[name]):
+            raise ArgumentError(name, problem)
 
 
 def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:

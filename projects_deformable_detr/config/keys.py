@@ -7,6 +7,21 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
+from ..errors import Annotation, Range, UserError
+from .reading import get
+
+# Ranges of keys that no dataclass receives unchanged. The last four are read by Detectron2 only.
+OTHER_RANGES = {
+    "MODEL.DETR.NUM_CLASSES": Annotation(Range(0)),
+    "MODEL.DETR.PANOPTIC.NUM_THING_CLASSES": Annotation(Range(0)),
+    "MODEL.DETR.PANOPTIC.THING_CLASSES": Annotation(Range(0), is_sequence=True),
+    "INPUT.MIN_SIZE_TEST": Annotation(Range(0)),
+    "SOLVER.NUM_DECAYS": Annotation(Range(1)),
+    "SOLVER.REFERENCE_WORLD_SIZE": Annotation(Range(0)),
+    "TEST.PRECISE_BN.NUM_ITER": Annotation(Range(1)),
+    "VIS_PERIOD": Annotation(Range(0)),
+}
+
 # Sections of Detectron2's own models, which have no effect on the project's.
 SECTIONS_WITHOUT_EFFECT = (
     "MODEL.ANCHOR_GENERATOR",
@@ -189,6 +204,17 @@ def _add_callback_keys(cfg: CfgNode, node_type: type[CfgNode]) -> None:
     stopping.METRIC = "bbox/AP"
     stopping.PATIENCE = 10
     stopping.MIN_DELTA = 0.0  # in the metric's unit, percent for AP
+
+
+def check_other_ranges(cfg: CfgNode) -> None:
+    """Raises `UserError` for a key of `OTHER_RANGES` outside of its range; an engine need not have all of them."""
+    for key, annotation in OTHER_RANGES.items():
+        try:
+            value = get(cfg, key)
+        except KeyError:
+            continue
+        if problem := annotation.problem(value):
+            raise UserError(f"{key} {problem}")
 
 
 def thing_classes(cfg: CfgNode) -> tuple[int, ...]:

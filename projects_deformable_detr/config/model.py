@@ -46,7 +46,7 @@ DETECTOR_KEYS = {
     "freeze_detector": "MODEL.DETR.MASKS.FREEZE_DETECTOR",
 }
 STEP_KEYS = {**DETECTOR_KEYS, "base_lr": "SOLVER.BASE_LR"}  # in errors while a model runs
-_CRITERION = {
+CRITERION_KEYS = {
     "class_loss": "MODEL.DETR.CLASS_LOSS",
     "focal_alpha": "MODEL.DETR.FOCAL_ALPHA",
     "focal_gamma": "MODEL.DETR.FOCAL_GAMMA",
@@ -125,8 +125,7 @@ def detector_of(config: DetectorConfig, backbone: nn.Module) -> Detector:
 
 def criterion_of(config: CriterionConfig) -> SetCriterion:
     """Builds a criterion; errors name config keys."""
-    constructors = {"alpha": _CRITERION["focal_alpha"], "gamma": _CRITERION["focal_gamma"]}
-    with naming_keys({**_CRITERION, **constructors}):
+    with naming_keys(CRITERION_KEYS):
         return modeling.build_criterion(config)
 
 
@@ -141,6 +140,11 @@ def detector_config(cfg: CfgNode, architecture: str | None = None) -> DetectorCo
             "MODEL.DETR.WITH_BOX_REFINE True needs MODEL.DETR.DEEP_SUPERVISION True: otherwise, the heads of earlier "
             "decoder layers would not be trained"
         )
+    if detr.NUM_CLASSES == 0:
+        raise UserError(
+            "MODEL.DETR.NUM_CLASSES is 0, which only train_net.py replaces with the number of the data sets' classes: "
+            "set it to the number of classes of the model"
+        )
     architecture = architecture or cfg.MODEL.META_ARCHITECTURE
     return read(
         DetectorConfig, cfg, DETECTOR_KEYS, architecture=architecture, class_loss=_class_loss(cfg, architecture)
@@ -149,7 +153,7 @@ def detector_config(cfg: CfgNode, architecture: str | None = None) -> DetectorCo
 
 def criterion_config(cfg: CfgNode, architecture: str | None = None) -> CriterionConfig:
     """Reads the criterion's configuration; arguments and errors as in `build_criterion`."""
-    return read(CriterionConfig, cfg, _CRITERION, class_loss=_class_loss(cfg, architecture))
+    return read(CriterionConfig, cfg, CRITERION_KEYS, class_loss=_class_loss(cfg, architecture))
 
 
 def _class_loss(cfg: CfgNode, architecture: str | None) -> str:

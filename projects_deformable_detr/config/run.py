@@ -3,13 +3,14 @@
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from fvcore.common.config import CfgNode
 
 from ..checkpoint import LoadOptions
 from ..data.config import DataConfig
-from ..errors import ArgumentError
+from ..errors import ArgumentError, Range, check_choice, check_ranges
 from ..evaluation import EvaluationConfig
 from ..modeling import CriterionConfig, Detector, DetectorConfig, SetCriterion
 from ..training import AugmentationPolicy, TrainingConfig
@@ -17,6 +18,7 @@ from ..training.output_dir import check_output_dir
 from .checkpoint import load_options
 from .data import data_config
 from .evaluation import evaluation_config
+from .keys import check_other_ranges
 from .loading import processes_per_machine
 from .model import (
     BACKBONES,
@@ -30,7 +32,7 @@ from .model import (
 from .reading import naming_keys, read
 from .training import augmentation_policy, training_config
 
-_KEYS = {
+PROCESS_KEYS = {
     "output_dir": "OUTPUT_DIR",
     "device": "MODEL.DEVICE",
     "weights": "MODEL.WEIGHTS",
@@ -61,16 +63,21 @@ class ProcessConfig:
     output_dir: str
     device: str
     weights: str
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
+    pixel_mean: Annotated[tuple[float, ...], Range()]
+    pixel_std: Annotated[tuple[float, ...], Range(above=0)]
     amp: bool
-    seed: int
+    seed: Annotated[int, Range(high=2**31 - 1)]
     cudnn_benchmark: bool
     float32_precision: str
 
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ArgumentError("output_dir", "must name a folder, got ''")
+        check_ranges(ProcessConfig, vars(self))
+        for name in ("pixel_mean", "pixel_std"):
+            if len(getattr(self, name)) != 3:
+                raise ArgumentError(name, f"must have three values, for red, green and blue, got {getattr(self, name)}")
+        check_choice("float32_precision", self.float32_precision, ("", "highest", "high", "medium"))
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Run:
 
 def process_config(cfg: CfgNode) -> ProcessConfig:
     """Reads files, device, precision and seed."""
-    return read(ProcessConfig, cfg, _KEYS)
+    return read(ProcessConfig, cfg, PROCESS_KEYS)
 
 
 def check_run(cfg: CfgNode, args: Namespace) -> None:
@@ -137,6 +144,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     Raises:
         UserError: as in `read_run`.
     """
+    check_other_ranges(cfg)
     cfg = cfg.clone()
     cfg.MODEL.DETR.NUM_CLASSES = cfg.MODEL.DETR.NUM_CLASSES or 1
     if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR" and "NUM_DECAYS" in cfg.SOLVER:

@@ -138,7 +138,7 @@ def augmentation_policy(cfg: CfgNode, is_train: bool) -> AugmentationPolicy:
     crop = {}
     if source.CROP.ENABLED:
         _choose(cfg, "INPUT.CROP.TYPE", "absolute_range")
-        crop = {"crop_resize": tuple(source.CROP.RESIZE), "crop_range": tuple(map(int, source.CROP.SIZE))}
+        crop = {"crop_resize": tuple(source.CROP.RESIZE), "crop_range": tuple(source.CROP.SIZE)}
     with naming_keys(TRAINING_AUGMENTATION_KEYS):
         return AugmentationPolicy(
             min_sizes=sizes,

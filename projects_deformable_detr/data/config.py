@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, Fraction, NonNegativeInt, PositiveInt, Range, check_ranges
 from .images import ImageReader
 
 _BY_CLASS = ("RepeatFactorTrainingSampler", "WeightedCategoryTrainingSampler")
@@ -24,12 +25,13 @@ class SamplerConfig:
     """
 
     name: str = "TrainingSampler"
-    repeat_threshold: float = 0.0
+    repeat_threshold: Fraction = 0.0
     repeat_sqrt: bool = True
     dataset_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.by_class and not 0 < self.repeat_threshold <= 1:
+        check_ranges(SamplerConfig, vars(self))
+        if self.by_class and self.repeat_threshold == 0:
             raise ArgumentError(
                 "repeat_threshold",
                 f"must be in (0, 1] for {self.name}, got {self.repeat_threshold}: images with a class that occurs in a "
@@ -75,13 +77,13 @@ class DataConfig:
     test: tuple[str, ...] = ()
     invalid_boxes: str = "error"
     drop_root_category: bool = False
-    max_objects: int | None = None
-    max_detections: int | None = None
+    max_objects: Annotated[int | None, Range(1)] = None
+    max_detections: Annotated[int | None, Range(1)] = None
     masks: bool = False
     panoptic: bool = False
     filter_empty: bool = True
-    batch_size: int = 16
-    num_workers: int = 4
+    batch_size: PositiveInt = 16
+    num_workers: NonNegativeInt = 4
     group_by_aspect_ratio: bool = True
     pin_memory: bool = False
     reader: ImageReader = ImageReader()
@@ -90,6 +92,7 @@ class DataConfig:
     sampler: SamplerConfig = SamplerConfig()
 
     def __post_init__(self) -> None:
+        check_ranges(DataConfig, vars(self))
         repeated = sorted({name for name in self.test if self.test.count(name) > 1})
         if repeated:
             raise ArgumentError("test", f"has {', '.join(repeated)} more than once: name each data set once")

@@ -9,7 +9,7 @@ from ..data import catalog
 from ..data.load import load_dataset
 from ..data.panoptic import PanopticRecords
 from ..data.records import Records
-from ..errors import ArgumentError
+from ..errors import Fraction, NonNegativeInt, PositiveInt, check_ranges
 from ..modeling import Detections, PanopticSegmentation
 from .coco import CocoEvaluator, Metrics
 from .lvis import LvisEvaluator
@@ -33,17 +33,16 @@ class EvaluationConfig:
         tta: test-time augmentation, evaluated in addition; None: off.
     """
 
-    max_detections: int = 100
-    score_threshold: float = 0.0
+    max_detections: PositiveInt = 100
+    score_threshold: Fraction = 0.0
     thing_classes: tuple[int, ...] = ()
     is_panoptic: bool = False
-    panoptic_score_threshold: float = 0.85
-    panoptic_min_area: int = 4
+    panoptic_score_threshold: Fraction = 0.85
+    panoptic_min_area: NonNegativeInt = 4
     tta: TestTimeAugmentationConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.max_detections < 1:
-            raise ArgumentError("max_detections", f"must be at least 1, got {self.max_detections}")
+        check_ranges(EvaluationConfig, vars(self))
 
 
 class Evaluator:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from torchvision.transforms.v2 import functional as transforms
 
 from ..data.images import resize_shortest_edge
-from ..errors import ArgumentError
+from ..errors import ArgumentError, Fraction, PositiveInt, Range, check_ranges
 from ..modeling import Detections, Predictions, postprocess
 from ..modeling.postprocess import instance_masks
 from ..modeling.structures import MaskLogits
@@ -30,18 +30,15 @@ class TestTimeAugmentationConfig:
 
     __test__: ClassVar[bool] = False  # not a test case of pytest
 
-    min_sizes: tuple[int, ...]
-    max_size: int
+    min_sizes: Annotated[tuple[int, ...], Range(1)]
+    max_size: PositiveInt
     flip: bool
-    nms_threshold: float
+    nms_threshold: Fraction
 
     def __post_init__(self) -> None:
-        if not self.min_sizes or min(self.min_sizes) < 1:
-            raise ArgumentError("min_sizes", f"must be positive sizes in pixels, got {self.min_sizes}")
-        if self.max_size < 1:
-            raise ArgumentError("max_size", f"must be a positive size in pixels, got {self.max_size}")
-        if not 0 <= self.nms_threshold <= 1:
-            raise ArgumentError("nms_threshold", f"must be an IoU in [0, 1], got {self.nms_threshold}")
+        check_ranges(TestTimeAugmentationConfig, vars(self))
+        if not self.min_sizes:
+            raise ArgumentError("min_sizes", "must be sizes in pixels, got ()")
 
 
 @dataclass(frozen=True)

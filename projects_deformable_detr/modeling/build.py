@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..errors import ArgumentError, check_at_least, check_choice, check_features
+from ..errors import ArgumentError, NonNegativeInt, PositiveInt, check_choice, check_features, check_ranges
 from .deformable_transformer import DeformableDecoder, DeformableEncoder
 from .detector import Detector
-from .layers import LayerConfig
+from .layers import Dropout, LayerConfig
 from .mask_head import MaskHead
 from .neck import Neck
 from .position_encoding import LearnedPositionEmbedding, SinePositionEmbedding
@@ -46,24 +46,24 @@ class DetectorConfig:
         freeze_detector: train only the mask head.
     """
 
-    num_classes: int
+    num_classes: PositiveInt
     architecture: str = "DeformableDETR"
-    num_queries: int = 300
+    num_queries: PositiveInt = 300
     in_features: tuple[str, ...] = ("res3", "res4", "res5")
-    num_levels: int = 4
-    d_model: int = 256
-    num_heads: int = 8
-    dim_feedforward: int = 1024
-    dropout: float = 0.1
+    num_levels: PositiveInt = 4
+    d_model: PositiveInt = 256
+    num_heads: PositiveInt = 8
+    dim_feedforward: PositiveInt = 1024
+    dropout: Dropout = 0.1
     activation: str = "relu"
     pre_norm: bool = False
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    encoder_points: int = 4
-    decoder_points: int = 4
+    encoder_layers: NonNegativeInt = 6
+    decoder_layers: NonNegativeInt = 6
+    encoder_points: PositiveInt = 4
+    decoder_points: PositiveInt = 4
     multi_scale_attention: bool = True
     position_embedding: str = "sine"
-    position_embedding_size: int = 50
+    position_embedding_size: PositiveInt = 50
     box_refine: bool = False
     two_stage: bool = False
     class_loss: str = "focal"
@@ -74,16 +74,10 @@ class DetectorConfig:
     freeze_detector: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least("num_classes", self.num_classes, 1)
+        check_ranges(DetectorConfig, vars(self))
         check_choice("architecture", self.architecture, ARCHITECTURES)
         check_choice("position_embedding", self.position_embedding, ("sine", "learned"))
         check_choice("class_loss", self.class_loss, ("focal", "softmax"))
-        for name in ("num_queries", "encoder_points", "decoder_points"):
-            check_at_least(name, getattr(self, name), 1)
-        if self.position_embedding == "learned":
-            check_at_least("position_embedding_size", self.position_embedding_size, 1)
-        for name in ("encoder_layers", "decoder_layers"):
-            check_at_least(name, getattr(self, name), 0)
         self.layer(self.encoder_points)  # checks the arguments of layers
         if self.architecture == "DETR":
             self._check_detr()

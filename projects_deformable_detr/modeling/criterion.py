@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from ..errors import ArgumentError, check_choice
+from ..errors import ArgumentError, Fraction, NonNegative, Positive, check_choice, check_ranges
 from .losses import Classification, FocalClassification, MaskLoss, SoftmaxClassification
 from .matcher import HungarianMatcher
 from .structures import Match, Predictions, Targets
@@ -29,24 +29,30 @@ class CriterionConfig:
     """
 
     class_loss: str = "focal"
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
-    no_object_weight: float = 0.1
-    cost_class: float = 2.0
-    cost_bbox: float = 5.0
-    cost_giou: float = 2.0
-    class_weight: float = 2.0
-    bbox_weight: float = 5.0
-    giou_weight: float = 2.0
+    focal_alpha: Fraction = 0.25
+    focal_gamma: NonNegative = 2.0
+    no_object_weight: Positive = 0.1
+    cost_class: NonNegative = 2.0
+    cost_bbox: NonNegative = 5.0
+    cost_giou: NonNegative = 2.0
+    class_weight: NonNegative = 2.0
+    bbox_weight: NonNegative = 5.0
+    giou_weight: NonNegative = 2.0
     deep_supervision: bool = True
     mask_loss: bool = False
-    mask_weight: float = 1.0
-    dice_weight: float = 1.0
+    mask_weight: NonNegative = 1.0
+    dice_weight: NonNegative = 1.0
+
+    def __post_init__(self) -> None:
+        check_ranges(CriterionConfig, vars(self))
+        check_choice("class_loss", self.class_loss, ("focal", "softmax"))
+        weights = self.class_weight, self.bbox_weight, self.giou_weight
+        if not any(weights) and not (self.mask_loss and (self.mask_weight or self.dice_weight)):
+            raise ArgumentError("class_weight", "must not be 0 if all other weights of the loss are 0")
 
 
 def build_criterion(config: CriterionConfig) -> "SetCriterion":
     """Builds the criterion; ``criterion(predictions, targets)`` returns weighted losses by name."""
-    check_choice("class_loss", config.class_loss, ("focal", "softmax"))
     classification: Classification
     if config.class_loss == "focal":
         classification = FocalClassification(config.focal_alpha, config.focal_gamma)

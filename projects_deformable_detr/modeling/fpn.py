@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..errors import ArgumentError, check_choice, check_features
+from ..errors import ArgumentError, PositiveInt, check_choice, check_features, check_ranges
 from .structures import FeatureSpec, output_shape
 
 _NORM_GROUPS = 32
@@ -32,11 +32,12 @@ class BackboneWithFPN(nn.Module):
         self,
         bottom_up: nn.Module,
         in_features: Sequence[str],
-        out_channels: int = 256,
+        out_channels: PositiveInt = 256,
         norm: str = "",
         fuse_type: str = "sum",
     ) -> None:
         super().__init__()
+        check_ranges(BackboneWithFPN, locals())
         shapes = output_shape(bottom_up)
         check_features("in_features", in_features, shapes)
         check_choice("norm", norm, _NORMS)

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from ms_deform_attn import MSDeformAttn
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, check_at_least, check_choice
+from ..errors import ArgumentError, PositiveInt, Range, check_choice, check_ranges
 
 _PRIOR = 0.01  # initial probability of every class
+Dropout = Annotated[float, Range(0, below=1)]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
@@ -29,22 +31,19 @@ class LayerConfig:
         pre_norm: apply the layer norm before each sublayer instead of after it; DETR only.
     """
 
-    d_model: int = 256
-    num_heads: int = 8
-    dim_feedforward: int = 1024
-    dropout: float = 0.1
+    d_model: PositiveInt = 256
+    num_heads: PositiveInt = 8
+    dim_feedforward: PositiveInt = 1024
+    dropout: Dropout = 0.1
     activation: str = "relu"
-    num_levels: int = 4
-    num_points: int = 4
+    num_levels: PositiveInt = 4
+    num_points: PositiveInt = 4
     pre_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "num_heads", "dim_feedforward", "num_levels", "num_points"):
-            check_at_least(name, getattr(self, name), 1)
+        check_ranges(LayerConfig, vars(self))
         if self.d_model % self.num_heads:
             raise ArgumentError("d_model", f"must be a multiple of `num_heads` {self.num_heads}, got {self.d_model}")
-        if not 0 <= self.dropout <= 1:
-            raise ArgumentError("dropout", f"must be in [0, 1], got {self.dropout}")
         check_choice("activation", self.activation, _ACTIVATIONS)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import sigmoid_focal_loss
 
-from ..errors import ArgumentError, UserError
+from ..errors import Fraction, NonNegative, Positive, UserError, check_ranges
 from .mask_head import resize_mask_logits
 from .structures import MaskLogits, Match, Targets
 
@@ -45,15 +45,12 @@ class FocalClassification:
         gamma: focusing exponent, >= 0.
     """
 
-    alpha: float = 0.25
-    gamma: float = 2.0
+    alpha: Fraction = 0.25
+    gamma: NonNegative = 2.0
     no_object = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ArgumentError("alpha", f"must be in [0, 1], got {self.alpha}")
-        if not self.gamma >= 0:
-            raise ArgumentError("gamma", f"must be at least 0, got {self.gamma}")
+        check_ranges(FocalClassification, vars(self))
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Focal classification cost: positive term minus negative term."""
@@ -85,12 +82,11 @@ class SoftmaxClassification:
         no_object_weight: weight of unmatched queries, > 0; less than 1 because most queries are unmatched.
     """
 
-    no_object_weight: float = 0.1
+    no_object_weight: Positive = 0.1
     no_object = True
 
     def __post_init__(self) -> None:
-        if not self.no_object_weight > 0:
-            raise ArgumentError("no_object_weight", f"must be above 0, got {self.no_object_weight}")
+        check_ranges(SoftmaxClassification, vars(self))
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Negative probability of the target's class, without logarithm so that its scale matches the box costs."""

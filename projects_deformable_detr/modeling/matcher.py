@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from ..errors import ArgumentError, UserError
+from ..errors import ArgumentError, NonNegative, UserError, check_ranges
 from .losses import Classification
 from .structures import Match, Predictions, Targets
 
@@ -27,10 +27,11 @@ class HungarianMatcher:
     def __init__(
         self,
         classification: Classification,
-        cost_class: float = 2.0,
-        cost_bbox: float = 5.0,
-        cost_giou: float = 2.0,
+        cost_class: NonNegative = 2.0,
+        cost_bbox: NonNegative = 5.0,
+        cost_giou: NonNegative = 2.0,
     ) -> None:
+        check_ranges(HungarianMatcher, locals())
         if cost_class == cost_bbox == cost_giou == 0:
             raise ArgumentError("cost_class", "must not be 0 if `cost_bbox` and `cost_giou` are 0")
         self.classification = classification

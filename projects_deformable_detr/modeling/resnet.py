@@ -5,14 +5,14 @@ Unlike torchvision's ``ResNet``, it has configurable widths and no classifier. P
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
 
-from ..errors import ArgumentError, check_at_least, check_choice, check_features
+from ..errors import ArgumentError, OneOf, PositiveInt, Range, check_choice, check_features, check_ranges
 from .structures import FeatureSpec
 
 _DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -22,6 +22,7 @@ _DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
     101: (Bottleneck, (3, 4, 23, 3)),
 }
 STAGES = ("res2", "res3", "res4", "res5")
+FreezeAt = Annotated[int, Range(0, 5)]
 _KERNEL_SIZE = 9  # taps of a 3x3 kernel
 
 
@@ -62,23 +63,24 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        depth: int,
+        depth: Annotated[int, OneOf(tuple(_DEPTHS))],
         out_features: Iterable[str] = ("res3", "res4", "res5"),
         *,
         norm: str = "FrozenBN",
-        res5_dilation: int = 1,
-        freeze_at: int = 0,
-        stem_channels: int = 64,
-        res2_channels: int | None = None,
-        groups: int = 1,
-        width_per_group: int = 64,
+        res5_dilation: Annotated[int, OneOf((1, 2))] = 1,
+        freeze_at: FreezeAt = 0,
+        stem_channels: PositiveInt = 64,
+        res2_channels: Annotated[int | None, Range(1)] = None,
+        groups: PositiveInt = 1,
+        width_per_group: PositiveInt = 64,
         deform: Sequence[bool] = (False, False, False, False),
         deform_modulated: bool = False,
-        deform_groups: int = 1,
+        deform_groups: PositiveInt = 1,
     ) -> None:
         super().__init__()
+        check_ranges(ResNet, locals())
         self.out_features = tuple(out_features)
-        _check_arguments(depth, norm, res5_dilation, (groups, width_per_group), deform, deform_groups)
+        _check_arguments(depth, norm, res5_dilation, (groups, width_per_group), deform)
         check_features("out_features", self.out_features, STAGES)
         block, num_blocks = _DEPTHS[depth]
         planes = (res2_channels or 64 * block.expansion) // block.expansion
@@ -179,18 +181,11 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is no
 
 
 def _check_arguments(
-    depth: int, norm: str, res5_dilation: int, groups: tuple[int, int], deform: Sequence[bool], deform_groups: int
+    depth: int, norm: str, res5_dilation: int, groups: tuple[int, int], deform: Sequence[bool]
 ) -> None:
-    if depth not in _DEPTHS:
-        raise ArgumentError("depth", f"must be one of {', '.join(map(str, _DEPTHS))}, got {depth}")
     check_choice("norm", norm, _NORMS)
-    if res5_dilation not in (1, 2):
-        raise ArgumentError("res5_dilation", f"must be 1 or 2 (DC5), got {res5_dilation}")
     if len(deform) != len(STAGES):
         raise ArgumentError("deform", f"must be a bool for each of {', '.join(STAGES)}, got {list(deform)}")
-    check_at_least("deform_groups", deform_groups, 1)
-    check_at_least("groups", groups[0], 1)
-    check_at_least("width_per_group", groups[1], 1)
     if _DEPTHS[depth][0] is not Bottleneck:
         unsupported = {
             "res5_dilation": res5_dilation > 1,

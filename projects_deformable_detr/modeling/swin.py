@@ -1,14 +1,14 @@
 """Swin Transformer (arXiv 2103.14030) with named feature maps, built from torchvision's."""
 
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import Annotated, TypedDict
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import SwinTransformer
 
-from ..errors import check_choice, check_features
-from .resnet import STAGES
+from ..errors import Range, check_choice, check_features, check_ranges
+from .resnet import STAGES, FreezeAt
 from .structures import FeatureSpec
 
 
@@ -52,10 +52,11 @@ class SwinBackbone(nn.Module):
         variant: str = "swin_t",
         out_features: Iterable[str] = ("res3", "res4", "res5"),
         *,
-        drop_path_rate: float = 0.2,
-        freeze_at: int = 0,
+        drop_path_rate: Annotated[float, Range(0, below=1)] = 0.2,
+        freeze_at: FreezeAt = 0,
     ) -> None:
         super().__init__()
+        check_ranges(SwinBackbone, locals())
         self.out_features = tuple(out_features)
         check_choice("variant", variant, VARIANTS)
         check_features("out_features", self.out_features, STAGES)

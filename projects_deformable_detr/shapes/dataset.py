@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..errors import ArgumentError, UserError, check_at_least
+from ..errors import ArgumentError, NonNegativeInt, UserError, check_ranges
 from .polygons import mask_to_polygons
 from .random import Random
 from .scene import CATEGORIES, CLASS_NAMES, FINE, Scene, draw_scene
@@ -86,10 +86,10 @@ def annotate_panoptic(scene: Scene) -> tuple[np.ndarray[Any, np.dtype[np.int32]]
 def generate(
     root: str | Path,
     *,
-    num_train: int = 4000,
-    num_val: int = 500,
+    num_train: NonNegativeInt = 4000,
+    num_val: NonNegativeInt = 500,
     size: int | tuple[int, int] = (128, 160),
-    seed: int = 0,
+    seed: NonNegativeInt = 0,
 ) -> None:
     """Writes the data set.
 
@@ -107,11 +107,10 @@ def generate(
         ArgumentError: for numbers out of range.
         UserError: if the folder cannot be written.
     """
+    check_ranges(generate, locals())
     low, high = (size, size) if isinstance(size, int) else size
     if low < _MIN_SIDE or high < low:
         raise ArgumentError("size", f"must be at least {_MIN_SIDE}, the minimum first, got {low} to {high}")
-    for name, value in {"num_train": num_train, "num_val": num_val, "seed": seed}.items():
-        check_at_least(name, value, 0)
     try:
         for split, count in zip(_SPLITS, (num_train, num_val), strict=True):
             if count:

@@ -1,8 +1,9 @@
 """Augmentation policy of DETR, implemented by each engine."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, Fraction, PositiveInt, Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class AugmentationPolicy:
         crop_range: minimum and maximum side of the crop.
     """
 
-    min_sizes: tuple[int, ...]
-    max_size: int
-    flip_prob: float = 0.0
-    crop_prob: float = 0.0
-    crop_resize: tuple[int, ...] = ()
-    crop_range: tuple[int, ...] = (0, 0)
+    min_sizes: Annotated[tuple[int, ...], Range(0)]
+    max_size: PositiveInt
+    flip_prob: Fraction = 0.0
+    crop_prob: Fraction = 0.0
+    crop_resize: Annotated[tuple[int, ...], Range(1)] = ()
+    crop_range: Annotated[tuple[int, ...], Range(1)] = ()
 
     @property
     def crop_max_size(self) -> int:
@@ -35,13 +36,12 @@ class AugmentationPolicy:
         return 10 * self.max_size
 
     def __post_init__(self) -> None:
-        if not self.min_sizes or (min(self.min_sizes) < 1 and tuple(self.min_sizes) != (0,)):
-            raise ArgumentError("min_sizes", f"must be at least one size of at least 1 pixel, got {self.min_sizes}")
-        if not self.crop_prob:
-            return
-        if len(self.crop_range) != 2 or not 1 <= self.crop_range[0] <= self.crop_range[1]:
+        check_ranges(AugmentationPolicy, vars(self))
+        if not self.min_sizes or (0 in self.min_sizes and len(self.min_sizes) > 1):
+            raise ArgumentError("min_sizes", f"must be sizes in pixels, or one 0, got {self.min_sizes}")
+        if self.crop_prob and (len(self.crop_range) != 2 or self.crop_range[0] > self.crop_range[1]):
             raise ArgumentError(
                 "crop_range", f"must be the minimum and maximum side of the crop in pixels, got {self.crop_range}"
             )
-        if not self.crop_resize or min(self.crop_resize) < 1:
-            raise ArgumentError("crop_resize", f"must be at least one size of at least 1 pixel, got {self.crop_resize}")
+        if self.crop_prob and not self.crop_resize:
+            raise ArgumentError("crop_resize", "must be sizes in pixels, got ()")

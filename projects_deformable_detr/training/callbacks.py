@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..checkpoint import save_detector
-from ..errors import ArgumentError, check_at_least, check_choice
+from ..errors import ArgumentError, NonNegative, NonNegativeInt, PositiveInt, check_choice, check_ranges
 from .ema import EmaConfig
 
 logger = logging.getLogger(__name__)
@@ -43,13 +43,11 @@ class EarlyStoppingConfig:
     """
 
     metric: str = "bbox/AP"
-    patience: int = 10
-    min_delta: float = 0.0
+    patience: PositiveInt = 10
+    min_delta: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        check_at_least("patience", self.patience, 1)
-        if not 0 <= self.min_delta < math.inf:
-            raise ArgumentError("min_delta", f"must be 0 or more, got {self.min_delta}")
+        check_ranges(EarlyStoppingConfig, vars(self))
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,12 @@ class CallbacksConfig:
     ema: EmaConfig | None
     best_checkpoint: BestCheckpointConfig | None
     early_stopping: EarlyStoppingConfig | None
-    eval_period: int
-    checkpoint_period: int
-    checkpoint_keep: int = 0
+    eval_period: NonNegativeInt
+    checkpoint_period: PositiveInt
+    checkpoint_keep: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(CallbacksConfig, vars(self))
 
 
 def select_metric(metrics: Mapping[str, float], metric: str) -> float:

@@ -4,13 +4,13 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..errors import ArgumentError
+from ..errors import Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,10 @@ class EmaConfig:
         decay: weight of the previous average in an update, in (0, 1).
     """
 
-    decay: float = 0.999
+    decay: Annotated[float, Range(above=0, below=1)] = 0.999
 
     def __post_init__(self) -> None:
-        if not 0 < self.decay < 1:
-            raise ArgumentError("decay", f"must be between 0 and 1, such as 0.999, got {self.decay}")
+        check_ranges(EmaConfig, vars(self))
 
 
 def averaging_options(config: EmaConfig) -> dict[str, Any]:

@@ -1,16 +1,17 @@
 """Optimizer with separate learning rates of parameter groups, and gradient clipping."""
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..errors import ArgumentError, UserError, check_choice
+from ..errors import ArgumentError, NonNegative, Positive, Range, UserError, check_choice, check_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -25,19 +26,22 @@ class GradientClip:
     Attributes:
         kind: ``"full_model"`` limits the joint norm of all gradients, as in both papers; ``"norm"`` limits the norm of
             each parameter's gradient, and ``"value"`` its elements, as in Detectron2.
-        value: maximum norm or absolute value.
+        value: maximum norm or absolute value; 0: no clipping.
         norm_type: p of the p-norm.
     """
 
     kind: str = "full_model"
-    value: float = 0.1
-    norm_type: float = 2.0
+    value: NonNegative = 0.1
+    norm_type: Annotated[float, Range(1, math.inf)] = 2.0
 
     def __post_init__(self) -> None:
+        check_ranges(GradientClip, vars(self))
         check_choice("kind", self.kind, ("full_model", "norm", "value"))
 
     def __call__(self, parameters: Iterable[Tensor]) -> Tensor | None:
         """Clips the gradients of ``parameters``; returns their joint norm before clipping for ``"full_model"``."""
+        if self.value == 0:
+            return None
         parameters = [parameter for parameter in parameters if parameter.grad is not None]
         if self.kind == "full_model":
             return nn.utils.clip_grad_norm_(parameters, self.value, self.norm_type)
@@ -66,16 +70,17 @@ class OptimizerConfig:
     """
 
     name: str = "ADAMW"
-    base_lr: float = 2e-4
-    backbone_multiplier: float = 0.1
-    sampling_multiplier: float = 0.1
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
+    base_lr: Positive = 2e-4
+    backbone_multiplier: NonNegative = 0.1
+    sampling_multiplier: NonNegative = 0.1
+    weight_decay: NonNegative = 1e-4
+    momentum: Annotated[float, Range(0, below=1)] = 0.9
     nesterov: bool = False
     fused: bool = True
     clip: GradientClip | None = GradientClip()
 
     def __post_init__(self) -> None:
+        check_ranges(OptimizerConfig, vars(self))
         check_choice("name", self.name, ("ADAMW", "SGD"))
         if self.nesterov and not (self.name == "SGD" and self.momentum > 0):
             raise ArgumentError(

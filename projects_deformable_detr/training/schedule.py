@@ -3,11 +3,22 @@
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..errors import ArgumentError, check_at_least, check_choice
+from ..errors import (
+    ArgumentError,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Range,
+    check_choice,
+    check_ranges,
+)
 
 
 @dataclass(frozen=True)
@@ -27,22 +38,22 @@ class ScheduleConfig:
     """
 
     name: str
-    max_iter: int
-    base_lr: float
-    base_lr_end: float = 0.0
-    steps: tuple[int, ...] = ()
-    gamma: float = 0.1
-    warmup_factor: float = 0.001
-    warmup_iters: int = 0
+    max_iter: PositiveInt
+    base_lr: Positive
+    base_lr_end: NonNegative = 0.0
+    steps: Annotated[tuple[int, ...], Range(1)] = ()
+    gamma: Annotated[float, Range(above=0, high=1)] = 0.1
+    warmup_factor: Fraction = 0.001
+    warmup_iters: NonNegativeInt = 0
     warmup_method: str = "linear"
     rescale_interval: bool = False
 
     def __post_init__(self) -> None:
+        check_ranges(ScheduleConfig, vars(self))
         check_choice("name", self.name, ("WarmupMultiStepLR", "WarmupCosineLR"))
         check_choice("warmup_method", self.warmup_method, ("linear", "constant"))
-        check_at_least("max_iter", self.max_iter, 1)
-        if list(self.steps) != sorted(set(self.steps)) or any(step < 1 for step in self.steps):
-            raise ArgumentError("steps", f"must be positive and increasing, got {self.steps}")
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ArgumentError("steps", f"must be increasing, got {self.steps}")
         if self.name == "WarmupCosineLR" and not 0 <= self.base_lr_end <= self.base_lr:
             raise ArgumentError("base_lr_end", f"must be in [0, {self.base_lr}], got {self.base_lr_end}")
 
