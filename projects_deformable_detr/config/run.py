@@ -151,7 +151,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
         cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"  # it is Detectron2's own, with the same keys and NUM_DECAYS
     run = read_run(cfg, args)
     if args.resume or args.machine_rank == 0:  # a new run on the first machine may have written to a shared folder
-        with naming_keys(_KEYS):
+        with naming_keys(PROCESS_KEYS):
             may_overwrite = args.overwrite or args.eval_only
             check_output_dir(run.output_dir, resume=args.resume, overwrite=may_overwrite)
     run.build_criterion()

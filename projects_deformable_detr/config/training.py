@@ -1,5 +1,6 @@
 """Reads the training configuration from a ``CfgNode``."""
 
+import logging
 from collections.abc import Callable, Mapping
 
 from fvcore.common.config import CfgNode
@@ -17,6 +18,8 @@ from ..training import (
     TrainingConfig,
 )
 from .reading import T, get, naming_keys, read
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZER_KEYS = {
     "name": "SOLVER.OPTIMIZER",
@@ -123,6 +126,46 @@ def callbacks_config(cfg: CfgNode) -> CallbacksConfig:
 def training_config(cfg: CfgNode) -> TrainingConfig:
     """Reads the configuration of a training run except its data."""
     return TrainingConfig(optimizer_config(cfg), schedule_config(cfg), callbacks_config(cfg))
+
+
+def log_recipe(config: TrainingConfig, batch_size: int, num_images: int | None) -> None:
+    """Logs the recipe of a training in one line, and warns if warm-up or steps do not fit its length.
+
+    Args:
+        config: optimizer and schedule.
+        batch_size: images per iteration.
+        num_images: number of training images; None if unknown.
+    """
+    optimizer, schedule = config.optimizer, config.schedule
+    steps = [step for step in schedule.steps if step < schedule.max_iter]
+    decay = f"times {schedule.gamma:g} at {', '.join(map(str, steps))}" if steps else "constant"
+    if schedule.name == "WarmupCosineLR":
+        decay = f"cosine to {schedule.base_lr_end:g}"
+    epochs = f" = {schedule.max_iter * batch_size / num_images:.3g} epochs of {num_images}" if num_images else ""
+    clip = optimizer.clip.value if optimizer.clip else 0.0
+    logger.info(
+        "Recipe: %d iterations of %d images%s; %s, learning rate %g (backbone times %g, sampling offsets times %g), "
+        "warm-up of %d iterations, then %s; weight decay %g, %s",
+        schedule.max_iter, batch_size, epochs, optimizer.name, optimizer.base_lr, optimizer.backbone_multiplier,
+        optimizer.sampling_multiplier, schedule.warmup_iters, decay, optimizer.weight_decay,
+        f"gradients clipped at {clip:g}" if clip else "no clipping",
+    )  # fmt: skip
+    if 2 * schedule.warmup_iters > schedule.max_iter:
+        logger.warning(
+            "SOLVER.WARMUP_ITERS %d is more than half of SOLVER.MAX_ITER %d: the learning rate only rises to %.3g "
+            "(SOLVER.BASE_LR %g); set SOLVER.WARMUP_ITERS to a small part of SOLVER.MAX_ITER",
+            schedule.warmup_iters, schedule.max_iter,
+            schedule.base_lr * schedule.factor(min(schedule.warmup_iters, schedule.max_iter - 1)), schedule.base_lr,
+        )  # fmt: skip
+    elif steps and steps[0] <= schedule.warmup_iters:
+        logger.warning(
+            "SOLVER.STEPS %s begin before the end of SOLVER.WARMUP_ITERS %d", schedule.steps, schedule.warmup_iters
+        )
+    if len(steps) < len(schedule.steps) and schedule.name == "WarmupMultiStepLR":
+        logger.warning(
+            "SOLVER.STEPS %s are not all below SOLVER.MAX_ITER %d: the learning rate drops at %s only",
+            schedule.steps, schedule.max_iter, steps or "no iteration",
+        )  # fmt: skip
 
 
 def augmentation_policy(cfg: CfgNode, is_train: bool) -> AugmentationPolicy:

@@ -9,12 +9,16 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from .. import training
+from ..config.data import data_config
+from ..config.evaluation import evaluation_config
+from ..config.keys import check_other_ranges
 from ..config.reading import naming_keys
-from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS
+from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS, callbacks_config, schedule_config
 from ..errors import Interrupted, UserError
 from ..training.callbacks import DetectorWriter, logger, select_metric
 from ..training.ema import ExponentialMovingAverage
 from ..training.interruption import StopSignal, log_stop
+from ..training.schedule import SCHEDULES
 
 
 class StopTraining(BaseException):  # Detectron2's loop logs every Exception as a failure
@@ -185,13 +189,18 @@ def add_hooks(
 
 
 def refuse_unsupported(cfg: CfgNode) -> None:
-    """Raises `UserError` for keys that Detectron2's own trainers would ignore."""
+    """Raises `UserError` for keys that Detectron2's own trainers would ignore, and for values out of range."""
     for section, name in (("SOLVER", "EMA"), ("TEST", "BEST_CHECKPOINT"), ("TEST", "EARLY_STOPPING")):
         if name in cfg[section] and cfg[section][name].ENABLED:
             raise UserError(
                 f"{section}.{name}.ENABLED True is not supported by Detectron2's own trainers: train with this "
                 "project's train_net.py or projects_deformable_detr.detectron2_plugin.Trainer, or set it to False"
             )
+    check_other_ranges(cfg)
+    for read in (data_config, evaluation_config, callbacks_config):
+        read(cfg)
+    if cfg.SOLVER.LR_SCHEDULER_NAME in SCHEDULES:
+        schedule_config(cfg)
 
 
 def _is_evaluated(trainer: Any, period: int) -> bool:

@@ -21,11 +21,12 @@ from ..config.evaluation import evaluation_config
 from ..config.model import STEP_KEYS
 from ..config.reading import naming_keys
 from ..config.run import process_config
-from ..config.training import RESUME_KEYS, callbacks_config
+from ..config.training import RESUME_KEYS, callbacks_config, log_recipe, training_config
 from ..training.callbacks import DetectorWriter
 from ..training.ema import ExponentialMovingAverage
 from ..training.last_checkpoint import log_resuming
 from ..training.optimizer import check_optimizer_state, hyperparameters, set_hyperparameters
+from ..training.schedule import SCHEDULES
 from .checkpoint import EMA, DetectorCheckpointer, broadcast
 from .classes import known_class_names
 from .data import resolve_num_classes, test_data, training_data
@@ -121,7 +122,10 @@ class Trainer(DefaultTrainer, StoppableLoop):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Builds Detectron2's training loader with DETR's mapper."""
-        data = training_data(data_config(cfg), process_config(cfg).seed)
+        config = data_config(cfg)
+        data = training_data(config, process_config(cfg).seed)
+        if cfg.SOLVER.LR_SCHEDULER_NAME in SCHEDULES:
+            log_recipe(training_config(cfg), config.batch_size, len(data["dataset"]) if data else None)
         return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, True), **data)
 
     @classmethod

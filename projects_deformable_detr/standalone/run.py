@@ -18,6 +18,7 @@ from ..config.checkpoint import LOADING_KEYS
 from ..config.data import data_config, load, resolve_num_classes, resolve_thing_classes
 from ..config.reading import naming_keys
 from ..config.run import Run, check_run, read_run
+from ..config.training import log_recipe
 from ..data import catalog
 from ..data.records import Records
 from ..evaluation import Evaluator, lvis
@@ -117,6 +118,8 @@ def _train(run: Run, module: DetectionModule, trainer: L.Trainer, last: Path | N
         "Training %.2f M parameters on %d images until iteration %d, on %s, seed %d",
         parameters / 1e6, len(module.dataset or ()), trainer.max_steps, run.process.device, module.seed,
     )  # fmt: skip
+    assert run.training is not None
+    log_recipe(run.training, run.data.batch_size, len(module.dataset or ()))
     trainer.fit(module, ckpt_path=last, weights_only=True)
     if module.evaluators and module.evaluated_at != trainer.global_step:
         trainer.validate(module, verbose=False)

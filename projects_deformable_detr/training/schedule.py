@@ -20,6 +20,8 @@ from ..errors import (
     check_ranges,
 )
 
+SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR")
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -50,7 +52,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         check_ranges(ScheduleConfig, vars(self))
-        check_choice("name", self.name, ("WarmupMultiStepLR", "WarmupCosineLR"))
+        check_choice("name", self.name, SCHEDULES)
         check_choice("warmup_method", self.warmup_method, ("linear", "constant"))
         if list(self.steps) != sorted(set(self.steps)):
             raise ArgumentError("steps", f"must be increasing, got {self.steps}")

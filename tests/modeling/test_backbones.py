@@ -115,7 +115,7 @@ def test_detector_trains_with_every_backbone(make_cfg, name):
         (ResNet, {"depth": 18, "out_features": ()}, r"out_features must .*got \[\]"),
         (ResNet, {"depth": 18, "out_features": ("res3", "res6")}, "res6"),
         (ResNet, {"depth": 18, "norm": "LN"}, "norm must be .*got 'LN'"),
-        (ResNet, {"depth": 50, "res5_dilation": 4}, "res5_dilation must be 1 or 2"),
+        (ResNet, {"depth": 50, "res5_dilation": 4}, "res5_dilation must be one of 1, 2, got 4"),
         (ResNet, {"depth": 18, "res5_dilation": 2}, "res5_dilation needs .*`depth` to 50 or 101"),
         (ResNet, {"depth": 18, "deform": (False, False, False, True)}, "deform needs .*`depth` to 50 or 101"),
         (ResNet, {"depth": 50, "deform": (True, True)}, "deform must be a bool for each"),

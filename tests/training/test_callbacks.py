@@ -41,8 +41,8 @@ def test_configuration() -> None:
         (BEST, ("DATASETS.TEST", "()"), "needs a data set to compute bbox/AP: set DATASETS.TEST"),
         (BEST, (f"{BEST}.MODE", "most"), "TEST.BEST_CHECKPOINT.MODE must be one of 'max', 'min', got 'most'"),
         (STOP, (f"{STOP}.PATIENCE", 0), "TEST.EARLY_STOPPING.PATIENCE must be at least 1, got 0"),
-        (STOP, (f"{STOP}.MIN_DELTA", -1.0), "TEST.EARLY_STOPPING.MIN_DELTA must be 0 or more, got -1.0"),
-        (EMA, (f"{EMA}.DECAY", 1.0), "SOLVER.EMA.DECAY must be between 0 and 1.* got 1.0"),
+        (STOP, (f"{STOP}.MIN_DELTA", -1.0), "TEST.EARLY_STOPPING.MIN_DELTA must be at least 0, got -1.0"),
+        (EMA, (f"{EMA}.DECAY", 1.0), r"SOLVER.EMA.DECAY must be in \(0, 1\), got 1.0"),
     ],
 )
 def test_invalid_values(section: str, options: tuple[object, ...], message: str) -> None:
