@@ -208,7 +208,7 @@ def test_documentation_has_the_table():
     ("options", "warning"),
     [
         ({"WARMUP_ITERS": 2}, None),
-        ({"WARMUP_ITERS": 200}, r"WARMUP_ITERS 200 .* MAX_ITER 60: the learning rate only rises to 1\.97e-05"),
+        ({"WARMUP_ITERS": 200}, r"WARMUP_ITERS 200 .*MAX_ITER 60: the learning rate only rises to 1\.97e-05"),
         ({"WARMUP_ITERS": 10, "STEPS": (5,)}, "STEPS .*begin before the end of SOLVER.WARMUP_ITERS 10"),
         (
             {"WARMUP_ITERS": 2, "STEPS": (30, 90)},
