@@ -2,10 +2,10 @@
 
 import dataclasses
 import errno
-import io
-import os
 import functools
+import io
 import math
+import os
 import re
 import signal
 import sys
