@@ -26,12 +26,10 @@ def clip(boxes: Array, sizes: Array) -> Array:
 
     Boxes inside their image are returned unchanged, without rounding errors.
     """
-    limits = sizes[..., ::-1]
-    with np.errstate(over="ignore", invalid="ignore"):  # such boxes are reported before
-        stop = boxes[:, :2] + boxes[:, 2:]
-        low, high = np.maximum(boxes[:, :2], 0), np.minimum(stop, limits)
-        is_inside = np.all((boxes[:, :2] >= 0) & (stop <= limits), axis=1)
-        return np.where(is_inside[:, None], boxes, np.concatenate([low, high - low], axis=1))
+    limits, stop = sizes[..., ::-1], boxes[:, :2] + boxes[:, 2:]
+    low, high = np.maximum(boxes[:, :2], 0), np.minimum(stop, limits)
+    is_inside = np.all((boxes[:, :2] >= 0) & (stop <= limits), axis=1)
+    return np.where(is_inside[:, None], boxes, np.concatenate([low, high - low], axis=1))
 
 
 class AnnotationChecks:

@@ -113,10 +113,11 @@ def load(
     found = _read(spec, masks, KEYS[:2] if may_be_empty else KEYS, problems, drop_root_category)
     images, categories, table, is_lvis = found.images, found.categories, found.table, lvis.is_lvis(found.images)
     checks = AnnotationChecks(images, categories, table, found.owners, invalid_boxes, problems)
-    checks.check_ids(" Or set `drop_root_category=False`." if drop_root_category else "")
-    checks.check_boxes(lambda: _read_corners(spec, found, checks.sizes))
-    if found.segmentations is not None:
-        checks.check_masks(found.segmentations)
+    with np.errstate(over="ignore", invalid="ignore"):  # huge boxes
+        checks.check_ids(" Or set `drop_root_category=False`." if drop_root_category else "")
+        checks.check_boxes(lambda: _read_corners(spec, found, checks.sizes))
+        if found.segmentations is not None:
+            checks.check_masks(found.segmentations)
     used, is_crowd = checks.is_used, table["iscrowd"]
     if is_lvis:
         lvis.check_absent_categories(images, list(categories), found.owners[used], checks.labels[used], problems)

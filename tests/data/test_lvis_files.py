@@ -71,6 +71,14 @@ def test_faults(
         load_dataset(write(federated), for_evaluation=True)
 
 
+def test_areas_are_filled_in(write: Write, federated: dict[str, Any]) -> None:
+    for number, annotation in enumerate(federated["annotations"]):
+        annotation |= {"id": number, "area": None}
+    records = load_dataset(write(federated), for_evaluation=True)
+    assert [item["area"] for item in records.ground_truth()["annotations"]] == [200, 95, 1000, 25]  # type: ignore[attr-defined]
+    assert len(records.summary.warnings) == 3  # area, id 0, a clipped box; LVIS has no iscrowd
+
+
 def test_paths_of_lvis_match_detectron2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for split in ("train", "val"):

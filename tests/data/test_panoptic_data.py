@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -219,6 +220,36 @@ def test_faults_of_panoptic_files(write_panoptic, change, expected):
     spec = write_panoptic(change)
     with pytest.raises(DatasetError, match=expected):
         load_dataset(spec)
+
+
+def _texts(content):
+    for image, entry in zip(content["images"], content["annotations"], strict=True):
+        image["id"], entry["image_id"] = str(image["id"]), float(entry["image_id"])
+        for segment in entry["segments_info"]:
+            segment["id"], segment["category_id"] = float(segment["id"]), str(segment["category_id"])
+    for category in content["categories"]:
+        category["id"] = str(category["id"])
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (_texts, r"whole floats or strings of digits \(19\)"),
+        (lambda c: c["annotations"][0].update(file_name=".\\a.png"), r"names of panoptic PNGs with Windows .* \(1\)"),
+        (lambda c: c["images"][0].update(file_name=".\\b.jpg"), r"names of image files with Windows separators"),
+        (lambda c: c["categories"].append({"id": 30, "name": "cow", "isthing": 1}), r"without objects, of 4 \(1\)"),
+        (lambda c: c["categories"][0].update(name="dog"), r"names of several categories \(1\): 'dog' has"),
+    ],
+)  # fmt: skip
+def test_odd_panoptic_files_are_accepted(write_panoptic, change, warning):
+    expected = [panoptic.read_objects(record) for record in load_dataset(write_panoptic())]
+    records = load_dataset(write_panoptic(change))
+    (message,) = records.summary.warnings
+    assert re.search(warning, message)
+    for record, (boxes, _, masks_) in zip(records, expected, strict=True):
+        found = panoptic.read_objects(record)
+        np.testing.assert_array_equal(found[0], boxes)
+        np.testing.assert_array_equal(found[2], masks_)
 
 
 def test_too_many_segments_for_the_queries(write_panoptic):
