@@ -129,11 +129,7 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
     own = detector.state_dict()
     state = match_backbone(state, own)
     state = {key: value for key, value in state.items() if key in own or not key.endswith(_COUNTER)}
-    if broken := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise CheckpointError(
-            f"{source} has NaN or infinite values in {len(broken)} of {len(state)} tensors "
-            f"({', '.join(shorten(broken, 3))}): the training that wrote it diverged; use an earlier checkpoint"
-        )
+    check_finite(state, source)
     no_object = bool(getattr(detector, "no_object", False))
     head = _class_head(format, state, weights.class_names, no_object)
     state, classes = fit_class_heads(
@@ -161,6 +157,15 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
         level, "%s", "\n".join([f"{source}: {count}", *filter(None, [f"  {classes.message}", *notes, *problems])])
     )
     return fitting, report
+
+
+def check_finite(state: State, source: str) -> None:
+    """Raises `CheckpointError` if weights are NaN or infinite."""
+    if broken := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise CheckpointError(
+            f"{source} has NaN or infinite values in {len(broken)} of {len(state)} tensors "
+            f"({', '.join(shorten(broken, 3))}): the training that wrote it diverged; use an earlier checkpoint"
+        )
 
 
 def file_classes(weights: Weights, no_object: bool) -> tuple[Format | None, int, Names | None]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import CLASS_NAMES, CheckpointError, atomic_file, read_checkpoint
 from ..checkpoint.classes import shorten
+from ..checkpoint.load import check_finite
 
 logger = logging.getLogger(__name__)
 _NAME = "last_checkpoint"  # as in fvcore
@@ -93,6 +94,7 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: listing the differences.
     """
+    check_finite(dict(state), "the checkpoint to resume from")
     own = model.state_dict()
     problems = shorten([f"missing in the file: {key}" for key in own if key not in state])
     problems += shorten([f"unexpected in the file: {key}" for key in state if key not in own])

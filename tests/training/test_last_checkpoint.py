@@ -5,6 +5,7 @@ import torch
 
 from projects_deformable_detr.checkpoint import CLASS_NAMES, CheckpointError
 from projects_deformable_detr.training.last_checkpoint import (
+    check_state,
     find_last_checkpoint,
     remove_old_checkpoints,
     remove_temporary_files,
@@ -65,6 +66,14 @@ def test_an_empty_pointer_is_named(folder):
     (folder / "last_checkpoint").write_text("")
     with pytest.raises(CheckpointError, match=r"last_checkpoint is empty: .* checkpoint in the folder \(model_0000009"):
         find_last_checkpoint(folder, "detectron2")
+
+
+def test_weights_that_are_not_finite_are_not_resumed():
+    model = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight[0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"has NaN or infinite values in 1 of 2 tensors \(weight\)"):
+        check_state(torch.nn.Linear(2, 1), model.state_dict())
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, NAMES[2:]), (2, NAMES[1:]), (3, NAMES), (9, NAMES)])
