@@ -84,9 +84,9 @@ def train(name: str, args: argparse.Namespace) -> None:
     if (folder / "model_final.pth").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").unlink(missing_ok=True)  # left by an interrupted run
     command = [sys.executable, str(ROOT / "train_net.py"), "--engine", args.engine]
     command += ["--config-file", str(ROOT / "benchmarks/convergence.yaml")]
+    command += ["--overwrite"]  # files of an interrupted run
     command += [part for pair in keys.items() for part in pair]
     environment = {**os.environ, "DETECTRON2_DATASETS": str(args.work)}
     if args.threads:

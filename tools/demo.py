@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = Path("datasets")
+OUTPUT = "output/quickstart"
 SIZE = 128  # side of the images in pixels
 
 
@@ -41,7 +42,7 @@ def has_data() -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--output", default="output/quickstart")
+    parser.add_argument("--output", default=OUTPUT)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args()
     config = ["--config-file", "configs/quickstart.yaml"]
@@ -49,7 +50,8 @@ def main() -> None:
     if not has_data():
         generate = ["-m", "projects_deformable_detr.shapes", "--out", str(DATASETS / "shapes")]
         run("data", [*generate, "--size", str(SIZE)], times)
-    train = ["train_net.py", *config, "--engine", args.engine, "OUTPUT_DIR", args.output, *args.opts]
+    overwrite = ["--overwrite"] if args.output == OUTPUT else []  # the demo's own folder
+    train = ["train_net.py", *config, "--engine", args.engine, *overwrite, "OUTPUT_DIR", args.output, *args.opts]
     run("train and evaluate", train, times)
     pictures = Path(args.output) / "pictures"
     draw = ["-m", "projects_deformable_detr.cli.draw", "--dataset", "shapes_val", "--out", str(pictures)]

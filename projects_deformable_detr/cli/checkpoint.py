@@ -44,9 +44,9 @@ def main() -> int:
 def _main() -> None:
     args, opts = _parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for item in args.register:
-        catalog.register(*item)
     cfg = _load_cfg(args.config_file, opts)
+    for item in [*cfg.DATASETS.REGISTER, *args.register]:
+        catalog.register(*item)
     if args.keep_logits:
         cfg.MODEL.DETR.KEEP_CLASS_LOGITS = True
     _check_target(args)

@@ -106,7 +106,7 @@ def _run(
     except Interrupted:
         pass  # raised again by the calling process
     except Exception as error:
-        if isinstance(error, UserError):  # torch would forward a traceback only
+        if isinstance(error, UserError | FloatingPointError):  # torch would forward a traceback only
             (folder / f"{_ERROR}{rank}").write_text(str(error))
         traceback.clear_frames(error.__traceback__)  # frames hold data loaders and process groups
         if distributed.is_initialized() and distributed.get_backend() != "nccl":  # NCCL may wait for the other ranks
