@@ -185,10 +185,12 @@ class SetPredictionModel(nn.Module):
 def _check_annotated(batched_inputs: list[dict[str, Any]]) -> None:
     """Raises `DatasetError` for a record without ground truth, which Detectron2's mapper does not check."""
     for index, record in enumerate(batched_inputs):
-        if "instances" not in record:
+        fields = record["instances"].get_fields() if "instances" in record else {}
+        if not {"gt_boxes", "gt_classes"} <= fields.keys():
             raise DatasetError(
                 f"{record.get('file_name', f'image {index} of the batch')} has no annotations: training needs a list "
-                "'annotations' in each record of the data set, which is empty for an image without objects"
+                "'annotations' in each record of the data set, which is empty for an image without objects, and "
+                "instances with gt_boxes and gt_classes from the dataset mapper"
             )
 
 
