@@ -86,7 +86,7 @@ def find_nvcc() -> str | None:
 
 
 def architecture_flags(text: str) -> list[str]:
-    """Returns nvcc flags for a list like "80;90+PTX"; dots are allowed ("8.0")."""
+    """Returns nvcc flags for a list such as "80;90+PTX"; dots are allowed ("8.0")."""
     flags = []
     for item in text.replace(",", ";").replace(" ", ";").split(";"):
         if not item:

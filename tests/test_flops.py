@@ -54,7 +54,7 @@ def test_resnet50_has_the_flops_of_torchvision(flops):
 def test_flops_are_proportional_to_the_image(flops, make_cfg):
     parameters, (small, large) = flops.count(make_cfg(), [(64, 96), (128, 96)], num_classes=5)
     assert parameters > 0
-    assert large == pytest.approx(2 * small, rel=0.1)  # apart from queries
+    assert large == pytest.approx(2 * small, rel=0.1)  # except for the queries
 
 
 def test_models_of_the_papers_are_configs(flops):

@@ -71,9 +71,6 @@ def _main() -> None:
 
 
 def _load_cfg(config_file: str, opts: list[str]) -> CfgNode:
-    if Path(config_file).suffix == ".py":
-        name = Path(config_file).with_suffix(".yaml").name
-        raise UserError(f"config file {config_file}: LazyConfigs are not supported; use the YAML file {name}")
     cfg = get_cfg()
     merge(cfg, config_file, opts)
     return cfg

@@ -74,20 +74,43 @@ def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
         UserError: naming file, key and, for an unknown key, the nearest known one.
     """
     source = f"config file {config_file}"
+    if config_file.endswith(".py"):
+        raise UserError(f"{source}: LazyConfigs are not supported here; use a YAML file, such as those in configs/")
     try:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
         source = "command line"
         if late := [word for word in options if word.startswith("--")]:
             raise UserError(f"{late[0]} must come before the first KEY VALUE")
-        if len(options) % 2:
-            raise UserError(f"{options[-1]!r} has no value: options are pairs, KEY VALUE")
-        cfg.merge_from_list(list(options))
+        words = _split_words(options)
+        if len(words) % 2:
+            raise UserError(f"{words[-1]!r} has no value: options are pairs, KEY VALUE or KEY=VALUE")
+        cfg.merge_from_list(words)
+    except (AttributeError, TypeError) as error:  # raised for lists, strings and empty files
+        raise UserError(f"{source} has no sections of config keys: use a YAML file like those in configs/") from error
     except (AssertionError, KeyError, ValueError, OSError, YAMLError) as error:
         problem = str(error.args[0] if isinstance(error, KeyError) else error)  # str of a KeyError has quotes
         if isinstance(error, OSError):
             problem = f"cannot read {error.filename}: {error.strerror}"
         raise UserError(f"{source}: {problem}{_hint(problem, cfg)}") from error
+
+
+def _split_words(options: Sequence[str]) -> list[str]:
+    """Returns ``[key, value, …]`` from ``KEY VALUE`` and ``KEY=VALUE``; a single data set needs no parentheses."""
+    words: list[str] = []
+    for word in options:
+        key, equals, value = word.partition("=")
+        if len(words) % 2 == 0 and equals:
+            words += [key, value]
+        else:
+            words.append(word)
+        if (
+            len(words) % 2 == 0
+            and words[-2] in ("DATASETS.TRAIN", "DATASETS.TEST")
+            and re.fullmatch(r"[\w.-]+", words[-1])
+        ):
+            words[-1] = repr((words[-1],))
+    return words
 
 
 def _hint(problem: str, cfg: CfgNode) -> str:

@@ -1,4 +1,4 @@
-"""Checks image files before training: readable, and of the size in their record."""
+"""Checks that image files are readable and have the size in their record, before training."""
 
 import functools
 import hashlib
@@ -21,7 +21,7 @@ from .records import Array, Records
 _logger = logging.getLogger(__name__)
 CHECKS = ("auto", "all", "pixels", "none")
 _NUM_SAMPLED = 2000  # images of a data set that "auto" checks
-_MIN_CACHED = 100  # results for fewer new files are not worth a file
+_MIN_CACHED = 100  # fewer new results are not written
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of a file that is not truncated
 
 

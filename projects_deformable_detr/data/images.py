@@ -170,6 +170,8 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
 
 def read_orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation; 1 (upright) if it is absent or unreadable."""
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # getexif would do so too, but its errors are ignored below
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # only the metadata is damaged

@@ -1,6 +1,7 @@
 """Detectron2's default trainer with the papers' recipe."""
 
 import contextlib
+import logging
 import os
 import weakref
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..config.model import STEP_KEYS
 from ..config.reading import naming_keys
 from ..config.run import process_config
 from ..config.training import RESUME_KEYS, callbacks_config, log_recipe, training_config
+from ..errors import UserError
 from ..training.callbacks import DetectorWriter
 from ..training.ema import ExponentialMovingAverage
 from ..training.last_checkpoint import log_resuming
@@ -41,9 +43,21 @@ class StoppableLoop(TrainerBase):
     """Training loop that `StopTraining` ends. Inherited after ``DefaultTrainer``, whose ``train`` calls this one."""
 
     def train(self, *iterations: int) -> None:
-        """Runs Detectron2's loop until it ends or a hook raises `StopTraining`."""
-        with contextlib.suppress(StopTraining):
-            super().train(*iterations)
+        """Runs Detectron2's loop until it ends or a hook raises `StopTraining`.
+
+        The loop does not log `UserError`, which the command line prints without a traceback.
+        """
+        logger = logging.getLogger("detectron2.engine.train_loop")
+        logger.addFilter(_is_no_user_error)
+        try:
+            with contextlib.suppress(StopTraining):
+                super().train(*iterations)
+        finally:
+            logger.removeFilter(_is_no_user_error)
+
+
+def _is_no_user_error(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
 
 
 class Trainer(DefaultTrainer, StoppableLoop):

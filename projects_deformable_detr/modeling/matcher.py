@@ -84,7 +84,7 @@ class HungarianMatcher:
 
 
 def _pad(targets: list[Targets]) -> tuple[Tensor, Tensor]:
-    """Pads labels to (N, T) and boxes to (N, T, 4), T being the largest number of targets."""
+    """Pads labels to (N, T) and boxes to (N, T, 4), where T is the largest number of targets."""
     labels = torch.nn.utils.rnn.pad_sequence([target.labels for target in targets], batch_first=True)
     boxes = torch.nn.utils.rnn.pad_sequence(
         [target.boxes.float() for target in targets], batch_first=True, padding_value=0.5

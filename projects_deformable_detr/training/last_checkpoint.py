@@ -1,4 +1,4 @@
-"""Checkpoints in the output folder of a run: the one to resume from, deletion of old ones, remains of killed writes."""
+"""Checkpoints in the output folder of a run: selection on resuming, deletion of old ones and of temporary files."""
 
 import logging
 import re
@@ -85,7 +85,7 @@ def log_resuming(path: Path, iterations: int, max_iter: int) -> None:
     """Logs the checkpoint from which a run resumes, and whether anything is left to train."""
     logger.info("Resuming from %s after %d of %d iterations", path, iterations, max_iter)
     if iterations >= max_iter:
-        logger.warning("Nothing is left to train: the run is only evaluated; more iterations continue it")
+        logger.warning("Nothing is left to train: the run is only evaluated. Set more iterations to continue it")
 
 
 def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

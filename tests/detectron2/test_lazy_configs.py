@@ -25,7 +25,7 @@ from projects_deformable_detr.detectron2_plugin.lazy import lazy_config
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling.position_encoding import LearnedPositionEmbedding
 
-# Attributes that are no settings: state of modules, and what Detectron2's registry adds to a backbone.
+# Attributes that are not settings: state of modules, and what Detectron2's registry adds to a backbone.
 _NO_SETTING = {"training", "size_divisibility", "padding_constraints", "architecture"}
 _PLAIN = (bool, int, float, str, tuple, list, dict, type(None))
 
