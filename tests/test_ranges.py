@@ -228,3 +228,14 @@ def test_recipe_in_one_line(options, warning, caplog):
     if warning:
         assert caplog.records[1].levelno == logging.WARNING
         assert re.search(warning, warnings[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("SOLVER.MAX_ITER", 0), ("TEST.DETECTIONS_PER_IMAGE", 0), ("DATALOADER.NUM_WORKERS", -1)]
+)
+def test_detectron2s_trainer_refuses_bad_values_before_it_builds_anything(key, value):
+    engine = pytest.importorskip("detectron2.engine", reason="Detectron2's trainer")
+    cfg = model_zoo.get_config("quickstart", engine="detectron2")
+    cfg.merge_from_list([key, value])
+    with pytest.raises(UserError, match=f"^{key} must be at least .*, got {value}$"):
+        engine.DefaultTrainer(cfg)
