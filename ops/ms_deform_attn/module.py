@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .checks import HALF
 from .functional import ms_deform_attn_fused
 from .levels import Sizes
 
@@ -103,9 +104,10 @@ class MSDeformAttn(nn.Module):
         value = value.view(n, input_flatten.shape[1], m, self.d_model // m)
         offsets = self.sampling_offsets(query).view(n, q, m, levels, k, 2)
         logits = self.attention_weights(query).view(n, q, m, levels, k)
-        # Under autocast the operator uses float32 points: rounding them to 16 bits first would move the samples.
+        # Under autocast the operator converts to float32. Rounding points to 16 bits first would move the samples.
         if not torch.is_autocast_enabled(query.device.type):
-            reference_points = reference_points.to(offsets.dtype)
+            dtype = torch.float32 if offsets.dtype in HALF else offsets.dtype
+            reference_points, offsets, logits = (t.to(dtype) for t in (reference_points, offsets, logits))
         output = ms_deform_attn_fused(
             value, input_spatial_shapes, input_level_start_index, reference_points, offsets, logits
         )

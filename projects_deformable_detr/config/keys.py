@@ -78,6 +78,8 @@ def _add_model_keys(cfg: CfgNode, node_type: type[CfgNode]) -> None:
     detr.TWO_STAGE = False  # NUM_OBJECT_QUERIES proposals; requires WITH_BOX_REFINE
     # Recompute encoder layers in the backward pass: less memory, slower steps.
     detr.ACTIVATION_CHECKPOINTING = False
+    # When an image's predictions are independent of the padding of its batch. never: as in the official code.
+    detr.MASK_PADDING = "inference"  # inference | always (training too; ResNet only) | never
 
     # Matching cost and loss. auto: softmax with a no-object class in DETR, focal in Deformable DETR.
     detr.CLASS_LOSS = "auto"  # auto | softmax | focal

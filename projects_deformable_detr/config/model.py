@@ -44,6 +44,7 @@ DETECTOR_KEYS = {
     "mask_attention_feature": "MODEL.DETR.MASKS.ATTENTION_FEATURE",
     "mask_features": "MODEL.DETR.MASKS.IN_FEATURES",
     "freeze_detector": "MODEL.DETR.MASKS.FREEZE_DETECTOR",
+    "mask_padding": "MODEL.DETR.MASK_PADDING",
 }
 STEP_KEYS = {**DETECTOR_KEYS, "base_lr": "SOLVER.BASE_LR"}  # in errors while a model runs
 CRITERION_KEYS = {

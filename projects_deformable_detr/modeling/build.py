@@ -44,6 +44,7 @@ class DetectorConfig:
         mask_attention_feature: member of ``in_features`` whose level the mask head attends to; "" for the last one.
         mask_features: three feature maps for upsampling masks, coarsest first.
         freeze_detector: train only the mask head.
+        mask_padding: ``"inference"``, ``"always"`` or ``"never"``, see `Detector`.
     """
 
     num_classes: PositiveInt
@@ -72,6 +73,7 @@ class DetectorConfig:
     mask_attention_feature: str = ""
     mask_features: tuple[str, ...] = ("res4", "res3", "res2")
     freeze_detector: bool = False
+    mask_padding: str = "inference"
 
     def __post_init__(self) -> None:
         check_ranges(DetectorConfig, vars(self))
@@ -164,7 +166,8 @@ def build_detector(config: DetectorConfig, backbone: nn.Module) -> Detector:
     # DETR has a single level: no norm and no level embedding.
     neck = Neck(in_channels, config.d_model, config.num_levels, embedding, norm=deformable, level_embed=deformable)
     encoder, queries, decoder = _build_deformable_transformer(config) if deformable else _build_transformer(config)
-    return Detector(backbone, neck, encoder, queries, decoder, config.no_object, mask_head, config.freeze_detector)
+    parts = backbone, neck, encoder, queries, decoder
+    return Detector(*parts, config.no_object, mask_head, config.freeze_detector, config.mask_padding)
 
 
 def _build_transformer(config: DetectorConfig) -> tuple[nn.Module, nn.Module, nn.Module]:

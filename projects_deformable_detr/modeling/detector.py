@@ -3,9 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError, check_choice
 from .mask_head import MaskHead
 from .neck import Neck
+from .padding import masked_features
 from .structures import Predictions, output_shape
+
+MASK_PADDING = ("inference", "always", "never")
 
 
 class Detector(nn.Module):
@@ -22,6 +26,9 @@ class Detector(nn.Module):
         mask_head: maps feature maps, tokens, memory, hidden states, boxes and padding mask to mask logits, or None.
         freeze_detector: train the mask head only. All other parts get no gradient and stay in evaluation mode, so that
             dropout is off and batch-norm statistics are not updated.
+        mask_padding: when the predictions for an image do not depend on the padding of its batch. ``"inference"``: in
+            evaluation mode; training batches include padding as in the official code. ``"always"`` needs a backbone
+            that accepts a padding mask. ``"never"``: as in the official code, whose detections depend on the batch.
     """
 
     def __init__(
@@ -34,8 +41,15 @@ class Detector(nn.Module):
         no_object: bool = False,
         mask_head: MaskHead | None = None,
         freeze_detector: bool = False,
+        mask_padding: str = "inference",
     ) -> None:
         super().__init__()
+        check_choice("mask_padding", mask_padding, MASK_PADDING)
+        if mask_padding == "always" and not getattr(backbone, "masks_padding", False):
+            raise ArgumentError(
+                "mask_padding", f"must not be 'always' for {type(backbone).__name__}, which accepts no padding mask"
+            )
+        self.mask_padding = mask_padding
         self.backbone = backbone
         self.tokenizer = neck  # the name in state dicts
         self.encoder = encoder
@@ -72,18 +86,28 @@ class Detector(nn.Module):
             images: (N, 3, H, W), normalised float32 RGB, zero on padding.
             padding_mask: (N, H, W) bool, True on padding, which must be to the right of and below each image.
         """
-        features = self.backbone(images)
-        tokens = self.tokenizer(features, padding_mask)
+        masks = None
+        if is_masked := self._masks_padding(padding_mask):
+            features, masks = masked_features(self.backbone, images, padding_mask)
+        else:
+            features = self.backbone(images)
+        tokens = self.tokenizer(features, padding_mask, masks, mask_padding=is_masked)
         memory = self.encoder(tokens)
         if self.decoder is None:
             logits, boxes = self.queries(memory, tokens)
             return Predictions(logits[None], boxes[None], no_object=self.no_object)
         queries = self.queries(memory, tokens)
         logits, boxes, hidden = self.decoder(queries, memory, tokens)
-        masks = None
+        mask_logits = None
         if self.mask_head is not None:
-            masks = self.mask_head(features, tokens, memory, hidden, boxes[-1], padding_mask)
-        return Predictions(logits, boxes, queries.proposals, masks, self.no_object)
+            mask_logits = self.mask_head(features, tokens, memory, hidden, boxes[-1], padding_mask, masks)
+        return Predictions(logits, boxes, queries.proposals, mask_logits, self.no_object)
+
+    def _masks_padding(self, padding_mask: Tensor) -> bool:
+        if self.training or self.mask_padding != "inference":
+            return self.mask_padding == "always"
+        # A batch without padding takes the faster path. Exported graphs cannot depend on the values of the mask.
+        return not (torch.jit.is_tracing() or torch.compiler.is_exporting()) and bool(padding_mask.any())
 
 
 def batch_images(images: list[Tensor], size_divisibility: int = 0) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,15 @@
 """DETR's mask head (arXiv 2005.12872, section 4.4 and figure 8), for DETR and Deformable DETR."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ArgumentError
+from .layers import at_least_float32
+from .padding import masked_group_norm
 from .position_encoding import sine_box_embedding
 from .structures import MaskLogits, Tokens
 
@@ -79,6 +81,7 @@ class MaskHead(nn.Module):
         hidden: Tensor,
         boxes: Tensor,
         padding_mask: Tensor,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> MaskLogits:
         """Returns mask logits on demand; tensors shared by all queries of an image are computed at once.
 
@@ -89,6 +92,8 @@ class MaskHead(nn.Module):
             hidden: (N, Q, C), hidden states of the decoder's last layer, after the final norm if there is one.
             boxes: (N, Q, 4), boxes of the decoder's last layer as normalised (cx, cy, w, h).
             padding_mask: (N, H, W) bool of the images, True on padding.
+            masks: padding masks (N, H_l, W_l) of the feature maps by name. If given, the logits of an image are
+                independent of its padding.
         """
         height, width = tokens.spatial_shapes[self.level]
         start = tokens.level_start_index[self.level]
@@ -96,41 +101,53 @@ class MaskHead(nn.Module):
         key = memory[:, rows]
         if self.position is not None:
             embedding = sine_box_embedding(boxes.detach(), hidden.shape[-1] // 2)
-            hidden = hidden + self.position(embedding.to(hidden.dtype))
+            hidden = hidden + self.position(embedding.to(self.position.weight.dtype))
             key = key + tokens.positions[:, rows]
-        maps = self.attention(hidden, key, tokens.padding_mask[:, rows])
+        maps = self.attention(hidden, key, tokens.padding_mask[:, rows]).to(self.output.weight.dtype)
         projected = tokens.values[:, rows].transpose(1, 2).unflatten(2, (height, width))
         # The projected map's part of the first convolution is the same for all queries of an image.
-        conv, _ = self._first_layer()
+        conv, _ = self._layer(0)
         base = F.conv2d(projected, conv.weight[:, : projected.shape[1]], conv.bias, padding=1)
         adapted = [adapter(features[name]) for name, adapter in zip(self.features, self.adapters, strict=True)]
         maps = maps.unflatten(3, (height, width))  # (N, Q, heads, H, W)
 
+        level_mask = tokens.padding_mask[:, rows].unflatten(1, (height, width))
+        paddings = None if masks is None else [level_mask, *(masks[name] for name in self.features)]
+
         def select(image: Tensor, query: Tensor) -> Tensor:
-            return self.upsample(base[image], maps[image, query], [feature[image] for feature in adapted])
+            selected = None if paddings is None else [mask[image] for mask in paddings]
+            return self.upsample(base[image], maps[image, query], [feature[image] for feature in adapted], selected)
 
-        return MaskLogits(select, padding_mask, hidden.shape[1])
+        return MaskLogits(select, padding_mask, hidden.shape[1], None if paddings is None else paddings[-1])
 
-    def upsample(self, base: Tensor, maps: Tensor, features: list[Tensor]) -> Tensor:
+    def upsample(self, base: Tensor, maps: Tensor, features: list[Tensor], masks: list[Tensor] | None = None) -> Tensor:
         """Upsamples the attention maps (M, heads, H, W) of M queries to mask logits (M, h, w).
 
         Args:
             base: (M, C + heads, H, W), output of the first convolution for the projected feature map.
             maps: attention maps.
             features: adapted feature maps (M, C_i, H_i, W_i), coarsest first.
+            masks: padding masks of ``maps`` and ``features``; if given, the logits are independent of the padding.
         """
-        conv, norm = self._first_layer()
+        paddings: Sequence[Tensor | None] = masks or [None] * (len(features) + 1)
+        conv, _ = self._layer(0)
         x = base + F.conv2d(maps, conv.weight[:, -maps.shape[1] :], padding=1)
-        x = F.relu(norm(x))
-        x = F.relu(self.convs[1](x))
-        for feature, layer in zip(features, list(self.convs)[2:], strict=True):
+        x = self._norm(0, x, paddings[0])
+        x = self._norm(1, self._layer(1)[0](x), paddings[0])
+        for index, (feature, mask) in enumerate(zip(features, paddings[1:], strict=True), start=2):
             x = feature + F.interpolate(x, size=feature.shape[-2:], mode="nearest")
-            x = F.relu(layer(x))
+            if mask is not None:
+                x = x.masked_fill(mask[:, None], 0.0)
+            x = self._norm(index, self._layer(index)[0](x), mask)
         logits: Tensor = self.output(x)
         return logits[:, 0]
 
-    def _first_layer(self) -> tuple[nn.Conv2d, nn.GroupNorm]:
-        layer = self.convs[0]
+    def _norm(self, index: int, x: Tensor, mask: Tensor | None) -> Tensor:
+        _, norm = self._layer(index)
+        return F.relu(norm(x) if mask is None else masked_group_norm(norm, x, mask))
+
+    def _layer(self, index: int) -> tuple[nn.Conv2d, nn.GroupNorm]:
+        layer = self.convs[index]
         assert isinstance(layer, nn.Sequential)
         conv, norm = layer
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.GroupNorm)
@@ -154,7 +171,7 @@ class AttentionMaps(nn.Module):
         query = self.query(hidden).unflatten(2, (self.num_heads, -1))
         key = self.key(memory).unflatten(2, (self.num_heads, -1))
         scores = (query.transpose(1, 2) / math.sqrt(query.shape[-1])) @ key.permute(0, 2, 3, 1)  # (N, heads, Q, P)
-        scores = scores.transpose(1, 2).float().masked_fill(padding_mask[:, None, None], -math.inf)
+        scores = at_least_float32(scores.transpose(1, 2)).masked_fill(padding_mask[:, None, None], -math.inf)
         return scores.flatten(2).softmax(-1).view_as(scores)
 
 

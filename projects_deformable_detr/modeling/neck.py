@@ -1,12 +1,12 @@
 """Neck, which maps feature maps to tokens: input projections, coarser levels, position embeddings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import ArgumentError
+from .padding import interpolate_mask, masked_group_norm, resize_mask
 from .structures import Tokens
 
 _NORM_GROUPS = 32
@@ -56,29 +56,69 @@ class Neck(nn.Module):
         self.position_embedding = position_embedding
         self.level_embed = nn.Parameter(torch.randn(num_levels, d_model)) if level_embed else None
 
-    def forward(self, features: dict[str, Tensor], padding_mask: Tensor) -> Tokens:
-        """Maps feature maps (N, C_l, H_l, W_l) by name and the mask (N, H, W) of the images to tokens."""
-        maps = self._project(features)
-        masks = [_resize_mask(padding_mask, level.shape[-2:]) for level in maps]
-        positions = [self.position_embedding(mask).flatten(2).transpose(1, 2) for mask in masks]
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        padding_mask: Tensor,
+        masks: Mapping[str, Tensor] | None = None,
+        *,
+        mask_padding: bool = True,
+    ) -> Tokens:
+        """Maps feature maps to tokens.
+
+        Args:
+            features: maps (N, C_l, H_l, W_l) by name, zero on padding with ``mask_padding``.
+            padding_mask: (N, H, W) bool of the images, True on padding.
+            masks: padding masks (N, H_l, W_l) of the feature maps by name; by default, computed from ``padding_mask``.
+            mask_padding: make the tokens of an image independent of its padding. Otherwise, group norms and
+                convolutions include the padding, as in the official code.
+        """
+        if mask_padding:
+            maps, level_masks = self._project_masked(features, padding_mask, masks or {})
+        else:
+            maps = self._project(features)
+            level_masks = [interpolate_mask(padding_mask, level.shape[-2:]) for level in maps]
+        dtype = self.projections[0][0].weight.dtype  # type: ignore[index]  # embeddings may be float32
+        positions = [self.position_embedding(mask).flatten(2).transpose(1, 2).to(dtype) for mask in level_masks]
         if self.level_embed is not None:
             positions = [grid + embed for grid, embed in zip(positions, self.level_embed, strict=True)]
         return Tokens(
             values=torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1),
             positions=torch.cat(positions, dim=1),
-            padding_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
+            padding_mask=torch.cat([mask.flatten(1) for mask in level_masks], dim=1),
             spatial_shapes=tuple(_spatial_shape(level) for level in maps),
-            valid_ratios=torch.stack([_valid_ratio(mask) for mask in masks], dim=1),
+            valid_ratios=torch.stack([_valid_ratio(mask) for mask in level_masks], dim=1),
+            is_masked=mask_padding,
         )
 
+    def _sources(self, features: dict[str, Tensor], maps: list[Tensor]) -> Iterator[tuple[nn.Sequential, Tensor]]:
+        """Yields the projection and input of each level: a feature map, the last one again, or the previous level."""
+        last = len(self.in_features)
+        for index, project in enumerate(self.projections):
+            assert isinstance(project, nn.Sequential)
+            yield project, features[self.in_features[min(index, last - 1)]] if index <= last else maps[-1]
+
     def _project(self, features: dict[str, Tensor]) -> list[Tensor]:
-        raw = [features[name] for name in self.in_features]
-        maps = [project(level) for project, level in zip(self.projections, raw, strict=False)]
-        source = raw[-1]
-        for project in list(self.projections)[len(raw) :]:
-            source = project(source)
-            maps.append(source)
+        maps: list[Tensor] = []
+        for project, source in self._sources(features, maps):
+            maps.append(project(source))
         return maps
+
+    def _project_masked(
+        self, features: dict[str, Tensor], padding_mask: Tensor, given: Mapping[str, Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns the maps of all levels, zero on padding, and their padding masks."""
+        maps: list[Tensor] = []
+        masks = [given.get(name, padding_mask) for name in self.in_features]
+        for index, (project, source) in enumerate(self._sources(features, maps)):
+            projected = project[0](source)
+            mask = resize_mask(masks[index] if index < len(masks) else masks[-1], projected.shape[-2:])
+            masks[index : index + 1] = [mask]
+            for norm in project[1:]:
+                assert isinstance(norm, nn.GroupNorm)
+                projected = masked_group_norm(norm, projected, mask)
+            maps.append(projected.masked_fill(mask[:, None], 0.0))
+        return maps, masks
 
 
 def _projection(in_channels: int, d_model: int, kernel: int, norm: bool) -> nn.Sequential:
@@ -95,11 +135,6 @@ def _spatial_shape(level: Tensor) -> tuple[int, int]:
     """Returns (H, W) of a feature map as ints; under TorchScript tracing, sizes are tensors."""
     height, width = level.shape[-2:]
     return (int(height), int(width)) if torch.jit.is_tracing() else (height, width)
-
-
-def _resize_mask(mask: Tensor, size: torch.Size) -> Tensor:
-    """Resizes a mask (N, H, W) to (N, *size), nearest neighbour."""
-    return F.interpolate(mask[None].float(), size=tuple(size)).to(torch.bool)[0]
 
 
 def _valid_ratio(mask: Tensor) -> Tensor:

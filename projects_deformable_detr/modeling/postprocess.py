@@ -117,10 +117,15 @@ def image_logits(masks: MaskLogits, image: int, queries: Tensor) -> Tensor:
     """Computes mask logits (K, h, w) of one image's queries (K,) at the size of the input image without padding."""
     height, width = masks.image_sizes[image]
     logits = masks.padding_mask.new_zeros(len(queries), height, width, dtype=torch.float32)
-    for out, chunk in zip(logits.split(MASKS_PER_CHUNK), queries.split(MASKS_PER_CHUNK), strict=True):
-        if len(chunk):
-            padded = masks(torch.full_like(chunk, image), chunk).float()
-            out.copy_(resize_mask_logits(padded, masks.padding_mask.shape[-2:])[:, :height, :width])
+    for out, chunk in zip(logits.split(masks.chunk_size), queries.split(masks.chunk_size), strict=True):
+        if not len(chunk):
+            continue
+        found = masks(torch.full_like(chunk, image), chunk).float()
+        if masks.logit_sizes is None:
+            out.copy_(resize_mask_logits(found, masks.padding_mask.shape[-2:])[:, :height, :width])
+        else:
+            rows, columns = masks.logit_sizes[image]
+            out.copy_(resize_mask_logits(found[:, :rows, :columns], (height, width)))
     return logits
 
 

@@ -5,8 +5,9 @@ The encoder-only detector has no decoder; `EncoderDetections` returns the predic
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .layers import BoxHead, build_class_head, inverse_sigmoid
+from .layers import BoxHead, at_least_float32, build_class_head, inverse_sigmoid
 from .position_encoding import sine_box_embedding
 from .structures import Queries, Tokens
 
@@ -29,9 +30,11 @@ class LearnedQueries(nn.Module):
     def forward(self, memory: Tensor, tokens: Tokens) -> Queries:
         """Expands the queries to the batch size of memory (N, S, C)."""
         batch = memory.shape[0]
-        # In float32 under autocast too: bfloat16 would round a point to 0.4 % of the image, several pixels.
+        # In float32 for 16-bit weights and under autocast too: bfloat16 rounds a point to 0.4 % of the image.
         with torch.autocast(memory.device.type, enabled=False):
-            reference = self.reference_points(self.position).sigmoid()
+            linear = self.reference_points
+            inputs = (at_least_float32(tensor) for tensor in (self.position, linear.weight, linear.bias))
+            reference = F.linear(*inputs).sigmoid()
         return Queries(
             self.content.expand(batch, -1, -1),
             self.position.expand(batch, -1, -1),
@@ -106,6 +109,7 @@ class ProposalQueries(DenseHead):
         indices = _topk_valid(logits[..., 0].detach(), valid, self.num_queries)
         reference = boxes.detach().gather(1, indices[..., None].expand(-1, -1, 4))
         embedding = sine_box_embedding(reference, memory.shape[-1] // 2)
+        embedding = embedding.to(self.query.weight.dtype)
         positions, content = self.query_norm(self.query(embedding)).chunk(2, dim=-1)
         return Queries(content, positions, reference, (logits, boxes))
 

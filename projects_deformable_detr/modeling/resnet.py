@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
 
 from ..errors import ArgumentError, OneOf, PositiveInt, Range, check_choice, check_features, check_ranges
+from .padding import masked_group_norm, resize_mask
 from .structures import FeatureSpec
 
 _DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -60,6 +61,8 @@ class ResNet(nn.Module):
         deform_modulated: use modulated deformable convolutions (arXiv 1811.11168).
         deform_groups: number of channel groups with separate offsets.
     """
+
+    masks_padding = True  # forward() accepts the padding mask of the images
 
     def __init__(
         self,
@@ -127,15 +130,49 @@ class ResNet(nn.Module):
         """Returns channels and stride of every feature map in ``out_features``, finest first."""
         return {name: self._specs[name] for name in STAGES if name in self.out_features}
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps images (N, 3, H, W) to feature maps (N, C, ceil(H / stride), ceil(W / stride)) by name."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+    def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Maps images (N, 3, H, W) to feature maps (N, C, ceil(H / stride), ceil(W / stride)) by name.
+
+        With ``padding_mask`` (N, H, W), True on padding, features of an image do not depend on its padding and are zero
+        there. Statistics of batch norms in training include the padding.
+        """
+        if padding_mask is None:
+            x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        else:
+            x = self.relu(_masked_norm(self.bn1, self.conv1(images), padding_mask))
+            x = self.maxpool(x)  # padding has no effect: no value is below its zero
+            x = x.masked_fill(resize_mask(padding_mask, x.shape[-2:])[:, None], 0.0)
         features = {}
         for index, name in enumerate(STAGES[: len(self._specs)]):
-            x = getattr(self, f"layer{index + 1}")(x)
+            stage = getattr(self, f"layer{index + 1}")
+            if padding_mask is None:
+                x = stage(x)
+            else:
+                for block in stage:
+                    x = _masked_block(block, x, padding_mask)
             if name in self.out_features:
                 features[name] = x
         return features
+
+
+def _masked_block(block: nn.Module, x: Tensor, padding_mask: Tensor) -> Tensor:
+    """Runs a block of a stage on a map that is zero on padding, without influence of the padding."""
+    assert isinstance(block, BasicBlock | Bottleneck)
+    shortcut = (
+        x if block.downsample is None else _masked_norm(block.downsample[1], block.downsample[0](x), padding_mask)
+    )
+    x = block.relu(_masked_norm(block.bn1, block.conv1(x), padding_mask))
+    x = _masked_norm(block.bn2, block.conv2(x), padding_mask)
+    if isinstance(block, Bottleneck):
+        x = _masked_norm(block.bn3, block.conv3(block.relu(x)), padding_mask)
+    return block.relu(x + shortcut)
+
+
+def _masked_norm(norm: nn.Module, x: Tensor, padding_mask: Tensor) -> Tensor:
+    mask = resize_mask(padding_mask, x.shape[-2:])
+    if isinstance(norm, nn.GroupNorm):
+        return masked_group_norm(norm, x, mask)
+    return norm(x).masked_fill(mask[:, None], 0.0)
 
 
 class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is not typed

@@ -9,7 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-MASKS_PER_CHUNK = 25  # number of masks computed at a time outside of training
+from .padding import image_sizes
+
+# Maximum number of masks, and of their pixels, computed at a time outside of training.
+MASKS_PER_CHUNK = 25
+PIXELS_PER_CHUNK = 25 * 800 * 1344
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Tokens:
         padding_mask: (N, S) bool, True on padding.
         spatial_shapes: (H_l, W_l) of every level, as Python ints.
         valid_ratios: (N, L, 2) as (x, y), the fractions of each level's width and height without padding, in (0, 1].
+        is_masked: whether values are independent of the padding. Sizes are then rounded to whole tokens, because a
+            centre that differs in its last bit can make the anchor of a proposal invalid.
     """
 
     values: Tensor
@@ -53,6 +59,7 @@ class Tokens:
     padding_mask: Tensor
     spatial_shapes: tuple[tuple[int, int], ...]
     valid_ratios: Tensor
+    is_masked: bool = False
 
     @property
     def level_start_index(self) -> tuple[int, ...]:
@@ -68,7 +75,10 @@ class Tokens:
             y = torch.arange(height, device=ratio.device, dtype=ratio.dtype) + 0.5
             x = torch.arange(width, device=ratio.device, dtype=ratio.dtype) + 0.5
             x, y = x.repeat(height), y.repeat_interleave(width)
-            centers.append(torch.stack((x / (ratio[:, :1] * width), y / (ratio[:, 1:] * height)), dim=-1))
+            valid_width, valid_height = ratio[:, :1] * width, ratio[:, 1:] * height
+            if self.is_masked:
+                valid_width, valid_height = valid_width.round(), valid_height.round()
+            centers.append(torch.stack((x / valid_width, y / valid_height), dim=-1))
         return torch.cat(centers, dim=1)
 
 
@@ -98,11 +108,13 @@ class MaskLogits:
         select: function of image (M,) and query (M,), int64, that returns logits (M, h, w) of the padded image.
         padding_mask: (N, H, W) bool of the batch of images, True on padding.
         num_queries: Q.
+        logits_mask: (N, h, w) bool, True on padding, if the logits are independent of the padding.
     """
 
     select: Callable[[Tensor, Tensor], Tensor]
     padding_mask: Tensor
     num_queries: int
+    logits_mask: Tensor | None = None
 
     def __call__(self, image: Tensor, query: Tensor) -> Tensor:
         """Computes the logits (M, h, w) of selected queries."""
@@ -113,15 +125,24 @@ class MaskLogits:
         batch, device = len(self.padding_mask), self.padding_mask.device
         image = torch.arange(batch, device=device).repeat_interleave(self.num_queries)
         query = torch.arange(self.num_queries, device=device).repeat(batch)
-        chunks = zip(image.split(MASKS_PER_CHUNK), query.split(MASKS_PER_CHUNK), strict=True)
+        chunks = zip(image.split(self.chunk_size), query.split(self.chunk_size), strict=True)
         return torch.cat([self(*chunk) for chunk in chunks]).unflatten(0, (batch, self.num_queries))
 
     @cached_property
     def image_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each image without padding."""
-        inside = ~self.padding_mask
-        sizes = torch.stack((inside[:, :, 0].sum(1), inside[:, 0].sum(1)), dim=1).tolist()
-        return [(height, width) for height, width in sizes]
+        return image_sizes(self.padding_mask)
+
+    @cached_property
+    def logit_sizes(self) -> list[tuple[int, int]] | None:
+        """(height, width) of each image's logits without padding, if they are independent of the padding."""
+        return None if self.logits_mask is None else image_sizes(self.logits_mask)
+
+    @property
+    def chunk_size(self) -> int:
+        """Number of masks computed at a time outside of training: fewer for large images."""
+        height, width = self.padding_mask.shape[-2:]
+        return max(1, min(MASKS_PER_CHUNK, PIXELS_PER_CHUNK // (height * width)))
 
 
 @dataclass(frozen=True)

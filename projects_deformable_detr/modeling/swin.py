@@ -36,8 +36,6 @@ class SwinBackbone(nn.Module):
     Modules have torchvision's names (``features.0`` is the patch embedding, followed by alternating stages and patch
     merging), so that its ImageNet weights load. Each feature map has its own, newly initialised layer norm.
 
-    Attention windows include padding, so that the features of an image depend slightly on the batch.
-
     Args:
         variant: ``"swin_t"``, ``"swin_s"``, ``"swin_b"`` or ``"swin_l"``.
         out_features: names out of ``res2`` … ``res5``, with strides 4 … 32 as in a ResNet; stages after the last one

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.modeling import batch_images
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.modeling import batch_images, postprocess
 from projects_deformable_detr.modeling.neck import Neck
 from projects_deformable_detr.modeling.position_encoding import SinePositionEmbedding
 
@@ -55,6 +56,85 @@ def test_padding_does_not_change_results(make_cfg, make_random, shake, variant, 
         for name, expected in alone.items():
             assert found[name].isfinite().all(), name
             torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def make_detector(make_cfg, model):
+    """Builds a detector whose norms and projections shift features, as after training: zeros do not stay zero."""
+    variant, *parts = model.split()
+    backbone = next((part for part in parts if part not in ("masks", "GN", "BN", "deform")), "resnet")
+    if "timm" in backbone:
+        pytest.importorskip("timm", reason="timm is not installed")
+    options = {"NORM": next((part for part in parts if part in ("GN", "BN")), "FrozenBN")}
+    if "masks" in parts:
+        options |= {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8}
+    if "deform" in parts:
+        options["DEPTH"] = 50
+    cfg = make_cfg(variant, **options)
+    cfg.MODEL.BACKBONE.NAME = f"build_deformable_detr_{backbone}_backbone"
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, "deform" in parts]
+    if "timm" in backbone:
+        cfg.MODEL.BACKBONE.VARIANT = "convnext_atto"
+    if "fpn" in backbone:
+        cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.NORM = ["res3", "res4", "res5"], "GN"
+        cfg.MODEL.DETR.IN_FEATURES = ["p3", "p4", "p5", "p6"]
+    detector = build_detector(cfg).eval()
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        for name, buffer in detector.backbone.named_buffers():
+            if name.endswith(("bias", "running_mean")):
+                buffer.normal_()
+    return detector
+
+
+MODELS = [
+    "single_scale", "single_scale_dc5", "multi_scale", "box_refine", "two_stage", "encoder_only", "own_level", "detr",
+    "detr_pre_norm", "detr masks", "two_stage masks", "multi_scale GN", "multi_scale BN", "multi_scale deform",
+    "multi_scale swin", "two_stage timm", "two_stage resnet_fpn",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS)
+@torch.no_grad()
+def test_detections_do_not_depend_on_the_batch(make_cfg, model):
+    detector = make_detector(make_cfg, model)
+    sizes = [(97, 70), (64, 131), (33, 57), (54, 54), (130, 161)]
+    images = [torch.randn(3, *size) for size in sizes]
+    together = postprocess(detector(*batch_images(images)), sizes, topk=20)
+    alone = [postprocess(detector(*batch_images([image])), [image.shape[-2:]], topk=20)[0] for image in images]
+    for expected, found in zip(alone, together, strict=True):
+        assert torch.equal(found.labels, expected.labels)
+        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)  # pixels
+        assert expected.masks is None or (found.masks != expected.masks).float().mean() < 1e-4
+
+    detector.mask_padding = "never"
+    official = postprocess(detector(*batch_images(images)), sizes, topk=20)
+    assert max((a.scores - b.scores).abs().max() for a, b in zip(alone, official, strict=True)) > 5e-3
+
+
+@torch.no_grad()
+def test_mask_padding(make_cfg):
+    detector = make_detector(make_cfg, "multi_scale")
+    batch = batch_images([torch.randn(3, 64, 96), torch.randn(3, 96, 64)])
+    found = {}
+    for value in ("inference", "always", "never"):
+        for training in (False, True):
+            detector.mask_padding = value
+            found[value, training] = detector.train(training)(*batch).logits
+    independent, official = found["inference", False], found["inference", True]
+    assert not torch.allclose(independent, official, atol=0.01)
+    assert torch.equal(found["never", False], official) and torch.equal(found["never", True], official)
+    torch.testing.assert_close(found["always", True], independent)
+    torch.testing.assert_close(found["always", False], independent)
+
+
+def test_masking_in_training_needs_a_backbone_with_masks(make_cfg):
+    cfg = make_cfg(MASK_PADDING="always")
+    assert build_detector(cfg).mask_padding == "always"
+    cfg.MODEL.BACKBONE.NAME = "build_deformable_detr_swin_backbone"
+    with pytest.raises(UserError, match=r"MODEL\.DETR\.MASK_PADDING must not be 'always' for SwinBackbone"):
+        build_detector(cfg)
 
 
 def tokenize(images):
