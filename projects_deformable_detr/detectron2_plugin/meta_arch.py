@@ -1,6 +1,6 @@
 """Meta-architectures ``DeformableDETR`` and ``DETR``: Detectron2's inputs and outputs around a `Detector`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,7 +21,15 @@ from ..config.evaluation import evaluation_config
 from ..config.run import process_config
 from ..data.problems import DatasetError
 from ..errors import UserError
-from ..modeling import Detections, Predictions, Targets, cardinality_error, panoptic_postprocess, postprocess
+from ..modeling import (
+    Detections,
+    Predictions,
+    Targets,
+    cardinality_error,
+    check_targets,
+    panoptic_postprocess,
+    postprocess,
+)
 from .classes import known_class_names, resolve_thing_classes, separated_classes
 from .config import check_foreign_keys
 from .data import resolve_num_classes
@@ -131,7 +139,7 @@ class SetPredictionModel(nn.Module):
             label 0 for things and void, 1 … S - 1 for stuff.
 
         Raises:
-            DatasetError: if a value of ``gt_classes`` is not a class of the model.
+            UserError: for invalid ground truth, see `check_targets`.
         """
         if self.training:
             _check_annotated(batched_inputs)
@@ -143,8 +151,9 @@ class SetPredictionModel(nn.Module):
                 for record, size in zip(batched_inputs, images.image_sizes, strict=True)
             ]
             return self._results(predictions, sizes)
-        _check_classes(batched_inputs, predictions.num_classes)
-        targets = [to_targets(record["instances"]).to(self.device) for record in batched_inputs]
+        targets = [to_targets(record["instances"], record) for record in batched_inputs]
+        check_targets(targets, predictions.num_classes)
+        targets = [target.to(self.device) for target in targets]
         losses: dict[str, Tensor] = self.criterion(predictions, targets)
         if has_event_storage():
             storage = get_event_storage()
@@ -216,28 +225,30 @@ def _padding_mask(images: ImageList) -> Tensor:
     return mask
 
 
-def _check_classes(batched_inputs: list[dict[str, Any]], classes: int) -> None:
-    """Checks labels on the CPU, where reading them does not synchronise with a GPU; errors name the image's file."""
-    for index, record in enumerate(batched_inputs):
-        labels = record["instances"].gt_classes
-        wrong = labels[(labels < 0) | (labels >= classes)]
-        if len(wrong):
-            raise DatasetError(
-                f"{record.get('file_name', f'image {index} of the batch')} has class id {int(wrong[0])}, but the model "
-                f"has {classes} classes (0 to {classes - 1}): ids must be contiguous and MODEL.DETR.NUM_CLASSES their "
-                "number"
-            )
+def to_targets(instances: Instances, record: Mapping[str, Any] | None = None) -> Targets:
+    """Converts Detectron2's ground truth, in pixels, to normalised (cx, cy, w, h).
 
-
-def to_targets(instances: Instances) -> Targets:
-    """Converts Detectron2's ground truth, in pixels, to normalised (cx, cy, w, h)."""
+    Raises:
+        UserError: if the size of the instances is not that of the image in ``record``.
+    """
+    record = record or {}
+    name = record.get("file_name", "")
+    if name and "image_id" in record:
+        name += f" (image id {record['image_id']})"
     height, width = instances.image_size
+    size = tuple(record["image"].shape[-2:]) if "image" in record else (height, width)
+    if size != (height, width):
+        raise UserError(
+            f"{name or 'an image of the batch'} is {size[0]} x {size[1]}, but its instances have image_size {height} x "
+            f"{width}: the dataset mapper must apply the same transforms to both"
+        )
     boxes = instances.gt_boxes.tensor.float()
     boxes = box_convert(boxes, "xyxy", "cxcywh") / boxes.new_tensor([width, height, width, height])
     masks = instances.gt_masks if instances.has("gt_masks") else None
     if isinstance(masks, PolygonMasks):  # from Detectron2's own mapper
         masks = BitMasks.from_polygon_masks(masks, height, width)
-    return Targets(instances.gt_classes.long(), boxes, None if masks is None else masks.tensor)
+    masks = getattr(masks, "tensor", masks)  # plain tensors from custom mappers
+    return Targets(instances.gt_classes.long(), boxes, masks, (height, width), name)
 
 
 def _semantic(ids: Tensor, segments: list[dict[str, Any]], labels: int) -> Tensor:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.checkpoint import load_options
 from ..config.data import data_config
@@ -24,8 +25,10 @@ from ..config.reading import naming_keys
 from ..config.run import process_config
 from ..config.training import RESUME_KEYS, callbacks_config, log_recipe, training_config
 from ..errors import UserError
+from ..modeling import Targets
 from ..training.callbacks import DetectorWriter
 from ..training.ema import ExponentialMovingAverage
+from ..training.failures import StepRecorder
 from ..training.last_checkpoint import log_resuming
 from ..training.optimizer import check_optimizer_state, hyperparameters, set_hyperparameters
 from ..training.schedule import SCHEDULES
@@ -35,6 +38,7 @@ from .data import resolve_num_classes, test_data, training_data
 from .evaluation import build_evaluator
 from .hooks import StopTraining, add_hooks
 from .mapper import DetrDatasetMapper
+from .meta_arch import to_targets
 from .patches import build_optimizer, without_refusal
 from .tta import SetPredictionTTA
 
@@ -87,6 +91,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         parts: dict[str, Any] = {EMA: self.ema} if self.ema else {}
         self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self), **parts)
+        self.recorder = StepRecorder(process.output_dir, process.seed, comm.get_rank(), resolve_num_classes(cfg))
+        model.register_forward_pre_hook(self._record)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -109,9 +115,14 @@ class Trainer(DefaultTrainer, StoppableLoop):
         set_hyperparameters(optimizer, self.scheduler, groups)
 
     def run_step(self) -> None:
-        """Runs an iteration; errors of the model name config keys."""
-        with naming_keys(STEP_KEYS):
+        """Runs an iteration; errors name the images of the batch, and config keys."""
+        with self.recorder.reporting(), naming_keys(STEP_KEYS):
             super().run_step()
+        self.recorder.stop()
+
+    def _record(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if model.training:
+            self.recorder.start(self.iter, torch.device(process_config(self.cfg).device), partial(_samples, inputs[0]))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
@@ -181,3 +192,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         if evaluation_config(self.cfg).tta is not None:
             own.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return own
+
+
+def _samples(batch: list[dict[str, Any]]) -> tuple[list[Tensor], list[Targets]]:
+    return [record["image"] for record in batch], [to_targets(record["instances"], record) for record in batch]

@@ -7,6 +7,7 @@ from .layers import LayerConfig
 from .matcher import HungarianMatcher
 from .postprocess import PanopticSegmentation, panoptic_postprocess, postprocess
 from .structures import Detections, Predictions, Targets
+from .targets import check_targets
 
 __all__ = [
     "CriterionConfig",
@@ -23,6 +24,7 @@ __all__ = [
     "build_criterion",
     "build_detector",
     "cardinality_error",
+    "check_targets",
     "panoptic_postprocess",
     "postprocess",
 ]

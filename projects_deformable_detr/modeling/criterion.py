@@ -11,6 +11,7 @@ from ..errors import ArgumentError, Fraction, NonNegative, Positive, check_choic
 from .losses import Classification, FocalClassification, MaskLoss, SoftmaxClassification
 from .matcher import HungarianMatcher
 from .structures import Match, Predictions, Targets
+from .targets import check_targets
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ class SetCriterion(nn.Module):
             are scalars, normalised by the number of boxes, which is averaged over ranks and at least 1.
 
         Raises:
-            ValueError: if the batch sizes differ, a label is not a class, an image has more targets than queries, or
-                a matching cost is not finite.
+            ValueError: if the batch sizes differ, the targets are invalid (see `check_targets`), an image has more
+                targets than queries, or a matching cost is not finite.
         """
         self._check(predictions, targets)
         first = 0 if self.deep_supervision else len(predictions.logits) - 1
@@ -153,7 +154,7 @@ class SetCriterion(nn.Module):
         return {name: value * self.weights[name] for name, value in losses.items()}
 
     def _check(self, predictions: Predictions, targets: list[Targets]) -> None:
-        batch, classes = predictions.logits.shape[1], predictions.num_classes
+        batch = predictions.logits.shape[1]
         if predictions.no_object != self.classification.no_object:
             raise ValueError(
                 f"predictions {'have' if predictions.no_object else 'lack'} a logit for no object, unlike the "
@@ -161,16 +162,7 @@ class SetCriterion(nn.Module):
             )
         if len(targets) != batch:
             raise ValueError(f"predictions have {batch} images, targets {len(targets)}")
-        for image, target in enumerate(targets):
-            # Reading labels on an accelerator would synchronise with it.
-            if target.labels.device.type != "cpu" or len(target) == 0:
-                continue
-            low, high = int(target.labels.min()), int(target.labels.max())
-            if low < 0 or high >= classes:
-                raise ValueError(
-                    f"image {image} of the batch has class id {low if low < 0 else high}, but the head has {classes} "
-                    f"classes (0 to {classes - 1}): class ids must be contiguous, and num_classes their number"
-                )
+        check_targets(targets, predictions.num_classes)
 
 
 def _average_over_ranks(count: int, device: torch.device) -> Tensor:

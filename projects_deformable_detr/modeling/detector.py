@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, check_choice
+from ..errors import ArgumentError, UserError, check_choice
 from .mask_head import MaskHead
 from .neck import Neck
 from .padding import masked_features
@@ -85,7 +85,11 @@ class Detector(nn.Module):
         Args:
             images: (N, 3, H, W), normalised float32 RGB, zero on padding.
             padding_mask: (N, H, W) bool, True on padding, which must be to the right of and below each image.
+
+        Raises:
+            UserError: in evaluation mode, if predictions are not finite; the message names the weights that are not.
         """
+        _check_images(images, padding_mask)
         masks = None
         if is_masked := self._masks_padding(padding_mask):
             features, masks = masked_features(self.backbone, images, padding_mask)
@@ -95,9 +99,11 @@ class Detector(nn.Module):
         memory = self.encoder(tokens)
         if self.decoder is None:
             logits, boxes = self.queries(memory, tokens)
+            self._check_finite(images, logits, boxes)
             return Predictions(logits[None], boxes[None], no_object=self.no_object)
         queries = self.queries(memory, tokens)
         logits, boxes, hidden = self.decoder(queries, memory, tokens)
+        self._check_finite(images, logits[-1], boxes[-1])
         mask_logits = None
         if self.mask_head is not None:
             mask_logits = self.mask_head(features, tokens, memory, hidden, boxes[-1], padding_mask, masks)
@@ -108,6 +114,33 @@ class Detector(nn.Module):
             return self.mask_padding == "always"
         # A batch without padding takes the faster path. Exported graphs cannot depend on the values of the mask.
         return not (torch.jit.is_tracing() or torch.compiler.is_exporting()) and bool(padding_mask.any())
+
+    def _check_finite(self, images: Tensor, logits: Tensor, boxes: Tensor) -> None:
+        if self.training or torch.jit.is_tracing() or torch.compiler.is_compiling() or images.is_meta:
+            return
+        if bool(logits.isfinite().all() & boxes.isfinite().all()):
+            return
+        broken = [name for name, value in self.state_dict().items() if not value.isfinite().all()]
+        if broken:
+            shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+            raise UserError(f"weights are NaN or infinite: {shown}; the training that wrote them diverged")
+        if not images.isfinite().all():
+            raise UserError("images are NaN or infinite")
+        raise UserError(
+            f"predictions are NaN or infinite although weights and images are not: {logits.dtype} overflows"
+        )
+
+
+def _check_images(images: Tensor, padding_mask: Tensor) -> None:
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise ArgumentError("images", f"must be normalised floats (N, 3, H, W), got {kind} {tuple(images.shape)}")
+    if padding_mask.shape != (len(images), *images.shape[2:]) or padding_mask.dtype != torch.bool:
+        kind = str(padding_mask.dtype).removeprefix("torch.")
+        raise ArgumentError(
+            "padding_mask",
+            f"must be bool (N, H, W) for images {tuple(images.shape)}, got {kind} {tuple(padding_mask.shape)}",
+        )
 
 
 def batch_images(images: list[Tensor], size_divisibility: int = 0) -> tuple[Tensor, Tensor]:

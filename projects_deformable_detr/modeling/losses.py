@@ -11,7 +11,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from ..errors import Fraction, NonNegative, Positive, UserError, check_ranges
 from .mask_head import resize_mask_logits
-from .structures import MaskLogits, Match, Targets
+from .structures import MaskLogits, Match, Targets, image_name
 
 LOSS_CHUNK_SIZE = 64  # maximum number of masks whose activations are stored for the backward pass
 
@@ -161,7 +161,7 @@ def _pad_masks(targets: list[Targets], size: torch.Size) -> Tensor:
             if len(target) == 0:
                 continue
             raise UserError(
-                f"image {image} of the batch has no masks, but the model has a mask head: add segmentations to its "
+                f"{image_name(targets, image)} has no masks, but the model has a mask head: add segmentations to its "
                 "annotations, or set `mask_head=False`"
             )
         height, width = target.masks.shape[-2:]

@@ -9,7 +9,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from ..errors import ArgumentError, NonNegative, UserError, check_ranges
 from .losses import Classification
-from .structures import Match, Predictions, Targets
+from .structures import Match, Predictions, Targets, image_name
 
 _Array = npt.NDArray[np.float32]
 
@@ -57,7 +57,6 @@ class HungarianMatcher:
         Raises:
             UserError: if an image has more targets than queries, or a cost is not finite.
         """
-        sizes = [len(target) for target in targets]
         labels, boxes = _pad(targets)
         costs = [self._cost(predictions.logits, predictions.boxes, labels, boxes)]
         names = [[f"decoder layer {first_layer + index}" for index in range(len(predictions.logits))]]
@@ -66,7 +65,7 @@ class HungarianMatcher:
             costs.append(self._cost(logits, proposed, torch.zeros_like(labels), boxes))
             names.append(["the encoder proposals"])
         device = predictions.logits.device
-        matches = [_assign(cost, sizes, layers, device) for cost, layers in zip(_to_host(costs), names, strict=True)]
+        matches = [_assign(cost, targets, layers, device) for cost, layers in zip(_to_host(costs), names, strict=True)]
         return matches[0], matches[1] if len(matches) > 1 else None
 
     def _cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
@@ -99,8 +98,9 @@ def _to_host(costs: list[Tensor]) -> list[_Array]:
     return [part.reshape(cost.shape) for part, cost in zip(np.split(flat, ends[:-1]), costs, strict=True)]
 
 
-def _assign(costs: _Array, sizes: list[int], names: list[str], device: torch.device) -> Match:
-    """Solves the assignments for costs (layers, N, Q, T); image i has ``sizes[i]`` targets, the first columns."""
+def _assign(costs: _Array, targets: list[Targets], names: list[str], device: torch.device) -> Match:
+    """Solves the assignments for costs (layers, N, Q, T); the targets of an image are the first columns."""
+    sizes = [len(target) for target in targets]
     layers, _, num_queries, _ = costs.shape
     offsets = np.cumsum([0, *sizes[:-1]])
     queries: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(layers)]
@@ -108,14 +108,14 @@ def _assign(costs: _Array, sizes: list[int], names: list[str], device: torch.dev
     for image, size in enumerate(sizes):
         if size > num_queries:
             raise UserError(
-                f"image {image} of the batch has {size} ground-truth boxes, but there are {num_queries} queries: "
+                f"{image_name(targets, image)} has {size} ground-truth boxes, but there are {num_queries} queries: "
                 "increase `num_queries` (a two-stage model has at most one query per token: enlarge small images)"
             )
         for layer in range(layers):
             cost = costs[layer, image, :, :size]
             if not np.isfinite(cost).all():
                 raise UserError(
-                    f"the matching cost of image {image} of the batch in {names[layer]} is not finite: training "
+                    f"the matching cost of {image_name(targets, image)} in {names[layer]} is not finite: training "
                     "diverged (lower `base_lr`), or an input image or ground-truth box is not finite"
                 )
             rows, columns = linear_sum_assignment(cost)

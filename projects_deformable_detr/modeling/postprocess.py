@@ -1,5 +1,6 @@
 """Detections and panoptic segmentations from predictions."""
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from .mask_head import resize_mask_logits
-from .structures import MASKS_PER_CHUNK, Detections, MaskLogits, Predictions
+from .structures import Detections, MaskLogits, Predictions
 
 
 @dataclass(frozen=True)
@@ -135,15 +136,16 @@ def instance_masks(masks: MaskLogits, image: int, queries: Tensor, size: tuple[i
     Logits at the size of the input image become masks at probability 1/2, which are resized to ``size`` by nearest
     neighbour, as published.
     """
-    distinct, place = queries.unique(return_inverse=True)
-    result = masks.padding_mask.new_zeros(len(queries), *size)  # filled in place: can be most of the memory in use
-    for start, chunk in zip(range(0, len(distinct), MASKS_PER_CHUNK), distinct.split(MASKS_PER_CHUNK), strict=False):
-        binary = image_logits(masks, image, chunk) > 0
-        if binary.shape[-2:] != tuple(size):
-            binary = F.interpolate(binary[:, None].float(), size=tuple(size), mode="nearest")[:, 0] > 0.5
-        rows = ((place >= start) & (place < start + len(chunk))).nonzero()[:, 0]
-        for row, source in zip(rows.tolist(), (place[rows] - start).tolist(), strict=True):
-            result[row] = binary[source]
+    rows = defaultdict(list)
+    for row, query in enumerate(queries.tolist()):
+        rows[query].append(row)
+    result = masks.padding_mask.new_zeros(len(queries), *size)  # filled in place: most of the memory in use
+    for chunk in queries.unique().split(masks.chunk_size):
+        binary = (image_logits(masks, image, chunk) > 0).to(torch.uint8)
+        for query, mask in zip(chunk.tolist(), binary, strict=True):
+            resized = F.interpolate(mask[None, None], size=tuple(size), mode="nearest")[0, 0]
+            for row in rows[query]:
+                result[row] = resized
     return result
 
 

@@ -1,7 +1,7 @@
 """Dataclasses passed between the parts of a model."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Protocol
@@ -190,22 +190,32 @@ class Targets:
         labels: (T,) int64 contiguous class ids, 0 <= id < classes.
         boxes: (T, 4) float32 as (cx, cy, w, h), normalised by the size of the image.
         masks: (T, h, w) bool at the size of the image without padding; None without masks.
+        size: (h, w) of the image without padding, if known; for checks.
+        name: file name and id of the image, if known; for error messages.
     """
 
     labels: Tensor
     boxes: Tensor
     masks: Tensor | None = None
+    size: tuple[int, int] | None = None
+    name: str = ""
 
     def to(self, device: torch.device | str) -> "Targets":
         """Returns a copy on ``device``."""
-        return Targets(
-            self.labels.to(device, non_blocking=True),
-            self.boxes.to(device, non_blocking=True),
-            None if self.masks is None else self.masks.to(device, non_blocking=True),
+        return replace(
+            self,
+            labels=self.labels.to(device, non_blocking=True),
+            boxes=self.boxes.to(device, non_blocking=True),
+            masks=None if self.masks is None else self.masks.to(device, non_blocking=True),
         )
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def image_name(targets: Sequence[Targets], index: int) -> str:
+    """Returns the name of an image of a batch for error messages."""
+    return targets[index].name or f"image {index} of the batch"
 
 
 @dataclass(frozen=True)

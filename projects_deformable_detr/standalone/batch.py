@@ -56,7 +56,13 @@ class Batch:
         if self.masks is not None:
             parts = zip(self.masks.split(self.counts), self.image_sizes, strict=True)
             masks = [part[:, :height, :width] for part, (height, width) in parts]
-        return [Targets(*parts) for parts in zip(labels, boxes, masks, strict=True)]
+        names = [f"{name} (image id {id})" for name, id in zip(self.file_names, self.image_ids, strict=True)]
+        return [Targets(*parts) for parts in zip(labels, boxes, masks, self.image_sizes, names, strict=True)]
+
+    def samples(self) -> tuple[list[Tensor], list[Targets]]:
+        """Returns the images without padding, and their targets."""
+        pairs = zip(self.images, self.image_sizes, strict=True)
+        return [image[:, :height, :width] for image, (height, width) in pairs], self.targets
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(

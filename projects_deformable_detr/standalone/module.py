@@ -17,8 +17,9 @@ from ..config.training import RESUME_KEYS
 from ..errors import UserError
 from ..evaluation import Evaluator, TestTimeAugmentationConfig
 from ..evaluation.tta import detect_with_tta
-from ..modeling import Detector, cardinality_error, panoptic_postprocess, postprocess
+from ..modeling import Detector, cardinality_error, check_targets, panoptic_postprocess, postprocess
 from ..training import GradientClip, build_optimizer, build_scheduler
+from ..training.failures import StepRecorder
 from ..training.last_checkpoint import check_state
 from ..training.optimizer import check_optimizer_state, hyperparameters, set_hyperparameters
 from . import data
@@ -64,10 +65,13 @@ class DetectionModule(L.LightningModule):
         self.clip: GradientClip | None = None
         self._losses: dict[str, Tensor] = {}
         self._hyperparameters: list[dict[str, Any]] = []
+        self.recorder: StepRecorder | None = None
 
     def setup(self, stage: str) -> None:
         """Shares the seed of rank 0 with all ranks."""
         self.seed = self.trainer.strategy.broadcast(self.seed)
+        facts = self.seed, self.global_rank, self.run.detector.num_classes
+        self.recorder = StepRecorder(self.run.output_dir, *facts)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Builds the training loader, which starts at the iteration of the restored checkpoint."""
@@ -111,9 +115,18 @@ class DetectionModule(L.LightningModule):
         images = (batch.images.float() - self.pixel_mean) / self.pixel_std
         return self.detector(images.masked_fill(batch.padding_mask[:, None], 0.0), batch.padding_mask)
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Checks the targets of a training batch while they are on the CPU."""
+        if self.trainer.training:
+            with naming_keys(STEP_KEYS):
+                check_targets(batch.targets, self.run.detector.num_classes)
+        return batch
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the sum of all weighted losses."""
-        with naming_keys(STEP_KEYS):
+        assert self.recorder is not None
+        self.recorder.start(self.global_step, self.device, batch.samples)
+        with self.recorder.reporting(), naming_keys(STEP_KEYS):
             predictions = self(batch)
             losses = self.criterion(predictions, batch.targets)
         total = torch.stack(list(losses.values())).sum()
@@ -128,11 +141,15 @@ class DetectionModule(L.LightningModule):
         self.last_losses = dict(zip(self._losses, values, strict=True))
         self._losses = {}
         wrong = {name: value for name, value in self.last_losses.items() if not np.isfinite(value)}
-        if wrong:
-            raise FloatingPointError(
-                f"losses became infinite or NaN at iteration {self.global_step}: {wrong}. Lower SOLVER.BASE_LR, "
-                "increase SOLVER.WARMUP_ITERS, or switch SOLVER.AMP off; --resume continues from the last checkpoint."
-            )
+        assert self.recorder is not None
+        with self.recorder.reporting():
+            if wrong:
+                raise FloatingPointError(
+                    f"losses became infinite or NaN at iteration {self.global_step}: {wrong}. Lower SOLVER.BASE_LR, "
+                    "increase SOLVER.WARMUP_ITERS, or switch SOLVER.AMP off; --resume continues from the last "
+                    "checkpoint."
+                )
+        self.recorder.stop()
 
     def on_validation_epoch_start(self) -> None:
         """Discards detections of an interrupted evaluation."""

@@ -16,6 +16,7 @@ from torch import nn
 from projects_deformable_detr import build_criterion, build_detector
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.detectron2_plugin import DeformableDETR, data
+from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling import Predictions
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -73,7 +74,7 @@ def test_training_returns_losses_and_logs_cardinality(make_cfg):
 @pytest.mark.parametrize("label", [-1, 2])
 def test_unknown_labels_are_rejected_with_the_file_name(make_cfg, label):
     named = record(labels=(label,)) | {"file_name": "street.jpg"}
-    with pytest.raises(DatasetError, match=rf"street\.jpg has class id {label}, but the model has 2 classes"):
+    with pytest.raises(UserError, match=rf"street\.jpg has class id {label}, but the model has 2 classes"):
         build_model(make_cfg())([record(), named])
 
 
@@ -83,6 +84,53 @@ def test_a_record_without_annotations_is_named(make_cfg, coco_files):
     assert data.resolve_num_classes(cfg) == 2
     with pytest.raises(DatasetError, match=r"0\.png has no annotations: training needs a list 'annotations'"):
         build_model(cfg)(next(iter(build_detection_train_loader(cfg))))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"boxes": ((40.0, 16.0, 8.0, 48.0),)}, r"box \(40, 16, 8, 48\) in pixels of 64 x 80 of a.jpg .* exchanged"),
+        ({"boxes": ((8.0, 16.0, 83.0, 48.0),)}, r"box \(8, 16, 83, 48\) .* of a.jpg .* leaves its image"),
+        ({"masks": torch.zeros(1, 64, 79, dtype=torch.bool)}, r"masks of a.jpg .* must have shape \(1, 64, 80\).*79"),
+        ({"image": torch.zeros(3, 64, 81)}, r"a.jpg \(image id 7\) is 64 x 81, but its instances .* 64 x 80"),
+    ],
+)
+def test_invalid_ground_truth_of_a_mapper_names_the_file(make_cfg, change, named):
+    changed = record(boxes=change.get("boxes", ((8.0, 16.0, 40.0, 48.0),)))
+    if "masks" in change:
+        changed["instances"].gt_masks = change["masks"]
+    changed |= {"file_name": "a.jpg", "image_id": 7, "image": change.get("image", changed["image"])}
+    with pytest.raises(ValueError, match=named):
+        build_model(make_cfg())([record(), changed])
+
+
+@pytest.mark.parametrize("name", ["resnet", "d2_swin", "d2_vit", "d2_regnet", "build_resnet_fpn_backbone"])
+@torch.no_grad()
+def test_detections_do_not_depend_on_the_batch(make_cfg, name):
+    options = {
+        "resnet": {},
+        "d2_swin": {"MODEL__DETR__IN_FEATURES": ["p1", "p2", "p3"], "MODEL__BACKBONE__VARIANT": "swin_t"},
+        "d2_vit": {"MODEL__DETR__IN_FEATURES": ["p3", "p4", "p5"], "MODEL__BACKBONE__VARIANT": "vit_t"},
+        "d2_regnet": {"MODEL__DETR__IN_FEATURES": ["s2", "s3", "s4"], "MODEL__BACKBONE__VARIANT": "regnetx_400mf"},
+        "build_resnet_fpn_backbone": {
+            "MODEL__DETR__IN_FEATURES": ["p3", "p4", "p5"],
+            "MODEL__FPN__IN_FEATURES": ["res3", "res4", "res5"],
+            "MODEL__RESNETS__RES2_OUT_CHANNELS": 64,
+            "MODEL__RESNETS__STEM_OUT_CHANNELS": 64,
+        },
+    }[name]
+    builder = name if name.startswith("build") else f"build_deformable_detr_{name}_backbone"
+    model = build_model(make_cfg(MODEL__BACKBONE__NAME=builder, **options)).eval()
+    for parameter in model.parameters():
+        parameter += 0.02 * torch.randn_like(parameter)
+    records = [
+        {"image": torch.randint(0, 256, (3, *size), dtype=torch.uint8)} for size in ((70, 96), (64, 50), (97, 41))
+    ]
+    for inputs, together in zip(records, model(records), strict=True):
+        (alone,) = model([inputs])
+        expected, found = alone["instances"], together["instances"]
+        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=1e-2)
 
 
 def test_losses_are_float32_in_mixed_precision(make_cfg):
@@ -132,7 +180,10 @@ def test_images_are_normalised_and_padded_with_zeros(make_cfg, divisibility, pad
     model = DeformableDETR(detector=detector, criterion=Recorder({}), pixel_mean=mean, pixel_std=std)
     sizes = [(80, 60), (50, 100)]
     model(
-        [{"image": torch.full((3, *size), 40, dtype=torch.uint8), "instances": record()["instances"]} for size in sizes]
+        [
+            {"image": torch.full((3, *size), 40, dtype=torch.uint8), "instances": record(*size)["instances"]}
+            for size in sizes
+        ]
     )
     ((images, mask),) = model.detector.calls
     assert images.shape == (2, 3, *padded) and mask.shape == (2, *padded)

@@ -1,6 +1,7 @@
 """Training, evaluating, resuming and predicting with Detectron2's own parts, on a tiny data set."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -49,6 +50,18 @@ def test_training_lowers_the_loss_and_writes_detectron2s_files(trained):
     records = json.loads((folder / "inference/coco_instances_results.json").read_text())
     assert {record["category_id"] for record in records} <= {3, 7}
     assert not list(folder.glob(".model*"))  # temporary files
+
+
+def test_a_failed_step_is_saved_with_its_images(make_cfg):
+    trainer = Trainer(make_cfg())
+    trainer.model.criterion.weights["loss_bbox"] = math.inf
+    with pytest.raises(
+        FloatingPointError, match=r"iteration=0.*\n.*\n.*\.png \(image id \d\).*failed_step_0000000"
+    ) as error:
+        trainer.train()
+    step = torch.load(Path(trainer.cfg.OUTPUT_DIR) / "failed_step_0000000_rank0.pth", weights_only=True)
+    assert len(step["names"]) == len(step["images"]) == 2 and step["num_classes"] == 2
+    assert all(name in str(error.value) for name in step["names"])
 
 
 def test_eval_only_gives_the_metrics_of_the_training_run(trained, job, tmp_path, coco_files):

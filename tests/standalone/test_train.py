@@ -6,6 +6,7 @@ import math
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from projects_deformable_detr.config.data import load
 from projects_deformable_detr.config.run import read_run
 from projects_deformable_detr.data import catalog
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.standalone import main, run
+from projects_deformable_detr.standalone import data, main, run
 from projects_deformable_detr.standalone.data import build_training_set, training_loader
 from projects_deformable_detr.standalone.module import DetectionModule
 
@@ -311,6 +312,21 @@ def test_losses_that_are_not_finite_end_the_training(
     with pytest.raises(FloatingPointError, match="iteration 2: .*loss_ce") as error:
         main(make_args(tmp_path))
     assert "loss_bbox" not in str(error.value)
+    (path,) = tmp_path.glob("failed_step_0000002_rank0.pth")
+    step = torch.load(path, weights_only=True)
+    assert len(step["images"]) == 4 and all(name in str(error.value) for name in step["names"])
+    assert all(".png (image id " in name for name in step["names"])
+
+
+def test_invalid_targets_name_the_image(make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exchange_corners(*arguments: Any, **options: Any) -> Any:
+        targets = make_targets(*arguments, **options)
+        return replace(targets, boxes=targets.boxes * torch.tensor([1.0, 1.0, -1.0, 1.0]))
+
+    make_targets = data._make_targets
+    monkeypatch.setattr("projects_deformable_detr.standalone.data._make_targets", exchange_corners)
+    with pytest.raises(UserError, match=r"box .* of .*\.png \(image id \d+\) has exchanged corners"):
+        main(make_args(tmp_path))
 
 
 def test_metrics_of_several_test_sets(trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""Files of failed training steps, and tools/replay_step.py, which repeats them."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from projects_deformable_detr import build_criterion, build_detector
+from projects_deformable_detr.checkpoint import save_detector
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.modeling import Targets, batch_images
+from projects_deformable_detr.training.failures import StepRecorder
+
+
+@pytest.fixture
+def replay():
+    path = Path(__file__).parents[2] / "tools" / "replay_step.py"
+    spec = importlib.util.spec_from_file_location("replay_step", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.replay
+
+
+def samples(counts=(2, 1)):
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((64, 50), (48, 70))]
+    targets = [
+        Targets(torch.arange(count), torch.rand(count, 4) * 0.2 + 0.4, name=f"{count}.jpg (image id {index})")
+        for index, count in enumerate(counts)
+    ]
+    return images, targets
+
+
+def test_errors_name_the_images_and_the_file(tmp_path):
+    recorder = StepRecorder(tmp_path, seed=3, rank=1, num_classes=5)
+    with pytest.raises(ValueError, match="^x$"), recorder.reporting():  # before the first step
+        raise UserError("x")
+    given = samples()
+    for error in (FloatingPointError("loss"), UserError("boxes")):
+        recorder.start(7, torch.device("cpu"), lambda: given)
+        state = torch.get_rng_state()
+        torch.rand(3)
+        names = r"2\.jpg \(image id 0\), 1\.jpg \(image id 1\)"
+        with pytest.raises(type(error), match=names + r"\..* saved.*0007_rank1\.pth"), recorder.reporting():
+            raise error
+    step = torch.load(tmp_path / "failed_step_0000007_rank1.pth", weights_only=True)
+    assert (step["iteration"], step["seed"], step["rank"], step["num_classes"]) == (7, 3, 1, 5)
+    assert torch.equal(step["rng_state"], state)
+    assert all(map(torch.equal, step["images"], given[0]))
+    assert all(map(torch.equal, step["boxes"], [target.boxes for target in given[1]]))
+
+    recorder.stop()
+    with pytest.raises(UserError, match="^next$"), recorder.reporting():  # from the data loader
+        raise UserError("next")
+
+
+def test_a_folder_that_cannot_be_written_does_not_hide_the_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    recorder = StepRecorder(tmp_path / "file", 0, 0, 5)
+    recorder.start(0, torch.device("cpu"), samples)
+    with pytest.raises(UserError, match=r"^cause\n.*2\.jpg.* was not saved"), recorder.reporting():
+        raise UserError("cause")
+
+
+def test_replay_repeats_losses_and_finds_weights(make_cfg, tmp_path, replay, capsys):
+    cfg = make_cfg(DROPOUT=0.5)
+    cfg.INPUT.CROP.ENABLED, cfg.SEED = False, 11
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.manual_seed(11)
+    detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
+    recorder, (images, targets) = StepRecorder(tmp_path, 11, 0, 5), samples()
+    recorder.start(4, torch.device("cpu"), lambda: (images, targets))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+    losses = criterion(detector(*batch_images([(image.float() - mean) / std for image in images])), targets)
+    with pytest.raises(FloatingPointError), recorder.reporting():
+        raise FloatingPointError("loss")
+
+    step, config = tmp_path / "failed_step_0000004_rank0.pth", str(tmp_path / "config.yaml")
+    assert replay(step, config, "") == 0
+    printed = capsys.readouterr().out
+    assert "iteration 4, seed 11" in printed and "1.jpg (image id 1)" in printed
+    for name, value in losses.items():
+        assert f"{name}: {value.item():.6g}\n" in printed  # with the same dropout
+
+    detector.encoder.layers[1].ffn.linear1.weight.data[0, 0] = math.inf
+    save_detector(tmp_path / "bad.pth", detector, iteration=3, cfg_text="")
+    with pytest.raises(UserError, match="matching cost"):
+        replay(step, config, str(tmp_path / "bad.pth"))
+    assert "encoder.layers.1.ffn.linear1" in capsys.readouterr().out

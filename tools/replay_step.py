@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Repeats a failed training step and prints where numbers stop being finite.
+
+tools/replay_step.py OUTPUT_DIR/failed_step_0000123_rank0.pth [--config-file F] [--weights W]
+
+The file contains the batch and the random state, not the weights: pass the last checkpoint before the failure. By
+default, the config is config.yaml next to the file, and the weights are initialised with the seed of the run.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from projects_deformable_detr import build_criterion, build_detector, get_cfg
+from projects_deformable_detr.checkpoint import load_weights
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.modeling import Targets, batch_images
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("step", type=Path, help="failed_step_….pth")
+    parser.add_argument("--config-file", help="config of the run; default: config.yaml next to the step")
+    parser.add_argument("--weights", default="", help="checkpoint to start from")
+    args = parser.parse_args()
+    try:
+        return replay(args.step, args.config_file or str(args.step.parent / "config.yaml"), args.weights)
+    except (UserError, FloatingPointError, OSError) as error:
+        print(error)
+        return 1
+
+
+def replay(path: Path, config_file: str, weights: str) -> int:
+    """Returns 1 if a number is not finite, else 0."""
+    step = torch.load(path, weights_only=True)
+    cfg = get_cfg()
+    cfg.merge_from_file(config_file)
+    cfg.MODEL.DETR.NUM_CLASSES = step["num_classes"]
+    torch.manual_seed(max(step["seed"], 0))
+    detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
+    if weights:
+        load_weights(detector, weights)
+    print(f"iteration {step['iteration']}, seed {step['seed']}, rank {step['rank']}: {', '.join(step['names'])}")
+    found: list[str] = []
+    for name, module in detector.named_modules():
+        module.register_forward_hook(_report(name, found))
+
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+    images, padding_mask = batch_images([(image.float() - mean) / std for image in step["images"]])
+    targets = [Targets(*parts) for parts in zip(step["labels"], step["boxes"], step["masks"], strict=True)]
+    torch.set_rng_state(step["rng_state"])
+    with torch.autocast("cpu", torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED):
+        predictions = detector(images, padding_mask)
+        if found:
+            print(f"first value that is not finite: {found[0]}")
+        losses = criterion(predictions, targets)
+    total = sum(losses.values())
+    for name, value in {**losses, "total_loss": total}.items():
+        print(f"{name}: {value.item():.6g}")
+    total.backward()
+    found += [f"loss {name}" for name, value in losses.items() if not value.isfinite()]
+    found += [
+        f"gradient of {name}"
+        for name, parameter in detector.named_parameters()
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    ]
+    if not found:
+        print("all values are finite with these weights")
+        return 0
+    print(f"values that are not finite: {', '.join(found[:5])}")
+    return 1
+
+
+def _report(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+    """Returns a hook that adds ``name`` to ``found`` if an output of the module is not finite."""
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        tensors = output if isinstance(output, list | tuple) else [output]
+        if any(isinstance(item, Tensor) and not item.isfinite().all() for item in tensors):
+            found.append(f"output of {name or 'the detector'} ({type(module).__name__})")
+
+    return hook
+
+
+if __name__ == "__main__":
+    sys.exit(main())
