@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from projects_deformable_detr import build_criterion, build_detector, get_cfg
-from projects_deformable_detr.checkpoint import detect, import_state, load_weights
+from projects_deformable_detr.checkpoint import import_state, load_weights
 from projects_deformable_detr.modeling import Targets, batch_images
 
 transformers = pytest.importorskip("transformers", reason="transformers is the independent implementation")
@@ -99,9 +99,9 @@ def make_ours(theirs):
         detr.WITH_BOX_REFINE, detr.TWO_STAGE = config.with_box_refine, config.two_stage
     detector = build_detector(cfg)
     state = theirs.state_dict()
-    format = detect(state)
+    format, state = import_state(state)
     assert format.name == "hugging-face"
-    detector.load_state_dict(import_state(state, format), strict=True)
+    detector.load_state_dict(state, strict=True)
     return detector, build_criterion(cfg)
 
 
@@ -182,9 +182,8 @@ def test_saved_files_hold_every_head(variant, tmp_path):
 def compare_gradients(ours, theirs):
     """Compares the gradient of every parameter, summed where transformers ties them (class heads with refinement)."""
     everything = dict(theirs.named_parameters(remove_duplicate=False))
-    format = detect(everything)
-    twins = import_state(everything, format)
-    gradients = import_state({name: p.grad for name, p in everything.items() if p.grad is not None}, format)
+    _, twins = import_state(everything)
+    _, gradients = import_state({name: p.grad for name, p in everything.items() if p.grad is not None})
     sums = {}
     for name, parameter in ours.named_parameters():
         if parameter.grad is None:
