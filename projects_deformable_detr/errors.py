@@ -27,14 +27,14 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        # DataLoader raises the error of a worker again, with the text of its traceback as the message.
+        # DataLoader re-raises the error of a worker with the worker's traceback as the message.
         pattern = rf"Caught \w+ in DataLoader worker .*^{type(self).__module__}\.\w+: (.*)"
         worker = re.match(pattern, message, re.MULTILINE | re.DOTALL)
         super().__init__(worker[1].rstrip() if worker else message)
 
 
 class Interrupted(BaseException):
-    """Raised when a signal ends a run. Not an `Exception`, which trainers report as a failure.
+    """Raised when a signal ends a run. Not an `Exception`, because trainers report these as failures.
 
     Attributes:
         signum: number of the signal.
@@ -53,7 +53,7 @@ def run_command(name: str, command: Callable[[], object]) -> int:
 
     Returns:
         The exit status: 0; 2 for invalid input, files that cannot be read or written, and missing packages; 1 for
-        losses that are not finite; 128 and the signal's number after a signal.
+        losses that are not finite; 128 plus the signal number after a signal.
     """
     _escape_characters()
     try:
@@ -80,7 +80,7 @@ def run_command(name: str, command: Callable[[], object]) -> int:
 
 
 def _escape_characters() -> None:
-    """Makes this process and its children print characters that the terminal cannot encode as escapes."""
+    """Escapes characters that the terminal cannot encode, in the output of this process and its children."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -111,12 +111,12 @@ class ArgumentError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Range of a number, or of each element of a sequence. NaN is in no range.
+    """Range of a number, or of each element of a sequence. No range contains NaN.
 
-    It annotates fields of a dataclass or arguments of a class or function, which `check_ranges` checks.
+    Annotates fields of a dataclass or arguments of a class or function; `check_ranges` checks their values.
 
     Attributes:
-        low, high: inclusive bounds; None: no bound, but only finite numbers.
+        low, high: inclusive bounds; None: no bound. Infinity is in the range only if it equals ``high``.
         above, below: exclusive bounds.
     """
 
@@ -146,7 +146,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """Numbers that a field or argument can have; used like `Range`."""
+    """Set of the numbers that a field or argument can have; used like `Range`."""
 
     values: tuple[float, ...]
 
@@ -177,7 +177,7 @@ class Annotation:
         return f"{'integer' if self.is_integer else 'number'}{'s' * self.is_sequence}, {self.range}"
 
     def problem(self, value: object) -> str | None:
-        """Returns what is wrong with a value, such as ``"must be in [0, 1], got 2"``; None if nothing is."""
+        """Returns an error message without its subject, ``"must be in [0, 1], got 2"``; None for a valid value."""
         if value is None and self.is_optional:
             return None
         if self.is_sequence and (isinstance(value, str) or not isinstance(value, Sequence)):
@@ -207,7 +207,7 @@ def annotations(owner: Callable[..., Any]) -> Mapping[str, Annotation]:
 
 
 def check_ranges(owner: Callable[..., Any], values: Mapping[str, object]) -> None:
-    """Raises `ArgumentError` for the first value outside of its annotated range.
+    """Raises `ArgumentError` for the first value outside its annotated range.
 
     Args:
         owner: dataclass, or class or function with annotated arguments.
@@ -226,7 +226,7 @@ def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
 
 
 def check_features(argument: str, names: Iterable[str], available: Iterable[str]) -> None:
-    """Raises `ArgumentError` if ``names`` is empty or has a feature map that the backbone lacks."""
+    """Raises `ArgumentError` if ``names`` is empty or contains a feature map that the backbone lacks."""
     names, available = list(names), list(available)
     if not names or not set(names) <= set(available):
         raise ArgumentError(argument, f"must be a non-empty subset of the backbone's features {available}, got {names}")

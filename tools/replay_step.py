@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Repeats a failed training step and prints where numbers stop being finite.
+"""Repeats a failed training step and prints which values are not finite.
 
 tools/replay_step.py OUTPUT_DIR/failed_step_0000123_rank0.pth [--config-file F] [--weights W]
 
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def replay(path: Path, config_file: str, weights: str) -> int:
-    """Returns 1 if a number is not finite, else 0."""
+    """Repeats the step and returns 1 if a value is not finite, otherwise 0."""
     step = torch.load(path, weights_only=True)
     cfg = get_cfg()
     cfg.merge_from_file(config_file)

@@ -40,7 +40,7 @@ def load_cfg(engine: str, args: Namespace) -> CfgNode:
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: set it to the data sets to train on")
     if args.eval_only:
-        cfg.DATASETS.TRAIN = ()  # which need not exist
+        cfg.DATASETS.TRAIN = ()  # the training data need not exist
     return cfg
 
 
@@ -48,7 +48,7 @@ def _add_registered(cfg: CfgNode, args: Namespace) -> None:
     """Adds the data sets of ``--register`` to the config, and selects them if the command names no data sets.
 
     Raises:
-        UserError: if the config uses none of them, and they are no pair NAME_train and NAME_val.
+        UserError: if the config uses none of them and they are not a pair NAME_train and NAME_val.
     """
     given = {name: [name, os.path.abspath(file), os.path.abspath(images)] for name, file, images in args.register or []}
     cfg.DATASETS.REGISTER = [*(item for item in cfg.DATASETS.REGISTER if item[0] not in given), *given.values()]
@@ -89,14 +89,14 @@ def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
     except (AttributeError, TypeError) as error:  # raised for lists, strings and empty files
         raise UserError(f"{source} has no sections of config keys: use a YAML file like those in configs/") from error
     except (AssertionError, KeyError, ValueError, OSError, YAMLError) as error:
-        problem = str(error.args[0] if isinstance(error, KeyError) else error)  # str of a KeyError has quotes
+        problem = str(error.args[0] if isinstance(error, KeyError) else error)  # str of a KeyError adds quotes
         if isinstance(error, OSError):
             problem = f"cannot read {error.filename}: {error.strerror}"
         raise UserError(f"{source}: {problem}{_hint(problem, cfg)}") from error
 
 
 def _split_words(options: Sequence[str]) -> list[str]:
-    """Returns ``[key, value, …]`` from ``KEY VALUE`` and ``KEY=VALUE``; a single data set needs no parentheses."""
+    """Splits ``KEY VALUE`` and ``KEY=VALUE`` into ``[key, value, …]``; a single data set needs no parentheses."""
     words: list[str] = []
     for word in options:
         key, equals, value = word.partition("=")

@@ -1,4 +1,4 @@
-"""Ranges of all numeric config keys: those that the receiving dataclasses and constructors declare and check.
+"""Ranges of all numeric config keys, collected from the dataclasses and constructors that check them.
 
 ``python -m projects_deformable_detr.config.ranges`` prints the table of ``docs/config.md``.
 """

@@ -1,4 +1,4 @@
-"""Configuration of a run: the dataclasses of all layers and further settings."""
+"""Configuration of a run: `Run`, composed of the dataclasses of all parts of the project."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class ProcessConfig:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         weights: file or name of the initial weights; empty: none.
         pixel_mean, pixel_std: normalisation of the image channels.
-        amp: train in mixed precision.
+        amp: whether to train in mixed precision.
         seed: seed of the run; negative: random.
         cudnn_benchmark: value of ``torch.backends.cudnn.benchmark``.
         float32_precision: argument of `torch.set_float32_matmul_precision`; empty: PyTorch's default.
@@ -85,8 +85,8 @@ class Run:
     """Configuration of a run, which an engine converts to its own trainer.
 
     Attributes:
-        eval_only: evaluate without training.
-        resume: continue from the last checkpoint of the output folder.
+        eval_only: whether to evaluate without training.
+        resume: whether to continue from the last checkpoint of the output folder.
         processes: number of processes on each machine.
         machines: number of machines.
         process: files, device, precision and seed.
@@ -137,9 +137,9 @@ def process_config(cfg: CfgNode) -> ProcessConfig:
 
 
 def check_run(cfg: CfgNode, args: Namespace) -> None:
-    """Checks all values of a config and the output folder, before the data sets are read.
+    """Checks all values of a config and the output folder before the data sets are read.
 
-    The number of classes may thus be unknown.
+    The number of classes may still be unknown.
 
     Raises:
         UserError: as in `read_run`.
@@ -148,7 +148,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     cfg = cfg.clone()
     cfg.MODEL.DETR.NUM_CLASSES = cfg.MODEL.DETR.NUM_CLASSES or 1
     if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR" and "NUM_DECAYS" in cfg.SOLVER:
-        cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"  # it is Detectron2's own, with the same keys and NUM_DECAYS
+        cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"  # Detectron2's schedule has the same keys and NUM_DECAYS
     run = read_run(cfg, args)
     if args.resume or args.machine_rank == 0:  # a new run on the first machine may have written to a shared folder
         with naming_keys(PROCESS_KEYS):

@@ -1,6 +1,6 @@
-"""Checks of the annotations in COCO's instances format and LVIS's.
+"""Checks of annotations in COCO's instances format and LVIS's.
 
-A row with a fault is excluded from later checks, so that consequences are not reported beside their cause.
+A faulty row is excluded from later checks, so that the consequences of its fault are not reported as well.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from .records import Array, positions
 from .segmentations import Segmentations
 
 RULES = ("error", "drop", "drop_many")  # for boxes and masks without area
-_MANY = 0.2  # share of changed boxes, or of boxes that disagree with their masks, that is an error
-_SOME = 0.02  # share that is a warning
-_MIN_ROWS = 10  # smaller files have no meaningful shares
+_MANY = 0.2  # larger shares of clipped or empty boxes, or of boxes that disagree with their masks, are an error
+_SOME = 0.02  # larger shares are a warning
+_MIN_ROWS = 10  # shares are not meaningful for fewer boxes
 _ALMOST_ALL = 0.99
-_NORMALIZED = 1.01  # largest coordinate of normalized boxes, with rounding errors
+_NORMALIZED = 1.01  # largest coordinate of normalized boxes, including rounding errors
 
 
 def clip(boxes: Array, sizes: Array) -> Array:
-    """Clips boxes (N, 4) x, y, width, height to images of ``sizes`` (N, 2) or (2,) height, width.
+    """Clips boxes (N, 4) as x, y, width, height to images of ``sizes`` (N, 2) or (2,) as height, width.
 
-    Boxes inside their image are returned unchanged, without rounding errors.
+    Boxes inside their image are returned exactly as they are.
     """
     limits, stop = sizes[..., ::-1], boxes[:, :2] + boxes[:, 2:]
     low, high = np.maximum(boxes[:, :2], 0), np.minimum(stop, limits)
@@ -47,7 +47,7 @@ class AnnotationChecks:
         spans: (images, 2) range [start, stop) of each image's rows.
         sizes: (annotations, 2) height and width of the images.
         labels: (annotations,) contiguous class ids.
-        is_used: (annotations,) bool; False for faulty and dropped rows.
+        is_used: (annotations,) bool, False for faulty and dropped rows.
         dropped: number of dropped annotations.
         clipped: number of clipped boxes.
     """
@@ -197,7 +197,7 @@ class AnnotationChecks:
         return _share((np.abs(masks - boxes).max(1) <= tolerance)[known]) > 0.9
 
     def _check_share(self, boxes: Array, is_empty: Array, is_moved: Array) -> None:
-        """Reports many boxes without area in their image, or moved by clipping, with a likely cause."""
+        """Reports a large share of boxes that are empty in their image or moved by clipping, with a likely cause."""
         is_changed = is_empty | is_moved
         share = _share(is_changed[self.is_used])
         if share <= _SOME:
@@ -252,7 +252,7 @@ class AnnotationChecks:
         is_far = np.abs(corners).max(1, initial=0) > 100 * limits.max(1, initial=0)
         self._reject("masks of more than a hundred times the size of their image", is_far, describe, remedy)
         is_empty = ((corners[:, 2:] <= 0) | (corners[:, :2] >= limits) | (corners[:, 2:] < corners[:, :2])).any(1)
-        # Thin masks may have no pixel.
+        # Thin masks may cover no pixel.
         is_thin = ((corners[:, 2:] - corners[:, :2]).min(1, initial=np.inf) < 2) | (shapes.areas < 2)
         for row in np.flatnonzero(self.is_used & is_thin & ~is_empty).tolist():
             is_empty[row] = segmentations.area(row, *self.sizes[row].tolist()) == 0
@@ -260,7 +260,7 @@ class AnnotationChecks:
         self._compare_masks(corners)
 
     def _compare_masks(self, corners: Array) -> None:
-        """Reports boxes that differ from the box of their mask by more than half of their union."""
+        """Reports boxes whose IoU with the box of their mask is below 0.5."""
         boxes = self.table["bbox"]
         theirs = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         common = np.minimum(theirs, corners)[:, 2:] - np.maximum(theirs, corners)[:, :2]
@@ -317,19 +317,19 @@ class AnnotationChecks:
             "boxes that repeat another box of their image and class",
             _repeated(keys),
             self._describe_box,
-            "Each counts as an object, which a detector misses.",
+            "Each counts as an object in training and evaluation.",
         )
 
 
 def _repeated(values: Array) -> Array:
-    """Returns (N,) bool: whether an equal value comes before."""
+    """Returns (N,) bool, True where an equal value precedes."""
     is_repeated = np.ones(len(values), bool)
     is_repeated[np.unique(values, return_index=True)[1]] = False
     return is_repeated
 
 
 def _moves(boxes: Array, clipped: Array) -> Array:
-    """Returns (N,) bool: whether clipping moves a side of a box by more than a pixel."""
+    """Returns (N,) bool, True where clipping moves a side of a box by more than a pixel."""
     return np.asarray(np.abs(clipped - boxes).max(1, initial=0) > 1)
 
 

@@ -1,8 +1,8 @@
 """Converts annotations in Pascal VOC's XML format or YOLO's text format to COCO's instances format.
 
 Parts of a VOC annotation that COCO's format lacks are left out; difficult objects become crowds, which are ignored in
-training and evaluation. A line of a YOLO file is a class and a box, which a confidence may follow, or a class and a
-polygon. Keypoints are left out.
+training and evaluation. A line of a YOLO file consists of a class and either a box, which may be followed by a
+confidence, or a polygon. Keypoints are left out.
 """
 
 import functools
@@ -21,13 +21,13 @@ from .problems import DatasetError, Problems
 
 Box = tuple[float, float, float, float]
 _CLASS_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
-_TOLERANCE = 0.1  # share of the image by which a normalised coordinate may lie outside of it
-# Folder of annotations in each layout, and the folder of its images beside it.
+_TOLERANCE = 0.1  # fraction of the image size by which a normalised coordinate may lie outside the image
+# Maps the folder of annotations in each layout to the folder of images next to it.
 _FOLDERS = {"labels": "images", "Annotations": "JPEGImages"}
 
 
 class _Object(NamedTuple):
-    """``box`` is x, y, width, height in pixels; ``polygon`` is x1, y1, x2, …, or empty."""
+    """Object with ``box`` x, y, width, height in pixels and ``polygon`` x1, y1, x2, …, which may be empty."""
 
     name: str
     box: Box
@@ -41,17 +41,17 @@ def convert_dataset(
     """Converts a folder of ``.xml`` or ``.txt`` files.
 
     Args:
-        folder: folder of annotations, or one that has them in ``labels`` or ``Annotations``.
-        images: folder of the images; by default ``images`` or ``JPEGImages`` at the same place, or ``folder``.
+        folder: folder of annotations, or a folder with a subfolder ``labels`` or ``Annotations``.
+        images: folder of the images; by default ``images`` or ``JPEGImages`` next to the annotations, or ``folder``.
         classes: YAML file with ``names``, or text file with one name per line; by default the YOLO data set's, and for
             VOC the names in alphabetical order.
         only: names of the images to convert, with or without folder and suffix; None: all.
 
     Returns:
-        content of a COCO file, and the folder of its images.
+        The content of a COCO file, and the folder of its images.
 
     Raises:
-        DatasetError: with all faults.
+        DatasetError: listing all faults.
     """
     folder = next((folder / name for name in _FOLDERS if (folder / name).is_dir()), folder)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".xml", ".txt"))
@@ -62,7 +62,7 @@ def convert_dataset(
     found, problems = _list_images(images), Problems(f"folder {folder}")
     stems = {Path(name).stem for name in only} if only is not None else None
     objects: dict[Path, list[_Object]] = {}
-    if not is_voc:  # an image without a file has no objects
+    if not is_voc:  # an image without an annotation file has no objects
         objects = {path: [] for path in found.values() if stems is None or path.stem in stems}
     for file in files:
         is_skipped = file.name in _CLASS_FILES or file == class_file or (stems is not None and file.stem not in stems)
@@ -115,11 +115,11 @@ def _find_class_file(*folders: Path) -> Path:
             for name in _CLASS_FILES:
                 if (parent / name).is_file():
                     return parent / name
-    raise DatasetError(f"{folders[0]} has no class file ({', '.join(_CLASS_FILES)}), nor its parents: name one")
+    raise DatasetError(f"{folders[0]} has no class file ({', '.join(_CLASS_FILES)}), nor have its parents: add one")
 
 
 def _read_names(file: Path) -> tuple[list[str], int]:
-    """Returns class names and the number of keypoint values that follow a box."""
+    """Returns the class names and the number of keypoint values after each box."""
     content = file.read_text(encoding="utf-8-sig")
     if file.suffix not in (".yaml", ".yml"):
         return [line.strip() for line in content.splitlines() if line.strip()], 0
@@ -162,7 +162,7 @@ def _read_voc(root: ElementTree.Element, file: Path, height: int, width: int, pr
             problems.add("objects without a name or a box", str(file), "Give each <name> and <bndbox>.")
             continue
         x1, y1, x2, y2 = corners
-        # The first pixel is 1, and xmax and ymax are the last pixels.
+        # Coordinates start at 1, and xmax and ymax are the last pixels of the box.
         box = x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1
         objects.append(_Object(name, box, [], (item.findtext("difficult") or "").strip() == "1"))
     return objects

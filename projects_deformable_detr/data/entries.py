@@ -13,16 +13,16 @@ from .catalog import DatasetSpec
 from .files import ImageEntry, convert, with_integers
 from .problems import Problems
 
-_MAX_SEARCHED = 200_000  # files below the image folder that are compared with the missing ones
+_MAX_SEARCHED = 200_000  # maximum number of files below the image folder to compare with missing ones
 
 
 def check_categories(entries: list[Any], problems: Problems, *, drop_root: bool = False) -> dict[int, str]:
-    """Returns category id to name, in the order of the ids.
+    """Checks the categories and returns their names by id, in the order of the ids.
 
     Args:
         entries: decoded JSON. Ids that are whole floats or strings of digits are replaced in place.
         problems: collects the faults.
-        drop_root: leave out the category that `find_root` returns.
+        drop_root: whether to leave out the category that `find_root` returns.
     """
     found: dict[int, str] = {}
     for index, entry in enumerate(entries):
@@ -52,9 +52,9 @@ def check_categories(entries: list[Any], problems: Problems, *, drop_root: bool 
 
 
 def find_root(entries: list[dict[str, Any]]) -> Any:
-    """Returns the id of the category that exporters such as Roboflow add above all others; None if there is none.
+    """Returns the id of the root category that exporters such as Roboflow add; None if there is none.
 
-    It has no supercategory, or ``"none"``, and is the supercategory of all others.
+    The root has no supercategory, or ``"none"``, and is the supercategory of all other categories.
     """
     above = {entry.get("supercategory") for entry in entries} - {None, "", "none"}
     roots = [entry for entry in entries if entry.get("supercategory") in (None, "", "none")]
@@ -72,16 +72,16 @@ def convert_images(entries: list[Any], problems: Problems) -> list[ImageEntry]:
 
 
 def check_images(images: list[ImageEntry], spec: DatasetSpec, problems: Problems, hint: str = "") -> list[ImageEntry]:
-    """Checks ids, and that every image file exists.
+    """Checks that image ids are unique and that every image file exists.
 
     Args:
-        images: entries of the file. The ``file_name`` of a file that is found under another spelling is replaced.
+        images: entries of the file. A ``file_name`` that is spelled differently in the file system is replaced.
         spec: data set.
         problems: collects the faults.
         hint: sentence to append to the error about missing files.
 
     Returns:
-        the images in the order of their ids.
+        The images in the order of their ids.
     """
     found: dict[int, ImageEntry] = {}
     for image in images:
@@ -124,7 +124,7 @@ class _FolderListings:
     def find(self, path: str) -> str | None:
         """Returns the path as it is spelled in the file system, or None.
 
-        The path may have Windows separators, and a file name in another Unicode normalization.
+        The path may contain Windows separators, and its file name may be in another Unicode normalization.
         """
         for candidate in (path, path.replace("\\", "/")):
             folder, name = os.path.split(os.path.join(self.root, candidate))
@@ -164,7 +164,7 @@ def find_files(entries: Sequence[Any], root: str, kind: str, remedy: str, proble
 
 
 def _similar(missing: list[str], root: str) -> str:
-    """Returns a sentence about files below ``root`` whose name differs in folder, case or extension only, or ""."""
+    """Returns a sentence about files below ``root`` that differ in folder, case or extension only, or ""."""
 
     def key(name: str) -> str:
         return unicodedata.normalize("NFC", Path(re.split(r"[\\/]", name)[-1]).stem).casefold()

@@ -1,4 +1,4 @@
-"""Checks that image files are readable and have the size in their record, before training."""
+"""Checks before training that image files are readable and have the size given in their record."""
 
 import functools
 import hashlib
@@ -21,8 +21,8 @@ from .records import Array, Records
 _logger = logging.getLogger(__name__)
 CHECKS = ("auto", "all", "pixels", "none")
 _NUM_SAMPLED = 2000  # images of a data set that "auto" checks
-_MIN_CACHED = 100  # fewer new results are not written
-_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of a file that is not truncated
+_MIN_CACHED = 100  # minimum number of new results for which the cache is written
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of complete files
 
 
 class _Header(msgspec.Struct):
@@ -44,9 +44,9 @@ def check_images(
 ) -> Records:
     """Reads the headers of image files and panoptic PNGs in parallel and reports all problems at once.
 
-    JPEG and PNG files that lack their end, and files in other formats, are decoded as well. Grey values of 32 bits and
-    floats are compared with the range of their type. Results are cached in
-    ``$XDG_CACHE_HOME/deformable-detr`` until size or modification time of a file change.
+    JPEG and PNG files without an end marker and files in other formats are decoded as well. Grey values of 32 bits and
+    floats are compared with the range of their type. Results are cached in ``$XDG_CACHE_HOME/deformable-detr`` until
+    the size or modification time of the file changes.
 
     Args:
         records: data set.
@@ -56,10 +56,10 @@ def check_images(
         unreadable_images: ``"error"``, or ``"skip"``: check all images, and leave out unreadable ones with a warning.
 
     Returns:
-        the records, without unreadable images if they are skipped.
+        The records, without unreadable images if they are skipped.
 
     Raises:
-        DatasetError: naming the files.
+        DatasetError: if files have problems; the message names them.
         ArgumentError: for an unknown value of ``check_images`` or ``unreadable_images``.
     """
     check_choice("check_images", check_images, CHECKS)
@@ -93,7 +93,7 @@ def check_images(
 
 
 def _find_problems(records: Records, reader: ImageReader, headers: dict[int, _Header]) -> Problems:
-    """Returns the files whose size differs from their record, or whose values need an intensity window."""
+    """Collects files whose size differs from their record or whose values need an intensity window."""
     problems, paths = Problems(str(records.spec)), _paths(records)
     for index, header in headers.items():
         expected = tuple(records.sizes[index % len(records)].tolist())
@@ -129,7 +129,7 @@ def _warn_of_notes(records: Records, headers: dict[int, _Header]) -> None:
 
 
 def _paths(records: Records) -> list[str]:
-    """Returns the paths of the images, followed by those of the panoptic PNGs in the same order, if there are any."""
+    """Returns the paths of the images, followed by those of any panoptic PNGs in the same order."""
     return records.file_names + (records.png_paths if isinstance(records, PanopticRecords) else [])
 
 
@@ -173,7 +173,7 @@ def _read_header(path: str, reader: ImageReader, decode: bool, cached: _Header |
                 image.load()
                 header.decoded = True
             if image.mode in ("I", "F"):
-                header.mtime = -1  # not cached, as the result depends on the reader
+                header.mtime = -1  # not cached, because the result depends on the reader
                 try:
                     reader.read(path)
                 except DatasetError as error:
@@ -190,7 +190,7 @@ def _ends_with(path: str, end: bytes) -> bool:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replaces a file atomically, if possible: a cache is not necessary."""
+    """Replaces a file atomically. Errors are only logged, because the cache is optional."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,21 +32,21 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)
 _AS_STORED = {6: 8, 8: 6}  # orientation whose inverse transform undoes that of the key
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # single-channel images of more than 8 bits
-_noted: set[tuple[str, str]] = set()  # folder and kind of images that a warning has named
+_noted: set[tuple[str, str]] = set()  # folder and property of images for which a warning was logged
 
 
 @dataclass(frozen=True)
 class ImageReader:
     """Reads image files as 8-bit pixels with three channels.
 
-    Alpha channels are dropped. Of animated images and files with several pages, the first is read. Grey values of 16
-    bits, 32 bits or floats are scaled linearly and clipped. One warning names these images.
+    Alpha channels are dropped. The first frame or page is read. Grey values of 16 bits, 32 bits or floats are scaled
+    linearly and clipped. A warning is logged for images with several frames or scaled values.
 
     Attributes:
         format: order of the channels, ``"RGB"`` or ``"BGR"``.
-        intensity_window: grey values of more than 8 bits that become 0 and 255; (): the range of the type, which is
-            [0, 65535] for 16 bits, [0, 2**31 - 1] for 32 bits and [0, 1] for floats.
-        exif_orientation: apply the EXIF orientation.
+        intensity_window: values that are mapped to 0 and 255 in grey images of more than 8 bits; empty: the range of
+            the type, [0, 65535] for 16 bits, [0, 2**31 - 1] for 32 bits and [0, 1] for floats.
+        exif_orientation: whether to apply the EXIF orientation.
     """
 
     format: str = "RGB"
@@ -71,7 +71,7 @@ class ImageReader:
 
         Raises:
             DatasetError: if the file is missing, cannot be decoded, does not have the expected size, or has values
-                outside of the range of the type.
+                outside the range of the type.
         """
         with open_image(path) as image:
             notes, limits, orientation = describe(image), self._limits(image), read_orientation(image)
@@ -89,15 +89,15 @@ class ImageReader:
         return np.ascontiguousarray(pixels if self.format == "RGB" else pixels[:, :, ::-1])
 
     def _turn(self, image: Image.Image, orientation: int) -> Image.Image:
-        """Applies the orientation that a loaded image had before, or reverts it if Pillow has applied it."""
-        is_turned = orientation != read_orientation(image)  # a TIFF file
+        """Applies or reverts the orientation that a loaded image had before loading, according to the option."""
+        is_turned = orientation != read_orientation(image)  # Pillow applies the orientation of TIFF files on loading
         if is_turned == self.exif_orientation:
             return image
         method = _UPRIGHT.get(_AS_STORED.get(orientation, orientation) if is_turned else orientation)
         return image if method is None else image.transpose(method)
 
     def _limits(self, image: Image.Image) -> tuple[float, ...]:
-        """Returns the values that become 0 and 255, or () for images of 8 bits."""
+        """Returns the values that are mapped to 0 and 255, or () for images of 8 bits."""
         if image.mode not in _WIDE_MODES or self.intensity_window:
             return self.intensity_window if image.mode in _WIDE_MODES else ()
         if image.mode == "F":
@@ -111,7 +111,8 @@ class ImageReader:
         scaled = np.rint((np.nan_to_num(values, nan=low) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         if not self.intensity_window:
             first, last = float(np.nanmin(values, initial=np.inf)), float(np.nanmax(values, initial=-np.inf))
-            is_lost = high > 2**16 and first < last and scaled.min() == scaled.max()  # 16 bits may be a dark image
+            # An image of 16 bits with a single scaled value may simply be dark.
+            is_lost = high > 2**16 and first < last and scaled.min() == scaled.max()
             if first < low or last > high or is_lost:
                 raise DatasetError(
                     f"{path} has grey values from {first:g} to {last:g}, which cannot be shown in the range of their "
@@ -184,22 +185,23 @@ def read_sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
     has_exif = image.format != "PNG" or "exif" in image.info  # Pillow would decode a PNG file to look for it
     if not has_exif or read_orientation(image) not in _SIDEWAYS:
         return size, size
-    return (size, size[::-1]) if image.format == "TIFF" else (size[::-1], size)  # the sides of TIFF files are upright
+    # For TIFF files, Pillow returns the size after orientation.
+    return (size, size[::-1]) if image.format == "TIFF" else (size[::-1], size)
 
 
 def describe(image: Image.Image) -> list[str]:
-    """Returns in which respects an image is not read as it is."""
+    """Returns the properties of an image that change what is read: scaled values and further frames."""
     notes = []
     if image.mode in _WIDE_MODES:
         notes.append("grey values of more than 8 bits, which are scaled to 8 bits (see intensity_window)")
-    # MPO: photographs with a preview.
+    # MPO files are photographs with a preview.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append("several frames or pages, of which the first is read")
     return notes
 
 
 def warn_once(source: str, note: str, files: list[str], total: int) -> None:
-    """Logs that some of ``total`` images have a property of `describe`, unless a warning has named their folders."""
+    """Logs that some of ``total`` images have a property from `describe`, once per folder."""
     keys = {(os.path.dirname(file), note) for file in files}
     if not keys <= _noted:
         _noted.update(keys)
@@ -207,7 +209,7 @@ def warn_once(source: str, note: str, files: list[str], total: int) -> None:
 
 
 def _warn(path: Path, note: str) -> None:
-    """Logs a property of `describe` once per folder, by one worker of one process."""
+    """Logs a property from `describe` once per folder, in one worker of one process only."""
     key = str(path.parent), note
     worker = get_worker_info()
     if key not in _noted and (worker is None or worker.id == 0) and os.environ.get("RANK", "0") == "0":

@@ -1,4 +1,4 @@
-"""Faults of data sets: errors, and warnings for faults that are accepted."""
+"""Faults of data sets, reported as errors or, if they are accepted, as warnings."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -13,7 +13,7 @@ class DatasetError(UserError):
 
 
 class Problems:
-    """Collects the faults of a data set: a single error reports all errors, with a few examples of each kind.
+    """Collects the faults of a data set and reports them in a single error, with a few examples of each kind.
 
     Args:
         source: data set and file, for messages.
@@ -33,7 +33,7 @@ class Problems:
 
         Args:
             kind: plural noun phrase, such as "boxes that are not finite".
-            examples: description of the faulty record, or an iterable of several, of which only the first are read.
+            examples: description of the faulty record, or an iterable of several, of which only the first few are used.
             remedy: sentence that ends the message.
             count: number of faults.
         """
@@ -44,7 +44,7 @@ class Problems:
         self._warnings.setdefault(kind, _Fault(consequence)).add(examples, count)
 
     def raise_if_any(self) -> None:
-        """Raises a `DatasetError` that lists count, examples and remedy of each kind, if there is an error."""
+        """Raises a `DatasetError` with the count, examples and remedy of each kind, if there are any errors."""
         if self._errors:
             lines = [f"{self.source} cannot be used:"]
             for kind, fault in self._errors.items():

@@ -13,7 +13,7 @@ from .masks import find_rle_fault, to_rle
 from .records import Array
 
 _TRIANGLE = 6  # minimum number of coordinates of a polygon
-_BATCH = 512  # segmentations that are decoded at once; more do not fit into the processor's cache
+_BATCH = 512  # number of segmentations decoded at once; larger batches do not fit into the processor's cache
 
 
 class _RunLengths(msgspec.Struct, gc=False):
@@ -30,7 +30,7 @@ class Shapes:
     """Properties of many segmentations.
 
     Attributes:
-        faults: row to what is wrong with its segmentation; its other properties have no meaning.
+        faults: problem of each faulty segmentation by row; the other properties of these rows are meaningless.
         num_parts: (N,) number of polygons, or 1 for an RLE; 0 without a segmentation.
         num_short: (N,) number of polygons of fewer than three points.
         corners: (N, 4) x1, y1, x2, y2 of the mask in pixels, without short polygons; NaN without a mask.
@@ -51,7 +51,7 @@ class Segmentations:
 
     Args:
         texts: JSON of each segmentation.
-        order: (N,) indices into ``texts`` of the annotations.
+        order: (N,) index into ``texts`` of each annotation.
     """
 
     def __init__(self, texts: Sequence[Any], order: Array) -> None:
@@ -86,7 +86,7 @@ class Segmentations:
         texts = [self._content[start:stop] for start, stop in spans]
         try:
             return dict(zip(rows.tolist(), _batch_decoder.decode(b"[%b]" % b",".join(texts)), strict=True))
-        except (ValueError, RecursionError):  # decode one at a time to find the faulty ones
+        except (ValueError, RecursionError):  # the segmentations are decoded one by one to find the faulty ones
             pass
         found = {}
         for row, text in zip(rows.tolist(), texts, strict=True):

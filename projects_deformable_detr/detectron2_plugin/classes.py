@@ -1,4 +1,4 @@
-"""Classes of the data sets in Detectron2's catalogs, also in its two panoptic formats.
+"""Classes of the data sets in Detectron2's catalogs, including its two panoptic formats.
 
 The classes of a panoptic model are things and stuff in one list (arXiv 2005.12872, section 4.4). Detectron2 has
 
@@ -21,7 +21,7 @@ from ..config.data import dataset_names, is_panoptic
 from ..data.problems import DatasetError
 
 _TYPES = ("coco_panoptic_seg", "cityscapes_panoptic_seg")
-_ANY_THING = 0  # in label images, and in the stuff of the metadata
+_ANY_THING = 0  # in label images and in the stuff classes of the metadata
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PanopticClasses:
 
     Attributes:
         names: names of the classes.
-        things: classes that are things.
+        things: indices of the thing classes.
         segment_ids: ``category_id`` of each class in Detectron2's segments.
         category_ids: id of each class in the files of the data set.
     """
@@ -164,9 +164,9 @@ def separated_classes(cfg: CfgNode) -> PanopticClasses | None:
 
 
 def resolve_thing_classes(cfg: CfgNode) -> tuple[int, ...]:
-    """Returns the classes that are things (`config.data.resolve_thing_classes`); (): all of them.
+    """Returns the thing classes (`config.data.resolve_thing_classes`); empty if all classes are things.
 
-    Without a panoptic data set or key there is no stuff, even if a model has more classes than the data set.
+    Without a panoptic data set or key, all classes are things, even if a model has more classes than the data set.
     """
     names = dataset_names(cfg)
     if not (is_panoptic(cfg) or thing_classes(cfg) or any(map(is_standard, names))):

@@ -1,4 +1,4 @@
-"""Evaluators of Detectron2's data sets: the project's for COCO's formats and LVIS's, else Detectron2's."""
+"""Evaluators of Detectron2's data sets: the project's for COCO's and LVIS's formats, otherwise Detectron2's."""
 
 import os
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ _EVALUATOR_TYPES = (
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-    """Builds the evaluator of a data set, see `make_evaluator`.
+    """Builds the evaluator of a data set for a config; see `make_evaluator`.
 
     Results are written to ``OUTPUT_DIR/inference``, or to a subfolder for each test set if there are several.
     """
@@ -87,7 +87,7 @@ def make_evaluator(
         return VOCEvaluator(dataset_name)
     classes, spec = panoptic_classes(dataset_name, is_panoptic), find_spec(dataset_name, panoptic=is_panoptic)
     if spec is not None and classes is not None and read_classes(spec).category_ids != classes.category_ids:
-        spec = None  # the metadata has a part of the classes of the file, or numbers them differently
+        spec = None  # the metadata has only some of the classes of the file, or numbers them differently
     is_cityscapes, is_panoptic = kind.startswith("cityscapes"), is_panoptic and classes is not None
     coco: CocoEvaluator | None = None
     panoptic: PanopticEvaluator | None = None
@@ -102,7 +102,7 @@ def make_evaluator(
     if coco is None:
         records = CatalogRecords(dataset_name, classes)
         coco, category_ids = CocoEvaluator(records, max_detections), category_ids or records.category_ids
-    has_coco_masks = has_masks and not is_cityscapes  # Cityscapes has metrics of masks of its own
+    has_coco_masks = has_masks and not is_cityscapes  # Cityscapes has its own metrics of masks
     evaluators: list[DatasetEvaluator] = [InstancesEvaluator(coco, output_dir, category_ids, with_masks=has_coco_masks)]
     if is_cityscapes and has_masks:
         evaluators.append(CityscapesEvaluator(dataset_name))
@@ -114,7 +114,7 @@ def make_evaluator(
 
 
 class ProjectEvaluator(DatasetEvaluator):
-    """Base class of the project's evaluators, as in the standalone engine, with Detectron2's inputs and outputs.
+    """Base class that adapts the project's evaluators to Detectron2's inputs and outputs.
 
     Args:
         evaluator: evaluator of the data set.
@@ -142,7 +142,7 @@ class ProjectEvaluator(DatasetEvaluator):
 
 
 class InstancesEvaluator(ProjectEvaluator):
-    """Computes AP of boxes and, if ``with_masks``, of masks; of a panoptic data set, for things only."""
+    """Computes AP of boxes and, if ``with_masks``, of masks; for panoptic data sets, of things only."""
 
     def __init__(
         self, evaluator: CocoEvaluator, output_dir: str, category_ids: Sequence[int] | None, *, with_masks: bool
@@ -175,7 +175,7 @@ class SegmentsEvaluator(ProjectEvaluator):
 
 
 class CatalogRecords(CocoRecords):
-    """Ground truth of a data set that only Detectron2 can read, or of the things in panoptic segments.
+    """Ground truth of a data set that only Detectron2 can read, or of the things among panoptic segments.
 
     Args:
         name: name of the data set.
@@ -200,7 +200,7 @@ class CatalogRecords(CocoRecords):
 
 
 def _as_coco(name: str, classes: PanopticClasses | None) -> dict[str, Any]:
-    """Converts records, of panoptic data sets the segments of things, to the content of a file in COCO's format.
+    """Converts records to the content of a file in COCO's format; for panoptic data sets, segments of things only.
 
     Detectron2's ``convert_to_coco_dict`` fails for masks whose run lengths are lists.
     """

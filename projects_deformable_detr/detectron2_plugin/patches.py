@@ -1,8 +1,8 @@
 """Attributes of Detectron2 and NumPy that the project replaces, because no registry covers them.
 
 `PATCHES` has one row per replacement. Those of Detectron2 dispatch on the model: models of other projects get
-Detectron2's own behaviour. They are installed when the project is imported; rows with ``in_context`` are active in
-`applied` only. The environment variable ``DEFORMABLE_DETR_DISABLE_PATCHES`` disables replacements by name
+Detectron2's own behaviour. They are installed when the project is imported; rows with ``in_context`` are active
+inside `applied` only. The environment variable ``DEFORMABLE_DETR_DISABLE_PATCHES`` disables replacements by name
 (``optimizer,mapper``, or ``all``), and `uninstall` restores Detectron2's attributes.
 """
 
@@ -40,7 +40,7 @@ from .meta_arch import SetPredictionModel
 from .tta import SetPredictionTTA
 
 DISABLE = "DEFORMABLE_DETR_DISABLE_PATCHES"
-_MISSING = object()  # the value of an absent attribute
+_MISSING = object()  # stands for an absent attribute
 _skips_refusal = ContextVar("_skips_refusal", default=False)
 
 
@@ -49,11 +49,11 @@ class Patch:
     """A replaced attribute.
 
     Attributes:
-        name: name that disables it.
-        targets: owners and names of the attribute, which modules may have imported from each other.
+        name: name for ``DEFORMABLE_DETR_DISABLE_PATCHES``.
+        targets: owner and name of the attribute; several if modules import it from each other.
         replace: function from the original value to its replacement.
-        reason: what would happen without it.
-        in_context: replace the attribute in `applied` only, not when the project is imported.
+        reason: consequence of not replacing the attribute.
+        in_context: whether to replace the attribute inside `applied` only instead of on import.
     """
 
     name: str
@@ -136,7 +136,7 @@ class _DefaultMapper(DatasetMapper):
     """Creates DETR's mapper for the project's models, and Detectron2's for others."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls is not _DefaultMapper:  # a subclass of the user
+        if cls is not _DefaultMapper:  # a user's subclass
             return super().__new__(cls)
         cfg = args[0] if args else kwargs.get("cfg")
         ours = isinstance(cfg, CfgNode) and names_ours(cfg)

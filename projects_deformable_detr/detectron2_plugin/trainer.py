@@ -44,7 +44,7 @@ from .tta import SetPredictionTTA
 
 
 class StoppableLoop(TrainerBase):
-    """Training loop that `StopTraining` ends. Inherited after ``DefaultTrainer``, whose ``train`` calls this one."""
+    """Training loop that ends on `StopTraining`. A base class after ``DefaultTrainer``, which calls its ``train``."""
 
     def train(self, *iterations: int) -> None:
         """Runs Detectron2's loop until it ends or a hook raises `StopTraining`.
@@ -99,14 +99,17 @@ class Trainer(DefaultTrainer, StoppableLoop):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Resumes, or loads ``MODEL.WEIGHTS``, and broadcasts the first process's, as a download can fail in others."""
+        """Resumes, or loads ``MODEL.WEIGHTS``, and broadcasts the weights of the first process.
+
+        Downloads can fail in the other processes.
+        """
         super().resume_or_load(resume)
         broadcast(self.model)
         if self.start_iter:
             log_resuming(Path(self.checkpointer.get_checkpoint_file()), self.start_iter, self.max_iter)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads the state of a checkpoint, but with the learning rates and other options of the config."""
+        """Loads the state of a checkpoint; learning rates and other hyperparameters remain those of the config."""
         optimizer = self._trainer.optimizer
         with naming_keys(RESUME_KEYS):
             check_optimizer_state(optimizer, state_dict["_trainer"]["optimizer"])
@@ -115,7 +118,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         set_hyperparameters(optimizer, self.scheduler, groups)
 
     def run_step(self) -> None:
-        """Runs an iteration; errors name the images of the batch, and config keys."""
+        """Runs an iteration; errors name the images of the batch and config keys."""
         with self.recorder.reporting(), naming_keys(STEP_KEYS):
             super().run_step()
         self.recorder.stop()
@@ -170,10 +173,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Evaluates with test-time augmentation; metrics have Detectron2's names, ``{"bbox_TTA": …}``."""
-        names, folder = (
-            data_config(cfg, eval_only=True).test,
-            os.path.join(process_config(cfg).output_dir, "inference_TTA"),
-        )
+        names = data_config(cfg, eval_only=True).test
+        folder = os.path.join(process_config(cfg).output_dir, "inference_TTA")
         folders = [folder] if len(names) == 1 else [os.path.join(folder, name) for name in names]
         evaluators = [cls.build_evaluator(cfg, *pair) for pair in zip(names, folders, strict=True)]
         results = cls.test(cfg, SetPredictionTTA(cfg, model), evaluators)

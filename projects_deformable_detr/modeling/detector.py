@@ -24,10 +24,10 @@ class Detector(nn.Module):
             for an encoder-only detector.
         no_object: whether the last logit is for "no object".
         mask_head: maps feature maps, tokens, memory, hidden states, boxes and padding mask to mask logits, or None.
-        freeze_detector: train the mask head only. All other parts get no gradient and stay in evaluation mode, so that
-            dropout is off and batch-norm statistics are not updated.
-        mask_padding: when the predictions for an image do not depend on the padding of its batch. ``"inference"``: in
-            evaluation mode; training batches include padding as in the official code. ``"always"`` needs a backbone
+        freeze_detector: whether to train the mask head only. All other parts get no gradient and stay in evaluation
+            mode, so that dropout is off and batch-norm statistics are not updated.
+        mask_padding: when predictions are independent of the padding of the batch. ``"inference"``: in evaluation mode;
+            training includes padding as in the official code. ``"always"`` needs a backbone
             that accepts a padding mask. ``"never"``: as in the official code, whose detections depend on the batch.
     """
 
@@ -75,7 +75,7 @@ class Detector(nn.Module):
         return self
 
     def unused_features(self) -> set[str]:
-        """Returns the backbone's unused feature maps; parameters that affect no other map get no gradient."""
+        """Returns the names of unused feature maps; backbone parameters that affect no other map get no gradient."""
         used = {*self.tokenizer.in_features, *(self.mask_head.features if self.mask_head is not None else ())}
         return set(output_shape(self.backbone)) - used
 
@@ -87,7 +87,7 @@ class Detector(nn.Module):
             padding_mask: (N, H, W) bool, True on padding, which must be to the right of and below each image.
 
         Raises:
-            UserError: in evaluation mode, if predictions are not finite; the message names the weights that are not.
+            UserError: in evaluation mode, if predictions are not finite; the message names weights that are not finite.
         """
         _check_images(images, padding_mask)
         masks = None

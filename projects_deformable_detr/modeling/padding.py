@@ -1,8 +1,8 @@
 """Feature maps and norms that do not depend on the padding of a batch.
 
-A convolution reads zeros beyond the border of an image. Features of an image in a padded batch are therefore those of
-the image alone if they are zero on padding before every layer that mixes positions, where biases and shifts of norms
-make them nonzero, and if the statistics of group norms leave out the padding.
+Convolutions pad their input with zeros. The features of an image in a padded batch therefore equal those of the image
+alone if padded positions, which biases and norms make nonzero, are reset to zero before every layer that mixes
+positions, and if group norms exclude them from their statistics.
 """
 
 from collections import defaultdict
@@ -25,8 +25,8 @@ def image_sizes(padding_mask: Tensor) -> list[tuple[int, int]]:
 def resize_mask(mask: Tensor, size: torch.Size) -> Tensor:
     """Downsamples a padding mask (N, H, W) to the size of a feature map.
 
-    An image of h rows has ceil(h / stride) rows, as in convolutions with padding. Nearest-neighbour interpolation, used
-    for feature maps of other sizes, can differ by a row if H is not a multiple of the stride.
+    An image of h rows gets ceil(h / stride) rows, as in convolutions with padding. Feature maps of other sizes use
+    nearest-neighbour interpolation, which can differ by a row if H is not a multiple of the stride.
     """
     halved = mask
     while halved.shape[-2] > size[0] or halved.shape[-1] > size[1]:
@@ -35,12 +35,12 @@ def resize_mask(mask: Tensor, size: torch.Size) -> Tensor:
 
 
 def interpolate_mask(mask: Tensor, size: torch.Size) -> Tensor:
-    """Resizes a mask (N, H, W) to (N, *size), nearest neighbour, as in the official code."""
+    """Resizes a mask (N, H, W) to (N, *size) by nearest-neighbour interpolation, as in the official code."""
     return F.interpolate(mask[None].float(), size=tuple(size)).to(torch.bool)[0]
 
 
 def masked_group_norm(norm: nn.GroupNorm, x: Tensor, mask: Tensor) -> Tensor:
-    """Applies a group norm with the statistics of unpadded positions, to x (N, C, H, W) with padding mask (N, H, W).
+    """Applies a group norm to x (N, C, H, W) with padding mask (N, H, W), with statistics of unpadded positions.
 
     Returns zeros on padding.
     """
@@ -60,8 +60,8 @@ def masked_group_norm(norm: nn.GroupNorm, x: Tensor, mask: Tensor) -> Tensor:
 def masked_features(backbone: nn.Module, images: Tensor, padding_mask: Tensor) -> tuple[Maps, Maps]:
     """Computes feature maps (N, C, H, W) that are zero on padding and do not depend on it.
 
-    A backbone with the attribute ``masks_padding`` also takes the padding mask (`ResNet`). Others, whose attention
-    windows, norms or interpolations would include padding, process the images of one size at a time.
+    A backbone with the attribute ``masks_padding``, such as `ResNet`, also receives the padding mask. Others, whose
+    attention windows, norms or interpolations would include padding, are applied to the images of one size at a time.
 
     Returns:
         Feature maps and their padding masks (N, H, W), by name.
@@ -92,7 +92,7 @@ def _pad(x: Tensor, height: int, width: int, value: float) -> Tensor:
 
 
 def _input_sizes(backbone: nn.Module, padding_mask: Tensor) -> list[tuple[int, int]]:
-    """Returns the size of each image, rounded up to the constraints of Detectron2's backbones as for a single image."""
+    """Returns the size of each image, padded to the constraints of a Detectron2 backbone as in a batch of one."""
     height, width = padding_mask.shape[-2:]
     constraints: Mapping[str, int] = getattr(backbone, "padding_constraints", None) or {}
     if constraints.get("square_size", 0) > 0:

@@ -9,14 +9,14 @@ from torchvision.ops import box_convert
 from ..errors import ArgumentError, UserError
 from .structures import Targets, image_name
 
-_SLACK = 1.0  # pixels by which a box may leave its image, due to rounding
+_SLACK = 1.0  # pixels by which a box may extend beyond its image, due to rounding
 
 
 def check_targets(targets: Sequence[Targets], num_classes: int) -> None:
-    """Checks labels, boxes and masks of a batch. Data sets, mappers and custom loops can all provide wrong ones.
+    """Checks labels, boxes and masks of a batch, which data sets, mappers and custom training loops provide.
 
-    Tensors that are not on the CPU are not read, because this would wait for the device: check targets before they are
-    moved.
+    The values of tensors on other devices than the CPU are not checked, because this would synchronise with the device:
+    check targets before moving them.
 
     Raises:
         ArgumentError: if an item is not `Targets`.
@@ -51,10 +51,8 @@ def _check_values(name: str, target: Targets, num_classes: int) -> None:
             f"{name} has class id {int(labels[wrong][0])}, but the model has {num_classes} classes (0 to "
             f"{num_classes - 1}): class ids must be contiguous, and `num_classes` their number"
         )
-    height, width = target.size or (
-        _SLACK,
-        _SLACK,
-    )  # size unknown: boxes in pixels leave the image by more than its size
+    # Without a size, boxes may extend beyond the image by its size, which still rejects boxes in pixels.
+    height, width = target.size or (_SLACK, _SLACK)
     slack = boxes.new_tensor([_SLACK / width, _SLACK / height] * 2)
     corners = box_convert(boxes, "cxcywh", "xyxy")
     faults = {

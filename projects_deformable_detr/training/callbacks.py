@@ -21,7 +21,7 @@ class BestCheckpointConfig:
     """Configuration of `BestCheckpoint`.
 
     Attributes:
-        metric: name in logs, such as ``bbox/AP``.
+        metric: name of the metric in logs, such as ``bbox/AP``.
         mode: ``"max"`` or ``"min"``.
     """
 
@@ -37,8 +37,8 @@ class EarlyStoppingConfig:
     """Configuration of `EarlyStopping`.
 
     Attributes:
-        metric: name in logs, such as ``bbox/AP``; larger is better.
-        patience: number of evaluations in a row without an improvement after which training ends.
+        metric: name of the metric in logs, such as ``bbox/AP``; larger is better.
+        patience: number of consecutive evaluations without an improvement after which training ends.
         min_delta: minimum improvement, exclusive.
     """
 
@@ -146,10 +146,10 @@ class BestCheckpoint:
 
 
 class EarlyStopping:
-    """Ends training after ``patience`` evaluations in a row without an improvement of the metric.
+    """Ends training after ``patience`` consecutive evaluations without an improvement of the metric.
 
-    NaN and infinite values do not count as improvements. The state is saved in checkpoints: a stopped run that is
-    resumed continues only with a larger patience.
+    NaN and infinite values do not count as improvements. Because the state is saved in checkpoints, a stopped run
+    continues after resuming only with a larger patience.
     """
 
     def __init__(self, config: EarlyStoppingConfig) -> None:

@@ -1,4 +1,4 @@
-"""Failed training steps: error messages with the images of the batch, and a file that reproduces the step."""
+"""Reports failed training steps: adds the images of the batch to errors and saves a file that reproduces the step."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,11 +35,11 @@ class StepRecorder:
         self._random: dict[str, Any] = {}
 
     def start(self, iteration: int, device: torch.device, read: Callable[[], Samples]) -> None:
-        """Starts a step, before the model is called.
+        """Records the start of a step; to be called before the model.
 
         Args:
-            iteration: counted from 0.
-            device: the model's, whose random state the file contains.
+            iteration: iteration, counted from 0.
+            device: device of the model, whose random state is saved.
             read: function that returns images (3, h, w) in 0–255 and targets; called only if the step fails.
         """
         self._read = read
@@ -49,7 +49,7 @@ class StepRecorder:
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Adds the images of the batch and the name of the file to an error of the step that is raised in the block."""
+        """Adds the images of the batch and the path of the saved step to errors raised in the block."""
         try:
             yield
         except (FloatingPointError, UserError) as error:

@@ -1,4 +1,4 @@
-"""Ends a training after its iteration on SIGINT (Ctrl-C) or SIGTERM."""
+"""Ends training after the current iteration on SIGINT (Ctrl-C) or SIGTERM."""
 
 import logging
 import multiprocessing
@@ -18,13 +18,14 @@ _MESSAGE = b"\nStopping after this iteration; a second signal stops at once.\n"
 
 
 class StopSignal:
-    """Context manager that records SIGINT or SIGTERM, so that a training can save its state.
+    """Context manager that records SIGINT or SIGTERM, so that training can save its state.
 
-    A second signal ends the process at once with the status of a shell, 128 and the signal's number. In a process of
-    `launch.launch`, the calling process forwards the first signal and handles a second one.
+    A second signal ends the process at once with the exit status 128 plus the signal number, as in shells. The calling
+    process of `launch.launch` forwards the first signal to its child processes and handles a second one.
 
     Args:
-        processes: in the calling process of `launch.launch`, the processes that train; the first gets the signal.
+        processes: training processes, in the calling process of `launch.launch`; the first of them receives
+            the forwarded signal.
 
     Attributes:
         signum: number of the first signal, or None.
@@ -37,7 +38,7 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             signals = [signal.SIGTERM] if multiprocessing.parent_process() else [signal.SIGINT, signal.SIGTERM]
             self._previous = {signum: signal.signal(signum, self._receive) for signum in signals}
         return self
@@ -48,7 +49,7 @@ class StopSignal:
         self._previous = {}
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a worker of a data loader, which its parent process ends by SIGTERM
+        if os.getpid() != self._pid:  # a data loader worker, which its parent process ends with SIGTERM
             if signum == signal.SIGTERM:
                 os._exit(128 + signum)
         elif self.signum is None:
@@ -73,5 +74,5 @@ class StopSignal:
 
 
 def log_stop(iterations: int, max_iter: int) -> None:
-    """Logs that a signal has ended the training."""
+    """Logs that a signal has ended training."""
     logger.info("Stopped after iteration %d of %d: --resume continues", iterations, max_iter)

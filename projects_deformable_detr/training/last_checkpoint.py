@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 _NAME = "last_checkpoint"  # as in fvcore
 _ENGINES = {".ckpt": "standalone", ".pth": "detectron2"}
 _PERIODIC = re.compile(r"model_(\d{7,})\.(?:ckpt|pth)")
-_TEMPORARY = re.compile(rf"\.(?:model_\w+\.(?:ckpt|pth)|{_NAME})\.\w{{8}}")  # names in `atomic_file`
+_TEMPORARY = re.compile(rf"\.(?:model_\w+\.(?:ckpt|pth)|{_NAME})\.\w{{8}}")  # temporary names of `atomic_file`
 
 
 def write_last_checkpoint(path: Path) -> None:
-    """Makes ``path`` the checkpoint from which runs in its folder resume. Atomic."""
+    """Marks ``path``, atomically, as the checkpoint from which runs in its folder resume."""
     with atomic_file(path.with_name(_NAME)) as file:
         file.write(path.name.encode())
 
@@ -40,7 +40,7 @@ def find_last_checkpoint(
         output_dir: output folder of the run.
         engine: ``"detectron2"`` or ``"standalone"``.
         class_names: names of the classes of the data sets, if known.
-        for_evaluation: accept a checkpoint with other classes, which loading maps by name.
+        for_evaluation: whether to accept a checkpoint with other classes, which are mapped by name on loading.
 
     Raises:
         CheckpointError: if ``last_checkpoint`` is empty, if its checkpoint does not exist, was written by the other
@@ -82,17 +82,17 @@ def find_last_checkpoint(
 
 
 def log_resuming(path: Path, iterations: int, max_iter: int) -> None:
-    """Logs the checkpoint from which a run resumes, and whether anything is left to train."""
+    """Logs the checkpoint from which a run resumes, with a warning if no iterations are left."""
     logger.info("Resuming from %s after %d of %d iterations", path, iterations, max_iter)
     if iterations >= max_iter:
         logger.warning("Nothing is left to train: the run is only evaluated. Set more iterations to continue it")
 
 
 def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Checks that the weights of a checkpoint have the keys and shapes of the model to resume.
+    """Checks that the weights of a checkpoint are finite and have the keys and shapes of the model.
 
     Raises:
-        CheckpointError: listing the differences.
+        CheckpointError: if not; the message lists the differences.
     """
     check_finite(dict(state), "the checkpoint to resume from")
     own = model.state_dict()
@@ -128,14 +128,14 @@ def _check_classes(path: Path, stored: Sequence[str] | None, wanted: Sequence[st
 
 
 def remove_last_checkpoint(output_dir: Path) -> None:
-    """Removes ``last_checkpoint`` before a new run; checkpoints of an earlier run are kept."""
+    """Removes the file ``last_checkpoint`` before a new run, but no checkpoints."""
     (output_dir / _NAME).unlink(missing_ok=True)
 
 
 def remove_old_checkpoints(last: Path, keep: int) -> None:
-    """Deletes all but the newest ``keep`` periodic checkpoints, of which ``last``, just written, is the newest.
+    """Deletes all but the ``keep`` newest periodic checkpoints up to ``last``, the one just written.
 
-    Files with other names, such as ``model_final.pth`` and ``model_best.pth``, and of later iterations are kept.
+    Checkpoints of later iterations, and other files such as ``model_final.pth`` and ``model_best.pth``, are kept.
     """
     before = _periodic_checkpoints(last) if _PERIODIC.fullmatch(last.name) else []
     for path in before[: max(0, len(before) - keep + 1)]:
@@ -144,7 +144,7 @@ def remove_old_checkpoints(last: Path, keep: int) -> None:
 
 
 def remove_temporary_files(output_dir: Path) -> None:
-    """Deletes the temporary files that killed writes left in a folder."""
+    """Deletes the temporary files of interrupted writes in a folder."""
     for path in output_dir.glob(".*"):
         if _TEMPORARY.fullmatch(path.name):
             logger.info("Removing %s, the remains of an interrupted write", path)

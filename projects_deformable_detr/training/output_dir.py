@@ -1,4 +1,4 @@
-"""Output folder of a run: checked before anything is written, kept apart from earlier runs, with log and config."""
+"""Checks and prepares the output folder of a run, and writes its log."""
 
 import logging
 import os
@@ -17,12 +17,12 @@ _FORMAT = logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S")
 
 
 def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Checks that a run can write to its output folder, and that the folder has the checkpoints that it needs.
+    """Checks that the output folder is writable and has a checkpoint to resume from, or no files of another run.
 
     Args:
         folder: output folder, which need not exist.
-        resume: the run continues from the last checkpoint.
-        overwrite: the run may remove the files of an earlier run.
+        resume: whether the run continues from the last checkpoint.
+        overwrite: whether the run may remove the files of an earlier run.
 
     Raises:
         UserError: if the folder cannot be written, if there is no checkpoint to resume from, or if a new run would mix
@@ -46,9 +46,10 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def start_run(folder: Path, cfg_text: str, *, is_new: bool) -> None:
-    """Prepares the output folder when the first iteration is about to start.
+    """Prepares the output folder immediately before the first iteration.
 
-    Removes remains of interrupted writes and, for a new run, the files of an earlier one; writes ``config.yaml``.
+    Removes temporary files of interrupted writes and, for a new run, the files of an earlier one. Writes
+    ``config.yaml``.
     """
     remove_temporary_files(folder)
     if is_new:
@@ -63,7 +64,7 @@ def start_run(folder: Path, cfg_text: str, *, is_new: bool) -> None:
 
 
 def _files_of_a_run(folder: Path) -> list[Path]:
-    """Returns checkpoints and the file of metrics, unless it is empty."""
+    """Returns the checkpoints and, unless it is empty, the metrics file."""
     checkpoints = [path for suffix in ("ckpt", "pth") for path in folder.glob(f"model_*.{suffix}")]
     metrics = folder / _METRICS
     return [*sorted(checkpoints), *([metrics] if metrics.is_file() and metrics.stat().st_size else [])]
@@ -71,16 +72,17 @@ def _files_of_a_run(folder: Path) -> list[Path]:
 
 @contextmanager
 def log_unless_error(folder: Path) -> Iterator[None]:
-    """Prints the log messages of the block; unless it raises an error, creates the folder and appends to ``log.txt``.
+    """Prints the log messages of the block and, if it succeeds, appends them to ``log.txt`` in the folder.
 
-    An invalid command thus leaves the folder of an earlier run unchanged.
+    The folder is created if necessary. An invalid command leaves the folder of an earlier run unchanged.
     """
     package = logging.getLogger(__name__.partition(".")[0])
     package.setLevel(logging.INFO)
     buffer = MemoryHandler(capacity=1_000_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(_FORMAT)
-    added = [buffer] if package.handlers else [buffer, console]  # handlers of an earlier run in this process print
+    # Handlers of an earlier run in this process already print.
+    added = [buffer] if package.handlers else [buffer, console]
     for handler in added:
         package.addHandler(handler)
     try:
