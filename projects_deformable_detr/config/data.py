@@ -116,10 +116,10 @@ def with_classes(
 
     Args:
         cfg: config of either engine.
-        num_classes, things: `resolve_num_classes` and `resolve_thing_classes` of an engine with a catalog of its own.
+        num_classes, things: `resolve_num_classes` and `resolve_thing_classes` of an engine with its own catalog.
 
     Raises:
-        DatasetError: see there.
+        DatasetError: as raised by these functions.
     """
     cfg = cfg.clone()
     cfg.defrost()

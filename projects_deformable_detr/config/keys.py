@@ -179,7 +179,7 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # Ground-truth boxes without area inside their image: error | drop (with a warning) | drop_many (also if they are
     # more than 20 %). See docs/data.md.
     cfg.DATASETS.INVALID_BOXES = "error"
-    cfg.DATASETS.DROP_ROOT_CATEGORY = False  # leave out the supercategory of all others that Roboflow adds
+    cfg.DATASETS.DROP_ROOT_CATEGORY = False  # leave out the unused root category that Roboflow adds
     # Reading of image files before training: auto (2,000 images of each data set) | all | pixels (decode all) | none.
     cfg.DATASETS.CHECK_IMAGES = "auto"
     cfg.DATASETS.UNREADABLE_IMAGES = "error"  # error | skip (leave out, with a warning)

@@ -205,7 +205,7 @@ def _read_corners(spec: DatasetSpec, found: _Content, sizes: Array) -> Array:
 
 
 def _report_empty(table: Array, checks: AnnotationChecks, may_be_empty: bool, problems: Problems) -> None:
-    """Reports that there is no object."""
+    """Reports that a data set has no objects."""
     if not len(table):
         what, remedy = "the list 'annotations' is empty", "Add the boxes of the objects."
     else:

@@ -13,7 +13,7 @@ Bitmaps = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def find_rle_fault(size: Sequence[int], counts: str | bytes | list[int], height: int, width: int) -> str | None:
-    """Returns what is wrong with an RLE, or None. pycocotools does not check lengths, and may read or loop forever."""
+    """Returns the fault of an RLE, or None. pycocotools does not check lengths, and may read or loop forever."""
     if tuple(size) != (height, width):
         return f"an RLE of size {list(size)}, but its image is {height} x {width} (height x width)"
     try:
@@ -24,7 +24,7 @@ def find_rle_fault(size: Sequence[int], counts: str | bytes | list[int], height:
 
 
 def _decode_counts(text: str | bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Decodes the run lengths of a compressed RLE: digits of 5 bits, and differences to the second last length."""
+    """Decodes the run lengths of a compressed RLE: digits of 5 bits, and differences from the second-to-last length."""
     content = text.encode("utf-8") if isinstance(text, str) else text
     digits = np.frombuffer(content, np.uint8).astype(np.int64) - 48
     if not digits.size:

@@ -107,8 +107,8 @@ def _load_lvis(spec: DatasetSpec) -> list[dict[str, Any]]:
 def find_spec(name: str, *, panoptic: bool = False) -> DatasetSpec | None:
     """Returns the location of a data set in COCO's formats or LVIS's; None for data sets in other formats.
 
-    Cityscapes' panoptic files are in another format, as their image ids are strings. Of a data set in the separated
-    format, the location is that of its instances file, unless ``panoptic``.
+    Cityscapes' panoptic files are in another format, as their image ids are strings. For a data set in the
+    separated format, the location is that of its instances file unless ``panoptic``.
     """
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type")
@@ -147,8 +147,8 @@ def load(name: str, config: DataConfig) -> Records | None:
 def is_read_from_file(name: str) -> bool:
     """Returns whether the records of a data set are those of its annotation file.
 
-    They are not if a function of the user returns them, in the separated panoptic format, and if the class ids in the
-    metadata of a panoptic data set are not in the order of the project's reader.
+    They are not if a user's function returns them, if the data set is in the separated panoptic format, or if the class
+    ids in the metadata of a panoptic data set are in another order than those of the project's reader.
     """
     function, spec = DatasetCatalog.data.get(name), find_spec(name)
     if function is None or spec is None or is_separated(name):

@@ -72,12 +72,12 @@ class BestCheckpoint(training.callbacks.BestCheckpoint, HookBase):
         self._compared = -1  # iteration of the last comparison
 
     def after_step(self) -> None:
-        """Compares after an evaluation."""
+        """Checks the metric after an evaluation."""
         if _is_evaluated(self.trainer, self.period):
             self._compare(self.trainer.iter)
 
     def after_train(self) -> None:
-        """Compares after the final evaluation, unless it was skipped."""
+        """Checks the metric after the final evaluation, unless it was skipped."""
         if _is_finished(self.trainer) and self._compared != self.trainer.iter - 1:
             self._compare(self.trainer.iter - 1)
 
@@ -98,14 +98,14 @@ class EarlyStopping(training.callbacks.EarlyStopping, HookBase):
         self.period, self.evaluations = period, evaluations
 
     def before_train(self) -> None:
-        """Ends a resumed run that had stopped before."""
+        """Ends a resumed run that had already stopped early."""
         if self.should_stop:
             self.log_stopped_before(self.trainer.start_iter - 1)
             self.trainer.max_iter = self.trainer.start_iter
             raise StopTraining
 
     def after_step(self) -> None:
-        """Compares after an evaluation."""
+        """Checks the metric after an evaluation."""
         trainer = self.trainer
         if not _is_evaluated(trainer, self.period):
             return
@@ -149,7 +149,7 @@ class SaveOnSignal(HookBase):
         self.stop = StopSignal()
 
     def before_train(self) -> None:
-        """Receives signals from now on."""
+        """Installs the signal handlers."""
         self.stop.__enter__()
 
     def after_step(self) -> None:
@@ -161,7 +161,7 @@ class SaveOnSignal(HookBase):
             raise Interrupted(signum)
 
     def after_train(self) -> None:
-        """Restores the handlers of signals."""
+        """Restores the previous signal handlers."""
         self.stop.__exit__()
 
 

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _kept(path: Path) -> Iterator[None]:
-    """Restores a file that the block overwrites: an earlier run's, until the training starts without an error."""
+    """Restores a file that the block overwrites, so that an earlier run's is kept until training starts."""
     content = path.read_bytes() if comm.is_main_process() and path.is_file() else None
     yield
     if content is not None:
@@ -161,7 +161,7 @@ def _setup_logger(cfg: CfgNode) -> None:
         distributed_rank=comm.get_rank(),
         name="projects_deformable_detr",
         abbrev_name="deformable_detr",
-        enable_propagation=True,  # to handlers of the caller
+        enable_propagation=True,  # propagates to the caller's handlers
     )
 
 

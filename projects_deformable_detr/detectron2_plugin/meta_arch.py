@@ -124,7 +124,7 @@ class SetPredictionModel(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Returns losses in training mode, else detections.
+        """Returns losses in training mode, otherwise detections.
 
         Args:
             batched_inputs: one dict per image, from Detectron2's dataset mapper: ``image`` (3, h, w) in 0–255; in
@@ -132,7 +132,7 @@ class SetPredictionModel(nn.Module):
                 and ``width``, the size of the detections, by default that of the image.
 
         Returns:
-            In training, weighted scalar losses by name, whose sum is to be minimised. Else one
+            In training, weighted scalar losses by name, whose sum is to be minimised. Otherwise one
             ``{"instances": Instances}`` per image with ``pred_boxes``, ``scores``, ``pred_classes`` and, with a mask
             head, ``pred_masks``, best first. Panoptic models add ``"panoptic_seg"``: segment ids (H, W) and the list
             of segments; with data sets of the separated format also ``"sem_seg"``: one-hot labels (S, H, W) uint8,
@@ -204,7 +204,7 @@ def _check_annotated(batched_inputs: list[dict[str, Any]]) -> None:
 
 
 def _num_classes(cfg: CfgNode) -> int:
-    """Returns ``MODEL.DETR.NUM_CLASSES``, with which a model can be built without its data; if 0, that of the data."""
+    """Returns ``MODEL.DETR.NUM_CLASSES`` or, if it is 0, the number of classes of the data sets."""
     return cfg.MODEL.DETR.NUM_CLASSES or resolve_num_classes(cfg)
 
 

@@ -99,7 +99,7 @@ class EarlyStopping(training.callbacks.EarlyStopping, L.Callback):
         return "StopEarly" + repr({"monitor": self.config.metric, "mode": "max"})
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Ends a resumed run that had stopped before."""
+        """Ends a resumed run that had already stopped early."""
         if self.should_stop:
             trainer.should_stop = True
             self.log_stopped_before(trainer.global_step - 1)
@@ -148,7 +148,7 @@ class PeriodicCheckpoint(L.Callback):
         self._saved_at = -1
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Prepares the output folder, once all checks have passed, and receives signals."""
+        """Prepares the output folder, once all checks have passed, and installs the signal handlers."""
         if trainer.is_global_zero:
             start_run(self.writer.output_dir, self.writer.cfg_text, is_new=trainer.global_step == 0)
         self.stop.__enter__()  # replaces Lightning's handlers
@@ -165,11 +165,11 @@ class PeriodicCheckpoint(L.Callback):
             raise Interrupted(signum)
 
     def on_train_end(self, *_: Any) -> None:
-        """Restores the handlers of signals."""
+        """Restores the previous signal handlers."""
         self.stop.__exit__()
 
     def on_exception(self, *_: Any) -> None:
-        """Restores the handlers of signals."""
+        """Restores the previous signal handlers."""
         self.stop.__exit__()
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
