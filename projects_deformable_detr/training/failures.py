@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.files import write_atomically
+from ..checkpoint.files import CheckpointError, write_atomically
 from ..errors import UserError
 from ..modeling import Targets
 from ..modeling.structures import image_name
@@ -75,6 +75,6 @@ class StepRecorder:
         message = f"Images of the batch: {', '.join(names)}."
         try:
             write_atomically(path, self.facts | self._random | content)
-        except OSError as error:
-            return f"{message} The step was not saved to {path}: {error.strerror}"
+        except CheckpointError as error:
+            return f"{message} The step was not saved: {error}"
         return f"{message} The step was saved: repeat it with tools/replay_step.py {path}"
