@@ -22,12 +22,16 @@ def _point_dtype(value: Tensor) -> torch.dtype:
     return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
+def uses_autocast(device: torch.device) -> bool:
+    """Returns whether autocast is enabled for a device; the meta device has none."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def _autocast(value: Tensor, *points: Tensor) -> tuple[Tensor, ...]:
     """Applies the autocast policy: value is cast to the autocast type, locations, offsets and weights to float32."""
-    kind = value.device.type
-    if not torch.is_autocast_enabled(kind) or value.dtype == torch.float64:
+    if not uses_autocast(value.device) or value.dtype == torch.float64:
         return (value, *points)
-    value = value.to(torch.get_autocast_dtype(kind))
+    value = value.to(torch.get_autocast_dtype(value.device.type))
     return (value, *(p.to(_point_dtype(value)) for p in points))
 
 

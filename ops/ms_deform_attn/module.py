@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import HALF
-from .functional import ms_deform_attn_fused
+from .functional import ms_deform_attn_fused, uses_autocast
 from .levels import Sizes
 
 
@@ -105,7 +105,7 @@ class MSDeformAttn(nn.Module):
         offsets = self.sampling_offsets(query).view(n, q, m, levels, k, 2)
         logits = self.attention_weights(query).view(n, q, m, levels, k)
         # Under autocast the operator converts to float32. Rounding points to 16 bits first would move the samples.
-        if not torch.is_autocast_enabled(query.device.type):
+        if not uses_autocast(query.device):
             dtype = torch.float32 if offsets.dtype in HALF else offsets.dtype
             reference_points, offsets, logits = (t.to(dtype) for t in (reference_points, offsets, logits))
         output = ms_deform_attn_fused(

@@ -113,7 +113,9 @@ class Detector(nn.Module):
         if self.training or self.mask_padding != "inference":
             return self.mask_padding == "always"
         # A batch without padding takes the faster path. Exported graphs cannot depend on the values of the mask.
-        return not (torch.jit.is_tracing() or torch.compiler.is_exporting()) and bool(padding_mask.any())
+        if torch.jit.is_tracing() or torch.compiler.is_exporting() or padding_mask.is_meta:
+            return False
+        return bool(padding_mask.any())
 
     def _check_finite(self, images: Tensor, logits: Tensor, boxes: Tensor) -> None:
         if self.training or torch.jit.is_tracing() or torch.compiler.is_compiling() or images.is_meta:

@@ -31,7 +31,8 @@ class LearnedQueries(nn.Module):
         """Expands the queries to the batch size of memory (N, S, C)."""
         batch = memory.shape[0]
         # In float32 for 16-bit weights and under autocast too: bfloat16 rounds a point to 0.4 % of the image.
-        with torch.autocast(memory.device.type, enabled=False):
+        device_type = "cpu" if memory.is_meta else memory.device.type  # the meta device has no autocast
+        with torch.autocast(device_type, enabled=False):
             linear = self.reference_points
             inputs = (at_least_float32(tensor) for tensor in (self.position, linear.weight, linear.bias))
             reference = F.linear(*inputs).sigmoid()

@@ -116,6 +116,46 @@ def test_bfloat16_autocast_approximates_float32(make_cfg, make_random, variant):
         assert cosine > 0.98
 
 
+@pytest.mark.parametrize("variant", [*VARIANTS, "encoder_only", "detr", "detr masks", "two_stage masks"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@torch.no_grad()
+def test_other_precisions(make_cfg, shake, variant, dtype):
+    name, *masks = variant.split()
+    options = {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8} if masks else {}
+    detector = shake(build_detector(make_cfg(name, **options)), 0.02).eval()
+    images, mask = torch.randn(2, 3, 97, 131), torch.zeros(2, 97, 131, dtype=torch.bool)
+    mask[1, :, 100:] = True
+    images = images.masked_fill(mask[:, None], 0.0)
+    exact = detector(images, mask)
+    found = detector.to(dtype)(images.to(dtype), mask)
+    assert found.logits.dtype == dtype
+    assert found.boxes.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    if name not in ("two_stage", "encoder_only") or dtype == torch.float64:  # rounding may select other proposals
+        tolerance = {torch.float64: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
+        torch.testing.assert_close(found.boxes.float(), exact.boxes, rtol=0, atol=tolerance)
+        torch.testing.assert_close(found.logits.float(), exact.logits, rtol=0, atol=4 * tolerance)
+    assert exact.masks is None or found.masks.all().isfinite().all()
+
+
+@torch.no_grad()
+def test_reference_points_are_exact_in_16_bits(make_cfg):
+    """Neither rounds to a coarser grid: bfloat16 has 128 values between 0.5 and 1."""
+    detector = build_detector(make_cfg(NUM_OBJECT_QUERIES=300)).bfloat16().eval()
+    tokens = detector.tokenizer(
+        detector.backbone(torch.zeros(1, 3, 640, 640).bfloat16()), torch.zeros(1, 640, 640).bool()
+    )
+    assert len(detector.queries(tokens.values, tokens).reference[0, :, 0].unique()) == 300
+    assert len(tokens.centers()[0, :6400, 0].unique()) == 80
+
+
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage", "detr"])
+def test_meta_device(make_cfg, variant):
+    with torch.device("meta"):
+        detector = build_detector(make_cfg(variant)).eval()
+        predictions = detector(torch.randn(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool))
+    assert predictions.boxes.shape == (3, 2, 7, 4) and predictions.boxes.is_meta
+
+
 class Pyramid(nn.Module):
     """Backbone with Detectron2's protocol."""
 

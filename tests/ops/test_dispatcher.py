@@ -169,3 +169,20 @@ def test_every_instruction_set(isa: str) -> None:
     if done.returncode and "support only" in done.stdout:
         pytest.skip(f"this processor has no {isa}")
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_meta_device(as_tensor: bool) -> None:
+    value, locations, weights = (t.to("meta").requires_grad_() for t in make_plain(SIZE, torch.float32))
+    shapes = torch.tensor(SIZE.shapes) if as_tensor else SIZE.shapes
+    output = msda.ms_deform_attn(value, shapes, None, locations, weights)
+    assert output.is_meta and output.shape == (2, 7, 16)
+    output.sum().backward()
+    assert value.grad is not None and value.grad.shape == value.shape and locations.grad is not None
+
+
+def test_reference_on_meta_needs_known_sizes() -> None:
+    shapes = torch.tensor(SIZE.shapes, device="meta")
+    arguments = [t.to("meta") for t in make_plain(SIZE, torch.float32)]
+    with pytest.raises(RuntimeError, match="spatial_shapes must have values"):
+        msda.ms_deform_attn_reference(arguments[0], shapes, None, *arguments[1:])
