@@ -4,7 +4,8 @@
 tools/replay_step.py OUTPUT_DIR/failed_step_0000123_rank0.pth [--config-file F] [--weights W]
 
 The file contains the batch and the random state, not the weights: pass the last checkpoint before the failure. By
-default, the config is config.yaml next to the file, and the weights are initialised with the seed of the run.
+default, the config is config.yaml next to the file, and the weights are initialised with the seed of the run. The step
+runs on the CPU, with SOLVER.AMP.ENABLED in bfloat16: an overflow of float16 on a GPU is not repeated.
 """
 
 import argparse
@@ -18,26 +19,24 @@ from torch import Tensor, nn
 
 from projects_deformable_detr import build_criterion, build_detector, get_cfg
 from projects_deformable_detr.checkpoint import load_weights
-from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.checkpoint.files import read_checkpoint
+from projects_deformable_detr.errors import run_command
 from projects_deformable_detr.modeling import Targets, batch_images
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("step", type=Path, help="failed_step_….pth")
     parser.add_argument("--config-file", help="config of the run; default: config.yaml next to the step")
     parser.add_argument("--weights", default="", help="checkpoint to start from")
     args = parser.parse_args()
-    try:
-        return replay(args.step, args.config_file or str(args.step.parent / "config.yaml"), args.weights)
-    except (UserError, FloatingPointError, OSError) as error:
-        print(error)
-        return 1
+    if replay(args.step, args.config_file or str(args.step.parent / "config.yaml"), args.weights):
+        raise FloatingPointError("the step has values that are not finite")
 
 
 def replay(path: Path, config_file: str, weights: str) -> int:
     """Repeats the step and returns 1 if a value is not finite, otherwise 0."""
-    step = torch.load(path, weights_only=True)
+    step = read_checkpoint(path)
     cfg = get_cfg()
     cfg.merge_from_file(config_file)
     cfg.MODEL.DETR.NUM_CLASSES = step["num_classes"]
@@ -52,7 +51,9 @@ def replay(path: Path, config_file: str, weights: str) -> int:
 
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
     images, padding_mask = batch_images([(image.float() - mean) / std for image in step["images"]])
-    targets = [Targets(*parts) for parts in zip(step["labels"], step["boxes"], step["masks"], strict=True)]
+    sizes = [tuple(image.shape[-2:]) for image in step["images"]]
+    parts = zip(step["labels"], step["boxes"], step["masks"], sizes, step["names"], strict=True)
+    targets = [Targets(*part) for part in parts]
     torch.set_rng_state(step["rng_state"])
     with torch.autocast("cpu", torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED):
         predictions = detector(images, padding_mask)
@@ -88,4 +89,4 @@ def _report(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("replay_step", main))

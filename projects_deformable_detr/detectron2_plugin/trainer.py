@@ -30,7 +30,7 @@ from ..training.callbacks import DetectorWriter
 from ..training.ema import ExponentialMovingAverage
 from ..training.failures import StepRecorder
 from ..training.last_checkpoint import log_resuming
-from ..training.optimizer import check_optimizer_state, hyperparameters, set_hyperparameters
+from ..training.optimizer import OPTIMIZERS, check_optimizer_state, hyperparameters, set_hyperparameters
 from ..training.schedule import SCHEDULES
 from .checkpoint import EMA, DetectorCheckpointer, broadcast
 from .classes import known_class_names
@@ -152,7 +152,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """Builds Detectron2's training loader with DETR's mapper."""
         config = data_config(cfg)
         data = training_data(config, process_config(cfg).seed)
-        if cfg.SOLVER.LR_SCHEDULER_NAME in SCHEDULES:
+        if cfg.SOLVER.LR_SCHEDULER_NAME in SCHEDULES and cfg.SOLVER.OPTIMIZER in OPTIMIZERS:  # subclasses add others
             log_recipe(training_config(cfg), config.batch_size, len(data["dataset"]) if data else None)
         return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, True), **data)
 

@@ -56,7 +56,11 @@ class StepRecorder:
             if self._read is None:  # raised before the step, by the data loader
                 raise
             kind = FloatingPointError if isinstance(error, FloatingPointError) else UserError
-            raise kind(f"{error}\n{self._save(*self._read())}") from error
+            try:
+                note = self._save(*self._read())
+            except Exception as failure:  # invalid records, which the error may be about, cannot always be read
+                note = f"The step was not saved: {type(failure).__name__}: {failure}"
+            raise kind(f"{error}\n{note}") from error
 
     def stop(self) -> None:
         """Releases the input of a completed step."""

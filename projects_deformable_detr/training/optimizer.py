@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 # Submodules that train with a smaller learning rate (arXiv 2010.04159, appendix A.4).
 _SAMPLING_NAMES = ("sampling_offsets", "reference_points")
+OPTIMIZERS = ("ADAMW", "SGD")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_ranges(OptimizerConfig, vars(self))
-        check_choice("name", self.name, ("ADAMW", "SGD"))
+        check_choice("name", self.name, OPTIMIZERS)
         if self.nesterov and not (self.name == "SGD" and self.momentum > 0):
             raise ArgumentError(
                 "nesterov", "must be False unless the optimizer is SGD with a momentum above 0, got True"

@@ -169,7 +169,7 @@ def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("deformable_detr_r50_50ep.py", "model = 1", "use the YAML file deformable_detr_r50_50ep.yaml"),
+        ("deformable_detr_r50_50ep.py", "model = 1", "LazyConfigs are not supported here; use a YAML file"),
         ("x.yaml", "MODEL: [", "config file x.yaml"),
     ],
 )
