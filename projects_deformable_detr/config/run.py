@@ -87,6 +87,7 @@ class Run:
     Attributes:
         eval_only: whether to evaluate without training.
         resume: whether to continue from the last checkpoint of the output folder.
+        overwrite: whether a new run may remove the files of an earlier one.
         processes: number of processes on each machine.
         machines: number of machines.
         process: files, device, precision and seed.
@@ -102,6 +103,7 @@ class Run:
 
     eval_only: bool
     resume: bool
+    overwrite: bool
     processes: int
     machines: int
     process: ProcessConfig
@@ -153,7 +155,8 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     if args.resume or args.machine_rank == 0:  # a new run on the first machine may have written to a shared folder
         with naming_keys(PROCESS_KEYS):
             may_overwrite = args.overwrite or args.eval_only
-            check_output_dir(run.output_dir, resume=args.resume, overwrite=may_overwrite)
+            weights = "" if args.eval_only else run.process.weights
+            check_output_dir(run.output_dir, resume=args.resume, overwrite=may_overwrite, weights=weights)
     run.build_criterion()
     if run.backbone is not None:
         with torch.device("meta"):
@@ -173,6 +176,7 @@ def read_run(cfg: CfgNode, args: Namespace) -> Run:
     return Run(
         eval_only=args.eval_only,
         resume=args.resume,
+        overwrite=args.overwrite,
         processes=processes_per_machine(args),
         machines=args.num_machines,
         process=process_config(cfg),

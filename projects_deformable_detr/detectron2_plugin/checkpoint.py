@@ -63,6 +63,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
     ):
         super().__init__(model, save_dir, **checkpointables)
         self.keep = keep
+        self.written: list[Path] = []  # periodic checkpoints of this process
         self._options = options
 
     @property
@@ -164,7 +165,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         if tag:
             self.tag_last_checkpoint(os.path.basename(path))
         if self.keep:
-            remove_old_checkpoints(Path(path), self.keep)
+            remove_old_checkpoints(Path(path), self.written, self.keep)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Atomically writes the name of a file to ``last_checkpoint``."""

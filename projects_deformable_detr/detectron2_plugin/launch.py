@@ -22,7 +22,8 @@ from ..config import load_cfg
 from ..config.data import data_config, dataset_names, sampler_config, with_classes
 from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
-from ..config.run import check_run, process_config
+from ..config.reading import naming_keys
+from ..config.run import PROCESS_KEYS, check_run, process_config
 from ..data.config import SAMPLERS
 from ..errors import UserError
 from ..training.last_checkpoint import find_last_checkpoint
@@ -108,9 +109,11 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 def _kept(path: Path) -> Iterator[None]:
     """Restores a file that the block overwrites, so that an earlier run's is kept until training starts."""
     content = path.read_bytes() if comm.is_main_process() and path.is_file() else None
-    yield
-    if content is not None:
-        path.write_bytes(content)
+    try:
+        yield
+    finally:
+        if content is not None:
+            path.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -136,10 +139,15 @@ def _train(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     if comm.is_main_process():
-        folder, is_new = Path(process_config(cfg).output_dir), trainer.start_iter == 0
-        trainer.register_hooks([CallbackHook(before_train=lambda _: start_run(folder, cfg.dump(), is_new=is_new))])
+        trainer.register_hooks([CallbackHook(before_train=lambda _: _start_run(args, cfg))])
     trainer.train()
     return dict(getattr(trainer, "_last_eval_results", None) or {})
+
+
+def _start_run(args: argparse.Namespace, cfg: CfgNode) -> None:
+    folder = Path(process_config(cfg).output_dir)
+    with naming_keys(PROCESS_KEYS):
+        start_run(folder, cfg.dump(), resume=args.resume, overwrite=args.overwrite)
 
 
 def _evaluate(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import distributed, nn
 from .. import training
 from ..checkpoint import CLASS_NAMES, write_atomically
 from ..config.reading import naming_keys
+from ..config.run import PROCESS_KEYS, Run
 from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS
 from ..errors import Interrupted, UserError
 from ..training.callbacks import DetectorWriter, logger, select_metric
@@ -53,6 +54,19 @@ class ResumeCheck(L.Callback):
                 f"the machines found different last checkpoints ({', '.join(sorted(set(names)))}): use --resume on all "
                 "of them or on none, and an OUTPUT_DIR that they share"
             )
+
+
+class RunStart(L.Callback):
+    """Prepares the output folder once all checks have passed."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Prepares the folder on rank 0."""
+        if trainer.is_global_zero:
+            with naming_keys(PROCESS_KEYS):
+                start_run(self.run.output_dir, self.run.cfg_text, resume=self.run.resume, overwrite=self.run.overwrite)
 
 
 class EMA(WeightAveraging):
@@ -146,11 +160,10 @@ class PeriodicCheckpoint(L.Callback):
         self.average = average
         self.save_again = save_again
         self._saved_at = -1
+        self._written: list[Path] = []
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Prepares the output folder, once all checks have passed, and installs the signal handlers."""
-        if trainer.is_global_zero:
-            start_run(self.writer.output_dir, self.writer.cfg_text, is_new=trainer.global_step == 0)
+        """Installs the signal handlers."""
         self.stop.__enter__()  # replaces Lightning's handlers
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
@@ -195,7 +208,7 @@ class PeriodicCheckpoint(L.Callback):
         self._saved_at = trainer.global_step
         logger.info("Saved %s", self._path(trainer))
         if self.keep and trainer.is_global_zero:
-            remove_old_checkpoints(self._path(trainer), self.keep)
+            remove_old_checkpoints(self._path(trainer), self._written, self.keep)
 
     def _write_final(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.is_global_zero:

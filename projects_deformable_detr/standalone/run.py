@@ -26,7 +26,7 @@ from ..training.callbacks import DetectorWriter
 from ..training.last_checkpoint import find_last_checkpoint, log_resuming
 from ..training.launch import launch
 from ..training.output_dir import log_unless_error
-from .callbacks import AtomicCheckpointIO, ResumeCheck, build_callbacks
+from .callbacks import AtomicCheckpointIO, ResumeCheck, RunStart, build_callbacks
 from .data import build_training_set
 from .module import DetectionModule
 from .progress import JsonLogger, Progress
@@ -148,6 +148,7 @@ def build_trainer(run: Run, module: DetectionModule, last: Path | None, class_na
             "logger": build_loggers(run.output_dir),
         }
         writer = DetectorWriter(run.output_dir, run.cfg_text, class_names, is_averaged=config.callbacks.ema is not None)
+        callbacks.append(RunStart(run))
         callbacks += build_callbacks(config.callbacks, writer, run.process.device)
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else device,

@@ -27,7 +27,7 @@ def set_up(run: Run, datasets: Iterable[Summary]) -> None:
     """Sets up a process of the job, and logs its data sets."""
     start_log(run.output_dir)
     if run.eval_only and is_first() and not (run.output_dir / "config.yaml").exists():
-        (run.output_dir / "config.yaml").write_text(run.cfg_text)
+        (run.output_dir / "config.yaml").write_text(run.cfg_text, encoding="utf-8")
     for summary in datasets:
         counts = (summary.num_images, summary.num_annotations, len(summary.class_names))
         logger.info("%s: %d images, %d objects, %d classes", summary.name, *counts)

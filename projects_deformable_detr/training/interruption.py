@@ -24,15 +24,16 @@ class StopSignal:
     process of `launch.launch` forwards the first signal to its child processes and handles a second one.
 
     Args:
-        processes: training processes, in the calling process of `launch.launch`; the first of them receives
-            the forwarded signal.
+        processes: training processes, in the calling process of `launch.launch`; a second signal kills them.
+        forward: whether to forward the first signal to the first of them.
 
     Attributes:
         signum: number of the first signal, or None.
     """
 
-    def __init__(self, processes: Sequence[BaseProcess] = ()) -> None:
+    def __init__(self, processes: Sequence[BaseProcess] = (), *, forward: bool = True) -> None:
         self.processes = processes
+        self.forward = forward
         self.signum: int | None = None
         self._pid = os.getpid()
         self._previous: dict[int, Any] = {}
@@ -56,7 +57,7 @@ class StopSignal:
             self.signum = signum
             if not multiprocessing.parent_process():
                 os.write(2, _MESSAGE)
-            if self.processes and (pid := self.processes[0].pid):
+            if self.forward and self.processes and (pid := self.processes[0].pid):
                 os.kill(pid, signal.SIGTERM)
         elif not multiprocessing.parent_process():
             for process in self.processes:

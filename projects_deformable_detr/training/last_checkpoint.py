@@ -15,7 +15,10 @@ logger = logging.getLogger(__name__)
 _NAME = "last_checkpoint"  # as in fvcore
 _ENGINES = {".ckpt": "standalone", ".pth": "detectron2"}
 _PERIODIC = re.compile(r"model_(\d{7,})\.(?:ckpt|pth)")
-_TEMPORARY = re.compile(rf"\.(?:model_\w+\.(?:ckpt|pth)|{_NAME})\.\w{{8}}")  # temporary names of `atomic_file`
+# Temporary names of `atomic_file`.
+_TEMPORARY = re.compile(
+    rf"\.(?:model_\w+\.(?:ckpt|pth)|failed_step_\w+\.pth|{_NAME})\.\w{{8}}"
+)  # temporary names of `atomic_file`
 
 
 def write_last_checkpoint(path: Path) -> None:
@@ -132,13 +135,17 @@ def remove_last_checkpoint(output_dir: Path) -> None:
     (output_dir / _NAME).unlink(missing_ok=True)
 
 
-def remove_old_checkpoints(last: Path, keep: int) -> None:
-    """Deletes all but the ``keep`` newest periodic checkpoints up to ``last``, the one just written.
+def remove_old_checkpoints(last: Path, written: list[Path], keep: int) -> None:
+    """Adds ``last``, the file just written, to ``written`` and deletes all but the ``keep`` newest files of this list.
 
-    Checkpoints of later iterations, and other files such as ``model_final.pth`` and ``model_best.pth``, are kept.
+    Only periodic checkpoints of this process are deleted: not those of an earlier process, nor ``model_final.pth`` and
+    ``model_best.pth``.
     """
-    before = _periodic_checkpoints(last) if _PERIODIC.fullmatch(last.name) else []
-    for path in before[: max(0, len(before) - keep + 1)]:
+    if not _PERIODIC.fullmatch(last.name):
+        return
+    written[:] = [*(path for path in written if path != last), last]
+    while len(written) > keep:
+        path = written.pop(0)
         logger.info("Removing %s: the last %d checkpoints are kept", path, keep)
         path.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
-from torch import distributed
+from torch import distributed, multiprocessing
 from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from ..errors import Interrupted, UserError
@@ -64,7 +64,7 @@ def launch(
         context = start_processes(
             _run, (work, environment, folder, arguments), nprocs=processes, join=False, start_method="spawn"
         )
-        with StopSignal(context.processes if machine_rank == 0 else ()) as stop:
+        with StopSignal(context.processes, forward=machine_rank == 0) as stop:
             try:
                 while not context.join():
                     pass
@@ -99,6 +99,8 @@ def _run(
 ) -> None:
     rank = int(environment["NODE_RANK"]) * int(environment["LOCAL_WORLD_SIZE"]) + local_rank
     os.environ.update(environment, LOCAL_RANK=str(local_rank), RANK=str(rank))
+    # torch sets SIGINT, which is ignored below; on Linux only.
+    multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes, the calling one handles it
     result = None
     try:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +14,22 @@ from .last_checkpoint import has_last_checkpoint, remove_last_checkpoint, remove
 
 logger = logging.getLogger(__name__)
 _METRICS = "metrics.json"
+_OWN = re.compile(r"model_(?:\d{7,}\.(?:ckpt|pth)|(?:final|best)\.pth)")
 _FORMAT = logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S")
 
 
-def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
+def check_output_dir(folder: Path, *, resume: bool, overwrite: bool, weights: str = "") -> None:
     """Checks that the output folder is writable and has a checkpoint to resume from, or no files of another run.
 
     Args:
         folder: output folder, which need not exist.
         resume: whether the run continues from the last checkpoint.
         overwrite: whether the run may remove the files of an earlier run.
+        weights: file of the initial weights, which the run must not remove; may also be a name.
 
     Raises:
-        UserError: if the folder cannot be written, if there is no checkpoint to resume from, or if a new run would mix
-            its files with those of an earlier run.
+        UserError: if the folder cannot be written, if there is no checkpoint to resume from, if a new run would mix
+            its files with those of an earlier run, or if it would remove its initial weights.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -37,37 +40,56 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(
             f"there is no checkpoint to resume from in {folder}: check `output_dir`, or start without --resume"
         )
-    if not resume and not overwrite and (found := _files_of_a_run(folder)):
+    if resume:
+        return
+    found = _checkpoints(folder)
+    if not overwrite and found:
         names = ", ".join(path.name for path in found[:4])
+        first = "continue it with --resume, " if has_last_checkpoint(folder) else ""
         raise UserError(
-            f"{folder} has files of an earlier run ({names}{', …' if len(found) > 4 else ''}): continue it with "
-            "--resume, choose another `output_dir`, or remove these files with --overwrite"
+            f"{folder} has files of an earlier run ({names}{', …' if len(found) > 4 else ''}): {first}"
+            "choose another `output_dir`, or remove these files with --overwrite"
+        )
+    if overwrite and weights and Path(weights).is_file() and any(path.samefile(weights) for path in found):
+        raise UserError(
+            f"--overwrite would remove `weights={weights}`, from which the run starts: choose another `output_dir`, or "
+            "move the file"
         )
 
 
-def start_run(folder: Path, cfg_text: str, *, is_new: bool) -> None:
+def start_run(folder: Path, cfg_text: str, *, resume: bool, overwrite: bool) -> None:
     """Prepares the output folder immediately before the first iteration.
 
-    Removes temporary files of interrupted writes and, for a new run, the files of an earlier one. Writes
-    ``config.yaml``.
+    Removes temporary files of interrupted writes. A new run removes the files of an earlier one if ``overwrite``;
+    metrics of a run without checkpoints are moved to ``metrics.json.old``. Writes ``config.yaml``.
+
+    Raises:
+        UserError: as in `check_output_dir`, for example if another run has written to the folder since that check.
     """
+    check_output_dir(folder, resume=resume, overwrite=overwrite)
     remove_temporary_files(folder)
-    if is_new:
-        for path in _files_of_a_run(folder):
-            if path.name == _METRICS:
-                path.write_bytes(b"")  # a logger may have opened it
-            else:
-                logger.info("Removing %s of an earlier run", path)
-                path.unlink()
-        remove_last_checkpoint(folder)
-    (folder / "config.yaml").write_text(cfg_text)
+    if not resume:
+        _clear(folder, overwrite)
+    (folder / "config.yaml").write_text(cfg_text, encoding="utf-8")
 
 
-def _files_of_a_run(folder: Path) -> list[Path]:
-    """Returns the checkpoints and, unless it is empty, the metrics file."""
-    checkpoints = [path for suffix in ("ckpt", "pth") for path in folder.glob(f"model_*.{suffix}")]
+def _clear(folder: Path, overwrite: bool) -> None:
     metrics = folder / _METRICS
-    return [*sorted(checkpoints), *([metrics] if metrics.is_file() and metrics.stat().st_size else [])]
+    if metrics.is_file() and metrics.stat().st_size:
+        if not overwrite:
+            with (folder / f"{_METRICS}.old").open("ab") as file:
+                file.write(metrics.read_bytes())
+        metrics.write_bytes(b"")  # a logger may have opened it
+    if overwrite:
+        for path in _checkpoints(folder):
+            logger.info("Removing %s of an earlier run", path)
+            path.unlink()
+        remove_last_checkpoint(folder)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints and detectors with names that a run writes."""
+    return sorted(path for path in folder.glob("model_*") if _OWN.fullmatch(path.name) and path.is_file())
 
 
 @contextmanager
@@ -88,7 +110,7 @@ def log_unless_error(folder: Path) -> Iterator[None]:
     try:
         yield
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / "log.txt")
+        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
         file.setFormatter(_FORMAT)
         buffer.setTarget(file)
         buffer.flush()

@@ -169,7 +169,7 @@ def test_a_new_run_is_kept_apart_from_an_earlier_one(make_args: Make, tmp_path: 
     (tmp_path / "metrics.json").write_text("{}\n")
     options = ("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"files of an earlier run \(model_0000099.ckpt, metrics.json\): .*--resume"):
+    with pytest.raises(UserError, match=r"files of an earlier run \(model_0000099.ckpt\): .*--resume"):
         main(make_args(tmp_path, *options))
     assert contents(tmp_path) == before
     main(make_args(tmp_path, "--overwrite", *options))
@@ -246,7 +246,8 @@ def test_the_last_checkpoints_are_kept(make_args: Make, tmp_path: Path) -> None:
     (tmp_path / ".model_0000003.ckpt.abcdefgh").write_bytes(b"half")  # of a killed process
     main(make_args(tmp_path, "--resume", *options, "SOLVER.MAX_ITER", 5))
     names = {path.name for path in tmp_path.glob("*model_*")} | {path.name for path in tmp_path.glob(".model*")}
-    assert names == {"model_0000003.ckpt", "model_0000004.ckpt", "model_final.pth"}
+    kept = {f"model_{iteration:07d}.ckpt" for iteration in (2, 3, 4)}  # two of the first process
+    assert names == {*kept, "model_final.pth"}
 
 
 def test_a_pair_of_registered_data_sets_is_used(make_args: Make, tmp_path: Path) -> None:

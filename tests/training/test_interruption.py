@@ -1,7 +1,10 @@
 """Signals to a process that trains; whole runs are tested in tests/test_signals.py."""
 
+import multiprocessing
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +28,33 @@ def test_a_second_signal_ends_the_process(signals: list[int], status: int) -> No
                 os.kill(os.getpid(), signum)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
+
+
+def test_a_second_signal_kills_the_processes_of_a_machine_that_does_not_forward(tmp_path: Path) -> None:
+    if (child := os.fork()) == 0:
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        process.start()
+        (tmp_path / "pid").write_text(str(process.pid))
+        with StopSignal([process], forward=False):
+            os.kill(os.getpid(), signal.SIGTERM)
+            (tmp_path / "alive").write_text(str(process.is_alive()))
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    assert (tmp_path / "alive").read_text() == "True"
+    assert wait_for_end(int((tmp_path / "pid").read_text()))
+
+
+def wait_for_end(pid: int) -> bool:
+    """Returns whether a process that may be a zombie ends within 20 seconds."""
+    for _ in range(200):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])

@@ -1,5 +1,7 @@
 """The checkpoint to resume from, deletion of old checkpoints and of temporary files."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -78,14 +80,27 @@ def test_weights_that_are_not_finite_are_not_resumed():
 
 @pytest.mark.parametrize(("keep", "left"), [(1, NAMES[2:]), (2, NAMES[1:]), (3, NAMES), (9, NAMES)])
 def test_old_checkpoints_are_removed(folder, keep, left):
-    remove_old_checkpoints(folder / NAMES[-1], keep)
+    written: list[Path] = []
+    for name in (*NAMES, "model_best.pth", NAMES[-1]):
+        remove_old_checkpoints(folder / name, written, keep)
     others = ["last_checkpoint", "model_0000024.ckpt", "model_0000099.pth", "model_best.pth"]
     assert sorted(path.name for path in folder.iterdir()) == sorted([*left, *others])
 
 
+def test_checkpoints_of_an_earlier_process_are_kept(folder):
+    before = sorted(folder.iterdir())
+    remove_old_checkpoints(folder / NAMES[-1], [], 1)
+    assert sorted(folder.iterdir()) == before
+
+
 def test_temporary_files_are_removed(folder):
     before = sorted(folder.iterdir())
-    for name in (".model_final.pth.abcd_123", ".model_0000039.ckpt.x1y2z3w4", ".last_checkpoint.abcdefgh"):
+    for name in (
+        ".model_final.pth.abcd_123",
+        ".model_0000039.ckpt.x1y2z3w4",
+        ".last_checkpoint.abcdefgh",
+        ".failed_step_0000003_rank0.pth.abcdefgh",
+    ):
         (folder / name).write_bytes(b"half")
     (folder / ".gitignore").write_text("*")
     remove_temporary_files(folder)

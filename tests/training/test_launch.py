@@ -2,7 +2,11 @@
 
 import atexit
 import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,6 +59,28 @@ def test_a_user_error_is_forwarded_as_its_message(tmp_path):
 def test_other_errors_keep_their_traceback(tmp_path):
     with pytest.raises(ProcessException, match="(?s)in reduce.*LookupError: message of rank 0"):
         launch(reduce, 2, 1, 0, "auto", str(tmp_path), 0, LookupError)
+
+
+def report_and_sleep(folder):
+    Path(folder, os.environ["RANK"]).write_text("started")
+    time.sleep(600)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the parent-death signal of Linux")
+def test_processes_end_with_a_killed_parent(tmp_path):
+    """The ranks hold the write end of the pipe: it closes when the last of them has ended."""
+    code = f"import test_launch as t; t.launch(t.report_and_sleep, 2, 1, 0, 'auto', {str(tmp_path)!r})"
+    (tmp_path / "start.py").write_text(f"if __name__ == '__main__':\n    {code}\n")
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "start.py")], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}
+    )
+    deadline = time.monotonic() + 120
+    while not all((tmp_path / rank).is_file() for rank in "01") and parent.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate(timeout=60)
 
 
 def test_two_machines(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.training.output_dir import check_output_dir, log_unless_error
+from projects_deformable_detr.training.output_dir import check_output_dir, log_unless_error, start_run
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,8 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         ([], True, "there is no checkpoint to resume from"),
         (["model_0000003.pth", "model_final.pth"], True, "there is no checkpoint to resume from"),
         (["model_0000003.pth", "model_final.pth"], False, "model_0000003.pth, model_final.pth"),
-        (["metrics.json"], False, r"files of an earlier run \(metrics.json\)"),
+        (["model_0000003.pth"], False, r"\(model_0000003.pth\): choose another `output_dir`, or remove"),
+        (["model_0000003.pth", "last_checkpoint"], False, r": continue it with --resume, choose another"),
     ],
 )
 def test_folders_that_do_not_fit_the_run(tmp_path: Path, files: list[str], resume: bool, message: str) -> None:
@@ -38,10 +39,42 @@ def test_folders_that_do_not_fit_the_run(tmp_path: Path, files: list[str], resum
 
 def test_folders_for_a_new_run(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("of an evaluation")
-    (tmp_path / "metrics.json").write_text("")
+    (tmp_path / "metrics.json").write_text("of a run that ended before its first checkpoint")
+    (tmp_path / "model_zoo.pth").write_text("of the user")
     check_output_dir(tmp_path, resume=False, overwrite=False)
     check_output_dir(tmp_path / "new" / "below", resume=False, overwrite=False)
     assert not (tmp_path / "new").exists()
+
+
+def test_only_an_explicit_overwrite_removes_checkpoints(tmp_path: Path) -> None:
+    own, others = {"model_0000003.ckpt", "model_final.pth", "last_checkpoint"}, {"model_zoo.pth", "model_1.pth"}
+    for name in own | others:
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="has files of an earlier run"):
+        start_run(tmp_path, "", resume=False, overwrite=False)
+    start_run(tmp_path, "", resume=True, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == own | others | {"metrics.json", "config.yaml"}
+    start_run(tmp_path, "é", resume=False, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == others | {"metrics.json", "config.yaml"}
+    assert not (tmp_path / "metrics.json").read_text()
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "é"
+
+
+def test_metrics_without_checkpoints_are_moved(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    start_run(tmp_path, "", resume=False, overwrite=False)
+    assert not (tmp_path / "metrics.json").read_text() and (tmp_path / "metrics.json.old").read_text() == "{}"
+
+
+def test_initial_weights_are_not_overwritten(tmp_path: Path) -> None:
+    for name in ("model_final.pth", "pretrained.pth"):
+        (tmp_path / name).write_text("{}")
+    weights = str(tmp_path / ".." / tmp_path.name / "model_final.pth")
+    with pytest.raises(UserError, match="--overwrite would remove `weights="):
+        check_output_dir(tmp_path, resume=False, overwrite=True, weights=weights)
+    for other in (str(tmp_path / "pretrained.pth"), "torchvision://resnet50", ""):
+        check_output_dir(tmp_path, resume=False, overwrite=True, weights=other)
 
 
 def test_messages_reach_the_log_unless_there_is_an_error(tmp_path: Path) -> None:
