@@ -189,17 +189,25 @@ def test_data(name: str, config: DataConfig) -> Records | None:
     return None if records is None else records.without_annotations()
 
 
-def resolve_num_classes(cfg: CfgNode) -> int:
+def resolve_num_classes(cfg: CfgNode, *, allow_uncatalogued: bool = False) -> int:
     """Returns the number of classes of the data sets, which ``MODEL.DETR.NUM_CLASSES`` must equal if it is set.
 
     The classes of a data set are the ``thing_classes`` in its metadata; for a panoptic model and a panoptic data set,
     things and stuff. They are read from the file of the data set if the metadata has none.
 
+    Args:
+        cfg: config.
+        allow_uncatalogued: skip data sets that are not in Detectron2's catalog if ``MODEL.DETR.NUM_CLASSES`` is set.
+
     Raises:
         DatasetError: if two data sets, or a data set and the config, disagree; the message has both numbers.
     """
     config = data_config(cfg, eval_only=True)
-    found = {name: _read_class_names(name, config) for name in dataset_names(cfg)}
+    skips = allow_uncatalogued and bool(cfg.MODEL.DETR.NUM_CLASSES)
+    found = {
+        name: None if skips and name not in DatasetCatalog else _read_class_names(name, config)
+        for name in dataset_names(cfg)
+    }
     unknown = [name for name, names in found.items() if names is None]
     if unknown and not cfg.MODEL.DETR.NUM_CLASSES:
         raise DatasetError(

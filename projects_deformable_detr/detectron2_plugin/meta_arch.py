@@ -232,7 +232,7 @@ def to_targets(instances: Instances, record: Mapping[str, Any] | None = None) ->
         UserError: if the size of the instances is not that of the image in ``record``.
     """
     record = record or {}
-    name = record.get("file_name", "")
+    name = str(record.get("file_name") or "")  # may be a Path
     if name and "image_id" in record:
         name += f" (image id {record['image_id']})"
     height, width = instances.image_size

@@ -1,8 +1,9 @@
 """Attributes of Detectron2 and NumPy that the project replaces, because no registry covers them.
 
-`PATCHES` has one row per replacement. Those of Detectron2 dispatch on the model: models of other projects get
-Detectron2's own behaviour. They are installed when the project is imported; rows with ``in_context`` are active
-inside `applied` only. The environment variable ``DEFORMABLE_DETR_DISABLE_PATCHES`` disables replacements by name
+`PATCHES` has one row per replacement. Those of Detectron2 dispatch on the model, except ``resize``, which applies to
+all models: models of other projects get Detectron2's own behaviour. They are installed when the project is imported;
+rows with ``in_context`` are active inside `applied` only. The environment variable
+``DEFORMABLE_DETR_DISABLE_PATCHES`` disables replacements by name
 (``optimizer,mapper``, or ``all``), and `uninstall` restores Detectron2's attributes.
 """
 
@@ -41,6 +42,8 @@ from .tta import SetPredictionTTA
 
 DISABLE = "DEFORMABLE_DETR_DISABLE_PATCHES"
 _MISSING = object()  # stands for an absent attribute
+# CPython does not reset a type's constructor if a `__new__` that was set is deleted: object's would reject arguments.
+_DEFAULT_NEW = staticmethod(lambda cls, *args, **kwargs: object.__new__(cls))
 _skips_refusal = ContextVar("_skips_refusal", default=False)
 
 
@@ -109,7 +112,8 @@ def _replace_trainer_init(original: Callable[..., None]) -> Callable[..., None]:
     def init(self: Any, cfg: CfgNode, *args: Any, **kwargs: Any) -> None:
         if names_ours(cfg):
             refuse_unsupported(cfg)
-            resolve_num_classes(cfg)  # raises if the config and the data sets disagree
+            # Data sets of a user's own loader are in no catalog.
+            resolve_num_classes(cfg, allow_uncatalogued=True)  # raises if the config and the data sets disagree
         original(self, cfg, *args, **kwargs)
 
     return init
@@ -123,10 +127,10 @@ def _new_checkpointer(cls: type, model: Any = None, *args: Any, **kwargs: Any) -
 
 
 def _replace_output_shape(original: Callable[..., tuple[int, int]]) -> Any:
-    def get_output_shape(*arguments: int) -> tuple[int, int]:
-        if not all(arguments[:2]):
-            raise UserError(f"the image is {arguments[0]} x {arguments[1]} (height x width): it has no pixels")
-        height, width = original(*arguments)
+    def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
+        if not (oldh and oldw):
+            raise UserError(f"the image is {oldh} x {oldw} (height x width): it has no pixels")
+        height, width = original(oldh, oldw, short_edge_length, max_size)
         return max(height, 1), max(width, 1)
 
     return staticmethod(get_output_shape)
@@ -250,6 +254,7 @@ def _disabled(names: str | None = None) -> set[str]:
 def _replace(patch: Patch) -> list[Any]:
     """Replaces the attributes and returns their previous values."""
     originals = [vars(owner).get(attribute, _MISSING) for owner, attribute in patch.targets]
+    originals = [_MISSING if value is _DEFAULT_NEW else value for value in originals]
     replacement = patch.replace(originals[0])
     for owner, attribute in patch.targets:
         setattr(owner, attribute, replacement)
@@ -258,7 +263,9 @@ def _replace(patch: Patch) -> list[Any]:
 
 def _restore(patch: Patch, originals: list[Any]) -> None:
     for (owner, attribute), value in zip(patch.targets, originals, strict=True):
-        if value is _MISSING:
+        if value is _MISSING and attribute == "__new__":
+            setattr(owner, attribute, _DEFAULT_NEW)
+        elif value is _MISSING:
             delattr(owner, attribute)
         else:
             setattr(owner, attribute, value)

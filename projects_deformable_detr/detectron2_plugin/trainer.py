@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import weakref
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,6 @@ class Trainer(DefaultTrainer, StoppableLoop):
         parts: dict[str, Any] = {EMA: self.ema} if self.ema else {}
         self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self), **parts)
         self.recorder = StepRecorder(process.output_dir, process.seed, comm.get_rank(), resolve_num_classes(cfg))
-        model.register_forward_pre_hook(self._record)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -119,13 +119,19 @@ class Trainer(DefaultTrainer, StoppableLoop):
 
     def run_step(self) -> None:
         """Runs an iteration; errors name the images of the batch and config keys."""
-        with self.recorder.reporting(), naming_keys(STEP_KEYS):
-            super().run_step()
+        # A permanent hook would refer to the trainer, so that the model could not be copied.
+        handle = self.model.register_forward_pre_hook(self._record, with_kwargs=True)
+        try:
+            with self.recorder.reporting(), naming_keys(STEP_KEYS), _naming_rank():
+                super().run_step()
+        finally:
+            handle.remove()
         self.recorder.stop()
 
-    def _record(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if model.training:
-            self.recorder.start(self.iter, torch.device(process_config(self.cfg).device), partial(_samples, inputs[0]))
+    def _record(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        batch = next(iter((*args, *kwargs.values())), None)
+        if model.training and batch is not None:
+            self.recorder.start(self.iter, torch.device(process_config(self.cfg).device), partial(_samples, batch))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
@@ -193,6 +199,21 @@ class Trainer(DefaultTrainer, StoppableLoop):
         if evaluation_config(self.cfg).tta is not None:
             own.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return own
+
+
+@contextlib.contextmanager
+def _naming_rank() -> Iterator[None]:
+    """Adds to errors of distributed training that the images of other ranks are not listed."""
+    try:
+        yield
+    except FloatingPointError as error:
+        size = comm.get_world_size()
+        if size == 1:
+            raise
+        raise FloatingPointError(
+            f"{error}\nDetectron2 checks the mean loss of all ranks. The images below are those of rank "
+            f"{comm.get_rank()} of {size} only."
+        ) from error
 
 
 def _samples(batch: list[dict[str, Any]]) -> tuple[list[Tensor], list[Targets]]:

@@ -1,5 +1,7 @@
 """Set-prediction detector: images to boxes and class logits of every decoder layer."""
 
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,8 @@ class Detector(nn.Module):
         mask_padding: when predictions are independent of the padding of the batch. ``"inference"``: in evaluation mode;
             training includes padding as in the official code. ``"always"`` needs a backbone
             that accepts a padding mask. ``"never"``: as in the official code, whose detections depend on the batch.
+            Traced and exported graphs include padding with ``"inference"``; with ``torch.compile`` and in CUDA graphs,
+            predictions are independent of padding if the backbone accepts a padding mask.
     """
 
     def __init__(
@@ -115,14 +119,20 @@ class Detector(nn.Module):
         # A batch without padding takes the faster path. Exported graphs cannot depend on the values of the mask.
         if torch.jit.is_tracing() or torch.compiler.is_exporting() or padding_mask.is_meta:
             return False
+        # Neither can compiled and captured graphs: masking is correct with and without padding.
+        if torch.compiler.is_compiling() or _is_capturing(padding_mask):
+            return bool(getattr(self.backbone, "masks_padding", False))
         return bool(padding_mask.any())
 
     def _check_finite(self, images: Tensor, logits: Tensor, boxes: Tensor) -> None:
         if self.training or torch.jit.is_tracing() or torch.compiler.is_compiling() or images.is_meta:
             return
+        if _is_capturing(images):
+            return
         if bool(logits.isfinite().all() & boxes.isfinite().all()):
             return
-        broken = [name for name, value in self.state_dict().items() if not value.isfinite().all()]
+        weights = chain(self.named_parameters(), self.named_buffers())
+        broken = [name for name, value in weights if not value.isfinite().all()]
         if broken:
             shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
             raise UserError(f"weights are NaN or infinite: {shown}; the training that wrote them diverged")
@@ -131,6 +141,11 @@ class Detector(nn.Module):
         raise UserError(
             f"predictions are NaN or infinite although weights and images are not: {logits.dtype} overflows"
         )
+
+
+def _is_capturing(tensor: Tensor) -> bool:
+    """Returns whether a CUDA graph is being captured, which does not permit reads by the host."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _check_images(images: Tensor, padding_mask: Tensor) -> None:

@@ -62,7 +62,7 @@ class Neck(nn.Module):
         padding_mask: Tensor,
         masks: Mapping[str, Tensor] | None = None,
         *,
-        mask_padding: bool = True,
+        mask_padding: bool,
     ) -> Tokens:
         """Maps feature maps to tokens.
 

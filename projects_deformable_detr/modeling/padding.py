@@ -42,7 +42,7 @@ def interpolate_mask(mask: Tensor, size: torch.Size) -> Tensor:
 def masked_group_norm(norm: nn.GroupNorm, x: Tensor, mask: Tensor) -> Tensor:
     """Applies a group norm to x (N, C, H, W) with padding mask (N, H, W), with statistics of unpadded positions.
 
-    Returns zeros on padding.
+    Returns zeros on padding. The dtype is that of ``nn.GroupNorm``: under CUDA autocast, float32 for 16-bit input.
     """
     inside = ~mask[:, None, None]
     grouped = x.double() if x.dtype == torch.float64 else x.float()
@@ -54,7 +54,8 @@ def masked_group_norm(norm: nn.GroupNorm, x: Tensor, mask: Tensor) -> Tensor:
     normed = (centered * torch.rsqrt(variance + norm.eps)).flatten(1, 2)
     if norm.affine:
         normed = normed * norm.weight[:, None, None] + norm.bias[:, None, None]
-    return normed.to(x.dtype).masked_fill(mask[:, None], 0.0)
+    dtype = grouped.dtype if x.is_cuda and torch.is_autocast_enabled("cuda") else x.dtype
+    return normed.to(dtype).masked_fill(mask[:, None], 0.0)
 
 
 def masked_features(backbone: nn.Module, images: Tensor, padding_mask: Tensor) -> tuple[Maps, Maps]:

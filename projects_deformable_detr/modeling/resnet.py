@@ -150,6 +150,7 @@ class ResNet(nn.Module):
             else:
                 for block in stage:
                     x = _masked_block(block, x, padding_mask)
+                    padding_mask = resize_mask(padding_mask, x.shape[-2:])  # once per resolution
             if name in self.out_features:
                 features[name] = x
         return features

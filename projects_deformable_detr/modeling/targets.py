@@ -51,9 +51,12 @@ def _check_values(name: str, target: Targets, num_classes: int) -> None:
             f"{name} has class id {int(labels[wrong][0])}, but the model has {num_classes} classes (0 to "
             f"{num_classes - 1}): class ids must be contiguous, and `num_classes` their number"
         )
-    # Without a size, boxes may extend beyond the image by its size, which still rejects boxes in pixels.
-    height, width = target.size or (_SLACK, _SLACK)
-    slack = boxes.new_tensor([_SLACK / width, _SLACK / height] * 2)
+    if target.size is None:
+        # The slack is a whole image, as the size of a pixel is unknown; this still rejects boxes in pixels.
+        slack = boxes.new_ones(4)
+    else:
+        height, width = target.size
+        slack = boxes.new_tensor([_SLACK / width, _SLACK / height] * 2)
     corners = box_convert(boxes, "cxcywh", "xyxy")
     faults = {
         "is not finite": ~boxes.isfinite().all(1),

@@ -45,6 +45,7 @@ def test_model_is_built_without_its_data_if_the_number_of_classes_is_set(make_cf
     assert build_model(cfg).detector.decoder.class_heads[0].out_features == 4
     with pytest.raises(UserError, match="nowhere_to_be_found is not in Detectron2's catalog"):
         data.resolve_num_classes(cfg)
+    assert data.resolve_num_classes(cfg, allow_uncatalogued=True) == 4  # for a DefaultTrainer with its own loader
 
 
 def test_register_is_idempotent(coco_files):

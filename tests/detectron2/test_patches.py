@@ -12,10 +12,12 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 import detectron2.data.build as data_build
 import detectron2.engine.defaults as engine_defaults
 import detectron2.solver as solver
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultTrainer
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNNWithTTA, build_model
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
@@ -75,6 +77,19 @@ def test_patches_can_be_disabled_and_undone(originals, monkeypatch, disabled):
     assert installed == set(before) - names
     patches.uninstall()
     assert originals() == before
+
+
+def test_patched_classes_are_constructed_after_uninstall(originals, make_cfg):
+    patches.install()
+    patches.uninstall()
+    assert type(DetectionCheckpointer(nn.Linear(1, 1))) is DetectionCheckpointer
+    with pytest.raises(AssertionError, match="GeneralizedRCNN"):  # of the constructor, which only accepts its models
+        GeneralizedRCNNWithTTA(make_cfg(), nn.Linear(1, 1))
+
+
+def test_sizes_are_accepted_by_keyword():
+    size = ResizeShortestEdge.get_output_shape(oldh=10_000, oldw=1, short_edge_length=8, max_size=16)
+    assert size == (16, 1)
 
 
 def test_an_unknown_patch_is_named(originals):

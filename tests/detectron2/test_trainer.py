@@ -1,5 +1,6 @@
 """Training, evaluating, resuming and predicting with Detectron2's own parts, on a tiny data set."""
 
+import copy
 import json
 import math
 import os
@@ -50,6 +51,13 @@ def test_training_lowers_the_loss_and_writes_detectron2s_files(trained):
     records = json.loads((folder / "inference/coco_instances_results.json").read_text())
     assert {record["category_id"] for record in records} <= {3, 7}
     assert not list(folder.glob(".model*"))  # temporary files
+
+
+def test_the_model_can_be_copied(make_cfg):
+    trainer = Trainer(make_cfg(SOLVER__MAX_ITER=1))
+    copy.deepcopy(trainer.model)
+    trainer.train()
+    assert not copy.deepcopy(trainer.model)._forward_pre_hooks
 
 
 def test_a_failed_step_is_saved_with_its_images(make_cfg):

@@ -129,6 +129,14 @@ def test_mask_padding(make_cfg):
     torch.testing.assert_close(found["always", False], independent)
 
 
+@torch.no_grad()
+def test_compiled_detector_masks_padding_in_one_graph(make_cfg):
+    detector = make_detector(make_cfg, "multi_scale")
+    batch = batch_images([torch.randn(3, 64, 96), torch.randn(3, 96, 64)])
+    compiled = torch.compile(detector, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*batch).logits, detector(*batch).logits)
+
+
 def test_masking_in_training_needs_a_backbone_with_masks(make_cfg):
     cfg = make_cfg(MASK_PADDING="always")
     assert build_detector(cfg).mask_padding == "always"
@@ -144,7 +152,7 @@ def tokenize(images):
     sizes = [(-(-height // stride), -(-width // stride)) for stride in (16, 32)]
     features = {name: torch.randn(len(images), 8, *size) for name, size in zip(("res4", "res5"), sizes, strict=True)}
     with torch.no_grad():
-        return neck(features, mask), mask
+        return neck(features, mask, mask_padding=True), mask
 
 
 def test_valid_ratios_are_fractions_of_the_padded_size():
