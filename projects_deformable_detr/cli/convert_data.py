@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from ..data.conversion import convert_dataset
+from ..data.conversion import convert_dataset, read_text
 from ..errors import run_command
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--only", type=Path, help="text file with one image per line, such as ImageSets/Main/train.txt")
     args = parser.parse_args()
     # In VOC's files of one class, 1, -1 or 0 follows the name.
-    lines = None if args.only is None else args.only.read_text(encoding="utf-8").splitlines()
+    lines = None if args.only is None else read_text(args.only).splitlines()
     only = None if lines is None else [re.sub(r"\s+-?[01]$", "", line.strip()) for line in lines if line.strip()]
     content, images = convert_dataset(args.folder, args.images, args.classes, only)
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ def read_results(path: str | Path) -> dict[Any, list[Detection]]:
     by_image: dict[Any, list[Detection]] = defaultdict(list)
     try:
         for result in json.loads(Path(path).read_text()):
+            hash(result["category_id"])  # TypeError for lists
             by_image[result["image_id"]].append({key: result[key] for key in _KEYS} | result)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a COCO results file ({error}); evaluate first, with --eval-only") from error
@@ -67,7 +68,7 @@ def main() -> None:
         catalog.register(name, json_file, image_root)
     spec = catalog.get(args.dataset)
     # Invalid boxes, an error in training, do not affect the drawn detections.
-    records = load_dataset(spec, invalid_boxes="drop_many")
+    records = load_dataset(spec, invalid_boxes="drop_many", for_evaluation=True)
     results = read_results(args.results)
     categories = {detection["category_id"] for detections in results.values() for detection in detections}
     if not (results.keys() <= set(records.image_ids.tolist()) and categories <= set(records.summary.category_ids)):

@@ -174,7 +174,10 @@ class AnnotationChecks:
 
     def _are_normalized(self, boxes: Array, is_counted: Array) -> bool:
         is_counted = is_counted & self.is_used & (self.sizes > 1).all(1)
-        return _share(np.abs(boxes[is_counted]).max(1) <= _NORMALIZED) >= _ALMOST_ALL
+        counted = boxes[is_counted]
+        if not (counted % 1).any() and (self.rule == "drop_many" or len(counted) < _MIN_ROWS):
+            return False  # whole numbers may be boxes of a pixel
+        return _share(np.abs(counted).max(1) <= _NORMALIZED) >= _ALMOST_ALL
 
     def _are_corners(self, read_corners: Callable[[], Array]) -> bool:
         """Whether boxes are corners instead of x, y, width, height, according to areas, images and masks."""
@@ -182,19 +185,20 @@ class AnnotationChecks:
         boxes, limits, area = self.table["bbox"][used], self.sizes[used, ::-1], self.table["area"][used]
         low, high = boxes[:, :2], boxes[:, 2:]
         is_possible = np.all((low >= 0) & (high > low) & (high <= limits + 1), axis=1)
-        if self.rule == "drop_many" or _share(is_possible) < _ALMOST_ALL:
+        if self.rule == "drop_many" or len(used) < _MIN_ROWS or _share(is_possible) < _ALMOST_ALL:
             return False
         if _share(np.any(low + high > 1.02 * limits + 1, axis=1)) > _MANY:
             return True
         of_corners, of_sizes = (high - low).prod(1), high.prod(1)
         tolerance = 0.02 * of_corners + (high - low).sum(1) + 1  # some tools count pixels inclusively
         is_different = of_sizes - of_corners > 2 * tolerance
-        if _share((np.abs(area - of_corners) <= tolerance)[is_different & (area > 0)]) > 0.9:
+        known = is_different & (area > 0)
+        if known.sum() >= _MIN_ROWS and _share((np.abs(area - of_corners) <= tolerance)[known]) > 0.9:
             return True
         masks = read_corners()[used]
         tolerance = np.maximum(2, 0.1 * (high - low).max(1))
         known = is_different & np.isfinite(masks).all(1)
-        return _share((np.abs(masks - boxes).max(1) <= tolerance)[known]) > 0.9
+        return bool(known.sum() >= _MIN_ROWS and _share((np.abs(masks - boxes).max(1) <= tolerance)[known]) > 0.9)
 
     def _check_share(self, boxes: Array, is_empty: Array, is_moved: Array) -> None:
         """Reports a large share of boxes that are empty in their image or moved by clipping, with a likely cause."""
@@ -308,14 +312,15 @@ class AnnotationChecks:
             self._warn("annotations without iscrowd", ~table["has_iscrowd"], self._name, "They are not crowds.")
 
     def check_duplicates(self) -> None:
-        """Reports objects of one class with the same box in one image."""
+        """Reports objects of one class, except crowds, with the same box in one image."""
+        is_crowd = self.table["iscrowd"] != 0
         keys = np.zeros(len(self.table), np.uint64)
         for column in (self.owners, self.labels, *self.table["bbox"].view(np.int64).T):
             keys = (keys ^ column.view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)  # faster than sorting rows
             keys ^= keys >> np.uint64(29)
         self._warn(
             "boxes that repeat another box of their image and class",
-            _repeated(keys),
+            _repeated(np.where(is_crowd, np.arange(len(keys), dtype=np.uint64), keys)),
             self._describe_box,
             "Each counts as an object in training and evaluation.",
         )

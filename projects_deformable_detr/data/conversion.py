@@ -7,8 +7,9 @@ confidence, or a polygon. Keypoints are left out.
 
 import functools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -53,41 +54,110 @@ def convert_dataset(
     Raises:
         DatasetError: listing all faults.
     """
+    if not folder.is_dir():
+        raise DatasetError(f"folder {folder} does not exist: correct the path")
     folder = next((folder / name for name in _FOLDERS if (folder / name).is_dir()), folder)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".xml", ".txt"))
     is_voc = any(path.suffix.lower() == ".xml" for path in files)
     images = images or _image_folder(folder)
     class_file = classes or (None if is_voc else _find_class_file(folder, images))
     names, num_keypoints = _read_names(class_file) if class_file else ([], 0)
-    found, problems = _list_images(images), Problems(f"folder {folder}")
-    stems = {Path(name).stem for name in only} if only is not None else None
+    problems = Problems(f"folder {folder}")
+    found = _list_images(images, problems)
+    selection = None if only is None else _Selection(only)
     objects: dict[Path, list[_Object]] = {}
     if not is_voc:  # an image without an annotation file has no objects
-        objects = {path: [] for path in found.values() if stems is None or path.stem in stems}
+        objects = {path: [] for path in found.values() if selection is None or path in selection}
     for file in files:
-        is_skipped = file.name in _CLASS_FILES or file == class_file or (stems is not None and file.stem not in stems)
+        is_skipped = (
+            file.name in _CLASS_FILES or file == class_file or (selection is not None and file not in selection)
+        )
         if is_skipped or (file.suffix.lower() == ".xml") is not is_voc:
             continue
         root = _parse_xml(file, problems) if is_voc else None
         path = found.get(str(file.relative_to(folder).with_suffix("")))
         if path is None and root is not None:
             path = found.get(Path((root.findtext("filename") or "").replace("\\", "/")).stem)
+        if path is None and not is_voc and not _is_yolo(file):
+            continue  # such as README.roboflow.txt
         if path is None:
             problems.add("annotations without an image", str(file), f"Place the images in {images}, or remove them.")
             continue
         height, width = _read_size(path)
         if root is not None:
-            objects[path] = _read_voc(root, file, height, width, problems)
+            objects[path] = _read_voc(root, file, path, height, width, problems)
         elif not is_voc:
             objects[path] = _read_yolo(file, height, width, names, num_keypoints, problems)
     names = names or sorted({item.name for items in objects.values() for item in items})
     unknown = sorted({item.name for items in objects.values() for item in items} - set(names))
     if unknown:
         problems.add("classes that the class file lacks", unknown, "Add them.", len(unknown))
+    if selection is not None and selection.unmatched:
+        names_left, remedy = sorted(selection.unmatched), "Correct or remove them, or write them without folders."
+        problems.add("names in the selection without a file", names_left, remedy, len(names_left))
+    if not any((file.suffix.lower() == ".xml") is is_voc and file.name not in _CLASS_FILES for file in files):
+        objects = {}
     if not objects:
         problems.add("folders without annotations", str(folder), "Use a folder of .xml (VOC) or .txt files (YOLO).")
     problems.raise_if_any()
     return _to_coco(objects, names, images), images
+
+
+class _Selection:
+    """Names of images, with or without folder and suffix.
+
+    Args:
+        names: a name with folders selects files whose path ends with it; ``labels`` stands for ``images``.
+
+    Attributes:
+        unmatched: names that have selected no file.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._by_stem: dict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
+        for name in names:
+            parts = tuple(part for part in Path(name.replace("\\", "/")).parts if part not in (".", "/"))
+            if parts:
+                self._by_stem[_stem(parts[-1])].append((name, parts[:-1]))
+        self.unmatched = {name for entries in self._by_stem.values() for name, _ in entries}
+
+    def __contains__(self, path: Path) -> bool:
+        folders = [_normalize(part) for part in path.absolute().parts[:-1]]
+        is_selected = False
+        for stem in {path.stem, path.name}:
+            for name, parent in self._by_stem.get(stem, ()):
+                theirs = [_normalize(part) for part in parent]
+                if not theirs or folders[-len(theirs) :] == theirs:
+                    self.unmatched.discard(name)
+                    is_selected = True
+        return is_selected
+
+
+def _stem(name: str) -> str:
+    is_file = Path(name).suffix.lower() in {*Image.registered_extensions(), ".xml", ".txt"}
+    return Path(name).stem if is_file else name
+
+
+def _normalize(folder: str) -> str:
+    """Returns the folder of images that corresponds to a folder of annotations."""
+    return _FOLDERS.get(folder, folder)
+
+
+def _is_yolo(file: Path) -> bool:
+    """Whether the first line of a text file is a YOLO object."""
+    try:
+        values = [*map(float, read_text(file).strip().partition("\n")[0].split())]
+    except (DatasetError, ValueError):
+        return False
+    return len(values) >= 4
+
+
+def read_text(file: Path) -> str:
+    """Returns the text of a file in UTF-8; `DatasetError` if it is in another encoding."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{file} is not UTF-8 text ({error}): save it in UTF-8") from error
 
 
 def _image_folder(folder: Path) -> Path:
@@ -100,10 +170,14 @@ def _image_folder(folder: Path) -> Path:
     return folder
 
 
-def _list_images(folder: Path) -> dict[str, Path]:
+def _list_images(folder: Path, problems: Problems) -> dict[str, Path]:
     """Returns the image files by relative path without suffix and, if it is unique, by name without suffix."""
     suffixes = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    for first, second in pairwise(sorted(paths, key=lambda path: path.with_suffix(""))):
+        if first.with_suffix("") == second.with_suffix(""):
+            what = f"{first} and {second.name}"
+            problems.add("images that differ in their suffix only", what, "Remove or rename one of them.")
     counts = Counter(path.stem for path in paths)
     unique = {path.stem: path for path in paths if counts[path.stem] == 1}
     return unique | {str(path.relative_to(folder).with_suffix("")): path for path in paths}
@@ -120,7 +194,7 @@ def _find_class_file(*folders: Path) -> Path:
 
 def _read_names(file: Path) -> tuple[list[str], int]:
     """Returns the class names and the number of keypoint values after each box."""
-    content = file.read_text(encoding="utf-8-sig")
+    content = read_text(file)
     if file.suffix not in (".yaml", ".yml"):
         return [line.strip() for line in content.splitlines() if line.strip()], 0
     try:
@@ -133,9 +207,9 @@ def _read_names(file: Path) -> tuple[list[str], int]:
 
 
 @functools.lru_cache(maxsize=1_000_000)
-def _read_size(path: Path) -> tuple[int, int]:
+def _read_size(path: Path, stored: bool = False) -> tuple[int, int]:
     with open_image(path) as image:
-        return read_sizes(image)[0]
+        return read_sizes(image)[int(stored)]
 
 
 def _parse_xml(file: Path, problems: Problems) -> ElementTree.Element | None:
@@ -146,9 +220,16 @@ def _parse_xml(file: Path, problems: Problems) -> ElementTree.Element | None:
         return None
 
 
-def _read_voc(root: ElementTree.Element, file: Path, height: int, width: int, problems: Problems) -> list[_Object]:
+def _read_voc(
+    root: ElementTree.Element, file: Path, path: Path, height: int, width: int, problems: Problems
+) -> list[_Object]:
     stated = [root.findtext(f"size/{side}") or "0" for side in ("width", "height")]
-    if stated != ["0", "0"] and stated != [str(width), str(height)]:
+    try:
+        size = float(stated[0]), float(stated[1])
+    except ValueError:
+        size = math.nan, math.nan
+    # Some tools ignore the EXIF orientation.
+    if size not in ((0, 0), (width, height), _read_size(path, stored=True)[::-1]):
         what = f"{file}: {' x '.join(stated)}, but its image is {width} x {height}"
         problems.add("annotations of another size than their image", what, "Correct <size> and the boxes.")
     objects = []
@@ -172,7 +253,12 @@ def _read_yolo(
     file: Path, height: int, width: int, names: list[str], num_keypoints: int, problems: Problems
 ) -> list[_Object]:
     objects = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        lines = read_text(file).splitlines()
+    except DatasetError:
+        problems.add("files that are not UTF-8 text", str(file), "Save them in UTF-8.")
+        return []
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

@@ -56,7 +56,7 @@ def find_root(entries: list[dict[str, Any]]) -> Any:
 
     The root has no supercategory, or ``"none"``, and is the supercategory of all other categories.
     """
-    above = {entry.get("supercategory") for entry in entries} - {None, "", "none"}
+    above = {name for entry in entries if isinstance(name := entry.get("supercategory"), str)} - {"", "none"}
     roots = [entry for entry in entries if entry.get("supercategory") in (None, "", "none")]
     return roots[0]["id"] if len(roots) == 1 and above == {roots[0]["name"]} else None
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import check_choice
 from .images import ImageReader, describe, open_image, read_sizes, warn_once
 from .panoptic import PanopticRecords
-from .problems import DatasetError, Problems
+from .problems import DatasetError, IntensityError, Problems
 from .records import Array, Records
 
 _logger = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ def check_images(
     """Reads the headers of image files and panoptic PNGs in parallel and reports all problems at once.
 
     JPEG and PNG files without an end marker and files in other formats are decoded as well. Grey values of 32 bits and
-    floats are compared with the range of their type. Results are cached in ``$XDG_CACHE_HOME/deformable-detr`` until
-    the size or modification time of the file changes.
+    floats are compared with the range of their type. Results for readable files are cached in
+    ``$XDG_CACHE_HOME/deformable-detr`` until the size or modification time of the file changes.
 
     Args:
         records: data set.
@@ -176,10 +176,11 @@ def _read_header(path: str, reader: ImageReader, decode: bool, cached: _Header |
                 header.mtime = -1  # not cached, because the result depends on the reader
                 try:
                     reader.read(path)
-                except DatasetError as error:
+                except IntensityError as error:
                     header.range_fault = str(error).rpartition(": ")[0]
     except DatasetError as error:
         header.fault = str(error).rpartition(": ")[0]  # without the remedy
+        header.mtime = -1  # not cached, because the cause may pass, such as a lack of memory
     return header
 
 

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import get_worker_info
 
 from ..errors import ArgumentError, check_choice
-from .problems import DatasetError
+from .problems import DatasetError, IntensityError
 
 _logger = logging.getLogger(__name__)
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -114,7 +114,7 @@ class ImageReader:
             # An image of 16 bits with a single scaled value may simply be dark.
             is_lost = high > 2**16 and first < last and scaled.min() == scaled.max()
             if first < low or last > high or is_lost:
-                raise DatasetError(
+                raise IntensityError(
                     f"{path} has grey values from {first:g} to {last:g}, which cannot be shown in the range of their "
                     f"type, {low:g} to {high:g}: set the intensity window to the values of black and white"
                 )

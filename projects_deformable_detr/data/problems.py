@@ -12,6 +12,10 @@ class DatasetError(UserError):
     """Raised for an unusable data set. The message names the file, the record and the remedy."""
 
 
+class IntensityError(DatasetError):
+    """The grey values of an image exceed the range of their type."""
+
+
 class Problems:
     """Collects the faults of a data set and reports them in a single error, with a few examples of each kind.
 

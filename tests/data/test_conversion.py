@@ -154,3 +154,17 @@ def test_command(write, monkeypatch, capsys):
     assert [item["file_name"] for item in json.loads((root / "new/coco.json").read_text())["images"]] == ["a.jpg"]
     spec = DatasetSpec("voc", root / "new" / "coco.json", root / "JPEGImages")
     assert load_dataset(spec, for_evaluation=True)[0]["annotations"][0]["bbox"] == [0, 0, 9, 9]
+
+
+def test_selection_compares_folders(write):
+    files = {f"images/{part}/1.jpg": None for part in ("train", "val")}
+    labels = {f"labels/{part}/1.txt": "0 0.5 0.5 0.5 0.5" for part in ("train", "val")}
+    root = write({"classes.txt": "cat", "labels/README.txt": "Exported by a tool", **files, **labels})
+    assert [name for name, *_ in boxes(convert_dataset(root, only=["images/train/1.jpg"])[0])] == ["train/1.jpg"]
+    with pytest.raises(DatasetError, match=r"selection without a file \(1\): lost/1"):
+        convert_dataset(root, only=["1", "lost/1"])
+    (root / "labels/val/1.txt").write_bytes("0 0.5".encode("utf-16"))
+    with pytest.raises(DatasetError, match=r"not UTF-8 text \(1\): .*1\.txt"):
+        convert_dataset(root)
+    with pytest.raises(DatasetError, match="does not exist"):
+        convert_dataset(root / "lost")

@@ -303,3 +303,14 @@ def test_hints_about_missing_files(
     every("file_name", lambda name: file_name.format(name[0]), "images")(objects)
     with pytest.raises(DatasetError, match="4 of 4 have a similar name below the image folder, " + hint):
         load_dataset(write_objects(objects))
+
+
+@pytest.mark.parametrize(("box", "area"), [([10, 10, 40, 40], 900), ([0, 0, 1, 1], 1), ([40, 30, 60, 45], 300)])
+def test_few_boxes_are_no_evidence_of_corners(write_objects: Write, objects: Content, box: Any, area: int) -> None:
+    objects["annotations"] = [objects["annotations"][0] | {"bbox": box, "area": area}]
+    assert load_dataset(write_objects(objects)).summary.num_annotations == 1
+
+
+def test_supercategory_of_another_type(write_objects: Write, objects: Content) -> None:
+    objects["categories"][0]["supercategory"] = ["a"]
+    assert len(load_dataset(write_objects(objects), drop_root_category=True).summary.class_names) == 2
