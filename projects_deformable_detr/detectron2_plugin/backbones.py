@@ -20,8 +20,7 @@ from ..modeling.swin import SwinBackbone
 from ..modeling.timm_backbone import TimmBackbone
 
 
-# Subclasses of Detectron2's ``Backbone``, whose protocol these classes implement. Unlike wrappers, they keep the names
-# of parameters.
+# Subclasses, because wrappers would change the parameter names in checkpoints.
 class Detectron2ResNet(ResNet, Backbone):
     """`ResNet` as a backbone of Detectron2."""
 

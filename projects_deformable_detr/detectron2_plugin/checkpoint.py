@@ -71,6 +71,15 @@ class DetectorCheckpointer(DetectionCheckpointer):
         """Options for loading."""
         return self._options or dataclasses.replace(self.model.load_options, for_evaluation=not self.model.training)
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resumes, or loads ``path``, and broadcasts the weights of the first process; all processes must call it.
+
+        Downloads can fail in the other processes.
+        """
+        rest: dict[str, Any] = super().resume_or_load(path, resume=resume)
+        _broadcast(self.model)
+        return rest
+
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Loads a checkpoint, or without ``checkpointables`` weights of any known format.
 
@@ -196,7 +205,7 @@ def register() -> None:
 
 
 @torch.no_grad()
-def broadcast(model: nn.Module) -> None:
+def _broadcast(model: nn.Module) -> None:
     """Broadcasts parameters and buffers of the first process to all others."""
     if comm.get_world_size() > 1:
         for tensor in itertools.chain(model.parameters(), model.buffers()):

@@ -33,7 +33,7 @@ from ..training.failures import StepRecorder
 from ..training.last_checkpoint import log_resuming
 from ..training.optimizer import OPTIMIZERS, check_optimizer_state, hyperparameters, set_hyperparameters
 from ..training.schedule import SCHEDULES
-from .checkpoint import EMA, DetectorCheckpointer, broadcast
+from .checkpoint import EMA, DetectorCheckpointer
 from .classes import known_class_names
 from .data import resolve_num_classes, test_data, training_data
 from .evaluation import build_evaluator
@@ -99,12 +99,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Resumes, or loads ``MODEL.WEIGHTS``, and broadcasts the weights of the first process.
-
-        Downloads can fail in the other processes.
-        """
+        """Resumes, or loads ``MODEL.WEIGHTS``; logs the checkpoint that a run resumes from."""
         super().resume_or_load(resume)
-        broadcast(self.model)
         if self.start_iter:
             log_resuming(Path(self.checkpointer.get_checkpoint_file()), self.start_iter, self.max_iter)
 

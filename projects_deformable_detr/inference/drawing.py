@@ -22,7 +22,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 PALETTE = ("#ffc400", "#40c4ff", "#ff7a59", "#80de5a", "#d68cff", "#ff8ac4", "#00d6b2", "#dede6e", "#a0aaff", "#dcb082")
 _OUTLINE = "#141414"
 _MASK_OPACITY = 0.5
-_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf")  # of the system
+_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf")
 
 
 def draw(

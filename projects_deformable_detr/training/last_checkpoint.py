@@ -16,9 +16,7 @@ _NAME = "last_checkpoint"  # as in fvcore
 _ENGINES = {".ckpt": "standalone", ".pth": "detectron2"}
 _PERIODIC = re.compile(r"model_(\d{7,})\.(?:ckpt|pth)")
 # Temporary names of `atomic_file`.
-_TEMPORARY = re.compile(
-    rf"\.(?:model_\w+\.(?:ckpt|pth)|failed_step_\w+\.pth|{_NAME})\.\w{{8}}"
-)  # temporary names of `atomic_file`
+_TEMPORARY = re.compile(rf"\.(?:model_\w+\.(?:ckpt|pth)|failed_step_\w+\.pth|{_NAME})\.\w{{8}}")
 
 
 def write_last_checkpoint(path: Path) -> None:

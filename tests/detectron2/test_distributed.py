@@ -17,7 +17,6 @@ from detectron2.utils import comm
 from torchvision.models import resnet18
 
 from projects_deformable_detr.detectron2_plugin import Trainer  # its import registers the models in spawned processes
-from projects_deformable_detr.detectron2_plugin.checkpoint import broadcast
 from projects_deformable_detr.detectron2_plugin.launch import process_groups
 from projects_deformable_detr.training import launch as training_launch
 
@@ -90,7 +89,6 @@ def load_where_one_download_fails(cfg, path):
         patch.setattr("torchvision.models._api.load_state_dict_from_url", download)
         model = build_model(cfg)
         Trainer.build_checkpointer(cfg, model).resume_or_load("torchvision://resnet18", resume=False)
-    broadcast(model)  # as Trainer.resume_or_load
     torch.save(model.state_dict(), f"{path}/{comm.get_rank()}.pth")
 
 

@@ -83,7 +83,7 @@ def test_patched_classes_are_constructed_after_uninstall(originals, make_cfg):
     patches.install()
     patches.uninstall()
     assert type(DetectionCheckpointer(nn.Linear(1, 1))) is DetectionCheckpointer
-    with pytest.raises(AssertionError, match="GeneralizedRCNN"):  # of the constructor, which only accepts its models
+    with pytest.raises(AssertionError, match="GeneralizedRCNN"):  # raised by the original constructor
         GeneralizedRCNNWithTTA(make_cfg(), nn.Linear(1, 1))
 
 

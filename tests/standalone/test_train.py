@@ -243,7 +243,7 @@ def test_a_resumed_run_uses_the_learning_rate_of_its_config(
 def test_the_last_checkpoints_are_kept(make_args: Make, tmp_path: Path) -> None:
     options = ("DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINT_KEEP", 2)
     main(make_args(tmp_path, *options, "SOLVER.MAX_ITER", 4))
-    (tmp_path / ".model_0000003.ckpt.abcdefgh").write_bytes(b"half")  # of a killed process
+    (tmp_path / ".model_0000003.ckpt.abcdefgh").write_bytes(b"half")  # left by a killed process
     main(make_args(tmp_path, "--resume", *options, "SOLVER.MAX_ITER", 5))
     names = {path.name for path in tmp_path.glob("*model_*")} | {path.name for path in tmp_path.glob(".model*")}
     kept = {f"model_{iteration:07d}.ckpt" for iteration in (2, 3, 4)}  # two of the first process
