@@ -192,7 +192,7 @@ def test_early_stopping_loads_the_state_of_lightnings_callback() -> None:
 def test_two_processes_stop_together(make_args: Make, tmp_path: Path) -> None:
     """AP does not rise by 90 within four iterations."""
     options = ("TEST.EARLY_STOPPING.MIN_DELTA", 90.0, "TEST.EARLY_STOPPING.PATIENCE", 1, "SOLVER.CHECKPOINT_PERIOD", 99)
-    main(make_args(tmp_path, "--num-gpus", 2, *STOP, *EMA, *BEST, *options, "SOLVER.BASE_LR", 0.0))
+    main(make_args(tmp_path, "--num-gpus", 2, *STOP, *EMA, *BEST, *options, "SOLVER.BASE_LR", 1e-12))
     final = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert final["iteration"] in (3, 7)
     assert same(final["model"], network(tmp_path / f"model_{final['iteration']:07d}.ckpt"))

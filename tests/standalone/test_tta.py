@@ -40,5 +40,5 @@ def test_one_view_of_the_same_size_gives_the_same_detections(
 
 
 def test_invalid_keys_are_an_error_before_training(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"TEST.AUG.MIN_SIZES must be positive sizes in pixels, got \(0, 40\)"):
+    with pytest.raises(UserError, match=r"TEST.AUG.MIN_SIZES must be at least 1 in each element, got \(0, 40\)"):
         main(make_args(tmp_path, *AUG, "TEST.AUG.MIN_SIZES", "(0, 40)"))
