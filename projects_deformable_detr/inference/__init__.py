@@ -1,1 +1,1 @@
-"""Drawing of detections."""
+"""Detection in images: `Detector`, `Detections`, drawing."""
