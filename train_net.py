@@ -3,32 +3,23 @@
 
 train_net.py --config-file configs/quickstart.yaml [--engine auto|detectron2|standalone] [--num-gpus N]
     [--register NAME JSON IMAGE_ROOT]… [--resume] [--eval-only] [KEY VALUE …]
+
+It is the command ``deformable-detr train`` with Detectron2's name.
 """
 
 import os
 import sys
 
-# Must be set before importing torch. Shortens the busy-wait of idle OpenMP threads, which otherwise compete with the
-# data loader. Quickstart on 2 cores: 0.17 s per iteration (0.26 s without spinning; several times longer with the
-# default under load).
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before importing torch, see cli.main
 
+from projects_deformable_detr.cli import train
 from projects_deformable_detr.cli.arguments import argument_parser
-from projects_deformable_detr.engine import check_can_train, choose_engine
 from projects_deformable_detr.errors import run_command
 
 
 def main() -> None:
-    """Runs the selected engine."""
-    args = argument_parser().parse_args()
-    engine = choose_engine(args.engine)
-    check_can_train(engine)
-    print(f"Engine: {engine.name} ({engine.reason}).", flush=True)
-    if engine.name == "detectron2":
-        from projects_deformable_detr.detectron2_plugin import main as run
-    else:
-        from projects_deformable_detr.standalone import main as run
-    run(args)
+    """Trains or evaluates with the flags of the command line."""
+    train.run(argument_parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -52,12 +52,12 @@ def run_command(name: str, command: Callable[[], object]) -> int:
     """Runs a command line; prints errors that the user can correct to stderr without a traceback.
 
     Returns:
-        The exit status: 0; 2 for invalid input, files that cannot be read or written, and missing packages; 1 for
-        losses that are not finite; 128 plus the signal number after a signal.
+        The exit status: the one that ``command`` returns, or 0; 2 for invalid input, files that cannot be read or
+        written, and missing packages; 1 for losses that are not finite; 128 plus the signal number after a signal.
     """
     _escape_characters()
     try:
-        command()
+        status = command()
     except (UserError, ArgumentError) as error:
         return _fail(name, error, 2)
     except FloatingPointError as error:
@@ -76,7 +76,7 @@ def run_command(name: str, command: Callable[[], object]) -> int:
         return _fail(name, Interrupted(signal.SIGINT), 128 + signal.SIGINT)
     except Interrupted as error:
         return _fail(name, error, 128 + error.signum)
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _escape_characters() -> None:

@@ -62,7 +62,8 @@ def test_auto_prints_engine_and_reason(run):
 def test_default_flags():
     args = argument_parser().parse_args([])
     flags = {"config_file": "", "engine": "auto", "register": [], "resume": False, "overwrite": False}
-    flags |= {"eval_only": False, "opts": [], "check_images": False}
+    flags |= {"eval_only": False, "opts": [], "check_images": False, "train_data": None, "val_data": None}
+    flags |= {"weights": None, "output": None, "epochs": None}
     assert vars(args) == flags | {"num_gpus": None, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
 
 

@@ -6,12 +6,18 @@ from ..engine import ENGINES
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Returns a parser of Detectron2's flags, ``--engine`` and ``--register``, which needs neither engine."""
+    """Returns the parser of ``train_net.py``, which needs neither engine."""
     parser = argparse.ArgumentParser(
         description="Train or evaluate Deformable DETR.",
         epilog="Example: train_net.py --config-file configs/quickstart.yaml --num-gpus 0 SOLVER.MAX_ITER 100",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_training_arguments(parser)
+    return parser
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds Detectron2's flags, ``--engine``, data sets by file, and the length in epochs."""
     parser.add_argument("--config-file", default="", metavar="FILE", help="path to the config file")
     parser.add_argument(
         "--engine",
@@ -19,7 +25,19 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="{" + ",".join(ENGINES) + "}",
         help="training engine; auto: detectron2 if it is installed, else standalone (default: auto)",
     )
+    add_data_arguments(parser)
     add_register_argument(parser)
+    parser.add_argument(
+        "--weights", metavar="W", help="initial weights, or the model of --eval-only; sets MODEL.WEIGHTS"
+    )
+    parser.add_argument("--output", metavar="DIR", help="output folder; sets OUTPUT_DIR")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="train for N passes over the training images, and evaluate and save a checkpoint after each (every few if "
+        "they have less than 100 iterations); sets SOLVER.MAX_ITER, scales SOLVER.STEPS with it, limits the warm-up",
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -53,7 +71,17 @@ def argument_parser() -> argparse.ArgumentParser:
         nargs=argparse.REMAINDER,
         help="config keys and values, after all flags: KEY VALUE KEY VALUE …",
     )
-    return parser
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--train-data JSON IMAGES`` and ``--val-data JSON IMAGES``."""
+    for name, use in (("train", "train on"), ("val", "evaluate on")):
+        parser.add_argument(
+            f"--{name}-data",
+            nargs=2,
+            metavar=("JSON", "IMAGES"),
+            help=f"annotation file in COCO's format and image folder to {use}, instead of the config's data sets",
+        )
 
 
 def add_register_argument(parser: argparse.ArgumentParser) -> None:

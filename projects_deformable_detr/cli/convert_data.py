@@ -1,27 +1,31 @@
 """Converts a folder of annotations in Pascal VOC's or YOLO's format to one file in COCO's format.
 
-python -m projects_deformable_detr.cli.convert_data FOLDER OUTPUT.json [--images DIR] [--classes FILE] [--only FILE]
+Examples:
+  deformable-detr convert-data VOC2007 train.json --only VOC2007/ImageSets/Main/train.txt
+  deformable-detr convert-data cells/labels cells.json --images cells/images --classes cells/data.yaml
 """
 
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
-from ..data.conversion import convert_dataset, read_text
-from ..errors import run_command
+HELP = "convert annotations in Pascal VOC's or YOLO's format to COCO's"
 
 
-def main() -> None:
-    """Writes the file, and prints its contents and how to train on it."""
-    parser = argparse.ArgumentParser(description="Converts annotations in Pascal VOC's or YOLO's format to COCO's.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     parser.add_argument("folder", type=Path, help="folder of .xml or .txt files, or the data set's folder")
     parser.add_argument("output", type=Path, help="COCO file to write")
     parser.add_argument("--images", type=Path, help="image folder (default: images or JPEGImages, or FOLDER)")
     parser.add_argument("--classes", type=Path, help="YAML file with names, or text file with one class per line")
     parser.add_argument("--only", type=Path, help="text file with one image per line, such as ImageSets/Main/train.txt")
-    args = parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the file, and prints its contents and how to train on it."""
+    from ..data.conversion import convert_dataset, read_text
+
     # In VOC's files of one class, 1, -1 or 0 follows the name.
     lines = None if args.only is None else read_text(args.only).splitlines()
     only = None if lines is None else [re.sub(r"\s+-?[01]$", "", line.strip()) for line in lines if line.strip()]
@@ -33,8 +37,4 @@ def main() -> None:
     crowds = sum(item["iscrowd"] for item in content["annotations"])
     if crowds:
         print(f"{crowds} difficult objects are crowds, which are ignored in training and evaluation.")
-    print(f"Use it with --register NAME {args.output} {images}")
-
-
-if __name__ == "__main__":
-    sys.exit(run_command("convert_data", main))
+    print(f"Use it with --train-data {args.output} {images}")

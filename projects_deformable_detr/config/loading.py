@@ -29,8 +29,8 @@ def load_cfg(engine: str, args: Namespace) -> CfgNode:
     """
     cfg = get_cfg(engine)
     cfg.MODEL.DEVICE = "auto"  # with Detectron2's default cuda, a missing GPU would be an error
-    merge(cfg, args.config_file, args.opts or [])
-    if getattr(args, "check_images", False) and cfg.DATASETS.CHECK_IMAGES != "pixels":
+    merge(cfg, args.config_file, _options(args))
+    if args.check_images and cfg.DATASETS.CHECK_IMAGES != "pixels":
         cfg.DATASETS.CHECK_IMAGES = "all"
     _add_registered(cfg, args)
     cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE, args.num_gpus)
@@ -39,19 +39,46 @@ def load_cfg(engine: str, args: Namespace) -> CfgNode:
         raise UserError("--eval-only needs a data set: set DATASETS.TEST")
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: set it to the data sets to train on")
+    _check_epochs(cfg, args)
     if args.eval_only:
         cfg.DATASETS.TRAIN = ()  # the training data need not exist
     return cfg
 
 
+def _check_epochs(cfg: CfgNode, args: Namespace) -> None:
+    if args.epochs is None:
+        return
+    given = [word.partition("=")[0] for word in args.opts]
+    if args.epochs < 1 or args.eval_only or "SOLVER.MAX_ITER" in given:
+        raise UserError("--epochs must be at least 1, and cannot be combined with --eval-only or SOLVER.MAX_ITER")
+    if cfg.DATASETS.TEST and "TEST.EVAL_PERIOD" not in given:
+        cfg.TEST.EVAL_PERIOD = 1  # until the number of images is known, see set_epochs
+
+
+def _options(args: Namespace) -> list[str]:
+    """Returns the command line's keys and values, including those that have flags of their own."""
+    flags = {"MODEL.WEIGHTS": args.weights, "OUTPUT_DIR": args.output}
+    return [*(word for key, value in flags.items() if value for word in (key, value)), *(args.opts)]
+
+
 def _add_registered(cfg: CfgNode, args: Namespace) -> None:
-    """Adds the data sets of ``--register`` to the config, and selects them if the command names no data sets.
+    """Adds the data sets of the command line to the config, and selects them unless it names others.
 
     Raises:
-        UserError: if the config uses none of them and they are not a pair NAME_train and NAME_val.
+        UserError: if the config uses none of those of ``--register``, and they are not a pair NAME_train and NAME_val;
+            or for ``--val-data`` without ``--train-data`` or ``--eval-only``.
     """
     given = {name: [name, os.path.abspath(file), os.path.abspath(images)] for name, file, images in args.register or []}
+    files = {f"custom_{split}": vars(args)[f"{split}_data"] for split in ("train", "val")}
+    files = {name: item for name, item in files.items() if item}
+    given |= {name: [name, *map(os.path.abspath, item)] for name, item in files.items()}
     cfg.DATASETS.REGISTER = [*(item for item in cfg.DATASETS.REGISTER if item[0] not in given), *given.values()]
+    if files:
+        if "custom_train" not in files and not args.eval_only:
+            raise UserError("--val-data needs --train-data, or --eval-only")
+        cfg.DATASETS.TRAIN = tuple(name for name in files if name == "custom_train")
+        cfg.DATASETS.TEST = tuple(name for name in files if name == "custom_val")
+        return
     used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
     if not given or used & set(given) or any(word.startswith("DATASETS.T") for word in args.opts or []):
         return

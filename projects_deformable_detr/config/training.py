@@ -1,7 +1,8 @@
 """Reads the training configuration from a ``CfgNode``."""
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 from fvcore.common.config import CfgNode
 
@@ -126,6 +127,34 @@ def callbacks_config(cfg: CfgNode) -> CallbacksConfig:
 def training_config(cfg: CfgNode) -> TrainingConfig:
     """Reads the configuration of a training run except its data."""
     return TrainingConfig(optimizer_config(cfg), schedule_config(cfg), callbacks_config(cfg))
+
+
+def set_epochs(cfg: CfgNode, epochs: int, num_images: int, options: Sequence[str]) -> None:
+    """Sets the length of a training in epochs, and evaluation and checkpoint after epochs of at least 100 iterations.
+
+    ``SOLVER.STEPS`` keep their share of ``SOLVER.MAX_ITER``; ``SOLVER.WARMUP_ITERS`` is at most a tenth of it.
+
+    Args:
+        cfg: config, changed in place.
+        epochs: number of passes over the training images.
+        num_images: number of training images.
+        options: keys and values of the command line, which are not changed.
+    """
+    given = {word.partition("=")[0] for word in options}
+    per_epoch = max(1, round(num_images / cfg.SOLVER.IMS_PER_BATCH))
+    length, before = epochs * per_epoch, cfg.SOLVER.MAX_ITER
+    period = min(length, per_epoch * math.ceil(100 / per_epoch))
+    values: dict[str, object] = {
+        "SOLVER.MAX_ITER": length,
+        "SOLVER.STEPS": tuple(dict.fromkeys(max(1, round(step * length / before)) for step in cfg.SOLVER.STEPS)),
+        "SOLVER.WARMUP_ITERS": min(cfg.SOLVER.WARMUP_ITERS, length // 10),
+        "SOLVER.CHECKPOINT_PERIOD": period,
+        "TEST.EVAL_PERIOD": period if cfg.DATASETS.TEST else 0,
+    }
+    changes = {key: value for key, value in values.items() if key not in given}
+    cfg.merge_from_list([word for pair in changes.items() for word in pair])
+    text = ", ".join(f"{key} {value}" for key, value in changes.items())
+    logger.info("--epochs %d: %d images in batches of %d; %s", epochs, num_images, cfg.SOLVER.IMS_PER_BATCH, text)
 
 
 def log_recipe(config: TrainingConfig, batch_size: int, num_images: int | None) -> None:

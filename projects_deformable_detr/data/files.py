@@ -19,7 +19,7 @@ Side = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 KEYS = ("images", "categories", "annotations")
 _ERRORS = (ValueError, RecursionError)  # raised for invalid JSON, UTF-8 or schema, and deep nesting
 _DIGITS = re.compile("-?[0-9]+")
-_CONVERT = "convert it with `python -m projects_deformable_detr.cli.convert_data`"
+_CONVERT = "convert it with `deformable-detr convert-data`"
 # Pattern at the start of a file that is not JSON: (format, remedy).
 _FORMATS = {
     rb"\s*(<\?xml[^>]*>\s*)?<annotation\b": ("is an annotation in Pascal VOC's XML format", _CONVERT),
@@ -154,7 +154,7 @@ def _read_bytes(spec: DatasetSpec) -> bytes:
     except IsADirectoryError as error:
         raise DatasetError(
             f"{where} cannot be read, as it is a folder: use a file in COCO's format; a folder of Pascal VOC's or "
-            "YOLO's annotations can be converted with `python -m projects_deformable_detr.cli.convert_data`"
+            "YOLO's annotations can be converted with `deformable-detr convert-data`"
         ) from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{where} is not JSON ({error}): save it in UTF-8") from error

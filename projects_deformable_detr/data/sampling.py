@@ -35,7 +35,7 @@ def select_training_images(
     for name, count in Counter(config.train).items():
         if count > 1:
             _logger.warning("data set %s is named %d times for training: its images count %d times", name, count, count)
-    parts = [datasets[name].with_objects() if config.filter_empty else datasets[name] for name in config.train]
+    parts = training_images(config, datasets)
     removed = sum(len(datasets[name]) for name in config.train) - sum(map(len, parts))
     if removed:
         _logger.info("%d training images without objects are left out", removed)
@@ -43,6 +43,11 @@ def select_training_images(
         raise DatasetError(f"training sets {', '.join(config.train)} have no image with an object to train on")
     labels = [(name, part.object_labels(crowds=crowds)) for name, part in zip(config.train, parts, strict=True)]
     return parts, repeat_factors(config.sampler, labels)
+
+
+def training_images(config: DataConfig, datasets: Mapping[str, Records]) -> list[Records]:
+    """Returns the images of each training set, without those without objects if ``filter_empty``."""
+    return [datasets[name].with_objects() if config.filter_empty else datasets[name] for name in config.train]
 
 
 def repeat_factors(config: SamplerConfig, datasets: Sequence[tuple[str, Labels]]) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.build import print_instances_class_histogram
+from detectron2.data.build import get_detection_dataset_dicts, print_instances_class_histogram
 from detectron2.data.datasets import register_coco_instances, register_coco_panoptic
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils.data import ConcatDataset
@@ -22,7 +22,7 @@ from ..data.config import DataConfig
 from ..data.load import load_dataset, read_classes
 from ..data.problems import DatasetError
 from ..data.records import Records
-from ..data.sampling import select_training_images
+from ..data.sampling import select_training_images, training_images
 from ..engine import is_installed
 from ..errors import UserError
 from ..shapes.scene import CATEGORIES
@@ -173,6 +173,14 @@ def training_data(config: DataConfig, seed: int) -> dict[str, Any]:
     if factors is not None:
         found["sampler"] = RepeatFactorTrainingSampler(factors, seed=seed if config.sampler.by_class else None)
     return found
+
+
+def count_training_images(config: DataConfig) -> int:
+    """Returns the number of images of the training sets, without those without objects if ``filter_empty``."""
+    if all(map(is_read_from_file, config.train)):
+        datasets = {name: load(name, config) for name in config.train}
+        return sum(map(len, training_images(config, datasets)))  # type: ignore[arg-type]
+    return len(get_detection_dataset_dicts(config.train, filter_empty=config.filter_empty, check_consistency=False))
 
 
 def _label_chunks(parts: list[Records], size: int = 10_000) -> Iterator[dict[str, Any]]:

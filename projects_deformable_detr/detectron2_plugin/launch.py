@@ -24,6 +24,7 @@ from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
 from ..config.reading import naming_keys
 from ..config.run import PROCESS_KEYS, check_run, process_config
+from ..config.training import set_epochs
 from ..data.config import SAMPLERS
 from ..errors import UserError
 from ..training.last_checkpoint import find_last_checkpoint
@@ -69,6 +70,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     with log_unless_error(output_dir), _cityscapes(cfg):
         config = data_config(cfg, eval_only=args.eval_only)
         data.check(config)
+        if args.epochs:
+            set_epochs(cfg, args.epochs, data.count_training_images(config), args.opts)
         cfg = with_classes(cfg, data.resolve_num_classes, resolve_thing_classes)
         if args.resume:
             find_last_checkpoint(output_dir, "detectron2", known_class_names(cfg), for_evaluation=args.eval_only)

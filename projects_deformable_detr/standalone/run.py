@@ -18,9 +18,10 @@ from ..config.checkpoint import LOADING_KEYS
 from ..config.data import data_config, load, resolve_num_classes, resolve_thing_classes
 from ..config.reading import naming_keys
 from ..config.run import Run, check_run, read_run
-from ..config.training import log_recipe
+from ..config.training import log_recipe, set_epochs
 from ..data import catalog
 from ..data.records import Records
+from ..data.sampling import training_images
 from ..evaluation import Evaluator, lvis
 from ..training.callbacks import DetectorWriter
 from ..training.last_checkpoint import find_last_checkpoint, log_resuming
@@ -55,6 +56,9 @@ def main(args: Namespace) -> dict[str, Any]:
     check_run(cfg, args)
     with log_unless_error(Path(cfg.OUTPUT_DIR)):
         datasets = _load_datasets(cfg, args.eval_only)
+        if args.epochs:
+            num_images = sum(map(len, training_images(data_config(cfg), datasets)))
+            set_epochs(cfg, args.epochs, num_images, args.opts)
         cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
         set_thing_classes(cfg, resolve_thing_classes(cfg))
         cfg.freeze()

@@ -96,9 +96,9 @@ FILES = [
     error("JSON list", "contains a list", text(b"[1, 2]")),
     error("deeply nested JSON", "is not JSON", text(b"[" * 100_000)),
     error("file of results", "looks like a file of results", text(json.dumps([{"image_id": 1, "score": 1}]).encode())),
-    error("Pascal VOC's XML", "Pascal VOC's XML format, not JSON: convert it with .*convert_data", text(VOC)),
+    error("Pascal VOC's XML", "Pascal VOC's XML format, not JSON: convert it with .*convert-data", text(VOC)),
     error(
-        "YOLO's text", "YOLO's text format, not JSON: convert it with .*convert_data", text(b"0 0.5 0.5 0.1 0.2\n" * 3)
+        "YOLO's text", "YOLO's text format, not JSON: convert it with .*convert-data", text(b"0 0.5 0.5 0.1 0.2\n" * 3)
     ),
     error("archive", "is a compressed archive, not JSON: unpack it", text(b"PK\x03\x04rest")),
     accept("byte order mark", text(lambda content: b"\xef\xbb\xbf" + content), plain),

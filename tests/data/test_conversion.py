@@ -1,12 +1,11 @@
 """Conversion of Pascal VOC's and YOLO's annotations to COCO's format."""
 
 import json
-import sys
 
 import pytest
 from PIL import Image
 
-from projects_deformable_detr.cli import convert_data
+from projects_deformable_detr.cli.main import main
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.conversion import convert_dataset
 from projects_deformable_detr.data.load import load_dataset
@@ -144,12 +143,11 @@ def test_invalid_voc(write, content, message):
         convert_dataset(root, classes=root / "names.txt")
 
 
-def test_command(write, monkeypatch, capsys):
+def test_command(write, capsys):
     annotations = {f"Annotations/{name}.xml": voc(("dog", (1, 1, 9, 9), ""), name=f"{name}.jpg") for name in "ab"}
     root = write({"JPEGImages/a.jpg": None, "JPEGImages/b.jpg": None, "dog_train.txt": "a  1\n", **annotations})
     words = [str(root), str(root / "new" / "coco.json"), "--only", str(root / "dog_train.txt")]
-    monkeypatch.setattr(sys, "argv", ["convert_data", *words])
-    convert_data.main()
+    assert main(["convert-data", *words]) == 0
     assert "1 images, 1 objects, 1 classes" in capsys.readouterr().out
     assert [item["file_name"] for item in json.loads((root / "new/coco.json").read_text())["images"]] == ["a.jpg"]
     spec = DatasetSpec("voc", root / "new" / "coco.json", root / "JPEGImages")
