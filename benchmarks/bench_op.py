@@ -79,17 +79,17 @@ def fallback_points(x: dict[str, Tensor]) -> Tensor:
     return grid_sample_fallback(x["value"], SHAPES, x["loc"], x["weights"])
 
 
-def ours(x: dict[str, Tensor]) -> Tensor:
+def op(x: dict[str, Tensor]) -> Tensor:
     return msda.ms_deform_attn(x["value"], SHAPES, None, x["loc"], x["weights"])
 
 
-def ours_from_offsets(x: dict[str, Tensor]) -> Tensor:
+def op_from_offsets(x: dict[str, Tensor]) -> Tensor:
     """Computes softmax and locations with separate operations, then calls the operator."""
     loc, weights = msda.reference.locations_and_weights(SHAPES, x["reference"], x["offsets"], x["logits"])
     return msda.ms_deform_attn(x["value"], SHAPES, None, loc, weights)
 
 
-def ours_fused(x: dict[str, Tensor]) -> Tensor:
+def op_fused(x: dict[str, Tensor]) -> Tensor:
     return msda.ms_deform_attn_fused(x["value"], SHAPES, None, x["reference"], x["offsets"], x["logits"])
 
 
@@ -106,9 +106,9 @@ def backward_of(function: Callable[[dict[str, Tensor]], Tensor], names: tuple[st
 POINTS_NAMES, OFFSET_NAMES = ("value", "loc", "weights"), ("value", "offsets", "logits")
 CANDIDATES: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
     "fallback": fallback_points,
-    "ours": ours,
-    "ours_from_offsets": ours_from_offsets,
-    "ours_fused": ours_fused,
+    "op": op,
+    "op_from_offsets": op_from_offsets,
+    "op_fused": op_fused,
 }
 
 
@@ -132,9 +132,9 @@ def measure(functions: dict[str, Callable[[], object]], repeat: int) -> dict[str
 def _runs(x: dict[str, Tensor], bf16: dict[str, Tensor], backward: bool) -> dict[str, Callable[[], object]]:
     runs: dict[str, Callable[[], object]] = {}
     for name, function in CANDIDATES.items():
-        names = OFFSET_NAMES if name in ("ours_from_offsets", "ours_fused") else POINTS_NAMES
+        names = OFFSET_NAMES if name in ("op_from_offsets", "op_fused") else POINTS_NAMES
         runs[name] = functools.partial(backward_of(function, names) if backward else function, x)
-    runs["ours_bf16"] = functools.partial(backward_of(ours, POINTS_NAMES) if backward else ours, bf16)
+    runs["op_bf16"] = functools.partial(backward_of(op, POINTS_NAMES) if backward else op, bf16)
     return runs
 
 
@@ -152,7 +152,7 @@ def worker(repeat: int) -> dict[str, dict[str, float]]:
 def peak_memory(name: str, backward: bool) -> float:
     """Returns the peak resident memory of ENC in MB, excluding inputs. Must run in a new process."""
     small = {k: t for k, t in make_inputs(2).items()}
-    names = OFFSET_NAMES if name in ("ours_from_offsets", "ours_fused") else POINTS_NAMES
+    names = OFFSET_NAMES if name in ("op_from_offsets", "op_fused") else POINTS_NAMES
     function = backward_of(CANDIDATES[name], names) if backward else CANDIDATES[name]
     function(with_grad_output(small))  # loads libraries and starts threads
     x = with_grad_output(make_inputs(None))

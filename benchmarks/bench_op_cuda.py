@@ -94,16 +94,16 @@ def own_candidates(shapes: Sequence[tuple[int, int]], dry_run: bool) -> dict[str
         return bench_op.grid_sample_fallback(x["value"], sizes, x["loc"], x["weights"])
 
     found = {
-        "ours": Candidate(lambda x: msda.ms_deform_attn(x["value"], sizes, None, x["loc"], x["weights"])),
-        "ours, shapes on the device": Candidate(
+        "op": Candidate(lambda x: msda.ms_deform_attn(x["value"], sizes, None, x["loc"], x["weights"])),
+        "op, shapes on the device": Candidate(
             lambda x: msda.ms_deform_attn(x["value"], sizes if dry_run else x["shapes"], None, x["loc"], x["weights"])
         ),
-        "ours, float32 points": Candidate(
+        "op, float32 points": Candidate(
             lambda x: msda.ms_deform_attn(x["value"], sizes, None, x["loc32"], x["weights32"]),
             ("value", "loc32", "weights32"),
             (torch.bfloat16,),
         ),
-        "ours fused": Candidate(
+        "op fused": Candidate(
             lambda x: msda.ms_deform_attn_fused(x["value"], sizes, None, x["reference"], x["offsets"], x["logits"]),
             fused,
         ),
@@ -138,8 +138,8 @@ def foreign_candidates(args: argparse.Namespace) -> dict[str, Candidate]:
 
         found["original"] = Candidate(lambda x: Original.apply(*(x[k] for k in plain)), dtypes=(torch.float32,))
     if args.mmcv:
-        theirs = _import_from(args.mmcv, "mmcv.ops.multi_scale_deform_attn").MultiScaleDeformableAttnFunction
-        found["mmcv"] = Candidate(lambda x: theirs.apply(*(x[k] for k in plain), 64), dtypes=(torch.float32,))
+        mmcv = _import_from(args.mmcv, "mmcv.ops.multi_scale_deform_attn").MultiScaleDeformableAttnFunction
+        found["mmcv"] = Candidate(lambda x: mmcv.apply(*(x[k] for k in plain), 64), dtypes=(torch.float32,))
     if args.dcnv4:
         flash = _import_from(args.dcnv4, "DCNv4.functions").FlashDeformAttnFunction
 

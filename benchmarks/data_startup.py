@@ -3,13 +3,13 @@
 
     python benchmarks/data_startup.py --data DIR [--before CHECKOUT] [--engine ENGINE] [--masks] [--runs N]
 
-The data set is generated in DIR once: 118,000 images (empty files) with 860,000 annotations, whose polygons are as long
-as COCO's, in about 450 MB of JSON, and a validation set of 5,000 images with 36,500 annotations. Every run is a new
-process that executes ``train_net.py`` of the checkout on the CPU: config, checks of both data sets, records, model,
-optimizer, sampler and two loader workers. It ends when a worker opens the first image file; the worker then stores the
-time since process start, and the CPU time and peak resident memory (VmHWM) of the training process. With ``--before``,
-the two checkouts alternate, and the ratios of their fastest runs and smallest peaks are printed. Compare wall times on
-an idle machine only, CPU times otherwise.
+The data set is generated in DIR once: 118,000 images (empty files) with 860,000 annotations, whose polygons have the
+lengths of those in COCO, in about 450 MB of JSON, and a validation set of 5,000 images with 36,500 annotations. Every
+run is a new process that executes ``train_net.py`` of the checkout on the CPU: config, checks of both data sets,
+records, model, optimizer, sampler and two loader workers. It ends when a worker opens the first image file; the worker
+then stores the time since process start, and the CPU time and peak resident memory (VmHWM) of the training process.
+With ``--before``, the two checkouts alternate, and the ratios of their fastest runs and smallest peaks are printed.
+Compare wall times on an idle machine only, CPU times otherwise.
 """
 
 import argparse

@@ -24,14 +24,14 @@ from torchvision.ops import sigmoid_focal_loss
 
 from projects_deformable_detr.modeling.losses import FocalClassification
 
-NAMES = ("torchvision", "ours")
+NAMES = ("torchvision", "FocalClassification")
 MATCHED = 8  # queries per image
 
 
 def loss(name: str, logits: Tensor, matched: Tensor) -> Tensor:
     """Returns losses (layers,) for logits (layers, N, Q, classes) and matched classes (layers, N, Q), -1 for none."""
     count = (matched[0] >= 0).sum()
-    if name == "ours":
+    if name == "FocalClassification":
         return FocalClassification().loss(logits, matched, count)
     classes = logits.shape[-1]
     targets = F.one_hot(matched.where(matched >= 0, classes), classes + 1)[..., :-1].to(logits.dtype)
@@ -90,9 +90,9 @@ def report(classes: int, found: dict[str, list[dict[str, float]]]) -> None:
         name: {key: statistics.median(each[key] for each in measured) for key in ("seconds", "mib", "loss")}
         for name, measured in found.items()
     }
-    theirs, ours = (medians[name]["loss"] for name in NAMES)
-    if abs(theirs - ours) > 1e-4 * abs(theirs):
-        raise SystemExit(f"the losses differ: {theirs} and {ours}")
+    expected, found_loss = (medians[name]["loss"] for name in NAMES)
+    if abs(expected - found_loss) > 1e-4 * abs(expected):
+        raise SystemExit(f"the losses differ: {expected} and {found_loss}")
     for name, median in medians.items():
         times = [1000 * each["seconds"] for each in found[name]]
         seconds, mib = (median[key] / medians[NAMES[0]][key] for key in ("seconds", "mib"))

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from projects_deformable_detr.engine import is_installed
 
 RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
-OURS = ("deformable_detr_r50_50ep", "deformable_detr_r50_two_stage_50ep", "detr_r50_500ep")
+MODELS = ("deformable_detr_r50_50ep", "deformable_detr_r50_two_stage_50ep", "detr_r50_500ep")
 
 
 def measure(name: str, height: int, width: int, threads: int, train: bool) -> dict[str, float]:
@@ -87,7 +87,7 @@ def main() -> None:
     if args.only:
         print(json.dumps(measure(args.only, args.height, args.width, args.threads, args.train)))
         return
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in (RCNN, *OURS)}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in (RCNN, *MODELS)}
     for _ in range(args.rounds):
         for name, measured in results.items():
             command = [sys.executable, __file__, *sys.argv[1:], "--only", name]

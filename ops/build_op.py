@@ -29,7 +29,7 @@ CSRC = Path(__file__).resolve().parent / "csrc"
 TARGET_TORCH = "0x020b000000000000"  # 2.11: the oldest torch whose stable ABI has all functions that the operator uses
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Contraction is off so that pixel coordinates round as in the reference; the inner loops use fused multiply-adds
-# explicitly. Without the other two flags floor() and comparisons would not vectorise.
+# explicitly. Without the other two flags floor() and comparisons would not vectorize.
 KERNEL_FLAGS = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 ISA_FLAGS = {
     "plain": [],

@@ -1,4 +1,4 @@
-"""Runs all checks that need a GPU and writes a report as JSON.
+"""Runs all checks that need a GPU, and writes a JSON report.
 
     python3 ops/gpu_check.py                    # from the repository, on a machine with a GPU and nvcc
     python3 ops/gpu_check.py --only build,tests # steps: build, tests, memcheck, racecheck, benchmark

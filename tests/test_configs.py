@@ -71,9 +71,9 @@ def run_detectron2(name, weights, monkeypatch):
     model.detector.load_state_dict(weights, assign=True)
     records = []
     for image, target, (height, width) in zip(*images_and_targets(cfg.MODEL.MASK_ON), SIZES, strict=True):
-        centre, size = (target.boxes * torch.tensor([width, height, width, height])).split(2, dim=1)
+        center, size = (target.boxes * torch.tensor([width, height, width, height])).split(2, dim=1)
         instances = Instances((height, width))
-        instances.gt_boxes = Boxes(torch.cat([centre - size / 2, centre + size / 2], dim=1))
+        instances.gt_boxes = Boxes(torch.cat([center - size / 2, center + size / 2], dim=1))
         instances.gt_classes = target.labels
         if target.masks is not None:
             instances.gt_masks = BitMasks(target.masks)

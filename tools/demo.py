@@ -31,7 +31,7 @@ def run(name: str, command: list[str], times: dict[str, float]) -> None:
 
 
 def has_data() -> bool:
-    """Returns whether the data exists in the demo's size; an older run may have left another."""
+    """Returns whether the data exists in the size of the demo; an earlier version may have generated another size."""
     try:
         images = json.loads((ROOT / DATASETS / "shapes/annotations/instances_val.json").read_text())["images"]
     except (OSError, ValueError, KeyError):

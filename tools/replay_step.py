@@ -4,7 +4,7 @@
 tools/replay_step.py OUTPUT_DIR/failed_step_0000123_rank0.pth [--config-file F] [--weights W]
 
 The file contains the batch and the random state, not the weights: pass the last checkpoint before the failure. By
-default, the config is config.yaml next to the file, and the weights are initialised with the seed of the run. The step
+default, the config is config.yaml next to the file, and the weights are initialized with the seed of the run. The step
 runs on the CPU, with SOLVER.AMP.ENABLED in bfloat16: an overflow of float16 on a GPU is not repeated.
 """
 

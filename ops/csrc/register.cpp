@@ -25,7 +25,7 @@ std::string cpu_isa() { return cpu_kernels().name; }
 }  // namespace msda
 
 // spatial_shapes is h0, w0, h1, w1, ..., or empty if shapes_tensor is given instead. The fused backward returns the
-// gradient of the reference points per head, (N, M, Q, L, R), or an empty tensor if it is not wanted.
+// gradient of the reference points per head, (N, M, Q, L, R), or an empty tensor if it is not requested.
 STABLE_TORCH_LIBRARY(ms_deform_attn, m) {
   m.def("cpu_isa() -> str");
   m.def(

@@ -19,7 +19,7 @@
 namespace msda {
 namespace {  // internal linkage: each instruction set needs its own copy of these functions
 
-// Integer type with one element per point in A; specialised for vectors.
+// Integer type with one element per point in A; specialized for vectors.
 template <typename A>
 struct IntOf {
   using type = int32_t;
@@ -27,7 +27,7 @@ struct IntOf {
 template <typename A>
 using Int = typename IntOf<A>::type;
 
-// Returns floor(x) as an integer and stores it as floating point in `floored`; specialised for vectors.
+// Returns floor(x) as an integer and stores it as floating point in `floored`; specialized for vectors.
 template <typename A>
 MSDA_HOST_DEVICE Int<A> floor_to_int(A x, A& floored) {
   floored = std::floor(x);
@@ -35,7 +35,7 @@ MSDA_HOST_DEVICE Int<A> floor_to_int(A x, A& floored) {
 }
 
 // Sum and product are rounded separately, even where nvcc would fuse them: a fused multiply-add moves points that lie
-// exactly on a pixel centre to its other side, where the gradient differs.
+// exactly on a pixel center to its other side, where the gradient differs.
 #if defined(__CUDA_ARCH__)
 MSDA_HOST_DEVICE float add_rounded(float a, float b) { return __fadd_rn(a, b); }
 MSDA_HOST_DEVICE double add_rounded(double a, double b) { return __dadd_rn(a, b); }
@@ -120,7 +120,7 @@ template <typename A, typename S>
 MSDA_HOST_DEVICE A scale_offset(A offset, A extent, bool box, S points) {
   return box ? offset / points * extent * 0.5f : offset / extent;
 }
-// d location / d extent of a box.
+// Derivative of a location with respect to the extent of its box.
 template <typename A, typename S>
 MSDA_HOST_DEVICE A extent_factor(A offset, S points) {
   return offset / points * 0.5f;

@@ -1,4 +1,4 @@
-"""Argument checks: the source of the error messages of every path.
+"""Argument checks, which define the error messages of all implementations.
 
 The reference and the fake kernels (torch.compile, torch.export) run them first. The compiled kernels check only what
 they rely on, to keep valid calls fast; when a call fails, functional.py runs these checks to name the argument.
@@ -116,7 +116,7 @@ def check_levels(rows: int, sizes: Sequence[tuple[int, int]], level_start_index:
 def check_arguments(
     value: Tensor, spatial_shapes: Tensor | Sizes, level_start_index: Tensor | Sequence[int] | None, *points: Tensor
 ) -> None:
-    """Runs all checks; those of level sizes only where they can be read without waiting for a GPU."""
+    """Runs all checks; level sizes are checked only if they can be read without synchronizing with a GPU."""
     check_shapes(value, spatial_shapes, *points)
     if not isinstance(spatial_shapes, Tensor) or spatial_shapes.device.type == "cpu":
         check_levels(value.shape[1], level_sizes(spatial_shapes), level_start_index)

@@ -1,10 +1,10 @@
-"""Interfaces of other implementations of the operator, for code that was written for them.
+"""Interfaces of other implementations of the operator, for code written for them.
 
     import ms_deform_attn.compat; ms_deform_attn.compat.install()
 
-before that code is imported. Afterwards ``import MultiScaleDeformableAttention`` (the original extension) works, also
-under the names used by Mask2Former, DINO and others. mmcv's ``MultiScaleDeformableAttnFunction`` and detrex's
-``MultiScaleDeformableAttention`` are in this module.
+must run before that code is imported. Afterward ``import MultiScaleDeformableAttention`` (the original extension)
+works, also under the names used by Mask2Former, DINO and others. mmcv's ``MultiScaleDeformableAttnFunction`` and
+detrex's ``MultiScaleDeformableAttention`` are in this module.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int = 64,
 ) -> Tensor:
-    """The original extension's forward. im2col_step, which divides the batch there, has no effect."""
+    """Forward of the original extension. ``im2col_step``, which divides the batch there, has no effect."""
     with torch.no_grad():
         return ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
 
@@ -45,7 +45,7 @@ def ms_deform_attn_backward(
     grad_output: Tensor,
     im2col_step: int = 64,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The original extension's backward: gradients of value, sampling_locations and attention_weights."""
+    """Backward of the original extension: gradients of value, sampling_locations and attention_weights."""
     if use_kernel(value.device.type):
         grads: tuple[Tensor, Tensor, Tensor] = torch.ops.ms_deform_attn.backward(
             grad_output,

@@ -11,7 +11,7 @@ Sizes = Sequence[Sequence[int]]
 
 
 def level_sizes(spatial_shapes: Tensor | Sizes) -> list[tuple[int, int]]:
-    """Returns level sizes as a list of (H, W) integers. Copying a tensor from a GPU synchronises."""
+    """Returns level sizes as a list of (H, W) integers. Copying a tensor from a GPU synchronizes."""
     if isinstance(spatial_shapes, Tensor):
         if spatial_shapes.is_meta:
             raise RuntimeError("ms_deform_attn: spatial_shapes must have values: pass integers, or a tensor on the CPU")

@@ -44,8 +44,10 @@ class MSDeformAttn(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialises as in the paper (section A.4): uniform attention; the k-th point of head m lies in direction
-        2 pi m / M, k pixels away in the larger of |x| and |y|."""
+        """Initializes the parameters as in the paper (section A.4).
+
+        Attention is uniform. The k-th point of head m lies in direction 2 pi m / M, at distance k in max(|x|, |y|).
+        """
         nn.init.zeros_(self.sampling_offsets.weight)
         angle = torch.arange(self.n_heads, dtype=torch.float64) * (2 * math.pi / self.n_heads)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
@@ -71,7 +73,8 @@ class MSDeformAttn(nn.Module):
         input_level_start_index: Tensor | Sequence[int] | None = None,
         input_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """
+        """Computes the attention of queries to an input.
+
         Args:
             query: (N, Q, C).
             reference_points: (N, Q, L, 2) as (x, y), or (N, Q, L, 4) as (cx, cy, w, h), in [0, 1] of the padded

@@ -1,4 +1,4 @@
-"""Registers the project's backbones, and backbones of Detectron2 that no yacs config can build by itself."""
+"""Registers the project's backbones, and Detectron2 backbones that cannot be built from a yacs config otherwise."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -86,8 +86,8 @@ for registered, reader in BACKBONES.items():
 def build_deformable_detr_d2_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer:
     """Builds Detectron2's Swin Transformer, with feature maps ``p0`` … ``p3`` of strides 4 … 32.
 
-    ``MODEL.BACKBONE.VARIANT`` is ``swin_t``, ``swin_s``, ``swin_b`` or ``swin_l``; ``FREEZE_AT`` is that of
-    `SwinBackbone`. Only the feature maps in ``MODEL.DETR.IN_FEATURES`` are built, as the norms of others would have no
+    ``MODEL.BACKBONE.VARIANT`` is ``swin_t``, ``swin_s``, ``swin_b`` or ``swin_l``; see `SwinBackbone` for
+    ``FREEZE_AT``. Only the feature maps in ``MODEL.DETR.IN_FEATURES`` are built, as the norms of others would have no
     gradient.
     """
     _check_channels(input_shape)
@@ -120,7 +120,7 @@ def build_deformable_detr_d2_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) 
         use_rel_pos=True,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )
-    # Finer and coarser levels than those in use are not built, as their parameters would have no gradient.
+    # Unused finer and coarser levels are not built, because their parameters would get no gradient.
     scales = {"p2": 4.0, "p3": 2.0, "p4": 1.0, "p5": 0.5}
     wanted = _in_features(cfg, [*scales, "p6"])
     return SimpleFeaturePyramid(
@@ -168,7 +168,7 @@ def build_deformable_detr_d2_regnet_backbone(cfg: CfgNode, input_shape: ShapeSpe
 
 
 def _in_features(cfg: CfgNode, known: list[str], *, needs_last: bool = False) -> list[str]:
-    """Returns ``MODEL.DETR.IN_FEATURES``; ``needs_last`` if the backbone computes its last feature map in any case."""
+    """Returns ``MODEL.DETR.IN_FEATURES``; with ``needs_last``, it must contain the last of the ``known`` names."""
     features = list(cfg.MODEL.DETR.IN_FEATURES)
     if not set(features) <= set(known) or (needs_last and known[-1] not in features):
         required = f" with {known[-1]}" if needs_last else ""

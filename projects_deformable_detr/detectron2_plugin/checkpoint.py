@@ -1,7 +1,7 @@
-"""Checkpoints in Detectron2: a checkpointer that loads files of any known format by class names, or raises an error.
+"""Checkpointer for Detectron2 that loads files of all supported formats and maps classes by name.
 
-``DetectionCheckpointer``, and with it ``DefaultPredictor`` and ``DefaultTrainer``, creates it for the project's models
-(see `patches`).
+For the project's models, ``DetectionCheckpointer`` creates it, also in ``DefaultPredictor`` and ``DefaultTrainer`` (see
+`patches`).
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from ..config.checkpoint import LOADING_KEYS
 from ..config.reading import naming_keys
 from ..training.last_checkpoint import find_last_checkpoint, remove_old_checkpoints, write_last_checkpoint
 
-# Detectron2 matches the names in these files: pycls's, and those that request it.
+# Parameter names in these files are matched by Detectron2: files of pycls, and files that request it.
 _MATCHED_BY_DETECTRON2 = (".pyth", "?matching_heuristics=True")
 EMA = "ema"  # key of the `ExponentialMovingAverage` in a checkpoint
 _DETECTOR = "detector."
@@ -72,16 +72,16 @@ class DetectorCheckpointer(DetectionCheckpointer):
         return self._options or dataclasses.replace(self.model.load_options, for_evaluation=not self.model.training)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resumes, or loads ``path``, and broadcasts the weights of the first process; all processes must call it.
+        """Resumes, or loads ``path``, and broadcasts the weights of the first process, as downloads can fail in others.
 
-        Downloads can fail in the other processes.
+        All processes must call this method.
         """
         rest: dict[str, Any] = super().resume_or_load(path, resume=resume)
         _broadcast(self.model)
         return rest
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Loads a checkpoint, or without ``checkpointables`` weights of any known format.
+        """Loads a checkpoint or, if ``checkpointables`` is empty, weights of any known format.
 
         Raises:
             CheckpointError: if the file cannot be read or does not fit; see `load_weights`.
@@ -143,7 +143,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         missing = [key for key in keys.missing_keys if key.startswith(_BACKBONE)]
         if self.options.for_evaluation and len(missing) < len(keys.missing_keys):
             raise CheckpointError("`weights` contains only a backbone: evaluation needs a trained detector")
-        # The classifiers in these files are unused.
+        # Classifiers in these files are not used.
         shapes = [f"{key}: {found} in the file, {wanted} in the model" for key, found, wanted in keys.incorrect_shapes]
         problems = shorten([f"missing in the file: {key}" for key in missing]) + shorten(shapes)
         if problems and not self.options.allow_partial:

@@ -1,4 +1,4 @@
-"""Extends Detectron2's default config; checks its keys that have no effect on the project's models."""
+"""Extends Detectron2's default config, and checks keys that have no effect on the project's models."""
 
 import logging
 

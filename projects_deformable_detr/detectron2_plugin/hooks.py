@@ -46,7 +46,7 @@ class Averaging(HookBase):
         self.ema.update()
 
     def after_train(self) -> None:
-        """Leaves the averaged weights in the model, for the final evaluation and for the caller."""
+        """Applies the averaged weights for the final evaluation and for the caller."""
         self.ema.apply()
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class EarlyStopping(training.callbacks.EarlyStopping, HookBase):
 class SaveAfterEvaluation(HookBase):
     """Saves a checkpoint again after the evaluation of the same iteration, to include the updated state of the hooks.
 
-    Detectron2 saves before the evaluation, because an evaluation may end the process.
+    Detectron2 saves before the evaluation, which may end the process.
     """
 
     def __init__(self, eval_period: int, checkpoint_period: int) -> None:
@@ -171,7 +171,7 @@ def add_hooks(
     given: list[HookBase],
     ema: ExponentialMovingAverage | None,
 ) -> list[HookBase]:
-    """Returns Detectron2's hooks and the configured ones: the average first, the others after the evaluation."""
+    """Adds the configured hooks to Detectron2's: the average first, the others after the evaluation."""
     evaluations = [hook for hook in given if isinstance(hook, hooks.EvalHook)]
     if ema is not None:
         for hook in evaluations:
@@ -188,7 +188,7 @@ def add_hooks(
     return [*first, *given[:place], *own, *given[place:], SaveOnSignal()]
 
 
-def refuse_unsupported(cfg: CfgNode) -> None:
+def check_supported_keys(cfg: CfgNode) -> None:
     """Raises `UserError` for keys that Detectron2's own trainers would ignore, and for values out of range."""
     for section, name in (("SOLVER", "EMA"), ("TEST", "BEST_CHECKPOINT"), ("TEST", "EARLY_STOPPING")):
         if name in cfg[section] and cfg[section][name].ENABLED:
@@ -217,5 +217,5 @@ def _is_finished(trainer: Any) -> bool:
 def _latest_metric(trainer: Any, metric: str, keys: dict[str, str]) -> float:
     """Returns a metric of the last evaluation on all processes; only the main process has the results."""
     results = flatten_results_dict(trainer._last_eval_results) if comm.is_main_process() else {}
-    with naming_keys(keys):  # raised on all processes, so that none waits for another
+    with naming_keys(keys):  # errors are raised in all processes, so that none waits for another
         return select_metric(comm.all_gather(results)[0], metric)

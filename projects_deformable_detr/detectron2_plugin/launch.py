@@ -99,7 +99,7 @@ def _check_training(cfg: CfgNode) -> None:
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     """Runs one process of the job; returns the metrics on the main process."""
-    _register(cfg)  # a spawned process has new catalogs
+    _register(cfg)  # a spawned process does not inherit the catalogs
     several = processes_per_machine(args) * args.num_machines > 1
     with process_groups(cfg) if several else contextlib.nullcontext(), _cityscapes(cfg):
         with _kept(Path(process_config(cfg).output_dir, "config.yaml")):
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _kept(path: Path) -> Iterator[None]:
-    """Restores a file that the block overwrites, so that an earlier run's is kept until training starts."""
+    """Restores a file that is overwritten in the context, which keeps that of an earlier run until training starts."""
     content = path.read_bytes() if comm.is_main_process() and path.is_file() else None
     try:
         yield

@@ -2,7 +2,7 @@
 
 `lazy_config` translates a config, usually one of ``configs/*.yaml``, into a tree of ``LazyCall`` nodes for Detectron2's
 ``tools/lazyconfig_train_net.py``: the project's configuration dataclasses, and the constructors that accept them.
-Values that must agree are interpolations, so that one override sets all of them.
+Values that must be equal are interpolations, so that one override sets all of them.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from ..training.optimizer import make_optimizer, parameter_groups
 from .classes import class_names
 from .data import resolve_num_classes, test_data, training_data
 from .evaluation import make_evaluator
-from .hooks import refuse_unsupported
+from .hooks import check_supported_keys
 from .mapper import DetrDatasetMapper, build_augmentations
 
 
@@ -43,7 +43,7 @@ def lazy_config(cfg: CfgNode) -> DictConfig:
     Raises:
         UserError: for keys that Detectron2's LazyConfig training script does not support.
     """
-    refuse_unsupported(cfg)
+    check_supported_keys(cfg)
     if evaluation_config(cfg).tta is not None:
         raise UserError("TEST.AUG.ENABLED True has no LazyConfig form: set it to False")
     if len(cfg.DATASETS.TEST) != 1:

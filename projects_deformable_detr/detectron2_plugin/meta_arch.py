@@ -132,7 +132,7 @@ class SetPredictionModel(nn.Module):
                 and ``width``, the size of the detections, by default that of the image.
 
         Returns:
-            In training, weighted scalar losses by name, whose sum is to be minimised. Otherwise one
+            In training, weighted scalar losses by name, whose sum is to be minimized. Otherwise one
             ``{"instances": Instances}`` per image with ``pred_boxes``, ``scores``, ``pred_classes`` and, with a mask
             head, ``pred_masks``, best first. Panoptic models add ``"panoptic_seg"``: segment ids (H, W) and the list
             of segments; with data sets of the separated format also ``"sem_seg"``: one-hot labels (S, H, W) uint8,
@@ -157,7 +157,7 @@ class SetPredictionModel(nn.Module):
         losses: dict[str, Tensor] = self.criterion(predictions, targets)
         if has_event_storage():
             storage = get_event_storage()
-            if (storage.iter + 1) % _LOG_PERIOD == 0:  # reading the scalar synchronises with the device
+            if (storage.iter + 1) % _LOG_PERIOD == 0:  # reading the scalar synchronizes with the device
                 storage.put_scalar("cardinality_error", cardinality_error(predictions, targets))
             if self.vis_period > 0 and storage.iter % self.vis_period == 0:
                 names = self.load_options.class_names
@@ -181,7 +181,7 @@ class SetPredictionModel(nn.Module):
         return results
 
     def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalises and pads images to a size that meets the backbone's constraints."""
+        """Normalizes and pads images to a size that meets the backbone's constraints."""
         images = [(record["image"].to(self.device) - self.pixel_mean) / self.pixel_std for record in batched_inputs]
         backbone = self.detector.backbone
         return ImageList.from_tensors(
@@ -226,7 +226,7 @@ def _padding_mask(images: ImageList) -> Tensor:
 
 
 def to_targets(instances: Instances, record: Mapping[str, Any] | None = None) -> Targets:
-    """Converts Detectron2's ground truth, in pixels, to normalised (cx, cy, w, h).
+    """Converts Detectron2's ground truth, in pixels, to normalized (cx, cy, w, h).
 
     Raises:
         UserError: if the size of the instances is not that of the image in ``record``.

@@ -1,10 +1,9 @@
 """Attributes of Detectron2 and NumPy that the project replaces, because no registry covers them.
 
 `PATCHES` has one row per replacement. Those of Detectron2 dispatch on the model, except ``resize``, which applies to
-all models: models of other projects get Detectron2's own behaviour. They are installed when the project is imported;
-rows with ``in_context`` are active inside `applied` only. The environment variable
-``DEFORMABLE_DETR_DISABLE_PATCHES`` disables replacements by name
-(``optimizer,mapper``, or ``all``), and `uninstall` restores Detectron2's attributes.
+all models: models of other projects get Detectron2's own behavior. They are installed when the project is imported;
+rows with ``in_context`` are active inside `applied` only. The environment variable ``DEFORMABLE_DETR_DISABLE_PATCHES``
+disables replacements by name (``optimizer,mapper``, or ``all``), and `uninstall` restores Detectron2's attributes.
 """
 
 import contextlib
@@ -35,7 +34,7 @@ from ..config.training import optimizer_config
 from ..errors import UserError
 from .checkpoint import DetectorCheckpointer
 from .data import resolve_num_classes
-from .hooks import refuse_unsupported
+from .hooks import check_supported_keys
 from .mapper import DetrDatasetMapper
 from .meta_arch import SetPredictionModel
 from .tta import SetPredictionTTA
@@ -44,7 +43,7 @@ DISABLE = "DEFORMABLE_DETR_DISABLE_PATCHES"
 _MISSING = object()  # stands for an absent attribute
 # CPython does not reset a type's constructor if a `__new__` that was set is deleted: object's would reject arguments.
 _DEFAULT_NEW = staticmethod(lambda cls, *args, **kwargs: object.__new__(cls))
-_skips_refusal = ContextVar("_skips_refusal", default=False)
+_skips_key_checks = ContextVar("_skips_key_checks", default=False)
 
 
 @dataclass(frozen=True)
@@ -72,21 +71,21 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 
 
 @contextlib.contextmanager
-def without_refusal() -> Iterator[None]:
-    """Disables `refuse_unsupported` inside the context, for a trainer that supports these keys."""
-    token = _skips_refusal.set(True)
+def without_key_checks() -> Iterator[None]:
+    """Disables `check_supported_keys` inside the context, for a trainer that supports these keys."""
+    token = _skips_key_checks.set(True)
     try:
         yield
     finally:
-        _skips_refusal.reset(token)
+        _skips_key_checks.reset(token)
 
 
-def is_ours(model: nn.Module) -> bool:
+def contains_project_model(model: nn.Module) -> bool:
     """Returns whether a model is, or contains, one of the project's meta-architectures."""
     return any(isinstance(module, SetPredictionModel) for module in model.modules())
 
 
-def names_ours(cfg: CfgNode) -> bool:
+def selects_project_model(cfg: CfgNode) -> bool:
     """Returns whether ``MODEL.META_ARCHITECTURE`` is one of the project's, or a registered subclass of one."""
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in META_ARCH_REGISTRY:
@@ -98,10 +97,10 @@ def names_ours(cfg: CfgNode) -> bool:
 def _replace_build_optimizer(original: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
     @wraps(original)
     def build(cfg: CfgNode, model: nn.Module) -> Optimizer:
-        if not is_ours(model):
+        if not contains_project_model(model):
             return original(cfg, model)
-        if not _skips_refusal.get():
-            refuse_unsupported(cfg)
+        if not _skips_key_checks.get():
+            check_supported_keys(cfg)
         return build_optimizer(cfg, model)
 
     return build
@@ -110,8 +109,8 @@ def _replace_build_optimizer(original: Callable[..., Optimizer]) -> Callable[...
 def _replace_trainer_init(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def init(self: Any, cfg: CfgNode, *args: Any, **kwargs: Any) -> None:
-        if names_ours(cfg):
-            refuse_unsupported(cfg)
+        if selects_project_model(cfg):
+            check_supported_keys(cfg)
             # Data sets of a user's own loader are in no catalog.
             resolve_num_classes(cfg, allow_uncatalogued=True)  # raises if the config and the data sets disagree
         original(self, cfg, *args, **kwargs)
@@ -122,8 +121,8 @@ def _replace_trainer_init(original: Callable[..., None]) -> Callable[..., None]:
 def _new_checkpointer(cls: type, model: Any = None, *args: Any, **kwargs: Any) -> Any:
     if isinstance(model, DistributedDataParallel | DataParallel):
         model = model.module
-    ours = cls is DetectionCheckpointer and isinstance(model, SetPredictionModel)
-    return object.__new__(DetectorCheckpointer if ours else cls)
+    is_project = cls is DetectionCheckpointer and isinstance(model, SetPredictionModel)
+    return object.__new__(DetectorCheckpointer if is_project else cls)
 
 
 def _replace_output_shape(original: Callable[..., tuple[int, int]]) -> Any:
@@ -143,12 +142,12 @@ class _DefaultMapper(DatasetMapper):
         if cls is not _DefaultMapper:  # a user's subclass
             return super().__new__(cls)
         cfg = args[0] if args else kwargs.get("cfg")
-        ours = isinstance(cfg, CfgNode) and names_ours(cfg)
-        return (DetrDatasetMapper if ours else DatasetMapper)(*args, **kwargs)
+        is_project = isinstance(cfg, CfgNode) and selects_project_model(cfg)
+        return (DetrDatasetMapper if is_project else DatasetMapper)(*args, **kwargs)
 
 
 def _new_tta(cls: type, cfg: Any = None, model: Any = None, *args: Any, **kwargs: Any) -> Any:
-    if cls is GeneralizedRCNNWithTTA and isinstance(model, nn.Module) and is_ours(model):
+    if cls is GeneralizedRCNNWithTTA and isinstance(model, nn.Module) and contains_project_model(model):
         return SetPredictionTTA(cfg, model, *args, **kwargs)  # not an instance of cls, so __init__ is not called again
     return object.__new__(cls)
 
@@ -158,7 +157,7 @@ PATCHES = (
         name="optimizer",
         targets=tuple((module, "build_optimizer") for module in (solver_build, solver, engine_defaults)),
         replace=_replace_build_optimizer,
-        reason="Detectron2 would train with SGD and one parameter group, and refuse CLIP_TYPE full_model",
+        reason="Detectron2 would train with SGD and one parameter group, and reject CLIP_TYPE full_model",
     ),
     Patch(
         name="mapper",

@@ -40,7 +40,7 @@ from .evaluation import build_evaluator
 from .hooks import StopTraining, add_hooks
 from .mapper import DetrDatasetMapper
 from .meta_arch import to_targets
-from .patches import build_optimizer, without_refusal
+from .patches import build_optimizer, without_key_checks
 from .tta import SetPredictionTTA
 
 
@@ -53,15 +53,15 @@ class StoppableLoop(TrainerBase):
         The loop does not log `UserError`, which the command line prints without a traceback.
         """
         logger = logging.getLogger("detectron2.engine.train_loop")
-        logger.addFilter(_is_no_user_error)
+        logger.addFilter(_is_not_user_error)
         try:
             with contextlib.suppress(StopTraining):
                 super().train(*iterations)
         finally:
-            logger.removeFilter(_is_no_user_error)
+            logger.removeFilter(_is_not_user_error)
 
 
-def _is_no_user_error(record: logging.LogRecord) -> bool:
+def _is_not_user_error(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], UserError))
 
 
@@ -79,7 +79,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.config = callbacks_config(cfg)
         model = self.build_model(cfg)
-        with without_refusal():
+        with without_key_checks():
             optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         self.ema = ExponentialMovingAverage(model, self.config.ema) if self.config.ema else None
@@ -115,7 +115,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
 
     def run_step(self) -> None:
         """Runs an iteration; errors name the images of the batch and config keys."""
-        # A permanent hook would refer to the trainer, so that the model could not be copied.
+        # Removed after the step: the hook refers to the trainer, which would prevent copies of the model.
         handle = self.model.register_forward_pre_hook(self._record, with_kwargs=True)
         try:
             with self.recorder.reporting(), naming_keys(STEP_KEYS), _naming_rank():
@@ -199,7 +199,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
 
 @contextlib.contextmanager
 def _naming_rank() -> Iterator[None]:
-    """Adds to errors of distributed training that the images of other ranks are not listed."""
+    """Adds a note to errors of distributed training: images of other ranks are not listed."""
     try:
         yield
     except FloatingPointError as error:

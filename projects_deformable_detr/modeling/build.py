@@ -1,4 +1,4 @@
-"""Configuration of a detector, and the detector built from it."""
+"""Configuration and construction of a detector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

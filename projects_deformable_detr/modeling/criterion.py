@@ -96,7 +96,7 @@ class SetCriterion(nn.Module):
         self.masks = masks
 
     def forward(self, predictions: Predictions, targets: list[Targets]) -> dict[str, Tensor]:
-        """Computes weighted losses, whose sum is to be minimised.
+        """Computes weighted losses, whose sum is to be minimized.
 
         Args:
             predictions: predictions of N images.
@@ -105,7 +105,7 @@ class SetCriterion(nn.Module):
         Returns:
             ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last layer, with suffix ``_0``, ``_1`` … for earlier
             layers and ``_enc`` for proposals; with masks, also ``loss_mask`` and ``loss_dice`` of the last layer. All
-            are scalars, normalised by the number of boxes, which is averaged over ranks and at least 1.
+            are scalars, normalized by the number of boxes, which is averaged over ranks and at least 1.
 
         Raises:
             ValueError: if the batch sizes differ, the targets are invalid (see `check_targets`), an image has more

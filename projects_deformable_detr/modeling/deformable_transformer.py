@@ -50,7 +50,7 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """Stack of encoder layers; the reference point of a token on every level is its centre.
+    """Stack of encoder layers; the reference point of a token on every level is its center.
 
     Args:
         layer: configuration of the layers.
@@ -118,7 +118,7 @@ class DeformableDecoder(nn.Module):
         num_layers: number of layers, at least 1.
         num_classes: number of classes.
         box_refine: use each layer's boxes, detached, as references of the next layer (section 4.2).
-        two_stage: the initial references are boxes, which a newly initialised box head keeps unchanged.
+        two_stage: the initial references are boxes, which a newly initialized box head keeps unchanged.
         no_object: add a logit for "no object", for softmax classification.
     """
 
@@ -149,7 +149,7 @@ class DeformableDecoder(nn.Module):
         """Decodes queries.
 
         Returns:
-            logits (layers, N, Q, classes), boxes (layers, N, Q, 4) as normalised (cx, cy, w, h), and hidden states
+            logits (layers, N, Q, classes), boxes (layers, N, Q, 4) as normalized (cx, cy, w, h), and hidden states
             (N, Q, C) of the last layer.
         """
         x, reference = queries.content, queries.reference
@@ -167,6 +167,6 @@ class DeformableDecoder(nn.Module):
 
 
 def scale_to_levels(reference: Tensor, valid_ratios: Tensor) -> Tensor:
-    """Scales references (N, Q, 2 or 4), normalised by the image, to (N, Q, L, 2 or 4), normalised by padded levels."""
+    """Scales references (N, Q, 2 or 4), normalized by the image, to (N, Q, L, 2 or 4), normalized by padded levels."""
     scale = valid_ratios if reference.shape[-1] == 2 else valid_ratios.repeat(1, 1, 2)
     return reference[:, :, None] * scale[:, None]

@@ -28,11 +28,11 @@ class Detector(nn.Module):
         mask_head: maps feature maps, tokens, memory, hidden states, boxes and padding mask to mask logits, or None.
         freeze_detector: whether to train the mask head only. All other parts get no gradient and stay in evaluation
             mode, so that dropout is off and batch-norm statistics are not updated.
-        mask_padding: when predictions are independent of the padding of the batch. ``"inference"``: in evaluation mode;
-            training includes padding as in the official code. ``"always"`` needs a backbone
-            that accepts a padding mask. ``"never"``: as in the official code, whose detections depend on the batch.
-            Traced and exported graphs include padding with ``"inference"``; with ``torch.compile`` and in CUDA graphs,
-            predictions are independent of padding if the backbone accepts a padding mask.
+        mask_padding: when predictions are independent of the padding of the batch. ``"inference"``: in evaluation mode
+            only; training includes padding, as in the official code. ``"always"``: also in training, which needs a
+            backbone that accepts a padding mask. ``"never"``: not at all, as in the official code. With
+            ``"inference"``, traced and exported graphs include padding, and compiled and CUDA graphs exclude it if the
+            backbone accepts a padding mask.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Detector(nn.Module):
         """Predicts boxes, class logits and, with a mask head, masks.
 
         Args:
-            images: (N, 3, H, W), normalised float32 RGB, zero on padding.
+            images: (N, 3, H, W), normalized float32 RGB, zero on padding.
             padding_mask: (N, H, W) bool, True on padding, which must be to the right of and below each image.
 
         Raises:
@@ -116,13 +116,13 @@ class Detector(nn.Module):
     def _masks_padding(self, padding_mask: Tensor) -> bool:
         if self.training or self.mask_padding != "inference":
             return self.mask_padding == "always"
-        # A batch without padding takes the faster path. Exported graphs cannot depend on the values of the mask.
+        # Exported graphs cannot depend on the values of the mask.
         if torch.jit.is_tracing() or torch.compiler.is_exporting() or padding_mask.is_meta:
             return False
-        # Neither can compiled and captured graphs: masking is correct with and without padding.
+        # Compiled and captured graphs cannot either; masking is correct with and without padding.
         if torch.compiler.is_compiling() or _is_capturing(padding_mask):
             return bool(getattr(self.backbone, "masks_padding", False))
-        return bool(padding_mask.any())
+        return bool(padding_mask.any())  # a batch without padding takes the faster path
 
     def _check_finite(self, images: Tensor, logits: Tensor, boxes: Tensor) -> None:
         if self.training or torch.jit.is_tracing() or torch.compiler.is_compiling() or images.is_meta:
@@ -151,7 +151,7 @@ def _is_capturing(tensor: Tensor) -> bool:
 def _check_images(images: Tensor, padding_mask: Tensor) -> None:
     if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
         kind = str(images.dtype).removeprefix("torch.")
-        raise ArgumentError("images", f"must be normalised floats (N, 3, H, W), got {kind} {tuple(images.shape)}")
+        raise ArgumentError("images", f"must be normalized floats (N, 3, H, W), got {kind} {tuple(images.shape)}")
     if padding_mask.shape != (len(images), *images.shape[2:]) or padding_mask.dtype != torch.bool:
         kind = str(padding_mask.dtype).removeprefix("torch.")
         raise ArgumentError(

@@ -69,9 +69,9 @@ class FeedForward(nn.Module):
 class BoxHead(nn.Module):
     """Three-layer perceptron, (…, C) to (…, 4), which predicts an offset to a reference in inverse-sigmoid space.
 
-    ``size_bias`` is the initial output for width and height; the initial output for the centre is 0. With -2, boxes
+    ``size_bias`` is the initial output for width and height; the initial output for the center is 0. With -2, boxes
     around a reference point start at 12 % of the image; with 0, four-value references start unchanged. None keeps
-    PyTorch's default initialisation, as in DETR, which has no references.
+    PyTorch's default initialization, as in DETR, which has no references.
     """
 
     def __init__(self, d_model: int, size_bias: float | None = 0.0) -> None:
@@ -101,7 +101,7 @@ def build_class_head(d_model: int, num_classes: int, *, no_object: bool = False)
 
 
 def xavier_init(layers: Iterable[nn.Module]) -> None:
-    """Initialises all matrices Xavier-uniform, as in DETR; deformable attention keeps its own initialisation."""
+    """Initializes all matrices Xavier-uniform, as in DETR; deformable attention keeps its own initialization."""
     for layer in layers:
         for parameter in layer.parameters():
             if parameter.dim() > 1:
@@ -124,8 +124,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 def apply_box_delta(delta: Tensor, reference: Tensor) -> Tensor:
     """Adds a box head's output (N, Q, 4) to references (N, Q, 2 or 4) in inverse-sigmoid space.
 
-    A four-value reference is moved and scaled; a two-value reference provides the centre only (arXiv 2010.04159,
-    section 4). Returns boxes (N, Q, 4) as normalised (cx, cy, w, h).
+    A four-value reference is moved and scaled; a two-value reference provides the center only (arXiv 2010.04159,
+    section 4). Returns boxes (N, Q, 4) as normalized (cx, cy, w, h).
     """
     offset = inverse_sigmoid(reference)
     if reference.shape[-1] == 4:

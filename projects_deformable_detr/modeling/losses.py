@@ -27,7 +27,7 @@ class Classification(Protocol):
         """Computes the matching cost (…, Q, T) of logits (…, Q, classes), float32, and labels (…, T), int64."""
 
     def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor) -> Tensor:
-        """Computes the normalised loss (layers,).
+        """Computes the normalized loss (layers,).
 
         Args:
             logits: (layers, N, Q, classes), float32.
@@ -53,14 +53,14 @@ class FocalClassification:
         check_ranges(FocalClassification, vars(self))
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Focal classification cost: positive term minus negative term."""
+        """Computes the focal classification cost: positive term minus negative term."""
         return self._positive_minus_negative(_gather_labels(logits, labels))
 
     def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor) -> Tensor:
-        """Focal loss summed over images, queries and classes, divided by the number of boxes.
+        """Computes the focal loss, summed over images, queries and classes and divided by the number of boxes.
 
-        Computed as the loss of all logits as negatives plus a correction for matched ones, because one-hot targets
-        would take most of the memory of a training step with many classes (1,203 in LVIS).
+        The loss is that of all logits as negatives plus a correction for matched ones, because one-hot targets would
+        take most of the memory of a training step with many classes (1,203 in LVIS).
         """
         matched_logits = logits.gather(-1, matched.clamp(min=0)[..., None])[..., 0]
         correction = self._positive_minus_negative(matched_logits).masked_fill(matched < 0, 0.0)
@@ -89,11 +89,11 @@ class SoftmaxClassification:
         check_ranges(SoftmaxClassification, vars(self))
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Negative probability of the target's class, without logarithm so that its scale matches the box costs."""
+        """Computes the negative probability of the target class, without logarithm to match the scale of box costs."""
         return -_gather_labels(logits.softmax(-1), labels)
 
     def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor) -> Tensor:
-        """Cross-entropy, a weighted average over images and queries; ``num_boxes`` is unused."""
+        """Computes the cross-entropy, a weighted average over images and queries; ``num_boxes`` is unused."""
         labels = torch.where(matched < 0, logits.shape[-1] - 1, matched)
         weights = torch.where(matched < 0, self.no_object_weight, 1.0)
         entropy = -logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
@@ -144,7 +144,7 @@ class MaskLoss:
 def _mask_losses(
     masks: MaskLogits, padded: Tensor, image: Tensor, query: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sums focal and dice loss over M pairs: image, query and target (M,), the latter rows of padded (T, H, W)."""
+    """Sums focal and dice loss over M pairs: image, query and target (M,); target indexes padded (T, H, W)."""
     logits = resize_mask_logits(masks(image, query).float(), padded.shape[-2:]).flatten(1)
     truth = padded[target].flatten(1).to(logits.dtype)
     focal = sigmoid_focal_loss(logits, truth).mean(1)

@@ -90,7 +90,7 @@ class MaskHead(nn.Module):
             tokens: projected feature maps.
             memory: (N, S, C).
             hidden: (N, Q, C), hidden states of the decoder's last layer, after the final norm if there is one.
-            boxes: (N, Q, 4), boxes of the decoder's last layer as normalised (cx, cy, w, h).
+            boxes: (N, Q, 4), boxes of the decoder's last layer as normalized (cx, cy, w, h).
             padding_mask: (N, H, W) bool of the images, True on padding.
             masks: padding masks (N, H_l, W_l) of the feature maps by name. If given, the logits of an image are
                 independent of its padding.

@@ -17,7 +17,7 @@ _Array = npt.NDArray[np.float32]
 class HungarianMatcher:
     """Finds the one-to-one assignment of queries to targets with the lowest total cost, for every layer and image.
 
-    The cost is ``cost_class * classification cost + cost_bbox * L1 - cost_giou * GIoU`` on normalised boxes.
+    The cost is ``cost_class * classification cost + cost_bbox * L1 - cost_giou * GIoU`` on normalized boxes.
 
     Args:
         classification: the criterion's classification loss.
@@ -69,7 +69,7 @@ class HungarianMatcher:
         return matches[0], matches[1] if len(matches) > 1 else None
 
     def _cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
-        """Costs (layers, N, Q, T) of logits (layers, N, Q, classes), boxes (layers, N, Q, 4) and labels (N, T)."""
+        """Computes costs (layers, N, Q, T): logits (layers, N, Q, classes), boxes (layers, N, Q, 4), labels (N, T)."""
         layers = logits.shape[0]
         boxes = boxes.float()
         labels = labels.expand(layers, *labels.shape)
@@ -92,7 +92,7 @@ def _pad(targets: list[Targets]) -> tuple[Tensor, Tensor]:
 
 
 def _to_host(costs: list[Tensor]) -> list[_Array]:
-    """Copies all costs to the host at once; no other operation of a training step synchronises with the device."""
+    """Copies all costs to the host at once; no other operation of a training step synchronizes with the device."""
     flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
     ends = np.cumsum([cost.numel() for cost in costs])
     return [part.reshape(cost.shape) for part, cost in zip(np.split(flat, ends[:-1]), costs, strict=True)]

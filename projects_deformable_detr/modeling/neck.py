@@ -1,4 +1,4 @@
-"""Neck, which maps feature maps to tokens: input projections, coarser levels, position embeddings."""
+"""Neck that maps feature maps to tokens: input projections, coarser levels, position embeddings."""
 
 from collections.abc import Iterator, Mapping
 
@@ -23,8 +23,8 @@ class Neck(nn.Module):
         d_model: C; with ``norm`` a multiple of 32, the number of groups.
         num_levels: L, at least the number of feature maps.
         position_embedding: module that maps masks (N, H, W) to embeddings (N or 1, C, H, W).
-        norm: apply group norm after Xavier-initialised projections. Without it, projections are convolutions with
-            PyTorch's default initialisation, as in DETR.
+        norm: apply group norm after Xavier-initialized projections. Without it, projections are convolutions with
+            PyTorch's default initialization, as in DETR.
         level_embed: add a learned embedding of the level to position embeddings.
     """
 

@@ -26,7 +26,7 @@ def resize_mask(mask: Tensor, size: torch.Size) -> Tensor:
     """Downsamples a padding mask (N, H, W) to the size of a feature map.
 
     An image of h rows gets ceil(h / stride) rows, as in convolutions with padding. Feature maps of other sizes use
-    nearest-neighbour interpolation, which can differ by a row if H is not a multiple of the stride.
+    nearest-neighbor interpolation, which can differ by a row if H is not a multiple of the stride.
     """
     halved = mask
     while halved.shape[-2] > size[0] or halved.shape[-1] > size[1]:
@@ -35,7 +35,7 @@ def resize_mask(mask: Tensor, size: torch.Size) -> Tensor:
 
 
 def interpolate_mask(mask: Tensor, size: torch.Size) -> Tensor:
-    """Resizes a mask (N, H, W) to (N, *size) by nearest-neighbour interpolation, as in the official code."""
+    """Resizes a mask (N, H, W) to (N, *size) by nearest-neighbor interpolation, as in the official code."""
     return F.interpolate(mask[None].float(), size=tuple(size)).to(torch.bool)[0]
 
 

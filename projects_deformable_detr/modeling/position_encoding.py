@@ -11,11 +11,11 @@ _TEMPERATURE = 10000.0
 
 
 class SinePositionEmbedding(nn.Module):
-    """Two-dimensional sine embedding (arXiv 2005.12872, appendix A.4), normalised by the image without padding.
+    """Two-dimensional sine embedding (arXiv 2005.12872, appendix A.4), normalized by the image without padding.
 
     Args:
         d_model: C, a multiple of 4; the first half encodes y, the second half x.
-        centered: measure positions at pixel centres, as in Deformable DETR. DETR counts pixels from 1.
+        centered: measure positions at pixel centers, as in Deformable DETR. DETR counts pixels from 1.
     """
 
     def __init__(self, d_model: int, centered: bool = True) -> None:

@@ -47,7 +47,7 @@ def postprocess(
         image_sizes: N sizes (H, W) in pixels for boxes and masks, usually the sizes of the original files.
         topk: maximum number of detections, >= 1.
         classes: restrict detections to these classes, such as the things of a panoptic model; None for all. Other
-            classes do not count towards ``topk``: their sigmoid scores are ignored, and softmax queries with another
+            classes do not count toward ``topk``: their sigmoid scores are ignored, and softmax queries with another
             best class are dropped.
         score_threshold: drop detections with lower scores.
 
@@ -81,10 +81,10 @@ def panoptic_postprocess(
 ) -> list[PanopticSegmentation]:
     """Computes the panoptic segmentations of all images (arXiv 2005.12872, section 4.4).
 
-    Each query has its best class; queries with class "no object" or a score not above the threshold are dropped. A
-    pixel belongs to the mask with the largest logit. Stuff masks of one class form one segment. Segments of at most
-    ``min_area`` pixels are dropped and their pixels reassigned to the remaining masks, until all segments are larger.
-    Reassignment considers all masks of a stuff segment, while the published code keeps only the first one.
+    Each query is assigned its most likely class; queries with class "no object" or a score not above the threshold are
+    dropped. A pixel belongs to the mask with the largest logit. Stuff masks of one class form one segment. Segments of
+    at most ``min_area`` pixels are dropped and their pixels reassigned to the remaining masks, until all segments are
+    larger. Reassignment considers all masks of a stuff segment, while the published code keeps only the first one.
 
     Args:
         predictions: predictions of N images, with masks.
@@ -133,13 +133,13 @@ def image_logits(masks: MaskLogits, image: int, queries: Tensor) -> Tensor:
 def instance_masks(masks: MaskLogits, image: int, queries: Tensor, size: tuple[int, int]) -> Tensor:
     """Computes masks (K, *size) bool of one image's queries (K,), which may repeat.
 
-    Logits at the size of the input image become masks at probability 1/2, which are resized to ``size`` by nearest
-    neighbour, as published.
+    Logits at the size of the input image are thresholded at probability 1/2, and the masks are resized to ``size`` by
+    nearest-neighbor interpolation, as in the published code.
     """
     rows = defaultdict(list)
     for row, query in enumerate(queries.tolist()):
         rows[query].append(row)
-    result = masks.padding_mask.new_zeros(len(queries), *size)  # filled in place: most of the memory in use
+    result = masks.padding_mask.new_zeros(len(queries), *size)  # filled in place to limit the peak memory
     for chunk in queries.unique().split(masks.chunk_size):
         binary = (image_logits(masks, image, chunk) > 0).to(torch.uint8)
         for query, mask in zip(chunk.tolist(), binary, strict=True):

@@ -118,7 +118,7 @@ class ProposalQueries(DenseHead):
 def proposal_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
     """Computes one anchor per token and the mask of valid anchors.
 
-    An anchor is centred on its token; its sides are 5 % of the image on the finest level and double with each level.
+    An anchor is centered on its token; its sides are 5 % of the image on the finest level and double with each level.
 
     Returns:
         anchors (N, S, 4) in inverse-sigmoid space, large and finite where invalid, and a bool mask (N, S): True for
@@ -134,7 +134,7 @@ def proposal_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
 
 def _topk_valid(scores: Tensor, valid: Tensor, k: int) -> Tensor:
     """Returns indices (N, min(k, S)) of the best valid tokens, best first."""
-    # Images with fewer valid tokens repeat their best one: the shape is known without a device synchronisation.
+    # Images with fewer valid tokens repeat their best one: the shape is known without a device synchronization.
     scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
     indices = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return torch.where(valid.gather(1, indices), indices, indices[:, :1])

@@ -47,7 +47,7 @@ class ResNet(nn.Module):
         out_features: names out of ``res2`` … ``res5``; stages after the last one are not built.
         norm: ``"FrozenBN"``, ``"BN"``, ``"SyncBN"`` or ``"GN"``. FrozenBN is the identity until pretrained weights are
             loaded: use another norm to train from scratch.
-        res5_dilation: 2 replaces the stride of res5 with dilation, so that its stride is 16 (DC5); 1 does not. Depth 50
+        res5_dilation: 2 dilates res5 instead of striding it, so that its stride is 16 (DC5); 1: no dilation. Depth 50
             and 101 only.
         freeze_at: freeze the stem (1) and stages up to this one (2: res2 …), batch-norm statistics included; 0 freezes
             nothing.
@@ -140,7 +140,7 @@ class ResNet(nn.Module):
             x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         else:
             x = self.relu(_masked_norm(self.bn1, self.conv1(images), padding_mask))
-            x = self.maxpool(x)  # padding has no effect: no value is below its zero
+            x = self.maxpool(x)  # zeros on padding have no effect: no value is negative
             x = x.masked_fill(resize_mask(padding_mask, x.shape[-2:])[:, None], 0.0)
         features = {}
         for index, name in enumerate(STAGES[: len(self._specs)]):
@@ -203,7 +203,7 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is no
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialises the weight like the other convolutions of the ResNet, and the offsets to zero."""
+        """Initializes the weight like the other convolutions of the ResNet, and the offsets to zero."""
         if not hasattr(self, "offset"):  # called by the constructor of DeformConv2d
             super().reset_parameters()
             return

@@ -50,8 +50,8 @@ class Tokens:
         padding_mask: (N, S) bool, True on padding.
         spatial_shapes: (H_l, W_l) of every level, as Python ints.
         valid_ratios: (N, L, 2) as (x, y), the fractions of each level's width and height without padding, in (0, 1].
-        is_masked: whether values are independent of the padding. Sizes are then rounded to whole tokens, because a
-            centre that differs in its last bit can make the anchor of a proposal invalid.
+        is_masked: whether values are independent of the padding. `centers` then rounds sizes to whole tokens, because a
+            center that differs in its last bit can invalidate the anchor of a proposal.
     """
 
     values: Tensor
@@ -68,10 +68,10 @@ class Tokens:
         return tuple(accumulate([0] + sizes[:-1]))
 
     def centers(self) -> Tensor:
-        """Computes the centres (N, S, 2) of all tokens as (x, y), normalised by the image without padding."""
+        """Computes the centers (N, S, 2) of all tokens as (x, y), normalized by the image without padding."""
         centers = []
         for (height, width), ratio in zip(self.spatial_shapes, self.valid_ratios.unbind(1), strict=True):
-            # Sizes stay Python numbers, as a tensor would need a copy to the device.
+            # Sizes are Python numbers, because a tensor would be copied to the device.
             y = torch.arange(height, device=ratio.device, dtype=ratio.dtype) + 0.5
             x = torch.arange(width, device=ratio.device, dtype=ratio.dtype) + 0.5
             x, y = x.repeat(height), y.repeat_interleave(width)
@@ -151,7 +151,7 @@ class Predictions:
 
     Attributes:
         logits: (layers, N, Q, classes) of all decoder layers in order; with ``no_object``, one more logit.
-        boxes: (layers, N, Q, 4) as (cx, cy, w, h), normalised by the size of the image without padding.
+        boxes: (layers, N, Q, 4) as (cx, cy, w, h), normalized by the size of the image without padding.
         proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder; None for one-stage models.
         masks: mask logits of the last layer's queries; ``masks.all()`` is (N, Q, h, w). None without mask head.
         no_object: whether the last logit is for "no object" (softmax) or all logits are classes (sigmoid).
@@ -188,7 +188,7 @@ class Targets:
 
     Attributes:
         labels: (T,) int64 contiguous class ids, 0 <= id < classes.
-        boxes: (T, 4) float32 as (cx, cy, w, h), normalised by the size of the image.
+        boxes: (T, 4) float32 as (cx, cy, w, h), normalized by the size of the image.
         masks: (T, h, w) bool at the size of the image without padding; None without masks.
         size: (h, w) of the image without padding, if known; for checks.
         name: file name and id of the image, if known; for error messages.

@@ -34,7 +34,7 @@ class SwinBackbone(nn.Module):
     """Swin-T, -S, -B or -L without classifier.
 
     Modules have torchvision's names (``features.0`` is the patch embedding, followed by alternating stages and patch
-    merging), so that its ImageNet weights load. Each feature map has its own, newly initialised layer norm.
+    merging), so that its ImageNet weights load. Each feature map has its own, newly initialized layer norm.
 
     Args:
         variant: ``"swin_t"``, ``"swin_s"``, ``"swin_b"`` or ``"swin_l"``.

@@ -15,7 +15,7 @@ _SLACK = 1.0  # pixels by which a box may extend beyond its image, due to roundi
 def check_targets(targets: Sequence[Targets], num_classes: int) -> None:
     """Checks labels, boxes and masks of a batch, which data sets, mappers and custom training loops provide.
 
-    The values of tensors on other devices than the CPU are not checked, because this would synchronise with the device:
+    The values of tensors on devices other than the CPU are not checked, because this would synchronize with the device;
     check targets before moving them.
 
     Raises:
@@ -61,7 +61,7 @@ def _check_values(name: str, target: Targets, num_classes: int) -> None:
     faults = {
         "is not finite": ~boxes.isfinite().all(1),
         "has exchanged corners: width and height must be at least 0": (boxes[:, 2:] < 0).any(1),
-        "leaves its image: boxes must be normalised by the size of the image, and clipped to it": (
+        "leaves its image: boxes must be normalized by the size of the image, and clipped to it": (
             (corners < -slack) | (corners > 1 + slack)
         ).any(1),
     }

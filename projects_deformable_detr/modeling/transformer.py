@@ -123,7 +123,7 @@ class TransformerDecoder(nn.Module):
         """Decodes queries.
 
         Returns:
-            logits (layers, N, Q, classes), boxes (layers, N, Q, 4) as normalised (cx, cy, w, h), and normalised hidden
+            logits (layers, N, Q, classes), boxes (layers, N, Q, 4) as normalized (cx, cy, w, h), and normalized hidden
             states (N, Q, C) of the last layer.
         """
         x, hidden = queries.content, []

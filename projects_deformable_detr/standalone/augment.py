@@ -21,16 +21,16 @@ def augment(
     rng: np.random.Generator,
     masks: np.ndarray | None = None,
 ) -> tuple[Image.Image, BoundingBoxes, Tensor | None]:
-    """Applies the policy with random numbers of ``rng``. Boxes are clipped to the image and may become empty.
+    """Applies the policy with random numbers from ``rng``. Boxes are clipped to the image and may become empty.
 
-    ``masks`` (T, H, W), bool, are returned as a tensor of the new size, resized with nearest neighbours.
+    ``masks`` (T, H, W), bool, are returned as a tensor of the new size, resized by nearest-neighbor interpolation.
     """
     mask = None if masks is None else Mask(torch.from_numpy(masks))
 
     def apply(operation: Callable[..., Any], *arguments: Any) -> None:
         nonlocal image, boxes, mask
         image, boxes = operation(image, *arguments), operation(boxes, *arguments)
-        if mask is not None and operation is transforms.resize:  # its nearest neighbours are shifted by half a pixel
+        if mask is not None and operation is transforms.resize:  # whose "nearest" mode is shifted by half a pixel
             options = {"size": arguments[0], "mode": "nearest-exact"}
             # interpolate accepts an empty batch, but no images without channels.
             mask = Mask(nn.functional.interpolate(mask[:, None].to(torch.uint8), **options)[:, 0].bool())

@@ -22,7 +22,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and targets in few tensors, as each tensor requires a message from a worker and a copy to the GPU.
+    """Images and targets in a small number of tensors, each of which needs a message from a worker and a copy to the
+    GPU.
 
     Attributes:
         images: (N, 3, H, W) uint8 in the config's channel order, zero on padding.

@@ -57,7 +57,7 @@ class ResumeCheck(L.Callback):
 
 
 class RunStart(L.Callback):
-    """Prepares the output folder once all checks have passed."""
+    """Prepares the output folder after all checks have passed."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -200,7 +200,7 @@ class PeriodicCheckpoint(L.Callback):
             self._save(trainer)
 
     def _path(self, trainer: L.Trainer) -> Path:
-        """File of the iteration just done, counted from 0 as in Detectron2."""
+        """Returns the file of the last iteration, counted from 0 as in Detectron2."""
         return self.writer.output_dir / f"model_{trainer.global_step - 1:07d}.ckpt"
 
     def _save(self, trainer: L.Trainer) -> None:
@@ -215,7 +215,7 @@ class PeriodicCheckpoint(L.Callback):
             self.writer.write("model_final", _detector(module, self.average), trainer.global_step - 1)
 
     def _update_callback_states(self, trainer: Any) -> None:
-        """Replaces the callbacks' states alone: with an average, the trained weights are gone after training."""
+        """Replaces only the states of the callbacks: with an average, the model no longer has the trained weights."""
         path = self._path(trainer)
         if not trainer.is_global_zero or find_last_checkpoint(path.parent, "standalone") != path:
             return
@@ -226,7 +226,7 @@ class PeriodicCheckpoint(L.Callback):
 
 
 def build_callbacks(config: training.CallbacksConfig, writer: DetectorWriter, device: str) -> list[L.Callback]:
-    """Builds the callbacks of a training, in their order: average, then those that read metrics, then saving."""
+    """Builds the callbacks of a training run in order: average, those that read metrics, checkpoints."""
     average = EMA(config.ema, device) if config.ema else None
     callbacks: list[L.Callback] = []
     if config.best_checkpoint:

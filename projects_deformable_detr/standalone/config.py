@@ -1,7 +1,7 @@
 """Detectron2's config keys that the standalone engine supports, with Detectron2's default values.
 
-Both engines read the same YAML files. Keys of other architectures are ignored; keys that enable a feature of
-Detectron2's engine are refused unless they have the value that disables it.
+Both engines read the same YAML files. Keys of other architectures are ignored. Keys of features that only Detectron2's
+engine has are accepted only with the value that disables the feature.
 """
 
 from collections.abc import Mapping
@@ -111,14 +111,14 @@ _ONLY_DETECTRON2: dict[str, Any] = {
     "VIS_PERIOD": 0,
 }
 
-# Names that Detectron2 looks up in its registries; this engine has those of the project.
+# Names that Detectron2 looks up in its registries; this engine supports only those of the project.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.META_ARCHITECTURE": ("DeformableDETR", "DETR"),
     "MODEL.BACKBONE.NAME": tuple(BACKBONES),
     "DATALOADER.SAMPLER_TRAIN": SAMPLERS,
 }
 
-# Keys and sections that are ignored: they have no effect on the project's models, or only refine a key above.
+# Ignored keys and sections: they have no effect on the project's models, or only refine a key above.
 _IGNORED = (
     *SECTIONS_WITHOUT_EFFECT, "INPUT.MASK_FORMAT", "DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST",
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",

@@ -59,8 +59,8 @@ class DetectionModule(L.LightningModule):
         self.seed = process.seed if process.seed >= 0 else int(torch.seed() % 2**31)
         self.last_losses: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
-        self.scalars: dict[str, float] = {}  # the same, flattened to names as in logs
-        self.evaluated_at = -1  # number of iterations at that evaluation
+        self.scalars: dict[str, float] = {}  # metrics, flattened to the names in logs
+        self.evaluated_at = -1  # number of iterations before the last evaluation
         self.tta: TestTimeAugmentationConfig | None = None  # if set, evaluations use it and add to ``metrics``
         self.clip: GradientClip | None = None
         self._losses: dict[str, Tensor] = {}
@@ -70,8 +70,7 @@ class DetectionModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Shares the seed of rank 0 with all ranks."""
         self.seed = self.trainer.strategy.broadcast(self.seed)
-        facts = self.seed, self.global_rank, self.run.detector.num_classes
-        self.recorder = StepRecorder(self.run.output_dir, *facts)
+        self.recorder = StepRecorder(self.run.output_dir, self.seed, self.global_rank, self.run.detector.num_classes)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Builds the training loader, which starts at the iteration of the restored checkpoint."""
@@ -106,7 +105,7 @@ class DetectionModule(L.LightningModule):
             self.clip(value for group in optimizer.param_groups for value in group["params"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Makes dropout a function of seed, rank and iteration, so that a resumed run repeats it."""
+        """Seeds dropout with a function of seed, rank and iteration, so that resumed runs are reproducible."""
         state = np.random.SeedSequence([self.seed, self.global_rank, self.global_step]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]) >> 1)
 
@@ -191,11 +190,11 @@ class DetectionModule(L.LightningModule):
         else:
             found = {f"{name}_TTA": value for name, value in found.items()}
             self.metrics = self.metrics | found
-        for sink in self.trainer.loggers:  # self.log_dict would log them one iteration earlier
-            sink.log_metrics(flatten(found), self.global_step)
+        for logger in self.trainer.loggers:  # self.log_dict would log them one iteration earlier
+            logger.log_metrics(flatten(found), self.global_step)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves the data sets out of copies of the module, such as the averaged one."""
+        """Excludes the data sets from copies of the module, such as the averaged one."""
         return super().__getstate__() | {"dataset": None, "evaluators": []}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

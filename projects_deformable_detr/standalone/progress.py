@@ -67,8 +67,8 @@ class Progress(L.Callback):
         scalars = {name: float(values.median(PERIOD)) for name, values in self.history.items()}
         scalars["lr"] = self._lr
         scalars["eta_seconds"] = float(self.history["time"].median(1000)) * (trainer.max_steps - step)
-        for sink in trainer.loggers:
-            sink.log_metrics(scalars, step)
+        for scalar_logger in trainer.loggers:
+            scalar_logger.log_metrics(scalars, step)
         if self.bar is not None:
             return
         eta = datetime.timedelta(seconds=int(scalars["eta_seconds"]))
@@ -78,7 +78,7 @@ class Progress(L.Callback):
         logger.info("eta: %s  iter: %d/%d  %s  %s", eta, step, trainer.max_steps, _losses_text(scalars), times)
 
     def on_validation_start(self, *_: Any) -> None:
-        """Starts the evaluation's clock."""
+        """Starts timing the evaluation."""
         self._evaluation_start = self._evaluation_report = time.perf_counter()
 
     def on_validation_batch_end(

@@ -130,7 +130,7 @@ def _train(run: Run, module: DetectionModule, trainer: L.Trainer, last: Path | N
 
 
 def build_trainer(run: Run, module: DetectionModule, last: Path | None, class_names: tuple[str, ...]) -> L.Trainer:
-    """Builds Lightning's trainer with the project's checkpoints, log lines and loggers in place of its own."""
+    """Builds Lightning's trainer with the project's checkpoints, log messages and loggers instead of Lightning's."""
     device, _, index = run.process.device.partition(":")
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     if run.process.amp:

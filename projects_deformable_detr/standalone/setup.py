@@ -15,7 +15,7 @@ from ..data.records import Summary
 
 logger = logging.getLogger(__name__)
 
-# Warnings of Lightning about deliberate choices, and about its own code.
+# Lightning's warnings about deliberate choices of this project and about Lightning's own code.
 _IGNORED_WARNINGS = (
     ".*does not have many workers.*",
     ".*isinstance.treespec, LeafSpec.*",

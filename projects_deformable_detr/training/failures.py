@@ -30,7 +30,7 @@ class StepRecorder:
 
     def __init__(self, output_dir: str | Path, seed: int, rank: int, num_classes: int) -> None:
         self.output_dir = Path(output_dir)
-        self.facts = {"seed": seed, "rank": rank, "num_classes": num_classes}
+        self.metadata = {"seed": seed, "rank": rank, "num_classes": num_classes}
         self._read: Callable[[], Samples] | None = None
         self._random: dict[str, Any] = {}
 
@@ -53,12 +53,12 @@ class StepRecorder:
         try:
             yield
         except (FloatingPointError, UserError) as error:
-            if self._read is None:  # raised before the step, by the data loader
+            if self._read is None:  # raised by the data loader before the step
                 raise
             kind = FloatingPointError if isinstance(error, FloatingPointError) else UserError
             try:
                 note = self._save(*self._read())
-            except Exception as failure:  # invalid records, which the error may be about, cannot always be read
+            except Exception as failure:  # the invalid records that caused the error may not be readable
                 note = f"The step was not saved: {type(failure).__name__}: {failure}"
             raise kind(f"{error}\n{note}") from error
 
@@ -75,10 +75,10 @@ class StepRecorder:
             "boxes": [target.boxes.cpu().clone() for target in targets],
             "masks": [None if target.masks is None else target.masks.cpu().clone() for target in targets],
         }
-        path = self.output_dir / f"failed_step_{self._random['iteration']:07d}_rank{self.facts['rank']}.pth"
+        path = self.output_dir / f"failed_step_{self._random['iteration']:07d}_rank{self.metadata['rank']}.pth"
         message = f"Images of the batch: {', '.join(names)}."
         try:
-            write_atomically(path, self.facts | self._random | content)
+            write_atomically(path, self.metadata | self._random | content)
         except CheckpointError as error:
             return f"{message} The step was not saved: {error}"
         return f"{message} The step was saved: repeat it with tools/replay_step.py {path}"

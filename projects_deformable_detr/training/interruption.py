@@ -50,7 +50,7 @@ class StopSignal:
         self._previous = {}
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a data loader worker, which its parent process ends with SIGTERM
+        if os.getpid() != self._pid:  # a data loader worker, which its parent process terminates with SIGTERM
             if signum == signal.SIGTERM:
                 os._exit(128 + signum)
         elif self.signum is None:

@@ -86,7 +86,9 @@ def log_resuming(path: Path, iterations: int, max_iter: int) -> None:
     """Logs the checkpoint from which a run resumes, with a warning if no iterations are left."""
     logger.info("Resuming from %s after %d of %d iterations", path, iterations, max_iter)
     if iterations >= max_iter:
-        logger.warning("Nothing is left to train: the run is only evaluated. Set more iterations to continue it")
+        logger.warning(
+            "No iterations are left: the run is only evaluated. Increase the number of iterations to continue"
+        )
 
 
 def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -136,15 +138,15 @@ def remove_last_checkpoint(output_dir: Path) -> None:
 def remove_old_checkpoints(last: Path, written: list[Path], keep: int) -> None:
     """Adds ``last``, the file just written, to ``written`` and deletes all but the ``keep`` newest files of this list.
 
-    Only periodic checkpoints of this process are deleted: not those of an earlier process, nor ``model_final.pth`` and
-    ``model_best.pth``.
+    Only periodic checkpoints of this process are deleted; those of earlier processes, ``model_final.pth`` and
+    ``model_best.pth`` are kept.
     """
     if not _PERIODIC.fullmatch(last.name):
         return
     written[:] = [*(path for path in written if path != last), last]
     while len(written) > keep:
         path = written.pop(0)
-        logger.info("Removing %s: the last %d checkpoints are kept", path, keep)
+        logger.info("Removing %s: only the last %d checkpoints are kept", path, keep)
         path.unlink(missing_ok=True)
 
 
@@ -152,5 +154,5 @@ def remove_temporary_files(output_dir: Path) -> None:
     """Deletes the temporary files of interrupted writes in a folder."""
     for path in output_dir.glob(".*"):
         if _TEMPORARY.fullmatch(path.name):
-            logger.info("Removing %s, the remains of an interrupted write", path)
+            logger.info("Removing %s, the temporary file of an interrupted write", path)
             path.unlink(missing_ok=True)

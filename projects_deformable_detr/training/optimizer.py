@@ -169,7 +169,7 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def set_hyperparameters(optimizer: torch.optim.Optimizer, scheduler: LRScheduler, groups: list[dict[str, Any]]) -> None:
-    """Sets the options of a resumed optimizer to those of the run and logs differences; a checkpoint stores its own.
+    """Sets the options of a resumed optimizer to those of the run, and logs differences from the checkpoint.
 
     Args:
         optimizer, scheduler: with the state of the checkpoint.
@@ -195,7 +195,7 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, scheduler: LRScheduler
 def clip_before_step(optimizer: torch.optim.Optimizer, clip: GradientClip) -> None:
     """Registers gradient clipping as a pre-hook of the optimizer's step.
 
-    For training loops that do not clip gradients, such as Detectron2's. When the hook runs, the gradient scaler of
+    For training loops that do not clip gradients, such as Detectron2's. The hook runs after the gradient scaler of
     mixed precision has unscaled the gradients.
     """
 

@@ -14,7 +14,7 @@ from .last_checkpoint import has_last_checkpoint, remove_last_checkpoint, remove
 
 logger = logging.getLogger(__name__)
 _METRICS = "metrics.json"
-_OWN = re.compile(r"model_(?:\d{7,}\.(?:ckpt|pth)|(?:final|best)\.pth)")
+_CHECKPOINT = re.compile(r"model_(?:\d{7,}\.(?:ckpt|pth)|(?:final|best)\.pth)")
 _FORMAT = logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S")
 
 
@@ -88,8 +88,8 @@ def _clear(folder: Path, overwrite: bool) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Returns the checkpoints and detectors with names that a run writes."""
-    return sorted(path for path in folder.glob("model_*") if _OWN.fullmatch(path.name) and path.is_file())
+    """Returns the files in a folder that have the names of checkpoints and detectors of a run."""
+    return sorted(path for path in folder.glob("model_*") if _CHECKPOINT.fullmatch(path.name) and path.is_file())
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def log_unless_error(folder: Path) -> Iterator[None]:
     buffer = MemoryHandler(capacity=1_000_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(_FORMAT)
-    # Handlers of an earlier run in this process already print.
+    # Handlers of an earlier run in this process already print messages.
     added = [buffer] if package.handlers else [buffer, console]
     for handler in added:
         package.addHandler(handler)

@@ -159,8 +159,8 @@ def error(name: str, message: str, make: Change, check: Any = None) -> Case:
 def picture(mode: str = "RGB") -> Image.Image:
     """Returns a grey image with a rectangle for each object."""
     pixels = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
-    for colour, (x, y, width, height) in zip(((200, 40, 40), (40, 40, 200)), BOXES.values(), strict=True):
-        pixels[y : y + height, x : x + width] = colour
+    for color, (x, y, width, height) in zip(((200, 40, 40), (40, 40, 200)), BOXES.values(), strict=True):
+        pixels[y : y + height, x : x + width] = color
     return Image.fromarray(pixels).convert(mode)
 
 

@@ -67,7 +67,7 @@ def test_other_modes_become_rgb(tmp_path, pixels, mode, suffix):
 
 
 @pytest.mark.filterwarnings("error")
-def test_colours_under_transparency_are_kept(tmp_path, pixels):
+def test_colors_under_transparency_are_kept(tmp_path, pixels):
     image = Image.fromarray(pixels)
     image.putalpha(Image.fromarray(pixels[:, :, 0]))
     image.save(tmp_path / "alpha.png")

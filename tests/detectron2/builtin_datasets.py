@@ -55,8 +55,8 @@ def truth_of(targets, classes, things):
     """Returns the output of a model that predicts the ground truth."""
     size = dataset_formats.SIZE
     kept = torch.tensor([not things or int(label) in things for label in targets.labels], dtype=torch.bool)
-    centre, extent = (targets.boxes[kept] * torch.tensor([size[1], size[0]] * 2)).split(2, dim=1)
-    found = Instances(size, pred_boxes=Boxes(torch.cat((centre - extent / 2, centre + extent / 2), dim=1)))
+    center, extent = (targets.boxes[kept] * torch.tensor([size[1], size[0]] * 2)).split(2, dim=1)
+    found = Instances(size, pred_boxes=Boxes(torch.cat((center - extent / 2, center + extent / 2), dim=1)))
     found.scores, found.pred_classes = torch.full((int(kept.sum()),), 0.9), targets.labels[kept]
     output = {"instances": found}
     if targets.masks is not None:

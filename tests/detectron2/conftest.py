@@ -16,7 +16,7 @@ from projects_deformable_detr.cli.arguments import argument_parser
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for the modules that tests share
 
-CLASS_COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
+CLASS_COLORS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 CATEGORY_IDS = {"red": 3, "blue": 7}  # not 1 and 2, so that ids must be mapped in both directions
 
 
@@ -29,10 +29,10 @@ def write_coco(folder: Path, images: int, seed: int = 0) -> tuple[str, str]:
     for index in range(images):
         height, width = (64, 80) if index % 2 == 0 else (80, 64)
         pixels = np.full((height, width, 3), 128, dtype=np.uint8)
-        for name in list(CLASS_COLOURS)[: 1 + index % 2]:
+        for name in list(CLASS_COLORS)[: 1 + index % 2]:
             x, y = int(generator.integers(0, width - 36)), int(generator.integers(0, height - 36))
             w, h = (int(side) for side in generator.integers(20, 36, 2))
-            pixels[y : y + h, x : x + w] = CLASS_COLOURS[name]
+            pixels[y : y + h, x : x + w] = CLASS_COLORS[name]
             box = {"bbox": [x, y, w, h], "area": w * h, "category_id": CATEGORY_IDS[name], "iscrowd": 0}
             records["annotations"].append({"id": len(records["annotations"]) + 1, "image_id": index + 1, **box})
         Image.fromarray(pixels).save(folder / f"{index}.png")

@@ -15,7 +15,7 @@ from PIL import Image
 from projects_deformable_detr.data.segment_ids import encode_png
 
 SIZE = (64, 96)  # height, width
-COLOURS = {"sky": (90, 150, 230), "road": (90, 90, 90), "car": (200, 30, 40), "person": (240, 210, 40)}
+COLORS = {"sky": (90, 150, 230), "road": (90, 90, 90), "car": (200, 30, 40), "person": (240, 210, 40)}
 SPLITS = ("train", "val")
 
 
@@ -47,7 +47,7 @@ class Scene:
         """Returns the image (H, W, 3) uint8."""
         image = np.zeros((*SIZE, 3), np.uint8)
         for kind, mask in self.segments():
-            image[mask] = COLOURS[kind]
+            image[mask] = COLORS[kind]
         return image
 
 

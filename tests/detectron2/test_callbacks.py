@@ -288,7 +288,7 @@ class OwnOptimizer(DefaultTrainer):
 
 @pytest.mark.parametrize("build", [DefaultTrainer, OwnOptimizer, lambda cfg: build_optimizer(cfg, build_model(cfg))])
 @pytest.mark.parametrize(("options", "key"), [(EMA, "SOLVER.EMA"), (BEST, "TEST.BEST_CHECKPOINT")])
-def test_detectron2s_trainers_refuse_unsupported_keys(make_cfg, build, options, key):
+def test_detectron2_trainers_reject_unsupported_keys(make_cfg, build, options, key):
     """``plain_train_net.py`` uses the last one."""
     with pytest.raises(UserError, match=rf"{key}.ENABLED True is not supported by Detectron2's own trainers"):
         build(make_cfg(**options))

@@ -15,7 +15,7 @@ from projects_deformable_detr.standalone import main as standalone_main
     ("train", "evaluate"), [(detectron2_main, standalone_main), (standalone_main, detectron2_main)]
 )
 def test_the_other_engine_gives_the_same_metrics(train, evaluate, job, tmp_path, coco_files):
-    # On data of two plain colours, these steps are enough for a measurable AP.
+    # On data of two plain colors, these steps are enough for a measurable AP.
     expected = train(job(tmp_path / "a", coco_files, "SOLVER.MAX_ITER", 100, "SOLVER.STEPS", "(90,)"))
     weights = tmp_path / "a" / "output" / "model_final.pth"
     found = evaluate(job(tmp_path / "b", coco_files, "MODEL.WEIGHTS", weights, eval_only=True))

@@ -228,7 +228,7 @@ def test_pictures_show_each_object_with_the_prediction_it_was_matched_with(make_
     assert names == [known[label] for label in classes]
     assert all(re.fullmatch(rf"{name} \d+%", label) for name, label in zip(names, labels, strict=True))
     boxes = kept[0].boxes[-1, 0]
-    centres = (found[:, :2] + found[:, 2:]) / 2 / torch.tensor([80, 64])
-    assert torch.cdist(centres, boxes[:, :2]).min(1).values.max() < 1e-4
+    centers = (found[:, :2] + found[:, 2:]) / 2 / torch.tensor([80, 64])
+    assert torch.cdist(centers, boxes[:, :2]).min(1).values.max() < 1e-4
     name, picture, *_ = storage._vis_data[0]
     assert name == pictures.TITLE and picture.shape == (3, 64, 160)

@@ -85,7 +85,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 
 def test_model_and_training_equal_the_yaml(pair):
     cfg, lazy = pair
-    with torch.device("meta"):  # no memory, no initialisation
+    with torch.device("meta"):  # no memory, no initialization
         expected, found = build_model(cfg), instantiate(lazy.model)
     ours, theirs = ({key: value.shape for key, value in model.state_dict().items()} for model in (found, expected))
     assert ours == theirs

@@ -92,7 +92,7 @@ def test_a_resumed_run_uses_the_learning_rate_of_its_config(job, copied, coco_fi
     assert "after 3 of 20 iterations" in caplog.text
     caplog.clear()
     main(job(copied, coco_files, *OPTIONS, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 20, resume=True))
-    assert "Nothing is left to train" in caplog.text
+    assert "No iterations are left" in caplog.text
 
 
 def test_evaluation_needs_no_training_set(job, copied, coco_files):

@@ -79,8 +79,8 @@ def test_unknown_labels_are_rejected_with_the_file_name(make_cfg, label):
 
 
 def test_a_record_without_annotations_is_named(make_cfg, coco_files):
-    DatasetCatalog.register("unlabelled", lambda: [{"file_name": f"{coco_files[1]}/0.png", "image_id": 1}])
-    cfg = make_cfg(DATASETS__TRAIN="('unlabelled',)", MODEL__DETR__NUM_CLASSES=2)
+    DatasetCatalog.register("unlabeled", lambda: [{"file_name": f"{coco_files[1]}/0.png", "image_id": 1}])
+    cfg = make_cfg(DATASETS__TRAIN="('unlabeled',)", MODEL__DETR__NUM_CLASSES=2)
     assert data.resolve_num_classes(cfg) == 2
     with pytest.raises(DatasetError, match=r"0\.png has no annotations: training needs a list 'annotations'"):
         build_model(cfg)(next(iter(build_detection_train_loader(cfg))))
@@ -161,7 +161,7 @@ class Recorder(nn.Module):
         return self.result
 
 
-def test_targets_are_normalised_by_the_size_of_the_image(make_cfg):
+def test_targets_are_normalized_by_the_size_of_the_image(make_cfg):
     model = build_model(make_cfg())
     model.criterion = Recorder({})
     model([record(64, 80), record(40, 40, boxes=((0.0, 0.0, 40.0, 20.0),), labels=(0,))])
@@ -172,7 +172,7 @@ def test_targets_are_normalised_by_the_size_of_the_image(make_cfg):
 
 
 @pytest.mark.parametrize(("divisibility", "padded"), [(0, (80, 100)), (64, (128, 128))])
-def test_images_are_normalised_and_padded_with_zeros(make_cfg, divisibility, padded):
+def test_images_are_normalized_and_padded_with_zeros(make_cfg, divisibility, padded):
     backbone = nn.Identity()
     backbone.size_divisibility, backbone.padding_constraints = divisibility, {}
     mean, std = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]

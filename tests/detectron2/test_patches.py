@@ -168,7 +168,7 @@ def test_a_registered_subclass_counts_as_ours(make_cfg):
     if "OwnDeformableDETR" not in META_ARCH_REGISTRY:
         META_ARCH_REGISTRY.register(type("OwnDeformableDETR", (DeformableDETR,), {}))
     cfg.MODEL.META_ARCHITECTURE = "OwnDeformableDETR"
-    assert patches.names_ours(cfg) and patches.is_ours(build_model(cfg))
+    assert patches.selects_project_model(cfg) and patches.contains_project_model(build_model(cfg))
 
 
 def test_detectron2s_default_trainer_trains_resumes_and_predicts(make_cfg):

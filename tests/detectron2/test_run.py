@@ -16,9 +16,9 @@ MODULE = ("-m", "projects_deformable_detr.detectron2_plugin.run")
 _PRINT = """
 from __future__ import annotations
 import json, sys
-import neighbour
+import neighbor
 def state(): return {"argv": sys.argv, "path": sys.path[0], "name": __name__, "file": __file__, "doc": __doc__}
-print(json.dumps({**state(), "is_main": sys.modules["__main__"].state is state, "neighbour": neighbour.__file__}))
+print(json.dumps({**state(), "is_main": sys.modules["__main__"].state is state, "neighbor": neighbor.__file__}))
 if "--exit" in sys.argv: sys.exit(7)
 if "--raise" in sys.argv: raise LookupError("its own error")
 """
@@ -53,7 +53,7 @@ def python(*words: object, cwd: Path | None = None) -> subprocess.CompletedProce
 @pytest.fixture
 def script(tmp_path):
     (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "neighbour.py").write_text("")
+    (tmp_path / "scripts" / "neighbor.py").write_text("")
     (tmp_path / "scripts" / "printing.py").write_text('"""Its docstring."""' + _PRINT)
     return Path("scripts") / "printing.py"
 

@@ -39,8 +39,8 @@ class BrightPixels:
             rows, columns = bright.any(1).nonzero()[:, 0], bright.any(0).nonzero()[:, 0]
             left, right = columns[0] / width, (columns[-1] + 1) / width
             top, bottom = rows[0] / height, (rows[-1] + 1) / height
-            centre = (left + right) / 2 + self.shift * (height == 32), (top + bottom) / 2
-            boxes.append(torch.stack([*centre, right - left, bottom - top]))
+            center = (left + right) / 2 + self.shift * (height == 32), (top + bottom) / 2
+            boxes.append(torch.stack([*center, right - left, bottom - top]))
         logits = torch.full((1, len(images), 1, 3), -9.0)
         logits[..., 1] = height / 100
         predictions = Predictions(logits, torch.stack(boxes)[None, :, None])

@@ -30,7 +30,7 @@ def test_boxes_are_drawn_at_their_coordinates():
     assert (image[:30] == 128).all()
 
 
-def test_classes_have_different_colours_and_scores_different_texts():
+def test_classes_have_different_colors_and_scores_different_texts():
     one, other, same = (draw(GREY, BOXES[:1], [label], class_names=["a"] * 11) for label in (0, 1, 10))
     assert (one != other).any() and (one == same).all()
     low, high = (draw(GREY, BOXES[:1], [0], [score]) for score in (0.11, 0.88))
@@ -99,7 +99,7 @@ def test_a_grid_has_every_image_in_its_cell():
     sheet = grid(images, columns=2, gap=4)
     assert sheet.shape == (2 * 14 + 4, 2 * 24 + 4, 3)
     assert (sheet[4:14, 4:24] == 10).all() and (sheet[4:14, 28:48] == 20).all()
-    assert (sheet[20:26, 10:18] == 30).all()  # centred
+    assert (sheet[20:26, 10:18] == 30).all()  # centered
     assert (sheet == 255).sum() == sheet.size - sum(image.size for image in images)
     with pytest.raises(ValueError, match="0 images"):
         grid([])

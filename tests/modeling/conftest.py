@@ -31,7 +31,7 @@ def random_predictions(
 
 
 def giou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Computes the generalised IoU (arXiv 1902.09630) of two boxes (cx, cy, w, h)."""
+    """Computes the generalized IoU (arXiv 1902.09630) of two boxes (cx, cy, w, h)."""
     ax, ay, aw, ah = a
     bx, by, bw, bh = b
     lefts, rights = (ax - aw / 2, bx - bw / 2), (ax + aw / 2, bx + bw / 2)

@@ -71,7 +71,7 @@ def test_levels_are_independent_without_multi_scale_attention(make_cfg, make_ran
     assert not torch.isclose(after[:, 12:], before[:, 12:]).all()
 
 
-def test_pre_norm_encoder_normalises_residuals_once(make_cfg, make_random):
+def test_pre_norm_encoder_normalizes_residuals_once(make_cfg, make_random):
     """With zero outputs of attention and feed-forward networks, the encoder is its final norm."""
     encoder = build_detector(make_cfg("detr_pre_norm")).encoder
     for layer in encoder.layers:

@@ -81,7 +81,7 @@ def test_prior_of_all_class_heads(make_cfg, variant):
         torch.testing.assert_close(head.bias.sigmoid(), torch.full((9,), 0.01))
 
 
-def test_deformable_attention_keeps_its_initialisation(make_cfg):
+def test_deformable_attention_keeps_its_initialization(make_cfg):
     """arXiv 2010.04159, A.4: zero weights, eight directions, uniform attention."""
     detector = build_detector(make_cfg(NHEADS=8))
     modules = [layer.self_attn for layer in detector.encoder.layers]

@@ -26,7 +26,7 @@ def with_box(*box):
         (with_box(0.5, 0.5, math.inf, 0.1), "a.jpg is not finite"),
         (with_box(0.5, 0.99, 0.1, 0.1), r"\(27, 37.6, 33, 41.6\) .* a.jpg leaves its image"),
         (with_box(0.0, 0.5, 0.1, 0.1), "a.jpg leaves its image"),
-        (replace(with_box(30.0, 20.0, 10.0, 10.0), size=None), "a.jpg leaves its image: .*normalised"),
+        (replace(with_box(30.0, 20.0, 10.0, 10.0), size=None), "a.jpg leaves its image: .*normalized"),
         (replace(VALID, labels=torch.tensor([0, 3])), "a.jpg has class id 3, but the model has 3 classes"),
         (replace(VALID, labels=torch.tensor([0, -1])), "a.jpg has class id -1"),
         (replace(VALID, labels=torch.tensor([0.0, 1.0])), "labels of a.jpg must be int64 .*float32"),
@@ -84,7 +84,7 @@ def test_predictions_that_are_not_finite_name_the_weights(make_cfg, variant):
     ("images", "mask", "named"),
     [
         (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 32, 32, dtype=torch.bool), "images must .*uint8"),
-        (torch.zeros(3, 32, 32), torch.zeros(32, 32, dtype=torch.bool), "images must be normalised floats"),
+        (torch.zeros(3, 32, 32), torch.zeros(32, 32, dtype=torch.bool), "images must be normalized floats"),
         (torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 33, dtype=torch.bool), "padding_mask must be bool"),
         (torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32), "padding_mask must be bool .*float32"),
     ],

@@ -112,11 +112,11 @@ def make_batch():
     )
     targets = []
     for count, side in ((3, (160, 128)), (5, (96, 192))):
-        centre = 0.3 + 0.4 * torch.rand(count, 2, generator=generator)
+        center = 0.3 + 0.4 * torch.rand(count, 2, generator=generator)
         size = 0.1 + 0.3 * torch.rand(count, 2, generator=generator)
         labels = torch.randint(CLASSES, (count,), generator=generator)
         masks = torch.rand(count, *side, generator=generator) > 0.6
-        targets.append(Targets(labels, torch.cat((centre, size), dim=1), masks))
+        targets.append(Targets(labels, torch.cat((center, size), dim=1), masks))
     return images, mask, targets
 
 

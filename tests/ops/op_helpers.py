@@ -82,7 +82,7 @@ def make(size: Size, dtype: torch.dtype, values: int, points: torch.dtype | None
 
 
 def move_to_half_pixels(loc: Tensor, size: Size) -> None:
-    """Replaces locations by pixel centres and edges, up to one pixel outside, where gradients are discontinuous."""
+    """Replaces locations by pixel centers and edges, up to one pixel outside, where gradients are discontinuous."""
     for level, (h, w) in enumerate(size.shapes):
         g = torch.Generator().manual_seed(level)
         steps = torch.tensor([w, h]) * 2
@@ -141,7 +141,7 @@ def assert_near(ours: Sequence[Tensor], wanted: Sequence[Tensor], scale: float =
 def reference_of(size: Size, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
     """Returns the reference's output and gradients on the same (rounded) inputs, in their types.
 
-    Computed in float64; in float32 for 16-bit points, which lie on pixel centres so often that both must round a
+    Computed in float64; in float32 for 16-bit points, which lie on pixel centers so often that both must round a
     location alike to be on the same side of the discontinuity.
     """
     dtype = torch.float32 if tensors[-1].element_size() == 2 else torch.float64

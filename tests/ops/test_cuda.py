@@ -94,7 +94,7 @@ def test_shapes_as_tensors() -> None:
         op.assert_near(ours_of(USUAL, tensors, grad, shapes), wanted)
 
 
-def test_no_synchronisation() -> None:
+def test_no_synchronization() -> None:
     tensors, grad = gpu(op.make_fused(USUAL, torch.bfloat16, 2)), op.grad_like_output(USUAL, torch.bfloat16).cuda()
     shapes = torch.tensor(USUAL.shapes).cuda()
     torch.cuda.synchronize()

@@ -93,7 +93,7 @@ def test_order_of_threads_does_not_matter(emulation: Emulation, values: int) -> 
 
 
 def test_unusual_locations(emulation: Emulation) -> None:
-    """Pixel centres and edges; non-finite and huge locations contribute nothing."""
+    """Pixel centers and edges; non-finite and huge locations contribute nothing."""
     size = op.Size(1, ((8, 4), (2, 16)), 2, 32, 40, 4)
     tensors, grad = inputs(size, torch.float32, 0)
     loc = tensors[1]

@@ -1,4 +1,4 @@
-"""Behaviour without a compiled library and with a broken one."""
+"""Behavior without a compiled library and with a broken one."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""MSDeformAttn: initialisation, padding, and the fused operator inside it."""
+"""MSDeformAttn: initialization, padding, and the fused operator inside it."""
 
 import ms_deform_attn as msda
 import pytest

@@ -1,4 +1,4 @@
-"""A data set of coloured boxes and a model so small that a whole training takes seconds."""
+"""A data set of colored boxes and a model so small that a whole training takes seconds."""
 
 import json
 from argparse import Namespace
@@ -13,7 +13,7 @@ from projects_deformable_detr.cli.arguments import argument_parser
 
 pytest.importorskip("lightning", reason="the standalone engine needs lightning")
 
-COLOURS = {5: (230, 40, 40), 9: (40, 40, 230)}  # category id: colour
+COLORS = {5: (230, 40, 40), 9: (40, 40, 230)}  # category id: color
 
 CONFIG = """
 MODEL:
@@ -52,7 +52,7 @@ SEED: 3
 
 
 def write_data_set(folder: Path, count: int, seed: int) -> Path:
-    """Writes ``count`` images of two sizes with one or two coloured boxes each; returns the JSON file."""
+    """Writes ``count`` images of two sizes with one or two colored boxes each; returns the JSON file."""
     rng = np.random.default_rng(seed)
     images, annotations = [], []
     for image_id in range(1, count + 1):
@@ -61,8 +61,8 @@ def write_data_set(folder: Path, count: int, seed: int) -> Path:
         for _ in range(int(rng.integers(1, 3))):
             w, h = (int(side) for side in rng.integers(12, 28, 2))
             x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
-            category = int(rng.choice(list(COLOURS)))
-            pixels[y : y + h, x : x + w] = COLOURS[category]
+            category = int(rng.choice(list(COLORS)))
+            pixels[y : y + h, x : x + w] = COLORS[category]
             box = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": category, **box})
         name = f"{image_id}.png"

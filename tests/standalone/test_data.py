@@ -30,7 +30,7 @@ def policy(**changes: Any) -> AugmentationPolicy:
 
 
 def scene(height: int = 80, width: int = 120) -> tuple[Image.Image, torch.Tensor]:
-    """Returns an image of a red box, off the centre, and its corners (1, 4)."""
+    """Returns an image of a red box, off the center, and its corners (1, 4)."""
     pixels = np.full((height, width, 3), 100, np.uint8)
     pixels[20:50, 30:90] = RED
     return Image.fromarray(pixels), torch.tensor([[30.0, 20.0, 90.0, 50.0]])

@@ -50,11 +50,11 @@ def test_evaluation_on_two_processes_equals_one(
     make_args: Callable[..., Namespace], write_tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     """With an odd number of images, fewer images than processes, and without annotations."""
-    words: list[object] = ["DATASETS.TEST", "('odd', 'one', 'unlabelled')"]
-    for name, count in (("odd", 21), ("one", 1), ("unlabelled", 3)):
+    words: list[object] = ["DATASETS.TEST", "('odd', 'one', 'unlabeled')"]
+    for name, count in (("odd", 21), ("one", 1), ("unlabeled", 3)):
         (tmp_path / name).mkdir()
         path = write_tiny(tmp_path / name, count, seed=2)
-        if name == "unlabelled":
+        if name == "unlabeled":
             content = json.loads(path.read_text())
             del content["annotations"]
             path.write_text(json.dumps(content))
@@ -63,8 +63,8 @@ def test_evaluation_on_two_processes_equals_one(
     words = ["--eval-only", *words, "MODEL.WEIGHTS", tmp_path / "train" / "model_final.pth"]
     expected = main(make_args(tmp_path / "one process", *words))
     found = main(make_args(tmp_path / "two", "--num-gpus", 2, *words))
-    assert found.keys() == expected.keys() == {"odd", "one", "unlabelled"}
-    for name, count in (("odd", 21), ("one", 1), ("unlabelled", 3)):
+    assert found.keys() == expected.keys() == {"odd", "one", "unlabeled"}
+    for name, count in (("odd", 21), ("one", 1), ("unlabeled", 3)):
         assert found[name]["bbox"] == pytest.approx(expected[name]["bbox"], abs=0.05, nan_ok=True)
         rows, others = (
             json.loads((tmp_path / folder / "inference" / name / "coco_instances_results.json").read_text())
@@ -73,7 +73,7 @@ def test_evaluation_on_two_processes_equals_one(
         assert [row["image_id"] for row in rows] == [row["image_id"] for row in others]
         assert {row["image_id"] for row in rows} == set(range(1, count + 1))
         assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in others], abs=1e-5)
-    assert math.isnan(found["unlabelled"]["bbox"]["AP"])
+    assert math.isnan(found["unlabeled"]["bbox"]["AP"])
 
 
 def test_unused_features(make_args: Callable[..., Namespace], tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def test_masks_are_transformed_with_their_boxes(name: str) -> None:
         assert item.targets.masks is not None and item.targets.masks.shape == (len(item.targets), height, width)
         assert item.targets.masks.dtype == torch.bool and item.targets.masks.flatten(1).any(1).all()
         corners = torch.from_numpy(panoptic.mask_boxes(item.targets.masks.numpy())) / torch.tensor([width, height] * 2)
-        centre = (corners[:, :2] + corners[:, 2:]) / 2
-        torch.testing.assert_close(item.targets.boxes, torch.cat((centre, corners[:, 2:] - corners[:, :2]), dim=1))
+        center = (corners[:, :2] + corners[:, 2:]) / 2
+        torch.testing.assert_close(item.targets.boxes, torch.cat((center, corners[:, 2:] - corners[:, :2]), dim=1))
         if "panoptic" in name:
             assert (item.targets.masks.sum(0) == 1).all()
     assert fewer > 3  # objects outside a crop are removed

@@ -14,7 +14,7 @@
 namespace msda {
 namespace {
 
-// One corner: returns <grad, row> over the run and adds weight * grad to the row's gradient.
+// Processes one corner: returns <grad, row> over the run and adds weight * grad to the row's gradient.
 template <int kN, typename V, typename A>
 inline V update_row(const A* row, A* grad_row, const V (&grad)[kN], A weight) {
   const V w = broadcast(weight);

@@ -32,7 +32,7 @@ struct RowSum {
     }
     if (kN % 2) sum[kN - 1] = fma(w, load(row + (kN - 1) * kWidth<A>), sum[kN - 1]);
   }
-  // Adds the four corners of a point; weights as at weight_slot().
+  // Adds the four corners of a point; weight_slot() defines the layout of the weights.
   template <typename T>
   void add_point(const T* r00, const T* r01, const T* r10, const T* r11, const A* weights) {
     add_row(set[0], r00, weights[0]);

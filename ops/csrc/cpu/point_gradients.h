@@ -6,7 +6,7 @@
 namespace msda {
 namespace {
 
-// Dot products of one slot -> gradients of locations and attention weights.
+// Computes the gradients of locations and attention weights from the dot products of one slot.
 template <typename A>
 void compute_point_gradients(const PointTable<A>& table, const PointBlock<A>& b, int64_t slot) {
   using V = PointVec<A>;
@@ -43,7 +43,7 @@ void store_reference_gradient(const Problem& p, const PointTable<A>& table, cons
   }
 }
 
-// Gradients of attention weights -> of logits, in place.
+// Converts gradients of attention weights to gradients of logits, in place.
 template <typename A>
 void softmax_backward(const PointTable<A>& table, const A* attention, A* grad) {
   using V = PointVec<A>;

@@ -1,6 +1,6 @@
 // Sampling points on the CPU: reads them from the tensors, in either form, and computes rows and weights of their
 // corners, for a block of items at a time. An item is one (batch, query, head). Its L * K points lie side by side,
-// padded to whole groups, so that loops over them vectorise.
+// padded to whole groups, so that loops over them vectorize.
 #pragma once
 
 #include <type_traits>
@@ -107,13 +107,13 @@ MSDA_HOST_DEVICE void prefetch_points(const Problem& p, const Item& item) {
   prefetch(static_cast<const P*>(p.attention) + offset, bytes);
 }
 
-// Whether whole vectors can be read from an item's points without passing the end of the tensor. Excess elements belong
-// to the next items and end up in the padding.
+// Returns whether whole vectors can be read from an item's points without passing the end of the tensor. Excess
+// elements belong to the next items and end up in the padding.
 template <typename A>
 bool reads_whole_points(const Problem& p, const PointTable<A>& table, int64_t offset) {
   return sizeof(A) == 4 && offset + table.padded <= points_offset(p, {p.batch, 0, 0});
 }
-// The same for an item's reference points, which must also fit one vector at any of four offsets.
+// The same check for an item's reference points, which must also fit one vector at any of four offsets.
 template <typename A>
 bool reads_whole_reference(const Problem& p, int64_t offset) {
   constexpr int width = kWidth<float>;
@@ -253,7 +253,7 @@ void load_item(const Problem& p, const PointTable<A>& table, const PointBlock<A>
   }
 }
 
-// Locations of the first `items` slots -> rows, masks and weights of corners, and fractions of a pixel.
+// Computes rows, masks and weights of corners, and fractions of a pixel, from the locations of the first `items` slots.
 template <typename A>
 void find_corners(const PointTable<A>& table, const PointBlock<A>& b, int64_t items) {
   using V = PointVec<A>;

@@ -4,7 +4,7 @@
 #pragma once
 
 #if defined(__AVX2__)
-// GCC 12 reports registers in its own AVX-512 intrinsics as uninitialised (GCC bug 105593).
+// GCC 12 reports registers in its own AVX-512 intrinsics as uninitialized (GCC bug 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -183,7 +183,7 @@ MSDA_HOST_DEVICE IntVec floor_to_int(FloatVec x, FloatVec& floored) {
   return down;
 }
 
-// Elements of a followed by b, in the order of `index`.
+// Selects elements of a followed by b, in the order of `index`.
 template <int... index>
 inline FloatVec shuffle(FloatVec a, FloatVec b) {
 #if defined(__clang__)
@@ -196,7 +196,7 @@ template <int... i>
 using Indices = std::integer_sequence<int, i...>;
 constexpr std::make_integer_sequence<int, kWidth<float>> kIndices{};
 
-// Pairs (x0, y0, x1, y1, ...) in two vectors to all x and all y, and back.
+// Splits pairs (x0, y0, x1, y1, ...) in two vectors into all x and all y, and the reverse.
 template <int... i>
 inline void split_pairs(FloatVec a, FloatVec b, FloatVec& x, FloatVec& y, Indices<i...>) {
   x = shuffle<(2 * i)...>(a, b);
@@ -208,7 +208,7 @@ inline void join_pairs(FloatVec x, FloatVec y, FloatVec& a, FloatVec& b, Indices
   b = shuffle<(i / 2 + i % 2 * kWidth<float> + kWidth<float> / 2)...>(x, y);
 }
 
-// f over all elements: the vector is folded in halves, so that the order of a sum depends on its width alone.
+// Reduces all elements with f. The vector is folded in halves, so that the order of a sum depends on its width alone.
 template <int distance, int... i>
 inline FloatVec swap_halves(FloatVec x, Indices<i...>) {
   return shuffle<(i ^ distance)...>(x, x);
@@ -229,7 +229,7 @@ inline float largest_of(FloatVec x) {
   return reduce(x, [](FloatVec a, FloatVec b) { return a > b ? a : b; });
 }
 
-// table[index[i]] for every element.
+// Returns table[index[i]] for every element.
 inline FloatVec look_up(FloatVec table, const int32_t* index) {
 #if defined(__AVX512F__)
   return _mm512_permutexvar_ps(load_as<__m512i>(index), table);

@@ -1,4 +1,5 @@
-// The sequence of launches of one call, for any device that can launch, allocate and clear: the GPU, or the emulation.
+// The sequence of launches of one call, for any device that launches kernels and allocates and clears memory: the GPU
+// or the emulation.
 #pragma once
 
 #include <type_traits>
@@ -14,7 +15,7 @@ struct Options {
   bool deterministic;
 };
 
-// Calls launch(vector, channels) with integral constants: specialised kernels for the usual 32 channels, general ones
+// Calls launch(vector, channels) with integral constants: specialized kernels for the usual 32 channels, general ones
 // (0) otherwise.
 template <typename T, typename Launch>
 void with_shape(const Problem& p, const Plan& plan, Launch launch) {

@@ -1,6 +1,6 @@
 // Distribution of a call over the threads of a GPU. Plain C++ that runs on the host.
 //
-// One item is one (batch, query, head). A group of `lanes` neighbouring threads serves one item; each of them holds
+// One item is one (batch, query, head). A group of `lanes` neighboring threads serves one item; each of them holds
 // `vector` adjacent channels and, if D is larger than lanes * vector, loops over the rest with that stride.
 #pragma once
 
@@ -80,7 +80,7 @@ inline Plan make_plan(const Problem& p, int32_t element_size, int32_t point_size
   const int64_t count = int64_t(p.levels) * p.points;
   // Small blocks for few items, so that every multiprocessor gets one.
   plan.block = items * plan.lanes >= 65536 ? 256 : 64;
-  // Neighbouring queries sample neighbouring pixels, so a block takes many queries of one head: its rows then come
+  // Neighboring queries sample neighboring pixels, so a block takes many queries of one head: its rows then come
   // from L1. If an item's points or channels fill no 32-byte sector this order would waste bandwidth.
   plan.queries_inner = count * 2 * point_size >= 32 && p.channels * element_size >= 32;
   plan.stash_in_shared = need.per_point > 0;

@@ -1,5 +1,5 @@
 // Differences between a GPU and the host: 16-byte accesses, atomic addition, and the `Thread` type, through which
-// kernels get their position in the grid, synchronise and exchange values.
+// kernels get their position in the grid, synchronize and exchange values.
 //
 // Kernels are templates over Thread. The GPU's is here; tests/ops/emulation has one that runs a block's threads as
 // coroutines, so that the kernels themselves, shuffles and barriers included, are tested without a GPU.
