@@ -32,7 +32,7 @@ $(STAMP): $(SOURCES)
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python tools/demo.py
+	$(BIN)/python -m projects_deformable_detr demo
 
 test: $(STAMP) lint cuda-compile
 	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n 2 --dist loadfile

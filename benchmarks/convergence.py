@@ -101,9 +101,9 @@ def make_data(args: argparse.Namespace) -> None:
     """Generates the shapes data set."""
     folder = args.work / "shapes"
     if not (folder / "annotations/instances_val.json").exists():
-        module = "projects_deformable_detr.shapes"
+        shapes = [sys.executable, "-m", "projects_deformable_detr", "shapes"]
         numbers = ["--train", str(args.images), "--val", str(args.val_images)]
-        subprocess.run([sys.executable, "-m", module, "--out", str(folder), *numbers], check=True, cwd=ROOT)
+        subprocess.run([*shapes, "--out", str(folder), *numbers], check=True, cwd=ROOT)
 
 
 def read_curve(name: str, args: argparse.Namespace) -> list[tuple[float, float, float]]:

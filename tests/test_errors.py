@@ -100,8 +100,8 @@ def test_errors_name_config_keys(error, kind, message):
         (["tools/score_threshold.py", "nowhere.json", "a.json"], "score_threshold: nowhere.json: "),
         (["tools/flops.py", "nowhere.yaml"], "flops: config file .*nowhere.yaml: cannot read"),
         (
-            ["-m", "projects_deformable_detr.cli.draw", "--dataset", "x", "--results", "x", "--out", "x"],
-            "draw: unknown data set 'x'",
+            ["-m", "projects_deformable_detr", "draw", "--dataset", "x", "--results", "x", "--out", "x"],
+            "deformable-detr draw: unknown data set 'x'",
         ),
     ],
 )

@@ -1,11 +1,12 @@
-"""Draws detections from the results file of an evaluation. Needs no model.
+"""Draws the detections of an evaluation, from its results file. Needs no model.
 
-python -m projects_deformable_detr.cli.draw --dataset NAME --results FILE --out DIR
+Examples:
+  deformable-detr draw --dataset shapes_val --results output/quickstart/inference/coco_instances_results.json \\
+    --out pictures --truth
 """
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from ..data.images import read_image
 from ..data.load import load_dataset
 from ..data.masks import decode
 from ..data.records import Record, Summary
-from ..errors import UserError, run_command
+from ..errors import UserError
 from ..inference.drawing import Pixels, draw, grid, save
 from .arguments import add_register_argument
 
+HELP = "draw the detections of an evaluation"
 _KEYS = ("category_id", "bbox", "score")
 Detection = dict[str, Any]  # a result in COCO's format
 
@@ -54,16 +56,26 @@ def draw_record(record: Record, detections: list[Detection], summary: Summary, t
     )
 
 
-def main() -> None:
-    """Writes one picture per image and a grid of all pictures to ``--out``."""
-    parser = argparse.ArgumentParser(description="Draws the detections of an evaluation.")
+def draw_truth(record: Record, summary: Summary) -> Pixels:
+    """Draws the annotated boxes on the image of a record."""
+    boxes = [item["bbox"] for item in record["annotations"]]
+    labels = [item["category_id"] for item in record["annotations"]]
+    return draw(read_image(record["file_name"]), boxes, labels, None, summary.class_names)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     parser.add_argument("--dataset", required=True, help="name of the data set that was evaluated")
     add_register_argument(parser)
     parser.add_argument("--results", required=True, help="OUTPUT_DIR/inference/coco_instances_results.json")
     parser.add_argument("--out", required=True, type=Path, help="output folder")
     parser.add_argument("--count", type=int, default=12, help="number of images (default: 12)")
     parser.add_argument("--threshold", type=float, default=0.4, help="minimum score, in [0, 1] (default: 0.4)")
-    args = parser.parse_args()
+    parser.add_argument("--truth", action="store_true", help="draw the annotated boxes on the left of the detections")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes one picture per image and a grid of all pictures to ``--out``."""
     for name, json_file, image_root in args.register:
         catalog.register(name, json_file, image_root)
     spec = catalog.get(args.dataset)
@@ -79,13 +91,15 @@ def main() -> None:
     is_unique = len({Path(name).stem for name in drawn.file_names}) == len(drawn)
     for record in drawn:
         picture = draw_record(record, results.get(record["image_id"], []), records.summary, args.threshold)
+        if args.truth:
+            picture = grid([draw_truth(record, records.summary), picture])
         stem = Path(record["file_name"]).stem
         # Images in different folders may have the same name.
         save(args.out / f"{stem if is_unique else str(record['image_id']) + '_' + stem}.png", picture)
         pictures.append(picture)
-    save(args.out / "grid.png", grid(pictures))
+    save(args.out / "grid.png", grid(pictures, columns=2 if args.truth else 4))
     print(f"{len(pictures)} pictures and grid.png are in {args.out}")
-
-
-if __name__ == "__main__":
-    sys.exit(run_command("draw", main))
+    ids = {record["image_id"] for record in drawn}
+    best = max((item["score"] for image in ids for item in results.get(image, [])), default=0.0)
+    if best < args.threshold:
+        print(f"No detection has a score of {args.threshold:g}; the highest is {best:.2f}. Lower --threshold.")

@@ -20,6 +20,9 @@ PROG = "deformable-detr"
 COMMANDS = {
     "train": "train",
     "convert-data": "convert_data",
+    "draw": "draw",
+    "shapes": "shapes",
+    "demo": "demo",
 }
 
 

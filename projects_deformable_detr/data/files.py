@@ -209,7 +209,7 @@ def _recognize(found: Any) -> str:
 
 def _how_to_get(spec: DatasetSpec) -> str:
     if spec.name.startswith("shapes_"):
-        return "generate it with python -m projects_deformable_detr.shapes, or set DETECTRON2_DATASETS to its folder"
+        return "generate it with `deformable-detr shapes`, or set DETECTRON2_DATASETS to its folder"
     if spec.name.startswith(("coco_", "lvis_")):
         name = spec.name[:4].upper()
         return f"place {name} there as Detectron2's documentation describes, or set DETECTRON2_DATASETS to its folder"

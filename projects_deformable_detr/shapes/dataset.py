@@ -1,14 +1,11 @@
 """Generator of the shapes data set: synthetic scenes in COCO's instances and panoptic formats.
 
-    python -m projects_deformable_detr.shapes --out datasets/shapes --train 4000 --val 500
-
 Shapes of six classes, from 6 pixels to most of the image, overlap in front of textured and cluttered backgrounds.
 Boxes, areas and polygons describe the visible part of a shape inside the image, as in COCO; at least 70 % of every
 shape is visible. Image i of a split depends only on the seed, the split and i, so that a larger data set begins with
 the images of a smaller one. In the panoptic annotations, shapes are things, and backgrounds are stuff of three kinds.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -161,30 +158,3 @@ def _write_image(path: Path, pixels: Pixels, options: Sequence[int] = ()) -> Non
     if not success:
         raise RuntimeError(f"OpenCV could not encode {path.name}")
     path.write_bytes(encoded.tobytes())  # unlike cv2.imwrite, raises an error with the reason
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m projects_deformable_detr.shapes",
-        description="Generates a data set of synthetic scenes in COCO's format.",
-    )
-    default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "shapes"
-    parser.add_argument("--out", type=Path, default=default, help="folder to write to (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=4000, help="training images (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=500, help="validation images (default: %(default)s)")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs="+",
-        default=[128, 160],
-        help="side of the images in pixels, or minimum and maximum (default: 128 160)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of all scenes (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    if len(options.size) > 2:
-        parser.error("--size takes one number or two")
-    cv2.setNumThreads(1)  # threads slow down the processing of such small images
-    size = (options.size[0], options.size[-1])
-    generate(options.out, num_train=options.train, num_val=options.val, size=size, seed=options.seed)
-    print(f"Wrote {options.train} training and {options.val} validation images to {options.out}")

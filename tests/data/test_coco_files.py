@@ -214,7 +214,7 @@ def test_binary_and_missing_files(write, content):
         read_classes(spec)
     spec.json_file.mkdir()
     assert "cannot be read" in load_error(spec)
-    with pytest.raises(DatasetError, match="python -m projects_deformable_detr.shapes"):
+    with pytest.raises(DatasetError, match="deformable-detr shapes"):
         load_dataset(DatasetSpec("shapes_train", "/nowhere/none.json", spec.image_root))
 
 

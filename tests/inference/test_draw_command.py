@@ -1,7 +1,7 @@
 """Command that draws the detections of an evaluation."""
 
+import argparse
 import json
-import sys
 
 import pytest
 from PIL import Image
@@ -28,8 +28,9 @@ def run(tmp_path, monkeypatch):
         (tmp_path / "results.json").write_text(json.dumps(results))
         words = ["--dataset", "two", "--register", "two", tmp_path / "truth.json", tmp_path]
         words += ["--results", tmp_path / "results.json", "--out", tmp_path / "out"]
-        monkeypatch.setattr(sys, "argv", ["draw", *map(str, words)])
-        draw.main()
+        parser = argparse.ArgumentParser()
+        draw.add_arguments(parser)
+        draw.run(parser.parse_args(list(map(str, words))))
         return sorted(path.name for path in (tmp_path / "out").iterdir())
 
     return command
