@@ -1,19 +1,21 @@
 """Reads the configuration of data sets and resolves the classes of a config from its data sets."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fvcore.common.config import CfgNode
 
 from ..data import catalog
 from ..data.catalog import DatasetSpec, check_same_classes
 from ..data.config import DataConfig, SamplerConfig
-from ..data.image_check import check_images
+from ..data.image_check import ImageFiles, check_files, check_images
 from ..data.images import ImageReader
 from ..data.load import load_dataset, log_once, read_classes
 from ..data.problems import DatasetError
-from ..data.records import Records
+from ..data.records import Array, Records
 from ..errors import ArgumentError
 from .keys import set_thing_classes, thing_classes
 from .reading import get, name_keys, naming_keys, read
@@ -44,7 +46,7 @@ READER_KEYS = {
     "intensity_window": "INPUT.INTENSITY_WINDOW",
     "exif_orientation": "INPUT.EXIF_ORIENTATION",
 }
-_MAX_OBJECTS_KEY = "MODEL.DETR.NUM_OBJECT_QUERIES"
+_LOADING_KEYS = {**DATA_KEYS, **READER_KEYS, "max_objects": "MODEL.DETR.NUM_OBJECT_QUERIES"}
 _THINGS_KEY = "MODEL.DETR.PANOPTIC.NUM_THING_CLASSES"
 
 
@@ -91,9 +93,8 @@ def load(spec: DatasetSpec, config: DataConfig) -> Records:
     Raises:
         DatasetError: as in `load_dataset`, with config keys instead of arguments.
     """
-    keys = {**DATA_KEYS, **READER_KEYS, "max_objects": _MAX_OBJECTS_KEY}
     is_test = spec.name in config.test
-    with naming_keys(keys):
+    with naming_keys(_LOADING_KEYS):
         records = load_dataset(
             spec,
             config.invalid_boxes,
@@ -102,9 +103,51 @@ def load(spec: DatasetSpec, config: DataConfig) -> Records:
             masks=config.masks,
             max_detections=config.max_detections if is_test else None,
             drop_root_category=config.drop_root_category,
-            warn=lambda message: log_once(name_keys(message, keys)),
+            warn=_warn,
         )
-        return check_images(records, config.reader, config.check_images, config.unreadable_images)
+        return check_images(records, config.reader, config.check_images, config.unreadable_images, warn=_warn)
+
+
+def readable_images(files: ImageFiles, config: DataConfig) -> Array:
+    """Checks image files that belong to no `Records`; see `image_check.check_files`.
+
+    Returns:
+        Indices of the images, without unreadable ones if ``config`` leaves them out.
+    """
+    with naming_keys(_LOADING_KEYS):
+        return check_files(files, config.reader, config.check_images, config.unreadable_images, warn=_warn)
+
+
+def _warn(message: str) -> None:
+    log_once(name_keys(message, _LOADING_KEYS))
+
+
+def load_instances(records: Records, config: DataConfig) -> Records | None:
+    """Loads the instances of a panoptic data set for the evaluation of its images.
+
+    Args:
+        records: data set; images that were left out of it are left out of the result.
+        config: configuration of the data sets.
+
+    Returns:
+        The instances; None for data sets in other formats and if there is no file of instances.
+
+    Raises:
+        DatasetError: as in `load`, and if the file lacks an image of the data set.
+    """
+    spec = records.spec
+    if spec.panoptic_root is None or spec.instances_json is None or not Path(spec.instances_json).is_file():
+        return None
+    things = replace(spec, json_file=spec.instances_json, panoptic_root=None, instances_json=None)
+    # The image files have been checked with the panoptic data set.
+    instances = load(things, replace(config, train=(), check_images="none"))
+    missing = np.setdiff1d(records.image_ids, instances.image_ids)
+    if missing.size:
+        raise DatasetError(
+            f"data set {spec.name}: {spec.instances_json} lacks {missing.size} images of {spec.json_file}, such as the "
+            f"one with id {missing[0]}: use files with the same images"
+        )
+    return instances.select(np.flatnonzero(np.isin(instances.image_ids, records.image_ids)))
 
 
 def with_classes(

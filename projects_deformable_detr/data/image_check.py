@@ -6,14 +6,18 @@ import logging
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from ..errors import check_choice
-from .images import ImageReader, describe, open_image, read_sizes, warn_once
+from .images import ImageReader, describe, note_once, open_image, read_sizes
+from .load import log_once
 from .panoptic import PanopticRecords
 from .problems import DatasetError, IntensityError, Problems
 from .records import Array, Records
@@ -38,25 +42,85 @@ class _Header(msgspec.Struct):
     range_fault: str = ""
 
 
-@functools.lru_cache(maxsize=8)  # an engine may load a data set several times
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Image files of a data set.
+
+    Attributes:
+        source: name of the data set, for messages.
+        root: folder that identifies the cache of results.
+        images: paths of the images.
+        labels: paths of the panoptic PNGs or label images in the same order; empty: none.
+        sizes: (images, 2) height and width of each image according to its record; 0 if it has none.
+    """
+
+    source: str
+    root: str
+    images: Sequence[str]
+    labels: Sequence[str]
+    sizes: Array
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of all files, images first."""
+        return [*self.images, *self.labels]
+
+
 def check_images(
-    records: Records, reader: ImageReader, check_images: str = "auto", unreadable_images: str = "error"
+    records: Records,
+    reader: ImageReader,
+    check_images: str = "auto",
+    unreadable_images: str = "error",
+    *,
+    warn: Callable[[str], Any] = log_once,
 ) -> Records:
-    """Reads the headers of image files and panoptic PNGs in parallel and reports all problems at once.
+    """Checks the images and panoptic PNGs of a data set; see `check_files` for arguments and errors.
+
+    Returns:
+        The records, without unreadable images if they are skipped.
+    """
+    checked, messages = _check(records, reader, check_images, unreadable_images)
+    for message in messages:
+        warn(message)
+    return checked
+
+
+@functools.lru_cache(maxsize=8)  # an engine may load a data set several times
+def _check(
+    records: Records, reader: ImageReader, check_images: str, unreadable_images: str
+) -> tuple[Records, tuple[str, ...]]:
+    """Returns the checked records and the warnings about them."""
+    pngs = records.png_paths if isinstance(records, PanopticRecords) else []
+    files = ImageFiles(str(records.spec), str(records.spec.image_root), records.file_names, pngs, records.sizes)
+    messages: list[str] = []
+    kept = check_files(files, reader, check_images, unreadable_images, warn=messages.append)
+    return records if len(kept) == len(records) else records.select(kept), tuple(messages)
+
+
+def check_files(
+    files: ImageFiles,
+    reader: ImageReader,
+    check_images: str = "auto",
+    unreadable_images: str = "error",
+    *,
+    warn: Callable[[str], Any] = log_once,
+) -> Array:
+    """Reads the headers of image files in parallel and reports all problems at once.
 
     JPEG and PNG files without an end marker and files in other formats are decoded as well. Grey values of 32 bits and
     floats are compared with the range of their type. Results for readable files are cached in
     ``$XDG_CACHE_HOME/deformable-detr`` until the size or modification time of the file changes.
 
     Args:
-        records: data set.
+        files: files of a data set.
         reader: reader of the images.
         check_images: ``"auto"``: 2,000 evenly spaced images, and all of them if one has a problem; ``"all"``;
             ``"pixels"``: decode all images; ``"none"``.
         unreadable_images: ``"error"``, or ``"skip"``: check all images, and leave out unreadable ones with a warning.
+        warn: called with a message for each kind of fault that is accepted.
 
     Returns:
-        The records, without unreadable images if they are skipped.
+        Indices of the images, without unreadable ones if they are skipped.
 
     Raises:
         DatasetError: if files have problems; the message names them.
@@ -64,44 +128,44 @@ def check_images(
     """
     check_choice("check_images", check_images, CHECKS)
     check_choice("unreadable_images", unreadable_images, ("error", "skip"))
-    if check_images == "none" or not len(records):
-        return records
-    start, everything, decode = time.perf_counter(), np.arange(len(records)), check_images == "pixels"
-    chosen = everything
-    if check_images == "auto" and unreadable_images == "error" and len(records) > _NUM_SAMPLED:
-        chosen = np.linspace(0, len(records) - 1, _NUM_SAMPLED).astype(int)
-    headers = _read_headers(records, reader, chosen, decode)
-    problems = _find_problems(records, reader, headers)
-    if len(chosen) < len(records) and (problems or any(header.fault for header in headers.values())):
-        headers = _read_headers(records, reader, everything, decode)
-        problems = _find_problems(records, reader, headers)
-    _logger.info("%s: %d image files checked in %.1f s", records.spec.name, len(headers), time.perf_counter() - start)
-    _warn_of_notes(records, headers)
-    unreadable = {index % len(records): header.fault for index, header in headers.items() if header.fault}
-    if unreadable and unreadable_images == "skip" and len(unreadable) < len(records):
+    total = len(files.images)
+    everything = np.arange(total)
+    if check_images == "none" or not total:
+        return everything
+    start, decode, chosen = time.perf_counter(), check_images == "pixels", everything
+    if check_images == "auto" and unreadable_images == "error" and total > _NUM_SAMPLED:
+        chosen = np.linspace(0, total - 1, _NUM_SAMPLED).astype(int)
+    headers = _read_headers(files, reader, chosen, decode)
+    problems = _find_problems(files, reader, headers)
+    if len(chosen) < total and (problems or any(header.fault for header in headers.values())):
+        headers = _read_headers(files, reader, everything, decode)
+        problems = _find_problems(files, reader, headers)
+    _logger.info("%s: %d image files checked in %.1f s", files.source, len(headers), time.perf_counter() - start)
+    for message in _describe(files, headers):
+        warn(message)
+    unreadable = {index % total: header.fault for index, header in headers.items() if header.fault}
+    if unreadable and unreadable_images == "skip" and len(unreadable) < total:
         shown = "; ".join([*unreadable.values()][:5]) + "; …" * (len(unreadable) > 5)
-        _logger.warning(
-            "data set %s: %d of %d images are left out because they cannot be read: %s",
-            *(records.spec.name, len(unreadable), len(records), shown),
-        )
-        records = records.select(np.setdiff1d(everything, [*unreadable]))
+        counts = f"{len(unreadable)} of {total} images are left out because they cannot be read"
+        warn(f"{files.source}: {counts}: {shown}")
+        everything = np.setdiff1d(everything, [*unreadable])
     elif unreadable:
         remedy = "Replace the files, remove their records, or set `unreadable_images` to skip, which leaves them out."
         problems.add("image files that cannot be read", unreadable.values(), remedy, len(unreadable))
     problems.raise_if_any()
-    return records
+    return everything
 
 
-def _find_problems(records: Records, reader: ImageReader, headers: dict[int, _Header]) -> Problems:
+def _find_problems(files: ImageFiles, reader: ImageReader, headers: dict[int, _Header]) -> Problems:
     """Collects files whose size differs from their record or whose values need an intensity window."""
-    problems, paths = Problems(str(records.spec)), _paths(records)
+    problems, paths = Problems(files.source), files.paths
     for index, header in headers.items():
-        expected = tuple(records.sizes[index % len(records)].tolist())
+        expected = tuple(files.sizes[index % len(files.images)].tolist())
         size = header.size if reader.exif_orientation else header.stored_size
         if header.range_fault:
             remedy = "Set `intensity_window` to the values of black and white."
             problems.add("images whose values exceed the range of their type", header.range_fault, remedy)
-        if header.fault or size == expected:
+        if header.fault or size == expected or 0 in expected:
             continue
         what = f"{paths[index]} is {size[1]} x {size[0]} (width x height), {expected[1]} x {expected[0]} in its record"
         if size != expected[::-1]:
@@ -119,25 +183,22 @@ def _find_problems(records: Records, reader: ImageReader, headers: dict[int, _He
     return problems
 
 
-def _warn_of_notes(records: Records, headers: dict[int, _Header]) -> None:
-    files, paths = defaultdict(list), _paths(records)
+def _describe(files: ImageFiles, headers: dict[int, _Header]) -> Iterator[str]:
+    """Yields a message for each property from `describe` that is new for a folder of the files."""
+    found, paths = defaultdict(list), files.paths
     for index, header in headers.items():
         for note in header.notes:
-            files[note].append(paths[index])
-    for note, names in files.items():
-        warn_once(f"data set {records.spec.name}", note, names, len(headers))
+            found[note].append(paths[index])
+    for note, names in found.items():
+        if note_once(note, names):
+            yield f"{files.source}: {len(names)} of {len(headers)} images, such as {names[0]}, have {note}"
 
 
-def _paths(records: Records) -> list[str]:
-    """Returns the paths of the images, followed by those of any panoptic PNGs in the same order."""
-    return records.file_names + (records.png_paths if isinstance(records, PanopticRecords) else [])
-
-
-def _read_headers(records: Records, reader: ImageReader, indices: Array, decode: bool) -> dict[int, _Header]:
-    """Returns the header of each file by its index in `_paths`, from the cache if the file is unchanged."""
-    paths = _paths(records)
-    indices = np.concatenate([indices + start for start in range(0, len(paths), len(records))])
-    root = os.path.abspath(records.spec.image_root)
+def _read_headers(files: ImageFiles, reader: ImageReader, indices: Array, decode: bool) -> dict[int, _Header]:
+    """Returns the header of each file by its index in ``paths``, from the cache if the file is unchanged."""
+    paths = files.paths
+    indices = np.concatenate([indices + start for start in range(0, len(paths), len(files.images))])
+    root = os.path.abspath(files.root)
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "deformable-detr"
     cache_file = folder / f"images-{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"
     try:

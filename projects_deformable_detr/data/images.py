@@ -193,19 +193,19 @@ def describe(image: Image.Image) -> list[str]:
     """Returns the properties of an image that change what is read: scaled values and further frames."""
     notes = []
     if image.mode in _WIDE_MODES:
-        notes.append("grey values of more than 8 bits, which are scaled to 8 bits (see intensity_window)")
+        notes.append("grey values of more than 8 bits, which are scaled to 8 bits (see `intensity_window`)")
     # MPO files are photographs with a preview.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append("several frames or pages, of which the first is read")
     return notes
 
 
-def warn_once(source: str, note: str, files: list[str], total: int) -> None:
-    """Logs that some of ``total`` images have a property from `describe`, once per folder."""
+def note_once(note: str, files: list[str]) -> bool:
+    """Returns whether a property from `describe` is new for the folder of a file, and warns of it no more."""
     keys = {(os.path.dirname(file), note) for file in files}
-    if not keys <= _noted:
-        _noted.update(keys)
-        _logger.warning("%s: %d of %d images, such as %s, have %s", source, len(files), total, files[0], note)
+    is_new = not keys <= _noted
+    _noted.update(keys)
+    return is_new
 
 
 def _warn(path: Path, note: str) -> None:

@@ -4,6 +4,7 @@ import logging
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.config.defaults import _C as _DEFAULTS
+from detectron2.modeling import BACKBONE_REGISTRY
 
 from ..config import add_deformable_detr_config, leaves
 from ..config.keys import SECTIONS_WITHOUT_EFFECT
@@ -43,8 +44,13 @@ def check_foreign_keys(cfg: CfgNode) -> None:
     """Warns about keys of Detectron2's own models that were changed although they have no effect.
 
     Raises:
-        UserError: for a key that enables an unsupported feature.
+        UserError: for a key that enables an unsupported feature, and for an unknown backbone.
     """
+    if cfg.MODEL.BACKBONE.NAME not in BACKBONE_REGISTRY:
+        raise UserError(
+            f"MODEL.BACKBONE.NAME must be one of {', '.join(sorted(name for name, _ in BACKBONE_REGISTRY))}, got "
+            f"{cfg.MODEL.BACKBONE.NAME!r}"
+        )
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UserError(
             "MODEL.LOAD_PROPOSALS must be False: these models take no proposals, and compute their own with "

@@ -240,9 +240,9 @@ def _read_class_names(name: str, config: DataConfig) -> tuple[str, ...] | None:
 
 
 def check(config: DataConfig) -> None:
-    """Checks the data sets of a run: all of those in COCO's formats, files and packages of the others.
+    """Checks the data sets of a run: all of those in COCO's formats; files and packages of the others.
 
-    Data sets without files in their metadata, such as functions, are not checked.
+    See `functions.check` for the records of the others.
 
     Raises:
         DatasetError: naming file, record and remedy.

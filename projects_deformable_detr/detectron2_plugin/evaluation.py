@@ -11,7 +11,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEva
 from detectron2.structures import BoxMode
 from pycocotools import mask as rle_format
 
-from ..config.data import data_config, load
+from ..config.data import data_config, load, load_instances
 from ..config.evaluation import evaluation_config
 from ..config.run import process_config
 from ..data.catalog import DatasetSpec
@@ -94,7 +94,7 @@ def make_evaluator(
     if spec is not None:
         config = config or DataConfig(test=(dataset_name,), invalid_boxes="drop", masks=has_masks)
         records = load(spec, config)
-        both = Evaluator(records, max_detections, is_panoptic, has_masks)
+        both = Evaluator(records, max_detections, is_panoptic, load_instances(records, config))
         coco, panoptic = both.coco, both.panoptic
     elif classes is not None and is_panoptic:
         panoptic = PanopticEvaluator(panoptic_spec(dataset_name), classes.category_ids)

@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..training.last_checkpoint import find_last_checkpoint
 from ..training.launch import launch
 from ..training.output_dir import log_unless_error, start_run
-from . import data, import_aliases
+from . import data, functions, import_aliases
 from .classes import known_class_names, resolve_thing_classes
 from .trainer import Trainer
 
@@ -70,6 +70,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     with log_unless_error(output_dir), _cityscapes(cfg):
         config = data_config(cfg, eval_only=args.eval_only)
         data.check(config)
+        functions.check(config)
         if args.epochs:
             set_epochs(cfg, args.epochs, data.count_training_images(config), args.opts)
         cfg = with_classes(cfg, data.resolve_num_classes, resolve_thing_classes)
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
         with _kept(Path(process_config(cfg).output_dir, "config.yaml")):
             default_setup(cfg, args)
         _setup_logger(cfg)
+        functions.read_once(data_config(cfg, eval_only=args.eval_only))
         return _evaluate(args, cfg) if args.eval_only else _train(args, cfg)
 
 

@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..data import catalog
-from ..data.load import load_dataset
 from ..data.panoptic import PanopticRecords
 from ..data.records import Records
 from ..errors import Fraction, NonNegativeInt, PositiveInt, check_ranges
@@ -52,11 +51,15 @@ class Evaluator:
         records: data set.
         max_detections: maximum number of detections per image, best first.
         is_panoptic: compute panoptic quality if the data set is in the panoptic format.
-        with_masks: whether detections have masks.
+        instances: ground truth of AP for a panoptic data set, which needs it for the same images; None: no AP.
     """
 
     def __init__(
-        self, records: Records, max_detections: int = 100, is_panoptic: bool = False, with_masks: bool = False
+        self,
+        records: Records,
+        max_detections: int = 100,
+        is_panoptic: bool = False,
+        instances: Records | None = None,
     ) -> None:
         self.records = records
         self.spec = spec = records.spec
@@ -69,9 +72,7 @@ class Evaluator:
         if is_panoptic:
             assert isinstance(records, PanopticRecords)
             self.panoptic = PanopticEvaluator(spec, summary.category_ids, records)
-        if spec.instances_json is not None and Path(spec.instances_json).is_file():
-            things = replace(spec, json_file=spec.instances_json, panoptic_root=None, instances_json=None)
-            instances = load_dataset(things, "drop", for_evaluation=True, masks=with_masks)
+        if instances is not None:
             expected, names = summary.class_names[: summary.num_things], instances.summary.class_names
             catalog.check_same_classes(f"{spec.name} (things)", expected, spec.name, names)
             self.coco = CocoEvaluator(instances, max_detections)

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from ..checkpoint import LoadOptions, load_weights, read_checkpoint
 from ..config import load_cfg, set_thing_classes
 from ..config.checkpoint import LOADING_KEYS
-from ..config.data import data_config, load, resolve_num_classes, resolve_thing_classes
+from ..config.data import data_config, load, load_instances, resolve_num_classes, resolve_thing_classes
 from ..config.reading import naming_keys
 from ..config.run import Run, check_run, read_run
 from ..config.training import log_recipe, set_epochs
@@ -88,8 +88,8 @@ def _run(run: Run, datasets: dict[str, Records], last: Path | None) -> dict[str,
     set_up(run, [records.summary for records in datasets.values()])
     evaluation = run.evaluation
     evaluators = [
-        Evaluator(datasets[name], evaluation.max_detections, evaluation.is_panoptic, run.data.masks)
-        for name in run.data.test
+        Evaluator(records, evaluation.max_detections, evaluation.is_panoptic, load_instances(records, run.data))
+        for records in map(datasets.__getitem__, run.data.test)
     ]
     dataset = build_training_set(run.data, datasets, run.train_augmentation) if run.train_augmentation else None
     module = DetectionModule(run, run.build_detector(), run.build_criterion(), dataset, evaluators)

@@ -56,7 +56,7 @@ CONFIGS = [
     key("MODEL.PIXEL_MEAN", "[0.5]", ""),
     key("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]", ""),
     key("MODEL.DEVICE", "tpu", " must be"),
-    key("MODEL.BACKBONE.NAME", "build_nothing", ""),
+    key("MODEL.BACKBONE.NAME", "build_nothing", " must be one of build_deformable_detr_"),
     key("MODEL.RESNETS.DEPTH", 42, " must be"),
     key("TEST.DETECTIONS_PER_IMAGE", 0, " must be"),
     key("TEST.EVAL_PERIOD", -5, " must be"),

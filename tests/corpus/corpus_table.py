@@ -19,9 +19,7 @@ OTHERS = [*IMAGES, *WEIGHTS, *RUNS, *CONFIGS]
 CASES = [*DATA, *OTHERS]
 ENGINES = {"standalone": "lightning", "detectron2": "detectron2"}  # engine: package
 # Name of a row: engines in which its policy is not implemented yet.
-NOT_IMPLEMENTED: dict[str, tuple[str, ...]] = {
-    "MODEL.BACKBONE.NAME build_nothing": ("detectron2",),
-}
+NOT_IMPLEMENTED: dict[str, tuple[str, ...]] = {}
 
 
 def rows(cases: Iterable[Case]) -> Iterator[Any]:

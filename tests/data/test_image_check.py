@@ -125,14 +125,16 @@ def test_values_outside_of_the_range_of_the_type(dataset, tmp_path, monkeypatch)
 
 
 def test_one_warning_per_data_set(dataset, tmp_path, caplog):
-    records = load_dataset(dataset("a.png", "b.png", "c.png"))
+    spec = dataset("a.png", "b.png", "c.png")
+    records = load_dataset(spec)
     for name in ("a.png", "c.png"):
         Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 9).save(tmp_path / name)
-    check_images(records, READER)
+    load(spec, data_config(get_cfg("standalone")))
     for name in records.file_names:
         READER.read(name)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "data set tiny: 2 of 3 images, such as" in warning and "more than 8 bits" in warning
+    assert "truth.json): 2 of 3 images, such as" in warning and "more than 8 bits" in warning
+    assert warning.endswith("(see INPUT.INTENSITY_WINDOW)")
 
 
 def test_large_sets_are_sampled_and_results_are_cached(dataset, tmp_path, monkeypatch):
@@ -144,7 +146,7 @@ def test_large_sets_are_sampled_and_results_are_cached(dataset, tmp_path, monkey
 
     def check(how="auto"):
         opened.clear()
-        check_images.cache_clear()
+        image_check._check.cache_clear()
         check_images(load_dataset(spec), READER, how)
         return sorted(int(os.path.basename(path)[:-4]) for path in opened)
 
@@ -169,7 +171,7 @@ def test_panoptic_files_are_checked(tmp_path):
     spec = DatasetSpec("shapes", root / "panoptic_train.json", tmp_path / "train", tmp_path / "panoptic_train")
     records = load_dataset(spec)
     assert check_images(records, READER) is records
-    check_images.cache_clear()
+    image_check._check.cache_clear()
     truncate(tmp_path / "panoptic_train" / os.path.basename(records.png_paths[0]))
     Image.new("RGB", (64, 49)).save(records.png_paths[1])
     with pytest.raises(DatasetError, match=r"(?s)another size.*panoptic_train.*64 x 49.*cannot be read \(1\)"):

@@ -12,7 +12,10 @@ import torch
 pytest.importorskip("lightning", reason="the standalone engine needs lightning")
 
 from projects_deformable_detr.cli.arguments import argument_parser
+from projects_deformable_detr.config.data import load, load_instances
 from projects_deformable_detr.data import catalog, masks, panoptic
+from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.data.config import DataConfig
 from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.errors import UserError
@@ -193,3 +196,30 @@ def test_no_ap_of_things_without_an_instances_file() -> None:
     spec = replace(catalog.get("shapes_val_panoptic"), instances_json=None)
     evaluator = Evaluator(load_dataset(spec), is_panoptic=True)
     assert evaluator.coco is None and evaluator.panoptic is not None
+
+
+def test_ap_of_a_panoptic_data_set_has_the_images_and_the_rule_of_the_data_set(tmp_path: Path) -> None:
+    shapes.generate(tmp_path, num_train=0, num_val=3, size=48)
+    root = tmp_path / "annotations"
+    content = json.loads((root / "instances_val.json").read_text())
+    spec = DatasetSpec(
+        "shapes", root / "panoptic_val.json", tmp_path / "val", tmp_path / "panoptic_val", root / "instances_val.json"
+    )
+    (tmp_path / "val" / content["images"][1]["file_name"]).write_bytes(b"")
+    config = DataConfig(test=("shapes",), unreadable_images="skip")
+    records = load(spec, config)
+    evaluator = Evaluator(records, is_panoptic=True, instances=load_instances(records, config))
+    assert evaluator.coco is not None
+    ids = [content["images"][0]["id"], content["images"][2]["id"]]
+    assert [item["id"] for item in evaluator.coco.records.ground_truth()["images"]] == ids
+    assert {item["image_id"] for item in evaluator.coco.records.ground_truth()["annotations"]} == set(ids)
+    content["annotations"][0]["bbox"][2] = 0
+    (root / "instances_val.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="boxes without area"):
+        load_instances(records, config)
+    assert load_instances(records, replace(config, invalid_boxes="drop_many")) is not None
+    del content["images"][0]
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] in ids[1:]]
+    (root / "instances_val.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"instances_val\.json lacks 1 images of .*panoptic_val\.json"):
+        load_instances(records, config)
