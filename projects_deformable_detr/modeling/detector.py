@@ -152,7 +152,7 @@ def _check_images(images: Tensor, padding_mask: Tensor) -> None:
     if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
         kind = str(images.dtype).removeprefix("torch.")
         raise ArgumentError("images", f"must be normalized floats (N, 3, H, W), got {kind} {tuple(images.shape)}")
-    if padding_mask.shape != (len(images), *images.shape[2:]) or padding_mask.dtype != torch.bool:
+    if padding_mask.shape != (images.shape[0], *images.shape[2:]) or padding_mask.dtype != torch.bool:
         kind = str(padding_mask.dtype).removeprefix("torch.")
         raise ArgumentError(
             "padding_mask",

@@ -1,7 +1,7 @@
 """DETR's mask head (arXiv 2005.12872, section 4.4 and figure 8), for DETR and Deformable DETR."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from ..errors import ArgumentError
 from .layers import at_least_float32
 from .padding import masked_group_norm
 from .position_encoding import sine_box_embedding
-from .structures import MaskLogits, Tokens
+from .structures import ComputedMasks, MaskLogits, Tokens
 
 _NORM_GROUPS = 8
 
@@ -118,7 +118,13 @@ class MaskHead(nn.Module):
             selected = None if paddings is None else [mask[image] for mask in paddings]
             return self.upsample(base[image], maps[image, query], [feature[image] for feature in adapted], selected)
 
-        return MaskLogits(select, padding_mask, hidden.shape[1], None if paddings is None else paddings[-1])
+        masks_of: Callable[[Tensor, Tensor], Tensor] = select
+        num_queries = hidden.shape[1]
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # a function cannot be an output of the graph
+            index = torch.arange(maps.shape[0] * num_queries, device=maps.device)
+            logits = select(torch.div(index, num_queries, rounding_mode="floor"), index % num_queries)
+            masks_of = ComputedMasks(logits.unflatten(0, (-1, num_queries)))
+        return MaskLogits(masks_of, padding_mask, num_queries, None if paddings is None else paddings[-1])
 
     def upsample(self, base: Tensor, maps: Tensor, features: list[Tensor], masks: list[Tensor] | None = None) -> Tensor:
         """Upsamples the attention maps (M, heads, H, W) of M queries to mask logits (M, h, w).

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from .padding import image_sizes
 
@@ -101,6 +102,16 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class ComputedMasks:
+    """Mask logits (N, Q, h, w) of all queries, computed in advance: ``select`` of `MaskLogits` in exported graphs."""
+
+    logits: Tensor
+
+    def __call__(self, image: Tensor, query: Tensor) -> Tensor:
+        return self.logits[image, query]
+
+
+@dataclass(frozen=True)
 class MaskLogits:
     """Mask logits of the last layer's queries, computed on demand because a loss needs only those of matched queries.
 
@@ -122,6 +133,8 @@ class MaskLogits:
 
     def all(self) -> Tensor:
         """Computes all logits (N, Q, h, w), a chunk of masks at a time to bound memory when gradients are off."""
+        if isinstance(self.select, ComputedMasks):
+            return self.select.logits
         batch, device = len(self.padding_mask), self.padding_mask.device
         image = torch.arange(batch, device=device).repeat_interleave(self.num_queries)
         query = torch.arange(self.num_queries, device=device).repeat(batch)
@@ -180,6 +193,11 @@ class Predictions:
         """
         logits = self.logits[-1]
         return logits.argmax(-1) != logits.shape[-1] - 1 if self.no_object else logits.max(-1).values > 0
+
+
+# Outputs of exported programs must be pytrees.
+for _type in (ComputedMasks, MaskLogits, Predictions):
+    _pytree.register_dataclass(_type, serialized_type_name=f"projects_deformable_detr.{_type.__name__}")
 
 
 @dataclass(frozen=True)
