@@ -138,11 +138,14 @@ def test_recipe_is_the_papers(name):
 @pytest.mark.parametrize("name", PATHS)
 def test_file_name_agrees_with_content(name):
     cfg = read(name)
-    depth = re.search(r"_r(\d+)_", name)
+    depth = re.search(r"_r(\d+)(?:_|$)", name)
     if depth:
         assert int(depth[1]) == cfg.MODEL.RESNETS.DEPTH
     if cfg.MODEL.WEIGHTS.startswith("./output/"):  # checkpoint of another config
         assert Path(cfg.MODEL.WEIGHTS).parent in [Path(read(other).OUTPUT_DIR) for other in PATHS if other != name]
+    elif name.startswith("finetune_r50"):  # a published detector of the same architecture
+        model = cfg.MODEL.WEIGHTS.removeprefix("zoo://")
+        assert read(f"{model}_50ep").MODEL.DETR == cfg.MODEL.DETR
     elif cfg.MODEL.WEIGHTS:
         swin = "swin" in cfg.MODEL.BACKBONE.NAME
         network = cfg.MODEL.BACKBONE.VARIANT if swin else f"resnet{cfg.MODEL.RESNETS.DEPTH}"

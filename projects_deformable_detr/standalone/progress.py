@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
@@ -126,3 +126,12 @@ class JsonLogger(Logger):
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         with self.path.open("a") as file:
             file.write(json.dumps({**values, "iteration": (step or 0) - 1}, sort_keys=True) + "\n")
+
+
+class EventLogger(TensorBoardLogger):
+    """Writes TensorBoard events only; Lightning's logger also writes an empty ``hparams.yaml``."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes buffered events."""
+        self.experiment.flush()

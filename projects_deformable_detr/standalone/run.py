@@ -9,7 +9,7 @@ from typing import Any, Literal
 import lightning as L
 from fvcore.common.config import CfgNode
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..checkpoint import LoadOptions, load_weights, read_checkpoint
@@ -30,7 +30,7 @@ from ..training.output_dir import log_unless_error
 from .callbacks import AtomicCheckpointIO, ResumeCheck, RunStart, build_callbacks
 from .data import build_training_set
 from .module import DetectionModule
-from .progress import JsonLogger, Progress
+from .progress import EventLogger, JsonLogger, Progress
 from .setup import set_up
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def build_loggers(output_dir: Path) -> list[Logger]:
     """Builds the logger of ``metrics.json``, and TensorBoard's if it is installed."""
     loggers: list[Logger] = [JsonLogger(output_dir / "metrics.json")]
     try:
-        loggers.append(TensorBoardLogger(output_dir, name="", version=""))
+        loggers.append(EventLogger(output_dir, name="", version=""))
     except ModuleNotFoundError:
         logger.info("TensorBoard is not installed: scalars are written to metrics.json only")
     return loggers
