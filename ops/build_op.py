@@ -1,16 +1,18 @@
-"""Builds the compiled operator with plain setuptools, for ops/setup.py and the project's own setup.py.
+"""Builds the compiled operator with plain setuptools.
 
 The library uses PyTorch's stable C ABI and does not link Python: one binary works with every Python and every torch
 from 2.11 on. PyTorch loads it; it is not a Python module. CUDA kernels are in a second library, so that the first one
-also loads under a torch without CUDA.
+also loads under a torch without CUDA. Without a compiler the wheel contains Python code only and is tagged
+py3-none-any.
 
 Environment: CXX, CXXFLAGS, LDFLAGS and MAX_JOBS as usual; FORCE_CUDA=1 requires the CUDA kernels and FORCE_CUDA=0 omits
-them; MS_DEFORM_ATTN_CUDA_ARCH lists compute capabilities ("80;90;90+PTX"); MS_DEFORM_ATTN_REQUIRE=1 turns a skipped
-build into an error.
+them (default: built if nvcc is found and torch has CUDA); MS_DEFORM_ATTN_CUDA_ARCH lists compute capabilities
+("80;90;90+PTX"); MS_DEFORM_ATTN_REQUIRE=1 makes a missing compiler an error.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shlex
@@ -18,11 +20,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from setuptools import Extension
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path(__file__).resolve().parent / "csrc"
@@ -43,45 +48,83 @@ class CannotBuild(Exception):
     """Raised if a requirement of the build is missing."""
 
 
-def find_torch() -> Path:
+@dataclass(frozen=True)
+class Tools:
+    """Requirements of the build: folder of the torch package, command of the C++ compiler, nvcc or None (no CUDA)."""
+
+    torch: Path
+    compiler: list[str]
+    nvcc: str | None
+
+
+@functools.cache
+def find_tools() -> Tools:
+    """Finds the requirements of the build.
+
+    Raises:
+        CannotBuild: if one is missing.
+    """
+    if sys.platform == "win32":
+        raise CannotBuild("Windows is not supported")
+    torch = find_torch()
+    if torch is None:
+        raise CannotBuild("torch >= 2.11 with its headers is not installed")
+    return Tools(torch, find_compiler(), find_nvcc(torch))
+
+
+def find_torch() -> Path | None:
     """Returns the folder of the torch package that the library will run under, without importing it.
 
     Under pip's build isolation torch is not on sys.path; a new interpreter with -I uses the environment that pip
     installs into.
     """
     code = (
-        "import importlib.util as u; s = u.find_spec('torch'); "
-        "print(list(s.submodule_search_locations)[0] if s else '')"
+        "import importlib.metadata as m, importlib.util as u; s = u.find_spec('torch'); "
+        "print(m.version('torch'), list(s.submodule_search_locations)[0])"
     )
     for flags in ([], ["-I"]):
         done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, check=False)
-        if done.returncode == 0 and done.stdout.strip():
-            torch = Path(done.stdout.strip())
-            if (torch / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
-                return torch
-    raise CannotBuild("torch >= 2.11 with its headers is not installed")
+        if done.returncode:
+            continue
+        version, _, folder = done.stdout.strip().partition(" ")
+        major, minor = (int(number) for number in version.split(".")[:2])
+        if (major, minor) >= (2, 11) and (Path(folder) / "include/torch/csrc/stable/library.h").is_file():
+            return Path(folder)
+    return None
 
 
 def find_compiler() -> list[str]:
-    """Returns the command line of the C++ compiler."""
-    if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
-    for name in ("c++", "g++", "clang++"):
-        if shutil.which(name):
-            return [name]
-    raise CannotBuild("there is no C++ compiler (c++, g++ or clang++, or the CXX variable)")
+    """Returns the command of the first C++17 compiler that works: CXX, or c++, g++ or clang++."""
+    given = os.environ.get("CXX")
+    candidates = [shlex.split(given)] if given else [[name] for name in ("c++", "g++", "clang++") if shutil.which(name)]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("#include <string_view>\nint size(std::string_view text) { return text.size(); }\n")
+        for compiler in candidates:
+            command = [*compiler, "-std=c++17", "-c", str(source), "-o", f"{source}.o"]
+            try:
+                if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                    return compiler
+            except OSError:
+                continue
+    tried = ", ".join(map(shlex.join, candidates)) or "c++, g++ and clang++ are not on PATH"
+    raise CannotBuild(f"there is no working C++17 compiler ({tried}); the variable CXX selects one")
 
 
-def find_nvcc() -> str | None:
+def find_nvcc(torch: Path) -> str | None:
     """Returns the path of nvcc, or None if CUDA is not to be built."""
     wanted = os.environ.get("FORCE_CUDA", "")
     if wanted == "0" or not list((CSRC / "cuda").glob("*.cu")):
         return None
+    if not list((torch / "lib").glob("libtorch_cuda.*")):
+        if wanted:
+            raise RuntimeError(f"ms_deform_attn: FORCE_CUDA={wanted} is set but the torch in {torch} has no CUDA")
+        return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     found = shutil.which("nvcc") or (shutil.which(f"{home}/bin/nvcc") if home else None)
     found = found or shutil.which("/usr/local/cuda/bin/nvcc")
-    if found is None and wanted not in ("", "0"):
-        raise CannotBuild("FORCE_CUDA is set but there is no nvcc (PATH, CUDA_HOME)")
+    if found is None and wanted:
+        raise RuntimeError(f"ms_deform_attn: FORCE_CUDA={wanted} is set but there is no nvcc (PATH, CUDA_HOME)")
     return found
 
 
@@ -110,19 +153,29 @@ def _run(command: list[str]) -> None:
         raise RuntimeError(f"building ms_deform_attn failed (exit status {done.returncode}): {shlex.join(command)}")
 
 
-class BuildOp(build_ext):
-    """build_ext that compiles the operator, or prints in one line why it is skipped."""
+class BuildWheel(bdist_wheel):
+    """bdist_wheel that omits the extension, and with it the platform tag, if the operator cannot be compiled."""
 
-    def build_extension(self, ext: Extension) -> None:
-        if ext.name != "ms_deform_attn._C":
-            super().build_extension(ext)
-            return
+    def finalize_options(self) -> None:
         try:
-            self._build_operator(Path(self.get_ext_fullpath(ext.name)))
+            find_tools()
         except CannotBuild as reason:
             if os.environ.get("MS_DEFORM_ATTN_REQUIRE", "0") not in ("", "0"):
                 raise RuntimeError(f"ms_deform_attn: {reason}") from None
             print(f"ms_deform_attn: no compiled operator, the slow reference will be used: {reason}", file=sys.stderr)
+            self.distribution.ext_modules = []
+            self.py_limited_api = False
+        super().finalize_options()
+
+
+class BuildOp(build_ext):
+    """build_ext that compiles the operator."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            self._build_operator(Path(self.get_ext_fullpath(ext.name)), find_tools())
+        except CannotBuild as reason:
+            raise RuntimeError(f"ms_deform_attn: {reason}") from None
 
     def copy_extensions_to_source(self) -> None:
         """Copies the CUDA library too, in an editable installation; setuptools only copies the extension."""
@@ -131,10 +184,8 @@ class BuildOp(build_ext):
         for library in (Path(self.build_lib) / "ms_deform_attn").glob("_C_cuda.*"):
             shutil.copy2(library, folder / library.name)
 
-    def _build_operator(self, library: Path) -> None:
-        if sys.platform == "win32":
-            raise CannotBuild("Windows is not supported")
-        torch, compiler, nvcc = find_torch(), find_compiler(), find_nvcc()
+    def _build_operator(self, library: Path, tools: Tools) -> None:
+        torch, compiler, nvcc = tools.torch, tools.compiler, tools.nvcc
         objects = Path(self.build_temp) / "ms_deform_attn"
         objects.mkdir(parents=True, exist_ok=True)
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -151,8 +202,9 @@ class BuildOp(build_ext):
             list(pool.map(lambda job: self._compile(*job), [*cuda_jobs, *jobs]))
         link = [*shlex.split(os.environ.get("LDFLAGS", "")), *_link_flags(torch)]
         _run([*compiler, "-shared", *(str(o) for _, o in jobs), "-o", str(library), *link])
+        cuda_library = library.with_name(library.name.replace("_C.", "_C_cuda."))
+        cuda_library.unlink(missing_ok=True)  # of an earlier build
         if nvcc:
-            cuda_library = library.with_name(library.name.replace("_C.", "_C_cuda."))
             objects_cuda = [str(o) for _, o in cuda_jobs]
             command = [nvcc, "-shared", "-cudart", "static", "-ccbin", compiler[0], *objects_cuda]
             _run([*command, "-o", str(cuda_library), *_link_flags(torch, ["torch_cuda"], nvcc=True)])
@@ -210,11 +262,9 @@ def _link_flags(torch: Path, extra: list[str] | None = None, nvcc: bool = False)
 
 
 def extension_kwargs() -> dict[str, Any]:
-    """Returns keyword arguments for setuptools.setup(): the extension, its build command and the wheel's abi3 tag.
-
-    The caller adds ms_deform_attn to its packages and package_dir.
-    """
+    """Returns keyword arguments for setuptools.setup(): the extension, its build commands and the wheel's abi3 tag."""
     free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     options = {} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp310"}}
     extension = Extension("ms_deform_attn._C", sources=[], py_limited_api=not free_threaded)
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildOp}, "options": options}
+    commands = {"build_ext": BuildOp, "bdist_wheel": BuildWheel}
+    return {"ext_modules": [extension], "cmdclass": commands, "options": options}

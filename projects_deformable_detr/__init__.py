@@ -1,23 +1,52 @@
 """Deformable DETR (arXiv 2010.04159) for Detectron2 and for machines without it.
 
 Importing the package registers meta-architectures, backbones, config keys and data sets with Detectron2 if that is
-installed.
+installed. PyTorch is imported when a public name is first used.
 """
 
+import importlib
 import importlib.util
+from typing import TYPE_CHECKING, Any
 
-if importlib.util.find_spec("ms_deform_attn") is None:
-    raise ImportError(
-        "ms_deform_attn, the attention operator, is not installed: build it with pip install -e . in the checkout"
-    )
-
-from . import standalone as standalone  # registers its default config
-from .config import add_deformable_detr_config, build_criterion, build_detector, get_cfg
-from .engine import is_installed
+from .engine import is_installed, register_engine
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .config import add_deformable_detr_config, build_criterion, build_detector, get_cfg
 
 __all__ = ["__version__", "add_deformable_detr_config", "build_criterion", "build_detector", "get_cfg"]
 
+# Modules of the public names.
+_MODULES = {
+    "add_deformable_detr_config": "config",
+    "build_criterion": "config",
+    "build_detector": "config",
+    "get_cfg": "config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _standalone_cfg() -> Any:
+    return importlib.import_module(".standalone.config", __name__).default_cfg()
+
+
+register_engine("standalone", _standalone_cfg)
+
+if importlib.util.find_spec("ms_deform_attn") is None:
+    raise ImportError(
+        "ms_deform_attn, the attention operator, is not installed: run pip install ./ops in the checkout, or install "
+        "projects-deformable-detr-ops"
+    )
 if is_installed("detectron2"):
     try:
         from . import detectron2_plugin as detectron2_plugin

@@ -1,11 +1,14 @@
 """Selects the engine: Detectron2's if it is installed, else the standalone one."""
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import UserError
 
 ENGINES = ("auto", "detectron2", "standalone")
+_DEFAULT_CFGS: dict[str, Callable[[], Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,13 @@ def check_can_train(engine: EngineChoice) -> None:
         raise UserError(
             f"the standalone engine ({engine.reason}) needs lightning, which is not installed: pip install lightning"
         )
+
+
+def register_engine(name: str, defaults: Callable[[], Any]) -> None:
+    """Registers the function that returns a new config with the default values of an engine."""
+    _DEFAULT_CFGS[name] = defaults
+
+
+def default_cfg(name: str) -> Any:
+    """Returns a new config with the default values of a registered engine."""
+    return _DEFAULT_CFGS[name]()

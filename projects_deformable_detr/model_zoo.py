@@ -5,19 +5,18 @@ A name is the path of a YAML file below ``configs/`` without suffix, such as
 only one recipe matches without it.
 """
 
-import re
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .config import build_detector, get_cfg
+from .config.recipes import config_file, config_folder, names
 from .engine import choose_engine, is_installed
 from .errors import UserError
 from .shapes.scene import CATEGORIES, CLASS_NAMES
 
-_PACKAGED = Path(__file__).with_name("configs")  # an installed package
-_CHECKOUT = Path(__file__).resolve().parents[1] / "configs"
+__all__ = ["config_file", "config_folder", "get", "get_config", "get_config_file", "names"]
+
 # Classes of the recipes' data sets, so that models can be built without their files.
 _NUM_CLASSES = {
     "coco_2017_train": 80,
@@ -26,36 +25,6 @@ _NUM_CLASSES = {
     "shapes_train": len(CLASS_NAMES),
     "shapes_train_panoptic": len(CATEGORIES),
 }
-_SCHEDULE = re.compile(r"_\d+ep$")
-
-
-def config_folder() -> Path:
-    """Returns the folder of the recipes; `UserError` if the installation has none."""
-    for folder in (_PACKAGED, _CHECKOUT):
-        if (folder / "Base-DeformableDETR.yaml").is_file():
-            return folder
-    raise UserError(f"no configs in {_PACKAGED} or {_CHECKOUT}: reinstall the project")
-
-
-def names() -> list[str]:
-    """Returns the sorted names of all recipes."""
-    folder = config_folder()
-    found = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-    return sorted(name for name in found if not name.rpartition("/")[2].startswith("Base-"))
-
-
-def config_file(name: str) -> Path:
-    """Returns the YAML file of a recipe.
-
-    Raises:
-        UserError: if the name matches no recipe or several; the message lists the candidates.
-    """
-    known = names()
-    matches = [name] if name in known else [recipe for recipe in known if _SCHEDULE.sub("", recipe) == name]
-    if len(matches) != 1:
-        problem = "matches several recipes" if matches else "is unknown"
-        raise UserError(f"config {name!r} {problem}: choose one of {', '.join(matches or known)}")
-    return config_folder() / f"{matches[0]}.yaml"
 
 
 def get_config_file(name: str) -> str:

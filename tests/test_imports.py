@@ -100,6 +100,12 @@ def test_without_detectron2():
     assert result.stdout.splitlines() == ["", "standalone projects_deformable_detr.standalone.config"]
 
 
+def test_torch_is_imported_on_first_use():
+    code = "print('torch' in sys.modules); project.get_cfg; print('torch' in sys.modules)"
+    result = run_python({"detectron2"}, code)
+    assert result.stdout.splitlines() == ["", "False", "True"], result.stderr
+
+
 def test_without_lightning():
     # Config, model and criterion need no engine.
     code = "cfg = project.get_cfg('standalone'); cfg.MODEL.DETR.NUM_CLASSES = 3\n"
@@ -131,7 +137,7 @@ def test_without_the_binary_and_both_engines(tmp_path):
 def test_a_broken_binary_is_an_error(tmp_path):
     op = copy_op(tmp_path)
     (op / "_C.abi3.so").write_bytes(b"not a library")
-    result = run_python({"detectron2"}, op=op)
+    result = run_python({"detectron2"}, "project.get_cfg", op)
     assert result.returncode == 1
     assert f"ImportError: ms_deform_attn: the compiled library {op / '_C.abi3.so'} cannot be loaded" in result.stderr
 

@@ -18,7 +18,9 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds Detectron2's flags, ``--engine``, data sets by file, and the length in epochs."""
-    parser.add_argument("--config-file", default="", metavar="FILE", help="path to the config file")
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="path of a config file, or name of one, such as quickstart"
+    )
     parser.add_argument(
         "--engine",
         default="auto",

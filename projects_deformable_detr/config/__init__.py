@@ -1,6 +1,6 @@
 """Config keys and the functions that read them; other packages receive dataclasses."""
 
-from .engines import get_cfg, register_engine
+from .engines import get_cfg
 from .keys import add_deformable_detr_config, set_thing_classes, thing_classes
 from .loading import did_you_mean, leaves, load_cfg, merge
 from .model import build_criterion, build_detector
@@ -14,7 +14,6 @@ __all__ = [
     "leaves",
     "load_cfg",
     "merge",
-    "register_engine",
     "set_thing_classes",
     "thing_classes",
 ]

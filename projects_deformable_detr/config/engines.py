@@ -1,18 +1,9 @@
-"""Default configs of the engines, which are registered when an engine is imported."""
-
-from collections.abc import Callable
+"""Default configs of the engines."""
 
 from fvcore.common.config import CfgNode
 
-from ..engine import choose_engine
+from ..engine import choose_engine, default_cfg
 from .keys import add_deformable_detr_config
-
-_DEFAULTS: dict[str, Callable[[], CfgNode]] = {}
-
-
-def register_engine(name: str, defaults: Callable[[], CfgNode]) -> None:
-    """Registers the function that returns a new config with the default values of an engine."""
-    _DEFAULTS[name] = defaults
 
 
 def get_cfg(engine: str = "auto") -> CfgNode:
@@ -24,6 +15,6 @@ def get_cfg(engine: str = "auto") -> CfgNode:
     Raises:
         UserError: for an unknown name, or ``"detectron2"`` if it is not installed.
     """
-    cfg = _DEFAULTS[choose_engine(engine).name]()
+    cfg: CfgNode = default_cfg(choose_engine(engine).name)
     add_deformable_detr_config(cfg)
     return cfg

@@ -5,6 +5,7 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
@@ -13,6 +14,7 @@ from yaml import YAMLError
 from ..errors import UserError
 from ..training.launch import parse_address
 from .engines import get_cfg
+from .recipes import find_config, names
 
 _DEVICES = ("cuda", "cpu")
 
@@ -97,9 +99,15 @@ def _add_registered(cfg: CfgNode, args: Namespace) -> None:
 def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
     """Merges a YAML file with its ``_BASE_`` files, and options ``[key, value, key, value, …]``, in place.
 
+    Args:
+        cfg: config of an engine.
+        config_file: path, or name of a recipe; empty: no file.
+        options: keys and values.
+
     Raises:
         UserError: naming file, key and, for an unknown key, the nearest known one.
     """
+    config_file = find_config(config_file)
     source = f"config file {config_file}"
     if config_file.endswith(".py"):
         raise UserError(f"{source}: LazyConfigs are not supported here; use a YAML file, such as those in configs/")
@@ -119,6 +127,8 @@ def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
         problem = str(error.args[0] if isinstance(error, KeyError) else error)  # str of a KeyError adds quotes
         if isinstance(error, OSError):
             problem = f"cannot read {error.filename}: {error.strerror}"
+            if error.filename == config_file and Path(config_file).stem in names():
+                problem += f"; the packaged config is selected by its name, {Path(config_file).stem}"
         raise UserError(f"{source}: {problem}{_hint(problem, cfg)}") from error
 
 

@@ -6,7 +6,7 @@ config, and installs the replacements listed in `patches`.
 
 import sys
 
-from ..engine import is_installed
+from ..engine import is_installed, register_engine
 
 if sys.argv[0] == "-m" and not is_installed("detectron2"):  # python -m projects_deformable_detr.detectron2_plugin.run
     print("run: needs the package detectron2, which is not installed", file=sys.stderr)
@@ -14,7 +14,6 @@ if sys.argv[0] == "-m" and not is_installed("detectron2"):  # python -m projects
 
 from detectron2.config import get_cfg
 
-from ..config import register_engine
 from . import backbones, checkpoint, config, data, meta_arch, patches
 from .launch import main
 from .mapper import DetrDatasetMapper
