@@ -8,5 +8,5 @@ CONFIGS = "projects_deformable_detr.configs"
 setup(
     packages=[*find_packages(include=["projects_deformable_detr*"]), CONFIGS],
     package_dir={CONFIGS: "configs"},
-    package_data={CONFIGS: ["**/*.yaml", "lazy/**/*.py"]},
+    package_data={"projects_deformable_detr": ["py.typed"], CONFIGS: ["**/*.yaml", "lazy/**/*.py"]},
 )

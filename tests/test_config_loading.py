@@ -55,6 +55,34 @@ def test_invalid_files(engine, text, message, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["model.yaml"]
 
 
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.yaml"])
+def test_configs_by_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # a folder is no config
+    cfg = load("standalone", "--config-file", name)
+    assert cfg.DATASETS.TRAIN == ("shapes_train",)
+    (tmp_path / name).with_suffix(".yaml").write_text("DATASETS: {TRAIN: [mine]}")
+    assert load("standalone", "--config-file", "quickstart.yaml").DATASETS.TRAIN == ("mine",)  # files come first
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("yolo", "config 'yolo' is unknown: choose one of .*quickstart"),
+        ("detr_r50", "'detr_r50' matches several recipes"),
+        ("nowhere.yaml", "cannot read nowhere.yaml: No such file or directory$"),
+        (
+            "configs/quickstart.yaml",
+            "No such file or directory; the packaged config is selected by its name, quickstart",
+        ),
+    ],
+)
+def test_unknown_configs(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        merge(get_cfg("standalone"), name, [])
+
+
 @pytest.mark.parametrize(
     ("gpus", "wanted", "num_gpus", "device"),
     [
