@@ -1,21 +1,35 @@
-"""Recipes of ``configs/`` and their models by name.
+"""Recipes of ``configs/``, their models, and published weights by name.
 
 A name is the path of a YAML file below ``configs/`` without suffix, such as
 ``deformable_detr_r50_two_stage_50ep`` or ``ablations/backbone_dcn``. The schedule at its end (``_50ep``) is optional if
 only one recipe matches without it.
+
+`published_weights` lists published weights. ``zoo://NAME`` is accepted wherever a file of weights is, and `download`
+returns the file.
 """
 
 from typing import Any
 
 from torch import nn
 
+from .checkpoint import load_weights
+from .checkpoint.zoo import ENTRIES, Entry, download
 from .config import build_detector, get_cfg
 from .config.recipes import config_file, config_folder, names
 from .engine import choose_engine, is_installed
 from .errors import UserError
 from .shapes.scene import CATEGORIES, CLASS_NAMES
 
-__all__ = ["config_file", "config_folder", "get", "get_config", "get_config_file", "names"]
+__all__ = [
+    "config_file",
+    "config_folder",
+    "download",
+    "get",
+    "get_config",
+    "get_config_file",
+    "names",
+    "published_weights",
+]
 
 # Classes of the recipes' data sets, so that models can be built without their files.
 _NUM_CLASSES = {
@@ -25,6 +39,11 @@ _NUM_CLASSES = {
     "shapes_train": len(CLASS_NAMES),
     "shapes_train_panoptic": len(CATEGORIES),
 }
+
+
+def published_weights() -> dict[str, Entry]:
+    """Returns the published weights by name: config, source, license, class names and results."""
+    return dict(ENTRIES)
 
 
 def get_config_file(name: str) -> str:
@@ -55,14 +74,17 @@ def get_config(name: str, *, lazy: bool = False, engine: str = "auto") -> Any:
     return lazy_config(cfg)
 
 
-def get(name: str, *, num_classes: int | None = None, device: str = "cpu", engine: str = "auto") -> nn.Module:
-    """Builds the model of a recipe with its initial weights; ``MODEL.WEIGHTS`` is not loaded.
+def get(
+    name: str, *, num_classes: int | None = None, device: str = "cpu", engine: str = "auto", weights: str = ""
+) -> nn.Module:
+    """Builds the model of a recipe; ``MODEL.WEIGHTS`` is not loaded.
 
     Args:
         name: name of the recipe.
         num_classes: number of classes; defaults to that of the recipe's data set.
         device: device of the model.
         engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` (Detectron2 if installed).
+        weights: file, ``zoo://NAME`` or ``torchvision://NAME`` to load, see `load_weights`; empty: initial weights.
 
     Returns:
         The meta-architecture for Detectron2, the `Detector` for the standalone engine.
@@ -70,11 +92,14 @@ def get(name: str, *, num_classes: int | None = None, device: str = "cpu", engin
     cfg = get_config(name, engine=engine)
     _set_num_classes(cfg, num_classes)
     if choose_engine(engine).name == "standalone":
-        return build_detector(cfg).to(device)
+        return build_detector(cfg, weights=weights).to(device)
     from . import detectron2_plugin
 
-    model: nn.Module = getattr(detectron2_plugin, cfg.MODEL.META_ARCHITECTURE)(cfg)
-    return model.to(device)
+    model: Any = getattr(detectron2_plugin, cfg.MODEL.META_ARCHITECTURE)(cfg)
+    if weights:
+        load_weights(model.detector, weights, model.load_options)
+    moved: nn.Module = model.to(device)
+    return moved
 
 
 def _set_num_classes(cfg: Any, num_classes: int | None = None) -> None:

@@ -146,6 +146,8 @@ def test_file_name_agrees_with_content(name):
     elif name.startswith("finetune_r50"):  # a published detector of the same architecture
         model = cfg.MODEL.WEIGHTS.removeprefix("zoo://")
         assert read(f"{model}_50ep").MODEL.DETR == cfg.MODEL.DETR
+    elif cfg.MODEL.WEIGHTS.startswith("zoo://"):  # published weights of the same model
+        assert f"zoo://{name}" == cfg.MODEL.WEIGHTS
     elif cfg.MODEL.WEIGHTS:
         swin = "swin" in cfg.MODEL.BACKBONE.NAME
         network = cfg.MODEL.BACKBONE.VARIANT if swin else f"resnet{cfg.MODEL.RESNETS.DEPTH}"

@@ -2,11 +2,9 @@
 
 from .files import (
     CLASS_NAMES,
-    TORCHVISION,
     CheckpointError,
     Weights,
     atomic_file,
-    download,
     read_checkpoint,
     read_weights,
     save_detector,
@@ -17,6 +15,7 @@ from .formats.hugging_face import write_hugging_face
 from .formats.official import write_official
 from .load import LoadOptions, LoadReport, fit, load_weights
 from .pickles import read_pickle
+from .zoo import TORCHVISION, locate
 
 __all__ = [
     "CLASS_NAMES",
@@ -27,7 +26,7 @@ __all__ = [
     "Weights",
     "atomic_file",
     "detect",
-    "download",
+    "locate",
     "fit",
     "load_weights",
     "read_checkpoint",

@@ -1,4 +1,4 @@
-"""Checkpoint files, read without executing code and written atomically; downloads of ImageNet weights."""
+"""Checkpoint files, read without executing code and written atomically."""
 
 import argparse
 import json
@@ -11,27 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.error import URLError
-from urllib.parse import urlparse
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from ..errors import UserError
 from .pickles import RefusedPickleError, read_pickle, safe_globals, with_tensors
+from .zoo import locate
 
 CLASS_NAMES = "class_names"  # key of the class names in this project's files
-TORCHVISION = "torchvision://"
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 
 
 class CheckpointError(UserError):
     """Raised for a checkpoint that cannot be read or written, or does not fit the model."""
-
-
-class DownloadError(CheckpointError):
-    """Raised for ImageNet weights that cannot be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +45,14 @@ def read_weights(path: str | Path) -> Weights:
 
     Weights are at the top level, under ``model`` (Detectron2, the official repositories) or under ``state_dict``
     (Lightning). A Hugging Face folder with a single file of weights is also accepted; class names are read from its
-    ``config.json``.
+    ``config.json``. ``zoo://NAME`` is a published checkpoint, see `zoo`.
 
     Raises:
+        DownloadError: if a published checkpoint cannot be downloaded.
         CheckpointError: if the file does not exist, is damaged, contains no weights, or contains anything but tensors,
             arrays and plain values.
     """
-    path = weights_file(Path(path))
+    path = weights_file(locate(path))
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     return Weights(_find_weights(path, content), _class_names(path, content))
 
@@ -126,30 +120,6 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def download(source: str) -> Path:
-    """Downloads ``torchvision://NAME`` (ImageNet weights) to the cache of ``torch.hub`` and returns the file.
-
-    Raises:
-        DownloadError: if the weights cannot be downloaded.
-        CheckpointError: if torchvision has no such weights, or the download is damaged.
-    """
-    name = source.removeprefix(TORCHVISION)
-    try:
-        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-    except (ValueError, AttributeError) as error:
-        example = f"{TORCHVISION}resnet50"
-        raise CheckpointError(f"{source}: torchvision has no such ImageNet weights; try {example}") from error
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
-    try:
-        if not file.is_file():
-            weights.get_state_dict(progress=False, check_hash=True)
-        return file
-    except RuntimeError as error:  # wrong hash
-        raise CheckpointError(f"{source}: the download is damaged ({error}); try again") from error
-    except (URLError, OSError) as error:
-        raise DownloadError(f"{source} could not be downloaded ({error})") from error
-
-
 def read_checkpoint(path: Path, *, mmap: bool = False) -> Any:
     """Returns the content of a file of ``torch.save`` or a pickle.
 
@@ -193,11 +163,9 @@ def _full_name(item: Any) -> str:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError  # an optional package
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise CheckpointError(f"{path}: reading requires safetensors: pip install safetensors") from error
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -9,11 +9,13 @@ from pathlib import Path
 from torch import nn
 
 from .classes import ClassHead, ClassReport, class_names_of, count_logits, fit_class_heads, shorten
-from .files import TORCHVISION, CheckpointError, DownloadError, Weights, download, read_weights
+from .download import DownloadError
+from .files import CheckpointError, Weights, read_weights
 from .formats import import_state
 from .formats.backbones import CAFFE2_RESNET, is_group_norm, match_backbone
 from .formats.base import Format, Names, State
 from .formats.detector import CLASS_HEAD, OURS, is_deformable
+from .zoo import TORCHVISION, locate
 
 logger = logging.getLogger(__name__)
 _MASKS = "mask_head."
@@ -61,28 +63,28 @@ class LoadReport:
 
 
 def load_weights(detector: nn.Module, source: str | Path, options: LoadOptions | None = None) -> LoadReport:
-    """Loads a file, or ``torchvision://resnet50`` (ImageNet weights), into the detector in place.
+    """Loads a file, ``zoo://NAME`` or ``torchvision://resnet50`` (ImageNet weights) into the detector in place.
 
     Backbone weights are loaded into the backbone. Detector weights must fit except for the class heads (see `classes`),
     unless ``allow_partial`` is set. One summary is logged, as a warning if tensors keep their initial weights or are
-    unused. If ImageNet weights cannot be downloaded, the detector is left unchanged after a warning.
+    unused.
 
     Raises:
+        DownloadError: if published weights cannot be downloaded. The detector is then unchanged.
         CheckpointError: if the file cannot be read, has an unknown format, or does not fit; if ``for_evaluation``, also
             for an empty source and for backbone weights. The detector is then unchanged.
     """
     options = options or LoadOptions()
     if options.for_evaluation and not str(source):
         raise CheckpointError("evaluation needs `weights`: a checkpoint, such as model_final.pth")
-    if str(source).startswith(TORCHVISION):
-        if options.for_evaluation:
-            raise _backbone_only(str(source))
-        try:
-            source = download(str(source))
-        except DownloadError as error:
-            _warn_without_weights(detector, error)
-            return LoadReport("none")
-    fitting, report = fit(detector, read_weights(source), str(source), options)
+    is_imagenet = str(source).startswith(TORCHVISION)
+    if is_imagenet and options.for_evaluation:
+        raise _backbone_only(str(source))
+    try:
+        path = locate(source)
+    except DownloadError as error:
+        raise DownloadError(f"{source}: {error}{_from_scratch(detector) if is_imagenet else ''}") from error
+    fitting, report = fit(detector, read_weights(path), str(source), options)
     detector.load_state_dict(fitting, strict=False)
     return report
 
@@ -94,14 +96,12 @@ def _backbone_only(source: str) -> CheckpointError:
     )
 
 
-def _warn_without_weights(detector: nn.Module, error: DownloadError) -> None:
-    advice = ""
+def _from_scratch(detector: nn.Module) -> str:
+    """Returns the end of a message that describes how to train without ImageNet weights."""
+    advice = "; to train from scratch, set `weights` to ''"
     if any(type(module).__name__ == "FrozenBatchNorm2d" for module in detector.modules()):
-        advice = (
-            " Its frozen batch norms are the identity, which trains badly: download the file elsewhere and load it by "
-            "its path, or choose BN or GN as the norm and freeze no stage."
-        )
-    logger.warning("%s: the backbone is trained FROM SCRATCH.%s", error, advice)
+        advice += ", choose BN or GN as the norm and freeze no stage"  # frozen batch norms would be the identity
+    return advice
 
 
 def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions) -> tuple[State, LoadReport]:

@@ -15,8 +15,10 @@ from ..checkpoint import CheckpointError, Weights, fit, read_weights, save_detec
 from ..checkpoint.coco_classes import THINGS, THINGS_AND_STUFF
 from ..checkpoint.files import weights_file
 from ..checkpoint.load import file_classes
+from ..checkpoint.zoo import locate
 from ..config import build_detector, get_cfg, merge
-from ..config.checkpoint import LOADING_KEYS, export_hugging_face, load_options
+from ..config.checkpoint import LOADING_KEYS, load_options
+from ..config.export import export_hugging_face
 from ..config.model import criterion_config
 from ..config.reading import naming_keys
 from ..data import catalog
@@ -78,7 +80,7 @@ def _load_cfg(config_file: str, opts: list[str]) -> CfgNode:
 
 def _load_detector(cfg: CfgNode, weights: Weights, source: str, names: tuple[str, ...] | None) -> nn.Module:
     """Builds the detector of a config and loads weights into it."""
-    detector = build_detector(cfg)
+    detector = build_detector(cfg, weights="")
     with naming_keys(LOADING_KEYS):
         fitting, _ = fit(detector, weights, source, load_options(cfg, for_evaluation=True, class_names=names))
     detector.load_state_dict(fitting, strict=False)
@@ -97,7 +99,7 @@ def _data_set_classes(cfg: CfgNode) -> tuple[str, ...] | None:
 
 def _check_target(args: argparse.Namespace) -> None:
     """Checks that the target is a file or a folder, as the command requires, and does not replace the source."""
-    source, target = Path(args.source), Path(args.target)
+    source, target = locate(args.source), Path(args.target)
     wanted, other = ("folder", "file") if args.command == "export-hf" else ("file", "folder")
     if target.exists() and target.is_dir() is not (wanted == "folder"):
         raise UserError(f"{target}: must be a {wanted}, is a {other}")

@@ -1,13 +1,9 @@
-"""Options for loading and exporting checkpoints, read from a config."""
-
-from pathlib import Path
+"""Options for loading checkpoints, read from a config."""
 
 from fvcore.common.config import CfgNode
-from torch import nn
 
-from ..checkpoint import LoadOptions, write_hugging_face
-from .model import DETECTOR_KEYS, criterion_config, detector_config
-from .reading import naming_keys, read
+from ..checkpoint import LoadOptions
+from .reading import read
 
 _OPTIONS = {
     "allow_partial": "MODEL.DETR.ALLOW_PARTIAL_WEIGHTS",
@@ -31,21 +27,3 @@ def load_options(
 ) -> LoadOptions:
     """Returns the options for loading ``MODEL.WEIGHTS``; see `LoadOptions` for the arguments."""
     return read(LoadOptions, cfg, _OPTIONS, for_evaluation=for_evaluation, class_names=class_names)
-
-
-def export_hugging_face(
-    cfg: CfgNode, folder: str | Path, detector: nn.Module, class_names: tuple[str, ...] | None = None
-) -> None:
-    """Writes the detector of a config with `write_hugging_face`; errors name the config key."""
-    with naming_keys(DETECTOR_KEYS):
-        write_hugging_face(
-            folder,
-            detector,
-            detector_config(cfg),
-            criterion_config(cfg),
-            resnet_depth=cfg.MODEL.RESNETS.DEPTH,
-            image_size=(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
-            pixel_mean=cfg.MODEL.PIXEL_MEAN,
-            pixel_std=cfg.MODEL.PIXEL_STD,
-            class_names=class_names,
-        )

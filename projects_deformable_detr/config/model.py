@@ -1,21 +1,27 @@
 """Builds models and criteria from a config."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from .. import modeling
+from ..checkpoint import load_weights
 from ..errors import UserError
 from ..modeling import CriterionConfig, Detector, DetectorConfig, SetCriterion
 from ..modeling.fpn import BackboneWithFPN
 from ..modeling.resnet import ResNet
 from ..modeling.swin import SwinBackbone
 from ..modeling.timm_backbone import TimmBackbone
+from .checkpoint import LOADING_KEYS, load_options
 from .reading import get, naming_keys, read
+
+logger = logging.getLogger(__name__)
 
 DETECTOR_KEYS = {
     "architecture": "MODEL.META_ARCHITECTURE",
@@ -91,18 +97,38 @@ FPN_KEYS = {
 }
 
 
-def build_detector(cfg: CfgNode, backbone: nn.Module | None = None, architecture: str | None = None) -> Detector:
+def build_detector(
+    cfg: CfgNode,
+    backbone: nn.Module | None = None,
+    architecture: str | None = None,
+    *,
+    weights: str | Path | None = None,
+) -> Detector:
     """Builds the detector of ``cfg.MODEL``; ``detector(images, padding_mask)`` returns predictions.
+
+    ``cfg.MODEL.WEIGHTS`` is not loaded unless it is also the argument ``weights``.
 
     Args:
         cfg: a config of either engine, with ``MODEL.DETR.NUM_CLASSES`` set.
         backbone: see `modeling.build_detector`; by default, it is built from ``cfg.MODEL.BACKBONE``.
         architecture: ``"DETR"`` or ``"DeformableDETR"``; by default ``cfg.MODEL.META_ARCHITECTURE``.
+        weights: file, ``zoo://NAME`` or ``torchvision://NAME`` to load, see `load_weights`; ``""``: none. The default
+            loads none, with a warning if ``cfg.MODEL.WEIGHTS`` is set.
 
     Raises:
-        UserError: for invalid values; the message names the key.
+        UserError: for invalid values, and weights that cannot be loaded; the message names the key.
     """
-    return detector_of(detector_config(cfg, architecture), build_backbone(cfg) if backbone is None else backbone)
+    detector = detector_of(detector_config(cfg, architecture), build_backbone(cfg) if backbone is None else backbone)
+    if weights:
+        with naming_keys(LOADING_KEYS):
+            load_weights(detector, weights, load_options(cfg))
+    elif weights is None and cfg.MODEL.WEIGHTS:
+        logger.warning(
+            "MODEL.WEIGHTS %s is not loaded: the detector has random weights. To load them, pass "
+            "weights=cfg.MODEL.WEIGHTS to build_detector; weights='' disables this warning.",
+            cfg.MODEL.WEIGHTS,
+        )
+    return detector
 
 
 def build_criterion(cfg: CfgNode, architecture: str | None = None) -> SetCriterion:

@@ -23,14 +23,15 @@ from ..checkpoint import (
     LoadOptions,
     Weights,
     detect,
-    download,
     fit,
     load_weights,
+    locate,
     read_checkpoint,
     read_weights,
     write_atomically,
 )
 from ..checkpoint.classes import shorten
+from ..checkpoint.zoo import ZOO
 from ..config.checkpoint import LOADING_KEYS
 from ..config.reading import naming_keys
 from ..training.last_checkpoint import find_last_checkpoint, remove_old_checkpoints, write_last_checkpoint
@@ -72,9 +73,9 @@ class DetectorCheckpointer(DetectionCheckpointer):
         return self._options or dataclasses.replace(self.model.load_options, for_evaluation=not self.model.training)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resumes, or loads ``path``, and broadcasts the weights of the first process, as downloads can fail in others.
+        """Resumes, or loads ``path``, and broadcasts the weights of the first process.
 
-        All processes must call this method.
+        All processes must call this method. Parameters that the file lacks have other initial values in each process.
         """
         rest: dict[str, Any] = super().resume_or_load(path, resume=resume)
         _broadcast(self.model)
@@ -189,19 +190,19 @@ class DetectorCheckpointer(DetectionCheckpointer):
         return str(last or "")
 
 
-class _TorchvisionHandler(PathHandler):
-    """Resolves ``torchvision://resnet50`` to the file of ImageNet weights."""
+class _PublishedWeights(PathHandler):
+    """Resolves ``torchvision://resnet50`` and ``zoo://detr_r50`` to downloaded files."""
 
     def _get_supported_prefixes(self) -> list[str]:
-        return [TORCHVISION]
+        return [TORCHVISION, ZOO]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return str(download(path))
+        return str(locate(path))
 
 
 def register() -> None:
-    """Registers ``torchvision://`` paths."""
-    PathManager.register_handler(_TorchvisionHandler(), allow_override=True)
+    """Registers paths of published weights."""
+    PathManager.register_handler(_PublishedWeights(), allow_override=True)
 
 
 @torch.no_grad()

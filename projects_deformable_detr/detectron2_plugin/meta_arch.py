@@ -100,7 +100,7 @@ class SetPredictionModel(nn.Module):
         process, evaluation, options = process_config(cfg), evaluation_config(cfg), load_options(cfg)
         separated, things = separated_classes(cfg), evaluation.thing_classes
         limits = {"score_threshold": evaluation.panoptic_score_threshold, "min_area": evaluation.panoptic_min_area}
-        detector = build_detector(cfg, build_backbone(cfg), cls.architecture)
+        detector = build_detector(cfg, build_backbone(cfg), cls.architecture, weights="")
         if cfg.TEST.PRECISE_BN.ENABLED:
             _check_precise_bn(detector)
         return {

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import LoadOptions, detect, load_weights, read_weights
-from projects_deformable_detr.config.checkpoint import export_hugging_face
+from projects_deformable_detr.config.export import export_hugging_face
 from projects_deformable_detr.modeling import batch_images
 
 transformers = pytest.importorskip("transformers", reason="transformers reads and writes these files")

@@ -1,7 +1,6 @@
 """Complete and partial loading of weights into a detector."""
 
 import logging
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -9,8 +8,10 @@ import torchvision
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, save_detector
+from projects_deformable_detr.checkpoint.download import DownloadError, UrlFile
 from projects_deformable_detr.config.checkpoint import LOADING_KEYS
 from projects_deformable_detr.config.reading import naming_keys
+from projects_deformable_detr.errors import UserError
 
 
 def copy_state(detector):
@@ -144,58 +145,39 @@ def test_a_backbone_of_another_depth_is_refused(make_cfg, detector, tmp_path):
         load_weights(detector, path)
 
 
-@pytest.fixture
-def replace_download(monkeypatch, tmp_path):
-    """Replaces torchvision's download to an empty cache with one that writes or raises a given object."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-
-    def replace(result):
-        def download(url, *args, **kwargs):
-            if isinstance(result, Exception):
-                raise result
-            file = tmp_path / "cache" / "hub" / "checkpoints" / url.rpartition("/")[2]
-            file.parent.mkdir(parents=True)
-            torch.save(result, file)
-            return result
-
-        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
-
-    return replace
-
-
-def test_torchvision_weights_by_name(make_cfg, replace_download):
+def test_torchvision_weights_by_name(make_cfg, monkeypatch, tmp_path):
     cfg = make_cfg()
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     detector, state = build_detector(cfg), torchvision.models.resnet18(weights=None).state_dict()
-    replace_download(state)
-    assert load_weights(detector, "torchvision://resnet18").format == "resnet"
-    assert torch.equal(detector.backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
-    replace_download(AssertionError("it is in the cache"))
-    assert load_weights(detector, "torchvision://resnet18").format == "resnet"
+    path = write(state, tmp_path / "resnet18.pth", lambda state: state)
+    monkeypatch.setattr(UrlFile, "download", lambda file: path if "resnet18-f37072fd" in file.url else None)
+    for source in ("torchvision://resnet18", "zoo://resnet18"):
+        assert load_weights(detector, source).format == "resnet"
+        assert torch.equal(detector.backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+        detector.backbone.layer4[1].conv2.weight.data.zero_()
+        with pytest.raises(CheckpointError, match="weights of a backbone"):
+            load_weights(detector, source, LoadOptions(for_evaluation=True))
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
-def test_weights_that_cannot_be_downloaded_are_a_warning(make_cfg, replace_download, caplog, norm):
+def test_weights_that_cannot_be_downloaded_are_an_error(make_cfg, monkeypatch, norm):
     detector = build_detector(make_cfg(NORM=norm))
     before = copy_state(detector)
-    replace_download(URLError("no network"))
-    with caplog.at_level(logging.WARNING):
-        assert load_weights(detector, "torchvision://resnet18").format == "none"
-    assert same(detector.state_dict(), before)
-    assert "torchvision://resnet18" in caplog.text and "no network" in caplog.text
-    assert "FROM SCRATCH" in caplog.text
-    assert ("choose BN or GN as the norm" in caplog.text) == (norm == "FrozenBN")
 
+    def fail(file):
+        raise DownloadError("no network")
 
-def test_a_damaged_download_is_an_error(detector, replace_download):
-    replace_download(RuntimeError('invalid hash value (expected "f37072fd", got "00")'))
-    with pytest.raises(CheckpointError, match=r"torchvision://resnet18.*damaged.*invalid hash"):
+    monkeypatch.setattr(UrlFile, "download", fail)
+    message = r"torchvision://resnet18: no network; to train from scratch, set MODEL.WEIGHTS to ''"
+    with pytest.raises(DownloadError, match=message) as caught, naming_keys(LOADING_KEYS):
         load_weights(detector, "torchvision://resnet18")
+    assert ("choose BN or GN as the norm" in str(caught.value)) == (norm == "FrozenBN")
+    assert same(detector.state_dict(), before)
 
 
 @pytest.mark.parametrize("name", ["resnet19", "", "raft_large"])
 def test_an_unknown_torchvision_model_is_named(detector, name):
-    with pytest.raises(CheckpointError, match=f"torchvision://{name}: torchvision has no such"):
+    with pytest.raises(UserError, match=f"torchvision://{name}: torchvision has no such"):
         load_weights(detector, f"torchvision://{name}")
 
 

@@ -1,7 +1,6 @@
 """Loading of files of both engines and of backbones, and errors for files that do not match the model."""
 
 import copy
-import logging
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from projects_deformable_detr.checkpoint import CheckpointError, save_detector
+from projects_deformable_detr.checkpoint.download import DownloadError, UrlFile
 from projects_deformable_detr.detectron2_plugin import Trainer
 from projects_deformable_detr.detectron2_plugin.checkpoint import DetectorCheckpointer
 
@@ -91,19 +91,22 @@ def test_torchvision_weights_fill_the_backbone(make_cfg, tmp_path):
     assert torch.equal(model.detector.backbone.layer3[1].conv2.weight, imagenet.layer3[1].conv2.weight)
 
 
-def test_weights_that_cannot_be_downloaded_are_a_warning(model, make_cfg, monkeypatch, caplog, tmp_path):
-    from urllib.error import URLError
+def test_weights_that_cannot_be_downloaded_are_an_error(model, make_cfg, monkeypatch):
+    def fail(file):
+        raise DownloadError("no network")
 
-    def no_network(*args, **kwargs):
-        raise URLError("no network")
+    monkeypatch.setattr(UrlFile, "download", fail)
+    for source in ("torchvision://resnet18", "zoo://detr_r50"):
+        with pytest.raises(DownloadError, match="no network"):
+            load(model, make_cfg(), source)
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # nothing in the cache
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
-    before = weights(model)
-    with caplog.at_level(logging.WARNING):
-        load(model, make_cfg(), "torchvision://resnet18")
-    assert "FROM SCRATCH" in caplog.text
-    assert torch.equal(before, weights(model))
+
+def test_published_weights_by_name(model, make_cfg, monkeypatch, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    monkeypatch.setattr(UrlFile, "download", lambda file: tmp_path / "model.pth")
+    other = build_model(make_cfg())
+    load(other, make_cfg(), "zoo://detr_r50")
+    assert torch.equal(weights(other), weights(model))
 
 
 def detectron2_backbone_file(model, folder, missing=None):

@@ -17,7 +17,8 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from projects_deformable_detr.checkpoint import CheckpointError, save_detector, write_official
-from projects_deformable_detr.config.checkpoint import export_hugging_face
+from projects_deformable_detr.checkpoint.download import UrlFile
+from projects_deformable_detr.config.export import export_hugging_face
 from projects_deformable_detr.detectron2_plugin import Trainer
 from projects_deformable_detr.training.last_checkpoint import write_last_checkpoint
 
@@ -117,14 +118,8 @@ def test_detectron2s_checkpointer_loads_torchvisions_names(make_cfg, tmp_path, m
 
     imagenet = resnet18()
 
-    def download(url, *args, **kwargs):
-        file = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
-        file.parent.mkdir(parents=True)
-        torch.save(imagenet.state_dict(), file)
-        return imagenet.state_dict()
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    torch.save(imagenet.state_dict(), tmp_path / "resnet18.pth")
+    monkeypatch.setattr(UrlFile, "download", lambda file: tmp_path / "resnet18.pth")
     model = build_model(
         make_cfg(**BATCH_NORM, MODEL__RESNETS__RES2_OUT_CHANNELS=64, MODEL__RESNETS__STEM_OUT_CHANNELS=64)
     )

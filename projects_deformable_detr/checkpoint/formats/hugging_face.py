@@ -122,12 +122,10 @@ def write_hugging_face(
 
     Raises:
         ArgumentError: for a value in ``model`` without a counterpart in transformers.
-        CheckpointError: if transformers has no such model, or safetensors is not installed.
+        CheckpointError: if transformers has no such model.
     """
-    try:
-        from safetensors.torch import save_file  # an optional package
-    except ImportError as error:
-        raise CheckpointError(f"{folder}: writing requires safetensors: pip install safetensors") from error
+    from safetensors.torch import save_file
+
     state = portable_state(detector)
     backbone = _backbone_config(detector, state, resnet_depth, model)
     deformable = is_deformable(state)

@@ -1,0 +1,162 @@
+"""Downloads of published files to the caches of huggingface_hub and torch.hub, with a check of their hashes."""
+
+import hashlib
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
+
+import torch
+
+from ..errors import UserError
+
+_CHUNK = 1 << 20
+_TIMEOUT = 60  # seconds without data
+
+
+class DownloadError(UserError):
+    """Raised for a file that cannot be downloaded, or has another hash than the published file."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file on the Hugging Face hub, downloaded by ``huggingface_hub`` to its cache.
+
+    ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and proxies apply.
+
+    Attributes:
+        repository: organization and name.
+        revision: commit.
+        sha256: SHA-256 of the file.
+        name: path of the file in the repository.
+    """
+
+    repository: str
+    revision: str
+    sha256: str
+    name: str = "model.safetensors"
+
+    @property
+    def page(self) -> str:
+        """Web page of the repository."""
+        return f"https://huggingface.co/{self.repository}"
+
+    def download(self) -> Path:
+        """Returns the file in the cache, after downloading it if it is not there.
+
+        Raises:
+            DownloadError: if the file cannot be downloaded or is damaged.
+        """
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache  # its import takes 0.3 s
+
+        is_new = not isinstance(try_to_load_from_cache(self.repository, self.name, revision=self.revision), str)
+        try:
+            path = Path(hf_hub_download(self.repository, self.name, revision=self.revision))
+        except Exception as error:  # of requests, httpx or huggingface_hub, depending on its version
+            raise DownloadError(
+                f"{self.name} of {self.repository}, revision {self.revision}, could not be downloaded "
+                f"({_reason(error)}): check the network, HF_HUB_OFFLINE, HF_ENDPOINT, the proxy and the disk and try "
+                f"again; or download it elsewhere from {self.page} and give its path"
+            ) from error
+        _check_hash(path, self.sha256, remove=[path.resolve(), path] if is_new else [])
+        return path
+
+
+@dataclass(frozen=True)
+class UrlFile:
+    """A file on a web server, downloaded to the cache of ``torch.hub``.
+
+    ``TORCH_HOME`` and proxies apply. An interrupted download is continued by the next one.
+
+    Attributes:
+        url: address.
+        sha256: SHA-256 of the file, or its first digits.
+    """
+
+    url: str
+    sha256: str
+
+    @property
+    def page(self) -> str:
+        """Address of the file."""
+        return self.url
+
+    def download(self) -> Path:
+        """Returns the file in the cache, after downloading it if it is not there; errors as in `HubFile`."""
+        from filelock import FileLock  # a dependency of torch
+
+        path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(self.url).path).name)
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{path}.lock"):  # several processes of a job may download
+                    if not path.is_file():
+                        _fetch(self.url, partial)
+                        _check_hash(partial, self.sha256, remove=[partial])
+                        partial.replace(path)
+        except (OSError, HTTPException) as error:
+            rest = f"; {partial} is kept, and the next download continues it" if partial.is_file() else ""
+            raise DownloadError(
+                f"{self.url} could not be downloaded ({_reason(error)}): check the network, the proxy and the disk and "
+                f"try again{rest}; or download it elsewhere and save it as {path}"
+            ) from error
+        _check_hash(path, self.sha256, remove=[])
+        return path
+
+
+def _fetch(url: str, partial: Path) -> None:
+    """Downloads to ``partial``, or downloads the rest of it."""
+    from tqdm import tqdm
+
+    start = partial.stat().st_size if partial.is_file() else 0
+    headers = {"User-Agent": "projects_deformable_detr"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urlopen(Request(url, headers=headers), timeout=_TIMEOUT)
+    except HTTPError as error:
+        if error.code != 416:  # the range starts at or after the end of the file
+            raise
+        partial.unlink()
+        return _fetch(url, partial)
+    with response:
+        start = start if response.status == 206 else 0  # a server without ranges sends the whole file
+        total = start + int(response.headers["Content-Length"])
+        bar = tqdm(total=total, initial=start, desc=partial.stem, unit="B", unit_scale=True, disable=None)
+        with bar, open(partial, "ab" if start else "wb") as file:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if (size := partial.stat().st_size) != total:
+        raise ConnectionError(f"the connection ended after {size} of {total} bytes")
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_hash(path: Path, expected: str, remove: list[Path]) -> None:
+    """Raises `DownloadError` and removes files if the hash of ``path`` does not start with ``expected``."""
+    found = sha256_of(path)
+    if found.startswith(expected):
+        return
+    for file in remove:
+        file.unlink()
+    action = "it was removed, try again" if remove else "delete it to download it again"
+    raise DownloadError(
+        f"{path}: damaged, or not the published file: its SHA-256 is {found[: len(expected)]}, not {expected}; {action}"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the first cause of an error in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
