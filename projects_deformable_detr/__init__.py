@@ -6,6 +6,8 @@ installed. PyTorch is imported when a public name is first used.
 
 import importlib
 import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .engine import is_installed, register_engine
@@ -40,14 +42,21 @@ def _standalone_cfg() -> Any:
     return importlib.import_module(".standalone.config", __name__).default_cfg()
 
 
+def _detectron2_cfg() -> Any:
+    return importlib.import_module(".detectron2_plugin", __name__).get_cfg()
+
+
 register_engine("standalone", _standalone_cfg)
+register_engine("detectron2", _detectron2_cfg)
 
 if importlib.util.find_spec("ms_deform_attn") is None:
     raise ImportError(
         "ms_deform_attn, the attention operator, is not installed: run pip install ./ops in the checkout, or install "
         "projects-deformable-detr-ops"
     )
-if is_installed("detectron2"):
+# The project's own commands import Detectron2 when they need it, so that --help is immediate.
+_is_command = Path(sys.argv[0]).name == "deformable-detr" or (sys.argv[0] == "-m" and __name__ in sys.orig_argv)
+if is_installed("detectron2") and not _is_command:
     try:
         from . import detectron2_plugin as detectron2_plugin
     except ImportError as error:

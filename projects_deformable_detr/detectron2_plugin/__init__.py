@@ -6,7 +6,7 @@ config, and installs the replacements listed in `patches`.
 
 import sys
 
-from ..engine import is_installed, register_engine
+from ..engine import is_installed
 
 if sys.argv[0] == "-m" and not is_installed("detectron2"):  # python -m projects_deformable_detr.detectron2_plugin.run
     print("run: needs the package detectron2, which is not installed", file=sys.stderr)
@@ -20,10 +20,9 @@ from .mapper import DetrDatasetMapper
 from .meta_arch import DETR, DeformableDETR
 from .trainer import Trainer
 
-register_engine("detectron2", get_cfg)
 data.register_builtin()
 checkpoint.register()
 config.extend_defaults()
 patches.install()
 
-__all__ = ["DETR", "DeformableDETR", "DetrDatasetMapper", "Trainer", "backbones", "main", "meta_arch"]
+__all__ = ["DETR", "DeformableDETR", "DetrDatasetMapper", "Trainer", "backbones", "get_cfg", "main", "meta_arch"]
