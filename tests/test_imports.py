@@ -106,6 +106,16 @@ def test_torch_is_imported_on_first_use():
     assert result.stdout.splitlines() == ["", "False", "True"], result.stderr
 
 
+def test_help_of_the_command_line_imports_neither_torch_nor_detectron2():
+    code = "import sys; sys.argv = ['deformable-detr', '--help']\n"
+    code += "import projects_deformable_detr.cli.main as cli\ntry: cli.console()\nexcept SystemExit: pass\n"
+    code += "print('imported:', *{'torch', 'detectron2', 'lightning'} & sys.modules.keys())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(OPS.parent), str(PROJECT.parent)))}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert result.stdout.startswith("usage: deformable-detr"), result.stderr
+    assert result.stdout.splitlines()[-1] == "imported:"
+
+
 def test_without_lightning():
     # Config, model and criterion need no engine.
     code = "cfg = project.get_cfg('standalone'); cfg.MODEL.DETR.NUM_CLASSES = 3\n"

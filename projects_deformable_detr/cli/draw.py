@@ -5,22 +5,23 @@ Examples:
     --out pictures --truth
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data import catalog
-from ..data.images import read_image
-from ..data.load import load_dataset
-from ..data.masks import decode
 from ..data.records import Record, Summary
 from ..errors import UserError
-from ..inference.drawing import Pixels, draw, grid, save
 from .arguments import add_register_argument
+
+if TYPE_CHECKING:
+    from ..inference.drawing import Pixels
 
 HELP = "draw the detections of an evaluation"
 _KEYS = ("category_id", "bbox", "score")
@@ -41,6 +42,10 @@ def read_results(path: str | Path) -> dict[Any, list[Detection]]:
 
 def draw_record(record: Record, detections: list[Detection], summary: Summary, threshold: float) -> Pixels:
     """Draws detections with scores of at least ``threshold`` on the image of a record."""
+    from ..data.images import read_image
+    from ..data.masks import decode
+    from ..inference.drawing import draw
+
     kept = [detection for detection in detections if detection["score"] >= threshold]
     ids = {category: index for index, category in enumerate(summary.category_ids)}
     boxes = np.array([detection["bbox"] for detection in kept], dtype=np.float32).reshape(-1, 4)
@@ -58,6 +63,9 @@ def draw_record(record: Record, detections: list[Detection], summary: Summary, t
 
 def draw_truth(record: Record, summary: Summary) -> Pixels:
     """Draws the annotated boxes on the image of a record."""
+    from ..data.images import read_image
+    from ..inference.drawing import draw
+
     boxes = [item["bbox"] for item in record["annotations"]]
     labels = [item["category_id"] for item in record["annotations"]]
     return draw(read_image(record["file_name"]), boxes, labels, None, summary.class_names)
@@ -76,6 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes one picture per image and a grid of all pictures to ``--out``."""
+    from ..data.load import load_dataset
+    from ..inference.drawing import grid, save
+
     for name, json_file, image_root in args.register:
         catalog.register(name, json_file, image_root)
     spec = catalog.get(args.dataset)
