@@ -52,6 +52,9 @@ class DetectorCheckpointer(DetectionCheckpointer):
         options: options for loading; by default those of the model, for evaluation if the model is in ``eval`` mode.
         keep: number of periodic checkpoints to keep; 0: all.
         checkpointables: as in Detectron2.
+
+    Attributes:
+        saved_iteration: iteration of the last checkpoint that this process saved; -1: none.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
     ):
         super().__init__(model, save_dir, **checkpointables)
         self.keep = keep
+        self.saved_iteration = -1
         self.written: list[Path] = []  # periodic checkpoints of this process
         self._options = options
 
@@ -162,6 +166,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
             tag: make it the checkpoint from which ``--resume`` continues.
             kwargs: additional content.
         """
+        self.saved_iteration = kwargs.get("iteration", -1)
         if not self.save_dir or not self.save_to_disk:
             return
         parts = {key: part.state_dict() for key, part in self.checkpointables.items()}

@@ -17,7 +17,7 @@ from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS, callbac
 from ..errors import Interrupted, UserError
 from ..training.callbacks import DetectorWriter, logger, select_metric
 from ..training.ema import ExponentialMovingAverage
-from ..training.interruption import StopSignal, log_stop
+from ..training.interruption import StopSignal
 from ..training.schedule import SCHEDULES
 
 
@@ -142,8 +142,8 @@ class SaveAfterEvaluation(HookBase):
             self.trainer.iter += 1
 
 
-class SaveOnSignal(HookBase):
-    """Saves a checkpoint and ends the training after an iteration in which the process received a signal."""
+class StopOnSignal(HookBase):
+    """Ends the training after an iteration in which the main process received a signal."""
 
     def __init__(self) -> None:
         self.stop = StopSignal()
@@ -153,15 +153,12 @@ class SaveOnSignal(HookBase):
         self.stop.__enter__()
 
     def after_step(self) -> None:
-        """Saves and raises `Interrupted` on all processes after a signal to the main process."""
+        """Raises `Interrupted` on all processes after a signal to the main process."""
         if signum := self.stop.broadcast():
-            iteration = self.trainer.iter
-            self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-            log_stop(iteration + 1, self.trainer.max_iter)
             raise Interrupted(signum)
 
     def after_train(self) -> None:
-        """Restores the previous signal handlers."""
+        """Restores the previous signal handlers. Idempotent."""
         self.stop.__exit__()
 
 
@@ -185,7 +182,7 @@ def add_hooks(
         own.append(SaveAfterEvaluation(config.eval_period, config.checkpoint_period))
     place = given.index(evaluations[-1]) + 1 if evaluations else len(given)
     first = [Averaging(ema)] if ema is not None else []
-    return [*first, *given[:place], *own, *given[place:], SaveOnSignal()]
+    return [*first, *given[:place], *own, *given[place:], StopOnSignal()]
 
 
 def check_supported_keys(cfg: CfgNode) -> None:

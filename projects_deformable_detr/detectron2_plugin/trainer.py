@@ -17,6 +17,7 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..config.checkpoint import load_options
 from ..config.data import data_config
@@ -25,11 +26,12 @@ from ..config.model import STEP_KEYS
 from ..config.reading import naming_keys
 from ..config.run import process_config
 from ..config.training import RESUME_KEYS, callbacks_config, log_recipe, training_config
-from ..errors import UserError
+from ..errors import Interrupted, UserError
 from ..modeling import Targets
 from ..training.callbacks import DetectorWriter
 from ..training.ema import ExponentialMovingAverage
 from ..training.failures import StepRecorder
+from ..training.interruption import log_stop, shield_worker, stop_evaluation
 from ..training.last_checkpoint import log_resuming
 from ..training.optimizer import OPTIMIZERS, check_optimizer_state, hyperparameters, set_hyperparameters
 from ..training.schedule import SCHEDULES
@@ -37,7 +39,7 @@ from .checkpoint import EMA, DetectorCheckpointer
 from .classes import known_class_names
 from .data import resolve_num_classes, test_data, training_data
 from .evaluation import build_evaluator
-from .hooks import StopTraining, add_hooks
+from .hooks import StopOnSignal, StopTraining, add_hooks
 from .mapper import DetrDatasetMapper
 from .meta_arch import to_targets
 from .patches import build_optimizer, without_key_checks
@@ -45,19 +47,32 @@ from .tta import SetPredictionTTA
 
 
 class StoppableLoop(TrainerBase):
-    """Training loop that ends on `StopTraining`. A base class after ``DefaultTrainer``, which calls its ``train``."""
+    """Training loop that ends on `StopTraining` and on signals.
+
+    A base class after ``DefaultTrainer``, which calls its ``train``.
+    """
 
     def train(self, *iterations: int) -> None:
         """Runs Detectron2's loop until it ends or a hook raises `StopTraining`.
 
-        The loop does not log `UserError`, which the command line prints without a traceback.
+        After a signal to a step or an evaluation, saves a checkpoint and raises `Interrupted`. The loop does not log
+        `UserError`, which the command line prints without a traceback.
         """
         logger = logging.getLogger("detectron2.engine.train_loop")
         logger.addFilter(_is_not_user_error)
         try:
             with contextlib.suppress(StopTraining):
                 super().train(*iterations)
+        except Interrupted:
+            iteration = min(self.iter, self.max_iter - 1)  # the last completed one
+            if self.checkpointer.saved_iteration != iteration:
+                self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            log_stop(iteration + 1, self.max_iter)
+            raise
         finally:
+            for hook in self._hooks:
+                if isinstance(hook, StopOnSignal):  # skipped if the final evaluation was stopped
+                    hook.after_train()
             logger.removeFilter(_is_not_user_error)
 
 
@@ -156,7 +171,9 @@ class Trainer(DefaultTrainer, StoppableLoop):
         data = training_data(config, process_config(cfg).seed)
         if cfg.SOLVER.LR_SCHEDULER_NAME in SCHEDULES and cfg.SOLVER.OPTIMIZER in OPTIMIZERS:  # subclasses add others
             log_recipe(training_config(cfg), config.batch_size, len(data["dataset"]) if data else None)
-        return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, True), **data)
+        loader = build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, True), **data)
+        _shield_workers(loader)
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -164,8 +181,11 @@ class Trainer(DefaultTrainer, StoppableLoop):
         mapper, config = DetrDatasetMapper(cfg, False), data_config(cfg, eval_only=True)
         records = test_data(dataset_name, config)
         if records is None:
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        return build_detection_test_loader(records, mapper=mapper, num_workers=config.num_workers)
+            loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        else:
+            loader = build_detection_test_loader(records, mapper=mapper, num_workers=config.num_workers)
+        _shield_workers(loader)
+        return StoppableLoader(loader)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -193,8 +213,42 @@ class Trainer(DefaultTrainer, StoppableLoop):
         )
         own = add_hooks(self.config, writer, given, self.ema)
         if evaluation_config(self.cfg).tta is not None:
-            own.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+            own.insert(-1, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))  # before StopOnSignal
         return own
+
+
+class StoppableLoader:
+    """Test loader that raises `Interrupted` on all ranks before the next batch after a signal."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            stop_evaluation()
+            yield batch
+        stop_evaluation(at_end=True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+
+def _shield_workers(loader: Any) -> None:
+    """Adds `shield_worker` to the initialization of the workers of Detectron2's loaders."""
+    while not isinstance(loader, DataLoader):
+        if not hasattr(loader, "dataset"):  # a loader of another kind
+            return
+        loader = loader.dataset
+    loader.worker_init_fn = partial(_initialize_worker, loader.worker_init_fn)
+
+
+def _initialize_worker(others: Any, worker_id: int) -> None:
+    shield_worker(worker_id)
+    if others is not None:
+        others(worker_id)
 
 
 @contextlib.contextmanager

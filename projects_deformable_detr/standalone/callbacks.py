@@ -69,6 +69,35 @@ class RunStart(L.Callback):
                 start_run(self.run.output_dir, self.run.cfg_text, resume=self.run.resume, overwrite=self.run.overwrite)
 
 
+class Signals(L.Callback):
+    """Replaces Lightning's signal handlers in trainings and evaluations."""
+
+    def __init__(self) -> None:
+        self.stop = StopSignal()
+
+    def on_train_start(self, *_: Any) -> None:
+        """Installs the handlers."""
+        self.stop.__enter__()
+
+    def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Installs the handlers, unless the evaluation is part of a training."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self.stop.__enter__()
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Restores the previous handlers, unless the evaluation is part of a training."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self.stop.__exit__()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Restores the previous handlers."""
+        self.stop.__exit__()
+
+    def on_exception(self, *_: Any) -> None:
+        """Restores the previous handlers."""
+        self.stop.__exit__()
+
+
 class EMA(WeightAveraging):
     """Exponential moving average of the weights (``SOLVER.EMA``), which replaces them in evaluations.
 
@@ -85,6 +114,22 @@ class EMA(WeightAveraging):
         kind, _, index = device.partition(":")
         local = kind if kind == "cpu" else f"{kind}:{index or os.environ.get('LOCAL_RANK', 0)}"
         super().__init__(device=local, **averaging_options(config))
+        self._is_swapped = False
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Swaps the averaged weights into the model."""
+        super().on_validation_epoch_start(trainer, module)
+        self._is_swapped = True
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Swaps the trained weights back."""
+        super().on_validation_epoch_end(trainer, module)
+        self._is_swapped = False
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        """Swaps the trained weights back after an interrupted evaluation, before a checkpoint is saved."""
+        if self._is_swapped:
+            self.on_validation_epoch_end(trainer, module)
 
 
 class BestCheckpoint(training.callbacks.BestCheckpoint, L.Callback):
@@ -146,44 +191,47 @@ class PeriodicCheckpoint(L.Callback):
         period: number of iterations.
         keep: number of periodic checkpoints to keep; 0: all.
         average: exponential moving average, or None.
+        stop: signals to this process.
         save_again: save again after an evaluation of the same iteration, to include the callbacks' state after it. The
             first save is before the evaluation because that may end the process.
     """
 
     def __init__(
-        self, writer: DetectorWriter, period: int, keep: int, average: EMA | None = None, save_again: bool = False
+        self,
+        writer: DetectorWriter,
+        period: int,
+        keep: int,
+        stop: StopSignal,
+        average: EMA | None = None,
+        save_again: bool = False,
     ) -> None:
         self.writer = writer
         self.period = period
         self.keep = keep
-        self.stop = StopSignal()
+        self.stop = stop
         self.average = average
         self.save_again = save_again
         self._saved_at = -1
         self._written: list[Path] = []
 
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Installs the signal handlers."""
-        self.stop.__enter__()  # replaces Lightning's handlers
-
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """Saves periodically, after the last iteration, and after a signal, which ends the training."""
+        """Saves periodically and after the last iteration; raises `Interrupted` after a signal."""
         step, signum = trainer.global_step, self.stop.broadcast()
-        if step % self.period == 0 or step == trainer.max_steps or signum:
+        if step % self.period == 0 or step == trainer.max_steps:
             self._save(trainer)
         if step == trainer.max_steps:
             self._write_final(trainer, module)
         if signum:
-            log_stop(step, trainer.max_steps)
             raise Interrupted(signum)
 
-    def on_train_end(self, *_: Any) -> None:
-        """Restores the previous signal handlers."""
-        self.stop.__exit__()
-
-    def on_exception(self, *_: Any) -> None:
-        """Restores the previous signal handlers."""
-        self.stop.__exit__()
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        """Saves after a signal to a step or an evaluation, unless this iteration has been saved."""
+        if isinstance(exception, Interrupted):
+            if self._saved_at != trainer.global_step and trainer.state.fn == TrainerFn.FITTING:
+                # A resumed run would evaluate the remaining batches only.
+                trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
+                self._save(trainer)
+            log_stop(trainer.global_step, trainer.max_steps)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Adds the class names, which a resumed run compares."""
@@ -225,7 +273,9 @@ class PeriodicCheckpoint(L.Callback):
         write_atomically(path, content)
 
 
-def build_callbacks(config: training.CallbacksConfig, writer: DetectorWriter, device: str) -> list[L.Callback]:
+def build_callbacks(
+    config: training.CallbacksConfig, writer: DetectorWriter, device: str, stop: StopSignal
+) -> list[L.Callback]:
     """Builds the callbacks of a training run in order: average, those that read metrics, checkpoints."""
     average = EMA(config.ema, device) if config.ema else None
     callbacks: list[L.Callback] = []
@@ -234,7 +284,7 @@ def build_callbacks(config: training.CallbacksConfig, writer: DetectorWriter, de
     if config.early_stopping:
         callbacks.append(EarlyStopping(config.early_stopping))
     periods = config.checkpoint_period, config.checkpoint_keep
-    saving = PeriodicCheckpoint(writer, *periods, average, save_again=bool(callbacks))
+    saving = PeriodicCheckpoint(writer, *periods, stop, average, save_again=bool(callbacks))
     return [*([average] if average else []), *callbacks, saving]
 
 

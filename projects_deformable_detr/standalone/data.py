@@ -21,6 +21,7 @@ from ..data.records import Array, Record, Records
 from ..data.sampling import select_training_images
 from ..modeling import Targets
 from ..training import AugmentationPolicy
+from ..training.interruption import shield_worker
 from .augment import augment
 from .batch import Item, collate
 from .sampler import Draw, TrainingBatchSampler, evaluation_batches
@@ -183,4 +184,5 @@ def _loader(config: DataConfig, dataset: DetectionDataset, batches: Iterable[lis
         num_workers=config.num_workers,
         collate_fn=collate,
         pin_memory=config.pin_memory,
+        worker_init_fn=shield_worker,
     )

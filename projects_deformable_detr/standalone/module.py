@@ -20,6 +20,7 @@ from ..evaluation.tta import detect_with_tta
 from ..modeling import Detector, cardinality_error, check_targets, panoptic_postprocess, postprocess
 from ..training import GradientClip, build_optimizer, build_scheduler
 from ..training.failures import StepRecorder
+from ..training.interruption import stop_evaluation
 from ..training.last_checkpoint import check_state
 from ..training.optimizer import check_optimizer_state, hyperparameters, set_hyperparameters
 from . import data
@@ -157,6 +158,7 @@ class DetectionModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Detects in full precision, as Detectron2, which uses mixed precision in training only."""
+        stop_evaluation()
         config, sizes, segmentations = self.run.evaluation, batch.original_sizes, None
         options = config.max_detections, config.thing_classes or None, config.score_threshold
         with naming_keys(STEP_KEYS), torch.autocast(self.device.type, enabled=False):  # also for computing masks
@@ -177,6 +179,7 @@ class DetectionModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Computes the metrics on rank 0, shares them with all ranks and logs them with Detectron2's names."""
+        stop_evaluation(at_end=True)
         folder = self.run.output_dir / ("inference" if self.tta is None else "inference_TTA")
         several = len(self.evaluators) > 1
         results: dict[str, Any] = {}

@@ -27,7 +27,7 @@ from ..training.callbacks import DetectorWriter
 from ..training.last_checkpoint import find_last_checkpoint, log_resuming
 from ..training.launch import launch
 from ..training.output_dir import log_unless_error
-from .callbacks import AtomicCheckpointIO, ResumeCheck, RunStart, build_callbacks
+from .callbacks import AtomicCheckpointIO, ResumeCheck, RunStart, Signals, build_callbacks
 from .data import build_training_set
 from .module import DetectionModule
 from .progress import EventLogger, JsonLogger, Progress
@@ -143,7 +143,8 @@ def build_trainer(run: Run, module: DetectionModule, last: Path | None, class_na
             find_unused_parameters=bool(module.detector.unused_features()),
         )
     training: dict[str, Any] = {"logger": False}
-    callbacks: list[L.Callback] = [ResumeCheck(last), Progress()]
+    signals = Signals()
+    callbacks: list[L.Callback] = [ResumeCheck(last), Progress(), signals]
     if config := run.training:
         training = {
             "max_steps": config.schedule.max_iter,
@@ -153,7 +154,7 @@ def build_trainer(run: Run, module: DetectionModule, last: Path | None, class_na
         }
         writer = DetectorWriter(run.output_dir, run.cfg_text, class_names, is_averaged=config.callbacks.ema is not None)
         callbacks.append(RunStart(run))
-        callbacks += build_callbacks(config.callbacks, writer, run.process.device)
+        callbacks += build_callbacks(config.callbacks, writer, run.process.device, signals.stop)
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=[int(index)] if index else run.processes,

@@ -1,4 +1,4 @@
-"""Ends training after the current iteration on SIGINT (Ctrl-C) or SIGTERM."""
+"""Ends training and evaluation on SIGINT (Ctrl-C) or SIGTERM: after the current iteration or evaluated batch."""
 
 import logging
 import multiprocessing
@@ -13,19 +13,23 @@ from typing import Any
 import torch
 from torch import distributed
 
+from ..errors import Interrupted
+
 logger = logging.getLogger(__name__)
-_MESSAGE = b"\nStopping after this iteration; a second signal stops at once.\n"
+_MESSAGE = b"\nStopping after this iteration or evaluated batch; a second signal stops at once.\n"
+_active: "StopSignal | None" = None
 
 
 class StopSignal:
     """Context manager that records SIGINT or SIGTERM, so that training can save its state.
 
     A second signal ends the process at once with the exit status 128 plus the signal number, as in shells. The calling
-    process of `launch.launch` forwards the first signal to its child processes and handles a second one.
+    process of `launch.launch` forwards the first signal to its child processes and handles a second one. At most one
+    context is active in a process.
 
     Args:
         processes: training processes, in the calling process of `launch.launch`; a second signal kills them.
-        forward: whether to forward the first signal to the first of them.
+        forward: whether to forward the first signal to them.
 
     Attributes:
         signum: number of the first signal, or None.
@@ -37,14 +41,19 @@ class StopSignal:
         self.signum: int | None = None
         self._pid = os.getpid()
         self._previous: dict[int, Any] = {}
+        self._group: Any = None
 
     def __enter__(self) -> "StopSignal":
+        global _active
+        _active = self
         if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             signals = [signal.SIGTERM] if multiprocessing.parent_process() else [signal.SIGINT, signal.SIGTERM]
             self._previous = {signum: signal.signal(signum, self._receive) for signum in signals}
         return self
 
     def __exit__(self, *_: object) -> None:
+        global _active
+        _active = self._group = None
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
@@ -57,8 +66,8 @@ class StopSignal:
             self.signum = signum
             if not multiprocessing.parent_process():
                 os.write(2, _MESSAGE)
-            if self.forward and self.processes and (pid := self.processes[0].pid):
-                os.kill(pid, signal.SIGTERM)
+            for process in self.processes if self.forward else ():
+                process.terminate()
         elif not multiprocessing.parent_process():
             for process in self.processes:
                 process.kill()
@@ -68,10 +77,51 @@ class StopSignal:
         """Returns the signal that rank 0 has received, on all ranks."""
         if not distributed.is_initialized():
             return self.signum
-        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-        number = torch.tensor(self.signum or 0, device=device)
-        distributed.broadcast(number, 0)
+        number = torch.tensor(self.signum or 0)
+        distributed.broadcast(number, 0, group=self._cpu_group())
         return int(number) or None
+
+    def reduce(self) -> int | None:
+        """Returns the signal that any rank has received, on all ranks."""
+        if not distributed.is_initialized():
+            return self.signum
+        number = torch.tensor(self.signum or 0)
+        distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self._cpu_group())
+        return int(number) or None
+
+    def _cpu_group(self) -> Any:
+        """Returns a group for tensors on the CPU, so that a step does not wait for the GPU; None: the default group."""
+        if self._group is None and distributed.get_backend() != "gloo":
+            self._group = distributed.new_group(backend="gloo")
+        return self._group
+
+
+def stop_evaluation(*, at_end: bool = False) -> None:
+    """Raises `Interrupted` on all ranks if one of them has received a signal.
+
+    To be called on every rank: before each batch of an evaluation, and once with ``at_end`` after the last.
+    """
+    if _active and (at_end or _active.signum) and (signum := _active.reduce()):
+        raise Interrupted(signum)
+
+
+def shield_worker(_: int) -> None:
+    """Makes a data loader worker ignore SIGINT, and SIGTERM from processes other than its parent.
+
+    Such signals to a process group would end the workers before the training has saved its state. To be called by the
+    ``worker_init_fn`` of a loader.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends the process when its parent sends SIGTERM."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def log_stop(iterations: int, max_iter: int) -> None:

@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from projects_deformable_detr.training.interruption import StopSignal
+from projects_deformable_detr.errors import Interrupted
+from projects_deformable_detr.training.interruption import StopSignal, shield_worker, stop_evaluation
 
 
 def test_the_first_signal_is_recorded() -> None:
@@ -66,3 +68,29 @@ def test_workers_of_data_loaders_ignore_the_terminal(signum: int, status: int) -
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
         assert stop.signum is None
+
+
+def test_a_shielded_worker_ends_with_a_signal_of_its_parent_only() -> None:
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        shield_worker(0)
+        os.write(write, b"r")
+        time.sleep(60)
+        os._exit(1)
+    os.read(read, 1)
+    for name in ("TERM", "INT"):
+        subprocess.run(["kill", f"-{name}", str(child)], check=True)
+    time.sleep(0.2)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_an_evaluation_stops_in_an_active_context_only() -> None:
+    stop_evaluation(at_end=True)
+    with StopSignal():
+        stop_evaluation(at_end=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            stop_evaluation()
+    stop_evaluation()

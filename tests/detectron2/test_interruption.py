@@ -1,0 +1,64 @@
+"""A signal to an evaluation ends it at the next batch; the run resumes after the evaluated iteration."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from projects_deformable_detr.detectron2_plugin import main
+from projects_deformable_detr.detectron2_plugin.evaluation import InstancesEvaluator
+from projects_deformable_detr.detectron2_plugin.tta import SetPredictionTTA
+from projects_deformable_detr.errors import Interrupted
+
+EMA = ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.5)
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Sends SIGTERM at the first evaluated batch; returns the image ids of all evaluated batches."""
+    found = []
+    process = InstancesEvaluator.process
+
+    def process_and_signal(self, inputs, outputs):
+        process(self, inputs, outputs)
+        if not found:
+            os.kill(os.getpid(), signal.SIGTERM)
+        found.extend(record["image_id"] for record in inputs)
+
+    monkeypatch.setattr(InstancesEvaluator, "process", process_and_signal)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield found
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_an_evaluation_during_training_stops(job, tmp_path, coco_files, evaluated):
+    options = (*EMA, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 4)
+    with pytest.raises(Interrupted) as caught:
+        main(job(tmp_path, coco_files, *options))
+    assert caught.value.signum == signal.SIGTERM and len(evaluated) == 1
+    assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_0000001.pth"
+    content = torch.load(tmp_path / "output" / "model_0000001.pth", weights_only=True)
+    assert any(not torch.equal(content["ema"]["model"][key], value) for key, value in content["model"].items())
+    metrics = main(job(tmp_path, coco_files, *options, resume=True))
+    assert len(evaluated) == 1 + 8 and "AP" in metrics["bbox"]
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+def test_the_final_evaluation_stops(job, tmp_path, coco_files, evaluated):
+    options = ("SOLVER.MAX_ITER", 2)
+    with pytest.raises(Interrupted):
+        main(job(tmp_path, coco_files, *options))
+    names = sorted(path.name for path in (tmp_path / "output").glob("model_*"))
+    assert len(evaluated) == 1 and names == ["model_final.pth"]  # which is not saved again
+    assert "AP" in main(job(tmp_path, coco_files, *options, resume=True))["bbox"]
+
+
+def test_the_evaluation_with_augmentation_stops(job, tmp_path, coco_files, evaluated, monkeypatch):
+    monkeypatch.setattr(SetPredictionTTA, "__call__", lambda self, inputs: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(InstancesEvaluator, "process", lambda *_: None)
+    with pytest.raises(Interrupted) as caught:
+        main(job(tmp_path, coco_files, "SOLVER.MAX_ITER", 2, "TEST.AUG.ENABLED", True))
+    assert caught.value.signum == signal.SIGINT
