@@ -1,4 +1,4 @@
-"""Compares tools/flops.py with counts by hand."""
+"""Compares counts of FLOPs with counts by hand."""
 
 import importlib.util
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from projects_deformable_detr.inference.flops import count_flops
 from projects_deformable_detr.modeling.resnet import DeformableConv2d, ResNet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,14 +41,14 @@ class Attention(nn.Module):
         ),
     ],
 )
-def test_multiply_adds(flops, module, shapes, expected):
-    counted = flops.count_flops(module.eval(), tuple(torch.randn(shape) for shape in shapes))
+def test_multiply_adds(module, shapes, expected):
+    counted = count_flops(module.eval(), tuple(torch.randn(shape) for shape in shapes))
     assert counted * 1e9 == pytest.approx(expected)
 
 
-def test_resnet50_has_the_flops_of_torchvision(flops):
+def test_resnet50_has_the_flops_of_torchvision():
     # torchvision documents 4.09 GFLOPS at 224 x 224, classifier (2048 * 1000) included.
-    counted = flops.count_flops(ResNet(50).eval(), (torch.zeros(1, 3, 224, 224),))
+    counted = count_flops(ResNet(50).eval(), (torch.zeros(1, 3, 224, 224),))
     assert counted + 2048 * 1000 / 1e9 == pytest.approx(4.09, abs=0.005)
 
 

@@ -3,8 +3,7 @@
 
 tools/flops.py [--sizes 800x1066 800x1120] [--classes 91] [CONFIG …]
 
-A multiply-add counts as one FLOP, as in the papers. Matrix products, convolutions, attention and the sampling of
-deformable attention and convolution are counted; norms, activations and resizing are not. The papers average over the
+A multiply-add counts as one FLOP (see projects_deformable_detr/inference/flops.py). The papers average over the
 first 100 images of COCO val2017, resized to a shorter side of 800 pixels. Most are wider than 4:3, hence the second
 default size. Their models have 91 logits. Without CONFIG, all configs for COCO are counted, and Detectron2's Faster
 R-CNN R50-FPN if Detectron2 is installed.
@@ -12,21 +11,17 @@ R-CNN R50-FPN if Detectron2 is installed.
 
 import argparse
 import importlib.util
-import logging
-import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from ms_deform_attn.flops import HANDLERS
-from torch import Tensor, nn
+from torch import nn
 
 from projects_deformable_detr import build_detector, get_cfg
 from projects_deformable_detr.config import merge
 from projects_deformable_detr.errors import run_command
+from projects_deformable_detr.inference.flops import Size, count_detector, count_flops, count_parameters
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
@@ -45,67 +40,13 @@ PAPER = {
     "deformable_detr_r50_two_stage_50ep": (41, 173),
     FASTER_RCNN: (42, 180),
 }
-Size = tuple[int, int]
-
-
-class _Tensors(nn.Module):
-    """Returns a detector's predictions as plain tensors, for tracing."""
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor, padding_mask: Tensor) -> tuple[Tensor, ...]:
-        predictions = self.detector(images, padding_mask)
-        masks = () if predictions.masks is None else (predictions.masks.all(),)
-        return predictions.logits, predictions.boxes, *masks
-
-
-def _attention_products(inputs: Any, outputs: Any) -> int:
-    """Counts multiply-adds of scaled_dot_product_attention: query by key, and weights by value."""
-    batch, heads, queries, channels = inputs[0].type().sizes()
-    keys = inputs[1].type().sizes()[-2]
-    return 2 * batch * heads * queries * keys * channels
-
-
-def _deformable_convolution(inputs: Any, outputs: Any) -> int:
-    """Counts multiply-adds of deform_conv2d: those of a convolution, plus four per sampled tap and channel."""
-    out_channels, in_channels, *kernel = inputs[1].type().sizes()
-    batch, _, height, width = outputs[0].type().sizes()
-    return batch * height * width * math.prod(kernel) * in_channels * (out_channels + 4)
-
-
-_HANDLERS: dict[str, Callable[[Any, Any], int]] = {
-    "aten::scaled_dot_product_attention": _attention_products,
-    "torchvision::deform_conv2d": _deformable_convolution,
-    **HANDLERS,
-}
-_NOT_COUNTED = ("norm", "upsample", "pool")
-
-
-@torch.no_grad()
-def count_flops(module: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """Counts the FLOPs of one forward pass, in billions."""
-    analysis = FlopCountAnalysis(module, inputs).set_op_handle(**_HANDLERS)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    counted = analysis.by_operator().items()
-    return sum(value for name, value in counted if not any(word in name for word in _NOT_COUNTED)) / 1e9
-
-
-def _parameters(module: nn.Module) -> float:
-    """Counts parameters, in millions."""
-    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
 
 
 def count(cfg: Any, sizes: list[Size], num_classes: int = 91) -> tuple[float, list[float]]:
     """Returns parameters in millions, and FLOPs in billions for one image of each size (height, width)."""
     cfg.MODEL.DETR.NUM_CLASSES = num_classes
-    detector = build_detector(cfg).eval()
-    flops = []
-    for height, width in sizes:
-        images, mask = torch.zeros(1, 3, height, width), torch.zeros(1, height, width, dtype=torch.bool)
-        flops.append(count_flops(_Tensors(detector), (images, mask)))
-    return _parameters(detector), flops
+    detector = build_detector(cfg, weights="")
+    return count_parameters(detector), count_detector(detector, sizes)
 
 
 def count_faster_rcnn(sizes: list[Size]) -> tuple[float, list[float]]:
@@ -124,7 +65,7 @@ def count_faster_rcnn(sizes: list[Size]) -> tuple[float, list[float]]:
     for height, width in sizes:
         adapter = TracingAdapter(model, [{"image": torch.zeros(3, height, width)}], allow_non_tensor=True)
         flops.append(count_flops(adapter, adapter.flattened_inputs))
-    return _parameters(model), flops
+    return count_parameters(model), flops
 
 
 def coco_configs() -> list[Path]:
@@ -156,7 +97,6 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=_size, default=[(800, 1066), (800, 1120)], metavar="HxW")
     parser.add_argument("--classes", type=int, default=91)
     args = parser.parse_args()
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
     sizes = " | ".join(f"FLOPs, G, {height} x {width}" for height, width in args.sizes)
     print(f"| config ({args.classes} classes) | parameters, M | paper | {sizes} | paper |")
     print("|---|---|---|" + "---|" * (len(args.sizes) + 1))

@@ -37,6 +37,16 @@ METRICS = (
     ("APl", None, "large"),
 )
 
+# Recall at all IoU thresholds: name, index of the maximum number of detections per image (1, 10, all), and object size.
+_RECALLS = (
+    ("AR1", 0, "all"),
+    ("AR10", 1, "all"),
+    ("AR", 2, "all"),
+    ("ARs", 2, "small"),
+    ("ARm", 2, "medium"),
+    ("ARl", 2, "large"),
+)
+
 
 @dataclass(frozen=True)
 class ImageDetections:
@@ -153,7 +163,9 @@ def gather(items: list[T]) -> list[T] | None:
 def compute_metrics(
     ground_truth: COCO, results: list[Result], class_names: Sequence[str], max_detections: int = 100, kind: str = "bbox"
 ) -> Metrics:
-    """Computes AP, AP50, AP75, APs, APm, APl and the AP of each class, in percent; NaN without ground truth.
+    """Computes `METRICS`, average recall and the AP of each class, in percent; NaN without ground truth.
+
+    AR1, AR10 and AR are for 1, 10 and ``max_detections`` detections per image.
 
     Args:
         ground_truth: annotation file, read by pycocotools.
@@ -165,7 +177,7 @@ def compute_metrics(
     class_keys = [f"AP-{name}" for name in class_names] if len(class_names) > 1 else []
     if not results:
         logger.warning("There are no detections: every metric is NaN.")
-        return dict.fromkeys([*(name for name, _, _ in METRICS), *class_keys], math.nan)
+        return dict.fromkeys([*(name for name, _, _ in METRICS + _RECALLS), *class_keys], math.nan)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(ground_truth, ground_truth.loadRes(for_kind(results, kind)), kind)
         evaluation.params.maxDets = [1, 10, max_detections]
@@ -173,6 +185,9 @@ def compute_metrics(
         evaluation.accumulate()
     precision = evaluation.eval["precision"][..., -1]  # (IoU, recall, class, size)
     metrics = mean_metrics(precision, evaluation.params)
+    recall = evaluation.eval["recall"]  # (IoU, class, size, number of detections)
+    for name, count, size in _RECALLS:
+        metrics[name] = mean_percent(recall[..., evaluation.params.areaRngLbl.index(size), count])
     return metrics | {key: mean_percent(precision[:, :, index, 0]) for index, key in enumerate(class_keys)}
 
 
@@ -199,9 +214,13 @@ def mean_percent(values: Array) -> float:
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Returns a table of the metrics over all classes, and one of the AP of each class."""
-    names = [name for name in metrics if not name.startswith("AP-")]
-    text: str = tabulate([[metrics[name] for name in names]], names, tablefmt="pipe", floatfmt=".3f", stralign="center")
+    """Returns tables of precision and recall over all classes, and of the AP of each class."""
+    tables = []
+    for kind in ("AP", "AR"):
+        if names := [name for name in metrics if name.startswith(kind) and not name.startswith("AP-")]:
+            values = [metrics[name] for name in names]
+            tables.append(tabulate([values], names, tablefmt="pipe", floatfmt=".3f", stralign="center"))
+    text = "\n".join(tables)
     classes = [(name.removeprefix("AP-"), value) for name, value in metrics.items() if name.startswith("AP-")]
     if classes:
         columns = min(3, len(classes))

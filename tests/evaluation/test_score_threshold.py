@@ -1,14 +1,16 @@
-"""tools/score_threshold.py on detections whose metrics are computed by hand."""
+"""Metrics at score thresholds, and tools/score_threshold.py, on detections whose metrics are computed by hand."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pycocotools.coco import COCO
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "score_threshold.py"
+from projects_deformable_detr.evaluation.score_threshold import best_f1, match, metrics_above
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "score_threshold.py"
 BOX, ELSEWHERE = [0, 0, 10, 10], [50, 50, 10, 10]
 
 
@@ -38,22 +40,29 @@ def files(tmp_path):
     return tmp_path / "results.json", tmp_path / "truth.json"
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("score_threshold", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def matches(files):
+    truth = COCO(str(files[1]))
+    for number, item in enumerate(truth.dataset["annotations"], 1):
+        item["id"] = number
+    truth.createIndex()
+    return match(truth, json.loads(files[0].read_text()))
 
 
 @pytest.mark.parametrize(
     ("threshold", "per_image", "precision", "recall", "f1", "duplicates"),
     [(0.0, 2.5, 2 / 5, 1, 4 / 7, 1 / 5), (0.75, 1, 1 / 2, 1 / 2, 1 / 2, 1 / 2), (0.9, 0, 0, 0, 0, 0)],
 )
-def test_row(tool, files, threshold, per_image, precision, recall, f1, duplicates):
-    matches = tool.match(json.loads(files[0].read_text()), str(files[1]), 0.5)
+def test_metrics_above(matches, threshold, per_image, precision, recall, f1, duplicates):
     expected = (threshold, per_image, precision, recall, f1, duplicates)
-    assert tuple(tool.row(matches, threshold).values()) == pytest.approx(expected)
+    assert tuple(metrics_above(matches, threshold).values()) == pytest.approx(expected)
+
+
+def test_best_f1_of_a_class(matches):
+    best = best_f1(matches.select(7))  # wrong at 0.7 and 0.4, correct at 0.6
+    assert (best["precision"], best["recall"]) == (0.5, 1) and 0.59 < best["threshold"] < 0.6
+    none = best_f1(matches.select(8))
+    assert (none["threshold"], none["precision"], none["recall"]) == (1, 0, 0)
 
 
 def test_last_row_has_the_best_f1(files):
