@@ -20,6 +20,7 @@ from .pickles import RefusedPickleError, read_pickle, safe_globals, with_tensors
 from .zoo import locate
 
 CLASS_NAMES = "class_names"  # key of the class names in this project's files
+CONFIG = "config"  # key of the config as YAML
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -34,10 +35,12 @@ class Weights:
     Attributes:
         state: state dict on the CPU.
         class_names: names of the classes, if the file or a config next to it stores them.
+        config: config as YAML, if the file stores it.
     """
 
     state: dict[str, Tensor]
     class_names: tuple[str, ...] | None = None
+    config: str | None = None
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -54,7 +57,9 @@ def read_weights(path: str | Path) -> Weights:
     """
     path = weights_file(locate(path))
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-    return Weights(_find_weights(path, content), _class_names(path, content))
+    config = content.get(CONFIG) if isinstance(content, dict) else None
+    text = config if isinstance(config, str) else None
+    return Weights(_find_weights(path, content), _class_names(path, content), text)
 
 
 def weights_file(path: Path) -> Path:
@@ -82,7 +87,7 @@ def save_detector(
         class_names: names of the classes, if known.
     """
     state = {f"detector.{key}": value.detach().cpu() for key, value in detector.state_dict().items()}
-    content = {"model": state, "iteration": iteration, "config": cfg_text, "format": 1}
+    content = {"model": state, "iteration": iteration, CONFIG: cfg_text, "format": 1}
     write_atomically(path, content | ({CLASS_NAMES: list(class_names)} if class_names else {}))
 
 
