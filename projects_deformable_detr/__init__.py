@@ -15,11 +15,22 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .config import add_deformable_detr_config, build_criterion, build_detector, get_cfg
+    from .inference import Detections, Detector
 
-__all__ = ["__version__", "add_deformable_detr_config", "build_criterion", "build_detector", "get_cfg"]
+__all__ = [
+    "Detections",
+    "Detector",
+    "__version__",
+    "add_deformable_detr_config",
+    "build_criterion",
+    "build_detector",
+    "get_cfg",
+]
 
 # Modules of the public names.
 _MODULES = {
+    "Detections": "inference",
+    "Detector": "inference",
     "add_deformable_detr_config": "config",
     "build_criterion": "config",
     "build_detector": "config",

@@ -20,7 +20,6 @@ PROG = "deformable-detr"
 COMMANDS = {
     "train": "train",
     "convert-data": "convert_data",
-    "convert": "convert",
     "draw": "draw",
     "shapes": "shapes",
     "demo": "demo",

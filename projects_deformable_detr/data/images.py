@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -18,6 +18,7 @@ from .problems import DatasetError, IntensityError
 
 _logger = logging.getLogger(__name__)
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+ImageSource = str | os.PathLike[str] | IO[bytes] | Image.Image
 _ORIENTATION = 0x0112  # the EXIF tag
 # Maps an EXIF orientation to its inverse transform.
 _UPRIGHT = {
@@ -32,7 +33,20 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)
 _AS_STORED = {6: 8, 8: 6}  # orientation whose inverse transform undoes that of the key
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # single-channel images of more than 8 bits
+_REMEDY = "replace the file, or remove its record from the data set"
 _noted: set[tuple[str, str]] = set()  # folder and property of images for which a warning was logged
+
+
+class ImageFileError(DatasetError):
+    """Raised for an image that cannot be read.
+
+    Attributes:
+        problem: message without the remedy, which applies to data sets.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem}: {remedy}" if remedy else problem)
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -59,11 +73,11 @@ class ImageReader:
         if len(window) not in (0, 2) or not all(map(math.isfinite, window)) or (window and window[0] >= window[1]):
             raise ArgumentError("intensity_window", f"must be two increasing numbers, or empty, got {window}")
 
-    def read(self, path: str | os.PathLike[str], expected_size: tuple[int, int] | None = None) -> Pixels:
+    def read(self, path: ImageSource, expected_size: tuple[int, int] | None = None) -> Pixels:
         """Reads the pixels of an image file.
 
         Args:
-            path: file in any format that Pillow reads.
+            path: file in any format that Pillow reads: its path, an open file, or an image opened by Pillow.
             expected_size: (height, width) according to the record; None: not checked.
 
         Returns:
@@ -73,16 +87,17 @@ class ImageReader:
             DatasetError: if the file is missing, cannot be decoded, does not have the expected size, or has values
                 outside the range of the type.
         """
+        name = source_name(path)
         with open_image(path) as image:
             notes, limits, orientation = describe(image), self._limits(image), read_orientation(image)
             image.load()
             turned = self._turn(image, orientation)
-            pixels = self._scale(turned, limits, path) if limits else _to_rgb(turned)
+            pixels = self._scale(turned, limits, name) if limits else _to_rgb(turned)
         for note in notes:
-            _warn(Path(path), note)
+            _warn(Path(name), note)
         if expected_size is not None and pixels.shape[:2] != tuple(expected_size):
             raise DatasetError(
-                f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height"
+                f"{name} is {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height"
                 f"{', after its EXIF orientation' * self.exif_orientation}), but {expected_size[1]} x "
                 f"{expected_size[0]} in its record: correct the width and height of the record, or replace the file"
             )
@@ -105,7 +120,7 @@ class ImageReader:
         has_16_bits = image.mode != "I" or image.format in ("PNG", "PPM")
         return 0.0, 2.0 ** (16 if has_16_bits else 31) - 1
 
-    def _scale(self, image: Image.Image, limits: tuple[float, ...], path: str | os.PathLike[str]) -> Pixels:
+    def _scale(self, image: Image.Image, limits: tuple[float, ...], name: str) -> Pixels:
         values = np.asarray(image).astype(np.float64)
         low, high = limits
         scaled = np.rint((np.nan_to_num(values, nan=low) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
@@ -115,7 +130,7 @@ class ImageReader:
             is_lost = high > 2**16 and first < last and scaled.min() == scaled.max()
             if first < low or last > high or is_lost:
                 raise IntensityError(
-                    f"{path} has grey values from {first:g} to {last:g}, which cannot be shown in the range of their "
+                    f"{name} has grey values from {first:g} to {last:g}, which cannot be shown in the range of their "
                     f"type, {low:g} to {high:g}: set the intensity window to the values of black and white"
                 )
         return np.repeat(scaled[:, :, None], 3, axis=2)
@@ -144,29 +159,40 @@ def resize_shortest_edge(height: int, width: int, min_size: int, max_size: int |
 
 
 @contextlib.contextmanager
-def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def open_image(path: ImageSource) -> Iterator[Image.Image]:
     """Opens an image file and converts all errors of Pillow, also those inside the context, to `DatasetError`."""
+    name = source_name(path)
     try:
-        # Given a path, Pillow maps some TIFF files into memory, with the wrong order of sides if they are turned.
-        with open(path, "rb") as file, Image.open(file) as image:
-            yield image
+        with contextlib.ExitStack() as stack:
+            if isinstance(path, Image.Image):
+                yield path
+                return
+            # Given a path, Pillow maps some TIFF files into memory, with the wrong order of sides if they are turned.
+            file = stack.enter_context(open(path, "rb")) if isinstance(path, str | os.PathLike) else path
+            yield stack.enter_context(Image.open(file))
     except DatasetError:
         raise
     except FileNotFoundError as error:
-        raise DatasetError(
-            f"image file {path} does not exist: add it, or remove its record from the data set"
+        raise ImageFileError(
+            f"image file {name} does not exist", "add it, or remove its record from the data set"
         ) from error
     except UnidentifiedImageError as error:
-        raise DatasetError(
-            f"{path} ({os.stat(path).st_size} bytes) is not an image in a format that Pillow supports: replace the "
-            "file, or remove its record from the data set"
-        ) from error
+        size = f" ({os.stat(path).st_size} bytes)" if isinstance(path, str | os.PathLike) else ""
+        raise ImageFileError(f"{name}{size} is not an image in a format that Pillow supports", _REMEDY) from error
     except Image.DecompressionBombError as error:
-        raise DatasetError(f"{path} has too many pixels ({error}): reduce its size, or cut it into tiles") from error
-    except Exception as error:  # Pillow's decoders raise many types for damaged files
-        raise DatasetError(
-            f"{path} cannot be decoded as an image ({error}): replace the file, or remove its record from the data set"
+        raise ImageFileError(
+            f"{name} has too many pixels ({error})", "reduce its size, or cut it into tiles"
         ) from error
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
+        raise ImageFileError(f"{name} cannot be decoded as an image ({error})", _REMEDY) from error
+
+
+def source_name(path: ImageSource) -> str:
+    """Returns the path of an image for messages; ``"image"`` if it has none."""
+    if isinstance(path, str | os.PathLike):
+        return os.fspath(path)
+    name = getattr(path, "filename" if isinstance(path, Image.Image) else "name", "")
+    return name if isinstance(name, str) and name else "image"
 
 
 def read_orientation(image: Image.Image) -> int:

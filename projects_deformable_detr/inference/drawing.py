@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch.nn import functional as F
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
+from torchvision.utils import make_grid
 
 from ..errors import UserError
+from ..modeling import PanopticSegmentation
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -37,13 +37,15 @@ def draw(
 ) -> Pixels:
     """Draws boxes with class names and scores, and masks if given, on a copy of the image.
 
+    Lines and texts scale with the image.
+
     Args:
         image: (H, W, 3) uint8, RGB.
         boxes: (K, 4) corners x1, y1, x2, y2 in pixels; an array or a CPU tensor.
         labels: (K,) class ids.
         scores: (K,) in [0, 1], written in percent; higher scores are drawn over lower ones. None for ground truth.
         class_names: names of class 0, 1, …; if None, the ids are written.
-        masks: (K, H, W) bool, drawn as a tint of the class's colour.
+        masks: (K, H, W) bool, drawn as a tint of the class's color.
         min_side: images with a shorter side are enlarged by an integer factor, which makes text and lines finer.
 
     Returns:
@@ -64,57 +66,92 @@ def draw(
         )
     order = torch.arange(len(corners)) if scores is None else ranking.argsort(stable=True)
     factor = max(1, -(-min_side // min(image.shape[:2])))
-    canvas = _enlarge(torch.tensor(image).permute(2, 0, 1), factor)
-    corners = (corners[order] * factor).round()
     ids: list[int] = classes[order].tolist()
-    colours = [PALETTE[label % len(PALETTE)] for label in ids]
+    colors = [PALETTE[label % len(PALETTE)] for label in ids]
+    tinted = image.copy()
     if masks is not None:
-        for index, colour in zip(order.tolist(), colours, strict=True):  # one by one: overlaps would become black
-            mask = _enlarge(torch.as_tensor(masks[index], dtype=torch.bool)[None], factor)
-            canvas = draw_segmentation_masks(canvas, mask, alpha=_MASK_OPACITY, colors=[colour])
+        for index, color in zip(order.tolist(), colors, strict=True):
+            _tint(tinted, np.asarray(masks[index], dtype=bool), color)
     texts = [str(label) if class_names is None else class_names[label] for label in ids]
     if scores is not None:
         texts = [f"{text} {100 * score:.0f}%" for text, score in zip(texts, ranking[order].tolist(), strict=True)]
-    canvas = _draw_boxes(canvas, corners, colours)
-    return _draw_texts(canvas.permute(1, 2, 0).numpy(), corners.int().tolist(), texts, colours)
+    picture = Image.fromarray(_enlarge(tinted, factor))
+    rectangles = (corners[order] * factor).round().int().tolist()
+    _draw_boxes(picture, rectangles, colors)
+    _draw_texts(picture, [(left, top) for left, top, _, _ in rectangles], texts, colors)
+    return np.asarray(picture)
 
 
-def _enlarge(image: Tensor, factor: int) -> Tensor:
-    """Enlarges an image (C, H, W) by repeating pixels."""
-    return image.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+def draw_segments(
+    image: Pixels, segmentation: PanopticSegmentation, class_names: Sequence[str], *, min_side: int = 480
+) -> Pixels:
+    """Draws the segments of a panoptic segmentation as tints with class names; things of one class differ in color.
+
+    Arguments and result as in `draw`.
+    """
+    factor = max(1, -(-min_side // min(image.shape[:2])))
+    ids, tinted = segmentation.ids.numpy(), image.copy()
+    places, texts, colors = [], [], []
+    for item in segmentation.segments:
+        mask = ids == item["id"]
+        color = PALETTE[(item["category_id"] + (item["id"] if item["isthing"] else 0)) % len(PALETTE)]
+        _tint(tinted, mask, color)
+        rows, columns = np.nonzero(mask)
+        middle = int(np.abs(rows - rows.mean()).argmin())  # a pixel of the segment near its center
+        places.append((int(np.median(columns[rows == rows[middle]])) * factor, int(rows[middle]) * factor))
+        texts.append(class_names[item["category_id"]])
+        colors.append(color)
+    edges = np.zeros(ids.shape, bool)
+    edges[1:] |= ids[1:] != ids[:-1]
+    edges[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    tinted[edges] = ImageColor.getrgb(_OUTLINE)
+    picture = Image.fromarray(_enlarge(tinted, factor))
+    _draw_texts(picture, places, texts, colors)
+    return np.asarray(picture)
 
 
-def _line_width(height: int, width: int) -> int:
-    return max(1, round(min(height, width) / 400))
+def _enlarge(image: Pixels, factor: int) -> Pixels:
+    """Enlarges an image (H, W, 3) by repeating pixels."""
+    return image if factor == 1 else image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _draw_boxes(canvas: Tensor, boxes: Tensor, colours: Sequence[str]) -> Tensor:
-    """Draws lines in the classes' colours with a dark outline, visible on any background."""
-    width = _line_width(*canvas.shape[1:])
-    for box, colour in zip(boxes, colours, strict=True):
-        outline = box + torch.tensor([-width, -width, width, width])
-        canvas = draw_bounding_boxes(canvas, outline[None], colors=[_OUTLINE], width=4 * width)
-        canvas = draw_bounding_boxes(canvas, box[None], colors=[colour], width=2 * width)
-    return canvas
+def _tint(image: Pixels, mask: np.ndarray[Any, np.dtype[np.bool_]], color: str) -> None:
+    """Blends a color into the pixels of a mask (H, W), in place."""
+    tint = np.array(ImageColor.getrgb(color)) * _MASK_OPACITY
+    image[mask] = (image[mask] * (1 - _MASK_OPACITY) + tint).round().astype(np.uint8)
 
 
-def _draw_texts(canvas: Pixels, boxes: Sequence[Sequence[int]], texts: Sequence[str], colours: Sequence[str]) -> Pixels:
-    """Writes texts on filled rectangles above the boxes, or inside the boxes if there is no room above."""
-    picture = Image.fromarray(canvas)
-    height, width = canvas.shape[:2]
-    unit = _line_width(height, width)
-    pen = ImageDraw.Draw(picture)
-    font, texts = _choose_font(13 * unit, texts)
+def _scale(width: int, height: int) -> float:
+    """Returns the scale of lines and texts, at least 1."""
+    return max(1.0, min(height, width) / 500)
+
+
+def _draw_boxes(picture: Image.Image, boxes: Sequence[Sequence[int]], colors: Sequence[str]) -> None:
+    """Draws lines in the classes' colors between dark lines, visible on any background."""
+    unit, pen = round(_scale(*picture.size)), ImageDraw.Draw(picture)
+    for (left, top, right, bottom), color in zip(boxes, colors, strict=True):
+        for distance, width, fill in ((2 * unit, 5 * unit, _OUTLINE), (unit, 3 * unit, color)):
+            corners = left - distance, top - distance, right + distance, bottom + distance
+            pen.rectangle(corners, outline=fill, width=width)
+
+
+def _draw_texts(
+    picture: Image.Image, places: Sequence[tuple[int, int]], texts: Sequence[str], colors: Sequence[str]
+) -> None:
+    """Writes texts on filled rectangles above the places (x, y), or below them if there is no room above."""
+    width, height = picture.size
+    scale = _scale(width, height)
+    unit, pen = round(scale), ImageDraw.Draw(picture)
+    font, texts = _choose_font(round(13 * scale), texts)
     text_height = int(pen.textbbox((0, 0), "Ag", font)[3]) + unit
-    for (left, top, *_), text, colour in zip(boxes, texts, colours, strict=True):
+    for (left, top), text, color in zip(places, texts, colors, strict=True):
         text_width = round(pen.textlength(text, font)) + 4 * unit
         x = min(max(0, left - unit), max(0, width - text_width))
         y = top - unit - text_height
         if y < 0:
             y = min(max(0, top), max(0, height - text_height))
-        pen.rectangle((x, y, x + text_width, y + text_height), fill=colour)
+        pen.rectangle((x, y, x + text_width, y + text_height), fill=color, outline=_OUTLINE, width=unit)
         pen.text((x + 2 * unit, y), text, fill="black", font=font)
-    return np.asarray(picture)
 
 
 def _choose_font(size: int, texts: Sequence[str]) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, list[str]]:

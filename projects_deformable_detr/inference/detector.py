@@ -1,0 +1,402 @@
+"""`Detector`: a model with its preprocessing and postprocessing, for images of any source."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any, TypedDict, overload
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as transforms
+from typing_extensions import Unpack
+
+from .. import modeling
+from ..data.images import Pixels, resize_shortest_edge
+from ..errors import ArgumentError, check_choice
+from ..evaluation import TestTimeAugmentationConfig
+from ..evaluation.tta import detect_with_tta, merge_views
+from ..modeling import PanopticSegmentation, Predictions, batch_images, panoptic_postprocess, postprocess
+from ..modeling.postprocess import instance_masks
+from .detections import Detections
+from .images import ImageError, Picture, Source, is_single, name_of
+from .model import ModelMetadata, Runner
+from .options import DEFAULT_THRESHOLD, Classes, Options, Tile, make_options, take
+
+TILE_NMS_THRESHOLD = 0.5
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class CallOptions(TypedDict, total=False):
+    """Keyword arguments of `Detector.stream`."""
+
+    score_threshold: float | Mapping[str, float]
+    top_k: int | None
+    classes: Classes | None
+    nms_threshold: float | None
+    tile: tuple[int, int] | None
+    tta: bool | TestTimeAugmentationConfig
+    color: str
+    batch_size: int | None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image, and its tiles resized for the model: (3, h, w) uint8 RGB each."""
+
+    picture: Picture
+    size: tuple[int, int]
+    tiles: list[Tile]
+    inputs: list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Detections in one tile, and its panoptic segmentation."""
+
+    detections: modeling.Detections
+    segmentation: PanopticSegmentation | None = None
+
+
+class Detector:
+    """Detects objects in images; `Detector.load` opens a trained model.
+
+    Detections do not depend on other images of a call. Instances can be used by several threads at once, and pickled.
+
+    Args:
+        runner: computes predictions; a module is moved to ``device`` and set to evaluation mode.
+        metadata: classes, preprocessing and postprocessing.
+        device: device of the model; ``"auto"``: CUDA's current device, or the CPU if there is none.
+        dtype: type of the computation, ``"float32"``, ``"bfloat16"`` or ``"float16"`` (or torch's dtypes). 16-bit types
+            use automatic mixed precision, so that boxes and scores are computed in float32.
+        compile: whether to compile the model with ``torch.compile`` when it is first used.
+
+    Attributes:
+        metadata: classes, preprocessing and postprocessing.
+        device: device of the model.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        metadata: ModelMetadata,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float32",
+        compile: bool = False,
+    ) -> None:
+        self.metadata = metadata
+        self.device = choose_device(device)
+        self.dtype = _choose_dtype(dtype)
+        self.compile = compile
+        if isinstance(runner, nn.Module):
+            runner.to(self.device).eval().requires_grad_(False)
+        elif compile or self.dtype != torch.float32:
+            name = "compile" if compile else "dtype"
+            raise ArgumentError(
+                name, f"must be {not compile if compile else 'float32'} for an exported model, which has its precision"
+            )
+        self.model = runner
+        self._run = torch.compile(runner, dynamic=True) if compile else runner
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        config: Any = None,
+        class_names: Sequence[str] | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float32",
+        compile: bool = False,
+    ) -> "Detector":
+        """Opens a model.
+
+        Args:
+            source: a checkpoint of this project; the output folder of a training, of which the best or the last model
+                is used; an exported model; the name of published weights, such as
+                ``"deformable_detr_r50_two_stage"``; or a checkpoint of another project with ``config``.
+            config: for a checkpoint without config: a YAML file, the name of a recipe of ``configs/``, or a config.
+            class_names: names of the classes, which replace those of the file.
+            device, dtype, compile: see `Detector`.
+
+        Raises:
+            UserError: if the source cannot be opened, or its config is unknown.
+            ArgumentError: for an invalid argument.
+        """
+        from .loading import open_model
+
+        place = choose_device(device)
+        runner, metadata = open_model(source, config, class_names, place)
+        return cls(runner, metadata, device=place, dtype=dtype, compile=compile)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of class 0, 1, …"""
+        return self.metadata.class_names
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.class_names[:3]) + (", …" if len(self.class_names) > 3 else "")
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"Detector({len(self.class_names)} classes: {names}; {dtype} on {self.device})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._run = torch.compile(self.model, dynamic=True) if self.compile else self.model
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a path is also a sequence
+        self, images: Source, **options: Unpack[CallOptions]
+    ) -> Detections: ...
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a sequence is also an iterable
+        self, images: Sequence[Source], **options: Unpack[CallOptions]
+    ) -> list[Detections]: ...
+
+    @overload
+    def __call__(self, images: Iterable[Source], **options: Unpack[CallOptions]) -> Iterator[Detections]: ...
+
+    def __call__(self, images: Any, **options: Unpack[CallOptions]) -> Any:
+        """Returns the detections of one image, a list for a list of images, or an iterator for other iterables.
+
+        Arguments as in `stream`.
+        """
+        if is_single(images):
+            return next(self.stream([images], **options))
+        found = self.stream(images, **options)
+        return list(found) if isinstance(images, Sequence) else found
+
+    def stream(
+        self,
+        images: Iterable[Source],
+        *,
+        score_threshold: float | Mapping[str, float] = DEFAULT_THRESHOLD,
+        top_k: int | None = None,
+        classes: Classes | None = None,
+        nms_threshold: float | None = None,
+        tile: tuple[int, int] | None = None,
+        tta: bool | TestTimeAugmentationConfig = False,
+        color: str = "rgb",
+        batch_size: int | None = None,
+        on_error: Callable[[ImageError], object] | None = None,
+    ) -> Iterator[Detections]:
+        """Returns an iterator over the detections of images, in order; images are read shortly before they are used.
+
+        Args:
+            images: paths, open files, PIL images; NumPy arrays (H, W, 3) uint8, or (H, W) for grey images; tensors
+                (3, H, W) in RGB, uint8 in 0–255 or float in [0, 1]. Kinds can be mixed. Orientation (EXIF), grey
+                images and 16-bit images are handled as in training.
+            score_threshold: minimum score; or a mapping from class names to thresholds, with 0.3 for other classes.
+            top_k: maximum number of detections of an image; None: that of the model's config, usually 100.
+            classes: names or ids of the classes to detect; None: all.
+            nms_threshold: IoU above which the worse one of two detections of a class is dropped; None: no NMS.
+            tile: ``(size, overlap)`` in pixels: detect in square tiles of large images, and merge detections of one
+                class with IoU above ``nms_threshold``, or above 0.5. The overlap should exceed the largest object.
+            tta: detect in resized and flipped copies of each image and merge the results; True: the model's
+                ``TEST.AUG``.
+            color: channel order of NumPy arrays, ``"rgb"`` or ``"bgr"`` (OpenCV).
+            batch_size: maximum number of images of one size in a batch; None: 1 on CPUs, otherwise 8.
+            on_error: called with the error of an image that cannot be read, which is then left out; None: the error is
+                raised.
+
+        Raises:
+            ImageError: if an image cannot be read.
+            ArgumentError: for an invalid argument or image.
+        """
+        if batch_size is None:
+            batch_size = 1 if self.device.type == "cpu" else 8
+        options = make_options(
+            self.metadata, score_threshold, top_k, classes, nms_threshold, tile, tta, color, batch_size
+        )
+        if is_single(images) or not isinstance(images, Iterable):
+            raise ArgumentError("images", f"must be an iterable of images, got {type(images).__name__}")
+        return self._stream(images, options, on_error)
+
+    def _stream(
+        self, images: Iterable[Source], options: Options, on_error: Callable[[ImageError], object] | None
+    ) -> Iterator[Detections]:
+        """Yields detections; images of the next window are read while the model runs."""
+        reader = self.metadata.reader
+        pictures = (Picture(item, name_of(item, index), reader, options.color) for index, item in enumerate(images))
+        # Several batches are read ahead, so that images of one size can be batched although sizes alternate.
+        window = 1 if options.batch_size == 1 else 4 * options.batch_size
+        with ThreadPoolExecutor(min(window, 4)) as pool:
+            tasks = [pool.submit(self._prepare, picture, options) for picture in islice(pictures, window)]
+            while tasks:
+                prepared = []
+                for task in tasks:
+                    try:
+                        prepared.append(task.result())
+                    except ImageError as error:
+                        if on_error is None:
+                            raise
+                        on_error(error)
+                tasks = [pool.submit(self._prepare, picture, options) for picture in islice(pictures, window)]
+                yield from self._detect(prepared, options)
+
+    def _prepare(self, picture: Picture, options: Options) -> _Prepared:
+        picture, pixels = picture.decoded()
+        size = pixels.shape[0], pixels.shape[1]
+        tiles = options.tiles(size)
+        inputs = [
+            self._resize(pixels[y : y + h, x : x + w], is_original=options.tta is not None) for y, x, h, w in tiles
+        ]
+        return _Prepared(picture, size, tiles, inputs)
+
+    def _resize(self, pixels: Pixels, *, is_original: bool) -> Tensor:
+        """Resizes (H, W, 3) to (3, h, w) uint8 as in evaluation, or to the fixed size of a model."""
+        height, width = pixels.shape[:2]
+        image = Image.fromarray(pixels)
+        if self.metadata.input_size is not None:
+            scale = min(self.metadata.input_size[0] / height, self.metadata.input_size[1] / width)
+            size = max(1, round(height * scale)), max(1, round(width * scale))
+        elif is_original:
+            size = height, width
+        else:
+            size = resize_shortest_edge(height, width, self.metadata.min_size, self.metadata.max_size)
+        return transforms.pil_to_tensor(image if size == (height, width) else transforms.resize(image, list(size)))
+
+    def _detect(self, prepared: Sequence[_Prepared], options: Options) -> Iterator[Detections]:
+        """Detects in batches of tiles of one size, and yields the detections of each image."""
+        groups: dict[torch.Size, list[tuple[int, int]]] = defaultdict(list)
+        for index, item in enumerate(prepared):
+            for position, tensor in enumerate(item.inputs):
+                groups[tensor.shape].append((index, position))
+        found: dict[tuple[int, int], _Found] = {}
+        for keys in groups.values():
+            for start in range(0, len(keys), options.batch_size):
+                batch = keys[start : start + options.batch_size]
+                tensors = torch.stack([prepared[index].inputs[position] for index, position in batch])
+                sizes = [prepared[index].tiles[position][2:] for index, position in batch]
+                found.update(zip(batch, self._detect_batch(tensors, sizes, options), strict=True))
+        for index, item in enumerate(prepared):
+            yield self._finish(item, [found[index, position] for position in range(len(item.tiles))], options)
+
+    @torch.inference_mode()
+    def _detect_batch(self, images: Tensor, sizes: list[tuple[int, int]], options: Options) -> list[_Found]:
+        """Detects in images (N, 3, h, w) uint8 of one size; returns results in pixels of ``sizes``."""
+        images = images.to(self.device)
+        limits = options.candidates, options.classes, options.min_score
+        if options.tta is not None:
+            found = detect_with_tta(self._predict, images, options.tta, *limits)
+            return [_Found(options.select(item)) for item in found]
+        count, fixed = len(images), self.metadata.batch_size or len(images)
+        results: list[_Found] = []
+        for start in range(0, count, fixed):
+            part, places = images[start : start + fixed], sizes[start : start + fixed]
+            missing = fixed - len(part)
+            part = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)]) if missing else part
+            predictions = self._predict(part)
+            places = places + places[-1:] * missing
+            # Masks need most of the memory, so they are computed for kept detections only.
+            detections = postprocess(replace(predictions, masks=None), places, *limits)
+            segmentations: Sequence[PanopticSegmentation | None] = [None] * fixed
+            if self.metadata.evaluation.is_panoptic:
+                config = self.metadata.evaluation
+                segmentations = panoptic_postprocess(
+                    predictions, places, config.thing_classes, config.panoptic_score_threshold, config.panoptic_min_area
+                )
+            for index in range(fixed - missing):
+                kept = options.select(detections[index])
+                if predictions.masks is not None:
+                    assert kept.queries is not None
+                    kept = replace(kept, masks=instance_masks(predictions.masks, index, kept.queries, places[index]))
+                results.append(_Found(kept, segmentations[index]))
+        return results
+
+    def _predict(self, images: Tensor) -> Predictions:
+        """Returns predictions for images (N, 3, h, w) uint8 RGB of one size."""
+        metadata = self.metadata
+        if metadata.reader.format == "BGR":
+            images = images.flip(1)
+        mean, std = (
+            torch.tensor(values, device=self.device).view(-1, 1, 1)
+            for values in (metadata.pixel_mean, metadata.pixel_std)
+        )
+        batch, mask = batch_images(list((images.float() - mean) / std))
+        if metadata.input_size is not None:
+            down, right = metadata.input_size[0] - batch.shape[-2], metadata.input_size[1] - batch.shape[-1]
+            batch = nn.functional.pad(batch, (0, right, 0, down))
+            mask = nn.functional.pad(mask, (0, right, 0, down), value=True)
+        is_mixed = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype) if is_mixed else nullcontext():
+            predictions: Predictions = self._run(batch, mask)
+        return predictions
+
+    def _finish(self, item: _Prepared, found: list[_Found], options: Options) -> Detections:
+        """Merges the detections of an image's tiles, and moves them to the CPU."""
+        detections, segmentation = found[0].detections, found[0].segmentation
+        if len(found) > 1:
+            detections = _merge(item, [part.detections for part in found], options)
+        if segmentation is not None:
+            segmentation = replace(segmentation, ids=segmentation.ids.cpu())
+        return Detections(
+            detections.boxes.cpu(),
+            detections.scores.cpu(),
+            detections.labels.cpu(),
+            self.class_names,
+            item.size,
+            None if detections.masks is None else detections.masks.cpu(),
+            segmentation,
+            item.picture,
+        )
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Returns a device; ``"auto"`` is CUDA's current device, or the CPU if there is none."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise ArgumentError("device", f"must be available, got {str(device)!r} ({error})") from error
+    return found
+
+
+def _choose_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    check_choice("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def _merge(item: _Prepared, parts: list[modeling.Detections], options: Options) -> modeling.Detections:
+    """Merges the detections of tiles by class-wise NMS.
+
+    A detection that ends at an inner border of its tile and is smaller than the overlap is dropped, as the next tile
+    contains all of it.
+    """
+    assert options.tile is not None
+    height, width = item.size
+    views, masks = [], []
+    for (top, left, rows, columns), found in zip(item.tiles, parts, strict=True):
+        x1, y1, x2, y2 = found.boxes.unbind(1)
+        margin_x, margin_y = 0.01 * columns, 0.01 * rows
+        cut_x = ((x1 <= margin_x) & (left > 0)) | ((x2 >= columns - margin_x) & (left + columns < width))
+        cut_y = ((y1 <= margin_y) & (top > 0)) | ((y2 >= rows - margin_y) & (top + rows < height))
+        overlap = options.tile[1]
+        is_cut = (cut_x & (x2 - x1 < overlap)) | (cut_y & (y2 - y1 < overlap))
+        found = take(found, (~is_cut).nonzero()[:, 0])
+        views.append(replace(found, boxes=found.boxes + found.boxes.new_tensor([left, top, left, top])))
+        masks.append(partial(_paste, found.masks, (top, left), item.size))
+    has_masks = all(part.masks is not None for part in parts)
+    threshold = TILE_NMS_THRESHOLD if options.nms_threshold is None else options.nms_threshold
+    return merge_views(views, item.size, threshold, options.top_k, masks if has_masks else None)
+
+
+def _paste(masks: Tensor | None, corner: tuple[int, int], size: tuple[int, int], rows: Tensor) -> Tensor:
+    """Returns masks of a tile (len(rows), h, w) at their place in masks of the image (len(rows), H, W)."""
+    assert masks is not None
+    top, left = corner
+    result = masks.new_zeros(len(rows), *size)
+    result[:, top : top + masks.shape[1], left : left + masks.shape[2]] = masks[rows]
+    return result

@@ -1,0 +1,136 @@
+"""Images that `Detector` accepts: files, open files, PIL images, arrays and tensors."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.images import ImageFileError, ImageReader, Pixels
+from ..data.problems import DatasetError
+from ..errors import ArgumentError, UserError
+
+Source = str | os.PathLike[str] | IO[bytes] | Image.Image | np.ndarray[Any, Any] | Tensor
+
+
+class ImageError(UserError):
+    """Raised for an image that cannot be read.
+
+    Attributes:
+        source: path of the image, or its position in the input.
+    """
+
+    def __init__(self, message: str, source: str = "") -> None:
+        super().__init__(message)
+        self.source = source
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image given to `Detector`, of which the pixels are read on demand.
+
+    Attributes:
+        source: file, array or tensor.
+        name: path of the image, or its position in the input.
+        reader: reader of files.
+        color: channel order of arrays, ``"rgb"`` or ``"bgr"``.
+    """
+
+    source: Source
+    name: str
+    reader: ImageReader
+    color: str = "rgb"
+
+    def pixels(self) -> Pixels:
+        """Returns the pixels (H, W, 3) uint8 in RGB.
+
+        Raises:
+            ImageError: if a file cannot be read.
+            ArgumentError: for an array or tensor with another shape, type or range.
+        """
+        if isinstance(self.source, Tensor):
+            return _from_tensor(self.source, self.name)
+        source = self.source
+        if isinstance(source, np.ndarray):
+            if source.ndim != 2:
+                return _from_array(source, self.name, self.color)
+            source = _grey_image(source, self.name)
+        try:
+            return replace(self.reader, format="RGB").read(source)
+        except DatasetError as error:
+            message = error.problem if isinstance(error, ImageFileError) else str(error)
+            if message.startswith("image "):  # an image without a path
+                message = self.name + message.removeprefix("image")
+            raise ImageError(message.removeprefix("image file "), self.name) from error
+
+    def decoded(self) -> tuple["Picture", Pixels]:
+        """Returns the picture and its pixels; an open file, which can be read once, is replaced with its pixels."""
+        pixels = self.pixels()
+        is_file = not isinstance(self.source, str | os.PathLike | Image.Image | np.ndarray | Tensor)
+        return (replace(self, source=pixels, color="rgb") if is_file else self), pixels
+
+
+def is_single(images: object) -> bool:
+    """Returns whether the input is one image rather than several."""
+    return isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor) or hasattr(images, "read")
+
+
+def name_of(source: object, index: int) -> str:
+    """Returns the path of an image for messages and results, or its position in the input.
+
+    Raises:
+        ArgumentError: for an object that is no image.
+    """
+    if not is_single(source):
+        kind = type(source).__name__
+        hint = "; nested lists are not supported" if isinstance(source, Iterable) else ""
+        raise ArgumentError(
+            "images", f"must be paths, open files, PIL images, NumPy arrays or tensors, got {kind} at {index}{hint}"
+        )
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    name = getattr(source, "filename", None) or getattr(source, "name", None)
+    return name if isinstance(name, str) else f"image {index}"
+
+
+def _from_array(array: np.ndarray[Any, Any], name: str, color: str) -> Pixels:
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ArgumentError(
+            "images", f"must be arrays (H, W, 3), or (H, W) for grey images, got shape {array.shape} ({name})"
+        )
+    if array.dtype != np.uint8:
+        raise ArgumentError("images", f"must be uint8 arrays with values in 0–255, got {array.dtype} ({name})")
+    return np.ascontiguousarray(array if color == "rgb" else array[:, :, ::-1])
+
+
+def _grey_image(array: np.ndarray[Any, Any], name: str) -> Image.Image:
+    if 0 in array.shape or array.dtype not in (np.uint8, np.uint16, np.int32, np.float32):
+        raise ArgumentError(
+            "images",
+            f"must be arrays with pixels of uint8, uint16, int32 or float32 for grey images, got {array.dtype} "
+            f"{array.shape} ({name})",
+        )
+    return Image.fromarray(array)
+
+
+def _from_tensor(tensor: Tensor, name: str) -> Pixels:
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
+        hint = "; pass a batch as a list of images" if tensor.ndim == 4 else ""
+        raise ArgumentError("images", f"must be tensors (3, H, W), got shape {tuple(tensor.shape)} ({name}){hint}")
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        low, high = tensor.aminmax()
+        if not 0 <= low <= high <= 1:
+            raise ArgumentError(
+                "images", f"must be float tensors in [0, 1], got values in [{low:g}, {high:g}] ({name})"
+            )
+        tensor = (tensor.float() * 255).round().to(torch.uint8)
+    if tensor.dtype != torch.uint8:
+        raise ArgumentError(
+            "images", f"must be uint8 tensors in 0–255 or float tensors in [0, 1], got {tensor.dtype} ({name})"
+        )
+    return tensor.permute(1, 2, 0).contiguous().numpy()

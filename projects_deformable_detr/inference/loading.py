@@ -1,0 +1,201 @@
+"""Opens models for `Detector`: checkpoints, output folders, published weights and exported models."""
+
+import dataclasses
+import difflib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from ..checkpoint import CheckpointError, Weights, fit, read_weights, zoo
+from ..checkpoint.classes import shorten
+from ..checkpoint.coco_classes import THINGS, THINGS_AND_STUFF
+from ..checkpoint.load import file_classes
+from ..config import build_detector, get_cfg, leaves, merge, set_thing_classes, thing_classes
+from ..config.checkpoint import LOADING_KEYS, load_options
+from ..config.data import image_reader
+from ..config.evaluation import evaluation_config, tta_config
+from ..config.model import BACKBONES, criterion_config
+from ..config.reading import naming_keys
+from ..config.recipes import find_config
+from ..config.run import process_config
+from ..errors import ArgumentError, UserError
+from ..modeling import Detector
+from .model import ModelMetadata, Runner
+
+try:
+    from .exported import is_exported, open_exported
+except ImportError:
+
+    def is_exported(path: Path) -> bool:
+        return False
+
+
+_logger = logging.getLogger(__name__)
+COCO_NAMES = {len(THINGS): THINGS, len(THINGS_AND_STUFF): THINGS_AND_STUFF}
+_IN_OUTPUT_FOLDER = ("model_best.pth", "model_final.pth")
+
+
+def open_model(
+    source: str | os.PathLike[str], config: Any, class_names: Sequence[str] | None, device: torch.device
+) -> tuple[Runner, ModelMetadata]:
+    """Opens a model; arguments and errors as in `Detector.load`."""
+    if isinstance(class_names, str) or (class_names is not None and not all(isinstance(n, str) for n in class_names)):
+        raise ArgumentError("class_names", f"must be a sequence of names, got {class_names!r}")
+    path, stored = Path(source), None
+    name = os.fspath(source).removeprefix("zoo://")
+    if name != os.fspath(source) or not path.exists():
+        if name not in zoo.ENTRIES and name == os.fspath(source):
+            near = difflib.get_close_matches(name, zoo.ENTRIES, n=1)
+            hint = f"did you mean {near[0]}?" if near else "names of published weights are in docs/models.md"
+            raise UserError(f"there is no file, folder or published model {name!r}: {hint}")
+        entry = zoo.get(name)
+        if entry.is_backbone:
+            raise UserError(f"{source}: must be a detector, got the weights of a backbone")
+        path, stored = zoo.download(name), entry.class_names
+        config = config or entry.config
+    if is_exported(path):
+        if config is not None:
+            raise ArgumentError("config", "must be None for an exported model, which contains its own")
+        runner, metadata = open_exported(path, device)
+        return runner, _rename(metadata, class_names)
+    path = _find_checkpoint(path)
+    weights = read_weights(path)
+    weights = dataclasses.replace(weights, class_names=weights.class_names or stored)
+    return _open_checkpoint(path, weights, config, class_names)
+
+
+def _find_checkpoint(path: Path) -> Path:
+    """Returns the model of an output folder: the best, the final or the last one; other paths unchanged."""
+    if not path.is_dir():
+        return path
+    candidates = [path / name for name in _IN_OUTPUT_FOLDER]
+    if (path / "last_checkpoint").is_file():
+        candidates.append(path / (path / "last_checkpoint").read_text(encoding="utf-8").strip())
+    found = next((file for file in candidates if file.is_file()), path)
+    if found != path:
+        _logger.info("Loading %s", found)
+    return found
+
+
+def _open_checkpoint(
+    path: Path, weights: Weights, config: Any, class_names: Sequence[str] | None
+) -> tuple[Detector, ModelMetadata]:
+    """Builds the detector of a checkpoint, and loads its weights."""
+    cfg = _read_config(path, weights, config)
+    is_softmax = criterion_config(cfg).class_loss == "softmax"
+    format, count, stored = file_classes(weights, is_softmax)
+    if format is None or format.is_backbone:
+        found = "unknown weights" if format is None else "the weights of a backbone"
+        raise CheckpointError(f"{path}: must contain a detector, got {found}")
+    known = tuple(name for name in stored or () if name is not None)
+    cfg.MODEL.DETR.NUM_CLASSES = cfg.MODEL.DETR.NUM_CLASSES or len(known) or count
+    if len(known) != cfg.MODEL.DETR.NUM_CLASSES:
+        known = ()
+    names = known or COCO_NAMES.get(cfg.MODEL.DETR.NUM_CLASSES) or _numbered(cfg.MODEL.DETR.NUM_CLASSES)
+    _set_things(cfg, names)
+    with torch.random.fork_rng(devices=()):  # initial weights, which are replaced
+        detector = build_detector(cfg)
+    options = load_options(cfg, for_evaluation=True, class_names=known or None)
+    with naming_keys(LOADING_KEYS):
+        fitting, _ = fit(detector, weights, str(path), options)
+    detector.load_state_dict(fitting, strict=False)
+    metadata = _rename(read_metadata(cfg, names, no_object=detector.no_object), class_names)
+    if not weights.class_names and class_names is None:
+        _logger.warning(
+            "%s has no class names: %d are assumed (%s). Pass class_names to Detector.load to set them.",
+            path, len(names), ", ".join(shorten(names, 4)),
+        )  # fmt: skip
+    return detector, metadata
+
+
+def read_metadata(cfg: CfgNode, class_names: Sequence[str], *, no_object: bool) -> ModelMetadata:
+    """Reads the metadata of a model from its config.
+
+    Raises:
+        UserError: for an invalid value; the message names the key.
+    """
+    process = process_config(cfg)
+    return ModelMetadata(
+        tuple(class_names),
+        no_object,
+        cfg.MODEL.MASK_ON,
+        process.pixel_mean,
+        process.pixel_std,
+        cfg.INPUT.MIN_SIZE_TEST,
+        cfg.INPUT.MAX_SIZE_TEST,
+        image_reader(cfg),
+        dataclasses.replace(evaluation_config(cfg), tta=None),
+        None if cfg.MODEL.DETR.PANOPTIC.ENABLED else tta_config(cfg),
+    )
+
+
+def _read_config(path: Path, weights: Weights, config: Any) -> CfgNode:
+    """Returns the given config, or that of the checkpoint or of the output folder that it is in."""
+    if isinstance(config, CfgNode):
+        return _supported(config, "config")
+    if isinstance(config, str | os.PathLike):
+        cfg, name = get_cfg("standalone"), find_config(os.fspath(config))
+        merge(cfg, name, [])
+        return _supported(cfg, name)
+    if config is not None:
+        raise ArgumentError("config", f"must be a file, the name of a recipe or a CfgNode, got {type(config).__name__}")
+    if weights.config is not None:
+        return _supported(CfgNode.load_cfg(weights.config), str(path))
+    file = path.with_name("config.yaml")
+    if file.is_file():
+        return _supported(CfgNode.load_cfg(file.read_text(encoding="utf-8")), str(file))
+    raise UserError(
+        f"{path} contains no config, and there is no config.yaml next to it: pass config, a YAML file or the name of a "
+        "recipe such as deformable_detr_r50_50ep (--config on the command line)"
+    )
+
+
+def _supported(config: CfgNode, source: str) -> CfgNode:
+    """Returns the part of a config of either engine that determines the model and its input, without data sets."""
+    cfg = get_cfg("standalone")
+    known = dict(leaves(cfg))
+    name = config.get("MODEL", {}).get("BACKBONE", {}).get("NAME", cfg.MODEL.BACKBONE.NAME)
+    if name not in BACKBONES:
+        raise UserError(
+            f"{source}: MODEL.BACKBONE.NAME {name} is a backbone of Detectron2's registry, which needs Detectron2's "
+            "DefaultPredictor"
+        )
+    found = {
+        key: value for key, value in leaves(config) if key in known and key.startswith(("MODEL.", "INPUT.", "TEST."))
+    }
+    for key, value in found.items():
+        node = cfg
+        *sections, leaf = key.split(".")
+        for section in sections:
+            node = node[section]
+        node[leaf] = value
+    cfg.MODEL.WEIGHTS = ""
+    cfg.TEST.AUG.ENABLED = False
+    return cfg
+
+
+def _set_things(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Sets the thing classes of a panoptic model, if its config leaves them to the data set."""
+    if cfg.MODEL.DETR.PANOPTIC.ENABLED and not thing_classes(cfg):
+        if tuple(names) != THINGS_AND_STUFF:
+            raise UserError("MODEL.DETR.PANOPTIC.NUM_THING_CLASSES is 0: set it to the number of things of the model")
+        set_thing_classes(cfg, range(len(THINGS)))
+
+
+def _rename(metadata: ModelMetadata, class_names: Sequence[str] | None) -> ModelMetadata:
+    if class_names is None:
+        return metadata
+    if len(class_names) != len(metadata.class_names):
+        raise ArgumentError(
+            "class_names", f"must be {len(metadata.class_names)} names for the model's classes, got {len(class_names)}"
+        )
+    return dataclasses.replace(metadata, class_names=tuple(class_names))
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"class {index}" for index in range(count))

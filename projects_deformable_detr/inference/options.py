@@ -1,0 +1,185 @@
+"""Options of a call of `Detector`: validation, selection of detections, and tiles."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from ..errors import ArgumentError, PositiveInt, Range, check_choice, check_ranges
+from ..evaluation import TestTimeAugmentationConfig
+from ..modeling import Detections
+from .model import ModelMetadata
+
+DEFAULT_THRESHOLD = 0.3
+Tile = tuple[int, int, int, int]  # top, left, height, width in pixels
+Classes = Sequence[str | int] | str | int
+
+
+@dataclass(frozen=True)
+class Options:
+    """Validated options of a call, see `Detector.stream`.
+
+    Attributes:
+        thresholds: minimum score of each class.
+        top_k: maximum number of detections of an image.
+        candidates: maximum number of detections before thresholds of classes and NMS.
+        classes: ids of the classes to detect; None: all.
+        nms_threshold: IoU above which detections of one class are duplicates; None: no NMS.
+        tile: size and overlap of tiles in pixels; None: whole images.
+        tta: test-time augmentation; None: off.
+        color: channel order of arrays.
+        batch_size: maximum number of images in a batch.
+    """
+
+    thresholds: Annotated[tuple[float, ...], Range(0, 1)]
+    top_k: PositiveInt
+    candidates: PositiveInt
+    classes: tuple[int, ...] | None
+    nms_threshold: Annotated[float | None, Range(0, 1)]
+    tile: tuple[int, int] | None
+    tta: TestTimeAugmentationConfig | None
+    color: str
+    batch_size: PositiveInt
+
+    def __post_init__(self) -> None:
+        check_ranges(Options, vars(self))
+        check_choice("color", self.color, ("rgb", "bgr"))
+        if self.tile is not None and not _is_tile(self.tile):
+            raise ArgumentError("tile", f"must be (size, overlap) in pixels with 0 <= overlap < size, got {self.tile}")
+        if self.tta is not None and not isinstance(self.tta, TestTimeAugmentationConfig):
+            raise ArgumentError("tta", f"must be True, False or a TestTimeAugmentationConfig, got {self.tta!r}")
+
+    @property
+    def min_score(self) -> float:
+        """Smallest threshold of the classes to detect."""
+        return min(self.thresholds if self.classes is None else [self.thresholds[index] for index in self.classes])
+
+    def select(self, found: Detections) -> Detections:
+        """Returns the detections that reach the threshold of their class and that NMS keeps, at most ``top_k``."""
+        if len(set(self.thresholds)) > 1:
+            thresholds = torch.tensor(self.thresholds, device=found.scores.device)
+            found = take(found, (found.scores >= thresholds[found.labels]).nonzero()[:, 0])
+        if self.nms_threshold is not None:
+            found = take(found, batched_nms(found.boxes, found.scores, found.labels, self.nms_threshold))
+        return (
+            take(found, torch.arange(self.top_k, device=found.scores.device))
+            if len(found.scores) > self.top_k
+            else found
+        )
+
+    def tiles(self, size: tuple[int, int]) -> list[Tile]:
+        """Returns the tiles of an image of size (H, W), which cover it; the last of a row ends at the border."""
+        if self.tile is None:
+            return [(0, 0, *size)]
+        side, overlap = self.tile
+        rows, columns = ([*range(0, length - side, side - overlap), max(0, length - side)] for length in size)
+        height, width = (min(side, length) for length in size)
+        return [(top, left, height, width) for top in rows for left in columns]
+
+
+def _is_tile(value: object) -> bool:
+    """Returns whether a value is (size, overlap) of tiles."""
+    if not isinstance(value, tuple | list) or len(value) != 2 or not all(type(side) is int for side in value):
+        return False
+    return 0 <= value[1] < value[0]
+
+
+def take(found: Detections, rows: Tensor) -> Detections:
+    """Returns the rows (K,) of detections."""
+    masks, queries = found.masks, found.queries
+    return Detections(
+        found.boxes[rows],
+        found.scores[rows],
+        found.labels[rows],
+        None if masks is None else masks[rows],
+        None if queries is None else queries[rows],
+    )
+
+
+def make_options(
+    metadata: ModelMetadata,
+    score_threshold: float | Mapping[str, float],
+    top_k: int | None,
+    classes: Classes | None,
+    nms_threshold: float | None,
+    tile: tuple[int, int] | None,
+    tta: bool | TestTimeAugmentationConfig,
+    color: str,
+    batch_size: int,
+) -> Options:
+    """Checks arguments of `Detector.stream`; class names become ids.
+
+    Raises:
+        ArgumentError: for an invalid argument.
+    """
+    config = metadata.evaluation
+    thresholds = _thresholds(score_threshold, metadata.class_names)
+    top_k = config.max_detections if top_k is None else top_k
+    augmentation = metadata.tta if tta is True else (tta or None)
+    if tta is True and augmentation is None:
+        raise ArgumentError("tta", "must be a TestTimeAugmentationConfig for a model without such a config, got True")
+    for name, value in (("tta", augmentation), ("tile", tile)):
+        if value is not None and config.is_panoptic:
+            raise ArgumentError(name, "must be off for a panoptic model, whose segments cannot be merged")
+    if augmentation is not None and metadata.input_size is not None:
+        raise ArgumentError("tta", "must be off for a model with a fixed input size")
+    is_filtered = nms_threshold is not None or len(set(thresholds)) > 1
+    return Options(
+        thresholds,
+        top_k,
+        max(top_k, config.max_detections) if is_filtered and isinstance(top_k, int) else top_k,
+        _class_ids(classes, metadata),
+        nms_threshold,
+        tile,
+        augmentation,
+        color,
+        batch_size,
+    )
+
+
+def _thresholds(given: float | Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
+    if not isinstance(given, Mapping):
+        values: dict[str, float] = dict.fromkeys(names, given)
+    else:
+        for name in given:
+            _check_name("score_threshold", name, names)
+        values = dict.fromkeys(names, DEFAULT_THRESHOLD) | dict(given)
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            where = f" for {name!r}" if isinstance(given, Mapping) else ""
+            raise ArgumentError("score_threshold", f"must be a number in [0, 1], got {value!r}{where}")
+    return tuple(float(values[name]) for name in names)
+
+
+def _class_ids(classes: Classes | None, metadata: ModelMetadata) -> tuple[int, ...] | None:
+    """Returns the ids of classes; None for all. Stuff has no instances."""
+    names, things = metadata.class_names, metadata.evaluation.thing_classes
+    if classes is None:
+        return things or None
+    ids = []
+    for item in [classes] if isinstance(classes, str | int) else list(classes):
+        if isinstance(item, str):
+            _check_name("classes", item, names)
+            ids.append(names.index(item))
+        elif isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < len(names):
+            raise ArgumentError("classes", f"must be names or ids from 0 to {len(names) - 1}, got {item!r}")
+        else:
+            ids.append(item)
+        if things and ids[-1] not in things:
+            raise ArgumentError("classes", f"must be things, got the stuff class {names[ids[-1]]!r}")
+    if not ids:
+        raise ArgumentError("classes", "must have at least one class, got none")
+    return tuple(dict.fromkeys(ids))
+
+
+def _check_name(argument: str, name: object, names: Sequence[str]) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names[:8])}" + ", …" * (len(names) > 8)
+        )
+        raise ArgumentError(argument, f"must be class names, got {name!r}: {hint}")

@@ -1,0 +1,138 @@
+"""Sources that `Detector.load` opens."""
+
+import logging
+import shutil
+
+import pytest
+import torch
+
+from projects_deformable_detr.checkpoint import read_checkpoint, write_official, zoo
+from projects_deformable_detr.checkpoint.coco_classes import THINGS
+from projects_deformable_detr.errors import ArgumentError, UserError
+from projects_deformable_detr.inference import Detector
+
+ALL = {"score_threshold": 0.0}
+NAMES = ("ant", "bee", "cat", "dog", "elk")
+
+
+def test_checkpoints_have_config_and_class_names(save_tiny, caplog):
+    detector = Detector.load(save_tiny())
+    assert detector.class_names == NAMES and detector.device.type == "cpu"
+    assert (detector.metadata.min_size, detector.metadata.max_size) == (64, 96)
+    assert "class names" not in caplog.text
+    assert Detector.load(save_tiny(), class_names=["a", "b", "c", "d", "e"]).class_names == tuple("abcde")
+
+
+def test_output_folders(save_tiny, tmp_path, caplog):
+    path = save_tiny()
+    content = read_checkpoint(path)
+    text, folder = content.pop("config"), tmp_path / "output"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(text)
+    torch.save({"state_dict": content["model"], "class_names": list(NAMES)}, folder / "model_0000009.ckpt")
+    (folder / "last_checkpoint").write_text("model_0000009.ckpt")
+    caplog.set_level(logging.INFO)
+    for name in ("model_0000009.ckpt", "model_final.pth", "model_best.pth"):
+        if name.endswith("pth"):
+            torch.save(content, folder / name)
+        caplog.clear()
+        assert Detector.load(folder).class_names == NAMES
+        assert f"Loading {folder / name}" in caplog.text
+
+
+def test_files_without_class_names(save_tiny, caplog):
+    detector = Detector.load(save_tiny(class_names=None))
+    assert detector.class_names == ("class 0", "class 1", "class 2", "class 3", "class 4")
+    assert "has no class names: 5 are assumed (class 0, class 1, class 2, class 3, and 1 more)" in caplog.text
+    caplog.clear()
+    assert Detector.load(save_tiny(class_names=None), class_names=NAMES).class_names == NAMES
+    assert "class names" not in caplog.text
+
+
+def test_official_weights(save_tiny, tmp_path, files, caplog):
+    """Their 91 logits are COCO's category ids."""
+    expected = Detector.load(save_tiny("two_stage", class_names=THINGS, NUM_CLASSES=80, NORM="FrozenBN"))
+    official, config = tmp_path / "official.pth", tmp_path / "config.yaml"
+    write_official(official, expected.model, THINGS)
+    config.write_text(read_checkpoint(tmp_path / "model_final.pth")["config"])
+    (tmp_path / "other").mkdir()
+    moved = shutil.move(official, tmp_path / "other" / "official.pth")
+    with pytest.raises(UserError, match="contains no config, and there is no config.yaml next to it: pass config"):
+        Detector.load(moved)
+    found = Detector.load(moved, config=config)
+    assert found.class_names == THINGS and "80 are assumed (person, bicycle" in caplog.text
+    for path in files:
+        left, right = found(path, **ALL), expected(path, **ALL)
+        torch.testing.assert_close(left.boxes, right.boxes)
+        assert left.names == right.names
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "named"),
+    [
+        ("no_such_recipe", UserError, "config 'no_such_recipe' is unknown: choose one of"),
+        ("missing.yaml", UserError, "cannot read missing.yaml"),
+        ("quickstart", UserError, "has another architecture than the model"),
+        (3, ArgumentError, "config must be a file, the name of a recipe or a CfgNode, got int"),
+    ],
+)
+def test_bad_configs(save_tiny, config, error, named):
+    with pytest.raises(error, match=named):
+        Detector.load(save_tiny(), config=config)
+
+
+def test_backbones_of_detectron2s_registry(save_tiny):
+    path = save_tiny()
+    content = read_checkpoint(path)
+    content["config"] = content["config"].replace("build_deformable_detr_resnet_backbone", "build_vit_backbone")
+    torch.save(content, path)
+    with pytest.raises(UserError, match="build_vit_backbone is a backbone of Detectron2's registry"):
+        Detector.load(path)
+
+
+def test_configs_of_detectron2_with_other_keys(save_tiny):
+    """Keys without effect on detections are not checked, as the training was."""
+    path = save_tiny()
+    content = read_checkpoint(path)
+    content["config"] += "VIS_PERIOD: 10\nDATASETS: {TRAIN: [gone], TEST: [gone]}\n"
+    content["config"] = content["config"].replace("DATASETS:\n", "OTHER:\n", 1)
+    torch.save(content, path)
+    assert Detector.load(path).class_names == NAMES
+
+
+class _Source:
+    """A file in place of a download."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def download(self):
+        return self.path
+
+
+@pytest.mark.parametrize("name", ["tiny_detector", "zoo://tiny_detector"])
+def test_published_weights(save_tiny, tmp_path, monkeypatch, caplog, name):
+    path = save_tiny(class_names=None)
+    config = tmp_path / "config.yaml"
+    config.write_text(read_checkpoint(path)["config"])
+    entry = zoo.Entry(str(config), _Source(path), class_names=NAMES)
+    monkeypatch.setitem(zoo.ENTRIES, "tiny_detector", entry)
+    assert Detector.load(name).class_names == NAMES
+    assert "class names" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        (
+            "deformable_detr_r50_two_stag",
+            "no file, folder or published model .* did you mean deformable_detr_r50_two_st",
+        ),
+        ("missing.pth", "no file, folder or published model 'missing.pth'"),
+        ("zoo://nothing", "no published weights 'nothing'"),
+        ("resnet50", "must be a detector, got the weights of a backbone"),
+    ],
+)
+def test_unknown_sources(source, named):
+    with pytest.raises(UserError, match=named):
+        Detector.load(source)
