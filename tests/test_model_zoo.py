@@ -1,22 +1,12 @@
-"""Model zoo: configs and models by name, in a checkout and in an installed package."""
+"""Model zoo: configs and models by name."""
 
-import importlib.metadata
 import importlib.util
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from projects_deformable_detr import model_zoo
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling import Detector
-
-ROOT = Path(__file__).resolve().parents[1]
-try:
-    _SETUPTOOLS = int(importlib.metadata.version("setuptools").partition(".")[0])
-except importlib.metadata.PackageNotFoundError:
-    _SETUPTOOLS = 0
 
 
 def test_names():
@@ -70,17 +60,3 @@ def test_a_lazy_config_without_detectron2_is_refused(monkeypatch):
     monkeypatch.setattr(model_zoo, "is_installed", lambda _: False)
     with pytest.raises(UserError, match="a LazyConfig requires Detectron2"):
         model_zoo.get_config("quickstart", lazy=True)
-
-
-@pytest.mark.skipif(_SETUPTOOLS < 77, reason="pyproject.toml requires setuptools >= 77")
-def test_an_installed_package_contains_the_configs(tmp_path):
-    """Compares the configs that setup.py packages with those of the checkout."""
-    (tmp_path / "info").mkdir()
-    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path / "info")]
-    command += ["build_py", "--build-lib", str(tmp_path / "lib")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    archive = tmp_path / "lib/projects_deformable_detr/configs"
-    packaged = {path.relative_to(archive).as_posix() for path in archive.rglob("*") if path.is_file()}
-    sources = [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "configs/lazy").glob("*.py")]
-    assert packaged == {path.relative_to(ROOT / "configs").as_posix() for path in sources}

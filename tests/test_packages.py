@@ -96,20 +96,10 @@ def test_wheel_without_a_compiler_is_pure(wheels):
     assert any(name.endswith("/LICENSE") for name in files)
 
 
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"CXX": "/bin/false", "MS_DEFORM_ATTN_REQUIRE": "1"}, r"no working C\+\+17 compiler \(/bin/false\)"),
-        ({"FORCE_CUDA": "1", "PATH": "/nowhere", "CUDA_HOME": "/nowhere"}, "FORCE_CUDA=1 is set but"),
-    ],
-)
-def test_a_required_library_is_never_omitted(sources, tmp_path, variables, message):
-    if "FORCE_CUDA" in variables and Path("/usr/local/cuda/bin/nvcc").exists():
-        pytest.skip("nvcc is in its default folder")
-    variables.setdefault("CXX", shutil.which("c++") or "c++")
-    result = build("wheel", sources["ops"], tmp_path / "wheels", **variables)
+def test_a_required_library_is_never_omitted(sources, tmp_path):
+    result = build("wheel", sources["ops"], tmp_path / "wheels", CXX="/bin/false", MS_DEFORM_ATTN_REQUIRE="1")
     assert result.returncode and not list((tmp_path / "wheels").iterdir())
-    assert message.replace("\\", "") in result.stderr
+    assert "no working C++17 compiler (/bin/false)" in result.stderr
 
 
 def test_wheel_of_the_detector(wheels):
