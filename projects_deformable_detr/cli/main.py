@@ -19,6 +19,7 @@ from ..version import __version__
 PROG = "deformable-detr"
 COMMANDS = {
     "train": "train",
+    "predict": "predict",
     "convert-data": "convert_data",
     "draw": "draw",
     "shapes": "shapes",

@@ -103,6 +103,7 @@ class Detections:
         threshold: float = 0.0,
         ground_truth: tuple[Any, Any] | None = None,
         masks: bool = True,
+        texts: Sequence[str] | None = None,
         min_side: int = 480,
     ) -> Image.Image:
         """Draws boxes, class names, scores and masks on the image, or the segments of a panoptic segmentation.
@@ -111,6 +112,7 @@ class Detections:
             threshold: minimum score of drawn detections.
             ground_truth: boxes (T, 4) as (x1, y1, x2, y2) in pixels and labels (T,), drawn on a copy to the right.
             masks: whether to draw masks and segments.
+            texts: text of each detection; None: names of classes and scores.
             min_side: an image with a shorter side below this is enlarged by an integer factor, so that texts are
                 legible; 1 keeps the size.
 
@@ -124,7 +126,8 @@ class Detections:
         if masks and self.segmentation is not None:
             drawn = drawing.draw_segments(image, self.segmentation, self.class_names, min_side=min_side)
         else:
-            shown = self[self.scores >= threshold]
+            is_shown = self.scores >= threshold
+            shown = self[is_shown]
             drawn = drawing.draw(
                 image,
                 shown.boxes,
@@ -132,6 +135,7 @@ class Detections:
                 shown.scores,
                 self.class_names,
                 masks=shown.masks if masks else None,
+                texts=None if texts is None else [texts[index] for index in is_shown.nonzero()[:, 0].tolist()],
                 min_side=min_side,
             )
         if ground_truth is not None:

@@ -33,6 +33,7 @@ def draw(
     class_names: Sequence[str] | None = None,
     *,
     masks: Any = None,
+    texts: Sequence[str] | None = None,
     min_side: int = 480,
 ) -> Pixels:
     """Draws boxes with class names and scores, and masks if given, on a copy of the image.
@@ -46,6 +47,7 @@ def draw(
         scores: (K,) in [0, 1], written in percent; higher scores are drawn over lower ones. None for ground truth.
         class_names: names of class 0, 1, …; if None, the ids are written.
         masks: (K, H, W) bool, drawn as a tint of the class's color.
+        texts: K texts in place of class names and scores.
         min_side: images with a shorter side are enlarged by an integer factor, which makes text and lines finer.
 
     Returns:
@@ -72,13 +74,15 @@ def draw(
     if masks is not None:
         for index, color in zip(order.tolist(), colors, strict=True):
             _tint(tinted, np.asarray(masks[index], dtype=bool), color)
-    texts = [str(label) if class_names is None else class_names[label] for label in ids]
-    if scores is not None:
-        texts = [f"{text} {100 * score:.0f}%" for text, score in zip(texts, ranking[order].tolist(), strict=True)]
+    written = [str(label) if class_names is None else class_names[label] for label in ids]
+    if texts is not None:
+        written = [texts[index] for index in order.tolist()]
+    elif scores is not None:
+        written = [f"{text} {100 * score:.0f}%" for text, score in zip(written, ranking[order].tolist(), strict=True)]
     picture = Image.fromarray(_enlarge(tinted, factor))
     rectangles = (corners[order] * factor).round().int().tolist()
     _draw_boxes(picture, rectangles, colors)
-    _draw_texts(picture, [(left, top) for left, top, _, _ in rectangles], texts, colors)
+    _draw_texts(picture, [(left, top) for left, top, _, _ in rectangles], written, colors)
     return np.asarray(picture)
 
 

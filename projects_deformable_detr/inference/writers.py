@@ -1,0 +1,182 @@
+"""Outputs of ``deformable-detr predict``: pictures, videos, COCO results, CSV and YOLO text."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+from .detections import Detections
+
+
+@dataclass(frozen=True)
+class Result:
+    """Detections in an image or a frame of a video.
+
+    Attributes:
+        detections: detections; all have a track if ``tracks`` is set.
+        name: unique name of the image or video.
+        image_id: id of the image, or number of the frame from 1.
+        fps: frames per second of the video that the frame is from; None for images.
+        tracks: track id of each detection; None without tracking.
+    """
+
+    detections: Detections
+    name: str
+    image_id: int
+    fps: float | None = None
+    tracks: list[int] | None = None
+
+
+class Writer(Protocol):
+    """Writes results, and completes its files at the end."""
+
+    def write(self, result: Result) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PictureWriter:
+    """Writes ``NAME.jpg`` for each image and ``NAME.mp4`` for each video."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._video: tuple[str, tuple[int, int], cv2.VideoWriter] | None = None
+
+    def write(self, result: Result) -> None:
+        texts = None
+        if result.tracks is not None:
+            names = zip(result.detections.names, result.tracks, strict=True)
+            texts = [f"{name} #{track}" for name, track in names]
+        picture = result.detections.draw(texts=texts)
+        if result.fps is None:
+            path = self.folder / f"{result.name}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path, quality=92)
+        else:
+            self._add_frame(result.name, result.fps, picture)
+
+    def _add_frame(self, name: str, fps: float, picture: Image.Image) -> None:
+        if self._video is None or self._video[0] != name:
+            self.close()
+            path = self.folder / f"{name}.mp4"
+            video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, picture.size)
+            if not video.isOpened():
+                raise UserError(f"{path} cannot be written: this OpenCV has no encoder for MP4")
+            self._video = name, picture.size, video
+        _, size, video = self._video
+        video.write(np.ascontiguousarray(np.asarray(picture.resize(size))[:, :, ::-1]))
+
+    def close(self) -> None:
+        if self._video is not None:
+            self._video[2].release()
+            self._video = None
+
+
+class CocoWriter:
+    """Writes ``detections.json``, results in COCO's format with the name of the image as ``name``.
+
+    Args:
+        folder: folder of the file.
+        category_ids: category id of each class; None: the class ids.
+    """
+
+    def __init__(self, folder: Path, category_ids: list[int] | None) -> None:
+        self.path = folder / "detections.json"
+        self.category_ids = category_ids
+        self.results: list[dict[str, Any]] = []
+
+    def write(self, result: Result) -> None:
+        found = result.detections.to_coco(result.image_id, self.category_ids)
+        for index, item in enumerate(found):
+            track = {} if result.tracks is None else {"track_id": result.tracks[index]}
+            self.results.append({**item, "name": result.name, **track})
+
+    def close(self) -> None:
+        self.path.write_text(json.dumps(self.results), encoding="utf-8")
+
+
+class CsvWriter:
+    """Writes ``detections.csv`` with one row for each detection; corners in pixels."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = open(folder / "detections.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115, see close
+        self._rows = csv.writer(self._file)
+        self._rows.writerow(["name", "image_id", "class", "label", "score", "x1", "y1", "x2", "y2", "track"])
+
+    def write(self, result: Result) -> None:
+        for index, item in enumerate(result.detections):
+            track = "" if result.tracks is None else result.tracks[index]
+            box = [f"{value:.2f}" for value in item.box]
+            row = [result.name, result.image_id, item.name, item.label, f"{item.score:.4f}", *box, track]
+            self._rows.writerow(row)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class YoloWriter:
+    """Writes ``labels/NAME.txt``, with ``_FRAME`` appended for frames: class, box (cx, cy, w, h) in [0, 1], score."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "labels"
+
+    def write(self, result: Result) -> None:
+        name = result.name if result.fps is None else f"{result.name}_{result.image_id}"
+        path = self.folder / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = result.detections.size
+        lines = []
+        for item in result.detections:
+            left, top, right, bottom = item.box
+            box = (
+                (left + right) / 2 / width,
+                (top + bottom) / 2 / height,
+                (right - left) / width,
+                (bottom - top) / height,
+            )
+            lines.append(" ".join([str(item.label), *(f"{value:.6f}" for value in (*box, item.score))]))
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def close(self) -> None:
+        pass
+
+
+class Writers:
+    """Writes results in several formats; a context manager that completes all files, also after an error.
+
+    Args:
+        folder: output folder, which is created.
+        formats: ``"picture"``, ``"coco"``, ``"csv"`` and ``"yolo"``.
+        category_ids: see `CocoWriter`.
+    """
+
+    def __init__(self, folder: Path, formats: list[str], category_ids: list[int] | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        available: dict[str, Any] = {
+            "picture": PictureWriter,
+            "coco": lambda folder: CocoWriter(folder, category_ids),
+            "csv": CsvWriter,
+            "yolo": YoloWriter,
+        }
+        self.writers: list[Writer] = [available[name](folder) for name in dict.fromkeys(formats)]
+
+    def write(self, result: Result) -> None:
+        """Writes the detections of an image or frame in all formats."""
+        for writer in self.writers:
+            writer.write(result)
+
+    def __enter__(self) -> "Writers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for writer in self.writers:
+            writer.close()

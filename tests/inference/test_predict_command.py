@@ -1,0 +1,152 @@
+"""The command ``deformable-detr predict``."""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from projects_deformable_detr import Detector
+from projects_deformable_detr.cli.main import main
+
+
+@pytest.fixture
+def weights(save_tiny):
+    return save_tiny()
+
+
+@pytest.fixture
+def video(tmp_path):
+    """A video of 6 frames with a moving square."""
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for index in range(6):
+        frame = np.full((48, 64, 3), 90, np.uint8)
+        frame[10:30, 5 * index : 5 * index + 20] = (40, 200, 240)
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def predict(weights, output, *words):
+    return main(["predict", "--weights", str(weights), "--output", str(output), *map(str, words)])
+
+
+def read_csv(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "detections.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_folders_in_all_formats(weights, files, tmp_path, capsys):
+    folder, output = tmp_path / "images", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    shutil.copy(files[0], folder / "a.png")
+    shutil.copy(files[1], folder / "sub" / "a.png")
+    (folder / "notes.txt").write_text("no image")
+    formats = [word for name in ("picture", "coco", "csv", "yolo") for word in ("--format", name)]
+    assert predict(weights, output, folder, "--threshold", 0, "--top-k", 5, *formats) == 0
+    assert "2 images, 10 detections" in capsys.readouterr().out
+    assert Image.open(output / "a.jpg").size == (56 * 12, 40 * 12) and (output / "sub" / "a.jpg").is_file()
+    results = json.loads((output / "detections.json").read_text())
+    expected = Detector.load(weights)(str(folder / "a.png"), score_threshold=0, top_k=5)
+    assert [item for item in results if item["name"] == "a"] == [{**item, "name": "a"} for item in expected.to_coco(1)]
+    rows = read_csv(output)
+    assert [row["name"] for row in rows] == ["a"] * 5 + ["sub/a"] * 5
+    assert [row["class"] for row in rows[:5]] == expected.names
+    label, *numbers = (output / "labels" / "a.txt").read_text().splitlines()[0].split()
+    assert int(label) == expected[0].label
+    left, top, right, bottom = expected[0].box
+    wanted = ((left + right) / 2 / 56, (top + bottom) / 2 / 40, (right - left) / 56, (bottom - top) / 40)
+    assert [float(number) for number in numbers] == pytest.approx((*wanted, expected[0].score), abs=1e-5)
+
+
+def test_patterns_and_broken_images(weights, files, tmp_path, capsys):
+    for index, path in enumerate(files):
+        shutil.copy(path, tmp_path / f"photo{index}.png")
+    (tmp_path / "photo9.png").write_bytes(b"broken")
+    output = tmp_path / "out"
+    assert predict(weights, output, tmp_path / "photo[19].png", files[0], "--format", "csv", "--threshold", 0) == 1
+    captured = capsys.readouterr()
+    assert "photo9.png (6 bytes) is not an image" in captured.err
+    assert "1 of 3 images could not be read and were left out" in captured.err
+    assert {row["name"] for row in read_csv(output)} == {"photo1", "0"}
+
+
+def test_coco_files(weights, files, tmp_path):
+    images = [{"id": 10 + i, "file_name": Path(path).name, "width": 1, "height": 1} for i, path in enumerate(files)]
+    categories = [{"id": 7 * index, "name": name} for index, name in enumerate(("bee", "ant", "elk", "dog", "cat"), 1)]
+    coco, output = tmp_path / "data.json", tmp_path / "out"
+    coco.write_text(json.dumps({"images": images, "categories": categories}))
+    words = (coco, "--format", "coco", "--threshold", 0)
+    assert predict(weights, output, *words) == 2
+    assert predict(weights, output, *words, "--images", Path(files[0]).parent) == 0
+    results = json.loads((output / "detections.json").read_text())
+    assert {item["image_id"] for item in results} == {10, 11, 12, 13}
+    found = Detector.load(weights)(files[0], score_threshold=0)
+    ids = {item["name"]: item["id"] for item in categories}
+    assert [item["category_id"] for item in results if item["image_id"] == 10] == [ids[name] for name in found.names]
+
+
+def test_classes_that_a_coco_file_lacks(weights, files, tmp_path, capsys):
+    image = {"id": 1, "file_name": Path(files[0]).name, "width": 1, "height": 1}
+    coco = tmp_path / "data.json"
+    coco.write_text(json.dumps({"images": [image], "categories": [{"id": 3, "name": "bee"}]}))
+    words = (coco, "--images", Path(files[0]).parent, "--format", "coco", "--threshold", 0)
+    assert predict(weights, tmp_path / "out", *words) == 2
+    assert "no category ant, cat, dog, elk of the model: select" in capsys.readouterr().err
+    assert predict(weights, tmp_path / "out", *words, "--classes", "bee") == 0
+
+
+def test_videos(weights, video, tmp_path):
+    output = tmp_path / "out"
+    options = ("--threshold", 0, "--top-k", 3, "--max-frames", 4)
+    assert predict(weights, output, video, "--format", "picture", "--format", "csv", *options) == 0
+    capture = cv2.VideoCapture(str(output / "clip.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 4 and capture.get(cv2.CAP_PROP_FPS) == 10
+    assert [row["image_id"] for row in read_csv(output)] == [str(number) for number in (1, 2, 3, 4) for _ in range(3)]
+
+
+def test_tracks(weights, video, files, tmp_path, capsys):
+    pytest.importorskip("trackers")
+    output = tmp_path / "out"
+    options = ("--track", "--threshold", 0.01, "--top-k", 3, "--format", "csv", "--format", "picture")
+    assert predict(weights, output, video, *options) == 0
+    rows = read_csv(output)
+    tracks = {row["track"] for row in rows}
+    assert rows and 0 < len(tracks) < len(rows)
+    assert predict(weights, output, files[0], "--track", "--overwrite") == 2
+    assert "--track needs a video or a camera" in capsys.readouterr().err
+
+
+def test_tracking_without_its_package(weights, video, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackers", None)
+    assert predict(weights, tmp_path / "out", video, "--track") == 2
+    assert "pip install trackers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["missing.jpg"], "missing.jpg: no such file or folder"),
+        (["*.nothing"], "*.nothing: no image files"),
+        (["missing.mp4"], "missing.mp4: no such file"),
+        (["97"], "camera 97 cannot be opened: check its index"),
+        (["IMAGE", "--classes", "fly"], "classes must be class names, got 'fly'"),
+        (["IMAGE", "--threshold", "2"], "score_threshold must be a number in [0, 1], got 2.0"),
+        (["IMAGE", "--tile", "10", "20"], "tile must be (size, overlap)"),
+    ],
+)
+def test_bad_arguments(weights, files, tmp_path, capsys, words, named):
+    words = [files[0] if word == "IMAGE" else word for word in words]
+    assert predict(weights, tmp_path / "out", *words) == 2
+    assert named in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_output_folders_are_not_mixed(weights, files, tmp_path, capsys):
+    assert predict(weights, tmp_path, files[0]) == 2
+    assert "is not empty: choose another folder with --output, or add --overwrite" in capsys.readouterr().err
