@@ -206,7 +206,7 @@ RUNS = [
     error(
         "resumed run with another optimizer", r"SOLVER\.OPTIMIZER|optimizer", resume(keep, "SOLVER.OPTIMIZER", "SGD")
     ),
-    warn("resumed run that is finished", r"(?i)SOLVER\.MAX_ITER|nothing", resume(keep, "SOLVER.MAX_ITER", "2")),
+    warn("resumed run that is finished", "No iterations are left", resume(keep, "SOLVER.MAX_ITER", "2")),
     error(
         "file as output folder",
         r"(?i)OUTPUT_DIR|not a (folder|directory)|file exists",

@@ -60,6 +60,8 @@ def test_backbones_are_registered():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("build_resnet_backbone", WIDE),
+        ("build_deformable_detr_resnet_backbone", {"MODEL__DETR__IN_FEATURES": ["res5"]}),
         ("build_resnet_fpn_backbone", {**PYRAMID, **WIDE}),
         ("build_deformable_detr_resnet_fpn_backbone", {**PYRAMID, "MODEL__FPN__NORM": "GN"}),
         ("build_deformable_detr_swin_backbone", {"MODEL__DETR__IN_FEATURES": ["res3", "res4", "res5"]}),

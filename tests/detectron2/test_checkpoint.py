@@ -80,17 +80,6 @@ def test_a_partial_load_is_allowed_on_request(model, make_cfg, tmp_path):
     assert torch.equal(weights(ours), weights(theirs))
 
 
-def test_torchvision_weights_fill_the_backbone(make_cfg, tmp_path):
-    from torchvision.models import resnet18
-
-    cfg = make_cfg(**FULL_WIDTH)
-    imagenet = resnet18()
-    torch.save(imagenet.state_dict(), tmp_path / "resnet18.pth")
-    model = build_model(cfg)
-    load(model, cfg, tmp_path / "resnet18.pth")
-    assert torch.equal(model.detector.backbone.layer3[1].conv2.weight, imagenet.layer3[1].conv2.weight)
-
-
 def test_weights_that_cannot_be_downloaded_are_an_error(model, make_cfg, monkeypatch):
     def fail(file):
         raise DownloadError("no network")
@@ -159,21 +148,6 @@ def test_a_long_list_of_keys_is_cut_short(model, make_cfg, tmp_path):
     with pytest.raises(CheckpointError, match=r"and \d+ more") as caught:
         Trainer.build_checkpointer(cfg, deeper).resume_or_load("", resume=True)
     assert str(caught.value).count("encoder.layers.") == 8
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("model_0000004.ckpt", r"last_checkpoint names model_0000004\.ckpt.*--engine standalone"),
-        ("", "last_checkpoint is empty"),
-        ("model_0000004.pth", r"last_checkpoint names model_0000004\.pth, which does not exist"),
-    ],
-)
-def test_an_unusable_last_checkpoint_is_an_error(model, make_cfg, tmp_path, content, message):
-    (tmp_path / "last_checkpoint").write_text(content)
-    (tmp_path / "model_0000004.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=message):
-        Trainer.build_checkpointer(make_cfg(OUTPUT_DIR=tmp_path), model).resume_or_load("", resume=True)
 
 
 def test_last_checkpoint_is_written_atomically(model, tmp_path, monkeypatch):

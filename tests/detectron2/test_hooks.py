@@ -9,7 +9,6 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from detectron2.data import DatasetCatalog, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_setup, hooks
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
@@ -113,69 +112,6 @@ def test_schedules_move_every_group_alike(make_cfg, options, expected):
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-def sampled(cfg, count):
-    """File names of the first ``count`` images that are trained on."""
-    loader = iter(build_detection_train_loader(cfg))
-    return [Path(record["file_name"]).name for _ in range(count // 2) for record in next(loader)]
-
-
-def test_aspect_ratio_grouping_batches_like_with_like(make_cfg):
-    loader = iter(build_detection_train_loader(make_cfg(DATALOADER__ASPECT_RATIO_GROUPING=True)))
-    for _ in range(6):
-        shapes = {record["image"].shape[1] > record["image"].shape[2] for record in next(loader)}
-        assert len(shapes) == 1
-
-
-@pytest.mark.parametrize("filtering", [True, False])
-def test_images_without_objects_are_filtered_if_asked_for(make_cfg, filtering, tiny_name):
-    name = f"{tiny_name}_one_empty_{filtering}"
-    if name not in DatasetCatalog:
-        records = [dict(record) for record in DatasetCatalog.get(tiny_name)[:4]]
-        records[0]["annotations"] = []
-        DatasetCatalog.register(name, lambda: records)
-    cfg = make_cfg(DATASETS__TRAIN=f"('{name}',)", DATALOADER__FILTER_EMPTY_ANNOTATIONS=filtering)
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
-    assert ("0.png" in sampled(cfg, 16)) is not filtering
-
-
-@pytest.mark.parametrize(
-    ("options", "often"),
-    [
-        ({"SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "REPEAT_THRESHOLD": 1.0}, True),
-        ({"SAMPLER_TRAIN": "TrainingSampler"}, False),
-        ({"SAMPLER_TRAIN": "WeightedCategoryTrainingSampler", "REPEAT_THRESHOLD": 1.0}, True),
-        ({"SAMPLER_TRAIN": "RandomSubsetTrainingSampler", "RANDOM_SUBSET_RATIO": 0.25}, False),
-    ],
-)
-def test_samplers_repeat_images_of_rare_classes(make_cfg, options, often):
-    # Every second image has a blue object, every one a red one.
-    cfg = make_cfg(DATALOADER__ASPECT_RATIO_GROUPING=False)
-    cfg.DATASETS.TRAIN_REPEAT_FACTOR = [(cfg.DATASETS.TRAIN[0], 1.0)]  # read by Detectron2, but without a default there
-    for key, value in options.items():
-        cfg.DATALOADER[key] = value
-    names = sampled(cfg, 40)
-    blue = sum(int(name.removesuffix(".png")) % 2 for name in names)
-    if options["SAMPLER_TRAIN"] == "RandomSubsetTrainingSampler":
-        assert len(set(names)) == 2
-    elif often:
-        assert blue > 20  # 1.41 times as often as the others
-    else:
-        assert 15 <= blue <= 25  # every image as often, but for the last round
-
-
-def test_default_trainer_clips_gradients(make_cfg):
-    trainer = train(make_cfg(SOLVER__CLIP_GRADIENTS__CLIP_VALUE=0.01, SOLVER__MAX_ITER=1))
-    norms = [value.grad.norm() for value in trainer.model.parameters() if value.grad is not None]
-    assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
-
-
-def test_mixed_precision_on_a_cpu_is_refused_by_detectron2(make_cfg):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(AssertionError):
-        train(make_cfg(SOLVER__AMP__ENABLED=True))
-
-
 def test_seed_repeats_a_run(make_cfg):
     losses = []
     for _ in range(2):
@@ -183,12 +119,6 @@ def test_seed_repeats_a_run(make_cfg):
         default_setup(cfg, None)
         losses.append(train(cfg).storage.history("total_loss").latest())
     assert losses[0] == losses[1]
-
-
-def test_cudnn_benchmark_is_switched_by_its_key(make_cfg, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    default_setup(make_cfg(CUDNN_BENCHMARK=True), None)
-    assert torch.backends.cudnn.benchmark
 
 
 def record():

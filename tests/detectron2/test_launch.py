@@ -21,31 +21,18 @@ FPN += ("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"])
 FPN += ("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
 
 
-def refused(args, match):
-    with pytest.raises(UserError, match=match):
-        main(args)
-
-
-def test_missing_files_are_named(job, tmp_path, coco_files):
-    refused(job(tmp_path, ("/nowhere/annotations.json", coco_files[1])), r"/nowhere/annotations\.json")
-    refused(job(tmp_path, (coco_files[0], "/nowhere/images")), "/nowhere/images")
-
-
 @pytest.mark.parametrize(
     ("options", "eval_only", "message"),
     [
-        (("MODEL.DETR.NUM_OBJECT_QUERIES", 1), False, "NUM_OBJECT_QUERIES"),
-        (("MODEL.DETR.NUM_CLASSES", 91), False, r"(?s)91.*2"),
         (("SOLVER.AMP.ENABLED", True), False, "SOLVER.AMP.ENABLED must be False"),
-        ((), True, "evaluation needs MODEL.WEIGHTS"),
-        (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorSampler"), False, "must be one of .* got 'RepeatFactorSampler'"),
         (("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"), False, "RANDOM_SUBSET_RATIO"),
         (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), False, "REPEAT_THRESHOLD must be in .* got 0.0"),
         (("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "()"), True, r"TEST.AUG.MIN_SIZES must be .* got \(\)"),
     ],
 )
 def test_invalid_values(job, tmp_path, coco_files, options, eval_only, message):
-    refused(job(tmp_path, coco_files, *options, eval_only=eval_only), message)
+    with pytest.raises(UserError, match=message):
+        main(job(tmp_path, coco_files, *options, eval_only=eval_only))
 
 
 @pytest.mark.parametrize("change", [lambda c: c.pop("annotations"), lambda c: c["annotations"].clear()])

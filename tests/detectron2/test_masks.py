@@ -1,7 +1,6 @@
 """Masks and panoptic segmentation in Detectron2: mapper, evaluator, and a short training."""
 
 import copy
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,11 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 from projects_deformable_detr import get_cfg
-from projects_deformable_detr.config.data import data_config
-from projects_deformable_detr.data import masks, panoptic
+from projects_deformable_detr.data import panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.data.problems import DatasetError
-from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper, Trainer, data
+from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper
 from projects_deformable_detr.detectron2_plugin.classes import is_standard, resolve_thing_classes
 from projects_deformable_detr.detectron2_plugin.evaluation import build_evaluator
 from projects_deformable_detr.detectron2_plugin.meta_arch import to_targets
@@ -130,29 +128,6 @@ def test_polygons_from_detectron2s_mapper():
     assert to_targets(instances).masks[0].sum() == 15
 
 
-def test_ground_truth_as_predictions_scores_100_percent(names, tmp_path):
-    cfg = make_cfg("quickstart_panoptic.yaml", names[0], tmp_path)
-    evaluator = build_evaluator(cfg, names[0])
-    evaluator.reset()
-    polygons = {record["image_id"]: record["annotations"] for record in DatasetCatalog.get(names[1])}
-    for record in DatasetCatalog.get(names[0]):
-        _, labels, found = panoptic.read_objects(record)
-        size = found.shape[1:]
-        ids = torch.from_numpy(sum((i + 1) * mask.astype(np.int32) for i, mask in enumerate(found)))
-        segments = [{"id": i + 1, "category_id": int(c), "isthing": bool(c < THINGS)} for i, c in enumerate(labels)]
-        truth = polygons[record["image_id"]]
-        instances = Instances(size, scores=torch.full((len(truth),), 0.9))
-        boxes = torch.tensor([item["bbox"] for item in truth])
-        instances.pred_boxes = Boxes(torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), dim=1))
-        instances.pred_classes = torch.tensor([item["category_id"] for item in truth])
-        rles = [masks.to_rle(item["segmentation"], *size, "") for item in truth]
-        instances.pred_masks = torch.from_numpy(masks.decode(rles, *size))
-        evaluator.process([record], [{"instances": instances, "panoptic_seg": (ids, segments)}])
-    metrics = evaluator.evaluate()
-    assert metrics["bbox"]["AP"] == pytest.approx(100) and metrics["segm"]["AP"] == pytest.approx(100)
-    assert metrics["panoptic_seg"]["PQ"] == metrics["panoptic_seg"]["PQ_st"] == pytest.approx(100)
-
-
 @pytest.mark.parametrize("counts", [[7, 3, 3, 3, 3, 3, 26], b"733000g0", "733000g0"])
 def test_run_lengths_in_records(monkeypatch, tmp_path, counts):
     """Records of a user's function with a box of corners; Detectron2 fails for run lengths in a list."""
@@ -179,21 +154,6 @@ def test_run_lengths_in_records(monkeypatch, tmp_path, counts):
         DetrDatasetMapper(cfg, True)(record)
     with pytest.raises(DatasetError, match=r"a\.png has an RLE"):
         build_evaluator(cfg, "runs")
-
-
-def test_short_panoptic_training(names, tmp_path):
-    options = ("SOLVER.MAX_ITER", 4, "MODEL.DETR.PANOPTIC.SCORE_THRESH", 0.005, "TEST.DETECTIONS_PER_IMAGE", 10)
-    cfg = make_cfg("quickstart_panoptic.yaml", names[0], tmp_path / "out", *options)
-    data.check(data_config(cfg))
-    Path(cfg.OUTPUT_DIR).mkdir()
-    trainer = Trainer(cfg)
-    trainer.train()
-    metrics = trainer._last_eval_results
-    assert set(metrics) == {"bbox", "segm", "panoptic_seg"} and 0 <= metrics["panoptic_seg"]["PQ"] <= 100
-    lines = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
-    assert any(line.get("loss_mask", 0) > 0 and line["loss_dice"] > 0 for line in lines)
-    predictions = json.loads((tmp_path / "out/inference/predictions.json").read_text())
-    assert len(predictions["annotations"]) == 8
 
 
 def test_outputs_of_a_panoptic_model(names, tmp_path):

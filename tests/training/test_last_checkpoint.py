@@ -64,10 +64,19 @@ def test_other_classes_are_refused(folder, classes, message):
         assert find_last_checkpoint(folder, "detectron2", known, for_evaluation=for_evaluation)
 
 
-def test_an_empty_pointer_is_named(folder):
-    (folder / "last_checkpoint").write_text("")
-    with pytest.raises(CheckpointError, match=r"last_checkpoint is empty: .* checkpoint in the folder \(model_0000009"):
-        find_last_checkpoint(folder, "detectron2")
+@pytest.mark.parametrize(
+    ("engine", "pointer", "message"),
+    [
+        ("detectron2", "", r"last_checkpoint is empty: .* checkpoint in the folder \(model_0000009"),
+        ("detectron2", "model_0000024.ckpt", r"last_checkpoint names model_0000024\.ckpt.*--engine standalone"),
+        ("standalone", "model_0000009.pth", r"last_checkpoint names model_0000009\.pth.*--engine detectron2"),
+        ("detectron2", "gone.pth", r"last_checkpoint names gone\.pth, which does not exist"),
+    ],
+)
+def test_an_unusable_pointer_is_an_error(folder, engine, pointer, message):
+    (folder / "last_checkpoint").write_text(pointer)
+    with pytest.raises(CheckpointError, match=message):
+        find_last_checkpoint(folder, engine)
 
 
 def test_weights_that_are_not_finite_are_not_resumed():
