@@ -1,1 +1,1 @@
-"""Data sets in COCO's, LVIS's and panoptic formats: catalog, checks, records, masks and image reading."""
+"""Data sets in COCO instances, COCO panoptic and LVIS formats: catalog, checks, records, masks and image reading."""

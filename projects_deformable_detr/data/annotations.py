@@ -1,4 +1,4 @@
-"""Decodes the ``annotations`` of COCO's instances format into one array."""
+"""Decodes the ``annotations`` of a COCO instances file into a structured array."""
 
 import json
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ TABLE = np.dtype(
         ("image_id", np.int64),
         ("category_id", np.int64),
         ("bbox", np.float64, 4),
-        ("area", np.float64),  # NaN: absent or not a number
+        ("area", np.float64),  # NaN if it is absent or not a number
         ("iscrowd", np.bool_),
         ("has_iscrowd", np.bool_),
     ]
@@ -44,13 +44,13 @@ class MaskAnnotation(Annotation, gc=False):
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_IDS = ("annotations with ids that are not whole numbers", "Use whole numbers of at most 64 bits.")
+_IDS = ("annotations with non-integer ids", "Use integers of at most 64 bits.")
 _CROWDS = (
-    "annotations with an unusable iscrowd or ignore",
-    "Set iscrowd to 0 or 1. Remove ignore, which is not part of COCO's format; mark regions to ignore as crowds.",
+    "annotations with an invalid iscrowd or ignore",
+    "Set iscrowd to 0 or 1. Remove ignore, which is not part of the COCO format; mark regions to ignore as crowds.",
 )
-_FLAGS: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}  # equal to False, True, 0.0 and 1.0, too
-# Field that cannot be converted: (kind of problem, remedy).
+_FLAGS: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}  # also matches False, True, 0.0 and 1.0
+# Field to (kind of problem, remedy) if it cannot be converted.
 FIELDS = {
     "image_id": _IDS,
     "category_id": _IDS,
@@ -69,13 +69,13 @@ def convert_annotations(
         entries: entries of a file; see `files.convert`.
         kind: `Annotation` or `MaskAnnotation`.
         file_names: image id to file name, for messages.
-        problems: collects the faults.
+        problems: collects errors and warnings.
     """
 
     def report(index: int, entry: Any, message: str) -> None:
         if not isinstance(entry, dict):
             what = f"annotations[{index}] is {entry!r:.80}"
-            problems.add("annotations that are not objects", what, "Replace each by a JSON object.")
+            problems.add("annotations that are not JSON objects", what, "Replace each with a JSON object.")
             return
         image_id = entry.get("image_id")
         where = f"annotation {entry['id']!r}" if "id" in entry else f"annotations[{index}]"
@@ -83,7 +83,7 @@ def convert_annotations(
             where += f" of {file_names[image_id]}"
         field = next((field for field in FIELDS if f"$.{field}" in message), None)
         if field is None:
-            problems.add("annotations that lack keys", f"{where} lacks {message.split('`')[1]}", "Add them.")
+            problems.add("annotations with missing keys", f"{where} lacks {message.split('`')[1]}", "Add them.")
         else:
             problems.add(FIELDS[field][0], f"{where} has {field} {entry[field]!r:.80}", FIELDS[field][1])
 
@@ -91,7 +91,7 @@ def convert_annotations(
 
 
 def _prepare(entry: dict[str, Any], problems: Problems) -> dict[str, Any]:
-    """Converts accepted deviations from the schema."""
+    """Converts an entry with accepted deviations from the schema."""
     prepared = with_integers(entry, ("image_id", "category_id"), problems)
     for key in ("iscrowd", "ignore"):
         value = prepared.get(key)

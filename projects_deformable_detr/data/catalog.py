@@ -1,4 +1,4 @@
-"""Catalog of data sets by name: built-in ones and registered ones."""
+"""Catalog of built-in and registered data sets."""
 
 import os
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .problems import DatasetError
 
-# Name: (folder, split) below $DETECTRON2_DATASETS. COCO's files are where Detectron2 expects them.
+# Name to (folder, split) below $DETECTRON2_DATASETS. The paths of COCO are those of Detectron2.
 _BUILTIN = {
     "shapes_train": ("shapes", "train"),
     "shapes_val": ("shapes", "val"),
@@ -19,14 +19,14 @@ _PANOPTIC = "_panoptic"  # Detectron2's suffix for panoptic annotations of the s
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Location of a data set in COCO's instances format, COCO's panoptic format or LVIS's format.
+    """Location of a data set in COCO instances, COCO panoptic or LVIS format.
 
     Attributes:
         name: name of the data set.
         json_file: annotation file, in the panoptic format if ``panoptic_root`` is set.
         image_root: folder of the images.
         panoptic_root: folder of the panoptic PNGs; None for instances.
-        instances_json: for a panoptic data set, annotation file of its things in the instances format, or None.
+        instances_json: annotation file in the instances format for the things of a panoptic data set, or None.
     """
 
     name: str
@@ -56,7 +56,7 @@ def get(name: str) -> DatasetSpec:
     """Returns the data set with the given name. Its files need not exist.
 
     Raises:
-        DatasetError: for an unknown name; the message lists the known names.
+        DatasetError: for an unknown name; the message lists the available names.
     """
     if name in _LVIS:
         return DatasetSpec(name, datasets_root() / f"lvis/{name}.json", datasets_root() / "coco")
@@ -77,10 +77,10 @@ def get(name: str) -> DatasetSpec:
 
 
 def register(name: str, json_file: str | Path, image_root: str | Path) -> DatasetSpec:
-    """Registers a data set in COCO's instances format or LVIS's, detected from the content. Idempotent.
+    """Registers a data set in COCO instances or LVIS format, detected from the content. Idempotent.
 
     Raises:
-        DatasetError: if the name is empty or registered with other files.
+        DatasetError: if the name is empty or already registered with other files.
     """
     if not name:
         raise DatasetError(f"the name of data set {json_file} is empty: use --register NAME JSON IMAGE_ROOT")

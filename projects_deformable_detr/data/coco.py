@@ -1,7 +1,7 @@
-"""Records of data sets in COCO's instances format or LVIS's format.
+"""Records of data sets in COCO instances or LVIS format.
 
-As in Detectron2, contiguous class ids 0, 1, … are assigned in the order of the category ids. Crowds are kept in the
-records with ``iscrowd`` 1, but are never training targets. See `checks` for the checks of boxes and masks.
+As in Detectron2, contiguous class ids 0, 1, … are assigned in the order of the category ids. Records include crowds,
+with ``iscrowd`` 1, but crowds are never training targets. See `checks` for the checks of boxes and masks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,15 +26,15 @@ _XYWH_ABS = 1  # detectron2.structures.BoxMode.XYWH_ABS
 class CocoRecords(Records):
     """Records with ``annotations``.
 
-    These are dicts with ``bbox`` ([x, y, width, height] in pixels, clipped to the image), ``bbox_mode``, contiguous
-    ``category_id``, ``iscrowd`` and, if masks were loaded, ``segmentation``.
+    Each annotation is a dict with ``bbox`` ([x, y, width, height] in pixels, clipped to the image), ``bbox_mode``,
+    contiguous ``category_id``, ``iscrowd`` and, if masks were loaded, ``segmentation``.
 
     Args:
         arguments, keywords: arguments of `Records`.
         table: (annotations,) values of the file, of dtype `annotations.TABLE`.
         segmentations: segmentations of the annotations; None if masks were not loaded.
-        federated: image id to LVIS's lists of its ``lvis.FEDERATED`` categories; empty for other files.
-        frequencies: LVIS's frequency of class 0, 1, …; empty for other files.
+        federated: image id to the lists of category ids under ``lvis.FEDERATED``; empty unless the file is LVIS.
+        frequencies: LVIS frequency of class 0, 1, …; empty unless the file is LVIS.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class CocoRecords(Records):
     def ground_truth(self) -> dict[str, Any]:
         """Returns the objects and crowds of the records as the content of a COCO or LVIS file.
 
-        Annotations are numbered from 1, as pycocotools needs unique positive ids.
+        Annotations are numbered from 1, because pycocotools requires unique positive ids.
         """
         owners = np.repeat(np.arange(len(self)), self.spans[:, 1] - self.spans[:, 0])
         rows = np.concatenate([np.arange(start, stop) for start, stop in self.spans.tolist()] or [np.zeros(0, int)])
@@ -107,7 +107,7 @@ def load(
     max_detections: int | None = None,
     drop_root_category: bool = False,
 ) -> CocoRecords:
-    """Loads a data set in COCO's instances format or LVIS's; see `load_dataset` for the arguments."""
+    """Loads a data set in COCO instances or LVIS format; see `load_dataset` for the arguments."""
     may_be_empty = for_evaluation and max_objects is None
     problems = Problems(str(spec))
     found = _read(spec, masks, KEYS[:2] if may_be_empty else KEYS, problems, drop_root_category)
@@ -160,7 +160,7 @@ def load(
 
 
 class _Content(NamedTuple):
-    """Content of a file; annotations are ordered by image, and ``owners`` are the indices of their images."""
+    """Content of a file. Annotations are ordered by image; ``owners`` contains the index of each one's image."""
 
     images: list[ImageEntry]
     categories: dict[int, str]
@@ -209,9 +209,9 @@ def _report_empty(table: Array, checks: AnnotationChecks, may_be_empty: bool, pr
     if not len(table):
         what, remedy = "the list 'annotations' is empty", "Add the boxes of the objects."
     else:
-        what = f"of {len(table)} annotations, {checks.dropped} are left out and all others are crowds (iscrowd 1)"
-        remedy = "Crowds are regions of many objects, which are not trained on: set iscrowd of single objects to 0."
+        what = f"{checks.dropped} of {len(table)} annotations are dropped and all others are crowds (iscrowd 1)"
+        remedy = "Crowds are not used for training: set iscrowd of annotations of single objects to 0."
     if may_be_empty:
-        problems.warn("data set without objects", what, "No metrics can be computed.")
+        problems.warn("data set without objects", what, "Metrics cannot be computed.")
     else:
         problems.add("data set without objects", what, remedy)

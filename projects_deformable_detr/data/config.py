@@ -18,9 +18,9 @@ class SamplerConfig:
     """Sampler of training images, see `sampling.repeat_factors`.
 
     Attributes:
-        name: one of `SAMPLERS`, or one of Detectron2's other samplers, which have no options here.
-        repeat_threshold: images with a class that occurs in a smaller share of the images are repeated.
-        repeat_sqrt: repeat by the square root of threshold / share.
+        name: one of `SAMPLERS`, or another sampler of Detectron2.
+        repeat_threshold: images with a class that occurs in a smaller fraction of the images are repeated.
+        repeat_sqrt: repeat by the square root of threshold / fraction.
         dataset_weights: data set name to repeat factor of its images; 1 for other data sets.
     """
 
@@ -35,7 +35,7 @@ class SamplerConfig:
             raise ArgumentError(
                 "repeat_threshold",
                 f"must be in (0, 1] for {self.name}, got {self.repeat_threshold}: images with a class that occurs in a "
-                "smaller share of the images are repeated; the LVIS paper uses 0.001",
+                "smaller fraction of the images are repeated; the LVIS paper uses 0.001",
             )
         for name, weight in self.dataset_weights.items():
             if self.by_dataset and not (isinstance(weight, int | float) and 0 < weight < math.inf):
@@ -95,4 +95,4 @@ class DataConfig:
         check_ranges(DataConfig, vars(self))
         repeated = sorted({name for name in self.test if self.test.count(name) > 1})
         if repeated:
-            raise ArgumentError("test", f"has {', '.join(repeated)} more than once: name each data set once")
+            raise ArgumentError("test", f"must list each data set once, got {', '.join(repeated)} more than once")

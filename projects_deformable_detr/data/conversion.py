@@ -1,8 +1,8 @@
-"""Converts annotations in Pascal VOC's XML format or YOLO's text format to COCO's instances format.
+"""Converts annotations in Pascal VOC XML or YOLO text format to COCO instances format.
 
-Parts of a VOC annotation that COCO's format lacks are left out; difficult objects become crowds, which are ignored in
+Names, boxes and the difficult flag of VOC objects are converted; difficult objects become crowds, which are ignored in
 training and evaluation. A line of a YOLO file consists of a class and either a box, which may be followed by a
-confidence, or a polygon. Keypoints are left out.
+confidence, or a polygon. Keypoints are not converted.
 """
 
 import functools
@@ -22,13 +22,13 @@ from .problems import DatasetError, Problems
 
 Box = tuple[float, float, float, float]
 _CLASS_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
-_TOLERANCE = 0.1  # fraction of the image size by which a normalised coordinate may lie outside the image
-# Maps the folder of annotations in each layout to the folder of images next to it.
+_TOLERANCE = 0.1  # fraction of the image size by which a normalized coordinate may lie outside the image
+# Folder of annotations to the folder of images next to it.
 _FOLDERS = {"labels": "images", "Annotations": "JPEGImages"}
 
 
 class _Object(NamedTuple):
-    """Object with ``box`` x, y, width, height in pixels and ``polygon`` x1, y1, x2, …, which may be empty."""
+    """Object with a box (x, y, width, height) and a polygon [x1, y1, …], which may be empty, both in pixels."""
 
     name: str
     box: Box
@@ -44,21 +44,23 @@ def convert_dataset(
     Args:
         folder: folder of annotations, or a folder with a subfolder ``labels`` or ``Annotations``.
         images: folder of the images; by default ``images`` or ``JPEGImages`` next to the annotations, or ``folder``.
-        classes: YAML file with ``names``, or text file with one name per line; by default the YOLO data set's, and for
-            VOC the names in alphabetical order.
+        classes: YAML file with ``names``, or text file with one name per line; by default the one of the YOLO data set,
+            or for VOC the names in the annotations, sorted alphabetically.
         only: names of the images to convert, with or without folder and suffix; None: all.
 
     Returns:
         The content of a COCO file, and the folder of its images.
 
     Raises:
-        DatasetError: listing all faults.
+        DatasetError: with all problems found.
     """
     if not folder.is_dir():
         raise DatasetError(f"folder {folder} does not exist: correct the path")
     folder = next((folder / name for name in _FOLDERS if (folder / name).is_dir()), folder)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".xml", ".txt"))
+    files = sorted(folder.rglob("*"))
     is_voc = any(path.suffix.lower() == ".xml" for path in files)
+    suffix = ".xml" if is_voc else ".txt"
+    files = [path for path in files if path.suffix.lower() == suffix and path.name not in _CLASS_FILES]
     images = images or _image_folder(folder)
     class_file = classes or (None if is_voc else _find_class_file(folder, images))
     names, num_keypoints = _read_names(class_file) if class_file else ([], 0)
@@ -66,13 +68,10 @@ def convert_dataset(
     found = _list_images(images, problems)
     selection = None if only is None else _Selection(only)
     objects: dict[Path, list[_Object]] = {}
-    if not is_voc:  # an image without an annotation file has no objects
+    if files and not is_voc:  # an image without an annotation file has no objects
         objects = {path: [] for path in found.values() if selection is None or path in selection}
     for file in files:
-        is_skipped = (
-            file.name in _CLASS_FILES or file == class_file or (selection is not None and file not in selection)
-        )
-        if is_skipped or (file.suffix.lower() == ".xml") is not is_voc:
+        if file == class_file or (selection is not None and file not in selection):
             continue
         root = _parse_xml(file, problems) if is_voc else None
         path = found.get(str(file.relative_to(folder).with_suffix("")))
@@ -81,7 +80,8 @@ def convert_dataset(
         if path is None and not is_voc and not _is_yolo(file):
             continue  # such as README.roboflow.txt
         if path is None:
-            problems.add("annotations without an image", str(file), f"Place the images in {images}, or remove them.")
+            remedy = f"Place the images in {images}, or remove the annotations."
+            problems.add("annotations without an image", str(file), remedy)
             continue
         height, width = _read_size(path)
         if root is not None:
@@ -91,12 +91,10 @@ def convert_dataset(
     names = names or sorted({item.name for items in objects.values() for item in items})
     unknown = sorted({item.name for items in objects.values() for item in items} - set(names))
     if unknown:
-        problems.add("classes that the class file lacks", unknown, "Add them.", len(unknown))
+        problems.add("classes that the class file lacks", unknown, "Add them to the class file.", len(unknown))
     if selection is not None and selection.unmatched:
-        names_left, remedy = sorted(selection.unmatched), "Correct or remove them, or write them without folders."
-        problems.add("names in the selection without a file", names_left, remedy, len(names_left))
-    if not any((file.suffix.lower() == ".xml") is is_voc and file.name not in _CLASS_FILES for file in files):
-        objects = {}
+        unmatched, remedy = sorted(selection.unmatched), "Correct or remove them, or write them without folders."
+        problems.add("names in the selection without a file", unmatched, remedy, len(unmatched))
     if not objects:
         problems.add("folders without annotations", str(folder), "Use a folder of .xml (VOC) or .txt files (YOLO).")
     problems.raise_if_any()
@@ -104,13 +102,14 @@ def convert_dataset(
 
 
 class _Selection:
-    """Names of images, with or without folder and suffix.
+    """Selection of images by name, with or without folder and suffix.
 
     Args:
-        names: a name with folders selects files whose path ends with it; ``labels`` stands for ``images``.
+        names: names of images. A name with folders selects the files whose path ends with it, where the folders
+            ``labels`` and ``images`` are equivalent.
 
     Attributes:
-        unmatched: names that have selected no file.
+        unmatched: names that have not matched any file.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -122,12 +121,12 @@ class _Selection:
         self.unmatched = {name for entries in self._by_stem.values() for name, _ in entries}
 
     def __contains__(self, path: Path) -> bool:
-        folders = [_normalize(part) for part in path.absolute().parts[:-1]]
+        folders = [_FOLDERS.get(part, part) for part in path.absolute().parts[:-1]]
         is_selected = False
         for stem in {path.stem, path.name}:
             for name, parent in self._by_stem.get(stem, ()):
-                theirs = [_normalize(part) for part in parent]
-                if not theirs or folders[-len(theirs) :] == theirs:
+                expected = [_FOLDERS.get(part, part) for part in parent]
+                if not expected or folders[-len(expected) :] == expected:
                     self.unmatched.discard(name)
                     is_selected = True
         return is_selected
@@ -138,13 +137,8 @@ def _stem(name: str) -> str:
     return Path(name).stem if is_file else name
 
 
-def _normalize(folder: str) -> str:
-    """Returns the folder of images that corresponds to a folder of annotations."""
-    return _FOLDERS.get(folder, folder)
-
-
 def _is_yolo(file: Path) -> bool:
-    """Whether the first line of a text file is a YOLO object."""
+    """Returns whether the first line of a text file is a YOLO object."""
     try:
         values = [*map(float, read_text(file).strip().partition("\n")[0].split())]
     except (DatasetError, ValueError):
@@ -153,7 +147,7 @@ def _is_yolo(file: Path) -> bool:
 
 
 def read_text(file: Path) -> str:
-    """Returns the text of a file in UTF-8; `DatasetError` if it is in another encoding."""
+    """Reads a text file in UTF-8; raises `DatasetError` for other encodings."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -171,13 +165,13 @@ def _image_folder(folder: Path) -> Path:
 
 
 def _list_images(folder: Path, problems: Problems) -> dict[str, Path]:
-    """Returns the image files by relative path without suffix and, if it is unique, by name without suffix."""
+    """Returns the image files by relative path without suffix and, if unique, by name without suffix."""
     suffixes = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     for first, second in pairwise(sorted(paths, key=lambda path: path.with_suffix(""))):
         if first.with_suffix("") == second.with_suffix(""):
             what = f"{first} and {second.name}"
-            problems.add("images that differ in their suffix only", what, "Remove or rename one of them.")
+            problems.add("images whose names differ only in the suffix", what, "Remove or rename one of them.")
     counts = Counter(path.stem for path in paths)
     unique = {path.stem: path for path in paths if counts[path.stem] == 1}
     return unique | {str(path.relative_to(folder).with_suffix("")): path for path in paths}
@@ -189,7 +183,7 @@ def _find_class_file(*folders: Path) -> Path:
             for name in _CLASS_FILES:
                 if (parent / name).is_file():
                     return parent / name
-    raise DatasetError(f"{folders[0]} has no class file ({', '.join(_CLASS_FILES)}), nor have its parents: add one")
+    raise DatasetError(f"no class file ({', '.join(_CLASS_FILES)}) in {folders[0]} or its parent folders: add one")
 
 
 def _read_names(file: Path) -> tuple[list[str], int]:
@@ -216,7 +210,7 @@ def _parse_xml(file: Path, problems: Problems) -> ElementTree.Element | None:
     try:
         return ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        problems.add("files that are not XML", f"{file} ({error})", "Correct or remove them.")
+        problems.add("files that are not valid XML", f"{file} ({error})", "Correct or remove them.")
         return None
 
 
@@ -231,7 +225,7 @@ def _read_voc(
     # Some tools ignore the EXIF orientation.
     if size not in ((0, 0), (width, height), _read_size(path, stored=True)[::-1]):
         what = f"{file}: {' x '.join(stated)}, but its image is {width} x {height}"
-        problems.add("annotations of another size than their image", what, "Correct <size> and the boxes.")
+        problems.add("annotations whose size differs from their image", what, "Correct <size> and the boxes.")
     objects = []
     for item in root.iter("object"):
         try:
@@ -240,7 +234,7 @@ def _read_voc(
             corners = [math.nan] * 4
         name = (item.findtext("name") or "").strip()
         if not name or not all(map(math.isfinite, corners)):
-            problems.add("objects without a name or a box", str(file), "Give each <name> and <bndbox>.")
+            problems.add("objects without a name or a box", str(file), "Each object requires <name> and <bndbox>.")
             continue
         x1, y1, x2, y2 = corners
         # Coordinates start at 1, and xmax and ymax are the last pixels of the box.
@@ -267,11 +261,11 @@ def _read_yolo(
             label, values = math.nan, []
         is_box = len(values) in (4, 5, 4 + num_keypoints)
         if label % 1 or not (is_box or (len(values) >= 6 and len(values) % 2 == 0)):
-            what, remedy = f"{file}:{number}: {line:.60}", "Write class x y width height, or class x1 y1 x2 y2 x3 y3 …"
-            problems.add("lines that are neither a box nor a polygon", what, remedy)
+            remedy = "Write `class x y width height` or `class x1 y1 x2 y2 x3 y3 …`."
+            problems.add("lines that are neither a box nor a polygon", f"{file}:{number}: {line:.60}", remedy)
         elif not all(-_TOLERANCE <= value <= 1 + _TOLERANCE for value in (values[:4] if is_box else values)):
             what = f"{file}:{number}: {line:.60}"
-            problems.add("coordinates outside of the image", what, "Divide them by width and height of the image.")
+            problems.add("coordinates outside the image", what, "Divide them by the width and height of the image.")
         elif not 0 <= label < len(names):
             what = f"{file}:{number}: class {label:g} of {len(names)}"
             problems.add("classes that the class file lacks", what, "Add them to the class file.")
@@ -314,7 +308,7 @@ def _to_coco(objects: dict[Path, list[_Object]], names: list[str], images: Path)
 
 
 def _area(polygon: list[float]) -> float:
-    """Returns the area of a polygon x1, y1, x2, y2, … by the shoelace formula."""
+    """Returns the area of a polygon [x1, y1, x2, y2, …] by the shoelace formula."""
     xs, ys = polygon[::2], polygon[1::2]
     pairs = zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True)
     return round(abs(sum(x1 * y2 - x2 * y1 for x1, y1, x2, y2 in pairs)) / 2, 3)

@@ -13,28 +13,27 @@ from .catalog import DatasetSpec
 from .files import ImageEntry, convert, with_integers
 from .problems import Problems
 
-_MAX_SEARCHED = 200_000  # maximum number of files below the image folder to compare with missing ones
+_MAX_SEARCHED = 200_000  # maximum number of files in the image folder to compare with missing ones
 
 
 def check_categories(entries: list[Any], problems: Problems, *, drop_root: bool = False) -> dict[int, str]:
     """Checks the categories and returns their names by id, in the order of the ids.
 
     Args:
-        entries: decoded JSON. Ids that are whole floats or strings of digits are replaced in place.
-        problems: collects the faults.
-        drop_root: whether to leave out the category that `find_root` returns.
+        entries: decoded JSON. Integer ids written as floats or strings are converted in place.
+        problems: collects errors and warnings.
+        drop_root: whether to drop the category that `find_root` returns.
     """
     found: dict[int, str] = {}
     for index, entry in enumerate(entries):
         if isinstance(entry, dict):
             entries[index] = entry = with_integers(entry, ("id",), problems)
-        is_sound = isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("name"), str)
-        if not is_sound:
-            remedy = "Give each an integer 'id' and a string 'name'."
-            problems.add("categories that are incomplete", f"categories[{index}] is {entry!r:.80}", remedy)
+        if not (isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("name"), str)):
+            remedy = "Each category requires an integer 'id' and a string 'name'."
+            problems.add("invalid categories", f"categories[{index}] is {entry!r:.80}", remedy)
         elif entry["id"] in found:
             names = f"id {entry['id']}: {found[entry['id']]!r} and {entry['name']!r}"
-            problems.add("category ids that are used twice", names, "Give each category a unique id.")
+            problems.add("duplicate category ids", names, "Give each category a unique id.")
         else:
             found[entry["id"]] = entry["name"]
     if not entries:
@@ -46,15 +45,15 @@ def check_categories(entries: list[Any], problems: Problems, *, drop_root: bool 
         ids[found[category_id].strip()].append(str(category_id))
     for name, several in ids.items():
         if len(several) > 1:
-            what = f"{name!r} has the ids {', '.join(several)}"
-            problems.warn("names of several categories", what, "Each category is a class of its own.")
+            what = f"{name!r} is the name of ids {', '.join(several)}"
+            problems.warn("duplicate category names", what, "Categories with the same name remain separate classes.")
     return dict(sorted(found.items()))
 
 
 def find_root(entries: list[dict[str, Any]]) -> Any:
-    """Returns the id of the root category that exporters such as Roboflow add; None if there is none.
+    """Returns the id of the root category that exporters such as Roboflow add, or None.
 
-    The root has no supercategory, or ``"none"``, and is the supercategory of all other categories.
+    The root has no supercategory (or ``"none"``) and is the supercategory of all other categories.
     """
     above = {name for entry in entries if isinstance(name := entry.get("supercategory"), str)} - {"", "none"}
     roots = [entry for entry in entries if entry.get("supercategory") in (None, "", "none")]
@@ -65,8 +64,8 @@ def convert_images(entries: list[Any], problems: Problems) -> list[ImageEntry]:
     """Returns the entries of ``images`` as structs."""
 
     def report(index: int, entry: Any, message: str) -> None:
-        remedy = "Give each an integer 'id', a string 'file_name', and 'width' and 'height' in pixels."
-        problems.add("images that are incomplete", f"images[{index}] is {entry!r:.80} ({message})", remedy)
+        remedy = "Each image requires an integer 'id', a string 'file_name', and 'width' and 'height' in pixels."
+        problems.add("invalid images", f"images[{index}] is {entry!r:.80} ({message})", remedy)
 
     return convert(entries, ImageEntry, report, lambda entry: with_integers(entry, ("id", "width", "height"), problems))
 
@@ -75,43 +74,43 @@ def check_images(images: list[ImageEntry], spec: DatasetSpec, problems: Problems
     """Checks that image ids are unique and that every image file exists.
 
     Args:
-        images: entries of the file. A ``file_name`` that is spelled differently in the file system is replaced.
+        images: entries of the file. Each ``file_name`` is replaced with its spelling in the file system.
         spec: data set.
-        problems: collects the faults.
-        hint: sentence to append to the error about missing files.
+        problems: collects errors and warnings.
+        hint: sentence appended to the error about missing files.
 
     Returns:
-        The images in the order of their ids.
+        The images, sorted by id.
     """
     found: dict[int, ImageEntry] = {}
     for image in images:
         if image.file_name is None:
-            problems.add("images without a file_name", f"id {image.id}", "Give each a string 'file_name'.")
+            problems.add("images without a file_name", f"id {image.id}", "Each image requires a string 'file_name'.")
         elif image.id in found:
-            problems.add("image ids that are used twice", f"id {image.id}: {image.file_name}", "Use unique ids.")
+            problems.add("duplicate image ids", f"id {image.id}: {image.file_name}", "Give each image a unique id.")
         else:
             found[image.id] = image
     if not images:
         problems.add("empty list of images", "'images'", "Add the images.")
     ordered = [found[image_id] for image_id in sorted(found)]
     if os.path.isdir(spec.image_root):
-        remedy = f"Add the files, correct the image folder, or remove their records.{hint}"
+        remedy = f"Add the files, correct the image folder, or remove the images from the annotation file.{hint}"
         find_files(ordered, str(spec.image_root), "image files", remedy, problems)
     else:
-        problems.add("missing image folder", str(spec.image_root), "Correct the path, or place the images there.")
+        problems.add("missing image folder", str(spec.image_root), "Correct the path, or create the folder.")
     ids = defaultdict(list)
     for image in ordered:
         ids[image.file_name].append(str(image.id))
     for name, several in ids.items():
         if len(several) > 1:
             what = f"{name} has the ids {', '.join(several)}"
-            consequence = "Each id is an image of its own, trained and evaluated with its own annotations only."
-            problems.warn("image files that are listed several times", what, consequence)
+            consequence = "Each entry is treated as a separate image with its own annotations."
+            problems.warn("image files with several entries", what, consequence)
     return ordered
 
 
 class _FolderListings:
-    """Names of the files in folders. Listing a folder is faster than one system call per file.
+    """Cached listings of folders. Listing a folder is faster than one system call per file.
 
     Args:
         root: folder to which paths are relative.
@@ -122,9 +121,9 @@ class _FolderListings:
         self._names: dict[str, set[str]] = {}
 
     def find(self, path: str) -> str | None:
-        """Returns the path as it is spelled in the file system, or None.
+        """Returns the spelling of a path in the file system, or None if there is no such file.
 
-        The path may contain Windows separators, and its file name may be in another Unicode normalization.
+        The path may contain Windows separators, and its file name may use another Unicode normalization form.
         """
         for candidate in (path, path.replace("\\", "/")):
             folder, name = os.path.split(os.path.join(self.root, candidate))
@@ -147,7 +146,7 @@ def find_files(entries: Sequence[Any], root: str, kind: str, remedy: str, proble
         root: folder of the files.
         kind: plural noun for the files in messages.
         remedy: sentence that ends the message about missing files.
-        problems: collects the faults.
+        problems: collects errors and warnings.
     """
     listings, missing = _FolderListings(root), []
     for entry in entries:
@@ -155,16 +154,16 @@ def find_files(entries: Sequence[Any], root: str, kind: str, remedy: str, proble
         if found is None:
             missing.append(entry.file_name)
         elif found != entry.file_name:
-            what = f"names of {kind} with Windows separators or in another Unicode normalization"
-            problems.warn(what, f"{entry.file_name!r} is {found!r}", "The files are used.")
+            what = f"{kind} whose names differ in path separators or Unicode normalization"
+            problems.warn(what, f"{entry.file_name!r} is stored as {found!r}", "The stored files are used.")
             entry.file_name = found
     if missing:
         paths = (os.path.join(root, name) for name in missing)
-        problems.add(f"{kind} that are missing", paths, remedy + _similar(missing, root), len(missing))
+        problems.add(f"missing {kind}", paths, remedy + _similar(missing, root), len(missing))
 
 
 def _similar(missing: list[str], root: str) -> str:
-    """Returns a sentence about files below ``root`` that differ in folder, case or extension only, or ""."""
+    """Returns a sentence about files in ``root`` that differ only in folder, case or extension, or ""."""
 
     def key(name: str) -> str:
         return unicodedata.normalize("NFC", Path(re.split(r"[\\/]", name)[-1]).stem).casefold()
@@ -175,7 +174,7 @@ def _similar(missing: list[str], root: str) -> str:
     if not found:
         return ""
     folders = {os.path.dirname(path) for _, path in found}
-    text = f" {len(found)} of {len(missing)} have a similar name below the image folder, such as {found[0][1]!r} for "
+    text = f" Files with a similar name exist for {len(found)} of {len(missing)}, such as {found[0][1]!r} for "
     text += f"{found[0][0]!r}: correct file_name"
     if len(folders) == 1 and "" not in folders and all(os.path.basename(path) == name for name, path in found):
         text += f", or use the image folder {os.path.join(root, *folders)}"

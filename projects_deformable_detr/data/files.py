@@ -1,4 +1,4 @@
-"""Decodes annotation files in COCO's formats."""
+"""Decodes annotation files in COCO formats."""
 
 import contextlib
 import gc
@@ -20,12 +20,12 @@ KEYS = ("images", "categories", "annotations")
 _ERRORS = (ValueError, RecursionError)  # raised for invalid JSON, UTF-8 or schema, and deep nesting
 _DIGITS = re.compile("-?[0-9]+")
 _CONVERT = "convert it with `deformable-detr convert-data`"
-# Pattern at the start of a file that is not JSON: (format, remedy).
+# Pattern at the start of a file that is not JSON to (format, remedy).
 _FORMATS = {
-    rb"\s*(<\?xml[^>]*>\s*)?<annotation\b": ("is an annotation in Pascal VOC's XML format", _CONVERT),
-    rb"\s*<": ("is XML", "use a JSON file; for Pascal VOC's XML files, " + _CONVERT),
-    rb"\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*(\n|$)": ("is an annotation in YOLO's text format", _CONVERT),
-    rb"(?s).{,2000}^(names|nc|train|val)\s*:": ("is the YAML file of a data set in YOLO's format", _CONVERT),
+    rb"\s*(<\?xml[^>]*>\s*)?<annotation\b": ("is an annotation in Pascal VOC XML format", _CONVERT),
+    rb"\s*<": ("is XML", "use a JSON file; for Pascal VOC XML files, " + _CONVERT),
+    rb"\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*(\n|$)": ("is an annotation in YOLO text format", _CONVERT),
+    rb"(?s).{,2000}^(names|nc|train|val)\s*:": ("is the YAML file of a data set in YOLO format", _CONVERT),
     rb"PK\x03\x04|\x1f\x8b": ("is a compressed archive", "unpack it"),
 }
 
@@ -43,7 +43,7 @@ class ImageEntry(msgspec.Struct, gc=False):
 
 
 class Content(msgspec.Struct, Generic[T]):
-    """Content of an annotation file. In a file with faults, images and annotations are decoded JSON, not structs."""
+    """Content of an annotation file; its entries are plain decoded JSON if the file does not follow the schema."""
 
     images: list[ImageEntry]
     categories: list[Any]
@@ -54,7 +54,7 @@ def read_content(spec: DatasetSpec, annotation: type[T], needed: tuple[str, ...]
     """Decodes an annotation file.
 
     A file that follows the schema is decoded into structs in one pass. Any other file is decoded into Python objects,
-    so that `convert` can report all faulty entries.
+    so that `convert` can report all invalid entries.
 
     Args:
         spec: data set.
@@ -82,13 +82,13 @@ def convert(
     report: Callable[[int, Any, str], None],
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> list[T]:
-    """Returns the entries as structs of type ``kind``, without those that do not follow the schema.
+    """Converts entries to structs of type ``kind``; entries that do not follow the schema are reported and dropped.
 
     Args:
         entries: structs, which are returned unchanged, or decoded JSON.
         kind: struct type.
-        report: called with index, entry and message for every faulty entry.
-        prepare: converts accepted deviations from the schema in an object of decoded JSON.
+        report: called with index, entry and message for every invalid entry.
+        prepare: called with each JSON object before conversion, to convert accepted deviations from the schema.
     """
     if not entries or isinstance(entries[0], kind):
         return entries
@@ -102,27 +102,27 @@ def convert(
 
 
 def with_integers(entry: dict[str, Any], keys: tuple[str, ...], problems: Problems) -> dict[str, Any]:
-    """Returns the entry with whole floats and strings of digits under ``keys`` converted to integers, with a warning.
+    """Returns the entry with integers written as floats or strings under ``keys`` converted, with a warning.
 
-    Two ids that become equal are reported later, as ids that are used twice.
+    Ids that become equal are reported as duplicates later.
     """
     changed = {}
     for key in keys:
         value = entry.get(key)
         if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and _DIGITS.fullmatch(value)):
             changed[key] = int(value)
-            what = "integers written as whole floats or strings of digits"
-            problems.warn(what, f"{key} {value!r:.40}", "They are read as integers; files of results contain integers.")
+            what = "integers written as floats or strings"
+            problems.warn(what, f"{key} {value!r:.40}", "They are converted to integers, also in result files.")
     return {**entry, **changed}
 
 
 def read_json(spec: DatasetSpec, needed: tuple[str, ...] = KEYS[:2]) -> dict[str, Any]:
-    """Decodes an annotation file into Python objects; arguments and errors as in `read_content`."""
+    """Decodes an annotation file into Python objects; see `read_content` for arguments and errors."""
     return _decode_json(_read_bytes(spec), spec, needed)
 
 
 def read_categories(spec: DatasetSpec) -> list[Any]:
-    """Decodes only the categories of an annotation file; errors as in `read_content`."""
+    """Decodes only the categories of an annotation file; see `read_content` for errors."""
     content = _read_bytes(spec)
     try:
         return msgspec.json.decode(content, type=Content[msgspec.Raw]).categories
@@ -132,7 +132,7 @@ def read_categories(spec: DatasetSpec) -> list[Any]:
 
 @contextlib.contextmanager
 def paused_gc() -> Iterator[None]:
-    """Pauses the garbage collector, which takes as long to scan millions of new objects as it takes to decode them."""
+    """Pauses the garbage collector, which would spend as long scanning new objects as decoding takes."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -143,7 +143,7 @@ def paused_gc() -> Iterator[None]:
 
 
 def _read_bytes(spec: DatasetSpec) -> bytes:
-    """Returns the content in UTF-8 without a byte order mark, from any encoding that JSON allows."""
+    """Returns the content converted to UTF-8 without a byte order mark from any encoding that JSON allows."""
     where = f"data set {spec.name}: annotation file {spec.json_file}"
     try:
         content = Path(spec.json_file).read_bytes()
@@ -153,8 +153,8 @@ def _read_bytes(spec: DatasetSpec) -> bytes:
         raise DatasetError(f"{where} does not exist: {_how_to_get(spec)}") from error
     except IsADirectoryError as error:
         raise DatasetError(
-            f"{where} cannot be read, as it is a folder: use a file in COCO's format; a folder of Pascal VOC's or "
-            "YOLO's annotations can be converted with `deformable-detr convert-data`"
+            f"{where} is a folder: use a file in COCO format; to convert a folder of Pascal VOC or YOLO annotations, "
+            "use `deformable-detr convert-data`"
         ) from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{where} is not JSON ({error}): save it in UTF-8") from error
@@ -164,7 +164,7 @@ def _read_bytes(spec: DatasetSpec) -> bytes:
 
 def _decode_json(content: bytes, spec: DatasetSpec, needed: tuple[str, ...]) -> dict[str, Any]:
     where = f"data set {spec.name}: annotation file {spec.json_file}"
-    expected = f"use a JSON file in COCO's {'instances' if spec.panoptic_root is None else 'panoptic'} format"
+    expected = f"use a JSON file in COCO {'instances' if spec.panoptic_root is None else 'panoptic'} format"
     try:
         found = json.loads(content)
     except _ERRORS as error:
@@ -190,20 +190,20 @@ def _lacks_list(found: dict[str, Any], key: str, needed: tuple[str, ...]) -> boo
 
 
 def _recognize(found: Any) -> str:
-    """Returns the name of another format of decoded JSON, or ""."""
+    """Returns the name of the other format that decoded JSON is likely in, or ""."""
     if not isinstance(found, list | dict):
         return ""
     first = next(iter(found.values() if isinstance(found, dict) else found), None)
     keys = set(found) if isinstance(found, dict) else set()
     inner = set(first) if isinstance(first, dict) else set()
     if isinstance(found, list) and "score" in inner:
-        return "a file of results"
+        return "a COCO results file"
     if isinstance(found, list) and {"image", "annotations"} <= inner:
-        return "Create ML's format"
+        return "Create ML format"
     if {"shapes", "imagePath"} <= keys:
-        return "LabelMe's format"
+        return "LabelMe format"
     if "_via_img_metadata" in keys or {"filename", "regions"} <= inner:
-        return "VGG Image Annotator's format"
+        return "VGG Image Annotator format"
     return ""
 
 

@@ -1,12 +1,10 @@
-"""Loading of data sets: COCO's instances, LVIS's format and panoptic files."""
+"""Loads data sets in COCO instances, COCO panoptic and LVIS formats."""
 
 import functools
 import logging
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ..errors import check_choice
 from . import coco, lvis, panoptic
@@ -23,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 @functools.cache
 def log_once(message: str) -> None:
-    """Logs a warning unless the same one has been logged before."""
+    """Logs a warning, unless the same message has been logged before."""
     _logger.warning(message)
 
 
@@ -38,28 +36,27 @@ def load_dataset(
     drop_root_category: bool = False,
     warn: Callable[[str], Any] = log_once,
 ) -> Records:
-    """Loads a data set and checks all of it except its pixels; docs/data.md lists the checks.
+    """Loads a data set and checks everything except the image files; docs/data.md lists the checks.
 
-    Results are cached until the file changes, so that a process decodes every file once.
+    Results are cached until the file changes, so that each process decodes a file only once.
 
     Args:
         spec: data set.
-        invalid_boxes: ``"error"``, or ``"drop"`` to leave out boxes and masks without area. Many such boxes, or boxes
-            that leave their image, are an error unless it is ``"drop_many"``.
-        max_objects: number of queries of the model that is trained on the data set; an image with more objects is an
-            error. None: no limit.
-        for_evaluation: fill in unusable areas and a missing ``iscrowd``, with a warning. If ``max_objects`` is None,
-            the file may have no objects and even no list of annotations, as COCO's test-dev.
+        invalid_boxes: ``"error"``: boxes and masks without area are an error; ``"drop"``: they are dropped, but a large
+            fraction of boxes without area or beyond their image is an error; ``"drop_many"``: any number is accepted.
+        max_objects: number of queries of the model to train; an image with more objects is an error. None: no limit.
+        for_evaluation: replace invalid areas and a missing ``iscrowd``, with a warning. If ``max_objects`` is None,
+            the file may have no objects, or no list of annotations, as in COCO test-dev.
         masks: load segmentations and require a valid one in every annotation.
-        max_detections: number of detections per image in evaluation, for a warning if an image has more objects.
-        drop_root_category: leave out the unused category that some exporters add as supercategory of all others.
-        warn: called with a message for each kind of fault that is accepted.
+        max_detections: number of detections per image in evaluation; an image with more objects is a warning.
+        drop_root_category: drop the unused category that some exporters add as supercategory of all others.
+        warn: called with a message for each kind of accepted problem.
 
     Returns:
-        records, with a ``summary``.
+        Records, with a ``summary``.
 
     Raises:
-        DatasetError: with all faults. Annotations are only checked if images and categories have no faults.
+        DatasetError: with all problems found. Annotations are only checked if images and categories are valid.
         ArgumentError: for an unknown value of ``invalid_boxes``.
     """
     check_choice("invalid_boxes", invalid_boxes, RULES)
@@ -74,16 +71,15 @@ _classes: dict[tuple[DatasetSpec, Version, bool], Classes] = {}
 
 
 class _Use(NamedTuple):
-    """Arguments of `load_dataset` that determine checks, but not the records."""
+    """Arguments of `load_dataset` that affect the checks, but not the records."""
 
     max_objects: int | None
     for_evaluation: bool
     max_detections: int | None
 
     def has_checked(self, records: Records, other: "_Use") -> bool:
-        """Returns whether records that were loaded for this use have also passed the checks for another."""
-        before = np.concatenate([[0], np.cumsum(records.is_used & ~records.is_crowd)])
-        most = int(np.diff(before[records.spans]).max(initial=0))  # objects of one image
+        """Returns whether records that were loaded for this use also pass the checks for another."""
+        most = records.summary.max_objects_per_image
         if other.for_evaluation and not self.for_evaluation:
             return False
         is_warned = other.max_detections in (None, self.max_detections) or most <= (other.max_detections or 0)
@@ -97,7 +93,7 @@ _CACHE_SIZE = 8
 
 
 def _load(key: _Key, use: _Use) -> Records:
-    """Loads a data set, unless it has been loaded for a use with the same or stricter checks."""
+    """Loads a data set, or returns the cached records if they pass the checks for this use."""
     if key in _cache and _cache[key][1].has_checked(_cache[key][0], use):
         return _cache[key][0]
     spec, version, invalid_boxes, masks, drop_root_category = key
@@ -116,12 +112,12 @@ def _load(key: _Key, use: _Use) -> Records:
 
 
 def read_classes(spec: DatasetSpec, *, drop_root_category: bool = False) -> Classes:
-    """Returns the classes of a data set: its categories in the order of their ids, in panoptic files things first.
+    """Returns the classes of a data set in the order of the category ids, things before stuff in panoptic files.
 
     Only the categories are decoded if the file has not been loaded.
 
     Raises:
-        DatasetError: if the file cannot be read, is not in COCO's format, or has unusable categories.
+        DatasetError: if the file cannot be read, is not in COCO format, or has invalid categories.
     """
     key = spec, _version(spec), drop_root_category
     if key in _classes:
@@ -139,7 +135,7 @@ def read_classes(spec: DatasetSpec, *, drop_root_category: bool = False) -> Clas
 
 
 def _version(spec: DatasetSpec) -> Version:
-    """Returns modification time and size of the annotation file; (-1, -1) if it is missing."""
+    """Returns the modification time and size of the annotation file; (-1, -1) if it is missing."""
     try:
         status = os.stat(spec.json_file)
     except OSError:

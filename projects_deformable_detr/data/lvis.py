@@ -1,8 +1,8 @@
-"""LVIS's format (arXiv 1908.03195): COCO's instances format, with each image annotated for some categories only.
+"""LVIS format (arXiv 1908.03195): COCO instances format, with each image annotated for a subset of the categories.
 
-A file is in LVIS's format if its images have ``neg_category_ids``, the categories that are known to be absent. For the
-categories in ``not_exhaustive_category_ids``, not all objects are annotated. The ``frequency`` of a category is r, c or
-f (rare, common, frequent) for 1 to 10, 11 to 100 and more training images.
+In an LVIS file, each image lists ``neg_category_ids``, the categories verified to be absent from it, and
+``not_exhaustive_category_ids``, the categories of which not all objects are annotated. The ``frequency`` of a category
+is r, c or f (rare, common, frequent) for 1 to 10, 11 to 100 and more training images.
 """
 
 import json
@@ -18,14 +18,14 @@ from .problems import Problems
 from .records import Array
 
 FREQUENCIES = ("r", "c", "f")
-FILE_NAME_HINT = " In LVIS's files, the last two parts of coco_url are the path of an image."
+FILE_NAME_HINT = " In LVIS files, the last two parts of coco_url are the path of an image."
 FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def is_lvis_file(path: str | Path) -> bool:
-    """Returns whether a file is in LVIS's format; False if it does not exist.
+    """Returns whether a file is in LVIS format; False if it does not exist.
 
-    Searches for ``neg_category_ids`` without decoding the file, as LVIS's annotations take a gigabyte.
+    Searches for ``neg_category_ids`` without decoding the file, because LVIS files have a size of about 1 GB.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -37,15 +37,15 @@ def is_lvis_file(path: str | Path) -> bool:
 
 
 def is_lvis(images: list[ImageEntry]) -> bool:
-    """Returns whether a file with these images is in LVIS's format."""
+    """Returns whether a file with these images is in LVIS format."""
     return any(image.neg_category_ids is not msgspec.UNSET for image in images)
 
 
 def prepare(images: list[ImageEntry], categories: list[Any], problems: Problems) -> None:
-    """Checks LVIS's fields and converts them to COCO's, in place.
+    """Checks the fields specific to LVIS, and sets the file names of images and names of categories in place.
 
-    The ``file_name`` of an image with a ``coco_url`` becomes the last two parts of the URL, such as
-    ``val2017/000000000139.jpg``. As in Detectron2, the first synonym becomes the name of a category.
+    The ``file_name`` of an image with a ``coco_url`` is set to the last two parts of the URL, such as
+    ``val2017/000000000139.jpg``. As in Detectron2, the ``name`` of a category is set to its first synonym.
     """
     known = {item["id"] for item in categories if isinstance(item, dict) and type(item.get("id")) is int}
     for image in images:
@@ -60,7 +60,7 @@ def _prepare_image(image: ImageEntry, known: set[int], problems: Problems) -> No
     for key in FEDERATED:
         listed = getattr(image, key)
         if not isinstance(listed, list):
-            remedy = "LVIS's evaluation requires a list of category ids, or [], in every image."
+            remedy = "LVIS evaluation requires a list of category ids, which may be empty, in every image."
             problems.add(f"images without a list {key!r}", f"{where} has {key} {listed!r:.40}", remedy)
             continue
         wrong = [item for item in listed if type(item) is not int or item not in known]
@@ -73,9 +73,9 @@ def _prepare_image(image: ImageEntry, known: set[int], problems: Problems) -> No
     parts = url.split("/")[-2:] if isinstance(url, str) else []
     if len(parts) < 2 or not all(parts):
         remedy = (
-            "Its last two parts must be the path of the image below the image folder. Without it, file_name is used."
+            "Its last two parts must be the path of the image relative to the image folder. Remove it to use file_name."
         )
-        problems.add("images with an unusable 'coco_url'", f"{where} has {url!r:.60}", remedy)
+        problems.add("images with an invalid 'coco_url'", f"{where} has {url!r:.60}", remedy)
         return
     image.file_name = "/".join(parts)
 
@@ -84,7 +84,7 @@ def _prepare_category(category: dict[str, Any], where: str, problems: Problems) 
     if category.get("frequency") not in FREQUENCIES:
         remedy = "Set frequency to r, c or f, for 1 to 10, 11 to 100 or more training images."
         what = f"{where} has frequency {category.get('frequency')!r}"
-        problems.add("categories without a frequency", what, remedy)
+        problems.add("categories without a valid frequency", what, remedy)
     synonyms = category.get("synonyms")
     if isinstance(synonyms, list) and synonyms and isinstance(synonyms[0], str):
         category["name"] = synonyms[0]
@@ -99,7 +99,7 @@ def check_absent_categories(
         images: entries of the file.
         category_ids: ids of the categories.
         owners, labels: (annotations,) indices into ``images`` and ``category_ids``.
-        problems: collects the faults.
+        problems: collects errors.
     """
     positions = {category_id: position for position, category_id in enumerate(category_ids)}
     absent = [(row, item) for row, image in enumerate(images) for item in image.neg_category_ids]

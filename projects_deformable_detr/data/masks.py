@@ -1,4 +1,4 @@
-"""Instance masks: COCO's segmentations (polygons or RLE) and bitmaps."""
+"""Instance masks: COCO segmentations (polygons or RLE) and bitmaps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,10 @@ Bitmaps = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def find_rle_fault(size: Sequence[int], counts: str | bytes | list[int], height: int, width: int) -> str | None:
-    """Returns the fault of an RLE, or None. pycocotools does not check lengths, and may read or loop forever."""
+    """Returns a description of what is invalid in an RLE, or None.
+
+    pycocotools does not check run lengths; invalid ones make it read out of bounds or loop forever.
+    """
     if tuple(size) != (height, width):
         return f"an RLE of size {list(size)}, but its image is {height} x {width} (height x width)"
     try:
@@ -24,14 +27,14 @@ def find_rle_fault(size: Sequence[int], counts: str | bytes | list[int], height:
 
 
 def _decode_counts(text: str | bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Decodes the run lengths of a compressed RLE: digits of 5 bits, and differences from the second-to-last length."""
+    """Decodes the run lengths of a compressed RLE: 5-bit digits of differences from the length two positions before."""
     content = text.encode("utf-8") if isinstance(text, str) else text
     digits = np.frombuffer(content, np.uint8).astype(np.int64) - 48
     if not digits.size:
         return digits
     if digits.min() < 0 or digits.max() > 63:
-        raise ValueError("have characters outside of COCO's encoding")
-    stops = np.flatnonzero(digits < 32)  # the last digit of each number
+        raise ValueError("contain characters that COCO's encoding does not use")
+    stops = np.flatnonzero(digits < 32)  # last digit of each number
     if not stops.size or stops[-1] != digits.size - 1:
         raise ValueError("are truncated")
     starts = np.concatenate([[0], stops[:-1] + 1])
@@ -49,16 +52,16 @@ def _decode_counts(text: str | bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def to_rle(segmentation: Any, height: int, width: int, where: str) -> Rle:
-    """Converts a segmentation in any of COCO's formats to compressed RLE.
+    """Converts a COCO segmentation to compressed RLE.
 
     Args:
         segmentation: list of polygons [x1, y1, x2, y2, …] in pixels, whose union is the mask; or a dict with ``size``
-            and ``counts``, a string or a list of integers.
+            and ``counts``, which is a string or a list of integers.
         height, width: size of the image in pixels.
         where: name of the annotation, for errors.
 
     Raises:
-        DatasetError: if the segmentation is invalid or has another size.
+        DatasetError: if the segmentation is invalid or its size differs from the image.
     """
     try:
         if isinstance(segmentation, list):
@@ -66,8 +69,8 @@ def to_rle(segmentation: Any, height: int, width: int, where: str) -> Rle:
         fault = find_rle_fault(segmentation["size"], segmentation["counts"], height, width)
         if fault is None and isinstance(segmentation["counts"], list):
             return dict(rle_format.frPyObjects(segmentation, height, width))
-    except Exception as error:  # pycocotools raises plain Exception, too
-        fault = f"an unusable segmentation ({error})"
+    except Exception as error:  # pycocotools also raises plain Exception
+        fault = f"an invalid segmentation ({error})"
     if fault is not None:
         raise DatasetError(f"{where} has {fault}: correct or remove the annotation")
     return dict(segmentation)

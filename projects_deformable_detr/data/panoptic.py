@@ -1,6 +1,6 @@
-"""COCO's panoptic format: segment ids as colors of a PNG per image, and a JSON file that lists the segments.
+"""COCO panoptic format: segment ids as colors of one PNG per image, and a JSON file that lists the segments.
 
-Contiguous class ids are assigned to things, then to stuff, both in the order of their category ids.
+Contiguous class ids are assigned to things first and then to stuff, each in the order of their category ids.
 """
 
 import os
@@ -58,7 +58,7 @@ class PanopticRecords(Records):
     Args:
         arguments: arguments of `Records`.
         png_paths: paths of the panoptic PNGs.
-        segment_ids: (segments,) ids of the segments in their PNG.
+        segment_ids: (segments,) ids of the segments.
     """
 
     def __init__(self, *arguments: Any, png_paths: list[str], segment_ids: Array) -> None:
@@ -105,7 +105,7 @@ class PanopticRecords(Records):
         }
 
     def select(self, indices: Array) -> "PanopticRecords":
-        """Returns a part of the images."""
+        """Returns the images at the given positions."""
         selected = super().select(indices)
         selected.png_paths = [self.png_paths[index] for index in indices.tolist()]
         return selected
@@ -115,7 +115,7 @@ def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
     """Loads a panoptic data set; its PNGs are not read. See `load_dataset` for the arguments."""
     problems = Problems(str(spec))
     if not os.path.isdir(str(spec.panoptic_root)):
-        problems.add("missing folders", str(spec.panoptic_root), "Correct the path, or put the files there.")
+        problems.add("missing folder of PNGs", str(spec.panoptic_root), "Correct the path, or create the folder.")
     with paused_gc():
         content = read_content(spec, _Annotation)
         check_categories(content.categories, problems)
@@ -140,7 +140,7 @@ def load(spec: DatasetSpec, max_objects: int | None) -> PanopticRecords:
         problems.add("segments whose category_id is not in 'categories'", what, remedy)
     pairs, counts = np.unique(np.stack([owners, segment_ids], axis=1), axis=0, return_counts=True)
     for owner in pairs[counts > 1][:, 0].tolist():
-        problems.add("segment ids that are used twice in an image", png_names[owner], "Give each segment a unique id.")
+        problems.add("duplicate segment ids in an image", png_names[owner], "Give each segment a unique id.")
     max_objects_per_image = check_counts(images, owners[~is_crowd], max_objects, None, problems, "segments")
     problems.raise_if_any()
     check_classes(order[labels], classes.names, None, problems)
@@ -170,11 +170,11 @@ def _check_annotations(
 
     def report(_: int, entry: Any, message: str) -> None:
         if "segments_info[" in message:
-            what = "segments that are incomplete"
-            remedy = f"Give each a whole number 'id' from 1 to {MAX_ID}, a 'category_id', and iscrowd 0 or 1."
+            what = "invalid segments"
+            remedy = f"Each segment requires an integer 'id' from 1 to {MAX_ID}, a 'category_id', and iscrowd 0 or 1."
         else:
-            what = "annotations that are incomplete"
-            remedy = "Give each an image_id, the file_name of its PNG and a list segments_info."
+            what = "invalid annotations"
+            remedy = "Each annotation requires an image_id, the file_name of its PNG and a list segments_info."
         problems.add(what, f"{entry!r:.80} ({message})", remedy)
 
     def prepare(entry: dict[str, Any]) -> dict[str, Any]:
@@ -195,10 +195,11 @@ def _check_annotations(
             what, remedy = f"image_id {image_id}", "Add the image, or remove them."
             problems.add("annotations of images that are not in 'images'", what, remedy)
         elif image_id in found:
-            problems.add("images that are annotated twice", f"image_id {image_id}", "Keep one annotation per image.")
+            what, remedy = f"image_id {image_id}", "Keep one annotation per image."
+            problems.add("images with several annotations", what, remedy)
         found[image_id] = annotation
     if not problems:
-        remedy = "Put them there, or correct the folder."
+        remedy = "Add the files, or correct the folder."
         find_files(list(found.values()), str(spec.panoptic_root), "panoptic PNGs", remedy, problems)
     missing = [str(image.file_name) for image in images if image.id not in found]
     if missing and not problems:
@@ -209,7 +210,7 @@ def _check_annotations(
 
 
 def read_objects(record: Record, *, crowds: bool = False) -> tuple[Array, Array, Bitmaps]:
-    """Reads the segments of a panoptic record, by default without crowds, as objects with the boxes of their masks.
+    """Reads the segments of a panoptic record, by default without crowds, as objects with boxes and masks.
 
     Returns:
         boxes (T, 4) float32 corners in pixels, labels (T,) int64, masks (T, H, W) bool.
@@ -225,7 +226,7 @@ def read_objects(record: Record, *, crowds: bool = False) -> tuple[Array, Array,
     empty = wanted[~masks.any((1, 2))]
     if empty.size:
         raise DatasetError(
-            f"{path} has no pixel of segment {empty[0]}, which segments_info lists for it: remove the segment from the "
+            f"{path} has no pixels of segment {empty[0]}, although segments_info lists it: remove the segment from the "
             "JSON file, or replace the PNG"
         )
     return mask_boxes(masks), labels, masks
@@ -236,7 +237,7 @@ def _segments(record: Record, crowds: bool) -> list[dict[str, Any]]:
 
 
 def mask_boxes(masks: Bitmaps) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Returns the boxes (T, 4) of non-empty masks (T, H, W), as corners in pixels; one pixel has width and height 1."""
+    """Returns boxes (T, 4) of non-empty masks (T, H, W), as corners in pixels; a pixel has width and height 1."""
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks, strict=True):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -256,12 +257,12 @@ def as_annotations(record: Record, *, crowds: bool = False) -> list[dict[str, An
 
 
 def stuff_annotations(path: str, size: tuple[int, int], classes: Mapping[int, int]) -> list[dict[str, Any]]:
-    """Reads the stuff of a label image as `as_annotations` does; all pixels of one label are one object.
+    """Reads the stuff segments of a label image as annotations like those of `as_annotations`, one for each label.
 
     Args:
         path: image with one channel.
         size: height and width in pixels.
-        classes: maps labels to classes; other labels, such as those of things, are ignored.
+        classes: label to class; other labels, such as those of things, are ignored.
 
     Raises:
         DatasetError: if the file is missing, is not an image, or has another size.

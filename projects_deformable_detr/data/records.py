@@ -1,9 +1,9 @@
-"""Records of a data set in compact arrays, and their summary."""
+"""Records of a data set, stored in compact arrays, and their summary."""
 
 import copy
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -19,7 +19,7 @@ R = TypeVar("R", bound="Records")
 
 
 class Classes(NamedTuple):
-    """Classes 0, 1, … of a data set: class names, category ids and the number of thing classes; things come first."""
+    """Names and category ids of class 0, 1, … of a data set, and the number of thing classes, which come first."""
 
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -34,15 +34,15 @@ class Summary:
         name: name of the data set.
         class_names: names of class 0, 1, ….
         category_ids: the file's category ids of class 0, 1, ….
-        num_things: number of things, which are the first classes; all classes unless the data set is panoptic.
+        num_things: number of thing classes, which come first; all classes unless the data set is panoptic.
         num_images: number of images in the file.
         num_annotations: number of used annotations or segments, including crowds.
         num_crowd: number of crowds among them.
-        dropped: number of annotations left out because their box or mask has no area.
+        dropped: number of annotations dropped because their box or mask has no area.
         clipped: number of boxes that were clipped to their image.
         max_objects_per_image: largest number of objects in one image, without crowds.
-        is_lvis: whether the file is in LVIS's format.
-        warnings: one message per kind of fault that was accepted.
+        is_lvis: whether the file is in LVIS format.
+        warnings: one message per kind of accepted problem.
     """
 
     name: str
@@ -60,10 +60,10 @@ class Summary:
 
 
 class Records(Sequence[Record]):
-    """Sequence of Detectron2's standard records, in the order of the image ids.
+    """Sequence of records in Detectron2's standard format, sorted by image id.
 
-    Records are created on access. The arrays from which they are created take less memory than one dict per annotation
-    and are cheap to send to another process.
+    Records are created on access from arrays, which take less memory than one dict per annotation and are cheap to
+    send to another process.
 
     Args:
         spec: location of the data set.
@@ -72,7 +72,7 @@ class Records(Sequence[Record]):
         spans: (images, 2) range [start, stop) of each image's annotations.
         labels: (annotations,) class ids.
         is_crowd: (annotations,) bool.
-        is_used: (annotations,) bool, False for annotations that were dropped; None: all are used.
+        is_used: (annotations,) bool, False for dropped annotations; None: all are used.
 
     Attributes:
         file_names: paths of the images.
@@ -151,7 +151,7 @@ class Records(Sequence[Record]):
 
 
 def positions(sorted_ids: Array, ids: Array) -> Array:
-    """Returns the position of each id in ``sorted_ids``, which must not be empty; -1 for unknown ids."""
+    """Returns the position of each id in ``sorted_ids``, which must not be empty; -1 for ids that it lacks."""
     found = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
     return np.where(sorted_ids[found] == ids, found, -1)
 
@@ -164,49 +164,47 @@ def check_counts(
     problems: Problems,
     kind: str = "objects",
 ) -> int:
-    """Returns the largest number of objects in one image, and reports images with more than the limits.
+    """Reports images with more objects than a limit, and returns the largest number of objects in one image.
 
     Args:
         images: entries of the file.
         owners: (objects,) index of the image of each object.
         max_objects: number of queries; None: no limit.
         max_detections: number of detections per image in evaluation; None: no limit.
-        problems: collects the faults.
+        problems: collects errors and warnings.
         kind: plural noun for the objects in messages.
     """
     counts = np.bincount(owners, minlength=len(images))
     most = int(counts.max(initial=0))
-
-    def report(limit: int, what: str, add: Callable[[str, Iterable[str], str, int], None], sentence: str) -> None:
-        rows = np.flatnonzero(counts > limit)
-        examples = (f"{images[row].file_name} has {counts[row]}" for row in rows.tolist())
-        add(f"images with more {kind} than the {limit} {what}", examples, sentence, rows.size)
-
-    if max_objects is not None and most > max_objects:
-        remedy = f"Each query detects one object: set `max_objects` to at least {most}."
-        report(max_objects, "queries", problems.add, remedy)
-    if max_detections is not None and most > max_detections:
-        consequence = f"AP cannot reach 100: set `max_detections` to at least {most} to detect all of them."
-        report(max_detections, "detections per image", problems.warn, consequence)
+    remedy = f"Each query detects one object: set `max_objects` to at least {most}."
+    consequence = f"AP cannot reach 100: set `max_detections` to at least {most} to evaluate all of them."
+    for limit, what, add, sentence in (
+        (max_objects, "queries", problems.add, remedy),
+        (max_detections, "detections per image", problems.warn, consequence),
+    ):
+        rows = np.flatnonzero(counts > (most if limit is None else limit)).tolist()
+        if rows:
+            examples = (f"{images[row].file_name} has {counts[row]}" for row in rows)
+            add(f"images with more {kind} than the {limit} {what}", examples, sentence, len(rows))
     return most
 
 
 def check_classes(labels: Array, names: Sequence[str], root: str | None, problems: Problems) -> None:
-    """Reports classes without objects, unless there is no object at all.
+    """Warns of classes without objects, unless there are no objects at all.
 
     Args:
         labels: (objects,) class ids.
         names: class names.
-        root: name of the exporter's root category, see `entries.find_root`; None if there is none.
-        problems: collects the faults.
+        root: name of the root category, see `entries.find_root`; None if there is none.
+        problems: collects the warning.
     """
     counts = np.bincount(labels, minlength=len(names))
     unused = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
     if unused and len(labels):
-        consequence = "They are classes of the model nevertheless."
+        consequence = "They remain classes of the model."
         if root in unused:
             consequence += (
-                f" {root!r} is the supercategory of all others, as some exporters add it: set "
-                "`drop_root_category=True` to leave it out."
+                f" {root!r} is the supercategory of all others, a root category that some exporters add: set "
+                "`drop_root_category=True` to drop it."
             )
-        problems.warn(f"classes without objects, of {len(names)}", map(repr, unused), consequence, len(unused))
+        problems.warn(f"classes without objects, out of {len(names)}", map(repr, unused), consequence, len(unused))

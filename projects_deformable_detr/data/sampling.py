@@ -1,4 +1,4 @@
-"""Selection and repeat factors of training images: class-balanced sampling, weights of data sets."""
+"""Selects training images and computes their repeat factors for class-balanced or weighted sampling."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ def select_training_images(
     """Returns the images of each training set, and their repeat factors (`repeat_factors`).
 
     Args:
-        config: training sets and sampler. With ``filter_empty``, images without objects are left out.
+        config: training sets and sampler. With ``filter_empty``, images without objects are dropped.
         datasets: name to records.
         crowds: count crowds in the repeat factors, as Detectron2 does.
 
@@ -34,11 +34,11 @@ def select_training_images(
     """
     for name, count in Counter(config.train).items():
         if count > 1:
-            _logger.warning("data set %s is named %d times for training: its images count %d times", name, count, count)
+            _logger.warning("data set %s is listed %d times for training, so its images are repeated", name, count)
     parts = training_images(config, datasets)
     removed = sum(len(datasets[name]) for name in config.train) - sum(map(len, parts))
     if removed:
-        _logger.info("%d training images without objects are left out", removed)
+        _logger.info("%d training images without objects are dropped", removed)
     if not any(parts):
         raise DatasetError(f"training sets {', '.join(config.train)} have no image with an object to train on")
     labels = [(name, part.object_labels(crowds=crowds)) for name, part in zip(config.train, parts, strict=True)]
@@ -46,7 +46,7 @@ def select_training_images(
 
 
 def training_images(config: DataConfig, datasets: Mapping[str, Records]) -> list[Records]:
-    """Returns the images of each training set, without those without objects if ``filter_empty``."""
+    """Returns the images of each training set; with ``filter_empty``, only those with objects."""
     return [datasets[name].with_objects() if config.filter_empty else datasets[name] for name in config.train]
 
 
@@ -60,7 +60,7 @@ def repeat_factors(config: SamplerConfig, datasets: Sequence[tuple[str, Labels]]
 
     Args:
         config: sampler and its options.
-        datasets: name and class ids of each training set; a set may be listed twice.
+        datasets: name and class ids of each training set; a set may occur more than once.
     """
     threshold, sqrt = config.repeat_threshold, config.repeat_sqrt
     if not config.by_dataset:
@@ -76,8 +76,9 @@ def repeat_factors(config: SamplerConfig, datasets: Sequence[tuple[str, Labels]]
 def class_repeat_factors(images: Labels, threshold: float, sqrt: bool = True) -> Tensor:
     """Returns the repeat factor of each image according to its rarest class (arXiv 1908.03195, appendix B.2).
 
-    The factor of a class that occurs in a share f of all images is max(1, sqrt(threshold / f)), without the root if
-    ``sqrt`` is False. The factor of an image is the maximum over its classes, or 1 without objects.
+    The factor of a class that occurs in a fraction f of all images is max(1, sqrt(threshold / f)), or
+    max(1, threshold / f) if ``sqrt`` is False. The factor of an image is the maximum over its classes, or 1 without
+    objects.
     """
     classes = [set(labels.tolist()) for labels in images]
     counts = Counter(label for found in classes for label in found)

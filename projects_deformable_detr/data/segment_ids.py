@@ -1,4 +1,4 @@
-"""Segment ids of panoptic segmentations as colors of a PNG, and images of labels."""
+"""Segment ids of panoptic segmentations as colors of a PNG, and label images."""
 
 import io
 from pathlib import Path
@@ -52,7 +52,7 @@ def read_segment_ids(path: str | Path, expected_size: tuple[int, int] | None = N
 
 
 def read_labels(path: str | Path, expected_size: tuple[int, int]) -> np.ndarray[Any, np.dtype[Any]]:
-    """Reads the labels (H, W) of an image: its values, or the palette's indices; errors as in `read_segment_ids`."""
+    """Reads the labels (H, W) of an image: its values or palette indices. Errors are those of `read_segment_ids`."""
     with open_image(path) as image:
         labels = np.asarray(image)
     labels = labels if labels.ndim == 2 else labels[:, :, 0]

@@ -1,4 +1,4 @@
-"""Segmentations of an annotation file: storage as JSON, checks, and the extents of the masks."""
+"""Segmentations of an annotation file: storage as JSON, checks, boxes and areas."""
 
 from collections.abc import Sequence
 from itertools import chain, compress
@@ -12,8 +12,8 @@ from .files import paused_gc
 from .masks import find_rle_fault, to_rle
 from .records import Array
 
-_TRIANGLE = 6  # minimum number of coordinates of a polygon
-_BATCH = 512  # number of segmentations decoded at once; larger batches do not fit into the processor's cache
+_MIN_COORDINATES = 6  # of a polygon
+_BATCH_SIZE = 512  # number of segmentations decoded at once; larger batches do not fit into the CPU cache
 
 
 class _RunLengths(msgspec.Struct, gc=False):
@@ -30,11 +30,11 @@ class Shapes:
     """Properties of many segmentations.
 
     Attributes:
-        faults: problem of each faulty segmentation by row; the other properties of these rows are meaningless.
+        faults: row to problem of each invalid segmentation; the other properties of these rows are undefined.
         num_parts: (N,) number of polygons, or 1 for an RLE; 0 without a segmentation.
-        num_short: (N,) number of polygons of fewer than three points.
+        num_short: (N,) number of polygons with fewer than three points.
         corners: (N, 4) x1, y1, x2, y2 of the mask in pixels, without short polygons; NaN without a mask.
-        areas: (N,) sum of the areas of polygons, or area of an RLE.
+        areas: (N,) sum of the areas of polygons, or area of an RLE, in pixels.
     """
 
     def __init__(self, size: int) -> None:
@@ -47,7 +47,7 @@ class Shapes:
 class Segmentations:
     """Segmentations of many annotations, stored as JSON and decoded on access.
 
-    JSON takes a quarter of the memory of Python lists, in a single bytes object.
+    A single bytes object of JSON takes a quarter of the memory of Python lists.
 
     Args:
         texts: JSON of each segmentation.
@@ -61,21 +61,21 @@ class Segmentations:
         self._content = b"".join(texts)
 
     def __getitem__(self, index: int) -> Any:
-        """Returns polygons or RLE, without polygons of fewer than three points."""
+        """Returns the polygons with at least three points, or the RLE, of an annotation."""
         found = msgspec.json.decode(self._content[self._starts[index] : self._stops[index]])
-        return [polygon for polygon in found if len(polygon) >= _TRIANGLE] if isinstance(found, list) else found
+        return [part for part in found if len(part) >= _MIN_COORDINATES] if isinstance(found, list) else found
 
     def area(self, index: int, height: int, width: int) -> int:
         """Returns the number of pixels of a mask."""
         return int(rle_format.area(to_rle(self[index], height, width, "annotation")))
 
     def inspect(self, rows: Array, sizes: Array) -> Shapes:
-        """Checks the segmentations of ``rows`` against the sizes (N, 2) of all rows' images, height and width."""
+        """Checks the segmentations of ``rows``; ``sizes`` (N, 2) are heights and widths of the images of all rows."""
         shapes = Shapes(len(self._starts))
         rows = rows[np.argsort(self._starts[rows])]  # in the order of the text, which is faster
         with paused_gc():
-            for start in range(0, len(rows), _BATCH):
-                batch = rows[start : start + _BATCH]
+            for start in range(0, len(rows), _BATCH_SIZE):
+                batch = rows[start : start + _BATCH_SIZE]
                 found = self._decode(batch, shapes)
                 _inspect_polygons(found, shapes)
                 _inspect_rles(found, sizes, shapes)
@@ -86,7 +86,7 @@ class Segmentations:
         texts = [self._content[start:stop] for start, stop in spans]
         try:
             return dict(zip(rows.tolist(), _batch_decoder.decode(b"[%b]" % b",".join(texts)), strict=True))
-        except (ValueError, RecursionError):  # the segmentations are decoded one by one to find the faulty ones
+        except (ValueError, RecursionError):  # decoded one by one below to find the invalid ones
             pass
         found = {}
         for row, text in zip(rows.tolist(), texts, strict=True):
@@ -104,7 +104,7 @@ def _inspect_polygons(found: dict[int, Any], shapes: Shapes) -> None:
     shapes.num_parts[list(parts)] = counts
     rows, polygons = np.repeat(np.array(list(parts), np.int64), counts), list(chain.from_iterable(parts.values()))
     lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
-    is_odd, is_short = lengths % 2 == 1, lengths < _TRIANGLE
+    is_odd, is_short = lengths % 2 == 1, lengths < _MIN_COORDINATES
     for row, length in zip(rows[is_odd].tolist(), lengths[is_odd].tolist(), strict=True):
         shapes.faults[row] = f"a polygon with an odd number of coordinates ({length})"
     np.add.at(shapes.num_short, rows[is_short], 1)
