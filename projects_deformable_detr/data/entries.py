@@ -45,7 +45,7 @@ def check_categories(entries: list[Any], problems: Problems, *, drop_root: bool 
         ids[found[category_id].strip()].append(str(category_id))
     for name, several in ids.items():
         if len(several) > 1:
-            what = f"{name!r} is the name of ids {', '.join(several)}"
+            what = f"{name!r} has the ids {', '.join(several)}"
             problems.warn("duplicate category names", what, "Categories with the same name remain separate classes.")
     return dict(sorted(found.items()))
 

@@ -64,9 +64,9 @@ def crowded(count: int) -> Any:
     return add("annotations", *({"id": 100 + i, "bbox": [i, 1, 5, 5], "area": 25} for i in range(count)))
 
 
-IDS = r"annotation ids that are 0, negative, missing, used twice or not 64-bit integers"
-INTEGERS = r"integers written as whole floats or strings of digits \(\d+\)"
-AREA = r"annotations whose area is missing, not a number or not above 0 \(10\)"
+IDS = r"annotation ids that are missing, duplicate or not positive 64-bit integers"
+INTEGERS = r"integers written as floats or strings \(\d+\)"
+AREA = r"annotations whose area is missing or not a positive number \(10\)"
 
 ANNOTATIONS = [
     accept("plain", lambda _: None, plain),
@@ -98,15 +98,15 @@ ANNOTATIONS = [
     ),
     error(
         "ids that are equal as integers",
-        "category ids that are used twice",
+        "duplicate category ids",
         add("categories", {"id": "3", "name": "green"}),
     ),
     error(
         "fractional image ids",
-        r"annotations with ids that are not whole numbers \(10\)",
+        r"annotations with non-integer ids \(10\)",
         entries("annotations", image_id=1.5),
     ),
-    error("equal image ids", "image ids that are used twice", entries("images", 0, 1, id=1)),
+    error("equal image ids", "duplicate image ids", entries("images", 0, 1, id=1)),
     error(
         "unknown image id",
         r"annotations of images that are not in 'images' \(1\).*image_id 99",
@@ -120,7 +120,7 @@ ANNOTATIONS = [
     accept("category ids in descending order", lambda inputs: inputs.content["categories"].reverse(), plain),
     warn(
         "unused category",
-        r"classes without objects, of 3 \(1\): 'green'",
+        r"classes without objects, out of 3 \(1\): 'green'",
         add("categories", {"id": 9, "name": "green"}),
         plain,
     ),
@@ -146,11 +146,11 @@ ANNOTATIONS = [
     ),
     warn(
         "two categories of one name",
-        r"names of several categories \(1\): 'red' has the ids 3, 7",
+        r"duplicate category names \(1\): 'red' has the ids 3, 7",
         entries("categories", 1, name="red"),
         plain,
     ),
-    error("category name that is a number", "categories that are incomplete", entries("categories", 0, name=5)),
+    error("category name that is a number", "invalid categories", entries("categories", 0, name=5)),
     accept("very long class name", entries("categories", 0, name="r" * 5000), plain),
     accept("class names in Unicode", entries("categories", name=lambda item: f"細胞 {item['id']} ☂"), plain),
     error(
@@ -160,36 +160,36 @@ ANNOTATIONS = [
     ),
     error(
         "corners instead of sizes, with areas",
-        r"boxes that are corners \[x1, y1, x2, y2\] \(10\)",
+        r"boxes in corner format \[x1, y1, x2, y2\] \(10\)",
         entries("annotations", bbox=lambda item: CORNERS[item["category_id"] == BLUE], segmentation=...),
     ),
     error(
         "corners instead of sizes, with polygons",
-        r"boxes that are corners \[x1, y1, x2, y2\] \(10\)",
+        r"boxes in corner format \[x1, y1, x2, y2\] \(10\)",
         entries("annotations", bbox=lambda item: CORNERS[item["category_id"] == BLUE], area=...),
     ),
-    error("boxes in [0, 1]", r"boxes in \[0, 1\] \(10\)", entries("annotations", bbox=normalized)),
+    error("boxes in normalized coordinates", r"boxes in normalized coordinates \(10\)", entries("annotations", bbox=normalized)),
     warn(
         "repeated boxes",
-        r"boxes that repeat another box of their image and class \(1\)",
+        r"duplicate boxes of the same class in an image \(1\)",
         add("annotations", {"id": 100}),
         ap=None,
     ),
     warn(
         "one file as two images",
-        r"image files that are listed several times \(1\): 1\.png has the ids 1, 2",
+        r"image files with several entries \(1\): 1\.png has the ids 1, 2",
         entries("images", 1, file_name="1.png"),
     ),
     error(
         "crowds only",
-        r"data set without objects \(1\): of 10 annotations, 0 are left out and all others are crowds",
+        r"data set without objects \(1\): 0 of 10 annotations are dropped and all others are crowds",
         entries("annotations", iscrowd=1),
     ),
     accept("one crowd", entries("annotations", 0, iscrowd=1), ONE),
     accept("iscrowd true and false", entries("annotations", iscrowd=lambda item: item["id"] == 99), plain),
     error(
         "iscrowd 2",
-        r"annotations with an unusable iscrowd or ignore \(10\).*iscrowd 2",
+        r"annotations with an invalid iscrowd or ignore \(10\).*iscrowd 2",
         entries("annotations", iscrowd=2),
     ),
     warn("no iscrowd", r"annotations without iscrowd \(10\)", entries("annotations", iscrowd=...), plain),
@@ -201,7 +201,7 @@ ANNOTATIONS = [
     warn("area null", AREA, entries("annotations", area=None), plain),
     warn(
         "area of another unit",
-        r"annotations whose area does not fit their box \(10\)",
+        r"annotations whose area does not match their box \(10\)",
         entries("annotations", area=1e-5),
         plain,
     ),
@@ -212,21 +212,21 @@ ANNOTATIONS = [
     ),
     skip(
         "box of width 0, dropped",
-        r"boxes without area inside their image \(1\).*left out",
+        r"boxes without area inside their image \(1\).*dropped",
         together(entries("annotations", 0, bbox=[30, 20, 0, 32]), options("DATASETS.INVALID_BOXES", "drop")),
         ONE,
         AP_WITHOUT_FIRST,
     ),
     skip(
         "box outside its image, dropped",
-        r"boxes without area inside their image \(1\).*left out",
+        r"boxes without area inside their image \(1\).*dropped",
         together(entries("annotations", 0, bbox=[300, 20, 24, 32]), options("DATASETS.INVALID_BOXES", "drop")),
         ONE,
         AP_WITHOUT_FIRST,
     ),
     warn(
         "box that leaves its image",
-        r"boxes that leave their image by more than a pixel \(1\).*They are clipped",
+        r"boxes that extend more than a pixel beyond their image \(1\).*They are clipped",
         entries("annotations", 0, bbox=[60, 20, 40, 32]),
         targets(([0, 1], [[60.0, 20.0, 80.0, 52.0], BOTH[1][1]])),
         ap=None,
@@ -240,13 +240,13 @@ ANNOTATIONS = [
     ),
     error(
         "boxes that leave their images",
-        r"boxes without area in their image, or leaving it by more than a pixel, 100 % of all",
+        r"boxes without area in their image or extending more than a pixel beyond it, 100% of all",
         entries("annotations", bbox=[60, 20, 40, 32]),
     ),
-    error("ignore 1", "annotations with an unusable iscrowd or ignore", entries("annotations", 0, ignore=1)),
+    error("ignore 1", "annotations with an invalid iscrowd or ignore", entries("annotations", 0, ignore=1)),
     error(
         "boxes of negative width",
-        r"boxes of negative width or height \(1\)",
+        r"boxes with negative width or height \(1\)",
         entries("annotations", 0, bbox=[54, 20, -24, 32]),
     ),
     error(
@@ -261,7 +261,7 @@ ANNOTATIONS = [
     ),
     warn(
         "huge box",
-        r"boxes that leave their image by more than a pixel \(1\)",
+        r"boxes that extend more than a pixel beyond their image \(1\)",
         entries("annotations", 0, bbox=[0, 0, 1e300, 1e300]),
         targets(([0, 1], [[0.0, 0.0, 80.0, 64.0], BOTH[1][1]])),
         ap=None,
@@ -276,6 +276,6 @@ ANNOTATIONS = [
         r"boxes that are not four finite numbers \(10\)",
         entries("annotations", bbox=["30", "20", "24", "32"]),
     ),
-    error("no bbox", r"annotations that lack keys \(1\).*bbox", entries("annotations", 0, bbox=...)),
-    error("annotation that is not an object", "annotations that are not objects", lists(annotations=[5, None])),
+    error("no bbox", r"annotations with missing keys \(1\).*bbox", entries("annotations", 0, bbox=...)),
+    error("annotation that is not an object", "annotations that are not JSON objects", lists(annotations=[5, None])),
 ]

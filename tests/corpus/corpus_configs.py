@@ -46,7 +46,7 @@ CONFIGS = [
     key("DATASETS.TRAIN", "()", " is empty"),
     warn(
         "data set named twice",
-        "data set corpus is named 2 times for training",
+        "data set corpus is listed 2 times for training",
         options("DATASETS.TRAIN", "('corpus', 'corpus')"),
         plain,
     ),

@@ -30,12 +30,12 @@ FILES = [
         r"records with width and height exchanged \(1\).*4\.png is 80 x 64",
         entries("images", 3, width=HEIGHT, height=WIDTH),
     ),
-    error("image of width 0", r"images that are incomplete \(1\)", entries("images", 0, width=0)),
-    error("huge image in its record", r"images that are incomplete \(1\)", entries("images", 0, width=10**12)),
+    error("image of width 0", r"invalid images \(1\)", entries("images", 0, width=0)),
+    error("huge image in its record", r"invalid images \(1\)", entries("images", 0, width=10**12)),
     error("no file name", r"images without a file_name \(1\)", entries("images", 0, file_name=...)),
     warn(
         "Windows separators",
-        r"names of image files with Windows separators",
+        r"image files whose names differ in path separators",
         together(
             entries("images", 0, file_name="a\\b\\1.png"),
             rename(lambda name: f"a/b/{name}" if name == "1.png" else name),
@@ -44,12 +44,12 @@ FILES = [
     ),
     error(
         "absolute paths of another machine",
-        r"image files that are missing \(5\)(.|\n)*5 of 5 have a similar name",
+        r"missing image files \(5\)(.|\n)*similar name exist for 5 of 5",
         entries("images", file_name=lambda item: f"/home/someone/{item['file_name']}"),
     ),
     error(
         "images in a sub-folder",
-        r"image files that are missing \(5\)(.|\n)*use the image folder \S*images/train",
+        r"missing image files \(5\)(.|\n)*use the image folder \S*images/train",
         rename(lambda name: f"train/{name}"),
     ),
     warn(
@@ -63,7 +63,7 @@ FILES = [
     ),
     error(
         "file name of 5,000 characters",
-        r"image files that are missing \(1\)",
+        r"missing image files \(1\)",
         entries("images", 0, file_name="a" * 5000 + ".png"),
     ),
     error(
@@ -95,10 +95,10 @@ FILES = [
     error("JSON null", "contains a NoneType", text(b"null")),
     error("JSON list", "contains a list", text(b"[1, 2]")),
     error("deeply nested JSON", "is not JSON", text(b"[" * 100_000)),
-    error("file of results", "looks like a file of results", text(json.dumps([{"image_id": 1, "score": 1}]).encode())),
-    error("Pascal VOC's XML", "Pascal VOC's XML format, not JSON: convert it with .*convert-data", text(VOC)),
+    error("COCO results file", "looks like a COCO results file", text(json.dumps([{"image_id": 1, "score": 1}]).encode())),
+    error("Pascal VOC's XML", "Pascal VOC XML format, not JSON: convert it with .*convert-data", text(VOC)),
     error(
-        "YOLO's text", "YOLO's text format, not JSON: convert it with .*convert-data", text(b"0 0.5 0.5 0.1 0.2\n" * 3)
+        "YOLO text", "YOLO text format, not JSON: convert it with .*convert-data", text(b"0 0.5 0.5 0.1 0.2\n" * 3)
     ),
     error("archive", "is a compressed archive, not JSON: unpack it", text(b"PK\x03\x04rest")),
     accept("byte order mark", text(lambda content: b"\xef\xbb\xbf" + content), plain),
@@ -107,7 +107,7 @@ FILES = [
     error("no file", "annotation file .* does not exist", lambda inputs: setattr(inputs, "content", None)),
     error(
         "folder as file",
-        "as it is a folder",
+        "is a folder",
         lambda inputs: (inputs.json_file.mkdir(parents=True), setattr(inputs, "content", None)),
     ),
 ]

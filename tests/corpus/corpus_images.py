@@ -174,5 +174,5 @@ IMAGES = [
         r"images of another size than in their record \(1\): \S*/2\.png is 10 x 10 .*80 x 64",
         files(encode(Image.new("RGB", (10, 10))), 1),
     ),
-    error("missing image", r"image files that are missing \(1\)", lambda inputs: inputs.pictures.pop("2.png")),
+    error("missing image", r"missing image files \(1\)", lambda inputs: inputs.pictures.pop("2.png")),
 ]

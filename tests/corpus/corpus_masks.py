@@ -7,7 +7,7 @@ from corpus_annotations import AP_WITHOUT_FIRST, ONE, plain
 from corpus_inputs import HEIGHT, WIDTH, accept, entries, error, options, skip, together, warn
 
 KEYS = ("MODEL.MASK_ON", "True", "MODEL.DETR.HIDDEN_DIM", "128")
-UNUSABLE = r"unusable segmentations \(1\)"
+UNUSABLE = r"invalid segmentations \(1\)"
 
 
 def rle(height: int, width: int, counts: Any) -> dict[str, Any]:
@@ -42,48 +42,48 @@ ROWS = [
     accept("run lengths as strings", entries("annotations", segmentation=box_rle_string), plain),
     error("no segmentation", r"annotations without a segmentation \(1\)", first(...)),
     error("empty segmentation", r"annotations without a segmentation \(1\)", first([])),
-    error("polygon of two points", r"polygons of fewer than three points \(1\)", first([[1, 1, 9, 9]])),
+    error("polygon of two points", r"polygons with fewer than three points \(1\)", first([[1, 1, 9, 9]])),
     skip(
         "polygon of two points, dropped",
-        r"polygons with fewer than three points \(1\).*left out",
+        r"masks without a polygon of three or more points \(1\).*dropped",
         together(first([[1, 1, 9, 9]]), options("DATASETS.INVALID_BOXES", "drop")),
         ONE,
         AP_WITHOUT_FIRST,
     ),
     error(
         "polygon with an odd number of coordinates",
-        r"unusable segmentations \(1\).*odd number of coordinates \(7\)",
+        r"invalid segmentations \(1\).*odd number of coordinates \(7\)",
         first([[1, 1, 9, 1, 9, 9, 1]]),
     ),
     error("polygon with NaN", UNUSABLE, first([[1, 1, float("nan"), 1, 9, 9]])),
     error("segmentation that is text", UNUSABLE, first("mask")),
     error(
         "polygons in [0, 1]",
-        r"polygons in \[0, 1\] \(10\)",
+        r"polygons in normalized coordinates \(10\)",
         entries("annotations", segmentation=[[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]),
     ),
     error("polygon off its image", r"masks without a pixel inside their image \(1\)", first(OFF)),
     skip(
         "polygon off its image, dropped",
-        r"masks without a pixel inside their image \(1\).*left out",
+        r"masks without a pixel inside their image \(1\).*dropped",
         together(first(OFF), options("DATASETS.INVALID_BOXES", "drop")),
         ONE,
         AP_WITHOUT_FIRST,
     ),
     warn(
         "mask elsewhere than its box",
-        r"boxes that disagree with their masks \(1\)",
+        r"boxes that do not match their masks \(1\)",
         first([[60, 40, 79, 40, 79, 60]]),
         plain,
     ),
     error(
         "masks elsewhere than their boxes",
-        r"boxes that disagree with their masks \(10\)",
+        r"boxes that do not match their masks \(10\)",
         entries("annotations", segmentation=[[60, 40, 79, 40, 79, 60]]),
     ),
     error(
         "huge polygon",
-        r"masks of more than a hundred times the size of their image \(1\)",
+        r"masks with coordinates beyond 100 times the size of their image \(1\)",
         first([[0, 0, 99999, 0, 99999, 99999]]),
     ),
     error("run lengths of another image", UNUSABLE, first(rle(10, 10, [50, 50]))),

@@ -7,7 +7,7 @@ import pytest
 from corpus_table import CASES
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-WORDS = {"accept": "accepted", "warn": "warning", "skip": "left out", "error": "error"}
+WORDS = {"accept": "accepted", "warn": "warning", "skip": "dropped", "error": "error"}
 
 
 def documented():
@@ -15,7 +15,7 @@ def documented():
     for line in TEXT.partition("## Image files")[0].splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if len(cells) == 3 and re.search("error|warning", cells[1]):
-            policy = "warning error left out" if cells[1].startswith("as boxes") else cells[1]
+            policy = "warning error dropped" if cells[1].startswith("as boxes") else cells[1]
             for message in re.findall(r"`([a-z][^`…]*?)(?: …|, of N|: of N|,)?(?: …)?`", cells[2]):
                 yield policy, message.partition(":")[0]
 

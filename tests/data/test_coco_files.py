@@ -108,7 +108,7 @@ def test_boxes_without_area_follow_the_rule(write, content, bbox, caplog):
     assert len(records[0]["annotations"]) == 2
     assert [labels.tolist() for labels in records.object_labels()] == [[2, 0], [1], []]
     (warning,) = (record.getMessage() for record in caplog.records)  # once, although the file was loaded twice
-    assert "without area inside their image (1): annotation 77" in warning and "left out of 5" in warning
+    assert "without area inside their image (1): annotation 77" in warning and "out of 5" in warning
 
 
 UNUSABLE = [
@@ -121,7 +121,7 @@ UNUSABLE = [
 @pytest.mark.parametrize("rule", ["error", "drop"])
 def test_unusable_boxes_are_always_an_error(write, content, bbox, rule):
     content["annotations"].append(annotation(bbox, id=77))
-    kind = "of negative width or height" if bbox == [20, 20, -5, 5] else "that are not four finite numbers"
+    kind = "with negative width or height" if bbox == [20, 20, -5, 5] else "that are not four finite numbers"
     assert f"boxes {kind} (1): annotation 77 of a.png has bbox" in load_error(write(content), rule)
 
 
@@ -137,8 +137,8 @@ def test_all_faults_are_reported_at_once_with_counts(write, content):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda c: c["images"][1].update(id=20), "image ids that are used twice (1): id 20"),
-        (lambda c: c["categories"][1].update(id=9), "category ids that are used twice (1): id 9: 'nine' and 'four'"),
+        (lambda c: c["images"][1].update(id=20), "duplicate image ids (1): id 20"),
+        (lambda c: c["categories"][1].update(id=9), "duplicate category ids (1): id 9: 'nine' and 'four'"),
         (lambda c: c["annotations"][1].pop("bbox"), "annotation 2 of a.png lacks bbox"),
         (lambda c: c["annotations"][1].pop("image_id"), "annotation 2 lacks image_id"),
         (lambda c: c["annotations"][1].update(category_id="4a"), "category_id '4a'"),
@@ -156,7 +156,7 @@ def test_all_faults_are_reported_at_once_with_counts(write, content):
         (lambda c: c["annotations"].clear(), "without objects (1): the list 'annotations' is empty"),
         (
             lambda c: [item.update(iscrowd=1) for item in c["annotations"]],
-            "of 4 annotations, 0 are left out and all others are crowds",
+            "0 of 4 annotations are dropped and all others are crowds",
         ),
         (lambda c: c.pop("categories"), "no list 'categories' (its keys: images, annotations)"),
         (lambda c: c.update(images={}), "no list 'images'"),
@@ -172,14 +172,14 @@ def test_missing_images_are_named_and_counted(write, content):
     spec = write(content)
     (spec.image_root / "deep/b.png").unlink()
     message = load_error(spec)
-    assert "missing (8)" in message and str(spec.image_root / "deep/b.png") in message and "and 3 more" in message
+    assert "missing image files (8)" in message and str(spec.image_root / "deep/b.png") in message and "and 3 more" in message
 
 
 def test_missing_folder(write, content):
     spec = write(content)
     (spec.image_root / "a.png").unlink()
     (spec.image_root / "a.png").mkdir()  # a folder is not an image
-    assert "missing (1)" in load_error(spec)
+    assert "missing image files (1)" in load_error(spec)
     message = load_error(DatasetSpec("tiny", spec.json_file, spec.image_root / "nowhere"))
     assert str(spec.image_root / "nowhere") in message and "image files" not in message  # one fault, not four
 
@@ -187,14 +187,14 @@ def test_missing_folder(write, content):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("", "not JSON"), ('{"images": [', "not JSON"), ("[]", "contains a list"), ("3", "contains a int"),
-     ('[{"image_id": 1, "score": 0.5}]', "file of results"), ("{}", "its keys: none"),
-     ("<annotation><folder>a</folder></annotation>", "Pascal VOC's XML format, not JSON: .*convert_data"),
+     ('[{"image_id": 1, "score": 0.5}]', "COCO results file"), ("{}", "its keys: none"),
+     ("<annotation><folder>a</folder></annotation>", "Pascal VOC XML format, not JSON: .*convert-data"),
      ("<?xml version='1.0'?>\n<annotation>", "Pascal VOC"), ("<data/>", "is XML"),
-     ("0 0.5 0.5 0.25 0.125\n", "YOLO's text format, not JSON"), ("3 0.1 0.1 0.2 0.1 0.3 0.3", "YOLO's text"),
-     ("path: ../x\nnames:\n  0: a\n", "YAML file of a data set in YOLO's format"), ("PK\x03\x04", "compressed archive"),
-     ('{"version": "5", "shapes": [], "imagePath": "a.png"}', "LabelMe's format"),
-     ('[{"image": "a.png", "annotations": []}]', "Create ML's format"),
-     ('{"a.png1": {"filename": "a.png", "regions": []}}', "VGG Image Annotator's format")],
+     ("0 0.5 0.5 0.25 0.125\n", "YOLO text format, not JSON"), ("3 0.1 0.1 0.2 0.1 0.3 0.3", "YOLO text"),
+     ("path: ../x\nnames:\n  0: a\n", "YAML file of a data set in YOLO format"), ("PK\x03\x04", "compressed archive"),
+     ('{"version": "5", "shapes": [], "imagePath": "a.png"}', "LabelMe format"),
+     ('[{"image": "a.png", "annotations": []}]', "Create ML format"),
+     ('{"a.png1": {"filename": "a.png", "regions": []}}', "VGG Image Annotator format")],
 )  # fmt: skip
 def test_files_that_are_not_coco(write, text, expected):
     spec = write(text)
@@ -213,7 +213,7 @@ def test_binary_and_missing_files(write, content):
     with pytest.raises(DatasetError, match="does not exist"):
         read_classes(spec)
     spec.json_file.mkdir()
-    assert "cannot be read" in load_error(spec)
+    assert "is a folder" in load_error(spec)
     with pytest.raises(DatasetError, match="deformable-detr shapes"):
         load_dataset(DatasetSpec("shapes_train", "/nowhere/none.json", spec.image_root))
 
@@ -231,7 +231,7 @@ def test_evaluation_without_objects(write, content, change, caplog):
     spec = write(content)
     records = load_dataset(spec, for_evaluation=True)
     assert records.summary.num_annotations == 0
-    assert "tiny" in caplog.text and "No metrics can be computed" in caplog.text
+    assert "tiny" in caplog.text and "Metrics cannot be computed" in caplog.text
     assert [record["annotations"] for record in records] == [[], [], []]
     assert read_classes(spec).names == ("four", "seven", "nine")
     assert "annotations" in load_error(spec)

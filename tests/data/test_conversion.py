@@ -86,8 +86,8 @@ def test_yolo_keypoints_and_text_class_file_beside_the_images(write):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"labels/a.txt": "0 20 10 5 5"}, r"outside of the image \(1\): .*a\.txt:1.*Divide them by width"),
-        ({"labels/a.txt": "0 0.5 0.5 nan 0.5"}, "outside of the image"),
+        ({"labels/a.txt": "0 20 10 5 5"}, r"outside the image \(1\): .*a\.txt:1.*Divide them by the width"),
+        ({"labels/a.txt": "0 0.5 0.5 nan 0.5"}, "outside the image"),
         ({"labels/a.txt": "2 0.5 0.5 0.5 0.5"}, "class 2 of 1"),
         ({"labels/a.txt": "-1 0.5 0.5 0.5 0.5"}, "class -1 of 1"),
         ({"labels/a.txt": "0 0.5 0.5 0.5"}, r"neither a box nor a polygon \(1\)"),
@@ -104,7 +104,7 @@ def test_invalid_yolo(write, files, message):
 
 
 def test_missing_class_file(write):
-    with pytest.raises(DatasetError, match="has no class file"):
+    with pytest.raises(DatasetError, match="no class file"):
         convert_dataset(write({"x/y/z/w/images/a.jpg": None, "x/y/z/w/labels/a.txt": ""}) / "x/y/z/w")
 
 
@@ -130,7 +130,7 @@ def test_voc(write):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("<annotation>", "not XML"),
+        ("<annotation>", "not valid XML"),
         (voc(("dog", ("x", 1, 4, 4), "")), "without a name or a box"),
         (voc(("", (1, 1, 4, 4), "")), "without a name or a box"),
         (voc(("dog", (1, 1, 4, 4), ""), size=(20, 40)), "20 x 40, but its image is 40 x 20"),

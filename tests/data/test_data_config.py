@@ -73,7 +73,7 @@ def test_messages_name_config_keys(write, content, caplog):
     spec = write(content)
     cfg = config(test=("tiny",), TEST__DETECTIONS_PER_IMAGE=1)
     assert len(load(spec, data_config(cfg)).summary.class_names) == 4
-    assert "set DATASETS.DROP_ROOT_CATEGORY True to leave it out" in caplog.text
+    assert "set DATASETS.DROP_ROOT_CATEGORY True to drop it" in caplog.text
     assert "AP cannot reach 100: set TEST.DETECTIONS_PER_IMAGE to at least 2" in caplog.text
     cfg.DATASETS.DROP_ROOT_CATEGORY = True
     assert len(load(spec, data_config(cfg)).summary.class_names) == 3
@@ -83,11 +83,11 @@ def test_messages_name_config_keys(write, content, caplog):
 
 
 def test_data_sets_that_are_named_twice(tiny, caplog):
-    with pytest.raises(UserError, match="DATASETS.TEST has tiny more than once"):
+    with pytest.raises(UserError, match="DATASETS.TEST must list each data set once, got tiny"):
         data_config(config(test=("tiny", "tiny")))
     twice = data_config(config(train=("tiny", "tiny")))
     parts, _ = select_training_images(twice, {"tiny": load(tiny, twice)})
-    assert len(parts) == 2 and "data set tiny is named 2 times for training" in caplog.text
+    assert len(parts) == 2 and "data set tiny is listed 2 times for training" in caplog.text
 
 
 def test_number_of_classes(tiny):

@@ -204,16 +204,16 @@ def _segment(content):
     [
         (lambda c: c["categories"][0].pop("isthing"), "'cat' has isthing None"),
         (lambda c: _segment(c).update(category_id=4), r"segment 5 of a.png has category_id 4"),
-        (lambda c: _segment(c).update(id=0), "segments that are incomplete"),
-        (lambda c: _segment(c).update(id=9), "used twice in an image .*a.png"),
-        (lambda c: _segment(c).update(iscrowd=2), "segments that are incomplete"),
+        (lambda c: _segment(c).update(id=0), "invalid segments"),
+        (lambda c: _segment(c).update(id=9), "duplicate segment ids in an image .*a.png"),
+        (lambda c: _segment(c).update(iscrowd=2), "invalid segments"),
         (lambda c: c["annotations"][1].update(image_id=8), "images that are not in 'images'"),
-        (lambda c: c["annotations"][1].update(image_id=1), "annotated twice"),
+        (lambda c: c["annotations"][1].update(image_id=1), "images with several annotations"),
         (lambda c: c["annotations"].pop(), r"images without an annotation \(1\).*b.jpg"),
-        (lambda c: c["annotations"][1].pop("segments_info"), "annotations that are incomplete"),
-        (lambda c: c["annotations"][1].update(file_name="c.png"), "PNGs that are missing.*c.png"),
-        (lambda c: c["images"][0].update(file_name="c.jpg"), "image files that are missing"),
-        (lambda c: c.pop("categories"), "COCO's panoptic format"),
+        (lambda c: c["annotations"][1].pop("segments_info"), "invalid annotations"),
+        (lambda c: c["annotations"][1].update(file_name="c.png"), "missing panoptic PNGs.*c.png"),
+        (lambda c: c["images"][0].update(file_name="c.jpg"), "missing image files"),
+        (lambda c: c.pop("categories"), "COCO panoptic format"),
     ],
 )
 def test_faults_of_panoptic_files(write_panoptic, change, expected):
@@ -234,11 +234,11 @@ def _texts(content):
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
-        (_texts, r"whole floats or strings of digits \(19\)"),
-        (lambda c: c["annotations"][0].update(file_name=".\\a.png"), r"names of panoptic PNGs with Windows .* \(1\)"),
-        (lambda c: c["images"][0].update(file_name=".\\b.jpg"), r"names of image files with Windows separators"),
-        (lambda c: c["categories"].append({"id": 30, "name": "cow", "isthing": 1}), r"without objects, of 4 \(1\)"),
-        (lambda c: c["categories"][0].update(name="dog"), r"names of several categories \(1\): 'dog' has"),
+        (_texts, r"floats or strings \(19\)"),
+        (lambda c: c["annotations"][0].update(file_name=".\\a.png"), r"panoptic PNGs whose names differ .* \(1\)"),
+        (lambda c: c["images"][0].update(file_name=".\\b.jpg"), r"image files whose names differ in path separators"),
+        (lambda c: c["categories"].append({"id": 30, "name": "cow", "isthing": 1}), r"without objects, out of 4 \(1\)"),
+        (lambda c: c["categories"][0].update(name="dog"), r"duplicate category names \(1\): 'dog' has"),
     ],
 )  # fmt: skip
 def test_odd_panoptic_files_are_accepted(write_panoptic, change, warning):
@@ -259,7 +259,7 @@ def test_too_many_segments_for_the_queries(write_panoptic):
 
 def test_faults_of_panoptic_pngs(write_panoptic):
     spec = write_panoptic(lambda c: _segment(c).update(id=6))
-    with pytest.raises(DatasetError, match=r"a.png has no pixel of segment 6"):
+    with pytest.raises(DatasetError, match=r"a.png has no pixels of segment 6"):
         panoptic.read_objects(load_dataset(spec)[0])
     Image.new("RGB", (5, 4)).save(f"{spec.panoptic_root}/a.png")
     with pytest.raises(DatasetError, match=r"a.png is 5 x 4 pixels"):
