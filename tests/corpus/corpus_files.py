@@ -95,11 +95,9 @@ FILES = [
     error("JSON null", "contains a NoneType", text(b"null")),
     error("JSON list", "contains a list", text(b"[1, 2]")),
     error("deeply nested JSON", "is not JSON", text(b"[" * 100_000)),
-    error("COCO results file", "looks like a COCO results file", text(json.dumps([{"image_id": 1, "score": 1}]).encode())),
+    error("COCO results file", "like a COCO results file", text(json.dumps([{"image_id": 1, "score": 1}]).encode())),
     error("Pascal VOC's XML", "Pascal VOC XML format, not JSON: convert it with .*convert-data", text(VOC)),
-    error(
-        "YOLO text", "YOLO text format, not JSON: convert it with .*convert-data", text(b"0 0.5 0.5 0.1 0.2\n" * 3)
-    ),
+    error("YOLO text", "YOLO text format, not JSON: convert it with .*convert-data", text(b"0 0.5 0.5 0.1 0.2\n" * 3)),
     error("archive", "is a compressed archive, not JSON: unpack it", text(b"PK\x03\x04rest")),
     accept("byte order mark", text(lambda content: b"\xef\xbb\xbf" + content), plain),
     accept("UTF-16", text(lambda content: content.decode().encode("utf-16")), plain),

@@ -172,7 +172,7 @@ def test_missing_images_are_named_and_counted(write, content):
     spec = write(content)
     (spec.image_root / "deep/b.png").unlink()
     message = load_error(spec)
-    assert "missing image files (8)" in message and str(spec.image_root / "deep/b.png") in message and "and 3 more" in message
+    assert "image files (8)" in message and str(spec.image_root / "deep/b.png") in message and "and 3 more" in message
 
 
 def test_missing_folder(write, content):
