@@ -168,7 +168,11 @@ ANNOTATIONS = [
         r"boxes in corner format \[x1, y1, x2, y2\] \(10\)",
         entries("annotations", bbox=lambda item: CORNERS[item["category_id"] == BLUE], area=...),
     ),
-    error("boxes in normalized coordinates", r"normalized coordinates \(10\)", entries("annotations", bbox=normalized)),
+    error(
+        "boxes in normalized coordinates",
+        r"boxes in normalized coordinates \(10\)",
+        entries("annotations", bbox=normalized),
+    ),
     warn(
         "repeated boxes",
         r"duplicate boxes of the same class in an image \(1\)",
