@@ -189,6 +189,7 @@ def test_results_of_images_with_the_same_name(write_panoptic, tmp_path, has_reco
     metrics = evaluator.evaluate(tmp_path / "out")["panoptic_seg"]
     assert metrics["PQ"] == 100
     written = json.loads((tmp_path / "out/predictions.json").read_text())["annotations"]
+    assert written[0]["segments_info"][0].keys() == {"id", "category_id"}
     names = [item["file_name"] for item in written]
     assert names == ["1_same.png", "2_same.png"]
     for name in names:

@@ -29,17 +29,6 @@ def test_odd_sized_image(make_cfg, variant):
         assert predictions.proposals is None
 
 
-def test_images_of_a_batch_are_independent(make_cfg, shake):
-    detector = shake(build_detector(make_cfg("two_stage")), 0.03).eval()
-    images, mask = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
-    with torch.no_grad():
-        together = detector(images, mask)
-        for index in range(2):
-            alone = detector(images[index : index + 1], mask[:1])
-            torch.testing.assert_close(together.boxes[:, index], alone.boxes[:, 0], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(together.logits[:, index], alone.logits[:, 0], rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("variant", ["box_refine", "two_stage"])
 def test_refinement_detaches_boxes_of_the_previous_layer(make_cfg, shake, variant):
     detector = shake(build_detector(make_cfg(variant)), 0.03)

@@ -13,16 +13,14 @@ pytest.importorskip("lightning", reason="the standalone engine needs lightning")
 
 from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.config.data import load, load_instances
-from projects_deformable_detr.data import catalog, masks, panoptic
+from projects_deformable_detr.data import catalog, panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.config import DataConfig
 from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.evaluation import Evaluator
-from projects_deformable_detr.evaluation.coco import CocoEvaluator
 from projects_deformable_detr.evaluation.panoptic import PanopticEvaluator
-from projects_deformable_detr.modeling import Detections, PanopticSegmentation
 from projects_deformable_detr.modeling.mask_head import MaskHead
 from projects_deformable_detr.shapes import dataset as shapes
 from projects_deformable_detr.standalone import main
@@ -103,38 +101,6 @@ def test_collate_pads_masks() -> None:
     for item, target in zip(items, batch.targets, strict=True):
         assert target.masks is not None and torch.equal(target.masks, item.targets.masks)
     assert collate([DetectionDataset(records, policy())[(0, 0)]]).masks is None
-
-
-def test_ground_truth_as_predictions_is_perfect() -> None:
-    spec = catalog.get("shapes_val_panoptic")
-    records = load_dataset(spec)
-    things = load_dataset(catalog.get("shapes_val"), for_evaluation=True, masks=True)
-    evaluator = CocoEvaluator(things)
-    segments = PanopticEvaluator(spec, records.summary.category_ids, records)
-    for record, other in zip(records, things, strict=True):
-        size = record["height"], record["width"]
-        rles = [masks.to_rle(item["segmentation"], *size, "") for item in other["annotations"]]
-        boxes = torch.tensor([item["bbox"] for item in other["annotations"]])
-        boxes[:, 2:] += boxes[:, :2]
-        labels = torch.tensor([item["category_id"] for item in other["annotations"]])
-        found = Detections(boxes, torch.full((len(boxes),), 0.9), labels, torch.from_numpy(masks.decode(rles, *size)))
-        evaluator.add([record["image_id"]], [found])
-        _, labels, bitmaps = panoptic.read_objects(record)
-        ids = torch.zeros(size, dtype=torch.int32)
-        listed = []
-        for number, (label, mask) in enumerate(zip(labels.tolist(), bitmaps, strict=True), 1):
-            ids[torch.from_numpy(mask)] = number
-            listed.append({"id": number, "category_id": label, "isthing": label < 6})
-        segments.add(record["image_id"], record["file_name"], PanopticSegmentation(ids, listed))
-    folder = Path(spec.json_file).parents[1] / "out"
-    metrics = evaluator.evaluate(folder) | segments.evaluate(folder)
-    assert metrics["bbox"]["AP"] == pytest.approx(100) and metrics["segm"]["AP"] == pytest.approx(100)
-    assert {key: value for key, value in metrics["panoptic_seg"].items() if not key.startswith("PQ-")} == pytest.approx(
-        {f"{kind}{part}": 100 for kind in ("PQ", "SQ", "RQ") for part in ("", "_th", "_st")}
-    )
-    written = json.loads((folder / "predictions.json").read_text())
-    assert written["annotations"][0]["segments_info"][0].keys() == {"id", "category_id"}
-    assert {file.name for file in (folder / "panoptic").iterdir()} == {a["file_name"] for a in written["annotations"]}
 
 
 def test_image_without_a_result_is_an_error(tmp_path: Path) -> None:
