@@ -45,7 +45,8 @@ PAPER = {
 def count(cfg: Any, sizes: list[Size], num_classes: int = 91) -> tuple[float, list[float]]:
     """Returns parameters in millions, and FLOPs in billions for one image of each size (height, width)."""
     cfg.MODEL.DETR.NUM_CLASSES = num_classes
-    detector = build_detector(cfg, weights="")
+    with torch.device("meta"):
+        detector = build_detector(cfg, weights="")
     return count_parameters(detector), count_detector(detector, sizes)
 
 
@@ -64,7 +65,7 @@ def count_faster_rcnn(sizes: list[Size]) -> tuple[float, list[float]]:
     flops = []
     for height, width in sizes:
         adapter = TracingAdapter(model, [{"image": torch.zeros(3, height, width)}], allow_non_tensor=True)
-        flops.append(count_flops(adapter, adapter.flattened_inputs))
+        flops.append(count_flops(adapter, *adapter.flattened_inputs))
     return count_parameters(model), flops
 
 

@@ -4,62 +4,53 @@ A multiply-add counts as one operation, as in the papers. Matrix products, convo
 deformable attention and convolution are counted; norms, activations and resizing are not.
 """
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from ms_deform_attn.flops import HANDLERS
-from torch import Tensor, nn
+from ms_deform_attn.flops import multiply_adds
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 Size = tuple[int, int]
+_Shape = Sequence[int]
 
 
-class _Tensors(nn.Module):
-    """Returns a detector's predictions as plain tensors, for tracing."""
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor, padding_mask: Tensor) -> tuple[Tensor, ...]:
-        predictions = self.detector(images, padding_mask)
-        masks = () if predictions.masks is None else (predictions.masks.all(),)
-        return predictions.logits, predictions.boxes, *masks
+def _deformable_attention(value: _Shape, *inputs: Any, out_shape: _Shape, **_: Any) -> int:
+    """Counts the sampling; the last argument of the operator is the attention weights or logits, (N, Q, M, L, K)."""
+    weights: _Shape = inputs[-1]
+    batch, queries, heads, levels, points = weights
+    return 2 * multiply_adds(batch, queries, heads, value[3], levels, points)
 
 
-def _attention_products(inputs: Any, outputs: Any) -> int:
-    """Counts multiply-adds of scaled_dot_product_attention: query by key, and weights by value."""
-    batch, heads, queries, channels = inputs[0].type().sizes()
-    keys = inputs[1].type().sizes()[-2]
-    return int(2 * batch * heads * queries * keys * channels)
+def _deformable_convolution(images: _Shape, weight: _Shape, *_: Any, out_shape: _Shape, **__: Any) -> int:
+    """Counts the multiply-adds of a convolution, plus four per sampled tap and channel."""
+    out_channels, in_channels, *kernel = weight
+    batch, height, width = out_shape[0], out_shape[2], out_shape[3]
+    return int(2 * batch * height * width * math.prod(kernel) * in_channels * (out_channels + 4))
 
 
-def _deformable_convolution(inputs: Any, outputs: Any) -> int:
-    """Counts multiply-adds of deform_conv2d: those of a convolution, plus four per sampled tap and channel."""
-    out_channels, in_channels, *kernel = inputs[1].type().sizes()
-    batch, _, height, width = outputs[0].type().sizes()
-    return int(batch * height * width * math.prod(kernel) * in_channels * (out_channels + 4))
+def _attention(query: _Shape, key: _Shape, value: _Shape, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
 
 
-_HANDLERS: dict[str, Callable[[Any, Any], int]] = {
-    "aten::scaled_dot_product_attention": _attention_products,
-    "torchvision::deform_conv2d": _deformable_convolution,
-    **HANDLERS,
-}
-_NOT_COUNTED = ("norm", "upsample", "pool")
+def _operators() -> dict[Any, Callable[..., int]]:
+    operators = torch.ops.ms_deform_attn
+    return {
+        operators.forward: _deformable_attention,
+        operators.fused_forward: _deformable_attention,
+        torch.ops.torchvision.deform_conv2d: _deformable_convolution,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    }
 
 
 @torch.no_grad()
-def count_flops(module: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """Counts the FLOPs of one forward pass, in billions."""
-    logging.getLogger("fvcore").setLevel(logging.ERROR)  # it lists the operators that are not counted
-    analysis = FlopCountAnalysis(module, inputs).set_op_handle(**_HANDLERS)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    counted = analysis.by_operator().items()
-    return sum(value for name, value in counted if not any(word in name for word in _NOT_COUNTED)) / 1e9
+def count_flops(run: Callable[..., object], *inputs: Any) -> float:
+    """Counts the FLOPs of ``run(*inputs)``, in billions. Tensors on the meta device need no time and memory."""
+    with FlopCounterMode(display=False, custom_mapping=_operators()) as counter:
+        run(*inputs)
+    return counter.get_total_flops() / 2e9
 
 
 def count_parameters(module: nn.Module) -> float:
@@ -68,9 +59,21 @@ def count_parameters(module: nn.Module) -> float:
 
 
 def count_detector(detector: nn.Module, sizes: Sequence[Size]) -> list[float]:
-    """Returns the FLOPs of a detector in billions, with the masks of all queries, for one image of each size (H, W)."""
-    flops = []
-    for height, width in sizes:
-        images, mask = torch.zeros(1, 3, height, width), torch.zeros(1, height, width, dtype=torch.bool)
-        flops.append(count_flops(_Tensors(detector.eval()), (images, mask)))
-    return flops
+    """Returns the FLOPs of a detector in billions, with the masks of all queries, for one image of each size (H, W).
+
+    The detector is set to evaluation mode, without gradients, and should be on the meta device.
+    """
+
+    def run(images: torch.Tensor, padding_mask: torch.Tensor) -> None:
+        predictions = detector(images, padding_mask)
+        if predictions.masks is not None:
+            predictions.masks.all()
+
+    detector.eval().requires_grad_(False)  # the counter's hooks need consistent gradients
+    device = next(detector.parameters()).device
+    return [
+        count_flops(
+            run, torch.zeros(1, 3, *size, device=device), torch.zeros(1, *size, dtype=torch.bool, device=device)
+        )
+        for size in sizes
+    ]
