@@ -20,6 +20,7 @@ PROG = "deformable-detr"
 COMMANDS = {
     "train": "train",
     "predict": "predict",
+    "val": "val",
     "convert-data": "convert_data",
     "draw": "draw",
     "shapes": "shapes",
