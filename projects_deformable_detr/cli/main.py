@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "predict",
     "val": "val",
     "convert-data": "convert_data",
+    "convert": "convert",
     "draw": "draw",
     "shapes": "shapes",
     "demo": "demo",

@@ -5,6 +5,7 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -130,6 +131,33 @@ def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
             if error.filename == config_file and Path(config_file).stem in names():
                 problem += f"; the packaged config is selected by its name, {Path(config_file).stem}"
         raise UserError(f"{source}: {problem}{_hint(problem, cfg)}") from error
+
+
+def stored_cfg(checkpoint: Path, text: str | None) -> CfgNode:
+    """Returns the config with which a checkpoint was trained in either engine, as a config of the standalone engine.
+
+    Keys that the standalone engine lacks are left out.
+
+    Args:
+        checkpoint: the file, in whose folder a ``config.yaml`` is read if ``text`` is None.
+        text: config in the checkpoint.
+
+    Raises:
+        UserError: if there is no config.
+    """
+    file = checkpoint.with_name("config.yaml")
+    if text is None and not file.is_file():
+        raise UserError(
+            f"{checkpoint} contains no config, and there is no config.yaml next to it: give the config, a YAML file or "
+            "the name of a recipe such as deformable_detr_r50_50ep"
+        )
+    cfg = get_cfg("standalone")
+    known = {key for key, _ in leaves(cfg)}
+    for key, value in leaves(CfgNode.load_cfg(file.read_text(encoding="utf-8") if text is None else text)):
+        if key in known:
+            *sections, name = key.split(".")
+            reduce(lambda node, section: node[section], sections, cfg)[name] = value
+    return cfg
 
 
 def _split_words(options: Sequence[str]) -> list[str]:

@@ -1,8 +1,7 @@
-"""The checkpoint command: convert, export-official, export-hf."""
+"""The command deformable-detr convert."""
 
 import json
 import os
-import sys
 
 import pytest
 import torch
@@ -10,16 +9,16 @@ import torch
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import load_weights, read_weights, write_official
 from projects_deformable_detr.checkpoint.coco_classes import THINGS
-from projects_deformable_detr.cli import checkpoint as command
+from projects_deformable_detr.checkpoint.download import UrlFile
+from projects_deformable_detr.cli.main import main
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(capsys):
     """Runs a command and returns its exit status and output."""
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["checkpoint", *map(str, words)])
-        status = command.main()
+        status = main(["convert", *map(str, words)])
         captured = capsys.readouterr()
         return status, captured.out + captured.err
 
@@ -30,7 +29,6 @@ def run(monkeypatch, capsys):
 def make_files(make_cfg, shake, tmp_path, monkeypatch):
     """Makes an official file with a number of classes, its detector, and a config file without NUM_CLASSES."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "get_cfg", lambda: make_cfg())  # the tiny model's widths
 
     def make(classes, datasets=()):
         detector = shake(build_detector(make_cfg("two_stage", NUM_CLASSES=classes)))
@@ -50,7 +48,7 @@ def classes_in(path):
 def test_convert_maps_onto_the_configs_data_set(make_files, run, caplog):
     detector, source, config = make_files(91, ("coco_2017_val",))
     with caplog.at_level("INFO"):
-        status, output = run("convert", source, "ours.pth", "--config-file", config)
+        status, output = run(source, "ours.pth", "--config-file", config)
     assert status == 0 and "ours.pth: weights of this project with 80 classes, from official.pth" in output
     assert "80 of 80 classes take their logits from the file's 91 by name" in caplog.text
     assert classes_in("ours.pth") == 80
@@ -64,7 +62,7 @@ def test_convert_maps_onto_a_registered_data_set(make_files, run, tmp_path):
     content = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "dog"}, {"id": 7, "name": "cat"}]}
     (tmp_path / "pets.json").write_text(json.dumps(content))
     register = ("--register", "pets", tmp_path / "pets.json", ".")
-    assert run("convert", source, "ours.pth", "--config-file", config, *register)[0] == 0
+    assert run(source, "ours.pth", "--config-file", config, *register)[0] == 0
     assert read_weights("ours.pth").class_names == ("dog", "cat")
     bias = read_weights("ours.pth").state["detector.decoder.class_heads.1.bias"]
     assert torch.equal(bias, detector.decoder.class_heads[1].bias[[18, 17]])
@@ -73,7 +71,7 @@ def test_convert_maps_onto_a_registered_data_set(make_files, run, tmp_path):
 @pytest.mark.parametrize("flag", [("--keep-logits",), ()])
 def test_convert_keeps_the_logits_on_request_or_without_a_data_set(make_files, run, check_same, make_cfg, flag):
     detector, source, config = make_files(91, ("coco_2017_val",) if flag else ())
-    status, output = run("convert", source, "ours.pth", "--config-file", config, *flag)
+    status, output = run(source, "ours.pth", "--config-file", config, *flag)
     assert status == 0 and "with 91 classes" in output
     names = read_weights("ours.pth").class_names
     assert names[:3] == ("N/A", "person", "bicycle") and len(names) == 91
@@ -84,11 +82,11 @@ def test_convert_keeps_the_logits_on_request_or_without_a_data_set(make_files, r
 
 def test_a_round_trip_through_files_is_exact(make_files, run):
     _, source, config = make_files(5)
-    assert run("convert", source, "ours.pth", "--config-file", config)[0] == 0
-    output = run("export-official", "ours.pth", "back.pth", "--config-file", config)[1]
+    assert run(source, "ours.pth", "--config-file", config)[0] == 0
+    output = run("--to", "official", "ours.pth", "back.pth", "--config-file", config)[1]
     assert "back.pth: weights in the official format with 5 classes, from ours.pth" in output
-    assert run("export-hf", "ours.pth", "folder", "--config-file", config)[0] == 0
-    assert run("export-official", "folder", "again.pth", "--config-file", config)[0] == 0
+    assert run("--to", "transformers", "ours.pth", "folder", "--config-file", config)[0] == 0
+    assert run("--to", "official", "folder", "again.pth", "--config-file", config)[0] == 0
     expected = read_weights(source).state
     for name in ("back.pth", "again.pth"):
         found = read_weights(name).state
@@ -96,10 +94,32 @@ def test_a_round_trip_through_files_is_exact(make_files, run):
         assert all(torch.equal(value, found[key]) for key, value in expected.items()), name
 
 
+def test_the_config_is_that_of_the_checkpoint_or_of_its_folder(make_files, run, tmp_path):
+    _, source, config = make_files(5)
+    assert run(source, "run/ours.pth", "--config-file", config)[0] == 0
+    assert run("run/ours.pth", "back.pth", "--to", "official")[0] == 0
+    state = read_weights(source).state
+    assert all(torch.equal(value, state[key]) for key, value in read_weights("back.pth").state.items())
+    status, output = run("back.pth", "ours.pth", "--config-file", "")
+    assert status == 0  # config.yaml is in the same folder
+    (tmp_path / config).unlink()
+    status, output = run("back.pth", "ours.pth")
+    assert status == 2 and "back.pth contains no config, and there is no config.yaml next to it" in output
+
+
+def test_published_weights_are_converted_with_their_config(run, tmp_path, monkeypatch, make_cfg):
+    monkeypatch.chdir(tmp_path)
+    cfg = make_cfg("two_stage", NUM_CLASSES=91)
+    write_official("official.pth", build_detector(cfg))
+    monkeypatch.setattr(UrlFile, "download", lambda file: tmp_path / "official.pth")
+    status, output = run("zoo://detr_r50", "ours.pth")
+    assert status == 2 and "zoo://detr_r50 (official weights) has another architecture than the model" in output
+
+
 def test_coco_ids_come_back(make_files, run):
     _, source, config = make_files(91, ("coco_2017_val",))
-    assert run("convert", source, "ours.pth", "--config-file", config)[0] == 0
-    assert run("export-official", "ours.pth", "back.pth", "--config-file", config, "--coco-ids")[0] == 0
+    assert run(source, "ours.pth", "--config-file", config)[0] == 0
+    assert run("--to", "official", "ours.pth", "back.pth", "--config-file", config, "--coco-ids")[0] == 0
     found, expected = read_weights("back.pth").state, read_weights(source).state
     assert found["class_embed.0.bias"].shape == (91,)
     assert torch.equal(found["class_embed.0.bias"][[1, 90]], expected["class_embed.0.bias"][[1, 90]])
@@ -115,7 +135,7 @@ def test_coco_ids_come_back(make_files, run):
 )
 def test_an_error_for_what_does_not_fit(make_files, run, options, output):
     _, source, config = make_files(5)
-    status, text = run("convert", source, "ours.pth", "--config-file", config, *options)
+    status, text = run(source, "ours.pth", "--config-file", config, "--opts", *options)
     assert status == 2 and output in text and "Traceback" not in text
 
 
@@ -127,8 +147,8 @@ def test_the_source_is_not_written_over(make_files, run, tmp_path, spelling):
     os.link(tmp_path / source, tmp_path / "hard.pth")
     before = (tmp_path / source).read_bytes()
     target = tmp_path / source if spelling == "absolute" else spelling
-    for name in ("convert", "export-official"):
-        status, output = run(name, source, target, "--config-file", config)
+    for name in ("deformable-detr", "official"):
+        status, output = run(source, target, "--config-file", config, "--to", name)
         assert status == 2 and f"{target}: would replace the source official.pth" in output
     assert (tmp_path / source).read_bytes() == before
     assert os.path.samefile(tmp_path / source, tmp_path / "hard.pth")
@@ -136,12 +156,12 @@ def test_the_source_is_not_written_over(make_files, run, tmp_path, spelling):
 
 def test_a_folder_is_not_written_over_either(make_files, run, tmp_path):
     _, source, config = make_files(5)
-    assert run("export-hf", source, "folder", "--config-file", config)[0] == 0
+    assert run("--to", "transformers", source, "folder", "--config-file", config)[0] == 0
     before = (tmp_path / "folder" / "model.safetensors").read_bytes()
     for given in ("folder", "folder/model.safetensors"):
-        status, output = run("export-hf", given, "./folder/", "--config-file", config)
+        status, output = run("--to", "transformers", given, "./folder/", "--config-file", config)
         assert status == 2 and f"folder: would replace the source {given}" in output
-        status, output = run("convert", given, "folder/model.safetensors", "--config-file", config)
+        status, output = run(given, "folder/model.safetensors", "--config-file", config)
         assert status == 2 and "would replace the source" in output
     assert (tmp_path / "folder" / "model.safetensors").read_bytes() == before
 
@@ -149,8 +169,9 @@ def test_a_folder_is_not_written_over_either(make_files, run, tmp_path):
 def test_a_target_of_the_other_kind_is_refused(make_files, run, tmp_path):
     _, source, config = make_files(5)
     (tmp_path / "x").mkdir()
-    assert "x: must be a file, is a folder" in run("convert", source, "x", "--config-file", config)[1]
-    assert "config.yaml: must be a folder, is a file" in run("export-hf", source, config, "--config-file", config)[1]
+    assert "x: must be a file, is a folder" in run(source, "x", "--config-file", config)[1]
+    output = run(source, config, "--to", "transformers", "--config-file", config)[1]
+    assert "config.yaml: must be a folder, is a file" in output
 
 
 def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
@@ -161,9 +182,9 @@ def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
     torch.save({"embedding.weight": torch.ones(2)}, "other.pth")
     reasons = {"folder": "a folder with", "notes.txt": "text", "empty.pth": "empty", "none.pth": "no such checkpoint"}
     for name, reason in (reasons | {"other.pth": "must contain a detector, got unknown weights"}).items():
-        status, output = run("convert", name, "ours.pth", "--config-file", config)
+        status, output = run(name, "ours.pth", "--config-file", config)
         assert status == 2 and len(output.splitlines()) == 1
-        assert output.startswith(f"checkpoint: {name}: ") and reason in output
+        assert output.startswith(f"deformable-detr convert: {name}: ") and reason in output
 
 
 @pytest.mark.parametrize(
@@ -176,5 +197,5 @@ def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
 def test_an_error_for_invalid_configs(make_files, run, tmp_path, name, text, message):
     _, source, _ = make_files(5)
     (tmp_path / name).write_text(text)
-    status, output = run("convert", source, "ours.pth", "--config-file", name)
+    status, output = run(source, "ours.pth", "--config-file", name)
     assert status == 2 and message in output and "Traceback" not in output
