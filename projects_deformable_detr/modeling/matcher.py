@@ -39,6 +39,7 @@ class HungarianMatcher:
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the assignment runs on the host
     @torch.no_grad()
     def __call__(
         self, predictions: Predictions, targets: list[Targets], first_layer: int = 0

@@ -93,3 +93,10 @@ def test_infinite_targets_are_rejected(matcher, make_random):
 def test_at_least_one_cost_must_not_be_0():
     with pytest.raises(ArgumentError, match="cost_class"):
         HungarianMatcher(FocalClassification(), 0.0, 0.0, 0.0)
+
+
+def test_a_compiled_function_can_call_the_matcher(matcher, make_random):
+    predictions, targets = make_random.predictions(), make_random.targets((2, 3), classes=4)
+    compiled = torch.compile(lambda *arguments: matcher(*arguments)[0], backend="eager")
+    match, expected = compiled(predictions, targets), matcher(predictions, targets)[0]
+    assert torch.equal(match.query, expected.query) and torch.equal(match.target, expected.target)
