@@ -4,8 +4,13 @@
 tools/replay_step.py OUTPUT_DIR/failed_step_0000123_rank0.pth [--config-file F] [--weights W]
 
 The file contains the batch and the random state, not the weights: pass the last checkpoint before the failure. By
-default, the config is config.yaml next to the file, and the weights are initialized with the seed of the run. The step
-runs on the CPU, with SOLVER.AMP.ENABLED in bfloat16: an overflow of float16 on a GPU is not repeated.
+default, the config is config.yaml next to the file, and the weights are initialized with the seed of the run. With an
+exponential moving average (SOLVER.EMA), the trained weights of the checkpoint are used, not the averaged ones.
+
+The step runs on the GPU if it was recorded on one and one is available, otherwise on the CPU (--device). With
+SOLVER.AMP.ENABLED it runs in float16 on a GPU and in bfloat16 on a CPU. Repeated exactly: images, targets, random
+numbers and, on the same kind of device, the precision. Not repeated: the weights between the checkpoint and the failed
+iteration, the gradient scaler of float16, images of other processes and the state of the optimizer.
 """
 
 import argparse
@@ -18,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from projects_deformable_detr import build_criterion, build_detector, get_cfg
-from projects_deformable_detr.checkpoint import load_weights
+from projects_deformable_detr.checkpoint import LoadOptions, Weights, fit, load_weights
 from projects_deformable_detr.checkpoint.files import read_checkpoint
-from projects_deformable_detr.errors import run_command
+from projects_deformable_detr.errors import UserError, run_command
 from projects_deformable_detr.modeling import Targets, batch_images
 
 
@@ -29,21 +34,32 @@ def main() -> None:
     parser.add_argument("step", type=Path, help="failed_step_….pth")
     parser.add_argument("--config-file", help="config of the run; default: config.yaml next to the step")
     parser.add_argument("--weights", default="", help="checkpoint to start from")
+    parser.add_argument("--device", default="", help="cpu or cuda; default: that of the failed step, if available")
     args = parser.parse_args()
-    if replay(args.step, args.config_file or str(args.step.parent / "config.yaml"), args.weights):
+    config_file = args.config_file or str(args.step.parent / "config.yaml")
+    if replay(args.step, config_file, args.weights, args.device):
         raise FloatingPointError("the step has values that are not finite")
 
 
-def replay(path: Path, config_file: str, weights: str) -> int:
+def replay(path: Path, config_file: str, weights: str, device: str = "") -> int:
     """Repeats the step and returns 1 if a value is not finite, otherwise 0."""
     step = read_checkpoint(path)
+    was_on_gpu = "cuda_rng_state" in step
+    device = device or ("cuda" if was_on_gpu and torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: no GPU is available")
+    is_gpu = device.startswith("cuda")
+    print(f"device {device}; the step failed on {'a GPU' if was_on_gpu else 'the CPU'}")
+    if is_gpu != was_on_gpu:
+        print("random numbers of the device and the precision differ from those of the failed step")
     cfg = get_cfg()
     cfg.merge_from_file(config_file)
     cfg.MODEL.DETR.NUM_CLASSES = step["num_classes"]
     torch.manual_seed(max(step["seed"], 0))
     detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
     if weights:
-        load_weights(detector, weights)
+        load_trained(detector, weights)
+    detector, criterion = detector.to(device), criterion.to(device)
     print(f"iteration {step['iteration']}, seed {step['seed']}, rank {step['rank']}: {', '.join(step['names'])}")
     found: list[str] = []
     for name, module in detector.named_modules():
@@ -54,8 +70,12 @@ def replay(path: Path, config_file: str, weights: str) -> int:
     sizes = [tuple(image.shape[-2:]) for image in step["images"]]
     parts = zip(step["labels"], step["boxes"], step["masks"], sizes, step["names"], strict=True)
     targets = [Targets(*part) for part in parts]
+    images, padding_mask, targets = images.to(device), padding_mask.to(device), [item.to(device) for item in targets]
     torch.set_rng_state(step["rng_state"])
-    with torch.autocast("cpu", torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED):
+    if is_gpu and was_on_gpu:
+        torch.cuda.set_rng_state(step["cuda_rng_state"], device)
+    precision = torch.float16 if is_gpu else torch.bfloat16
+    with torch.autocast("cuda" if is_gpu else "cpu", precision, enabled=cfg.SOLVER.AMP.ENABLED):
         predictions = detector(images, padding_mask)
         if found:
             print(f"first value that is not finite: {found[0]}")
@@ -75,6 +95,17 @@ def replay(path: Path, config_file: str, weights: str) -> int:
         return 0
     print(f"values that are not finite: {', '.join(found[:5])}")
     return 1
+
+
+def load_trained(detector: nn.Module, path: str) -> None:
+    """Loads the weights of a checkpoint; with an exponential moving average, the trained ones."""
+    content: Any = read_checkpoint(Path(path)) if Path(path).suffix in (".pth", ".ckpt") else {}
+    trained = content.get("current_model_state") or content.get("ema", {}).get("model")  # Lightning; Detectron2
+    if not trained:
+        load_weights(detector, path)
+        return
+    state, _ = fit(detector, Weights(trained), path, LoadOptions())
+    detector.load_state_dict(state)
 
 
 def _report(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]:

@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 
 from ..checkpoint import LoadOptions
 from ..data.config import DataConfig
-from ..errors import ArgumentError, Range, check_choice, check_ranges
+from ..errors import ArgumentError, Range, UserError, check_choice, check_ranges
 from ..evaluation import EvaluationConfig
 from ..modeling import CriterionConfig, Detector, DetectorConfig, SetCriterion
 from ..training import AugmentationPolicy, TrainingConfig
@@ -138,6 +138,12 @@ def process_config(cfg: CfgNode) -> ProcessConfig:
     return read(ProcessConfig, cfg, PROCESS_KEYS)
 
 
+def check_is_local(config: ProcessConfig) -> None:
+    """Raises `UserError` if the output folder is a URL, to which only Detectron2's own trainers can write."""
+    if "://" in config.output_dir:
+        raise UserError(f"OUTPUT_DIR must be a local folder, got {config.output_dir!r}: copy the files after the run")
+
+
 def check_run(cfg: CfgNode, args: Namespace) -> None:
     """Checks all values of a config and the output folder before the data sets are read.
 
@@ -152,6 +158,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR" and "NUM_DECAYS" in cfg.SOLVER:
         cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"  # Detectron2's schedule has the same keys and NUM_DECAYS
     run = read_run(cfg, args)
+    check_is_local(run.process)
     if args.resume or args.machine_rank == 0:  # a new run on the first machine may have written to a shared folder
         with naming_keys(PROCESS_KEYS):
             may_overwrite = args.overwrite or args.eval_only

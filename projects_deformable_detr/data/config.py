@@ -93,6 +93,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_ranges(DataConfig, vars(self))
-        repeated = sorted({name for name in self.test if self.test.count(name) > 1})
-        if repeated:
-            raise ArgumentError("test", f"must list each data set once, got {', '.join(repeated)} more than once")
+        for argument, names in (("train", self.train), ("test", self.test)):
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise ArgumentError(argument, f"must list each data set once, got {', '.join(repeated)} more than once")

@@ -19,6 +19,11 @@ Side = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 KEYS = ("images", "categories", "annotations")
 _ERRORS = (ValueError, RecursionError)  # raised for invalid JSON, UTF-8 or schema, and deep nesting
 _DIGITS = re.compile("-?[0-9]+")
+# Kind and consequence of the warning about ids that are accepted as integers.
+AS_INTEGERS = (
+    "integers written as floats or strings",
+    "They are converted to integers, also in result files.",
+)
 _CONVERT = "convert it with `deformable-detr convert-data`"
 # Pattern at the start of a file that is not JSON to (format, remedy).
 _FORMATS = {
@@ -109,11 +114,16 @@ def with_integers(entry: dict[str, Any], keys: tuple[str, ...], problems: Proble
     changed = {}
     for key in keys:
         value = entry.get(key)
-        if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and _DIGITS.fullmatch(value)):
-            changed[key] = int(value)
-            what = "integers written as floats or strings"
-            problems.warn(what, f"{key} {value!r:.40}", "They are converted to integers, also in result files.")
+        if (number := as_integer(value)) is not value:
+            changed[key] = number
+            problems.warn(AS_INTEGERS[0], f"{key} {value!r:.40}", AS_INTEGERS[1])
     return {**entry, **changed}
+
+
+def as_integer(value: Any) -> Any:
+    """Returns a whole float or a string of digits as an integer, and any other value unchanged."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return int(value) if is_whole or (isinstance(value, str) and _DIGITS.fullmatch(value)) else value
 
 
 def read_json(spec: DatasetSpec, needed: tuple[str, ...] = KEYS[:2]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .files import ImageEntry
+from .files import AS_INTEGERS, ImageEntry, as_integer
 from .problems import Problems
 from .records import Array
 
@@ -47,7 +47,8 @@ def prepare(images: list[ImageEntry], categories: list[Any], problems: Problems)
     The ``file_name`` of an image with a ``coco_url`` is set to the last two parts of the URL, such as
     ``val2017/000000000139.jpg``. As in Detectron2, the ``name`` of a category is set to its first synonym.
     """
-    known = {item["id"] for item in categories if isinstance(item, dict) and type(item.get("id")) is int}
+    ids = (as_integer(item.get("id")) for item in categories if isinstance(item, dict))
+    known = {category_id for category_id in ids if type(category_id) is int}
     for image in images:
         _prepare_image(image, known, problems)
     for index, category in enumerate(categories):
@@ -63,6 +64,13 @@ def _prepare_image(image: ImageEntry, known: set[int], problems: Problems) -> No
             remedy = "LVIS evaluation requires a list of category ids, which may be empty, in every image."
             problems.add(f"images without a list {key!r}", f"{where} has {key} {listed!r:.40}", remedy)
             continue
+        others = [item for item in listed if type(item) is not int]
+        if others:
+            setattr(image, key, listed := [as_integer(item) for item in listed])
+            converted = [item for item in others if as_integer(item) is not item]
+            examples = (f"{key} {item!r:.40}" for item in converted)
+            if converted:
+                problems.warn(AS_INTEGERS[0], examples, AS_INTEGERS[1], len(converted))
         wrong = [item for item in listed if type(item) is not int or item not in known]
         if wrong:
             remedy = "Correct the ids, or add the categories."

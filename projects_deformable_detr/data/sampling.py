@@ -32,9 +32,6 @@ def select_training_images(
     Raises:
         DatasetError: if no image is left.
     """
-    for name, count in Counter(config.train).items():
-        if count > 1:
-            _logger.warning("data set %s is listed %d times for training, so its images are repeated", name, count)
     parts = training_images(config, datasets)
     removed = sum(len(datasets[name]) for name in config.train) - sum(map(len, parts))
     if removed:

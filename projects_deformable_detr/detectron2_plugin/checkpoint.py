@@ -48,7 +48,8 @@ class DetectorCheckpointer(DetectionCheckpointer):
 
     Args:
         model: a meta-architecture with its network in ``detector``, or one wrapped for distributed training.
-        save_dir: folder of the checkpoints.
+        save_dir: folder of the checkpoints; a URL of Detectron2's ``PathManager``, such as ``s3://…``, keeps all of
+            them.
         options: options for loading; by default those of the model, for evaluation if the model is in ``eval`` mode.
         keep: number of periodic checkpoints to keep; 0: all.
         checkpointables: as in Detectron2.
@@ -75,6 +76,10 @@ class DetectorCheckpointer(DetectionCheckpointer):
     def options(self) -> LoadOptions:
         """Options for loading."""
         return self._options or dataclasses.replace(self.model.load_options, for_evaluation=not self.model.training)
+
+    @property
+    def _is_remote(self) -> bool:
+        return "://" in self.save_dir
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resumes, or loads ``path``, and broadcasts the weights of the first process.
@@ -176,18 +181,28 @@ class DetectorCheckpointer(DetectionCheckpointer):
         names = {CLASS_NAMES: list(class_names)} if class_names else {}
         ema = self.checkpointables.get(EMA)
         model = self.model if ema is None else ema.averaged
-        write_atomically(path, {"model": model.state_dict(), **parts, **names, **kwargs})
+        content = {"model": model.state_dict(), **parts, **names, **kwargs}
+        if self._is_remote:
+            with self.path_manager.open(path, "wb") as file:
+                torch.save(content, file)
+        else:
+            write_atomically(path, content)
         if tag:
             self.tag_last_checkpoint(os.path.basename(path))
-        if self.keep:
+        if self.keep and not self._is_remote:
             remove_old_checkpoints(Path(path), self.written, self.keep)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Atomically writes the name of a file to ``last_checkpoint``."""
+        if self._is_remote:
+            super().tag_last_checkpoint(last_filename_basename)
+            return
         write_last_checkpoint(Path(self.save_dir, last_filename_basename))
 
     def get_checkpoint_file(self) -> str:
         """Returns the checkpoint from which ``--resume`` continues; `CheckpointError` if it cannot be used."""
+        if self._is_remote:
+            return str(super().get_checkpoint_file())
         options = self.options
         last = find_last_checkpoint(
             Path(self.save_dir), "detectron2", options.class_names, for_evaluation=options.for_evaluation

@@ -29,7 +29,7 @@ from ..data.config import SAMPLERS
 from ..errors import UserError
 from ..training.last_checkpoint import find_last_checkpoint
 from ..training.launch import launch
-from ..training.output_dir import log_unless_error, start_run
+from ..training.output_dir import locked, log_unless_error, start_run
 from . import data, functions, import_aliases
 from .classes import known_class_names, resolve_thing_classes
 from .trainer import Trainer
@@ -51,8 +51,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         UserError: for invalid input in any process.
     """
     cfg = setup(args)
-    processes = processes_per_machine(args)
-    return launch(run, processes, args.num_machines, args.machine_rank, args.dist_url, args, cfg) or {}
+    processes, folder = processes_per_machine(args), Path(process_config(cfg).output_dir)
+    with naming_keys(PROCESS_KEYS), locked(folder, enabled=not args.eval_only and args.machine_rank == 0):
+        return launch(run, processes, args.num_machines, args.machine_rank, args.dist_url, args, cfg) or {}
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

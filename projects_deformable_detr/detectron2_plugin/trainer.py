@@ -24,7 +24,7 @@ from ..config.data import data_config
 from ..config.evaluation import evaluation_config
 from ..config.model import STEP_KEYS
 from ..config.reading import naming_keys
-from ..config.run import process_config
+from ..config.run import check_is_local, process_config
 from ..config.training import RESUME_KEYS, callbacks_config, log_recipe, training_config
 from ..errors import Interrupted, UserError
 from ..modeling import Targets
@@ -99,6 +99,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         loader = self.build_train_loader(cfg)
         self.ema = ExponentialMovingAverage(model, self.config.ema) if self.config.ema else None
         process = process_config(cfg)
+        check_is_local(process)
         options: dict[str, Any] = {"device_ids": None} if process.device == "cpu" else {}
         options["find_unused_parameters"] = bool(model.detector.unused_features())
         model = create_ddp_model(model, broadcast_buffers=False, **options)

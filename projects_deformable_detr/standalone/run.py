@@ -17,7 +17,7 @@ from ..config import load_cfg, set_thing_classes
 from ..config.checkpoint import LOADING_KEYS
 from ..config.data import data_config, load, load_instances, resolve_num_classes, resolve_thing_classes
 from ..config.reading import naming_keys
-from ..config.run import Run, check_run, read_run
+from ..config.run import PROCESS_KEYS, Run, check_run, read_run
 from ..config.training import log_recipe, set_epochs
 from ..data import catalog
 from ..data.records import Records
@@ -26,7 +26,7 @@ from ..evaluation import Evaluator, lvis
 from ..training.callbacks import DetectorWriter
 from ..training.last_checkpoint import find_last_checkpoint, log_resuming
 from ..training.launch import launch
-from ..training.output_dir import log_unless_error
+from ..training.output_dir import locked, log_unless_error
 from .callbacks import AtomicCheckpointIO, ResumeCheck, RunStart, Signals, build_callbacks
 from .data import build_training_set
 from .module import DetectionModule
@@ -66,7 +66,9 @@ def main(args: Namespace) -> dict[str, Any]:
         # Looked up before any process starts, so that all of them resume from the same checkpoint.
         last = _last_checkpoint(run, datasets) if run.resume else None
     address = run.machines, args.machine_rank, args.dist_url
-    return launch(_run, run.processes, *address, run, datasets, last) or {}
+    locks = not run.eval_only and args.machine_rank == 0
+    with naming_keys(PROCESS_KEYS), locked(run.output_dir, enabled=locks):
+        return launch(_run, run.processes, *address, run, datasets, last) or {}
 
 
 def _load_datasets(cfg: CfgNode, eval_only: bool) -> dict[str, Records]:

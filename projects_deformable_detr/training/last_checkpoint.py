@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..checkpoint import CLASS_NAMES, CheckpointError, atomic_file, read_checkpoint
 from ..checkpoint.classes import shorten
 from ..checkpoint.load import check_finite
+from ..data.load import log_once
 
 logger = logging.getLogger(__name__)
 _NAME = "last_checkpoint"  # as in fvcore
@@ -71,13 +72,13 @@ def find_last_checkpoint(
         try:
             content = read_checkpoint(candidate, mmap=True)
         except CheckpointError as error:
-            logger.warning("%s", error)
+            log_once(str(error))
             problem = problem or error
             continue
         if not for_evaluation:
             _check_classes(candidate, content.get(CLASS_NAMES) if isinstance(content, dict) else None, class_names)
         if problem:
-            logger.warning("The last checkpoint is damaged: resuming from the one before it, %s", candidate)
+            log_once(f"The last checkpoint is damaged: resuming from the one before it, {candidate}")
         return candidate
     raise CheckpointError(f"{problem}; {output_dir} has no earlier checkpoint: start a new run in another folder")
 

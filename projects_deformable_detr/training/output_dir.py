@@ -1,11 +1,13 @@
 """Checks and prepares the output folder of a run, and writes its log."""
 
+import fcntl
 import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from .last_checkpoint import has_last_checkpoint, remove_last_checkpoint, remove
 logger = logging.getLogger(__name__)
 _METRICS = "metrics.json"
 _CHECKPOINT = re.compile(r"model_(?:\d{7,}\.(?:ckpt|pth)|(?:final|best)\.pth)")
+_EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\..*")  # time of creation in seconds
+_START = int(time.time())
+_LOCK_SECONDS = 10.0  # data loader workers of a killed run end, and release its lock, within a few seconds
 _FORMAT = logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S")
 
 
@@ -60,8 +65,9 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool, weights: st
 def start_run(folder: Path, cfg_text: str, *, resume: bool, overwrite: bool) -> None:
     """Prepares the output folder immediately before the first iteration.
 
-    Removes temporary files of interrupted writes. A new run removes the files of an earlier one if ``overwrite``;
-    metrics of a run without checkpoints are moved to ``metrics.json.old``. Writes ``config.yaml``.
+    Removes temporary files of interrupted writes. A new run removes the files of an earlier one if ``overwrite``,
+    except TensorBoard's files that are younger than this process. Metrics of a run without checkpoints are moved to
+    ``metrics.json.old``. Writes ``config.yaml``.
 
     Raises:
         UserError: as in `check_output_dir`, for example if another run has written to the folder since that check.
@@ -81,7 +87,7 @@ def _clear(folder: Path, overwrite: bool) -> None:
                 file.write(metrics.read_bytes())
         metrics.write_bytes(b"")  # a logger may have opened it
     if overwrite:
-        for path in _checkpoints(folder):
+        for path in [*_checkpoints(folder), *_event_files(folder)]:
             logger.info("Removing %s of an earlier run", path)
             path.unlink()
         remove_last_checkpoint(folder)
@@ -90,6 +96,51 @@ def _clear(folder: Path, overwrite: bool) -> None:
 def _checkpoints(folder: Path) -> list[Path]:
     """Returns the files in a folder that have the names of checkpoints and detectors of a run."""
     return sorted(path for path in folder.glob("model_*") if _CHECKPOINT.fullmatch(path.name) and path.is_file())
+
+
+def _event_files(folder: Path) -> list[Path]:
+    """Returns TensorBoard's files that are older than this process."""
+    numbers = {path: _EVENTS.fullmatch(path.name) for path in folder.glob("events.out.tfevents.*")}
+    return sorted(path for path, match in numbers.items() if match and int(match[1]) < _START)
+
+
+@contextmanager
+def locked(folder: Path, *, enabled: bool = True) -> Iterator[None]:
+    """Prevents other runs from writing to an output folder inside the block. The lock ends with the process.
+
+    Args:
+        folder: output folder, which is created if necessary.
+        enabled: whether to lock the folder.
+
+    Raises:
+        UserError: if another run has locked the folder.
+    """
+    if not enabled:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _try_lock(handle):
+            if time.monotonic() > deadline:
+                raise UserError(f"another run is writing to {folder}: wait for its end, or choose another `output_dir`")
+            time.sleep(0.1)
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # data loader workers have copies of the handle
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # some network file systems have no locks
+        logger.info("The output folder is not locked (%s): start one run in it at a time", error.strerror)
+    return True
 
 
 @contextmanager

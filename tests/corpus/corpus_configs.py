@@ -3,7 +3,7 @@
 from typing import Any
 
 from corpus_annotations import plain
-from corpus_inputs import CONFIG, Case, Inputs, accept, error, flags, options, warn
+from corpus_inputs import CONFIG, Case, Inputs, accept, error, flags, options
 
 
 def key(name: str, value: object, message: str, policy: str = "error", title: str = "") -> Case:
@@ -44,11 +44,11 @@ CONFIGS = [
     key("INPUT.FORMAT", "HSV", " must be"),
     key("DATASETS.INVALID_BOXES", "keep", " must be"),
     key("DATASETS.TRAIN", "()", " is empty"),
-    warn(
-        "data set named twice",
-        "data set corpus is listed 2 times for training",
-        options("DATASETS.TRAIN", "('corpus', 'corpus')"),
-        plain,
+    key(
+        "DATASETS.TRAIN",
+        "('corpus','corpus')",
+        " must list each data set once",
+        title="data set named twice",
     ),
     error("unknown data set", "nowhere", options("DATASETS.TRAIN", "('nowhere',)")),
     accept("DATASETS.TRAIN as a bare name", options("DATASETS.TRAIN", "corpus"), plain),

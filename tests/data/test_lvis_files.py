@@ -99,3 +99,21 @@ def test_format_is_detected_from_the_content(tmp_path: Path, content: str, expec
     assert not lvis.is_lvis_file(tmp_path / "file.json")
     (tmp_path / "file.json").write_text(content)
     assert lvis.is_lvis_file(tmp_path / "file.json") is expected
+
+
+def test_ids_as_floats_and_strings(write: Write, federated: dict[str, Any]) -> None:
+    expected = load_dataset(write(federated)).ground_truth()
+    ids = [item["id"] for item in federated["categories"]]
+    absent = [item["neg_category_ids"] for item in federated["images"]]
+    for kind in (float, str):
+        for category, category_id in zip(federated["categories"], ids, strict=True):
+            category["id"] = kind(category_id)
+        for image, listed in zip(federated["images"], absent, strict=True):
+            image["neg_category_ids"] = [kind(item) for item in listed]
+        records = load_dataset(write(federated))
+        assert records.ground_truth() == expected
+        (warning,) = [text for text in records.summary.warnings if "integers written as" in text]
+        assert "(6)" in warning and "neg_category_ids " in warning
+    federated["images"][1]["neg_category_ids"] = ["5"]
+    with pytest.raises(DatasetError, match="'neg_category_ids' that are not .*: 5"):
+        load_dataset(write(federated))

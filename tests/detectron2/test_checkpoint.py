@@ -8,12 +8,13 @@ import torch
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.modeling import build_model
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.file_io import PathHandler, PathManager
 
 from projects_deformable_detr.checkpoint import CheckpointError, save_detector
 from projects_deformable_detr.checkpoint.download import DownloadError, UrlFile
 from projects_deformable_detr.detectron2_plugin import Trainer
 from projects_deformable_detr.detectron2_plugin.checkpoint import DetectorCheckpointer
+from projects_deformable_detr.errors import UserError
 
 FULL_WIDTH = {
     "MODEL__RESNETS__NORM": "FrozenBN",
@@ -176,3 +177,40 @@ def test_a_failed_save_leaves_the_last_file(model, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="could not be written.*no space"):
         checkpointer.save("model_final")
     assert (tmp_path / "model_final.pth").read_bytes() == before
+
+
+class _Remote(PathHandler):
+    """Stores ``remote://…`` in a folder."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def _get_supported_prefixes(self):
+        return ["remote://"]
+
+    def _path(self, path):
+        return self.folder / path.removeprefix("remote://")
+
+    def _get_local_path(self, path, force=False, **_):
+        return str(self._path(path))
+
+    def _open(self, path, mode="r", buffering=-1, **_):
+        return open(self._path(path), mode)
+
+    def _exists(self, path, **_):
+        return self._path(path).exists()
+
+    def _isfile(self, path, **_):
+        return self._path(path).is_file()
+
+
+def test_urls_of_detectron2s_path_manager(model, other, make_cfg, tmp_path):
+    (tmp_path / "bucket").mkdir()
+    PathManager.register_handler(_Remote(tmp_path), allow_override=True)
+    DetectorCheckpointer(model, "remote://bucket", keep=1).save("model_0000003", iteration=3)
+    assert {path.name for path in (tmp_path / "bucket").iterdir()} == {"model_0000003.pth", "last_checkpoint"}
+    DetectorCheckpointer(other, "remote://bucket").resume_or_load("", resume=True)
+    assert torch.equal(weights(other), weights(model))
+    with pytest.raises(UserError, match="OUTPUT_DIR must be a local folder, got 'remote://bucket'"):
+        Trainer(make_cfg(OUTPUT_DIR="remote://bucket"))

@@ -1,9 +1,9 @@
 """Data sets that functions return: read once, checked before training."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-from conftest import arguments, tiny_options, write_coco
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
@@ -17,26 +17,24 @@ NAME = "returned_by_a_function"
 
 
 @pytest.fixture
-def dataset(tmp_path, tiny_name, monkeypatch):
-    """Registers a function; returns the records that it returns, the calls, and the arguments of a run."""
-    write_coco(tmp_path / "data", images=4)
+def dataset(tmp_path, tiny_name, coco_files, job, monkeypatch):
+    """Registers a function; returns the records that it returns, the calls, and a function for arguments of a run."""
+    shutil.copytree(coco_files[1], tmp_path / "data")
     records = get_detection_dataset_dicts(tiny_name, filter_empty=False)[:4]
     for record in records:
         record["file_name"] = str(tmp_path / "data" / Path(record["file_name"]).name)
     calls = []
     monkeypatch.setitem(DatasetCatalog.data, NAME, lambda: calls.append(1) or records)
-    metadata = MetadataCatalog.get(NAME).set(thing_classes=["red", "blue"])
-    yield (
-        records,
-        calls,
-        lambda *extra: arguments(
-            *tiny_options(
-                OUTPUT_DIR=tmp_path / "output", DATASETS__TRAIN=f"('{NAME}',)", DATASETS__TEST=f"('{NAME}',)"
-            ),
-            *("SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1, *extra),
-        ),
-    )
-    MetadataCatalog.pop(metadata.name)
+    MetadataCatalog.get(NAME).set(thing_classes=["red", "blue"])
+
+    def make_arguments(*extra):
+        names = ("DATASETS.TRAIN", f"('{NAME}',)", "DATASETS.TEST", f"('{NAME}',)")
+        args = job(tmp_path, coco_files, *names, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1, *extra)
+        args.register = []
+        return args
+
+    yield records, calls, make_arguments
+    MetadataCatalog.pop(NAME)
 
 
 def test_a_function_is_called_once(dataset):

@@ -19,7 +19,7 @@ def replay():
     spec = importlib.util.spec_from_file_location("replay_step", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.replay
+    return module
 
 
 def samples(counts=(2, 1)):
@@ -76,8 +76,9 @@ def test_replay_repeats_losses_and_finds_weights(make_cfg, tmp_path, replay, cap
         raise FloatingPointError("loss")
 
     step, config = tmp_path / "failed_step_0000004_rank0.pth", str(tmp_path / "config.yaml")
-    assert replay(step, config, "") == 0
+    assert replay.replay(step, config, "") == 0
     printed = capsys.readouterr().out
+    assert "device cpu; the step failed on the CPU" in printed
     assert "iteration 4, seed 11" in printed and "1.jpg (image id 1)" in printed
     for name, value in losses.items():
         assert f"{name}: {value.item():.6g}\n" in printed  # with the same dropout
@@ -85,5 +86,19 @@ def test_replay_repeats_losses_and_finds_weights(make_cfg, tmp_path, replay, cap
     detector.encoder.layers[1].ffn.linear1.weight.data[0] = 1e38  # finite, as checkpoints must be
     save_detector(tmp_path / "bad.pth", detector, iteration=3, cfg_text="")
     with pytest.raises(UserError, match="matching cost"):
-        replay(step, config, str(tmp_path / "bad.pth"))
+        replay.replay(step, config, str(tmp_path / "bad.pth"))
     assert "encoder.layers.1.ffn.linear1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("engine", ["detectron2", "standalone"])
+def test_replay_uses_the_trained_weights_of_an_average(make_cfg, tmp_path, replay, engine):
+    detector = build_detector(make_cfg())
+    averaged = {f"detector.{key}": value for key, value in detector.state_dict().items()}
+    trained = {key: value + 1 if value.is_floating_point() else value for key, value in averaged.items()}
+    contents = {
+        "detectron2": {"model": averaged, "ema": {"model": trained, "n_averaged": torch.tensor(2)}},
+        "standalone": {"state_dict": averaged, "current_model_state": trained},
+    }
+    torch.save(contents[engine], tmp_path / "model.pth")
+    replay.load_trained(detector, str(tmp_path / "model.pth"))
+    assert all(torch.equal(value, trained[f"detector.{key}"]) for key, value in detector.state_dict().items())

@@ -1,5 +1,6 @@
 """Checks of the output folder; runs of both engines are tested in tests/standalone and tests/detectron2."""
 
+import fcntl
 import logging
 import os
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.training.output_dir import check_output_dir, log_unless_error, start_run
+from projects_deformable_detr.training import output_dir
+from projects_deformable_detr.training.output_dir import check_output_dir, locked, log_unless_error, start_run
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +88,37 @@ def test_messages_reach_the_log_unless_there_is_an_error(tmp_path: Path) -> None
     with log_unless_error(tmp_path / "run"):
         logger.warning("second")
     assert (tmp_path / "run" / "log.txt").read_text().endswith("second\n")
+
+
+def test_only_an_explicit_overwrite_removes_event_files_of_earlier_runs(tmp_path: Path) -> None:
+    old, new = (
+        tmp_path / "events.out.tfevents.1700000000.host.7.0",
+        tmp_path / "events.out.tfevents.9900000000.host.7.0",
+    )
+    for path in (old, new):
+        path.write_bytes(b"events")
+    start_run(tmp_path, "", resume=False, overwrite=False)
+    assert old.exists()
+    start_run(tmp_path, "", resume=False, overwrite=True)
+    assert not old.exists() and new.exists()
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_dir, "_LOCK_SECONDS", 0.2)
+    folder = tmp_path / "run"
+    for _ in range(2):
+        with locked(folder):
+            with locked(folder, enabled=False):
+                pass
+            with pytest.raises(UserError, match=r"another run is writing to .*run: .* `output_dir`"), locked(folder):
+                raise AssertionError
+    assert not list(folder.iterdir())
+
+
+def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with locked(tmp_path), locked(tmp_path):
+        pass
