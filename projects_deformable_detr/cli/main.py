@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train",
     "predict": "predict",
     "val": "val",
+    "info": "info",
     "convert-data": "convert_data",
     "convert": "convert",
     "draw": "draw",

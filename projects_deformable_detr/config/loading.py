@@ -148,8 +148,8 @@ def stored_cfg(checkpoint: Path, text: str | None) -> CfgNode:
     file = checkpoint.with_name("config.yaml")
     if text is None and not file.is_file():
         raise UserError(
-            f"{checkpoint} contains no config, and there is no config.yaml next to it: give the config, a YAML file or "
-            "the name of a recipe such as deformable_detr_r50_50ep"
+            f"{checkpoint} contains no config, and there is no config.yaml next to it: pass config, a YAML file or "
+            "the name of a recipe such as deformable_detr_r50_50ep (--config-file on the command line)"
         )
     cfg = get_cfg("standalone")
     known = {key for key, _ in leaves(cfg)}

@@ -157,6 +157,24 @@ def set_epochs(cfg: CfgNode, epochs: int, num_images: int, options: Sequence[str
     logger.info("--epochs %d: %d images in batches of %d; %s", epochs, num_images, cfg.SOLVER.IMS_PER_BATCH, text)
 
 
+def describe_recipe(config: TrainingConfig, batch_size: int, num_images: int | None = None) -> str:
+    """Returns the recipe of a training in one line; arguments as in `log_recipe`."""
+    optimizer, schedule = config.optimizer, config.schedule
+    steps = [step for step in schedule.steps if step < schedule.max_iter]
+    decay = f"times {schedule.gamma:g} at {', '.join(map(str, steps))}" if steps else "constant"
+    if schedule.name == "WarmupCosineLR":
+        decay = f"cosine to {schedule.base_lr_end:g}"
+    epochs = f" = {schedule.max_iter * batch_size / num_images:.3g} epochs of {num_images}" if num_images else ""
+    clip = optimizer.clip.value if optimizer.clip else 0.0
+    clipping = f"gradients clipped at {clip:g}" if clip else "no clipping"
+    return (
+        f"{schedule.max_iter} iterations of {batch_size} images{epochs}; {optimizer.name}, learning rate "
+        f"{optimizer.base_lr:g} (backbone times {optimizer.backbone_multiplier:g}, sampling offsets times "
+        f"{optimizer.sampling_multiplier:g}), warm-up of {schedule.warmup_iters} iterations, then {decay}; "
+        f"weight decay {optimizer.weight_decay:g}, {clipping}"
+    )
+
+
 def log_recipe(config: TrainingConfig, batch_size: int, num_images: int | None) -> None:
     """Logs the recipe of a training in one line, and warns if warm-up or steps do not fit its length.
 
@@ -165,20 +183,9 @@ def log_recipe(config: TrainingConfig, batch_size: int, num_images: int | None) 
         batch_size: images per iteration.
         num_images: number of training images; None if unknown.
     """
-    optimizer, schedule = config.optimizer, config.schedule
+    logger.info("Recipe: %s", describe_recipe(config, batch_size, num_images))
+    schedule = config.schedule
     steps = [step for step in schedule.steps if step < schedule.max_iter]
-    decay = f"times {schedule.gamma:g} at {', '.join(map(str, steps))}" if steps else "constant"
-    if schedule.name == "WarmupCosineLR":
-        decay = f"cosine to {schedule.base_lr_end:g}"
-    epochs = f" = {schedule.max_iter * batch_size / num_images:.3g} epochs of {num_images}" if num_images else ""
-    clip = optimizer.clip.value if optimizer.clip else 0.0
-    logger.info(
-        "Recipe: %d iterations of %d images%s; %s, learning rate %g (backbone times %g, sampling offsets times %g), "
-        "warm-up of %d iterations, then %s; weight decay %g, %s",
-        schedule.max_iter, batch_size, epochs, optimizer.name, optimizer.base_lr, optimizer.backbone_multiplier,
-        optimizer.sampling_multiplier, schedule.warmup_iters, decay, optimizer.weight_decay,
-        f"gradients clipped at {clip:g}" if clip else "no clipping",
-    )  # fmt: skip
     if 2 * schedule.warmup_iters > schedule.max_iter:
         logger.warning(
             "SOLVER.WARMUP_ITERS %d is more than half of SOLVER.MAX_ITER %d: the learning rate only rises to %.3g "

@@ -19,6 +19,7 @@ from ..config import build_detector, get_cfg, leaves, merge, set_thing_classes, 
 from ..config.checkpoint import LOADING_KEYS, load_options
 from ..config.data import image_reader
 from ..config.evaluation import evaluation_config, tta_config
+from ..config.loading import stored_cfg
 from ..config.model import BACKBONES, criterion_config
 from ..config.reading import naming_keys
 from ..config.recipes import find_config
@@ -28,7 +29,8 @@ from ..modeling import Detector
 from .model import ModelMetadata, Runner
 
 try:
-    from .exported import is_exported, open_exported
+    from .exported import is_exported as is_exported
+    from .exported import open_exported
 except ImportError:
 
     def is_exported(path: Path) -> bool:
@@ -46,27 +48,35 @@ def open_model(
     """Opens a model; arguments and errors as in `Detector.load`."""
     if isinstance(class_names, str) or (class_names is not None and not all(isinstance(n, str) for n in class_names)):
         raise ArgumentError("class_names", f"must be a sequence of names, got {class_names!r}")
-    path, stored = Path(source), None
-    name = os.fspath(source).removeprefix("zoo://")
-    if name != os.fspath(source) or not path.exists():
-        if name not in zoo.ENTRIES and name == os.fspath(source):
-            near = difflib.get_close_matches(name, zoo.ENTRIES, n=1)
-            hint = f"did you mean {near[0]}?" if near else "names of published weights are in docs/models.md"
-            raise UserError(f"there is no file, folder or published model {name!r}: {hint}")
-        entry = zoo.get(name)
-        if entry.is_backbone:
-            raise UserError(f"{source}: must be a detector, got the weights of a backbone")
-        path, stored = zoo.download(name), entry.class_names
-        config = config or entry.config
+    path, entry = find_model(source)
     if is_exported(path):
         if config is not None:
             raise ArgumentError("config", "must be None for an exported model, which contains its own")
         runner, metadata = open_exported(path, device)
         return runner, _rename(metadata, class_names)
-    path = _find_checkpoint(path)
     weights = read_weights(path)
-    weights = dataclasses.replace(weights, class_names=weights.class_names or stored)
+    if entry is not None:
+        config, weights = config or entry.config, dataclasses.replace(weights, class_names=entry.class_names)
     return _open_checkpoint(path, weights, config, class_names)
+
+
+def find_model(source: str | os.PathLike[str]) -> tuple[Path, zoo.Entry | None]:
+    """Returns the file of a model, and the entry of published weights, which are downloaded.
+
+    Raises:
+        UserError: if there is no such file, folder or published detector, or it cannot be downloaded.
+    """
+    path, name = Path(source), os.fspath(source).removeprefix(zoo.ZOO)
+    if name == os.fspath(source) and path.exists():
+        return _find_checkpoint(path), None
+    if name not in zoo.ENTRIES and name == os.fspath(source):
+        near = difflib.get_close_matches(name, zoo.ENTRIES, n=1)
+        hint = f"did you mean {near[0]}?" if near else "names of published weights are in docs/models.md"
+        raise UserError(f"there is no file, folder or published model {name!r}: {hint}")
+    entry = zoo.get(name)
+    if entry.is_backbone:
+        raise UserError(f"{source}: must be a detector, got the weights of a backbone")
+    return entry.source.download(), entry
 
 
 def _find_checkpoint(path: Path) -> Path:
@@ -144,15 +154,7 @@ def _read_config(path: Path, weights: Weights, config: Any) -> CfgNode:
         return _supported(cfg, name)
     if config is not None:
         raise ArgumentError("config", f"must be a file, the name of a recipe or a CfgNode, got {type(config).__name__}")
-    if weights.config is not None:
-        return _supported(CfgNode.load_cfg(weights.config), str(path))
-    file = path.with_name("config.yaml")
-    if file.is_file():
-        return _supported(CfgNode.load_cfg(file.read_text(encoding="utf-8")), str(file))
-    raise UserError(
-        f"{path} contains no config, and there is no config.yaml next to it: pass config, a YAML file or the name of a "
-        "recipe such as deformable_detr_r50_50ep (--config on the command line)"
-    )
+    return _supported(stored_cfg(path, weights.config), str(path))
 
 
 def _supported(config: CfgNode, source: str) -> CfgNode:
