@@ -198,8 +198,6 @@ def _training(cfg: "CfgNode", file: Path, entry: "Entry | None") -> str:
         return f"published recipe, as in {entry.config}: {recipe}"
     content = None if file.suffix == ".safetensors" else read_checkpoint(file)
     iteration = content.get("iteration") if isinstance(content, dict) else None
-    return (
-        recipe
-        if not isinstance(iteration, int) or iteration < 0
-        else f"{recipe}; saved after {iteration + 1} iterations"
-    )
+    if isinstance(iteration, int) and iteration >= 0:
+        recipe += f"; saved after {iteration + 1} iterations"
+    return recipe
