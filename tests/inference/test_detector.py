@@ -208,6 +208,14 @@ def test_half_precision(save_tiny, files, dtype):
     torch.testing.assert_close(found.scores, expected.scores, atol=0.02, rtol=0)
 
 
+@pytest.mark.slow
+def test_compiled_models(save_tiny, files):
+    path = save_tiny()
+    compiled = pickle.loads(pickle.dumps(Detector.load(path, compile=True)))
+    for item in files:
+        assert_equal(compiled(item, **ALL), Detector.load(path)(item, **ALL))
+
+
 def test_threads(detector, files):
     expected = [detector(path, **ALL) for path in files]
     with ThreadPoolExecutor(4) as pool:
