@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
 from ..config.data import image_reader
 from ..config.training import augmentation_policy
@@ -16,6 +16,9 @@ from ..data import masks, panoptic
 from ..data.images import ImageReader
 from ..training import AugmentationPolicy
 from .classes import separated_classes
+
+EMPTY_MASKS = "empty_masks"  # key of the number of objects that were dropped because their masks are empty
+_MIN_SIDE = 1e-5  # of boxes, in detectron2.data.detection_utils.filter_empty_instances
 
 
 def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
@@ -119,4 +122,14 @@ class DetrDatasetMapper(DatasetMapper):
             height, width, where = dataset_dict["height"], dataset_dict["width"], dataset_dict["file_name"]
             for item in objects:
                 item["segmentation"] = masks.to_rle(item.get("segmentation"), height, width, f"an object of {where}")
+        num_boxes = _count_boxes(objects, transforms, image_shape) if self.use_instance_mask else 0
         super()._transform_annotations(dataset_dict, transforms, image_shape)
+        if self.use_instance_mask:
+            dataset_dict[EMPTY_MASKS] = num_boxes - len(dataset_dict["instances"])
+
+
+def _count_boxes(objects: list[dict[str, Any]], transforms: Any, image_shape: tuple[int, int]) -> int:
+    """Returns the number of objects whose boxes have an area inside the transformed image."""
+    boxes = np.array([BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYXY_ABS) for item in objects])
+    clipped = transforms.apply_box(boxes).clip(0, [*image_shape[::-1], *image_shape[::-1]])
+    return int((clipped[:, 2:] - clipped[:, :2] > _MIN_SIDE).all(1).sum())

@@ -28,6 +28,7 @@ from ..config.run import check_is_local, process_config
 from ..config.training import RESUME_KEYS, callbacks_config, log_recipe, training_config
 from ..errors import Interrupted, UserError
 from ..modeling import Targets
+from ..training.augmentation import EmptyMasks
 from ..training.callbacks import DetectorWriter
 from ..training.ema import ExponentialMovingAverage
 from ..training.failures import StepRecorder
@@ -40,7 +41,7 @@ from .classes import known_class_names
 from .data import resolve_num_classes, test_data, training_data
 from .evaluation import build_evaluator
 from .hooks import StopOnSignal, StopTraining, add_hooks
-from .mapper import DetrDatasetMapper
+from .mapper import EMPTY_MASKS, DetrDatasetMapper
 from .meta_arch import to_targets
 from .patches import build_optimizer, without_key_checks
 from .tta import SetPredictionTTA
@@ -109,6 +110,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         parts: dict[str, Any] = {EMA: self.ema} if self.ema else {}
         self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self), **parts)
         self.recorder = StepRecorder(process.output_dir, process.seed, comm.get_rank(), resolve_num_classes(cfg))
+        self.empty_masks = EmptyMasks()
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -143,6 +145,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
     def _record(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         batch = next(iter((*args, *kwargs.values())), None)
         if model.training and batch is not None:
+            if comm.is_main_process():
+                self.empty_masks.add(sum(record.get(EMPTY_MASKS, 0) for record in batch), self.iter)
             self.recorder.start(self.iter, torch.device(process_config(self.cfg).device), partial(_samples, batch))
 
     @classmethod

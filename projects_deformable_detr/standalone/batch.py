@@ -11,13 +11,16 @@ from ..modeling import Targets, batch_images
 
 @dataclass(frozen=True)
 class Item:
-    """Transformed image; ``pixels`` is (3, h, w) uint8."""
+    """Transformed image; ``pixels`` is (3, h, w) uint8, ``empty_masks`` the number of objects that have a box but no
+    pixel of their mask left, and are not among the targets.
+    """
 
     pixels: Tensor
     targets: Targets
     image_id: int
     file_name: str
     original_size: tuple[int, int]
+    empty_masks: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Batch:
         image_ids: ids of the images in the annotation file.
         file_names: paths of the images.
         original_sizes: (height, width) of the image files.
+        empty_masks: number of objects that were dropped because their masks are empty.
     """
 
     images: Tensor
@@ -48,6 +52,7 @@ class Batch:
     image_ids: list[int]
     file_names: list[str]
     original_sizes: list[tuple[int, int]]
+    empty_masks: int = 0
 
     @property
     def targets(self) -> list[Targets]:
@@ -98,6 +103,7 @@ def collate(items: Sequence[Item]) -> Batch:
         image_ids=[item.image_id for item in items],
         file_names=[item.file_name for item in items],
         original_sizes=[item.original_size for item in items],
+        empty_masks=sum(item.empty_masks for item in items),
     )
 
 

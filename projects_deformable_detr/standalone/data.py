@@ -79,7 +79,9 @@ class DetectionDataset(Dataset[Item]):
         image, corners, outlines = augment(image, corners, self.policy, rng, bitmaps)
         # After a crop, the box of a mask can be smaller than the cropped box. Detectron2 uses the former.
         targets = _make_targets(corners, torch.from_numpy(labels), outlines, boxes_of_masks=self.policy.crop_prob > 0)
-        return Item(transforms.pil_to_tensor(image), targets, record["image_id"], file_name, size)
+        num_boxes = int((corners[:, 2:] > corners[:, :2]).all(1).sum())
+        empty_masks = 0 if outlines is None else num_boxes - len(targets)
+        return Item(transforms.pil_to_tensor(image), targets, record["image_id"], file_name, size, empty_masks)
 
 
 def _read_objects(record: Record, with_masks: bool) -> tuple[Array, Array, masks.Bitmaps | None]:

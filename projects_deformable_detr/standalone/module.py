@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..evaluation import Evaluator, TestTimeAugmentationConfig
 from ..evaluation.tta import detect_with_tta
 from ..modeling import Detector, cardinality_error, check_targets, panoptic_postprocess, postprocess
-from ..training import GradientClip, build_optimizer, build_scheduler
+from ..training import EmptyMasks, GradientClip, build_optimizer, build_scheduler
 from ..training.failures import StepRecorder
 from ..training.interruption import stop_evaluation
 from ..training.last_checkpoint import check_state
@@ -67,6 +67,7 @@ class DetectionModule(L.LightningModule):
         self._losses: dict[str, Tensor] = {}
         self._hyperparameters: list[dict[str, Any]] = []
         self.recorder: StepRecorder | None = None
+        self.empty_masks = EmptyMasks()
 
     def setup(self, stage: str) -> None:
         """Shares the seed of rank 0 with all ranks."""
@@ -124,6 +125,7 @@ class DetectionModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the sum of all weighted losses."""
+        self.empty_masks.add(batch.empty_masks, self.global_step)
         assert self.recorder is not None
         self.recorder.start(self.global_step, self.device, batch.samples)
         with self.recorder.reporting(), naming_keys(STEP_KEYS):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .augmentation import AugmentationPolicy
+from .augmentation import AugmentationPolicy, EmptyMasks
 from .callbacks import BestCheckpointConfig, CallbacksConfig, EarlyStoppingConfig
 from .ema import EmaConfig
 from .optimizer import GradientClip, OptimizerConfig, build_optimizer
@@ -14,6 +14,7 @@ __all__ = [
     "CallbacksConfig",
     "EarlyStoppingConfig",
     "EmaConfig",
+    "EmptyMasks",
     "GradientClip",
     "OptimizerConfig",
     "ScheduleConfig",

@@ -1,9 +1,12 @@
 """Augmentation policy of DETR, implemented by each engine."""
 
+import logging
 from dataclasses import dataclass
 from typing import Annotated
 
 from ..errors import ArgumentError, Fraction, PositiveInt, Range, check_ranges
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,23 @@ class AugmentationPolicy:
             )
         if self.crop_prob and not self.crop_resize:
             raise ArgumentError("crop_resize", "must be sizes in pixels, got ()")
+
+
+class EmptyMasks:
+    """Logs the number of objects that were dropped because augmentation left no pixel of their masks.
+
+    The first ones are logged when they occur, later ones at most once in `PERIOD` iterations.
+    """
+
+    PERIOD = 1000
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._next = 0  # iteration of the next message
+
+    def add(self, count: int, iteration: int) -> None:
+        """Adds the objects that were dropped from a batch."""
+        self._count += count
+        if self._count and iteration >= self._next:
+            logger.info("%d objects were dropped, as their masks have no pixel after augmentation", self._count)
+            self._count, self._next = 0, iteration + self.PERIOD

@@ -19,6 +19,7 @@ from projects_deformable_detr import get_cfg
 from projects_deformable_detr.data import panoptic
 from projects_deformable_detr.data.catalog import DatasetSpec
 from projects_deformable_detr.data.load import load_dataset
+from projects_deformable_detr.data.masks import encode
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.detectron2_plugin import DetrDatasetMapper
 from projects_deformable_detr.detectron2_plugin.classes import is_standard, resolve_thing_classes
@@ -169,3 +170,21 @@ def test_outputs_of_a_panoptic_model(names, tmp_path):
     assert instances.pred_masks.shape == (len(instances), 50, 60) and instances.pred_masks.dtype == torch.bool
     assert (instances.pred_classes < THINGS).all()
     assert isinstance(BitMasks(instances.pred_masks), BitMasks)
+
+
+def test_objects_whose_mask_becomes_empty_are_dropped_and_counted(names, tmp_path):
+    pytest.importorskip("lightning", reason="compares with the standalone engine")
+    from projects_deformable_detr.config.training import augmentation_policy
+    from projects_deformable_detr.standalone.data import DetectionDataset
+
+    options = ("INPUT.RANDOM_FLIP", "none", "INPUT.CROP.ENABLED", False, "INPUT.MIN_SIZE_TRAIN", (16,))
+    cfg = make_cfg("quickstart_panoptic.yaml", names[1], tmp_path, "MODEL.DETR.PANOPTIC.ENABLED", False, *options)
+    record = copy.deepcopy(DatasetCatalog.get(names[1])[0])
+    pixel = np.zeros((record["height"], record["width"]), bool)
+    pixel[1, 1] = True  # between the pixels that a reduction to a quarter keeps
+    record["annotations"][0]["segmentation"] = encode(pixel)
+    number = len(record["annotations"]) - 1
+    mapped = DetrDatasetMapper(cfg, True)(record)
+    assert len(mapped["instances"]) == number and mapped["empty_masks"] == 1
+    item = DetectionDataset([record], augmentation_policy(cfg, is_train=True), with_masks=True)[(0, 0)]
+    assert len(item.targets) == number and item.empty_masks == 1

@@ -5,7 +5,7 @@ import pytest
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.config.training import augmentation_policy
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.training import AugmentationPolicy
+from projects_deformable_detr.training import AugmentationPolicy, EmptyMasks
 
 
 @pytest.fixture
@@ -56,3 +56,11 @@ def test_invalid_values(cfg, key, value):
     (cfg.INPUT[section] if section else cfg.INPUT)[name] = value
     with pytest.raises(UserError, match=rf"INPUT\.{key} must be"):
         augmentation_policy(cfg, is_train=True)
+
+
+def test_empty_masks_are_logged_at_most_once_in_a_thousand_iterations(caplog):
+    caplog.set_level("INFO")
+    counter = EmptyMasks()
+    for iteration in range(1200):
+        counter.add(int(iteration > 4), iteration)
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["1", "1000"]
