@@ -25,6 +25,9 @@ def run(args: argparse.Namespace) -> None:
     engine = choose_engine(args.engine)
     check_can_train(engine)
     print(f"Engine: {engine.name} ({engine.reason}).", flush=True)
+    from ..config.recipes import find_config
+
+    args.config_file = find_config(args.config_file)  # Detectron2 opens the file by this path
     if engine.name == "detectron2":
         from ..detectron2_plugin import main
     else:
