@@ -103,7 +103,7 @@ def test_training_and_prediction(folder):
             )
             == 0
         ), words
-    assert Path("output/cells/model_final.pth").is_file() and Path("ours.pth").is_file()
+    assert Path("output/cells/model_final.pth").is_file() and Path("detector.pth").is_file()
     assert {path.name for path in Path("predictions").iterdir()} >= {"0.jpg", "3.jpg"}
 
 
