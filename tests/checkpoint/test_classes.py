@@ -108,7 +108,7 @@ def test_classes_that_the_file_lacks_keep_their_initial_weights(make_file, caplo
     with caplog.at_level(logging.WARNING):
         report = load_weights(target, path, LoadOptions(class_names=names))
     assert (report.classes.action, report.classes.new) == ("mapped", ("white blood cell",))
-    assert "The others keep their initial weights: white blood cell" in caplog.text
+    assert "The other classes keep their initial weights: white blood cell" in caplog.text
     found = head(target).weight
     assert torch.equal(found[[0, 2]], head(source).weight[[PERSON, BICYCLE]])
     assert torch.equal(found[1], before[1])

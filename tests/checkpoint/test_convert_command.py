@@ -113,7 +113,7 @@ def test_published_weights_are_converted_with_their_config(run, tmp_path, monkey
     write_official("official.pth", build_detector(cfg))
     monkeypatch.setattr(UrlFile, "download", lambda file: tmp_path / "official.pth")
     status, output = run("zoo://detr_r50", "ours.pth")
-    assert status == 2 and "zoo://detr_r50 (official weights) has another architecture than the model" in output
+    assert status == 2 and "zoo://detr_r50 (official weights) does not match the architecture of the model" in output
 
 
 def test_coco_ids_come_back(make_files, run):
@@ -181,7 +181,7 @@ def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
     (tmp_path / "empty.pth").write_bytes(b"")
     torch.save({"embedding.weight": torch.ones(2)}, "other.pth")
     reasons = {
-        "folder": "a folder with",
+        "folder": "folder does not contain",
         "notes.txt": "text",
         "empty.pth": "empty",
         "none.pth": "checkpoint file does not exist",

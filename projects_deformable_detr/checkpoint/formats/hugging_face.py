@@ -236,7 +236,7 @@ def _backbone_config(detector: nn.Module, state: State, depth: int, model: Detec
     # transformers supports dilation only in timm's ResNets, which have standard widths.
     if (stem, width) != (64, 64):
         raise CheckpointError(
-            f"export of a dilated ResNet requires 64 channels in the stem and the blocks of res2, got {stem} and {width}"
+            f"export of a dilated ResNet requires 64 channels in the stem and in res2, got {stem} and {width}"
         )
     return {
         "model_type": "timm_backbone",
