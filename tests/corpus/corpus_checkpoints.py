@@ -127,7 +127,7 @@ WEIGHTS = [
         "weights of a compiled model", changed(lambda k, v: (k.replace("detector.", "detector._orig_mod."), v)), plain
     ),
     accept("weights in half precision", changed(lambda k, v: (k, v.half())), plain),
-    error("no weights to evaluate", "MODEL.WEIGHTS: a checkpoint", flags("--eval-only")),
+    error("no weights to evaluate", "MODEL.WEIGHTS: set it to a checkpoint", flags("--eval-only")),
     error("missing weights", r"nowhere\.pth: checkpoint file does not exist", options("MODEL.WEIGHTS", "nowhere.pth")),
     error("folder as weights", r"folder does not contain", options("MODEL.WEIGHTS", "images")),
     error("truncated weights", r"weights\.pth: damaged", file(lambda: saved(weights())[:5000])),
@@ -149,7 +149,7 @@ WEIGHTS = [
     error("weights without tensors", r"weights\.pth: no weights found", file(lambda: saved({"model": {}, "epoch": 3}))),
     error(
         "weights of another model",
-        r"weights\.pth: the keys .* are do not match any supported detector",
+        r"weights\.pth: the keys .* do not match any supported detector",
         file(lambda: saved({"embedding.weight": torch.zeros(3)})),
     ),
     error(
