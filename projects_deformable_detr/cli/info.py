@@ -71,7 +71,8 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
     from ..checkpoint import read_weights
     from ..checkpoint.download import sha256_of
     from ..checkpoint.files import weights_file
-    from ..inference.loading import find_model, is_exported
+    from ..inference.exported import is_exported
+    from ..inference.loading import find_model
 
     path, entry = find_model(args.weights)
     if is_exported(path):

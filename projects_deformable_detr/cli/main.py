@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "predict",
     "val": "val",
     "info": "info",
+    "export": "export",
     "convert-data": "convert_data",
     "convert": "convert",
     "draw": "draw",

@@ -26,16 +26,8 @@ from ..config.recipes import find_config
 from ..config.run import process_config
 from ..errors import ArgumentError, UserError
 from ..modeling import Detector
+from .exported import is_exported, open_exported
 from .model import ModelMetadata, Runner
-
-try:
-    from .exported import is_exported as is_exported
-    from .exported import open_exported
-except ImportError:
-
-    def is_exported(path: Path) -> bool:
-        return False
-
 
 _logger = logging.getLogger(__name__)
 COCO_NAMES = {len(THINGS): THINGS, len(THINGS_AND_STUFF): THINGS_AND_STUFF}

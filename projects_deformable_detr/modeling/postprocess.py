@@ -57,11 +57,11 @@ def postprocess(
     _check_sizes(predictions, image_sizes)
     if topk < 1:
         raise ValueError(f"topk must be at least 1, got {topk}")
-    scores, labels, query = _topk(predictions, topk, classes)
+    scores, labels, query = top_scores(predictions, topk, classes)
     corners = box_convert(predictions.boxes[-1].float(), "cxcywh", "xyxy").gather(1, query[..., None].expand(-1, -1, 4))
     detections = []
     for image, (height, width) in enumerate(image_sizes):
-        kept = (scores[image] >= score_threshold) & (scores[image] >= 0)  # -1: another class, see _topk
+        kept = (scores[image] >= score_threshold) & (scores[image] >= 0)  # -1: another class, see `top_scores`
         scaled = corners[image, kept] * corners.new_tensor((width, height, width, height))
         masks = None
         if predictions.masks is not None:
@@ -154,7 +154,9 @@ def _check_sizes(predictions: Predictions, image_sizes: Sequence[tuple[int, int]
         raise ValueError(f"predictions have {predictions.logits.shape[1]} images, image_sizes {len(image_sizes)}")
 
 
-def _topk(predictions: Predictions, topk: int, classes: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+def top_scores(
+    predictions: Predictions, topk: int, classes: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the best scores (N, K) of the last layer, with their classes and queries.
 
     With "no object", each query has one score; queries whose best class is not in ``classes`` come last with score -1.

@@ -75,7 +75,7 @@ class Tokens:
             # Sizes are Python numbers, because a tensor would be copied to the device.
             y = torch.arange(height, device=ratio.device, dtype=ratio.dtype) + 0.5
             x = torch.arange(width, device=ratio.device, dtype=ratio.dtype) + 0.5
-            x, y = x.repeat(height), y.repeat_interleave(width)
+            x, y = x.expand(height, -1).flatten(), y[:, None].expand(-1, width).flatten()
             valid_width, valid_height = ratio[:, :1] * width, ratio[:, 1:] * height
             if self.is_masked:
                 valid_width, valid_height = valid_width.round(), valid_height.round()

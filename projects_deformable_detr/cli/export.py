@@ -1,0 +1,109 @@
+"""Writes a model to a file for another runtime; batch, height and width are free (except in TorchScript).
+
+The file contains the class names and the normalization. Detector.load and the other commands open it like a checkpoint.
+By default, its inputs are RGB images of 8 bits and their sizes, and its outputs are boxes in pixels, scores and labels.
+
+Examples:
+  deformable-detr export output/quickstart --format onnx
+  deformable-detr export model_final.pth --format openvino --precision int8 --calibration train2017/
+  deformable-detr export model_final.pth --format torch-export --precision bfloat16 --no-postprocess
+"""
+
+import argparse
+from pathlib import Path
+
+from ..errors import UserError
+
+HELP = "write a model to a file for another runtime"
+_FORMATS = ("torch-export", "aoti", "onnx", "openvino", "torchscript")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint, output folder or published weights")
+    parser.add_argument("--format", required=True, choices=_FORMATS, help="format of the file")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="file (default: model.SUFFIX next to the weights' file)"
+    )
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="config of a checkpoint that has none: file or recipe name"
+    )
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        help="precision of the computation; int8: onnx and openvino, with --calibration (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="cpu", help="device that aoti compiles for (default: %(default)s)")
+    graph = parser.add_argument_group("inputs and outputs")
+    graph.add_argument(
+        "--no-preprocess",
+        action="store_true",
+        help="inputs are normalized images (N, 3, H, W) and the padding mask (N, H, W), True on padding",
+    )
+    graph.add_argument(
+        "--no-postprocess", action="store_true", help="outputs are logits and normalized boxes of all queries"
+    )
+    graph.add_argument("--float-input", action="store_true", help="images are float32 in 0–255 instead of uint8")
+    graph.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="size of images in TorchScript (default: 800 800)"
+    )
+    onnx = parser.add_argument_group("onnx and openvino")
+    onnx.add_argument("--opset", type=int, metavar="N", help="opset of ONNX (default: 18)")
+    onnx.add_argument(
+        "--sampling",
+        choices=("gather", "gridsample"),
+        help="operators of deformable attention (default: gather); TensorRT 10.14 to 11.1 miscompiles GridSample",
+    )
+    onnx.add_argument("--calibration", metavar="DIR", help="folder of images for --precision int8")
+    onnx.add_argument(
+        "--calibration-images",
+        type=int,
+        metavar="N",
+        default=100,
+        help="maximum number of images (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Exports the model and prints the path of the file."""
+    from ..export import GraphSpec, calibration_images, export_model, suffix
+    from ..inference import Detector
+    from ..modeling import Detector as Model
+
+    _check(args)
+    detector = Detector.load(args.weights, config=args.config_file, device=args.device)
+    if not isinstance(detector.model, Model):
+        raise UserError(f"{args.weights} is an exported model: export the checkpoint")
+    weights = Path(args.weights)
+    folder = weights if weights.is_dir() else weights.parent if weights.is_file() else Path()
+    output = args.output or folder / f"model{suffix(args.format)}"
+    graph = GraphSpec(
+        args.format,
+        args.precision,
+        preprocess=not args.no_preprocess,
+        postprocess=not args.no_postprocess,
+        input_type="float32" if args.float_input or args.no_preprocess else "uint8",
+    )
+    calibration = None
+    if args.calibration is not None:
+        calibration = calibration_images(args.calibration, detector.metadata, args.calibration_images)
+    options = {"opset": args.opset, "sampling": args.sampling, "size": args.size and tuple(args.size)}
+    given = {name: value for name, value in options.items() if value is not None}
+    path = export_model(detector.model, detector.metadata, output, graph, calibration=calibration, **given)
+    files = [path, path.with_suffix(".bin")] if args.format == "openvino" else [path]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    print(f"{path}: {args.format}, {args.precision}, {size:.1f} MB, {len(detector.class_names)} classes")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises `UserError` for options that do not apply to the format, which would have no effect."""
+    is_onnx = args.format in ("onnx", "openvino")
+    if args.size is not None and args.format != "torchscript":
+        raise UserError("--size is for --format torchscript: other formats have free sizes")
+    if (args.opset is not None or args.sampling is not None or args.calibration is not None) and not is_onnx:
+        raise UserError("--opset, --sampling and --calibration are for --format onnx and openvino")
+    if (args.precision == "int8") != (args.calibration is not None):
+        raise UserError("--precision int8 needs --calibration DIR, a folder of images, and vice versa")
+    if args.device != "cpu" and args.format != "aoti":
+        raise UserError("--device is for --format aoti: other formats are independent of the device")

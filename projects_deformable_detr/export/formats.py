@@ -1,0 +1,176 @@
+"""Writes models in the formats of `projects_deformable_detr.inference.exported`."""
+
+import copy
+import dataclasses
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from ..errors import ArgumentError, check_choice
+from ..inference.exported import KEY, SUFFIXES, GraphSpec, encode_metadata
+from ..inference.model import ModelMetadata
+from ..modeling import Detector
+from .graph import INPUT_NAMES, DetectionGraph, capture, example_inputs
+
+PRECISIONS = {
+    "torch-export": ("float32", "bfloat16", "float16"),
+    "aoti": ("float32", "bfloat16", "float16"),
+    "onnx": ("float32", "int8"),
+    "openvino": ("float32", "bfloat16", "float16", "int8"),
+    "torchscript": ("float32", "bfloat16", "float16"),
+}
+OPSET = 18
+
+
+def suffix(format: str) -> str:
+    """Returns the suffix of files in a format."""
+    return {**{name: end for end, name in SUFFIXES.items()}, "aoti": ".pt2"}[format]
+
+
+def export_model(
+    detector: Detector,
+    metadata: ModelMetadata,
+    path: str | os.PathLike[str],
+    graph: GraphSpec,
+    *,
+    opset: int = OPSET,
+    sampling: str = "gather",
+    size: tuple[int, int] = (800, 800),
+    calibration: Iterable[Tensor] | None = None,
+) -> Path:
+    """Writes a detector to a file that `Detector.load` opens.
+
+    Args:
+        detector: model in float32; not changed.
+        metadata: classes, preprocessing and postprocessing, stored in the file.
+        path: file with the suffix of the format. OpenVINO's weights are in a second file with the suffix ``.bin``.
+        graph: format, precision, inputs and outputs. ``min_side`` and ``device`` are determined by the export.
+        opset: opset of ONNX.
+        sampling: how ONNX and OpenVINO sample: ``"gather"``, or ``"gridsample"``, which TensorRT 10.14 to 11.1
+            compiles to wrong results.
+        size: height and width of the images of TorchScript, which has no free sizes.
+        calibration: images (3, h, w) uint8 RGB that are similar to those of the application; for ``"int8"`` only.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArgumentError: for an invalid argument.
+        ModuleNotFoundError: if a package of the format is not installed.
+    """
+    path = Path(path)
+    check_choice("precision", graph.precision, PRECISIONS[graph.format])
+    if path.suffix != suffix(graph.format):
+        raise ArgumentError("path", f"must have the suffix {suffix(graph.format)} for {graph.format}, got {path}")
+    if (graph.precision == "int8") != (calibration is not None):
+        raise ArgumentError("calibration", "must be given for int8, and for int8 only")
+    # Without gradients, torch.export chooses a matrix product that needs a fixed batch.
+    detector = copy.deepcopy(detector).eval().requires_grad_()
+    if graph.format != "openvino" and graph.precision in ("bfloat16", "float16"):
+        detector = detector.to(getattr(torch, graph.precision))
+    module = DetectionGraph(detector, metadata, graph).to(next(detector.parameters()).device).eval()
+    graph = dataclasses.replace(graph, device=next(detector.parameters()).device.type)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        file = Path(folder) / path.name
+        if graph.format == "torchscript":
+            _write_torchscript(module, metadata, graph, file, size)
+        else:
+            program, min_side = capture(module, graph)
+            graph = dataclasses.replace(graph, min_side=min_side)
+            if graph.format in ("torch-export", "aoti"):
+                writer = _write_torch_export if graph.format == "torch-export" else _write_aoti
+                writer(program, encode_metadata(metadata, graph), file)
+            else:
+                _write_onnx(program, metadata, graph, file, opset, sampling, calibration)
+        for written in sorted(Path(folder).iterdir()):  # .bin before .xml
+            os.replace(written, path.parent / written.name)
+    return path
+
+
+def _write_torch_export(program: ExportedProgram, text: str, file: Path) -> None:
+    torch.export.save(program, file, extra_files={KEY: text})
+
+
+def _write_aoti(program: ExportedProgram, text: str, file: Path) -> None:
+    import torch._inductor
+
+    options: dict[str, Any] = {"aot_inductor.metadata": {KEY: text}}
+    torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+
+
+def _write_torchscript(
+    module: DetectionGraph, metadata: ModelMetadata, graph: GraphSpec, file: Path, size: tuple[int, int]
+) -> None:
+    metadata = dataclasses.replace(metadata, input_size=size, batch_size=1)
+    example = example_inputs(graph, 1, *size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the fixed size, and the deprecation of TorchScript
+        traced = torch.jit.trace(module, example, check_trace=False)
+    torch.jit.save(traced, file, _extra_files={KEY: encode_metadata(metadata, graph)})
+
+
+def _write_onnx(
+    program: ExportedProgram,
+    metadata: ModelMetadata,
+    graph: GraphSpec,
+    file: Path,
+    opset: int,
+    sampling: str,
+    calibration: Iterable[Tensor] | None,
+) -> None:
+    """Writes an ONNX file, or converts it to OpenVINO's format."""
+    from .onnx_attention import translation_table
+
+    outputs = ("boxes", "scores", "labels") if graph.postprocess else ("logits", "boxes")
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations within the exporter
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=INPUT_NAMES[graph.preprocess],
+            output_names=outputs + ("masks",) * metadata.has_masks,
+            custom_translation_table=translation_table(sampling),
+            verbose=False,
+        )
+    assert onnx_program is not None
+    onnx_program.model.metadata_props[KEY] = encode_metadata(metadata, graph)
+    if graph.format == "onnx" and calibration is None:
+        onnx_program.save(file, external_data=False)
+        return
+    float_file = file.with_name("float.onnx")
+    onnx_program.save(float_file, external_data=False)
+    try:
+        if graph.format == "onnx":
+            from .quantization import quantize_onnx
+
+            assert calibration is not None
+            quantize_onnx(float_file, file, graph, metadata, calibration)
+        else:
+            _convert_to_openvino(float_file, file, metadata, graph, calibration)
+    finally:
+        float_file.unlink()
+
+
+def _convert_to_openvino(
+    source: Path, file: Path, metadata: ModelMetadata, graph: GraphSpec, calibration: Iterable[Tensor] | None
+) -> None:
+    import openvino
+
+    model = openvino.convert_model(source)
+    if calibration is not None:
+        from .quantization import quantize_openvino
+
+        model = quantize_openvino(model, graph, metadata, calibration)
+    model.set_rt_info(encode_metadata(metadata, graph), [KEY])
+    openvino.save_model(model, file, compress_to_fp16=graph.precision == "float16")

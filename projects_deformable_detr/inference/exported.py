@@ -1,0 +1,226 @@
+"""Exported models: files of torch.export, AOTInductor, ONNX, OpenVINO and TorchScript as runners of `Detector`."""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import box_convert
+
+from ..errors import UserError, check_choice
+from ..modeling import Predictions
+from ..modeling.padding import image_sizes
+from .model import ModelMetadata, to_predictions
+
+FORMATS = ("torch-export", "aoti", "onnx", "openvino", "torchscript")
+SUFFIXES = {".pt2": "torch-export", ".onnx": "onnx", ".xml": "openvino", ".torchscript": "torchscript"}
+KEY = "deformable_detr"  # of the metadata in every format
+_Session = Callable[[Tensor, Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Inputs, outputs and precision of an exported graph.
+
+    The inputs are images (N, 3, H, W) and, with ``preprocess``, image sizes (N, 2) int64 as (height, width) without
+    padding; otherwise the padding mask (N, H, W) bool. The outputs are boxes (N, K, 4) as (x1, y1, x2, y2) in pixels of
+    the images, scores (N, K) and labels (N, K) with ``postprocess``; otherwise logits (N, Q, classes) and boxes
+    (N, Q, 4) as normalized (cx, cy, w, h). Models with a mask head have a last output, mask logits (N, K or Q, h, w).
+
+    Attributes:
+        format: one of `FORMATS`.
+        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``.
+        preprocess: whether images are RGB with values in 0–255 instead of normalized.
+        postprocess: whether outputs are detections, best first.
+        input_type: dtype of the images, ``"uint8"`` (only with ``preprocess``) or ``"float32"``.
+        min_side: minimum H and W; smaller images must be padded.
+        device: type of the device of the graph, for formats that cannot be moved.
+    """
+
+    format: str
+    precision: str = "float32"
+    preprocess: bool = True
+    postprocess: bool = True
+    input_type: str = "uint8"
+    min_side: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, FORMATS)
+        check_choice("precision", self.precision, ("float32", "bfloat16", "float16", "int8"))
+        check_choice("input_type", self.input_type, ("uint8", "float32") if self.preprocess else ("float32",))
+
+
+def encode_metadata(metadata: ModelMetadata, graph: GraphSpec) -> str:
+    """Returns the metadata of an exported file as JSON, with the objects ``model`` and ``graph``."""
+    return json.dumps({"model": json.loads(metadata.to_json()), "graph": asdict(graph)})
+
+
+def is_exported(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is an exported model, by its suffix."""
+    return Path(path).suffix in SUFFIXES
+
+
+def open_exported(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> tuple["ExportedModel", ModelMetadata]:
+    """Opens an exported model.
+
+    Raises:
+        UserError: if the file cannot be read, was not written by ``deformable-detr export``, or does not support the
+            device.
+        ModuleNotFoundError: if the package of the runtime is not installed.
+    """
+    model = ExportedModel(path, device)
+    return model, model.metadata
+
+
+class ExportedModel:
+    """Runner of an exported file. Can be pickled; the copy opens the file again.
+
+    Args:
+        path: file with one of `SUFFIXES`.
+        device: device of the computation.
+
+    Attributes:
+        metadata: classes, preprocessing and postprocessing of the model.
+        graph: inputs and outputs of the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
+        self.path, self.device = Path(path), torch.device(device)
+        if not is_exported(path):
+            raise UserError(f"{path}: exported models have the suffix {', '.join(SUFFIXES)}")
+        if not self.path.is_file():
+            raise UserError(f"{path} is not a file")
+        kind = "aoti" if _is_aoti(self.path) else SUFFIXES[self.path.suffix]
+        try:
+            self._run, text = _OPENERS[kind](self.path, self.device)
+        except (ModuleNotFoundError, UserError):
+            raise
+        except Exception as error:  # each runtime has its own types of errors
+            raise UserError(f"{path} cannot be opened as a model in the format {kind}: {error}") from error
+        if not text:
+            raise UserError(f"{path} has no metadata: write it with deformable-detr export")
+        try:
+            stored = json.loads(text)
+            self.metadata = ModelMetadata.from_json(json.dumps(stored["model"]))
+            self.graph = GraphSpec(**stored["graph"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: the metadata is invalid ({error}): export the model again") from error
+        if self.device.type != self.graph.device and kind in ("aoti", "openvino"):
+            raise UserError(f"{path} is compiled for {self.graph.device}: it cannot run on {self.device.type}")
+
+    def __call__(self, images: Tensor, padding_mask: Tensor) -> Predictions:
+        """Returns predictions; arguments as those of `Runner`."""
+        right, down = (max(0, self.graph.min_side - images.shape[axis]) for axis in (-1, -2))
+        images = F.pad(images, (0, right, 0, down))
+        padding_mask = F.pad(padding_mask, (0, right, 0, down), value=True)
+        sizes = torch.tensor(image_sizes(padding_mask), device=images.device)
+        inputs = (self._pixels(images), sizes) if self.graph.preprocess else (images, padding_mask)
+        outputs = [output.to(images.device) for output in self._run(*inputs)]
+        masks = outputs.pop().float() if self.metadata.has_masks else None
+        if not self.graph.postprocess:
+            logits, boxes = (output.float() for output in outputs)
+            return to_predictions(logits, boxes, masks, padding_mask, no_object=self.metadata.no_object)
+        corners, scores, labels = outputs
+        # Each detection becomes a query with one class: the softmax of these logits returns the score.
+        scores = scores.clamp(min=torch.finfo(scores.dtype).tiny)
+        logits = scores.new_full((*scores.shape, len(self.metadata.class_names) + 1), -torch.inf)
+        logits[..., -1] = torch.log1p(-scores)
+        logits.scatter_(2, labels[..., None], scores.log()[..., None])
+        boxes = box_convert(corners / sizes.flip(1).repeat(1, 2)[:, None], "xyxy", "cxcywh")
+        return to_predictions(logits, boxes, masks, padding_mask, no_object=True)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Undoes the normalization: returns RGB values in 0–255 in the type of the graph's input."""
+        mean, std = (
+            images.new_tensor(values).view(-1, 1, 1) for values in (self.metadata.pixel_mean, self.metadata.pixel_std)
+        )
+        pixels = images * std + mean
+        if self.metadata.reader.format == "BGR":
+            pixels = pixels.flip(1)
+        return pixels.round().clamp(0, 255).to(torch.uint8) if self.graph.input_type == "uint8" else pixels
+
+    def __reduce__(self) -> tuple[type["ExportedModel"], tuple[Path, str]]:
+        return type(self), (self.path, str(self.device))
+
+
+def _is_aoti(path: Path) -> bool:
+    if path.suffix != ".pt2" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/aotinductor/" in name for name in archive.namelist())
+
+
+def _open_torch_export(path: Path, device: torch.device) -> tuple[_Session, str]:
+    from torch.export.passes import move_to_device_pass
+
+    files = {KEY: ""}
+    program = torch.export.load(path, extra_files=files)
+    if device.type != "cpu":
+        program = move_to_device_pass(program, device)
+    return program.module(), files[KEY]
+
+
+def _open_aoti(path: Path, device: torch.device) -> tuple[_Session, str]:
+    import torch._inductor
+
+    model = torch._inductor.aoti_load_package(str(path))
+    return model, model.get_metadata().get(KEY, "")
+
+
+def _open_torchscript(path: Path, device: torch.device) -> tuple[_Session, str]:
+    files = {KEY: ""}
+    module = torch.jit.load(str(path), map_location=device, _extra_files=files)
+    text = files[KEY]
+    return module, text.decode() if isinstance(text, bytes) else text
+
+
+def _open_onnx(path: Path, device: torch.device) -> tuple[_Session, str]:
+    import onnxruntime
+
+    provider = f"{device.type.upper()}ExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise UserError(f"{path}: the installed onnxruntime does not support {device.type}")
+    session = onnxruntime.InferenceSession(str(path), providers=[provider])
+    names = [item.name for item in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        arrays = (tensor.contiguous().cpu().numpy() for tensor in inputs)
+        return [torch.from_numpy(array) for array in session.run(None, dict(zip(names, arrays, strict=True)))]
+
+    return run, session.get_modelmeta().custom_metadata_map.get(KEY, "")
+
+
+def _open_openvino(path: Path, device: torch.device) -> tuple[_Session, str]:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    text = str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else ""
+    # By default, OpenVINO computes in bfloat16 on processors that support it.
+    precision = "bf16" if '"precision": "bfloat16"' in text else "f32"
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    compiled: Any = core.compile_model(model, "CPU", options)
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        results = compiled([tensor.contiguous().numpy() for tensor in inputs])
+        return [torch.from_numpy(results[output].copy()) for output in compiled.outputs]
+
+    return run, text
+
+
+_OPENERS: dict[str, Callable[[Path, torch.device], tuple[_Session, str]]] = {
+    "torch-export": _open_torch_export,
+    "aoti": _open_aoti,
+    "onnx": _open_onnx,
+    "openvino": _open_openvino,
+    "torchscript": _open_torchscript,
+}

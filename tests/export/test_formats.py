@@ -1,0 +1,161 @@
+"""Exported files: predictions at several sizes and batch sizes, metadata, and errors."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from ms_deform_attn import MSDeformAttn
+
+from projects_deformable_detr import build_detector
+from projects_deformable_detr.data.images import ImageReader
+from projects_deformable_detr.errors import ArgumentError, UserError
+from projects_deformable_detr.export import GraphSpec, export_model, suffix
+from projects_deformable_detr.inference.exported import open_exported
+from projects_deformable_detr.inference.model import ModelMetadata
+from projects_deformable_detr.modeling import batch_images, postprocess
+
+SIZES = [(1, 70, 100), (3, 65, 97), (1, 96, 128)]
+TINY = {"ENC_LAYERS": 0, "DEC_LAYERS": 1, "NUM_FEATURE_LEVELS": 2, "IN_FEATURES": ["res4", "res5"]}
+NAMES = ("ant", "bee", "cow", "dog", "elk")
+RAW = {"preprocess": False, "postprocess": False, "input_type": "float32"}
+
+
+def export(make_cfg, folder, graph, variant="two_stage", metadata=None, changes=TINY, **options):
+    """Exports a tiny model; returns the detector and the opened file."""
+    detector = build_detector(make_cfg(variant, **changes)).eval()
+    with torch.no_grad():
+        for parameter in detector.parameters():  # zero initial weights would hide errors in what they multiply
+            parameter += 0.03 * torch.randn_like(parameter)
+    metadata = metadata or ModelMetadata(NAMES, detector.no_object, detector.mask_head is not None)
+    path = export_model(detector, metadata, folder / f"model{suffix(graph.format)}", graph, **options)
+    assert {file.stem for file in folder.iterdir()} == {"model"}
+    model, stored = open_exported(path)
+    assert stored.class_names == metadata.class_names
+    return detector, model
+
+
+def check(detector, model, sizes=SIZES):
+    """Compares detections: boxes differ by at most 1e-3 of the image, classes not at all."""
+    mean, std = (
+        torch.tensor(values).view(-1, 1, 1) for values in (model.metadata.pixel_mean, model.metadata.pixel_std)
+    )
+    for count, height, width in sizes:
+        # The last image of a batch has padding.
+        shapes = [(height, width)] * (count - 1) + [(height, width - 7 * (count > 1))]
+        pixels = [torch.randint(256, (3, *shape)) for shape in shapes]
+        if model.metadata.reader.format == "BGR":
+            pixels = [image.flip(0) for image in pixels]
+        images, mask = batch_images([(image - mean) / std for image in pixels])
+        detector.mask_padding = "never"  # as in an exported graph
+        found, expected = (postprocess(run(images, mask), shapes, 10) for run in (model, detector))
+        for ours, reference in zip(found, expected, strict=True):
+            assert ours.labels.tolist() == reference.labels.tolist()
+            torch.testing.assert_close(ours.scores, reference.scores, rtol=0, atol=1e-4)
+            torch.testing.assert_close(ours.boxes, reference.boxes, rtol=0, atol=1e-3 * min(height, width))
+            if reference.masks is not None:
+                assert float((ours.masks != reference.masks).float().mean()) < 1e-3
+
+
+def test_onnx_with_detections_as_output(make_cfg, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    detector, model = export(make_cfg, tmp_path, GraphSpec("onnx"))
+    check(detector, model)
+    check(detector, pickle.loads(pickle.dumps(model)), SIZES[:1])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert [item.name for item in session.get_inputs()] == ["images", "image_sizes"]
+    assert [item.name for item in session.get_outputs()] == ["boxes", "scores", "labels"]
+
+
+class Attention(torch.nn.Module):
+    """MSDeformAttn on two levels, of which the sizes depend on the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = MSDeformAttn(16, 2, 2, 3)
+
+    def forward(self, fine, coarse, query, points):
+        tokens = torch.cat((fine.flatten(1, 2), coarse.flatten(1, 2)), dim=1)
+        return self.attention(query, points, tokens, [fine.shape[1:3], coarse.shape[1:3]])
+
+
+@pytest.mark.parametrize("values", [2, 4])
+@pytest.mark.parametrize("sampling", ["gather", "gridsample"])
+def test_attention_in_onnx(tmp_path, sampling, values):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from projects_deformable_detr.export.onnx_attention import translation_table
+
+    def inputs(n, height, width, queries):
+        maps = torch.randn(n, height, width, 16), torch.randn(n, height // 2, width // 2, 16)
+        return *maps, torch.randn(n, queries, 16), 1.4 * torch.rand(n, queries, 2, values) - 0.2
+
+    module = Attention().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    free = torch.export.Dim.DYNAMIC
+    axes = (dict.fromkeys(axes, free) for axes in ((0, 1, 2), (0, 1, 2), (0, 1), (0, 1)))
+    program = torch.export.export(module, inputs(2, 6, 8, 5), dynamic_shapes=tuple(axes))
+    file = tmp_path / "attention.onnx"
+    torch.onnx.export(program, f=file, custom_translation_table=translation_table(sampling), verbose=False)
+    session = onnxruntime.InferenceSession(file)
+    names = [item.name for item in session.get_inputs()]
+    for sizes in ((2, 6, 8, 5), (1, 9, 4, 12), (3, 2, 13, 2)):
+        tensors = inputs(*sizes)
+        found = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})[0]
+        torch.testing.assert_close(torch.from_numpy(found), module(*tensors), rtol=1e-4, atol=1e-4)
+
+
+def test_torch_export_loads_with_the_operator_only(make_cfg, tmp_path):
+    metadata = ModelMetadata(NAMES, reader=ImageReader("BGR"))
+    detector, model = export(make_cfg, tmp_path, GraphSpec("torch-export"), metadata=metadata)
+    check(detector, model, SIZES[:2])
+    code = """
+        import sys, torch, ms_deform_attn
+        images, sizes = torch.zeros(1, 3, 70, 80, dtype=torch.uint8), torch.tensor([[70, 80]])
+        boxes, scores, labels = torch.export.load(sys.argv[1]).module()(images, sizes)
+        assert boxes.shape == (1, 35, 4) and "projects_deformable_detr" not in sys.modules
+    """
+    code = "\n".join(line.strip() for line in code.splitlines())
+    subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt2"], check=True)
+
+
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_torchscript_has_a_fixed_size(make_cfg, tmp_path, is_raw):
+    graph = GraphSpec("torchscript", **RAW) if is_raw else GraphSpec("torchscript", input_type="float32")
+    changes = {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8, "ENC_LAYERS": 1, "DEC_LAYERS": 1}
+    detector, model = export(make_cfg, tmp_path, graph, "detr", None, changes, size=(70, 100))
+    assert (model.metadata.input_size, model.metadata.batch_size) == ((70, 100), 1)
+    check(detector, model, SIZES[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["torch-export", "aoti", "onnx", "openvino"])
+@pytest.mark.parametrize("variant", ["single_scale", "box_refine", "own_level", "encoder_only", "detr", "masks"])
+def test_all_formats(make_cfg, tmp_path, format, variant):
+    if format in ("onnx", "openvino"):
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime" if format == "onnx" else "openvino")
+    changes = {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8} if variant == "masks" else {}
+    variant = "two_stage" if variant == "masks" else variant
+    check(*export(make_cfg, tmp_path, GraphSpec(format), variant, None, changes))
+
+
+def test_invalid_arguments_and_files(make_cfg, tmp_path):
+    detector, metadata = build_detector(make_cfg()), ModelMetadata(NAMES)
+    with pytest.raises(ArgumentError, match="suffix .onnx"):
+        export_model(detector, metadata, tmp_path / "model.pt2", GraphSpec("onnx"))
+    with pytest.raises(ArgumentError, match="precision must be one of 'float32', 'int8'"):
+        export_model(detector, metadata, tmp_path / "model.onnx", GraphSpec("onnx", "bfloat16"))
+    with pytest.raises(ArgumentError, match="calibration must be given"):
+        export_model(detector, metadata, tmp_path / "model.onnx", GraphSpec("onnx", "int8"))
+    for name in ("model.torchscript", "model.pt2"):
+        (tmp_path / name).write_bytes(b"no model")
+        with pytest.raises(UserError, match=f"{name} cannot be opened as a model"):
+            open_exported(tmp_path / name)
+    torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.ones(1)), tmp_path / "other.torchscript")
+    with pytest.raises(UserError, match="no metadata: write it with deformable-detr export"):
+        open_exported(tmp_path / "other.torchscript")
