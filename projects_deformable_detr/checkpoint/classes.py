@@ -2,11 +2,10 @@
 
 The first applicable rule is used (see docs/checkpoints.md):
 
-1. ``keep_logits``: the head is loaded unchanged and must have the model's number of logits.
-2. The class names of file and model are known: each class of the model takes the logit of the file's class of the same
-   name; classes that the file lacks keep their initial weights.
-3. Class names are unknown: the head is loaded unchanged if the numbers of logits agree, and keeps its initial weights
-   otherwise.
+1. With ``keep_logits``, the head is loaded unchanged and must have the same number of logits as the model.
+2. If the class names of file and model are available, classes are matched by name; classes that the file lacks keep
+   their initial weights.
+3. Otherwise, the head is loaded unchanged if the numbers of logits are equal, and keeps its initial weights if not.
 
 Softmax heads are not loaded into sigmoid heads or vice versa.
 """
@@ -26,10 +25,10 @@ _PROPOSALS = "queries.class_head."
 
 @dataclass(frozen=True)
 class ClassHead:
-    """Meaning of a class head's logits.
+    """Describes the logits of a class head.
 
     Attributes:
-        names: names of the classes, None for unused logits; None if the names are unknown.
+        names: name of each class, None for unused logits; None if the names are unknown.
         no_object: whether the last logit is "no object".
     """
 
@@ -42,7 +41,7 @@ class ClassReport:
     """Result of fitting class heads.
 
     Attributes:
-        action: ``"kept"``, ``"mapped"``, ``"new"``, or ``"none"`` without class heads.
+        action: ``"kept"``, ``"mapped"``, ``"new"`` (initial weights), or ``"none"`` without class heads.
         message: description for the log.
         new: names of the classes that keep their initial weights; indices if the names are unknown.
     """
@@ -53,98 +52,101 @@ class ClassReport:
 
 
 def count_logits(state: State) -> int:
-    """Returns the number of logits of a detector's class heads, 0 if it has none."""
+    """Returns the number of logits of a detector's class heads, or 0 without class heads."""
     return next((len(value) for key, value in state.items() if CLASS_HEAD.fullmatch(key)), 0)
 
 
 def class_names_of(format: Format, count: int, stored: Sequence[str] | None) -> Names | None:
-    """Returns the names of a file's classes, None for unused logits; None if the names are unknown.
+    """Returns the class names of a file, with None for unused logits; None if the names are unknown.
 
     Args:
         format: format of the file.
         count: number of classes, without "no object".
         stored: names in the file or in a config next to it.
     """
-    # Hugging Face's configs use LABEL_7 for a class without a name.
+    # Hugging Face configs contain LABEL_7 for a class without a name.
     if stored is not None and len(stored) == count and not any(re.fullmatch(r"LABEL_\d+", name) for name in stored):
         return tuple(None if name in ("N/A", "") else name for name in stored)
     return format.classes.get(count)
 
 
 def fit_class_heads(
-    state: State, own: State, theirs: ClassHead, ours: ClassHead, *, keep_logits: bool = False
+    state: State, model: State, source: ClassHead, target: ClassHead, *, keep_logits: bool = False
 ) -> tuple[State, ClassReport]:
-    """Returns the state with class heads that fit the model, without them if no class matches, and a report.
+    """Fits the class heads of a file to the model, or removes them if no class matches.
 
     Args:
-        state: the file's weights with our keys.
-        own: the model's state dict.
-        theirs, ours: class heads of the file and of the model.
-        keep_logits: load class heads without mapping classes.
+        state: state dict of the file, with the detector's keys.
+        model: state dict of the model.
+        source, target: class heads of the file and of the model.
+        keep_logits: keep class heads unchanged instead of mapping classes.
+
+    Returns:
+        The fitted state dict, and a report.
     """
-    heads = [key for key in state if CLASS_HEAD.fullmatch(key) and key in own]
+    heads = [key for key in state if CLASS_HEAD.fullmatch(key) and key in model]
     main = [key for key in heads if not key.startswith(_PROPOSALS)] or heads
     if not main or keep_logits:
         return state, ClassReport("kept" if main else "none")
-    rows, report = _choose_rows(len(state[main[0]]), len(own[main[0]]), theirs, ours)
+    rows, report = _choose_rows(len(state[main[0]]), len(model[main[0]]), source, target)
     fitted = {key: value for key, value in state.items() if rows or key not in main}
     for key in heads:
         if key in main and rows:
-            fitted[key] = _take_rows(state[key], own[key], rows)
-        elif key not in main and state[key].shape != own[key].shape:
+            fitted[key] = _take_rows(state[key], model[key], rows)
+        elif key not in main and state[key].shape != model[key].shape:
             # The first logit of a proposal is its objectness; the others are trained to be low.
-            fitted[key] = _take_rows(state[key], own[key], _identity(min(len(state[key]), len(own[key]))))
+            fitted[key] = _take_rows(state[key], model[key], _identity(min(len(state[key]), len(model[key]))))
     return fitted, report
 
 
-def _choose_rows(found: int, wanted: int, theirs: ClassHead, ours: ClassHead) -> tuple[dict[int, int], ClassReport]:
+def _choose_rows(found: int, wanted: int, source: ClassHead, target: ClassHead) -> tuple[dict[int, int], ClassReport]:
     """Maps rows of the model's head (``wanted`` logits) to rows of the file's head (``found`` logits)."""
-    count = wanted - ours.no_object
-    names = ours.names if ours.names and len(ours.names) == count else None
-    # A model without class names but with COCO's number of classes is assumed to be COCO's if the file is.
-    by_coco = names is None and theirs.names in coco_classes.BY_ID.values()
+    count = wanted - target.no_object
+    names = target.names if target.names and len(target.names) == count else None
+    # If the file has COCO classes, a model without class names but with as many classes is assumed to have them, too.
+    by_coco = names is None and source.names in coco_classes.BY_ID.values()
     known = coco_classes.CONTIGUOUS.get(count) if by_coco else names
-    rows = match_names(known, theirs.names) if known and theirs.names else {}
+    rows = match_names(known, source.names) if known and source.names else {}
     reason = ""
-    if theirs.no_object != ours.no_object:
-        loss = "softmax with a logit for no object" if theirs.no_object else "sigmoid"
-        reason = f"the file's is {loss}, the model's is not"
-    elif theirs.names is None or known is None:
+    if source.no_object != target.no_object:
+        loss = "softmax with a logit for no object" if source.no_object else "sigmoid"
+        reason = f"unlike the model, the file uses {loss}"
+    elif source.names is None or known is None:
         if found == wanted:
-            return _identity(found), ClassReport("kept", f"The class head's {found} logits are loaded unchanged.")
+            return _identity(found), ClassReport("kept", f"The {found} logits of the class head are loaded unchanged.")
         reason = f"the file has {found} logits of unknown classes"
     elif not rows:
-        reason = f"none of its classes is among the file's ({', '.join(shorten(list(filter(None, theirs.names))))})"
+        reason = f"the file has none of these classes, only {', '.join(shorten(list(filter(None, source.names))))}"
     if reason:
         listed = f" ({', '.join(shorten(names))})" if names else ""
         message = f"The class head of {count} classes{listed} keeps its initial weights: {reason}."
         return {}, ClassReport("new", message, tuple(map(str, names or range(count))))
     assert known is not None
-    if ours.no_object:
+    if target.no_object:
         rows[wanted - 1] = found - 1
     missing = tuple(str(name) for index, name in enumerate(known) if index not in rows)
     if rows == _identity(found) and found == wanted:
-        return rows, ClassReport("kept", f"The class head's {found} logits are those of the model's classes.")
-    message = f"{count - len(missing)} of {count} classes take their logits from the file's {found} by "
-    message += "COCO's categories." if by_coco else "name."
+        return rows, ClassReport("kept", f"The {found} logits of the class head match the model's classes.")
+    message = f"{count - len(missing)} of {count} classes are loaded from the {found} logits of the file, matched by "
+    message += "COCO category." if by_coco else "name."
     if missing:
-        message += f" The others keep their initial weights: {', '.join(shorten(missing))}."
+        message += f" The other classes keep their initial weights: {', '.join(shorten(missing))}."
     return rows, ClassReport("mapped", message, missing)
 
 
-def match_names(ours: Names, theirs: Names) -> dict[int, int]:
-    """Maps the index of each class in ``ours`` to the index of the same class in ``theirs``, if it is there.
+def match_names(target: Names, source: Names) -> dict[int, int]:
+    """Returns the index in ``target`` to the index in ``source`` of each class that both contain.
 
-    Case and separators are ignored. So are the suffixes of COCO's stuff classes where the match is unique, as
-    Detectron2's separated panoptic format has "sky" for "sky-other-merged".
+    Case and separators are ignored. If the match is unique, suffixes of COCO stuff classes are also ignored, because
+    Detectron2's separated panoptic format contains "sky" for "sky-other-merged".
     """
-    places = {_normalized(name): index for index, name in enumerate(theirs) if name is not None}
-    rows = {index: places[_normalized(name)] for index, name in enumerate(ours) if _normalized(name) in places}
+    indices = {_normalized(name): index for index, name in enumerate(source) if name is not None}
+    rows = {index: indices[_normalized(name)] for index, name in enumerate(target) if _normalized(name) in indices}
     left: dict[str, list[int]] = {}
-    for index, name in enumerate(theirs):
+    for index, name in enumerate(source):
         if name is not None and index not in rows.values():
             left.setdefault(_without_suffix(name), []).append(index)
-    for index, name in enumerate(ours):
+    for index, name in enumerate(target):
         if index not in rows and len(left.get(_without_suffix(name), ())) == 1:
             rows[index] = left.pop(_without_suffix(name))[0]
     return dict(sorted(rows.items()))
@@ -154,12 +156,12 @@ def _identity(count: int) -> dict[int, int]:
     return {index: index for index in range(count)}
 
 
-def _take_rows(theirs: Tensor, own: Tensor, rows: dict[int, int]) -> Tensor:
-    """Returns a copy of ``own`` (M, …) with rows of ``theirs`` (F, …), or ``theirs`` if the shapes do not fit."""
-    if theirs.shape[1:] != own.shape[1:] or max(rows.values()) >= len(theirs) or max(rows) >= len(own):
-        return theirs
-    taken = own.detach().clone().to(theirs.device)
-    taken[list(rows)] = theirs[list(rows.values())].to(taken.dtype)
+def _take_rows(source: Tensor, model: Tensor, rows: dict[int, int]) -> Tensor:
+    """Returns a copy of ``model`` (M, …) with rows from ``source`` (F, …), or ``source`` if shapes do not match."""
+    if source.shape[1:] != model.shape[1:] or max(rows.values()) >= len(source) or max(rows) >= len(model):
+        return source
+    taken = model.detach().clone().to(source.device)
+    taken[list(rows)] = source[list(rows.values())].to(taken.dtype)
     return taken
 
 
@@ -172,5 +174,5 @@ def _without_suffix(name: str | None) -> str:
 
 
 def shorten(items: Sequence[str | None], limit: int = 8) -> list[str]:
-    """Returns the first ``limit`` items of a list for a message, followed by "and N more"."""
+    """Returns the first ``limit`` items as strings, followed by "and N more" if there are more."""
     return [*map(str, items[:limit]), *([f"and {len(items) - limit} more"] if len(items) > limit else [])]

@@ -1,10 +1,10 @@
-"""COCO's categories (arXiv 1405.0312; stuff: arXiv 1612.03716, as merged for the panoptic task): ids and names.
+"""Ids and names of COCO categories (arXiv 1405.0312; stuff: arXiv 1612.03716, as merged for the panoptic task).
 
-The official models and Hugging Face's use the ids as class indices: 91 logits for ids up to 90, of which 80 are used,
-and 250 for the panoptic task. All other models, including ours, number the used categories from 0.
+The official models and those of Hugging Face use the ids as class indices: 91 logits for ids up to 90, of which 80 are
+used, and 250 for the panoptic task. All other models, including this project's, number the used categories from 0.
 """
 
-_THINGS_END = 91  # ids below it are countable objects
+_THINGS_END = 91  # ids below are things
 
 _CATEGORIES = """
 1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat, 10 traffic light,
@@ -34,7 +34,7 @@ CATEGORIES: dict[int, str] = {
 THINGS = tuple(name for identifier, name in CATEGORIES.items() if identifier < _THINGS_END)
 THINGS_AND_STUFF = tuple(CATEGORIES.values())
 
-# Classes of the logits (None: unused), by number of logits, of models indexed by category id and by contiguous class.
+# Number of logits to class names (None: unused logit), for models indexed by category id and by contiguous class.
 BY_ID: dict[int, tuple[str | None, ...]] = {
     logits: tuple(CATEGORIES.get(index) if index < end else None for index in range(logits))
     for logits, end in ((_THINGS_END, _THINGS_END), (250, 250))

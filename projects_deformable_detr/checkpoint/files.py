@@ -1,4 +1,4 @@
-"""Checkpoint files, read without executing code and written atomically."""
+"""Reads checkpoint files without executing code, and writes them atomically."""
 
 import argparse
 import json
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .pickles import RefusedPickleError, read_pickle, safe_globals, with_tensors
+from .pickles import UnsafePickleError, read_pickle, safe_globals, with_tensors
 from .zoo import locate
 
-CLASS_NAMES = "class_names"  # key of the class names in this project's files
-CONFIG = "config"  # key of the config as YAML
+CLASS_NAMES = "class_names"  # key of the class names in files of this project
+CONFIG = "config"  # key of the config in YAML format
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 
 
 class CheckpointError(UserError):
-    """Raised for a checkpoint that cannot be read or written, or does not fit the model."""
+    """Raised for a checkpoint that cannot be read or written, or does not match the model."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Weights:
     Attributes:
         state: state dict on the CPU.
         class_names: names of the classes, if the file or a config next to it stores them.
-        config: config as YAML, if the file stores it.
+        config: config in YAML format, if the file stores it.
     """
 
     state: dict[str, Tensor]
@@ -46,9 +46,9 @@ class Weights:
 def read_weights(path: str | Path) -> Weights:
     """Reads the weights in a ``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.safetensors`` or ``.pkl`` file to the CPU.
 
-    Weights are at the top level, under ``model`` (Detectron2, the official repositories) or under ``state_dict``
+    Weights are read from the top level, ``model`` (Detectron2, the official repositories) or ``state_dict``
     (Lightning). A Hugging Face folder with a single file of weights is also accepted; class names are read from its
-    ``config.json``. ``zoo://NAME`` is a published checkpoint, see `zoo`.
+    ``config.json``. ``zoo://NAME`` refers to a published checkpoint, see `zoo`.
 
     Raises:
         DownloadError: if a published checkpoint cannot be downloaded.
@@ -67,24 +67,24 @@ def weights_file(path: Path) -> Path:
     if path.is_dir():
         found = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
         if not found:
-            raise CheckpointError(f"{path}: a folder without {' or '.join(_IN_FOLDERS)}; choose a file in it")
+            raise CheckpointError(f"{path}: folder does not contain {' or '.join(_IN_FOLDERS)}; choose a file in it")
         return found[0]
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
+        raise CheckpointError(f"{path}: checkpoint file does not exist")
     return path
 
 
 def save_detector(
     path: str | Path, detector: nn.Module, *, iteration: int, cfg_text: str, class_names: Sequence[str] | None = None
 ) -> None:
-    """Atomically writes a checkpoint for both engines and ``load_weights``.
+    """Atomically writes a checkpoint that both engines and `load_weights` can read.
 
     Args:
-        path: the file, usually ``model_final.pth``.
-        detector: the network, whose keys get the prefix ``detector.``.
-        iteration: the last training iteration, counted from 0 as in Detectron2.
-        cfg_text: the config as YAML.
-        class_names: names of the classes, if known.
+        path: output file, usually ``model_final.pth``.
+        detector: network, whose keys get the prefix ``detector.``.
+        iteration: index of the last training iteration, starting from 0 as in Detectron2.
+        cfg_text: config in YAML format.
+        class_names: names of the classes, if available.
     """
     state = {f"detector.{key}": value.detach().cpu() for key, value in detector.state_dict().items()}
     content = {"model": state, "iteration": iteration, CONFIG: cfg_text, "format": 1}
@@ -92,17 +92,17 @@ def save_detector(
 
 
 def write_atomically(path: str | Path, content: Any) -> None:
-    """Saves with ``torch.save`` to a temporary file and renames it to ``path``; see `atomic_file`."""
+    """Writes a file with ``torch.save`` atomically; see `atomic_file`."""
     with atomic_file(path) as file:
         torch.save(content, file)
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """Opens a temporary file in the folder of ``path``, and renames it to ``path`` at the end.
+    """Opens a temporary file in the folder of ``path``, and renames it to ``path`` on exit.
 
     Raises:
-        CheckpointError: if the file cannot be written, for example to a full disk. An existing file is kept.
+        CheckpointError: if the file cannot be written, for example to a full disk. An existing file is unchanged.
     """
     path, temporary = Path(path), None
     try:
@@ -118,7 +118,7 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         cause: BaseException | None = error
-        while cause and not isinstance(cause, OSError):  # torch raises RuntimeError while it handles the OSError
+        while cause and not isinstance(cause, OSError):  # torch may raise RuntimeError while handling the OSError
             cause = cause.__cause__ or cause.__context__
         if cause and isinstance(error, Exception):
             raise CheckpointError(f"{path} could not be written ({cause}): existing files are unchanged") from error
@@ -126,11 +126,11 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> Any:
-    """Returns the content of a file of ``torch.save`` or a pickle.
+    """Reads a file written by ``torch.save``, or a pickle.
 
     Args:
-        path: the file.
-        mmap: map tensors from the file, which checks its completeness without reading them.
+        path: input file.
+        mmap: map tensors into memory, which checks that the file is complete without reading them.
 
     Raises:
         CheckpointError: if the file is damaged or contains anything but tensors, arrays and plain values.
@@ -139,24 +139,24 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> Any:
         if path.suffix != ".pkl":
             return _torch_load(path, mmap)
         content = read_pickle(path)
-        # Caffe2's detectors store weights under "blobs".
+        # Caffe2 detectors store weights under "blobs".
         return content.get("blobs", content) if isinstance(content, dict) else content
-    except Exception as error:  # a damaged file fails anywhere in the unpickler: KeyError, struct.error, …
+    except Exception as error:  # unpickling a damaged file raises many types, such as KeyError and struct.error
         raise CheckpointError(
             f"{path}: damaged, or not a checkpoint that can be read without running code ({_reason(path, error)})"
         ) from error
 
 
 def _torch_load(path: Path, mmap: bool) -> Any:
-    """Loads a file with substitutes for NumPy's types and mmengine's log, and restores torch's safe globals."""
+    """Loads a file with substitutes for NumPy and mmengine types, and restores torch's safe globals."""
     before = torch.serialization.get_safe_globals()
     substitutes = safe_globals()
     names = {name for _, name in substitutes}
-    kept = [item for item in before if _full_name(item) not in names]
+    others = [item for item in before if _full_name(item) not in names]
     torch.serialization.clear_safe_globals()
     try:
-        # The official repositories store their arguments next to the weights; a Namespace contains values, no code.
-        torch.serialization.add_safe_globals([*kept, argparse.Namespace, *substitutes])
+        # The official repositories store their arguments next to the weights in a Namespace, which contains no code.
+        torch.serialization.add_safe_globals([*others, argparse.Namespace, *substitutes])
         return with_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     finally:
         torch.serialization.clear_safe_globals()
@@ -182,11 +182,11 @@ def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
     node = next((node[key] for key in ("model", "state_dict") if isinstance(node.get(key), Mapping)), node)
     if tensors := {str(key): value for key, value in node.items() if isinstance(value, Tensor)}:
         return tensors
-    raise CheckpointError(f"{path}: no weights found (no tensors at the top level, under 'model' or 'state_dict')")
+    raise CheckpointError(f"{path}: no weights found at the top level, under 'model' or under 'state_dict'")
 
 
 def _class_names(path: Path, content: Any) -> tuple[str, ...] | None:
-    """Returns the class names stored by this project or mmdetection, or by Hugging Face in a ``config.json``."""
+    """Returns the class names stored by this project or mmdetection, or in a Hugging Face ``config.json``."""
 
     def get(node: Any, key: str) -> Any:
         return node.get(key) if isinstance(node, Mapping) else None
@@ -198,7 +198,7 @@ def _class_names(path: Path, content: Any) -> tuple[str, ...] | None:
     try:
         labels = json.loads(path.with_name("config.json").read_text())["id2label"]
         return tuple(str(labels[str(index)]) for index in range(len(labels)))
-    except (OSError, ValueError, KeyError, TypeError):  # no such file, or another program's
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, or not one of Hugging Face
         return None
 
 
@@ -206,9 +206,9 @@ def _reason(path: Path, error: Exception) -> str:
     """Returns the cause of an error in one line, without torch's advice to set ``weights_only=False``."""
     text = str(error).rpartition("WeightsUnpickler error:")[2]
     lines = [line.strip() for line in text.splitlines()]
-    kept = [line for line in lines if line and not re.search(r"weights_only|Weights only|documentation", line)]
-    reason = re.split(r" was not an allowed global|\. (?=[A-Z])", kept[0])[0] if kept else ""
-    if isinstance(error, RefusedPickleError) or "GLOBAL" in reason:
+    causes = [line for line in lines if line and not re.search(r"weights_only|Weights only|documentation", line)]
+    reason = re.split(r" was not an allowed global|\. (?=[A-Z])", causes[0])[0] if causes else ""
+    if isinstance(error, UnsafePickleError) or "GLOBAL" in reason:
         return reason
     with open(path, "rb") as file:
         start = file.read(40)

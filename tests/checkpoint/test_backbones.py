@@ -74,5 +74,5 @@ def test_imagenet_weights_fill_the_backbone(case, files):
 
 @pytest.mark.parametrize(("name", "network"), [(f"{SWIN}_backbone", "resnet50"), (f"{RESNET}_backbone", "swin_t")])
 def test_another_network_is_refused(name, network, files):
-    with pytest.raises(CheckpointError, match="another architecture"):
+    with pytest.raises(CheckpointError, match="does not match the architecture"):
         load_weights(detector_of(name, {}), files / f"{network}.pth")

@@ -59,7 +59,7 @@ def test_91_logits_become_cocos_80_classes(make_file, caplog, variant, named):
         report = load_weights(target, path, LoadOptions(class_names=THINGS if named else None, for_evaluation=True))
     assert (report.classes.action, report.classes.new) == ("mapped", ())
     logits = 92 if variant == "detr" else 91
-    assert f"80 of 80 classes take their logits from the file's {logits}" in caplog.text
+    assert f"80 of 80 classes are loaded from the {logits}" in caplog.text
     rows = [index for index in CATEGORIES if index < 91]
     no_object = [91] if variant == "detr" else []
     for index, theirs in enumerate(source.decoder.class_heads):
@@ -108,7 +108,7 @@ def test_classes_that_the_file_lacks_keep_their_initial_weights(make_file, caplo
     with caplog.at_level(logging.WARNING):
         report = load_weights(target, path, LoadOptions(class_names=names))
     assert (report.classes.action, report.classes.new) == ("mapped", ("white blood cell",))
-    assert "The others keep their initial weights: white blood cell" in caplog.text
+    assert "The other classes keep their initial weights: white blood cell" in caplog.text
     found = head(target).weight
     assert torch.equal(found[[0, 2]], head(source).weight[[PERSON, BICYCLE]])
     assert torch.equal(found[1], before[1])
@@ -144,7 +144,9 @@ def test_logits_are_kept_on_request(make_file, check_same):
     options = LoadOptions(class_names=THINGS + tuple("abcdefghijk"), keep_logits=True, for_evaluation=True)
     assert load_weights(target, path, options).classes.action == "kept"
     check_same(target, source)
-    with pytest.raises(CheckpointError, match=r"class_heads\.0\.weight: \(91, 64\) in the file, \(80, 64\) here"):
+    with pytest.raises(
+        CheckpointError, match=r"class_heads\.0\.weight: \(91, 64\) in the file, \(80, 64\) in the model"
+    ):
         load_weights(make(80), path, LoadOptions(keep_logits=True))
 
 
@@ -154,7 +156,7 @@ def test_unknown_classes_of_the_same_number_are_kept(make_file, check_same, capl
     with caplog.at_level(logging.INFO):
         load_weights(target, path, LoadOptions(class_names=tuple("abcdef"), for_evaluation=True))
     check_same(target, source)
-    assert "6 logits are loaded unchanged" in caplog.text
+    assert "6 logits of the class head are loaded unchanged" in caplog.text
 
 
 def test_softmax_and_sigmoid_heads_do_not_replace_each_other(make_file, make_cfg, caplog):
@@ -163,7 +165,7 @@ def test_softmax_and_sigmoid_heads_do_not_replace_each_other(make_file, make_cfg
     before = head(target).weight.clone()
     with caplog.at_level(logging.WARNING):
         assert load_weights(target, path).classes.action == "new"
-    assert "the file's is softmax with a logit for no object, the model's is not" in caplog.text
+    assert "unlike the model, the file uses softmax with a logit for no object" in caplog.text
     assert torch.equal(head(target).weight, before)
     assert torch.equal(target.decoder.norm.weight, source.decoder.norm.weight)
 
@@ -176,7 +178,7 @@ def test_class_names_in_our_files(make_cfg, shake, tmp_path, caplog):
     assert torch.equal(head(target).weight, head(source).weight[[2, 0, 1]])
     with caplog.at_level(logging.WARNING):
         report = load_weights(target, tmp_path / "ours.pth", LoadOptions(class_names=("dog", "eel", "fox")))
-    assert report.classes.action == "new" and "none of its classes is among the file's (ant, bee, cat)" in caplog.text
+    assert report.classes.action == "new" and "the file has none of these classes, only ant, bee, cat" in caplog.text
 
 
 def test_class_names_in_hugging_faces_config(make_cfg, shake, tmp_path):
@@ -209,5 +211,5 @@ def test_coco_ids_are_put_back(make_cfg, shake, tmp_path):
     load_weights(target, tmp_path / "official.pth", LoadOptions(class_names=THINGS))
     for key, value in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], value), key
-    with pytest.raises(CheckpointError, match="category ids need COCO's 80"):
+    with pytest.raises(CheckpointError, match="category ids require the 80"):
         write_official(tmp_path / "official.pth", source, ["ant"] * 80)

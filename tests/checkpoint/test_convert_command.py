@@ -50,7 +50,7 @@ def test_convert_maps_onto_the_configs_data_set(make_files, run, caplog):
     with caplog.at_level("INFO"):
         status, output = run(source, "ours.pth", "--config-file", config)
     assert status == 0 and "ours.pth: weights of this project with 80 classes, from official.pth" in output
-    assert "80 of 80 classes take their logits from the file's 91 by name" in caplog.text
+    assert "80 of 80 classes are loaded from the 91 logits of the file, matched by name" in caplog.text
     assert classes_in("ours.pth") == 80
     assert read_weights("ours.pth").class_names == THINGS
     bias = read_weights("ours.pth").state["detector.decoder.class_heads.0.bias"]
@@ -113,7 +113,7 @@ def test_published_weights_are_converted_with_their_config(run, tmp_path, monkey
     write_official("official.pth", build_detector(cfg))
     monkeypatch.setattr(UrlFile, "download", lambda file: tmp_path / "official.pth")
     status, output = run("zoo://detr_r50", "ours.pth")
-    assert status == 2 and "zoo://detr_r50 (official weights) has another architecture than the model" in output
+    assert status == 2 and "zoo://detr_r50 (official weights) does not match the architecture of the model" in output
 
 
 def test_coco_ids_come_back(make_files, run):
@@ -128,7 +128,7 @@ def test_coco_ids_come_back(make_files, run):
 @pytest.mark.parametrize(
     ("options", "output"),
     [
-        (("MODEL.DETR.DEC_LAYERS", "2"), "set MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load what fits"),
+        (("MODEL.DETR.DEC_LAYERS", "2"), "set MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load the weights that match"),
         (("MODEL.DETR.NUM_CLASSES", "7"), "set MODEL.DETR.KEEP_CLASS_LOGITS True and MODEL.DETR.NUM_CLASSES"),
         (("MODEL.DETR.NO_SUCH_KEY", "2"), "NO_SUCH_KEY"),
     ],
@@ -180,7 +180,12 @@ def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
     (tmp_path / "notes.txt").write_text("to do\n\nmore")
     (tmp_path / "empty.pth").write_bytes(b"")
     torch.save({"embedding.weight": torch.ones(2)}, "other.pth")
-    reasons = {"folder": "a folder with", "notes.txt": "text", "empty.pth": "empty", "none.pth": "no such checkpoint"}
+    reasons = {
+        "folder": "folder does not contain",
+        "notes.txt": "text",
+        "empty.pth": "empty",
+        "none.pth": "checkpoint file does not exist",
+    }
     for name, reason in (reasons | {"other.pth": "must contain a detector, got unknown weights"}).items():
         status, output = run(name, "ours.pth", "--config-file", config)
         assert status == 2 and len(output.splitlines()) == 1

@@ -41,7 +41,7 @@ def test_round_trip(make_cfg, detector, tmp_path):
     assert not states_equal(other.state_dict(), detector.state_dict())
     report = load_weights(other, path)
     assert states_equal(other.state_dict(), detector.state_dict())
-    assert (report.format, report.missing, report.unexpected, report.mismatched) == ("ours", (), (), ())
+    assert (report.format, report.missing, report.unexpected, report.mismatched) == ("native", (), (), ())
     content = torch.load(path, weights_only=True)
     assert content.keys() == {"model", "iteration", "config", "format"}
     assert (content["iteration"], content["config"], content["format"]) == (41, "MODEL: {}", 1)
@@ -122,9 +122,9 @@ def test_a_damaged_file_is_named(tmp_path, write, name):
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"none\.pth: no such checkpoint file"):
+    with pytest.raises(CheckpointError, match=r"none\.pth: checkpoint file does not exist"):
         read_weights(tmp_path / "none.pth")
-    with pytest.raises(CheckpointError, match=r"a folder without model\.safetensors or pytorch_model\.bin"):
+    with pytest.raises(CheckpointError, match=r"folder does not contain model\.safetensors or pytorch_model\.bin"):
         read_weights(tmp_path)
 
 

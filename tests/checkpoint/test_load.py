@@ -51,7 +51,7 @@ def detector(make_cfg):
 def test_files_of_either_engine(make_cfg, check_same, tmp_path, variant, prefix, wrap):
     detector, other = (build_detector(make_cfg(variant)) for _ in range(2))
     state = {f"{prefix}{key}": value for key, value in detector.state_dict().items()}
-    assert load_weights(other, write(state, tmp_path / "a.ckpt", wrap)).format == "ours"
+    assert load_weights(other, write(state, tmp_path / "a.ckpt", wrap)).format == "native"
     check_same(other, detector)
 
 
@@ -74,7 +74,7 @@ def test_mismatches_are_listed_and_the_detector_is_unchanged(make_cfg, detector,
         "corrupt.pth",
         "missing in the file (1): tokenizer.level_embed",
         "unexpected in the file (1): decoder.extra.weight",
-        "queries.content: (9, 64) in the file, (7, 64) here",
+        "queries.content: (9, 64) in the file, (7, 64) in the model",
         "set `allow_partial=True`",
     ):
         assert part in text
@@ -123,7 +123,7 @@ def test_weights_that_are_not_finite_are_refused(detector, tmp_path, value):
 @pytest.mark.parametrize("changes", [{"HIDDEN_DIM": 32}, {"DEC_LAYERS": 2}, {"NUM_FEATURE_LEVELS": 3}])
 def test_another_architecture_is_refused(make_cfg, detector, tmp_path, changes):
     save_detector(tmp_path / "model.pth", detector, iteration=0, cfg_text="")
-    with pytest.raises(CheckpointError, match="another architecture"):
+    with pytest.raises(CheckpointError, match="does not match the architecture"):
         load_weights(build_detector(make_cfg("box_refine", **changes)), tmp_path / "model.pth")
 
 
@@ -171,7 +171,7 @@ def test_weights_that_cannot_be_downloaded_are_an_error(make_cfg, monkeypatch, n
     message = r"torchvision://resnet18: no network; to train from scratch, set MODEL.WEIGHTS to ''"
     with pytest.raises(DownloadError, match=message) as caught, naming_keys(LOADING_KEYS):
         load_weights(detector, "torchvision://resnet18")
-    assert ("choose BN or GN as the norm" in str(caught.value)) == (norm == "FrozenBN")
+    assert ("use BN or GN as norm" in str(caught.value)) == (norm == "FrozenBN")
     assert same(detector.state_dict(), before)
 
 
@@ -219,7 +219,7 @@ def test_weights_without_masks_initialize_a_model_with_masks(make_pair, caplog):
     before = copy_state(target.mask_head)
     with caplog.at_level(logging.WARNING):
         load_weights(target, path)
-    assert "the mask head keeps its initial weights: the file has none" in caplog.text
+    assert "the mask head keeps its initial weights, because the file has none" in caplog.text
     assert same(target.mask_head.state_dict(), before)
     assert same(target.decoder.state_dict(), source.decoder.state_dict())
 
@@ -228,5 +228,5 @@ def test_masks_are_skipped_by_a_model_without_masks(make_pair, caplog):
     path, source, target = make_pair(True, False)
     with caplog.at_level(logging.INFO):
         assert load_weights(target, path, LoadOptions(for_evaluation=True)).unexpected == ()
-    assert "the file's mask head is unused" in caplog.text and caplog.records[-1].levelname == "INFO"
+    assert "the mask head in the file is unused" in caplog.text and caplog.records[-1].levelname == "INFO"
     assert same(target.decoder.state_dict(), source.decoder.state_dict())

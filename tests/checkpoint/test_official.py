@@ -174,7 +174,7 @@ def test_detrexs_files_load(make_pair, check_same, detectron2_name, tmp_path, va
 @pytest.mark.parametrize(
     ("variant", "changes", "message"),
     [
-        ("encoder_only", {}, "no encoder-only models"),
+        ("encoder_only", {}, "support encoder-only models"),
         ("multi_scale", {"NORM": "GN"}, "ResNet with batch norm"),
     ],
 )

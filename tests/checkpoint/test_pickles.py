@@ -75,7 +75,9 @@ def check_backbones(source, target):
 def test_group_norm_of_caffe2_loads_where_images_are_bgr(resnet_50, tmp_path):
     source, target = resnet_50(NORM="GN"), resnet_50(NORM="GN")
     path = write(tmp_path / "R-50-GN.pkl", {"blobs": caffe2_arrays(source, "gn")})
-    with pytest.raises(CheckpointError, match=r"the model has RGB images.*Set `input_format=BGR`.*pixel_std=\[57\.375"):
+    with pytest.raises(
+        CheckpointError, match=r"the model uses RGB images.*Set `input_format=BGR`.*pixel_std=\[57\.375"
+    ):
         load_weights(target, path)
     report = load_weights(target, path, BGR)
     assert (report.format, report.missing, report.unexpected) == ("resnet-caffe2", (), ())

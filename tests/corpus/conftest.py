@@ -60,11 +60,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
 
-    def start(engine: str, arguments: list[str]) -> int:
+    def start(engine: str, inputs: Inputs, arguments: list[str]) -> int:
+        for name, value in inputs.environment.items():
+            monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["train_net.py", "--engine", engine, *arguments])
         monkeypatch.setattr(catalog, "_registered", {})
         if engine == "detectron2":
-            _prepare_detectron2(monkeypatch)
+            _prepare_detectron2(monkeypatch, inputs)
         try:
             return run_command("train_net.py", script.main)
         except SystemExit as end:  # argparse
@@ -76,12 +78,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         result = Result(-1, "", tmp_path / "output")
         _observe(monkeypatch, inputs, result)
         if inputs.first_run:
-            assert start(engine, inputs.write(inputs.first_run)) == 0
+            assert start(engine, inputs, inputs.write(inputs.first_run)) == 0
             capfd.readouterr()
             inputs.between()
             result.images.clear()
             result.targets.clear()
-        result.status = start(engine, inputs.write())
+        result.status = start(engine, inputs, inputs.write())
         out, err = capfd.readouterr()
         result.output = out + err
         return result
@@ -141,8 +143,10 @@ def _observe(monkeypatch: pytest.MonkeyPatch, inputs: Inputs, result: Result) ->
     monkeypatch.setattr(SetCriterion, "forward", compute)
 
 
-def _prepare_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
+def _prepare_detectron2(monkeypatch: pytest.MonkeyPatch, inputs: Inputs) -> None:
     from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from projects_deformable_detr.detectron2_plugin.data import register_builtin
 
     def get(cfg: Any, *keys: str, default: Any = None) -> Any:
         values = (functools.reduce(lambda node, name: node.get(name, {}), key.split("."), cfg) for key in keys)
@@ -155,6 +159,12 @@ def _prepare_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in (DatasetCatalog, MetadataCatalog):
         for name in [name for name in registry.data if name.startswith("corpus")]:
             registry.data.pop(name)
+        for name in [name for name in registry.data if name.startswith("shapes_") and inputs.environment]:
+            monkeypatch.delitem(registry.data, name)
+    register_builtin()
+    if inputs.function is not None:
+        DatasetCatalog.register("corpus_function", inputs.function)
+        MetadataCatalog.get("corpus_function").set(thing_classes=["red", "blue"])
 
 
 @contextlib.contextmanager

@@ -127,9 +127,9 @@ WEIGHTS = [
         "weights of a compiled model", changed(lambda k, v: (k.replace("detector.", "detector._orig_mod."), v)), plain
     ),
     accept("weights in half precision", changed(lambda k, v: (k, v.half())), plain),
-    error("no weights to evaluate", "MODEL.WEIGHTS: a checkpoint", flags("--eval-only")),
-    error("missing weights", r"nowhere\.pth: no such checkpoint file", options("MODEL.WEIGHTS", "nowhere.pth")),
-    error("folder as weights", r"a folder without", options("MODEL.WEIGHTS", "images")),
+    error("no weights to evaluate", "MODEL.WEIGHTS: set it to a checkpoint", flags("--eval-only")),
+    error("missing weights", r"nowhere\.pth: checkpoint file does not exist", options("MODEL.WEIGHTS", "nowhere.pth")),
+    error("folder as weights", r"folder does not contain", options("MODEL.WEIGHTS", "images")),
     error("truncated weights", r"weights\.pth: damaged", file(lambda: saved(weights())[:5000])),
     error("zero-byte weights", r"weights\.pth: (damaged|empty)", file(lambda: b"")),
     error("text as weights", r"weights\.pth: damaged", file(lambda: b"version https://git-lfs.github.com/spec/v1\n")),
@@ -149,12 +149,12 @@ WEIGHTS = [
     error("weights without tensors", r"weights\.pth: no weights found", file(lambda: saved({"model": {}, "epoch": 3}))),
     error(
         "weights of another model",
-        r"weights\.pth: the keys .* are of no known detector",
+        r"weights\.pth: the keys .* do not match any supported detector",
         file(lambda: saved({"embedding.weight": torch.zeros(3)})),
     ),
     error(
         "weights of another architecture",
-        r"weights\.pth.* has another architecture(.|\n)*MODEL\.DETR\.ALLOW_PARTIAL_WEIGHTS",
+        r"weights\.pth.* does not match the architecture(.|\n)*MODEL\.DETR\.ALLOW_PARTIAL_WEIGHTS",
         file(lambda: saved(weights(2, ("MODEL.DETR.HIDDEN_DIM", 64)))),
     ),
     error("weights with NaN, evaluated", r"weights\.pth.*(NaN|not finite)", changed(nan, eval_only=True)),
@@ -163,7 +163,7 @@ WEIGHTS = [
         "weights of another number of classes",
         file(lambda: saved(weights(3))),
         plain,
-        message="2 of 2 classes take their logits from the file's 3 by name",
+        message="2 of 2 classes are loaded from the 3 logits of the file, matched by name",
     ),
     accept(
         "weights of another number of classes, evaluated",

@@ -56,6 +56,8 @@ class Inputs:
             its own predictions.
         first_run: config keys and values of a run before; (): none.
         between: called after the first run; may change files and inputs.
+        environment: environment variables.
+        function: registered as ``corpus_function`` in Detectron2's catalog; None: none.
     """
 
     folder: Path
@@ -67,6 +69,8 @@ class Inputs:
     truth: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
     first_run: tuple[object, ...] = ()
     between: Callable[[], object] = lambda: None
+    environment: dict[str, str] = field(default_factory=dict)
+    function: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -126,6 +130,7 @@ class Case:
         make: changes the inputs.
         check: raises if the result of an accepted input is wrong.
         ap: AP of the predictions in ``Inputs.truth``; None: not compared.
+        engines: engines in which the row is run.
     """
 
     name: str
@@ -134,6 +139,7 @@ class Case:
     make: Change
     check: Callable[[Any], object] | None = None
     ap: float | None = 100.0
+    engines: tuple[str, ...] = ("standalone", "detectron2")
 
 
 def accept(name: str, make: Change, check: Any = None, *, message: str = "", ap: float | None = 100.0) -> Case:

@@ -8,13 +8,14 @@ from corpus_annotations import ANNOTATIONS
 from corpus_checkpoints import RUNS, WEIGHTS
 from corpus_configs import CONFIGS
 from corpus_files import FILES
+from corpus_formats import FORMATS
 from corpus_images import IMAGES
 from corpus_inputs import Case
 from corpus_masks import SEGMENTATIONS
 
 from projects_deformable_detr.engine import is_installed
 
-DATA = [*ANNOTATIONS, *FILES, *SEGMENTATIONS]
+DATA = [*ANNOTATIONS, *FILES, *SEGMENTATIONS, *FORMATS]
 OTHERS = [*IMAGES, *WEIGHTS, *RUNS, *CONFIGS]
 CASES = [*DATA, *OTHERS]
 ENGINES = {"standalone": "lightning", "detectron2": "detectron2"}  # engine: package
@@ -25,7 +26,8 @@ NOT_IMPLEMENTED: dict[str, tuple[str, ...]] = {}
 def rows(cases: Iterable[Case]) -> Iterator[Any]:
     """Yields parameters of a test, ``case`` and ``engine``, for every row and engine."""
     for case in cases:
-        for engine, package in ENGINES.items():
+        for engine in case.engines:
+            package = ENGINES[engine]
             marks = [pytest.mark.skipif(not is_installed(package), reason=f"{package} is not installed")]
             if engine in NOT_IMPLEMENTED.get(case.name, ()):
                 marks.append(pytest.mark.xfail(strict=True, reason="the policy is not implemented yet"))

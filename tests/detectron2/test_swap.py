@@ -224,7 +224,7 @@ def test_faster_rcnn_weights_are_an_error(make_cfg, tmp_path):
     for use in (DefaultTrainer, DefaultPredictor):
         cfg = make_cfg(MODEL__WEIGHTS=tmp_path / "rcnn.pth")
         Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-        with pytest.raises(CheckpointError, match=r"rcnn\.pth: the keys .*roi_heads\.box_head.* no known"):
+        with pytest.raises(CheckpointError, match=r"rcnn\.pth: the keys .*roi_heads\.box_head.* do not match"):
             trainer = use(cfg)
             trainer.resume_or_load(resume=False)
 

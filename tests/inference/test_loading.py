@@ -72,7 +72,7 @@ def test_official_weights(save_tiny, tmp_path, files, caplog):
     [
         ("no_such_recipe", UserError, "config 'no_such_recipe' is unknown: choose one of"),
         ("missing.yaml", UserError, "cannot read missing.yaml"),
-        ("quickstart", UserError, "has another architecture than the model"),
+        ("quickstart", UserError, "does not match the architecture of the model"),
         (3, ArgumentError, "config must be a file, the name of a recipe or a CfgNode, got int"),
     ],
 )

@@ -86,7 +86,7 @@ def test_unused_features(make_args: Callable[..., Namespace], tmp_path: Path) ->
 def test_an_error_in_one_of_several_processes_is_a_message(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         main(make_args(tmp_path, "--num-gpus", 2, "--eval-only", "MODEL.WEIGHTS", "nowhere.pth"))
-    assert str(error.value).startswith("nowhere.pth: no such checkpoint file")
+    assert str(error.value).startswith("nowhere.pth: checkpoint file does not exist")
     assert "Traceback" not in str(error.value)
 
 

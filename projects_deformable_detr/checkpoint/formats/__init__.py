@@ -1,4 +1,4 @@
-"""Formats of checkpoints, one object per format; `import_state` finds the format of a state dict by its keys."""
+"""Checkpoint formats, one object per format; `import_state` detects the format of a state dict from its keys."""
 
 import re
 from collections.abc import Iterable
@@ -6,17 +6,17 @@ from typing import TypeVar
 
 from .backbones import RESNETS, TORCHVISION_SWIN
 from .base import Format, State
-from .detector import OURS
+from .detector import NATIVE
 from .hugging_face import HUGGING_FACE
 from .mmdetection import MMDETECTION
 from .official import DETREX, OFFICIAL
 
 T = TypeVar("T")
 
-FORMATS: tuple[Format, ...] = (OURS, OFFICIAL, DETREX, HUGGING_FACE, MMDETECTION, TORCHVISION_SWIN, *RESNETS)
-# Prefixes of distributed and compiled modules, of our engines, and of the detector in a model with masks.
+FORMATS: tuple[Format, ...] = (NATIVE, OFFICIAL, DETREX, HUGGING_FACE, MMDETECTION, TORCHVISION_SWIN, *RESNETS)
+# Prefixes of distributed and compiled modules, of the engines, and of the detector in a model with masks.
 _WRAPPERS = re.compile(r"^(?:module\.|detector\.|detr\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
-_MODEL = "model."  # prefix of all keys if the network is an attribute ``model``; of some keys in Hugging Face's format
+_MODEL = "model."  # prefix of all keys if the network is an attribute ``model``, and of some keys in Hugging Face files
 
 
 def detect(keys: Iterable[str]) -> Format | None:
@@ -25,16 +25,16 @@ def detect(keys: Iterable[str]) -> Format | None:
 
 
 def import_state(state: State) -> tuple[Format | None, State]:
-    """Returns the format of a state dict, and the state dict with the detector's keys and layout.
+    """Returns the format of a state dict, and the state dict converted to the detector's keys and layout.
 
-    The state dict of an unknown format is returned unchanged, with None.
+    For an unknown format, returns None and the state dict unchanged.
     """
     format, unwrapped = _unwrap(state)
     return format, format.import_state(unwrapped) if format else state
 
 
 def _unwrap(state: dict[str, T]) -> tuple[Format | None, dict[str, T]]:
-    """Returns the format of a state dict, and the state dict without prefixes of wrappers."""
+    """Returns the format of a state dict, and the state dict without wrapper prefixes."""
     while True:
         state = {_WRAPPERS.sub("", key): value for key, value in state.items()}
         format = next((format for format in FORMATS if format.detect(state)), None)

@@ -1,6 +1,6 @@
-"""ImageNet backbones: torchvision's Swin Transformer, and ResNets with the names of torchvision (ours) and others.
+"""Formats of ImageNet backbones: torchvision's Swin Transformer, and ResNets of torchvision and other projects.
 
-Names of tensors are relative to the backbone: ``conv1.weight``, ``layer1.0.bn1.weight``.
+The detector uses torchvision's keys. Keys are relative to the backbone: ``conv1.weight``, ``layer1.0.bn1.weight``.
 """
 
 import re
@@ -14,7 +14,7 @@ _EPS = 1e-5  # epsilon used by FrozenBatchNorm2d in torchvision and Detectron2
 
 
 class BackboneFormat(Format):
-    """An ImageNet backbone, whose table has torchvision's names on our side."""
+    """ImageNet backbone, whose rules map torchvision's keys to those of another project."""
 
     is_backbone = True
 
@@ -22,13 +22,13 @@ class BackboneFormat(Format):
         return {f"backbone.{key}": value for key, value in self.to_torchvision(state).items()}
 
     def to_torchvision(self, state: State) -> State:
-        """Renames tensors to torchvision's names and removes the classifier."""
+        """Renames keys to those of torchvision and removes the classifier."""
         return super().import_state(state)
 
 
 class _Caffe2ResNet(BackboneFormat):
     def to_torchvision(self, state: State) -> State:
-        """Adds mean 0 and variance 1 - eps, which make a frozen norm equal to the affine layer in Caffe2's files."""
+        """Adds mean 0 and variance 1 - eps, so that a frozen batch norm equals the affine layer in Caffe2 files."""
         renamed = super().to_torchvision(state)
         norms = [key for key in renamed if re.search(r"(bn\d|downsample\.1)\.weight$", key)]
         for key in () if is_group_norm(state) else norms:
@@ -38,7 +38,7 @@ class _Caffe2ResNet(BackboneFormat):
 
 
 def is_group_norm(state: Iterable[str]) -> bool:
-    """Returns whether a ResNet with Caffe2's names has group norm."""
+    """Returns whether a ResNet with Caffe2 keys has group norm."""
     return any("_gn_" in key for key in state)
 
 
@@ -48,25 +48,25 @@ def _rules(
     """Returns the rules of a ResNet.
 
     Args:
-        stem: their name of the stem's convolution.
-        block: maps the number of a stage to their prefix of its blocks.
-        convolutions: their names of a block's shortcut and convolutions.
-        conv: our and their suffixes of a convolution's tensors.
-        norm: our and their suffixes of the tensors of the norm after a convolution.
+        stem: name of the stem's convolution in the other project.
+        block: returns the prefix of a stage's blocks in the other project, given the number of the stage.
+        convolutions: names of a block's shortcut and convolutions in the other project.
+        conv: suffixes of the tensors of a convolution in torchvision and in the other project.
+        norm: suffixes of the tensors of the norm after a convolution in torchvision and in the other project.
     """
     layers = [("conv1", "bn1", stem)]
-    ours = (("downsample.0", "downsample.1"), ("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+    modules = (("downsample.0", "downsample.1"), ("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
     for stage in range(1, 5):
         prefix = f"layer{stage}.{{i}}."
         layers += [
-            (prefix + convolution, prefix + batch_norm, block(stage) + theirs)
-            for (convolution, batch_norm), theirs in zip(ours, convolutions, strict=True)
+            (prefix + convolution, prefix + batch_norm, block(stage) + name)
+            for (convolution, batch_norm), name in zip(modules, convolutions, strict=True)
         ]
     return [
-        (f"{layer}{our_suffix}", f"{place}{suffix}")
-        for convolution, batch_norm, place in layers
-        for layer, suffixes in ((convolution, conv), (batch_norm, norm))
-        for our_suffix, suffix in suffixes
+        (f"{module}{suffix}", f"{name}{foreign_suffix}")
+        for convolution, batch_norm, name in layers
+        for module, suffixes in ((convolution, conv), (batch_norm, norm))
+        for suffix, foreign_suffix in suffixes
     ]
 
 
@@ -93,7 +93,7 @@ DETECTRON2_RESNET = BackboneFormat(
         ),
     ],
 )
-# Batch norms are folded to affine layers (bn_s, bn_b); group norms are gn_s and gn_b. The stem's bias is zero.
+# Batch norms are folded into affine layers (bn_s, bn_b); group norms are gn_s and gn_b. The bias of the stem is zero.
 CAFFE2_RESNET = _Caffe2ResNet(
     "resnet-caffe2",
     {"conv1_w", "res2_0_branch2a_w"},
@@ -125,12 +125,12 @@ RESNETS = (TORCHVISION_RESNET, DETECTRON2_RESNET, CAFFE2_RESNET, HUGGING_FACE_RE
 
 
 def detect_resnet(names: Collection[str]) -> BackboneFormat | None:
-    """Returns the format of a ResNet with these names, or None for another network."""
+    """Returns the format of a ResNet with these keys, or None for other networks."""
     return next((format for format in RESNETS if format.detect(names)), None)
 
 
 def rename_backbone(state: State, to: BackboneFormat = TORCHVISION_RESNET, prefix: str = "backbone.") -> State:
-    """Renames the ResNet below ``backbone.`` in a detector and moves it to ``prefix``; other backbones are kept."""
+    """Renames keys of the ResNet under ``backbone.`` and moves it to ``prefix``; other backbones are unchanged."""
     backbone = {key.removeprefix("backbone."): state[key] for key in state if key.startswith("backbone.")}
     format = detect_resnet(backbone)
     if format is None or (format, "backbone.") == (to, prefix):
@@ -140,12 +140,12 @@ def rename_backbone(state: State, to: BackboneFormat = TORCHVISION_RESNET, prefi
     return rest | {f"{prefix}{key}": value for key, value in resnet.items()}
 
 
-def match_backbone(state: State, own: Collection[str]) -> State:
-    """Renames the backbone to match a model with keys ``own``, which may have an FPN or Detectron2's ResNet."""
-    if any(key.startswith("backbone.bottom_up.features.") for key in own):
+def match_backbone(state: State, model_keys: Collection[str]) -> State:
+    """Renames the backbone to match the keys of a model, which may have an FPN or Detectron2's ResNet."""
+    if any(key.startswith("backbone.bottom_up.features.") for key in model_keys):
         return {key.replace("backbone.features.", "backbone.bottom_up.features."): state[key] for key in state}
     for prefix in ("backbone.", "backbone.bottom_up."):
-        format = detect_resnet({key.removeprefix(prefix) for key in own if key.startswith(prefix)})
+        format = detect_resnet({key.removeprefix(prefix) for key in model_keys if key.startswith(prefix)})
         if format is not None:
             return rename_backbone(state, format, prefix)
     return state

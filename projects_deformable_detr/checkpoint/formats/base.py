@@ -1,4 +1,4 @@
-"""The interface of a checkpoint format, and tables that rename tensors in both directions."""
+"""Interface of checkpoint formats, and tables that rename tensors in both directions."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,51 +9,51 @@ State = dict[str, Tensor]
 Names = Sequence[str | None]
 Rule = tuple[str, str]
 
-DROPPED = ""  # our side of a rule for tensors without a counterpart in the detector
+DROPPED = ""  # first template of a rule for tensors without a counterpart in the detector
 _PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "w": "weight|bias", "x": ".+"}
 
 
 class NameTable:
-    """A mapping between the detector's keys and those of another project.
+    """Mapping between the detector's keys and those of another project.
 
     Args:
-        rules: pairs of templates, ours first; the first match applies. ``{i}`` and ``{j}`` match a number, ``{w}``
-            matches ``weight`` or ``bias``, ``{x}`` matches any text. If a tensor has had several names in a project,
-            the first is used for export.
+        rules: pairs of templates for the detector's key and the other project's; the first match applies. ``{i}`` and
+            ``{j}`` match a number, ``{w}`` matches ``weight`` or ``bias``, ``{x}`` matches any text. If a tensor has
+            several names in a project, the first is used for export.
     """
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
         rules = list(rules)
-        self._import_rules = [(_pattern(theirs), ours) for ours, theirs in rules]
-        self._export_rules = [(_pattern(ours), theirs) for ours, theirs in rules if ours != DROPPED]
+        self._import_rules = [(_pattern(foreign), native) for native, foreign in rules]
+        self._export_rules = [(_pattern(native), foreign) for native, foreign in rules if native != DROPPED]
 
     def import_state(self, state: State) -> State:
-        """Renames keys to ours; keys without a rule keep their names."""
+        """Renames keys of the other project to the detector's; keys without a rule are unchanged."""
         renamed = {_rename(key, self._import_rules): value for key, value in state.items()}
         renamed.pop(DROPPED, None)
         return renamed
 
     def export_state(self, state: State, strict: bool = True) -> State:
-        """Renames our keys to the project's.
+        """Renames the detector's keys to those of the other project.
 
         Raises:
-            KeyError: for a key without a rule; with ``strict=False``, the key keeps its name.
+            KeyError: for a key without a rule; with ``strict=False``, it is unchanged.
         """
         if unknown := [key for key in state if strict and not self.has(key)]:
             raise KeyError(unknown[0])
         return {_rename(key, self._export_rules): value for key, value in state.items()}
 
     def has(self, key: str) -> bool:
-        """Returns whether the project has a name for one of our keys."""
+        """Returns whether there is a rule for one of the detector's keys."""
         return any(pattern.fullmatch(key) for pattern, _ in self._export_rules)
 
 
 class Format:
-    """A checkpoint format: this project's own, or the base class of others.
+    """Checkpoint format of this project, and base class of other formats.
 
     Args:
         name: name of the format in reports and messages.
-        marks: keys, without prefixes of wrappers, that identify the format.
+        marks: keys, without wrapper prefixes, that identify the format.
         rules: see `NameTable`.
         classes: class names by number of classes, for files that do not store names.
 
@@ -73,7 +73,7 @@ class Format:
         return self.marks.issubset(keys)
 
     def import_state(self, state: State) -> State:
-        """Converts a state dict to the detector's keys and layout. Unknown keys are kept and reported by the load."""
+        """Converts a state dict to the detector's keys and layout; unknown keys are unchanged."""
         return self.table.import_state(state)
 
 

@@ -1,7 +1,7 @@
-"""Detector formats and their differences in layout: stacked projections, joined queries, shared heads.
+"""Base class of detector formats, which converts their layout: stacked projections, joined queries, shared heads.
 
-During a conversion, a state dict has our keys and three intermediate ones: ``query_embed.weight``,
-``….in_proj_weight.q`` (or ``k``, ``v``; also ``in_proj_bias``) and ``tokenizer.extra.{i}``.
+During a conversion, a state dict contains the detector's keys and three kinds of intermediate keys:
+``query_embed.weight``, ``….in_proj_weight.q`` (or ``k``, ``v``; also ``in_proj_bias``) and ``tokenizer.extra.{i}``.
 """
 
 import re
@@ -16,15 +16,15 @@ from .base import Format, Names, NameTable, Rule, State
 
 CLASS_HEAD = re.compile(r"(decoder\.class_heads\.\d+|queries\.class_head)\.(weight|bias)")
 _HEAD = re.compile(r"decoder\.(class|box)_heads\.(\d+)\.(.+)")
-OURS = Format("ours", {"tokenizer.projections.0.0.weight"})
+NATIVE = Format("native", {"tokenizer.projections.0.0.weight"})
 
 
 class DetectorFormat(Format):
-    """DETR and Deformable DETR of another project.
+    """Format of DETR and Deformable DETR in another project.
 
     Args:
         name: name of the format.
-        mark: a key that identifies the format.
+        mark: key that identifies the format.
         deformable: rules of Deformable DETR, see `NameTable`.
         detr: rules of DETR.
         classes: see `Format`.
@@ -42,10 +42,10 @@ class DetectorFormat(Format):
         return _unshare_heads(_split_queries(state))
 
     def export_state(self, state: State) -> State:
-        """Converts the state of `portable_state` to the project's keys and layout.
+        """Converts the result of `portable_state` to the keys and layout of the other project.
 
         Raises:
-            CheckpointError: if one of the tensors has no counterpart in the project.
+            CheckpointError: if a tensor has no counterpart in the other project.
         """
         deformable = is_deformable(state)
         state = _join_queries(state)
@@ -54,7 +54,7 @@ class DetectorFormat(Format):
                 return self.deformable.export_state(_share_heads(state))
             state = self.detr.export_state(state)
         except KeyError as error:
-            raise CheckpointError(f"the {self.name} format has no counterpart of {error.args[0]}") from error
+            raise CheckpointError(f"{error.args[0]} has no counterpart in the {self.name} format") from error
         masks = ("mask_head.", "bbox_attention.")
         if not any(key.startswith(masks) for key in state):
             return state
@@ -63,19 +63,25 @@ class DetectorFormat(Format):
 
 
 def layer_rules(stack: str, parts: Mapping[str, str], prefix: str = "") -> list[Rule]:
-    """Returns the rules for the layers of ``"encoder"`` or ``"decoder"``; ``parts`` maps our submodules to theirs."""
+    """Returns the rules for the layers of ``"encoder"`` or ``"decoder"``.
+
+    Args:
+        stack: ``"encoder"`` or ``"decoder"``.
+        parts: submodule of the detector's layer to submodule of the other project's.
+        prefix: prefix of the other project's keys.
+    """
     layer = f"{stack}.layers.{{i}}"
-    return [(f"{layer}.{ours}.{{x}}", f"{prefix}{layer}.{theirs}.{{x}}") for ours, theirs in parts.items()]
+    return [(f"{layer}.{native}.{{x}}", f"{prefix}{layer}.{foreign}.{{x}}") for native, foreign in parts.items()]
 
 
 def numbered_layer_rules(ffn: str, encoder: str, self_attn: str, cross_attn: str, prefix: str = "") -> list[Rule]:
     """Returns the rules for layers with numbered norms, as in detrex and mmdetection.
 
     Args:
-        ffn: prefix of the feed-forward network's linear layers.
-        encoder: self-attention of the encoder.
-        self_attn, cross_attn: attentions of the decoder.
-        prefix: prefix of their keys.
+        ffn: prefix of the linear layers of the feed-forward network.
+        encoder: name of the encoder's self-attention.
+        self_attn, cross_attn: names of the decoder's attention layers.
+        prefix: prefix of the other project's keys.
     """
     parts = {"ffn.linear1": f"{ffn}.layers.0.0", "ffn.linear2": f"{ffn}.layers.1"}
     encoder_parts = parts | {"self_attn": encoder, "norm": "norms.0", "ffn.norm": "norms.1"}
@@ -85,21 +91,21 @@ def numbered_layer_rules(ffn: str, encoder: str, self_attn: str, cross_attn: str
 
 
 def neck_rules(norm: str) -> list[Rule]:
-    """Returns the rules for the projections of detrex and mmdetection, with their name of the norms."""
-    places = (("projections", "neck.convs"), ("extra", "neck.extra_convs"))
+    """Returns the rules for the input projections of detrex and mmdetection; ``norm`` is the name of their norms."""
+    modules = (("projections", "neck.convs"), ("extra", "neck.extra_convs"))
     parts = (("0", "conv"), ("1", norm))
     return [
-        (f"tokenizer.{ours}.{{i}}.{index}.{{w}}", f"{theirs}.{{i}}.{part}.{{w}}")
-        for ours, theirs in places
+        (f"tokenizer.{native}.{{i}}.{index}.{{w}}", f"{foreign}.{{i}}.{part}.{{w}}")
+        for native, foreign in modules
         for index, part in parts
     ]
 
 
 def portable_state(detector: nn.Module) -> State:
-    """Returns a detector's weights on the CPU, with torchvision's ResNet and without step counters of batch norm.
+    """Returns the weights of a detector on the CPU, with torchvision's keys and without step counters of batch norm.
 
     Raises:
-        CheckpointError: if no other project has such a model.
+        CheckpointError: if other projects do not support the model.
     """
     state = rename_backbone({key: value.detach().cpu() for key, value in detector.state_dict().items()})
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
@@ -107,19 +113,19 @@ def portable_state(detector: nn.Module) -> State:
     unknown = sorted(name for name in backbone if not DETECTRON2_RESNET.table.has(name))
     if detect_resnet(backbone) is not TORCHVISION_RESNET or "bn1.running_mean" not in backbone or unknown:
         found = f", got one with {unknown[0]}" if unknown else ""
-        raise CheckpointError(f"export needs a plain ResNet with batch norm as backbone{found}")
+        raise CheckpointError(f"export requires a plain ResNet with batch norm as backbone{found}")
     if not any(key.startswith("decoder.layers.") for key in state):
-        raise CheckpointError("export needs a decoder: other projects have no encoder-only models")
+        raise CheckpointError("export requires a decoder: other projects do not support encoder-only models")
     return state
 
 
 def is_deformable(state: Iterable[str]) -> bool:
-    """Returns whether the keys of a detector belong to Deformable DETR, not DETR."""
+    """Returns whether the keys of a detector are those of Deformable DETR instead of DETR."""
     return any(".sampling_offsets." in key for key in state)
 
 
 def split_projections(state: State) -> State:
-    """Splits each ``….in_proj_weight`` (3C, C) and bias (3C,) into those of query, key and value."""
+    """Splits each ``….in_proj_weight`` (3C, C) and bias (3C,) into query, key and value projections."""
     split: State = {}
     for key, value in state.items():
         if re.search(r"\.in_proj_(weight|bias)$", key):
@@ -130,7 +136,7 @@ def split_projections(state: State) -> State:
 
 
 def _stack_projections(state: State) -> State:
-    """The inverse of `split_projections`."""
+    """Inverse of `split_projections`."""
     stacked = {key: value for key, value in state.items() if not re.search(r"\.in_proj_\w+\.[qkv]$", key)}
     for key in state:
         stem, _, part = key.rpartition(".")
@@ -140,7 +146,7 @@ def _stack_projections(state: State) -> State:
 
 
 def _split_queries(state: State) -> State:
-    """Splits queries: positions in DETR, position and content in Deformable DETR, unused in a two-stage model."""
+    """Splits the query embedding of Deformable DETR into position and content; DETR has only positions."""
     queries = state.pop("query_embed.weight", None)
     if queries is None or any(key.startswith("queries.output.") for key in state):
         return state
@@ -151,14 +157,14 @@ def _split_queries(state: State) -> State:
 
 
 def _join_queries(state: State) -> State:
-    """The inverse of `_split_queries`."""
+    """Inverse of `_split_queries`."""
     state = dict(state)
     parts = [state.pop(key) for key in ("queries.position", "queries.content") if key in state]
     return state | {"query_embed.weight": torch.cat(parts, dim=1)} if parts else state
 
 
 def _number_extra_levels(state: State) -> State:
-    """Continues the numbers of the backbone's levels for extra levels, which detrex and mmdetection count from 0."""
+    """Renumbers extra levels to follow those of the backbone; detrex and mmdetection number them from 0."""
     first = _count(state, "tokenizer.projections.")
 
     def number(match: re.Match[str]) -> str:
@@ -168,7 +174,7 @@ def _number_extra_levels(state: State) -> State:
 
 
 def _unshare_heads(state: State) -> State:
-    """Removes copies of heads that all layers share, and moves a two-stage model's last heads to the proposals."""
+    """Removes copies of shared heads, and moves the last heads of a two-stage model to the proposals."""
     layers = _count(state, "decoder.layers.")
     if "decoder.box_heads.1.layers.0.weight" in state and "decoder.class_heads.1.weight" not in state:
         # transformers ties the class heads of a model with box refinement and saves only the first.
@@ -185,7 +191,7 @@ def _unshare_heads(state: State) -> State:
 
 
 def _share_heads(state: State) -> State:
-    """The inverse of `_unshare_heads`: one head per layer, then the proposals' head."""
+    """Inverse of `_unshare_heads`: one head per layer, followed by the head of the proposals."""
     layers, shared = _count(state, "decoder.layers."), dict(state)
     for key, value in state.items():
         if match := re.fullmatch(r"queries\.(class|box)_head\.(.+)", key):
@@ -197,5 +203,5 @@ def _share_heads(state: State) -> State:
 
 
 def _count(state: State, prefix: str) -> int:
-    """Returns the number of numbered modules below a prefix of two names."""
+    """Returns the number of modules in a list; ``prefix`` consists of two names."""
     return len({key.split(".")[2] for key in state if key.startswith(prefix)})

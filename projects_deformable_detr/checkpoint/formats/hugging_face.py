@@ -1,6 +1,6 @@
-"""Hugging Face's DETR and Deformable DETR, with the names of the published files and those of transformers 5.
+"""Format of Hugging Face's DETR and Deformable DETR, with the keys of the published files and of transformers 5.
 
-Export uses the published names, which all versions of transformers read.
+Export uses the keys of the published files, which all versions of transformers can load.
 """
 
 import json
@@ -31,11 +31,11 @@ _DECODER = {
 _FFN = [{"ffn.linear1": f"{prefix}fc1", "ffn.linear2": f"{prefix}fc2"} for prefix in ("", "mlp.")]
 
 
-def _attention(stack: str, ours: str, theirs: str) -> list[Rule]:
+def _attention(stack: str, native: str, foreign: str) -> list[Rule]:
     """Returns the rules of an attention layer, whose query, key and value projections are separate tensors."""
-    ours, theirs = f"{stack}.layers.{{i}}.{ours}", f"model.{stack}.layers.{{i}}.{theirs}"
-    rules = [(f"{ours}.out_proj.{{w}}", f"{theirs}.{name}.{{w}}") for name in ("out_proj", "o_proj")]
-    return rules + [(f"{ours}.in_proj_{{w}}.{part}", f"{theirs}.{part}_proj.{{w}}") for part in "qkv"]
+    native, foreign = f"{stack}.layers.{{i}}.{native}", f"model.{stack}.layers.{{i}}.{foreign}"
+    rules = [(f"{native}.out_proj.{{w}}", f"{foreign}.{name}.{{w}}") for name in ("out_proj", "o_proj")]
+    return rules + [(f"{native}.in_proj_{{w}}.{part}", f"{foreign}.{part}_proj.{{w}}") for part in "qkv"]
 
 
 _COMMON: list[Rule] = [
@@ -60,10 +60,10 @@ _DEFORMABLE_DETR: list[Rule] = [
     *layer_rules("decoder", {"cross_attn": "encoder_attn"}, "model."),
     *official.query_rules("model."),
     *official.head_rules(),
-    # With box refinement, these are tied to the heads above, and a saved file has one of the two names.
+    # With box refinement, these are tied to the heads above, and a saved file contains one of the two keys.
     *official.head_rules("model.decoder."),
 ]
-# The published files use the official names of the mask head; transformers 5 uses its own.
+# The published files use the official keys of the mask head; transformers 5 uses different ones.
 _CONVOLUTIONS = ("conv1", "conv2", "fpn_stages.0.refine", "fpn_stages.1.refine", "fpn_stages.2.refine")
 _MASKS: list[Rule] = [
     *official.MASKS,
@@ -108,21 +108,21 @@ def write_hugging_face(
     pixel_std: Sequence[float],
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Writes a folder for transformers' ``from_pretrained``: weights and the configs of model and image processor.
+    """Writes a folder for ``from_pretrained`` of transformers: weights and the configs of model and image processor.
 
     Args:
-        folder: the folder, created if needed.
-        detector: a detector with a ResNet with batch norm.
-        model: its configuration.
-        criterion: configuration of its criterion, for training in transformers.
+        folder: output folder, created if needed.
+        detector: detector with a ResNet with batch norm.
+        model: configuration of the detector.
+        criterion: configuration of the criterion, for training in transformers.
         resnet_depth: number of layers of the ResNet: 18, 34, 50 or 101.
-        image_size: length of the shortest edge after resizing, and maximum length of the longest.
-        pixel_mean, pixel_std: mean and standard deviation per channel, in the range 0 to 255.
-        class_names: names of the classes, if known.
+        image_size: length of the shortest edge after resizing, and maximum length of the longest, in pixels.
+        pixel_mean, pixel_std: mean and standard deviation per channel, in [0, 255].
+        class_names: names of the classes, if available.
 
     Raises:
-        ArgumentError: for a value in ``model`` without a counterpart in transformers.
-        CheckpointError: if transformers has no such model.
+        ArgumentError: for a value in ``model`` that transformers does not support.
+        CheckpointError: if transformers does not support the model.
     """
     from safetensors.torch import save_file
 
@@ -175,16 +175,16 @@ def _common_config(model: DetectorConfig, criterion: CriterionConfig) -> dict[st
         "activation_function": model.activation,
         "dropout": model.dropout,
         "position_embedding_type": model.position_embedding,
-        # transformers accepts only whole numbers; its defaults apply to other costs.
+        # transformers accepts only integers; its defaults apply to other costs.
         **{name: int(cost) for name, cost in costs.items() if cost == int(cost)},
     }
 
 
 def _deformable_config(model: DetectorConfig, criterion: CriterionConfig) -> dict[str, object]:
     if model.mask_head:
-        raise ArgumentError("mask_head", "must be False: transformers has no Deformable DETR with masks")
+        raise ArgumentError("mask_head", "must be False: transformers does not support Deformable DETR with masks")
     if not model.multi_scale_attention:
-        raise ArgumentError("multi_scale_attention", "must be True: transformers has no attention to a single level")
+        raise ArgumentError("multi_scale_attention", "must be True: transformers only supports multi-scale attention")
     return {
         "architectures": ["DeformableDetrForObjectDetection"],
         "model_type": "deformable_detr",
@@ -201,13 +201,13 @@ def _deformable_config(model: DetectorConfig, criterion: CriterionConfig) -> dic
 
 def _detr_config(model: DetectorConfig, criterion: CriterionConfig) -> dict[str, object]:
     if model.pre_norm:
-        raise ArgumentError("pre_norm", "must be False: transformers has no DETR with pre-norm")
+        raise ArgumentError("pre_norm", "must be False: transformers does not support DETR with pre-norm")
     if model.position_embedding == "learned" and model.position_embedding_size != 50:
         raise ArgumentError(
             "position_embedding_size", f"must be 50, as in transformers, got {model.position_embedding_size}"
         )
     if model.class_loss != "softmax":
-        raise ArgumentError("class_loss", f"must be softmax, as in transformers' DETR, got {model.class_loss}")
+        raise ArgumentError("class_loss", f"must be softmax, as in DETR in transformers, got {model.class_loss}")
     return {
         "architectures": ["DetrForSegmentation" if model.mask_head else "DetrForObjectDetection"],
         "model_type": "detr",
@@ -220,7 +220,7 @@ def _detr_config(model: DetectorConfig, criterion: CriterionConfig) -> dict[str,
 def _backbone_config(detector: nn.Module, state: State, depth: int, model: DetectorConfig) -> dict[str, object]:
     """Returns ``backbone_config`` for the ResNet in a portable state."""
     stem, width = (len(state[f"backbone.{name}.weight"]) for name in ("conv1", "layer1.0.conv1"))
-    features = _STAGES if model.mask_head else model.in_features  # the mask head also uses finer features
+    features = _STAGES if model.mask_head else model.in_features  # the mask head also uses higher resolutions
     if not _is_dilated(detector):
         bottleneck = "backbone.layer1.0.conv3.weight" in state
         blocks = [re.match(r"backbone\.layer(\d)\.\d+\.conv1\.", key) for key in state]
@@ -233,10 +233,11 @@ def _backbone_config(detector: nn.Module, state: State, depth: int, model: Detec
             "downsample_in_bottleneck": False,  # strides are in the 3x3, as in torchvision
             "out_features": [f"stage{_STAGES.index(name) + 1}" for name in features],
         }
-    # Dilation in transformers needs timm's ResNets, which have the widths of the paper.
+    # transformers supports dilation only in timm's ResNets, which have standard widths.
     if (stem, width) != (64, 64):
-        found = f"got {stem} and {width}"
-        raise CheckpointError(f"export of a dilated ResNet needs 64 channels in the stem and in res2's blocks, {found}")
+        raise CheckpointError(
+            f"export of a dilated ResNet requires 64 channels in the stem and in res2, got {stem} and {width}"
+        )
     return {
         "model_type": "timm_backbone",
         "backbone": f"resnet{depth}",

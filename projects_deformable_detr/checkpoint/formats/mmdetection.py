@@ -1,4 +1,4 @@
-"""mmdetection 3, in which encoder, decoder and head are submodules of the detector."""
+"""Format of mmdetection 3, in which encoder, decoder and head are submodules of the detector."""
 
 import re
 
@@ -28,7 +28,7 @@ MMDETECTION = _MMDetectionFormat(
         ("queries.output_norm.{w}", "memory_trans_norm.{w}"),
         ("queries.query.{w}", "pos_trans_fc.{w}"),
         ("queries.query_norm.{w}", "pos_trans_norm.{w}"),
-        # One head per layer, repeated if shared, then the proposals' head.
+        # One head per layer, repeated if shared, followed by the head of the proposals.
         ("decoder.class_heads.{i}.{w}", "bbox_head.cls_branches.{i}.{w}"),
         *(
             (f"decoder.box_heads.{{i}}.layers.{n}.{{w}}", f"bbox_head.reg_branches.{{i}}.{2 * n}.{{w}}")

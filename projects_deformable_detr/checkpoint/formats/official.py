@@ -1,4 +1,4 @@
-"""The official repositories of DETR and Deformable DETR, and detrex, which follows their names.
+"""Formats of the official repositories of DETR and Deformable DETR, and of detrex, whose keys are similar.
 
 The official decoders number the norms differently: in DETR, norm1 follows self-attention and norm2 follows
 cross-attention; in Deformable DETR, the order is reversed.
@@ -15,7 +15,7 @@ from ..files import CheckpointError, write_atomically
 from .base import DROPPED, Rule, State
 from .detector import CLASS_HEAD, DetectorFormat, layer_rules, neck_rules, numbered_layer_rules, portable_state
 
-# Bias of an unused logit: its sigmoid and softmax are 0, also in half precision.
+# Bias of unused logits, whose sigmoid and softmax are 0, also in half precision.
 _UNUSED_BIAS = -100.0
 
 _FFN = {"self_attn": "self_attn", "ffn.linear1": "linear1", "ffn.linear2": "linear2"}
@@ -28,21 +28,21 @@ def _decoder(cross_attn: str, self_norm: str, cross_norm: str) -> list[Rule]:
 
 
 def query_rules(prefix: str) -> list[Rule]:
-    """Returns the rules for Deformable DETR's queries and proposals."""
+    """Returns the rules for the queries and proposals of Deformable DETR."""
     parts = {"reference_points": "reference_points", "output": "enc_output", "output_norm": "enc_output_norm"}
     parts |= {"query": "pos_trans", "query_norm": "pos_trans_norm"}
-    return [(f"queries.{ours}.{{w}}", f"{prefix}{theirs}.{{w}}") for ours, theirs in parts.items()]
+    return [(f"queries.{native}.{{w}}", f"{prefix}{foreign}.{{w}}") for native, foreign in parts.items()]
 
 
 def head_rules(prefix: str = "") -> list[Rule]:
-    """Returns the rules for one head per layer."""
+    """Returns the rules for separate heads of each layer."""
     return [
         ("decoder.class_heads.{i}.{w}", f"{prefix}class_embed.{{i}}.{{w}}"),
         ("decoder.box_heads.{i}.layers.{j}.{w}", f"{prefix}bbox_embed.{{i}}.layers.{{j}}.{{w}}"),
     ]
 
 
-# The decoder contains the same heads again.
+# Copies of the heads in the decoder.
 _COPIES = [(DROPPED, f"transformer.decoder.{name}_embed.{{x}}") for name in ("class", "bbox")]
 _UNUSED = (DROPPED, "criterion.empty_weight")
 _SHARED_HEADS: list[Rule] = [
@@ -118,21 +118,21 @@ DETREX = DetectorFormat(
 
 
 def write_official(path: str | Path, detector: nn.Module, coco_names: Sequence[str] | None = None) -> None:
-    """Writes a ``.pth`` file that the official DETR or Deformable DETR loads strictly.
+    """Writes a ``.pth`` file that the official DETR or Deformable DETR can load with ``strict=True``.
 
     Args:
-        path: the file.
-        detector: a detector with a ResNet with batch norm.
-        coco_names: class names of the detector; if given, its logits are moved to COCO's category ids.
+        path: output file.
+        detector: detector with a ResNet with batch norm.
+        coco_names: class names of the detector; if given, its logits are moved to the COCO category ids.
 
     Raises:
-        CheckpointError: if the official code has no such model or the names are not COCO's.
+        CheckpointError: if the official code does not support the model, or the names are not those of COCO.
     """
     state = portable_state(detector)
     if coco_names is not None:
         state = _to_category_ids(state, coco_names, bool(getattr(detector, "no_object", False)))
     state = OFFICIAL.export_state(state)
-    # With box refinement, the decoder contains the box heads again; in a two-stage model also the class heads.
+    # With box refinement, the decoder contains copies of the box heads; in a two-stage model, also of the class heads.
     copies = ("bbox_embed.",) * bool(getattr(detector.decoder, "box_refine", False))
     copies += ("class_embed.",) * ("transformer.enc_output.weight" in state)
     state |= {f"transformer.decoder.{key}": value for key, value in state.items() if key.startswith(copies)}
@@ -140,9 +140,11 @@ def write_official(path: str | Path, detector: nn.Module, coco_names: Sequence[s
 
 
 def _to_category_ids(state: State, names: Sequence[str], no_object: bool) -> State:
-    """Moves the logits of COCO's contiguous classes to their category ids, with unused logits in between."""
+    """Moves the logits of contiguous COCO classes to their category ids, with unused logits in between."""
     if tuple(names) not in CONTIGUOUS.values():
-        raise CheckpointError("category ids need COCO's 80 classes, or 133 panoptic ones; the detector's differ")
+        raise CheckpointError(
+            "category ids require the 80 classes of COCO, or 133 panoptic ones; the detector's differ"
+        )
     ids = {name: index for index, name in CATEGORIES.items()}
     rows = [ids[name] for name in names]
     count = next(logits for logits in BY_ID if logits > max(rows))
