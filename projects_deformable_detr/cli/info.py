@@ -124,7 +124,7 @@ def _describe_weights(
     format, count, names = file_classes(weights, no_object=False)
     if format is None:
         raise CheckpointError(f"{file}: the keys ({', '.join(list(weights.state)[:4])} …) are of no known detector")
-    project = "deformable-detr" if format.name == "ours" else format.name
+    project = "deformable-detr" if format.name == "native" else format.name
     if format.is_backbone:
         return {"format": f"{project}, a backbone without detector"}
     try:

@@ -68,7 +68,7 @@ def find_model(source: str | os.PathLike[str]) -> tuple[Path, zoo.Entry | None]:
     entry = zoo.get(name)
     if entry.is_backbone:
         raise UserError(f"{source}: must be a detector, got the weights of a backbone")
-    return entry.source.download(), entry
+    return zoo.download(name), entry
 
 
 def _find_checkpoint(path: Path) -> Path:
