@@ -3,7 +3,8 @@
     import ms_deform_attn.compat; ms_deform_attn.compat.install()
 
 must run before that code is imported. Afterward ``import MultiScaleDeformableAttention`` (the original extension)
-works, also under the names used by Mask2Former, DINO and others. mmcv's ``MultiScaleDeformableAttnFunction`` and
+works, also under the names used by Mask2Former, DINO, Grounding DINO and others. mmcv's
+``MultiScaleDeformableAttnFunction`` and
 detrex's ``MultiScaleDeformableAttention`` are in this module.
 """
 
@@ -20,7 +21,7 @@ from .functional import _deterministic, ms_deform_attn, ms_deform_attn_fused
 from .library import use_kernel
 from .module import MSDeformAttn
 
-NAMES = ("MultiScaleDeformableAttention", "MSDA")
+NAMES = ("MultiScaleDeformableAttention", "MSDA", "groundingdino._C")
 
 
 def ms_deform_attn_forward(
@@ -155,13 +156,16 @@ class MultiScaleDeformableAttention(nn.Module):
         return result
 
 
-def install() -> None:
+def install(*names: str) -> None:
     """Makes ``import MultiScaleDeformableAttention`` import this module's functions, for the rest of the process.
+
+    Args:
+        names: further names of the extension, such as ``"mypackage._C"``, in addition to `NAMES`.
 
     Raises:
         ImportError: If another implementation has been imported under that name.
     """
-    for name in NAMES:
+    for name in (*NAMES, *names):
         present = sys.modules.get(name)
         if present is not None and not getattr(present, "__ms_deform_attn__", False):
             raise ImportError(

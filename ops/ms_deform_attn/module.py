@@ -88,7 +88,8 @@ class MSDeformAttn(nn.Module):
             (N, Q, C).
 
         Raises:
-            ValueError: If query or input_flatten does not have d_model channels, or reference_points 2 or 4 values.
+            ValueError: If query or input_flatten does not have d_model channels, input_spatial_shapes or
+                reference_points n_levels levels, or reference_points 2 or 4 values.
             RuntimeError: If sizes disagree; the message names the argument.
         """
         for name, tensor in (("query", query), ("input_flatten", input_flatten)):
@@ -99,6 +100,12 @@ class MSDeformAttn(nn.Module):
                 f"MSDeformAttn: reference_points must be (N, Q, {self.n_levels}, 2 or 4), "
                 f"got {tuple(reference_points.shape)}"
             )
+        for name, levels in (
+            ("input_spatial_shapes", len(input_spatial_shapes)),
+            ("reference_points", reference_points.shape[2]),
+        ):
+            if levels != self.n_levels:
+                raise ValueError(f"MSDeformAttn: {name} must have n_levels = {self.n_levels} levels, got {levels}")
         n, q, _ = query.shape
         m, levels, k = self.n_heads, self.n_levels, self.n_points
         value = self.value_proj(input_flatten)

@@ -96,3 +96,20 @@ def test_install_raises_if_another_implementation_is_imported() -> None:
             compat.install()
     finally:
         del sys.modules["MultiScaleDeformableAttention"]
+
+
+def test_names_of_other_packages(tmp_path, monkeypatch) -> None:
+    for package in ("groundingdino", "some_detector"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    names = (*compat.NAMES, "some_detector._C")
+    try:
+        compat.install("some_detector._C")
+        from groundingdino import _C as first
+        from some_detector import _C as second
+
+        assert first.ms_deform_attn_forward is second.ms_deform_attn_forward is compat.ms_deform_attn_forward
+    finally:
+        for name in (*names, "groundingdino", "some_detector"):
+            sys.modules.pop(name, None)

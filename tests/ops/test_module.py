@@ -70,3 +70,14 @@ def test_reference_points_keep_their_precision_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         output = module(torch.zeros(1, 3, 8), points, tokens, [(1, 160)])
     torch.testing.assert_close(output[0, :, 0].float(), torch.tensor([0.3, 0.6, 0.8]), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_wrong_number_of_levels(as_tensor: bool) -> None:
+    module, sizes = msda.MSDeformAttn(16, 4, 2, 1), [(4, 4), (2, 2), (1, 1)]
+    query, tokens = torch.randn(1, 5, 16), torch.randn(1, 21, 16)
+    given = torch.tensor(sizes) if as_tensor else sizes
+    with pytest.raises(ValueError, match="input_spatial_shapes must have n_levels = 4 levels, got 3"):
+        module(query, torch.rand(1, 5, 3, 2), tokens, given)
+    with pytest.raises(ValueError, match="reference_points must have n_levels = 4 levels, got 3"):
+        module(query, torch.rand(1, 5, 3, 2), tokens, [*sizes, (1, 1)])

@@ -1,0 +1,1 @@
+"""Use of the operator in other packages."""
