@@ -3,7 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
@@ -101,6 +100,8 @@ def _to_host(costs: list[Tensor]) -> list[_Array]:
 
 def _assign(costs: _Array, targets: list[Targets], names: list[str], device: torch.device) -> Match:
     """Solves the assignments for costs (layers, N, Q, T); the targets of an image are the first columns."""
+    from scipy.optimize import linear_sum_assignment  # inference does not need it, and its import takes 0.4 s
+
     sizes = [len(target) for target in targets]
     layers, _, num_queries, _ = costs.shape
     offsets = np.cumsum([0, *sizes[:-1]])
