@@ -5,8 +5,8 @@ benchmarks/focal_loss.py [--rounds 7] [--classes 80 1203] [--images 2] [--querie
 
 Each measurement runs in a new process; the two losses alternate. Time is the CPU time of all threads in the second
 forward and backward pass, which is less affected by other programs than wall time. Memory is the peak (ru_maxrss) minus
-that before the first pass. The table shows medians and, in parentheses, ratios to torchvision, whose targets
-are one-hot. Eight queries per image are matched. The two losses must agree to 4 digits.
+the peak before the first pass. The table shows medians and, in parentheses, ratios to torchvision, whose targets are
+one-hot. Eight queries per image are matched. The two losses must agree to 4 digits.
 """
 
 import argparse

@@ -58,11 +58,11 @@ def test_invalid_files(engine, text, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["quickstart", "quickstart.yaml"])
 def test_configs_by_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "quickstart").mkdir()  # a folder is no config
+    (tmp_path / "quickstart").mkdir()  # a folder is not a config
     cfg = load("standalone", "--config-file", name)
     assert cfg.DATASETS.TRAIN == ("shapes_train",)
-    (tmp_path / name).with_suffix(".yaml").write_text("DATASETS: {TRAIN: [mine]}")
-    assert load("standalone", "--config-file", "quickstart.yaml").DATASETS.TRAIN == ("mine",)  # files come first
+    (tmp_path / name).with_suffix(".yaml").write_text("DATASETS: {TRAIN: [cells]}")
+    assert load("standalone", "--config-file", "quickstart.yaml").DATASETS.TRAIN == ("cells",)  # files take precedence
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def read(name, engine="standalone"):
 
 
 def images_and_targets(with_masks):
-    """Returns images (3, h, w) in 0-255, and two objects for the first. Masks fill their boxes."""
+    """Returns images (3, h, w) in 0-255, and two objects for the first image. Masks fill their boxes."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in SIZES]
     boxes = torch.tensor([[0.25, 0.5, 0.25, 0.5], [0.5, 0.5, 0.5, 0.25]])  # whole pixels
@@ -85,7 +85,7 @@ def run_detectron2(name, weights, monkeypatch):
 
 
 @pytest.mark.parametrize("name", unique_models())
-def test_both_engines_build_it_and_take_one_step(name, monkeypatch):
+def test_both_engines_build_the_model_and_take_one_step(name, monkeypatch):
     cfg = read(name)
     detector = build_detector(cfg)
     losses = run_standalone(cfg, detector)
@@ -96,11 +96,11 @@ def test_both_engines_build_it_and_take_one_step(name, monkeypatch):
         model, found = run_detectron2(name, detector.state_dict(), monkeypatch)
         values = [{key: value.item() for key, value in item.items()} for item in (found, losses)]
         assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-5)
-        theirs = {key: value for key, value in model.detector.named_parameters() if value.requires_grad}
-        assert theirs.keys() == trained.keys()
-        norms = [torch.stack([item[key].grad.norm() for key in trained]) for item in (theirs, trained)]
+        named = {key: value for key, value in model.detector.named_parameters() if value.requires_grad}
+        assert named.keys() == trained.keys()
+        norms = [torch.stack([item[key].grad.norm() for key in trained]) for item in (named, trained)]
         torch.testing.assert_close(*norms, rtol=1e-2, atol=1e-4 * norms[1].max().item())
-        del model, theirs
+        del model, named
     config = optimizer_config(cfg)
     optimizer = build_optimizer(detector, config)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
@@ -112,7 +112,7 @@ def test_both_engines_build_it_and_take_one_step(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in PATHS if re.search(r"\d+ep$", name)])
-def test_recipe_is_the_papers(name):
+def test_recipe_is_that_of_the_paper(name):
     cfg = read(name)
     epochs = int(re.search(r"(\d+)ep$", name)[1])
     per_epoch = COCO_IMAGES / cfg.SOLVER.IMS_PER_BATCH

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import ms_deform_attn
@@ -84,7 +84,7 @@ print(*("projects_deformable_detr.detectron2_plugin", "detectron2", "lightning")
 """
 
 
-def run_python(code: str, hidden: set[str] = frozenset()) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, hidden: Collection[str] = ()) -> subprocess.CompletedProcess[str]:
     """Runs code in a new process. If packages are hidden, it imports the project and prints the optional modules."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(OPS.parent), str(PROJECT.parent)))}
     command = [sys.executable, "-c", (_HIDE.format(hidden=hidden) if hidden else "") + code]

@@ -56,7 +56,7 @@ def test_detectron2_model_is_a_meta_architecture():
     assert isinstance(model, DeformableDETR) and model.detector.queries.class_head.out_features == 4
 
 
-def test_a_lazy_config_without_detectron2_is_refused(monkeypatch):
+def test_a_lazy_config_without_detectron2_is_rejected(monkeypatch):
     monkeypatch.setattr(model_zoo, "is_installed", lambda _: False)
     with pytest.raises(UserError, match="a LazyConfig requires Detectron2"):
         model_zoo.get_config("quickstart", lazy=True)

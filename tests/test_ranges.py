@@ -1,4 +1,4 @@
-"""Ranges of config keys: refused values through the command's check, their documentation, and the recipe's warnings."""
+"""Ranges of config keys: rejected values, documentation, and warnings about the recipe."""
 
 import importlib.util
 import logging
@@ -127,7 +127,7 @@ def test_bad_value_of_a_section(engine, section, key, value, problem, tmp_path):
 
 
 @pytest.mark.parametrize(("key", "value"), [("SOLVER.REFERENCE_WORLD_SIZE", -1), ("VIS_PERIOD", -1)])
-def test_bad_value_of_detectron2s_keys(key, value, tmp_path):
+def test_bad_value_of_keys_of_detectron2(key, value, tmp_path):
     pytest.importorskip("detectron2", reason="keys of Detectron2")
     with pytest.raises(UserError, match=f"^{key} must be at least 0, got -1"):
         check("detectron2", tmp_path, key, value)
@@ -233,7 +233,7 @@ def test_recipe_in_one_line(options, warning, caplog):
 @pytest.mark.parametrize(
     ("key", "value"), [("SOLVER.MAX_ITER", 0), ("TEST.DETECTIONS_PER_IMAGE", 0), ("DATALOADER.NUM_WORKERS", -1)]
 )
-def test_detectron2s_trainer_refuses_bad_values_before_it_builds_anything(key, value):
+def test_detectron2_trainer_checks_values_first(key, value):
     engine = pytest.importorskip("detectron2.engine", reason="Detectron2's trainer")
     cfg = model_zoo.get_config("quickstart", engine="detectron2")
     cfg.merge_from_list([key, value])

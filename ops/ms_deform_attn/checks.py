@@ -81,7 +81,7 @@ def _check_types(value: Tensor, points: dict[str, Tensor]) -> None:
         _fail(f"value must be float32, float64, float16 or bfloat16, got {value.dtype}")
     first, xy = next(iter(points.items()))
     if xy.dtype != value.dtype and not (value.dtype in HALF and xy.dtype == torch.float32):
-        _fail(f"{first} must be {value.dtype} like value, or float32 beside a 16-bit value, got {xy.dtype}")
+        _fail(f"{first} must be {value.dtype} like value, or float32 with a 16-bit value, got {xy.dtype}")
     for name, t in points.items():
         if t.dtype != xy.dtype:
             _fail(f"{name} must be {xy.dtype} like {first}, got {t.dtype}")
@@ -110,7 +110,7 @@ def check_levels(rows: int, sizes: Sequence[tuple[int, int]], level_start_index:
         _fail(f"level_start_index must have shape ({len(sizes)},), got ({len(level_start_index)},)")
     for level, (given, wanted) in enumerate(zip(level_start_index, [0, *ends[:-1]], strict=True)):
         if given != wanted:
-            _fail(f"level_start_index must be {wanted} for level {level} by spatial_shapes, got {given}")
+            _fail(f"level_start_index must be {wanted} for level {level} according to spatial_shapes, got {given}")
 
 
 def check_arguments(

@@ -109,15 +109,15 @@ class MultiScaleDeformableAttention(nn.Module):
         **unused: Any,
     ) -> None:
         super().__init__()
-        paper = MSDeformAttn(embed_dim, num_levels, num_heads, num_points)
+        attention = MSDeformAttn(embed_dim, num_levels, num_heads, num_points)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.num_levels, self.num_points = num_levels, num_points
         self.batch_first = batch_first
         self.dropout = nn.Dropout(dropout)
-        self.sampling_offsets = paper.sampling_offsets
-        self.attention_weights = paper.attention_weights
-        self.value_proj = paper.value_proj
-        self.output_proj = paper.output_proj
+        self.sampling_offsets = attention.sampling_offsets
+        self.attention_weights = attention.attention_weights
+        self.value_proj = attention.value_proj
+        self.output_proj = attention.output_proj
 
     def forward(
         self,

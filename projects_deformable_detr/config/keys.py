@@ -159,7 +159,7 @@ def _add_recipe_keys(cfg: CfgNode) -> None:
 
 def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.FORMAT = "RGB"
-    # Grey values of 16 bits, 32 bits or floats that become 0 and 255; (): the range of the type.
+    # Gray values of 16 bits, 32 bits or floats that become 0 and 255; (): the range of the type.
     cfg.INPUT.INTENSITY_WINDOW = ()
     # Apply the EXIF orientation; False for annotations made on the pixels as they are stored.
     cfg.INPUT.EXIF_ORIENTATION = True

@@ -107,7 +107,7 @@ def check_files(
 ) -> Array:
     """Reads the headers of image files in parallel and reports all problems at once.
 
-    JPEG and PNG files without an end marker and files in other formats are decoded as well. Grey values of 32 bits and
+    JPEG and PNG files without an end marker and files in other formats are decoded as well. Gray values of 32 bits and
     floats are compared with the range of their type. Results for readable files are cached in
     ``$XDG_CACHE_HOME/deformable-detr`` until the size or modification time of the file changes.
 

@@ -53,12 +53,12 @@ class ImageFileError(DatasetError):
 class ImageReader:
     """Reads image files as 8-bit pixels with three channels.
 
-    Alpha channels are dropped. The first frame or page is read. Grey values of 16 bits, 32 bits or floats are scaled
+    Alpha channels are dropped. The first frame or page is read. Gray values of 16 bits, 32 bits or floats are scaled
     linearly and clipped. A warning is logged for images with several frames or scaled values.
 
     Attributes:
         format: order of the channels, ``"RGB"`` or ``"BGR"``.
-        intensity_window: values that are mapped to 0 and 255 in grey images of more than 8 bits; empty: the range of
+        intensity_window: values that are mapped to 0 and 255 in gray images of more than 8 bits; empty: the range of
             the type, [0, 65535] for 16 bits, [0, 2**31 - 1] for 32 bits and [0, 1] for floats.
         exif_orientation: whether to apply the EXIF orientation.
     """
@@ -130,7 +130,7 @@ class ImageReader:
             is_lost = high > 2**16 and first < last and scaled.min() == scaled.max()
             if first < low or last > high or is_lost:
                 raise IntensityError(
-                    f"{name} has grey values from {first:g} to {last:g}, which cannot be shown in the range of their "
+                    f"{name} has gray values from {first:g} to {last:g}, which cannot be shown in the range of their "
                     f"type, {low:g} to {high:g}: set the intensity window to the values of black and white"
                 )
         return np.repeat(scaled[:, :, None], 3, axis=2)
@@ -219,7 +219,7 @@ def describe(image: Image.Image) -> list[str]:
     """Returns the properties of an image that change what is read: scaled values and further frames."""
     notes = []
     if image.mode in _WIDE_MODES:
-        notes.append("grey values of more than 8 bits, which are scaled to 8 bits (see `intensity_window`)")
+        notes.append("gray values of more than 8 bits, which are scaled to 8 bits (see `intensity_window`)")
     # MPO files are photographs with a preview.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append("several frames or pages, of which the first is read")

@@ -119,17 +119,17 @@ class ProjectEvaluator(DatasetEvaluator):
     Args:
         evaluator: evaluator of the data set.
         output_dir: folder of the results.
-        known: category ids of class 0, 1, … of the evaluator.
+        evaluator_ids: category ids of class 0, 1, … of the evaluator.
         category_ids: category ids of class 0, 1, … of the model; None: the same.
     """
 
     def __init__(
-        self, evaluator: Any, output_dir: str, known: Sequence[int], category_ids: Sequence[int] | None
+        self, evaluator: Any, output_dir: str, evaluator_ids: Sequence[int], category_ids: Sequence[int] | None
     ) -> None:
         self.evaluator = evaluator
         self.output_dir = Path(output_dir)
-        places = {category_id: index for index, category_id in enumerate(known)}
-        self.labels = [places.get(category_id, -1) for category_id in (category_ids or known)]
+        labels = {category_id: label for label, category_id in enumerate(evaluator_ids)}
+        self.labels = [labels.get(category_id, -1) for category_id in (category_ids or evaluator_ids)]
 
     def reset(self) -> None:
         """Removes all results."""

@@ -250,10 +250,10 @@ def _shield_workers(loader: Any) -> None:
     loader.worker_init_fn = partial(_initialize_worker, loader.worker_init_fn)
 
 
-def _initialize_worker(others: Any, worker_id: int) -> None:
+def _initialize_worker(initialize: Any, worker_id: int) -> None:
     shield_worker(worker_id)
-    if others is not None:
-        others(worker_id)
+    if initialize is not None:
+        initialize(worker_id)
 
 
 @contextlib.contextmanager

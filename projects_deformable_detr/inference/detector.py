@@ -192,8 +192,8 @@ class Detector:
         """Returns an iterator over the detections of images, in order; images are read shortly before they are used.
 
         Args:
-            images: paths, open files, PIL images; NumPy arrays (H, W, 3) uint8, or (H, W) for grey images; tensors
-                (3, H, W) in RGB, uint8 in 0–255 or float in [0, 1]. Kinds can be mixed. Orientation (EXIF), grey
+            images: paths, open files, PIL images; NumPy arrays (H, W, 3) uint8, or (H, W) for gray images; tensors
+                (3, H, W) in RGB, uint8 in 0–255 or float in [0, 1]. Kinds can be mixed. Orientation (EXIF), gray
                 images and 16-bit images are handled as in training.
             score_threshold: minimum score; or a mapping from class names to thresholds, with 0.3 for other classes.
             top_k: maximum number of detections of an image; None: that of the model's config, usually 100.

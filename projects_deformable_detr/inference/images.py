@@ -58,7 +58,7 @@ class Picture:
         if isinstance(source, np.ndarray):
             if source.ndim != 2:
                 return _from_array(source, self.name, self.color)
-            source = _grey_image(source, self.name)
+            source = _gray_image(source, self.name)
         try:
             return replace(self.reader, format="RGB").read(source)
         except DatasetError as error:
@@ -100,18 +100,18 @@ def name_of(source: object, index: int) -> str:
 def _from_array(array: np.ndarray[Any, Any], name: str, color: str) -> Pixels:
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ArgumentError(
-            "images", f"must be arrays (H, W, 3), or (H, W) for grey images, got shape {array.shape} ({name})"
+            "images", f"must be arrays (H, W, 3), or (H, W) for gray images, got shape {array.shape} ({name})"
         )
     if array.dtype != np.uint8:
         raise ArgumentError("images", f"must be uint8 arrays with values in 0–255, got {array.dtype} ({name})")
     return np.ascontiguousarray(array if color == "rgb" else array[:, :, ::-1])
 
 
-def _grey_image(array: np.ndarray[Any, Any], name: str) -> Image.Image:
+def _gray_image(array: np.ndarray[Any, Any], name: str) -> Image.Image:
     if 0 in array.shape or array.dtype not in (np.uint8, np.uint16, np.int32, np.float32):
         raise ArgumentError(
             "images",
-            f"must be arrays with pixels of uint8, uint16, int32 or float32 for grey images, got {array.dtype} "
+            f"must be arrays with pixels of uint8, uint16, int32 or float32 for gray images, got {array.dtype} "
             f"{array.shape} ({name})",
         )
     return Image.fromarray(array)

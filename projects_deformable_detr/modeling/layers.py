@@ -112,7 +112,7 @@ def xavier_init(layers: Iterable[nn.Module]) -> None:
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:
-    """Computes log(x / (1 - x)) with x clamped to [1e-5, 1 - 1e-5], in at least float32, as 16-bit types round to 1."""
+    """Computes log(x / (1 - x)) with x clamped to [1e-5, 1 - 1e-5], in float32 for 16-bit types, which round to 1."""
     return torch.logit(at_least_float32(x), eps=1e-5)
 
 

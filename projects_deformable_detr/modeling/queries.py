@@ -44,7 +44,7 @@ class LearnedQueries(nn.Module):
 
 
 class PositionQueries(nn.Module):
-    """Object queries of DETR (arXiv 2005.12872, section 3.2): learned positions, with a content of zeros."""
+    """Object queries of DETR (arXiv 2005.12872, section 3.2): learned positions, with zero content."""
 
     def __init__(self, num_queries: int, d_model: int) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ def augment(
     def apply(operation: Callable[..., Any], *arguments: Any) -> None:
         nonlocal image, boxes, mask
         image, boxes = operation(image, *arguments), operation(boxes, *arguments)
-        if mask is not None and operation is transforms.resize:  # whose "nearest" mode is shifted by half a pixel
+        if mask is not None and operation is transforms.resize:  # its "nearest" mode is shifted by half a pixel
             options = {"size": arguments[0], "mode": "nearest-exact"}
             # interpolate accepts an empty batch, but no images without channels.
             mask = Mask(nn.functional.interpolate(mask[:, None].to(torch.uint8), **options)[:, 0].bool())

@@ -159,7 +159,7 @@ class DetectionModule(L.LightningModule):
             evaluator.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Detects in full precision, as Detectron2, which uses mixed precision in training only."""
+        """Detects in full precision, like Detectron2, which uses mixed precision in training only."""
         stop_evaluation()
         config, sizes, segmentations = self.run.evaluation, batch.original_sizes, None
         options = config.max_detections, config.thing_classes or None, config.score_threshold
@@ -211,7 +211,7 @@ class DetectionModule(L.LightningModule):
         assert self.run.training is not None
         if "averaging_state" in checkpoint and not self.run.training.callbacks.ema:
             raise UserError(
-                "the checkpoint to resume from has averaged weights beside the trained ones: set SOLVER.EMA.ENABLED "
+                "the checkpoint to resume from has averaged weights besides the trained ones: set SOLVER.EMA.ENABLED "
                 "True, or start a run from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
             )
         optimizer = build_optimizer(self, self.run.training.optimizer)

@@ -43,7 +43,7 @@ def set_up(run: Run, datasets: Iterable[Summary]) -> None:
 
 
 def is_first() -> bool:
-    """Returns whether this process is rank 0 of the job, also before the process group exists."""
+    """Returns whether this process is rank 0 of the job, even before the process group exists."""
     return os.environ.get("RANK", "0") == "0"
 
 

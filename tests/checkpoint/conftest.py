@@ -28,10 +28,10 @@ def check_same() -> Callable[[nn.Module, nn.Module], None]:
     """Checks that the weights of two modules are bitwise the same."""
 
     def check(one: nn.Module, other: nn.Module) -> None:
-        ours, theirs = one.state_dict(), other.state_dict()
-        assert ours.keys() == theirs.keys()
-        for key, value in ours.items():
-            assert torch.equal(value, theirs[key]), key
+        found, expected = one.state_dict(), other.state_dict()
+        assert found.keys() == expected.keys()
+        for key, value in found.items():
+            assert torch.equal(value, expected[key]), key
 
     return check
 

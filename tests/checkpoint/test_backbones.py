@@ -63,16 +63,16 @@ def test_imagenet_weights_fill_the_backbone(case, files):
     before = {key: value.clone() for key, value in detector.state_dict().items()}
     report = load_weights(detector, files / f"{network}.pth")
     assert report == LoadReport(report.format)
-    theirs = torch.load(files / f"{network}.pth", weights_only=True)
+    original = torch.load(files / f"{network}.pth", weights_only=True)
     for key, value in detector.state_dict().items():
         source = key.removeprefix("backbone.").removeprefix("bottom_up.")
         if key.startswith("backbone.") and not any(part in key for part in new):
-            assert torch.equal(value, theirs[source]), key
+            assert torch.equal(value, original[source]), key
         else:
             assert torch.equal(value, before[key]), key
 
 
 @pytest.mark.parametrize(("name", "network"), [(f"{SWIN}_backbone", "resnet50"), (f"{RESNET}_backbone", "swin_t")])
-def test_another_network_is_refused(name, network, files):
+def test_another_network_is_rejected(name, network, files):
     with pytest.raises(CheckpointError, match="does not match the architecture"):
         load_weights(detector_of(name, {}), files / f"{network}.pth")

@@ -25,7 +25,7 @@ ALL_HEADS = ("decoder.class_heads.", "queries.class_head.")
 
 @pytest.fixture
 def make_file(make_cfg, shake, tmp_path):
-    """Makes an official file, its detector, and a function that builds others to load it into."""
+    """Makes an official file, its detector, and a function that builds detectors to load it into."""
 
     def make(variant, classes):
         source = shake(build_detector(make_cfg(variant, NUM_CLASSES=classes)))
@@ -39,7 +39,7 @@ def head(detector, name="decoder.class_heads.0"):
     return detector.get_submodule(name)
 
 
-def test_the_category_ids_are_cocos():
+def test_category_ids_are_those_of_coco():
     assert (len(THINGS), len(THINGS_AND_STUFF), len(CATEGORIES)) == (80, 133, 133)
     expected = {1: "person", 18: "dog", 44: "bottle", 90: "toothbrush", 200: "rug-merged"}
     assert expected.items() <= CATEGORIES.items()
@@ -52,7 +52,7 @@ def test_the_category_ids_are_cocos():
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr"])
-def test_91_logits_become_cocos_80_classes(make_file, caplog, variant, named):
+def test_91_logits_become_the_80_classes_of_coco(make_file, caplog, variant, named):
     path, source, make = make_file(variant, 91)
     target = make(80)
     with caplog.at_level(logging.INFO):
@@ -62,10 +62,10 @@ def test_91_logits_become_cocos_80_classes(make_file, caplog, variant, named):
     assert f"80 of 80 classes are loaded from the {logits}" in caplog.text
     rows = [index for index in CATEGORIES if index < 91]
     no_object = [91] if variant == "detr" else []
-    for index, theirs in enumerate(source.decoder.class_heads):
-        ours = head(target, f"decoder.class_heads.{index}")
-        assert torch.equal(ours.weight, theirs.weight[rows + no_object])
-        assert torch.equal(ours.bias, theirs.bias[rows + no_object])
+    for index, expected in enumerate(source.decoder.class_heads):
+        found = head(target, f"decoder.class_heads.{index}")
+        assert torch.equal(found.weight, expected.weight[rows + no_object])
+        assert torch.equal(found.bias, expected.bias[rows + no_object])
     if variant == "two_stage":  # objectness stays the first logit
         assert torch.equal(target.queries.class_head.weight, source.queries.class_head.weight[:80])
 
@@ -85,12 +85,12 @@ def test_panoptic_ids_become_133_classes(make_file, names):
 
 
 def test_short_names_match_only_if_unique():
-    theirs = ("car", "car-other", "sky-other-merged", "wall-merged", "wall-other", "other")
-    rows = match_names(("sky", "car", "wall", "other", "roof", "car other"), theirs)
+    listed = ("car", "car-other", "sky-other-merged", "wall-merged", "wall-other", "other")
+    rows = match_names(("sky", "car", "wall", "other", "roof", "car other"), listed)
     assert rows == {0: 2, 1: 0, 3: 5, 5: 1}
 
 
-def test_a_data_set_of_some_of_cocos_classes_in_its_own_order(make_file):
+def test_some_classes_of_coco_in_another_order(make_file):
     """Names are compared without case and separators."""
     path, source, make = make_file("multi_scale", 91)
     target = make(4)
@@ -170,18 +170,18 @@ def test_softmax_and_sigmoid_heads_do_not_replace_each_other(make_file, make_cfg
     assert torch.equal(target.decoder.norm.weight, source.decoder.norm.weight)
 
 
-def test_class_names_in_our_files(make_cfg, shake, tmp_path, caplog):
+def test_class_names_in_files_of_the_project(make_cfg, shake, tmp_path, caplog):
     source = shake(build_detector(make_cfg(NUM_CLASSES=3)))
-    save_detector(tmp_path / "ours.pth", source, iteration=0, cfg_text="", class_names=["ant", "bee", "cat"])
+    save_detector(tmp_path / "model.pth", source, iteration=0, cfg_text="", class_names=["ant", "bee", "cat"])
     target = build_detector(make_cfg(NUM_CLASSES=3))
-    load_weights(target, tmp_path / "ours.pth", LoadOptions(class_names=("cat", "ant", "bee"), for_evaluation=True))
+    load_weights(target, tmp_path / "model.pth", LoadOptions(class_names=("cat", "ant", "bee"), for_evaluation=True))
     assert torch.equal(head(target).weight, head(source).weight[[2, 0, 1]])
     with caplog.at_level(logging.WARNING):
-        report = load_weights(target, tmp_path / "ours.pth", LoadOptions(class_names=("dog", "eel", "fox")))
+        report = load_weights(target, tmp_path / "model.pth", LoadOptions(class_names=("dog", "eel", "fox")))
     assert report.classes.action == "new" and "the file has none of these classes, only ant, bee, cat" in caplog.text
 
 
-def test_class_names_in_hugging_faces_config(make_cfg, shake, tmp_path):
+def test_class_names_in_the_config_of_hugging_face(make_cfg, shake, tmp_path):
     source = shake(build_detector(make_cfg(NUM_CLASSES=2)))
     save_file(source.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "ant", "1": "bee"}}))
@@ -198,8 +198,8 @@ def test_generic_labels_are_ignored():
     assert class_names_of(HUGGING_FACE, 3, ["N/A", "ant", "bee"]) == (None, "ant", "bee")
 
 
-def test_coco_ids_are_put_back(make_cfg, shake, tmp_path):
-    """Exports 80 classes at their category ids, with objectness first and unused logits between."""
+def test_export_with_coco_category_ids(make_cfg, shake, tmp_path):
+    """Exports 80 classes at their category ids, with objectness as the first logit and unused logits in between."""
     source = shake(build_detector(make_cfg("two_stage", NUM_CLASSES=80)))
     write_official(tmp_path / "official.pth", source, THINGS)
     state = torch.load(tmp_path / "official.pth", weights_only=True)["model"]

@@ -45,15 +45,15 @@ def classes_in(path):
     return len(read_weights(path).state["detector.decoder.class_heads.0.bias"])
 
 
-def test_convert_maps_onto_the_configs_data_set(make_files, run, caplog):
+def test_convert_maps_onto_the_data_set_of_the_config(make_files, run, caplog):
     detector, source, config = make_files(91, ("coco_2017_val",))
     with caplog.at_level("INFO"):
-        status, output = run(source, "ours.pth", "--config-file", config)
-    assert status == 0 and "ours.pth: weights of this project with 80 classes, from official.pth" in output
+        status, output = run(source, "converted.pth", "--config-file", config)
+    assert status == 0 and "converted.pth: weights of this project with 80 classes, from official.pth" in output
     assert "80 of 80 classes are loaded from the 91 logits of the file, matched by name" in caplog.text
-    assert classes_in("ours.pth") == 80
-    assert read_weights("ours.pth").class_names == THINGS
-    bias = read_weights("ours.pth").state["detector.decoder.class_heads.0.bias"]
+    assert classes_in("converted.pth") == 80
+    assert read_weights("converted.pth").class_names == THINGS
+    bias = read_weights("converted.pth").state["detector.decoder.class_heads.0.bias"]
     assert torch.equal(bias[0], detector.decoder.class_heads[0].bias[1])
 
 
@@ -62,30 +62,30 @@ def test_convert_maps_onto_a_registered_data_set(make_files, run, tmp_path):
     content = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "dog"}, {"id": 7, "name": "cat"}]}
     (tmp_path / "pets.json").write_text(json.dumps(content))
     register = ("--register", "pets", tmp_path / "pets.json", ".")
-    assert run(source, "ours.pth", "--config-file", config, *register)[0] == 0
-    assert read_weights("ours.pth").class_names == ("dog", "cat")
-    bias = read_weights("ours.pth").state["detector.decoder.class_heads.1.bias"]
+    assert run(source, "converted.pth", "--config-file", config, *register)[0] == 0
+    assert read_weights("converted.pth").class_names == ("dog", "cat")
+    bias = read_weights("converted.pth").state["detector.decoder.class_heads.1.bias"]
     assert torch.equal(bias, detector.decoder.class_heads[1].bias[[18, 17]])
 
 
 @pytest.mark.parametrize("flag", [("--keep-logits",), ()])
 def test_convert_keeps_the_logits_on_request_or_without_a_data_set(make_files, run, check_same, make_cfg, flag):
     detector, source, config = make_files(91, ("coco_2017_val",) if flag else ())
-    status, output = run(source, "ours.pth", "--config-file", config, *flag)
+    status, output = run(source, "converted.pth", "--config-file", config, *flag)
     assert status == 0 and "with 91 classes" in output
-    names = read_weights("ours.pth").class_names
+    names = read_weights("converted.pth").class_names
     assert names[:3] == ("N/A", "person", "bicycle") and len(names) == 91
     target = build_detector(make_cfg("two_stage", NUM_CLASSES=91))
-    load_weights(target, "ours.pth")
+    load_weights(target, "converted.pth")
     check_same(target, detector)
 
 
 def test_a_round_trip_through_files_is_exact(make_files, run):
     _, source, config = make_files(5)
-    assert run(source, "ours.pth", "--config-file", config)[0] == 0
-    output = run("--to", "official", "ours.pth", "back.pth", "--config-file", config)[1]
-    assert "back.pth: weights in the official format with 5 classes, from ours.pth" in output
-    assert run("--to", "transformers", "ours.pth", "folder", "--config-file", config)[0] == 0
+    assert run(source, "converted.pth", "--config-file", config)[0] == 0
+    output = run("--to", "official", "converted.pth", "back.pth", "--config-file", config)[1]
+    assert "back.pth: weights in the official format with 5 classes, from converted.pth" in output
+    assert run("--to", "transformers", "converted.pth", "folder", "--config-file", config)[0] == 0
     assert run("--to", "official", "folder", "again.pth", "--config-file", config)[0] == 0
     expected = read_weights(source).state
     for name in ("back.pth", "again.pth"):
@@ -96,14 +96,14 @@ def test_a_round_trip_through_files_is_exact(make_files, run):
 
 def test_the_config_is_that_of_the_checkpoint_or_of_its_folder(make_files, run, tmp_path):
     _, source, config = make_files(5)
-    assert run(source, "run/ours.pth", "--config-file", config)[0] == 0
-    assert run("run/ours.pth", "back.pth", "--to", "official")[0] == 0
+    assert run(source, "run/converted.pth", "--config-file", config)[0] == 0
+    assert run("run/converted.pth", "back.pth", "--to", "official")[0] == 0
     state = read_weights(source).state
     assert all(torch.equal(value, state[key]) for key, value in read_weights("back.pth").state.items())
-    status, output = run("back.pth", "ours.pth", "--config-file", "")
+    status, output = run("back.pth", "converted.pth", "--config-file", "")
     assert status == 0  # config.yaml is in the same folder
     (tmp_path / config).unlink()
-    status, output = run("back.pth", "ours.pth")
+    status, output = run("back.pth", "converted.pth")
     assert status == 2 and "back.pth contains no config, and there is no config.yaml next to it" in output
 
 
@@ -112,14 +112,14 @@ def test_published_weights_are_converted_with_their_config(run, tmp_path, monkey
     cfg = make_cfg("two_stage", NUM_CLASSES=91)
     write_official("official.pth", build_detector(cfg))
     monkeypatch.setattr(UrlFile, "download", lambda file: tmp_path / "official.pth")
-    status, output = run("zoo://detr_r50", "ours.pth")
+    status, output = run("zoo://detr_r50", "converted.pth")
     assert status == 2 and "zoo://detr_r50 (official weights) does not match the architecture of the model" in output
 
 
 def test_coco_ids_come_back(make_files, run):
     _, source, config = make_files(91, ("coco_2017_val",))
-    assert run(source, "ours.pth", "--config-file", config)[0] == 0
-    assert run("--to", "official", "ours.pth", "back.pth", "--config-file", config, "--coco-ids")[0] == 0
+    assert run(source, "converted.pth", "--config-file", config)[0] == 0
+    assert run("--to", "official", "converted.pth", "back.pth", "--config-file", config, "--coco-ids")[0] == 0
     found, expected = read_weights("back.pth").state, read_weights(source).state
     assert found["class_embed.0.bias"].shape == (91,)
     assert torch.equal(found["class_embed.0.bias"][[1, 90]], expected["class_embed.0.bias"][[1, 90]])
@@ -135,7 +135,7 @@ def test_coco_ids_come_back(make_files, run):
 )
 def test_an_error_for_what_does_not_fit(make_files, run, options, output):
     _, source, config = make_files(5)
-    status, text = run(source, "ours.pth", "--config-file", config, "--opts", *options)
+    status, text = run(source, "converted.pth", "--config-file", config, "--opts", *options)
     assert status == 2 and output in text and "Traceback" not in text
 
 
@@ -166,7 +166,7 @@ def test_a_folder_is_not_written_over_either(make_files, run, tmp_path):
     assert (tmp_path / "folder" / "model.safetensors").read_bytes() == before
 
 
-def test_a_target_of_the_other_kind_is_refused(make_files, run, tmp_path):
+def test_a_target_of_the_other_kind_is_rejected(make_files, run, tmp_path):
     _, source, config = make_files(5)
     (tmp_path / "x").mkdir()
     assert "x: must be a file, is a folder" in run(source, "x", "--config-file", config)[1]
@@ -187,7 +187,7 @@ def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
         "none.pth": "checkpoint file does not exist",
     }
     for name, reason in (reasons | {"other.pth": "must contain a detector, got unknown weights"}).items():
-        status, output = run(name, "ours.pth", "--config-file", config)
+        status, output = run(name, "converted.pth", "--config-file", config)
         assert status == 2 and len(output.splitlines()) == 1
         assert output.startswith(f"deformable-detr convert: {name}: ") and reason in output
 
@@ -202,5 +202,5 @@ def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
 def test_an_error_for_invalid_configs(make_files, run, tmp_path, name, text, message):
     _, source, _ = make_files(5)
     (tmp_path / name).write_text(text)
-    status, output = run(source, "ours.pth", "--config-file", name)
+    status, output = run(source, "converted.pth", "--config-file", name)
     assert status == 2 and message in output and "Traceback" not in output

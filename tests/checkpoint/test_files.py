@@ -23,9 +23,9 @@ def allowed():
     """NumPy types that a program has allowed in torch.load."""
     before = torch.serialization.get_safe_globals()
     multiarray = np._core.multiarray
-    mine = [multiarray.scalar, multiarray._reconstruct, np.dtype, np.ndarray, type(np.dtype("f8"))]
-    torch.serialization.add_safe_globals(mine)
-    yield set(mine)
+    allowed = [multiarray.scalar, multiarray._reconstruct, np.dtype, np.ndarray, type(np.dtype("f8"))]
+    torch.serialization.add_safe_globals(allowed)
+    yield set(allowed)
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(before)
 
@@ -88,7 +88,7 @@ class RunsCode:
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))])
-def test_a_file_with_code_is_refused_and_not_run(tmp_path, monkeypatch, write):
+def test_a_file_with_code_is_rejected_and_not_run(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "model.pth"
     write({"model": {"weight": RunsCode()}}, path)

@@ -38,7 +38,7 @@ def make_detector(make_cfg, shake):
     return make
 
 
-def theirs_in(folder):
+def load_hf_model(folder):
     """Loads a folder with transformers."""
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     model, info = CLASSES[architecture].from_pretrained(folder, output_loading_info=True)
@@ -46,16 +46,16 @@ def theirs_in(folder):
     return model.eval()
 
 
-def check_equal_outputs(detector, theirs):
+def check_equal_outputs(detector, hf_model):
     detector.mask_padding = "never"  # transformers includes the padding of the batch
     images, mask = batch_images([torch.randn(3, 96, 128), torch.randn(3, 128, 64)])
     with torch.no_grad():
-        ours = detector(images, mask)
-        other = theirs(pixel_values=images, pixel_mask=(~mask).long())
-    torch.testing.assert_close(ours.logits[-1], other.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.boxes[-1], other.pred_boxes, rtol=1e-4, atol=1e-4)
-    if ours.masks is not None:
-        torch.testing.assert_close(ours.masks.all(), other.pred_masks, rtol=1e-4, atol=1e-4)
+        predictions = detector(images, mask)
+        other = hf_model(pixel_values=images, pixel_mask=(~mask).long())
+    torch.testing.assert_close(predictions.logits[-1], other.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(predictions.boxes[-1], other.pred_boxes, rtol=1e-4, atol=1e-4)
+    if predictions.masks is not None:
+        torch.testing.assert_close(predictions.masks.all(), other.pred_masks, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -64,9 +64,9 @@ def test_a_folder_for_transformers_gives_equal_outputs_and_comes_back(make_detec
     names = ["ant", "bee", "cat", "dog", "eel"]
     export_hugging_face(cfg, tmp_path, detector, names)
     assert read_weights(tmp_path).class_names == tuple(names)
-    theirs = theirs_in(tmp_path)
-    assert theirs.config.id2label == dict(enumerate(names))
-    check_equal_outputs(detector, theirs)
+    hf_model = load_hf_model(tmp_path)
+    assert hf_model.config.id2label == dict(enumerate(names))
+    check_equal_outputs(detector, hf_model)
     back = build_detector(cfg)
     assert load_weights(back, tmp_path, LoadOptions(class_names=tuple(names))).format == "hugging-face"
     check_same(back, detector)
@@ -80,7 +80,7 @@ def test_dilated_models_go_through_timms_resnet(make_cfg, shake, check_same, tmp
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64, 256
     detector = shake(build_detector(cfg))
     export_hugging_face(cfg, tmp_path, detector)
-    check_equal_outputs(detector, theirs_in(tmp_path))
+    check_equal_outputs(detector, load_hf_model(tmp_path))
     back = build_detector(cfg)
     load_weights(back, tmp_path / "model.safetensors")
     check_same(back, detector)
@@ -88,12 +88,12 @@ def test_dilated_models_go_through_timms_resnet(make_cfg, shake, check_same, tmp
 
 def written_by_transformers(detector, cfg, folder, how):
     """Returns a folder saved by transformers in one of its layouts."""
-    export_hugging_face(cfg, folder / "ours", detector)
-    theirs, saved = theirs_in(folder / "ours"), folder / "theirs"
-    theirs.save_pretrained(saved)
+    export_hugging_face(cfg, folder / "exported", detector)
+    hf_model, saved = load_hf_model(folder / "exported"), folder / "saved"
+    hf_model.save_pretrained(saved)
     if how == "safetensors":
         return saved
-    state = theirs.state_dict()  # with the names of transformers 5
+    state = hf_model.state_dict()  # with the names of transformers 5
     if how == "old_bin":
         state = load_file(saved / "model.safetensors")  # with those of the published files
         assert any(".conv_encoder." in key for key in state) and any(".out_proj." in key for key in state)

@@ -111,7 +111,7 @@ def test_one_summary_counts_what_is_loaded(detector, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(detector, tmp_path, value):
+def test_weights_that_are_not_finite_are_rejected(detector, tmp_path, value):
     before, state = copy_state(detector), copy_state(detector)
     state["queries.content"][0] = value
     path = write(state, tmp_path / "diverged.pth")
@@ -121,7 +121,7 @@ def test_weights_that_are_not_finite_are_refused(detector, tmp_path, value):
 
 
 @pytest.mark.parametrize("changes", [{"HIDDEN_DIM": 32}, {"DEC_LAYERS": 2}, {"NUM_FEATURE_LEVELS": 3}])
-def test_another_architecture_is_refused(make_cfg, detector, tmp_path, changes):
+def test_another_architecture_is_rejected(make_cfg, detector, tmp_path, changes):
     save_detector(tmp_path / "model.pth", detector, iteration=0, cfg_text="")
     with pytest.raises(CheckpointError, match="does not match the architecture"):
         load_weights(build_detector(make_cfg("box_refine", **changes)), tmp_path / "model.pth")
@@ -139,7 +139,7 @@ def test_unknown_weights_are_named(detector, tmp_path):
         load_weights(detector, path)
 
 
-def test_a_backbone_of_another_depth_is_refused(make_cfg, detector, tmp_path):
+def test_a_backbone_of_another_depth_is_rejected(make_cfg, detector, tmp_path):
     path = write(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(CheckpointError, match=r"backbone\.conv1\.weight: \(64, 3, 7, 7\) in the file, \(16, 3, 7, 7\)"):
         load_weights(detector, path)
@@ -187,7 +187,7 @@ def test_evaluation_requires_a_complete_detector(detector, source):
         load_weights(detector, source, LoadOptions(for_evaluation=True))
 
 
-def test_evaluation_refuses_a_backbone_file(make_cfg, tmp_path):
+def test_evaluation_rejects_a_backbone_file(make_cfg, tmp_path):
     detector = build_detector(make_cfg())
     torch.save(detector.backbone.state_dict(), tmp_path / "resnet.pth")
     before = copy_state(detector)

@@ -22,7 +22,7 @@ from projects_deformable_detr.checkpoint import (
     read_weights,
 )
 
-# Around the layers, and one layer of each stack, of the multi-scale model.
+# Keys of the multi-scale model: all outside the layers, and those of one layer of each stack.
 DEFORMABLE_KEYS = """
 level_embed query_embedding.weight reference_points_fc.weight reference_points_fc.bias
 neck.convs.0.conv.weight neck.convs.0.gn.weight neck.convs.0.gn.bias neck.convs.2.conv.weight
@@ -96,7 +96,7 @@ def level_name(match):
     return f"neck.convs.{level}.{part}." if level < 3 else f"neck.extra_convs.{level - 3}.{part}."
 
 
-def theirs(detector, variant):
+def mmdetection_state(detector, variant):
     """Returns the weights in mmdetection's layout: no bias before a norm, one head per layer, joined queries."""
     state, detr = dict(detector.state_dict()), variant == "detr"
     if not detr:
@@ -130,7 +130,7 @@ def make_pair(make_cfg, shake):
         if variant != "detr":
             for projection in detector.tokenizer.projections:
                 torch.nn.init.zeros_(projection[0].bias)
-        return detector, theirs(detector, variant), build_detector(cfg)
+        return detector, mmdetection_state(detector, variant), build_detector(cfg)
 
     return make
 
@@ -146,14 +146,14 @@ def test_every_tensor_is_filled(make_pair, check_same, tmp_path, variant):
     assert set(KEYS[variant].split()) <= state.keys()
     assert not any("tokenizer" in key or "queries." in key or "_heads." in key for key in state)
     assert detect(state).name == "mmdetection"
-    report = load_weights(other, write(tmp_path / "theirs.pth", state), LoadOptions(for_evaluation=True))
+    report = load_weights(other, write(tmp_path / "mmdetection.pth", state), LoadOptions(for_evaluation=True))
     assert (report.format, report.missing, report.unexpected, report.mismatched) == ("mmdetection", (), (), ())
     check_same(other, detector)
 
 
 def test_an_unknown_key_is_reported(make_pair, tmp_path):
     _, state, other = make_pair("multi_scale")
-    path = write(tmp_path / "theirs.pth", state | {"dn_query_generator.label_embedding.weight": torch.zeros(1)})
+    path = write(tmp_path / "mmdetection.pth", state | {"dn_query_generator.label_embedding.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"unexpected in the file \(1\): dn_query_generator"):
         load_weights(other, path)
 
@@ -163,7 +163,7 @@ def test_class_names_are_read(make_pair, tmp_path, place):
     """Classes in another order are mapped by name."""
     detector, state, other = make_pair("multi_scale")
     names = ("ant", "bee", "cat", "dog", "eel")
-    path = write(tmp_path / "theirs.pth", state, dataset_meta={place: names, "palette": [(1, 2, 3)]})
+    path = write(tmp_path / "mmdetection.pth", state, dataset_meta={place: names, "palette": [(1, 2, 3)]})
     assert read_weights(path).class_names == names
     report = load_weights(other, path, LoadOptions(class_names=names[::-1]))
     assert report.classes.action == "mapped"
@@ -171,11 +171,11 @@ def test_class_names_are_read(make_pair, tmp_path, place):
 
 
 @pytest.mark.parametrize(("variant", "logits"), [("multi_scale", 80), ("detr", 81)])
-def test_80_classes_are_cocos(make_pair, tmp_path, variant, logits):
+def test_80_classes_are_those_of_coco(make_pair, tmp_path, variant, logits):
     _, state, other = make_pair(variant, NUM_CLASSES=80)
     heads = [key for key in state if "cls_branches" in key or "fc_cls" in key]
     assert heads and all(len(state[key]) == logits for key in heads)
-    path = write(tmp_path / "theirs.pth", state)
+    path = write(tmp_path / "mmdetection.pth", state)
     names = ("cat", "dog", *(f"thing {number}" for number in range(78)))
     report = load_weights(other, path, LoadOptions(class_names=names))
     assert report.classes.action == "mapped" and len(report.classes.new) == 78
@@ -211,13 +211,15 @@ def test_a_training_checkpoint_with_its_log(make_pair, monkeypatch, tmp_path):
     assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
-def test_code_next_to_the_log_is_refused(tmp_path):
-    """The log's substitutes do not allow other names."""
+def test_code_next_to_the_log_is_rejected(tmp_path):
+    """Substitutes for the log's classes do not permit other names."""
 
-    class Evil:
+    class RunsCode:
         def __reduce__(self):
             return eval, ("1 + 1",)
 
-    torch.save({"state_dict": {"weight": torch.zeros(1)}, "args": argparse.Namespace(evil=Evil())}, tmp_path / "x.pth")
+    torch.save(
+        {"state_dict": {"weight": torch.zeros(1)}, "args": argparse.Namespace(code=RunsCode())}, tmp_path / "x.pth"
+    )
     with pytest.raises(CheckpointError, match="without running code"):
         read_weights(tmp_path / "x.pth")

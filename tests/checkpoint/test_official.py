@@ -99,7 +99,7 @@ def test_a_round_trip_is_exact(make_pair, check_same, tmp_path, variant):
     assert below == "" or set(MASK_KEYS.split()) <= state.keys()
     assert not set(state) & set(detector.state_dict())
     assert detect(state).name == "official"
-    assert load_weights(other, write(tmp_path / "theirs.pth", state)).format == "official"
+    assert load_weights(other, write(tmp_path / "official.pth", state)).format == "official"
     check_same(other, detector)
 
 
@@ -124,7 +124,7 @@ def test_queries_are_position_then_content(make_pair):
 @pytest.mark.parametrize("variant", ["multi_scale", "detr"])
 def test_an_unknown_key_is_reported(make_pair, tmp_path, variant):
     _, state, other = make_pair(variant)
-    path = write(tmp_path / "theirs.pth", state | {"transformer.decoder.extra.weight": torch.zeros(1)})
+    path = write(tmp_path / "official.pth", state | {"transformer.decoder.extra.weight": torch.zeros(1)})
     report = load_weights(other, path, LoadOptions(allow_partial=True))
     assert report.unexpected == ("transformer.decoder.extra.weight",)
     with pytest.raises(CheckpointError, match=r"unexpected in the file \(1\): transformer\.decoder\.extra\.weight"):
@@ -134,9 +134,9 @@ def test_an_unknown_key_is_reported(make_pair, tmp_path, variant):
 def test_detrs_detectron2_wrapper(make_pair, check_same, detectron2_name, tmp_path):
     """Its detector is ``detr``, with Detectron2's ResNet."""
     detector, state, other = make_pair("detr")
-    theirs = {f"detr.{detectron2_name(key, BODY, 'backbone.0.backbone.')}": value for key, value in state.items()}
-    assert "detr.backbone.0.backbone.res3.0.shortcut.norm.running_mean" in theirs
-    path = write(tmp_path / "wrapped.pth", theirs | {"criterion.empty_weight": torch.ones(6)})
+    renamed = {f"detr.{detectron2_name(key, BODY, 'backbone.0.backbone.')}": value for key, value in state.items()}
+    assert "detr.backbone.0.backbone.res3.0.shortcut.norm.running_mean" in renamed
+    path = write(tmp_path / "wrapped.pth", renamed | {"criterion.empty_weight": torch.ones(6)})
     assert load_weights(other, path).format == "official"
     check_same(other, detector)
 
@@ -161,13 +161,13 @@ def detrex_name(key, deformable):
 
 
 @pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr"])
-def test_detrexs_files_load(make_pair, check_same, detectron2_name, tmp_path, variant):
+def test_detrex_files_load(make_pair, check_same, detectron2_name, tmp_path, variant):
     detector, state, other = make_pair(variant)
     named = {detectron2_name(key, BODY, "backbone."): value for key, value in state.items()}
-    theirs = {detrex_name(key, variant != "detr"): value for key, value in named.items()}
-    theirs["criterion.empty_weight"] = torch.ones(6)
-    assert detect(theirs).name == "detrex"
-    assert load_weights(other, write(tmp_path / "detrex.pth", theirs)).format == "detrex"
+    renamed = {detrex_name(key, variant != "detr"): value for key, value in named.items()}
+    renamed["criterion.empty_weight"] = torch.ones(6)
+    assert detect(renamed).name == "detrex"
+    assert load_weights(other, write(tmp_path / "detrex.pth", renamed)).format == "detrex"
     check_same(other, detector)
 
 
@@ -178,15 +178,17 @@ def test_detrexs_files_load(make_pair, check_same, detectron2_name, tmp_path, va
         ("multi_scale", {"NORM": "GN"}, "ResNet with batch norm"),
     ],
 )
-def test_models_that_the_official_code_lacks_are_refused(make_cfg, tmp_path, variant, changes, message):
+def test_models_that_the_official_code_lacks_are_rejected(make_cfg, tmp_path, variant, changes, message):
     with pytest.raises(CheckpointError, match=message):
         write_official(tmp_path / "official.pth", build_detector(make_cfg(variant, **changes)))
     assert not (tmp_path / "official.pth").exists()
 
 
-def test_detrexs_dilated_detr_has_torchvisions_backbone(make_pair, check_same, tmp_path):
+def test_dilated_detr_of_detrex_has_the_torchvision_backbone(make_pair, check_same, tmp_path):
     detector, state, other = make_pair("detr")
-    theirs = {detrex_name(key.replace(BODY, "backbone.body."), deformable=False): value for key, value in state.items()}
-    assert "backbone.body.layer1.0.bn1.weight" in theirs
-    assert load_weights(other, write(tmp_path / "detrex.pth", theirs)).format == "detrex"
+    renamed = {
+        detrex_name(key.replace(BODY, "backbone.body."), deformable=False): value for key, value in state.items()
+    }
+    assert "backbone.body.layer1.0.bn1.weight" in renamed
+    assert load_weights(other, write(tmp_path / "detrex.pth", renamed)).format == "detrex"
     check_same(other, detector)

@@ -55,7 +55,7 @@ def caffe2_arrays(detector, norm):
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_torchvisions_weights_converted_for_detectron2(resnet_50, detectron2_name, tmp_path, protocol):
+def test_torchvision_weights_converted_for_detectron2(resnet_50, detectron2_name, tmp_path, protocol):
     """``R-50.pkl`` of "torchvision": Detectron2's names."""
     source, target = resnet_50(), resnet_50()
     arrays = {detectron2_name(key): value for key, value in backbone_arrays(source).items()}
@@ -84,7 +84,7 @@ def test_group_norm_of_caffe2_loads_where_images_are_bgr(resnet_50, tmp_path):
     check_backbones(source, target)
 
 
-def test_msras_resnet_does_not_load_into_ours(resnet_50, tmp_path):
+def test_msra_resnet_needs_another_backbone(resnet_50, tmp_path):
     """The strides are in other convolutions."""
     source, target = resnet_50(), resnet_50()
     path = write(tmp_path / "R-50.pkl", caffe2_arrays(source, "bn"))
@@ -121,7 +121,7 @@ class Calls:
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_a_pickle_that_names_anything_else_is_refused_and_not_run(tmp_path, monkeypatch, call, named, protocol):
+def test_a_pickle_that_names_anything_else_is_rejected_and_not_run(tmp_path, monkeypatch, call, named, protocol):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "R-50.pkl", {"model": {"stem.conv1.weight": call}, "__author__": "someone"}, protocol)
     with pytest.raises(CheckpointError, match=rf"R-50\.pkl: .*without running code.*({named})"):
@@ -164,13 +164,13 @@ def test_a_pickle_without_weights_is_named(tmp_path, content):
     ],
     ids=["pointers", "pointers-in-a-dict", "objects", "records", "text", "dates"],
 )
-def test_arrays_of_anything_but_numbers_are_refused(tmp_path, content, protocol):
+def test_arrays_of_anything_but_numbers_are_rejected(tmp_path, content, protocol):
     with pytest.raises(CheckpointError, match="not of numbers"):
         read_weights(write(tmp_path / "R-50.pkl", {"model": {"weight": content}}, protocol))
 
 
 @pytest.mark.parametrize("shape", [(3,), (-1,), (2**62, 4)])
-def test_arrays_with_a_wrong_number_of_bytes_are_refused(tmp_path, shape):
+def test_arrays_with_a_wrong_number_of_bytes_are_rejected(tmp_path, shape):
     class Lies(np.ndarray):
         def __reduce__(self):
             make, arguments, (version, _, *rest) = super().__reduce__()

@@ -246,28 +246,28 @@ def publish(server, make_cfg, shake, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("variant", ["single_scale", "two_stage", "detr"])
 @pytest.mark.parametrize("place", ["hub", "url"])
-def test_published_detectors_load_with_cocos_classes(publish, variant, place):
-    theirs, cfg = publish(variant, place)
+def test_published_detectors_load_with_the_classes_of_coco(publish, variant, place):
+    published, cfg = publish(variant, place)
     detector = build_detector(cfg, weights="")
     options = LoadOptions(class_names=THINGS, for_evaluation=True)
     report = load_weights(detector, "zoo://tiny", options)
     assert report.format == ("hugging-face" if place == "hub" else "official")
     assert (report.missing, report.unexpected, report.mismatched, report.classes.new) == ((), (), (), ())
     person, toothbrush = detector.decoder.class_heads[0].bias[[0, 79]]
-    assert [person, toothbrush] == theirs.decoder.class_heads[0].bias[[1, 90]].tolist()
-    assert torch.equal(detector.backbone.conv1.weight, theirs.backbone.conv1.weight)
+    assert [person, toothbrush] == published.decoder.class_heads[0].bias[[1, 90]].tolist()
+    assert torch.equal(detector.backbone.conv1.weight, published.backbone.conv1.weight)
 
 
 def test_build_detector_loads_weights_on_request(publish, caplog):
-    theirs, cfg = publish("two_stage", "hub")
+    published, cfg = publish("two_stage", "hub")
     cfg.MODEL.WEIGHTS = "zoo://tiny"
     with caplog.at_level(logging.WARNING):
         build_detector(cfg, weights="")
         assert caplog.text == ""
-        assert not torch.equal(build_detector(cfg).backbone.conv1.weight, theirs.backbone.conv1.weight)
+        assert not torch.equal(build_detector(cfg).backbone.conv1.weight, published.backbone.conv1.weight)
     assert "MODEL.WEIGHTS zoo://tiny is not loaded" in caplog.text
     detector = build_detector(cfg, weights=cfg.MODEL.WEIGHTS)
-    assert torch.equal(detector.backbone.conv1.weight, theirs.backbone.conv1.weight)
+    assert torch.equal(detector.backbone.conv1.weight, published.backbone.conv1.weight)
     cfg.MODEL.DETR.DEC_LAYERS = 2
     with pytest.raises(UserError, match="set MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True"):
         build_detector(cfg, weights="zoo://tiny")

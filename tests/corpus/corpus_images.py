@@ -25,7 +25,7 @@ from PIL import Image
 
 
 def pixel(*expected: int) -> Any:
-    """Returns a check of the top left pixel of a training image; ``expected`` is RGB or grey."""
+    """Returns a check of the top left pixel of a training image; ``expected`` is RGB or gray."""
 
     def check(result: Any) -> None:
         found = [image[:, 0, 0].tolist() for image in result.images]
@@ -44,7 +44,7 @@ def shape(height: int, width: int) -> Any:
 
 
 def array(values: Any, dtype: Any, format: str = "PNG", **options: Any) -> bytes:
-    """Returns an image file of one grey value, or of given values."""
+    """Returns an image file of one gray value, or of given values."""
     return encode(Image.fromarray(np.broadcast_to(np.array(values, dtype), (HEIGHT, WIDTH)).copy()), format, **options)
 
 
@@ -57,7 +57,7 @@ def frames(format: str, **options: Any) -> bytes:
 
 
 def turned(format: str, orientation: int = 6) -> bytes:
-    """Returns a file whose stored pixels are turned by 90 degrees."""
+    """Returns a file whose stored pixels are rotated by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encode(picture().transpose(Image.Transpose.ROTATE_90), format, exif=exif)
@@ -80,7 +80,7 @@ def damaged(content: bytes) -> bytes:
 
 
 def sized(width: int, height: int) -> Any:
-    """Returns a function that replaces all images and records by grey images of one size, which the boxes fill."""
+    """Returns a function that replaces all images and records by gray images of one size, which the boxes fill."""
 
     def change(inputs: Inputs) -> None:
         files(encode(Image.new("RGB", (width, height), (9, 9, 9))))(inputs)
@@ -95,7 +95,7 @@ def transparent(inputs: Inputs) -> None:
     files(encode(picture("P"), transparency=0))(inputs)
 
 
-NOTE = r"such as \S+, have grey values of more than 8 bits"
+NOTE = r"such as \S+, have gray values of more than 8 bits"
 EXCEEDS = r"images whose values exceed the range of their type \(5\)(.|\n)*INPUT\.INTENSITY_WINDOW"
 WINDOW = ("INPUT.INTENSITY_WINDOW", "(1000.0, 5000.0)")
 SKIP = ("DATASETS.UNREADABLE_IMAGES", "skip")
@@ -104,14 +104,14 @@ LEFT_OUT = r"1 of 5 images are left out because they cannot be read: \S*/2\.\w+"
 TRUNCATED_JPEG = converted("RGB", "JPEG")[:-300]
 
 IMAGES = [
-    accept("8-bit grey PNG", files(converted("L")), pixel(128)),
+    accept("8-bit gray PNG", files(converted("L")), pixel(128)),
     accept("1-bit PNG", files(array(True, bool)), pixel(255)),
     accept("palette PNG", files(converted("P")), plain),
     accept("palette PNG with transparency", transparent, plain),
     accept("RGBA PNG", files(converted("RGBA")), pixel(128)),
-    accept("grey PNG with alpha", files(converted("LA")), pixel(128)),
+    accept("gray PNG with alpha", files(converted("LA")), pixel(128)),
     accept("CMYK JPEG", files(converted("CMYK", "JPEG", quality=100), suffix="jpg"), pixel(128)),
-    accept("grey JPEG", files(array(100, np.uint8, "JPEG", quality=100), suffix="jpg"), pixel(100)),
+    accept("gray JPEG", files(array(100, np.uint8, "JPEG", quality=100), suffix="jpg"), pixel(100)),
     accept("BMP", files(converted("RGB", "BMP"), suffix="bmp"), pixel(128)),
     accept("WebP", files(converted("RGB", "WEBP", lossless=True), suffix="webp"), pixel(128)),
     accept("PNG named .jpg", files(converted("RGB"), suffix="jpg"), pixel(128)),

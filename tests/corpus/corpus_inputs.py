@@ -158,12 +158,12 @@ def skip(name: str, message: str, make: Change, check: Any = None, ap: float | N
 
 
 def error(name: str, message: str, make: Change, check: Any = None) -> Case:
-    """Returns the row of an input that is refused."""
+    """Returns the row of an input that is rejected."""
     return Case(name, "error", message, make, check)
 
 
 def picture(mode: str = "RGB") -> Image.Image:
-    """Returns a grey image with a rectangle for each object."""
+    """Returns a gray image with a rectangle for each object."""
     pixels = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
     for color, (x, y, width, height) in zip(((200, 40, 40), (40, 40, 200)), BOXES.values(), strict=True):
         pixels[y : y + height, x : x + width] = color

@@ -83,10 +83,10 @@ def test_records_match_detectron2(write, content):
     for item in content["annotations"]:
         item["segmentation"] = [[1, 2, 11, 2, 11, 22]]
     spec = write(content)
-    theirs = detectron2.load_coco_json(str(spec.json_file), str(spec.image_root), "tiny_for_comparison")
-    ours = list(load_dataset(spec, masks=True))
-    ours[0]["annotations"][1]["bbox"][2] = 20  # undo the clipping
-    assert ours == theirs
+    expected = detectron2.load_coco_json(str(spec.json_file), str(spec.image_root), "tiny_for_comparison")
+    found = list(load_dataset(spec, masks=True))
+    found[0]["annotations"][1]["bbox"][2] = 20  # undo the clipping
+    assert found == expected
 
 
 @pytest.mark.parametrize(

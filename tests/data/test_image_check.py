@@ -118,7 +118,7 @@ def test_values_outside_of_the_range_of_the_type(dataset, tmp_path, monkeypatch)
     Image.fromarray(PIXELS[:, :, 0].astype(np.float32)).save(tmp_path / "a.tiff")
     for _ in range(2):
         with pytest.raises(
-            DatasetError, match=r"the range of their type \(1\): .*a\.tiff has grey values from 0 to 255"
+            DatasetError, match=r"the range of their type \(1\): .*a\.tiff has gray values from 0 to 255"
         ):
             check_images(records, READER)
         assert check_images(records, ImageReader(intensity_window=(0, 255))) is records

@@ -87,9 +87,9 @@ def test_paths_of_lvis_match_detectron2(monkeypatch: pytest.MonkeyPatch, tmp_pat
         with pytest.raises(DatasetError, match=f"lvis_v1_{split}.json does not exist: place LVIS there"):
             load_dataset(spec)
     builtin = pytest.importorskip("detectron2.data.datasets.builtin", reason="compares with Detectron2's paths")
-    theirs = builtin._PREDEFINED_SPLITS_LVIS["lvis_v1"]
-    assert theirs["lvis_v1_train"] == ("coco/", "lvis/lvis_v1_train.json")
-    assert theirs["lvis_v1_val"] == ("coco/", "lvis/lvis_v1_val.json")
+    splits = builtin._PREDEFINED_SPLITS_LVIS["lvis_v1"]
+    assert splits["lvis_v1_train"] == ("coco/", "lvis/lvis_v1_train.json")
+    assert splits["lvis_v1_val"] == ("coco/", "lvis/lvis_v1_val.json")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Run-length encoded masks: lengths are checked, as pycocotools never returns or reads other memory for wrong ones."""
+"""Run-length encoded masks: wrong lengths are rejected, because pycocotools hangs or reads other memory for them."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def random_masks(count):
         yield mask
 
 
-def test_counts_of_any_mask_are_accepted_and_every_truncation_is_not():
+def test_counts_of_masks_are_accepted_and_truncated_ones_are_not():
     for mask in random_masks(60):
         height, width = mask.shape
         counts = rle_format.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]

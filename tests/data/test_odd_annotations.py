@@ -1,4 +1,4 @@
-"""Annotations as tools export them: accepted with a counted warning where the meaning is clear, refused otherwise."""
+"""Annotations as tools export them: accepted with a counted warning where the meaning is clear, rejected otherwise."""
 
 import json
 import re
@@ -201,9 +201,9 @@ def move(distance: float) -> Change:
     return every("segmentation", lambda polygons: [[value + distance for value in item] for item in polygons])
 
 
-# Change of the content, rules for which it is refused, whether only with masks, message.
+# Change of the content, rules for which it is rejected, whether only with masks, message.
 BOTH = ("error", "drop")
-REFUSED = {
+REJECTED = {
     "corners": (every("bbox", corners), BOTH, False, r"corner format .* \(24\): annotation 1 .*\n.*subtract x1"),
     "corners by area": (chain(every("bbox", corners), enlarge), BOTH, False, "boxes in corner format"),
     "corners by mask": (
@@ -241,21 +241,21 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "rule"), [(name, rule) for name, row in REFUSED.items() for rule in row[1]])
-def test_refused(write_objects: Write, objects: Content, name: str, rule: str) -> None:
-    change, _, needs_masks, message = REFUSED[name]
+@pytest.mark.parametrize(("name", "rule"), [(name, rule) for name, row in REJECTED.items() for rule in row[1]])
+def test_rejected(write_objects: Write, objects: Content, name: str, rule: str) -> None:
+    change, _, needs_masks, message = REJECTED[name]
     change(objects)
     spec = write_objects(objects)
     with pytest.raises(DatasetError, match=message) as caught:
         load_dataset(spec, rule, masks=needs_masks)
-    assert str(caught.value).count("\n- ") == 1  # without consequences
+    assert str(caught.value).count("\n- ") == 1  # without problems that follow from it
     if needs_masks:
         assert load_dataset(spec, rule).summary.num_annotations == 24
 
 
 @pytest.mark.parametrize("name", ["exchanged sides", "other resolution", "corners by area", "moved polygons"])
 def test_confirmed(write_objects: Write, objects: Content, name: str) -> None:
-    change, _, masks, _ = REFUSED[name]
+    change, _, masks, _ = REJECTED[name]
     change(objects)
     summary = load_dataset(write_objects(objects), "drop_many", masks=masks).summary
     assert summary.num_annotations + summary.dropped == 24 and (summary.warnings or name == "corners by area")
@@ -306,7 +306,7 @@ def test_hints_about_missing_files(
 
 
 @pytest.mark.parametrize(("box", "area"), [([10, 10, 40, 40], 900), ([0, 0, 1, 1], 1), ([40, 30, 60, 45], 300)])
-def test_few_boxes_are_no_evidence_of_corners(write_objects: Write, objects: Content, box: Any, area: int) -> None:
+def test_few_boxes_are_not_taken_for_corners(write_objects: Write, objects: Content, box: Any, area: int) -> None:
     objects["annotations"] = [objects["annotations"][0] | {"bbox": box, "area": area}]
     assert load_dataset(write_objects(objects)).summary.num_annotations == 1
 

@@ -46,12 +46,12 @@ UPRIGHT = {
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("suffix", ["png", "tiff"])  # Pillow turns most TIFF files itself
+@pytest.mark.parametrize("suffix", ["png", "tiff"])  # Pillow rotates most TIFF files itself
 def test_exif_orientation_is_applied_once_or_ignored(tmp_path, pixels, orientation, mode, suffix):
     image, exif = Image.fromarray(pixels).convert(mode), Image.Exif()
     exif[0x0112] = orientation
-    image.save(tmp_path / f"turned.{suffix}", exif=exif)
-    file, stored = tmp_path / f"turned.{suffix}", np.asarray(image.convert("RGB"))
+    image.save(tmp_path / f"rotated.{suffix}", exif=exif)
+    file, stored = tmp_path / f"rotated.{suffix}", np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(read_image(file), UPRIGHT[orientation](stored))
     np.testing.assert_array_equal(ImageReader(exif_orientation=False).read(file, (12, 20)), stored)
 
@@ -93,8 +93,8 @@ def test_colors_under_transparency_are_kept(tmp_path, pixels):
         (np.uint8, "png", (0, 10), [0, 10, 20], [0, 10, 20]),
     ],
 )
-def test_grey_values_of_more_than_8_bits(tmp_path, dtype, suffix, window, values, expected):
-    file = tmp_path / f"grey.{suffix}"
+def test_gray_values_of_more_than_8_bits(tmp_path, dtype, suffix, window, values, expected):
+    file = tmp_path / f"gray.{suffix}"
     Image.fromarray(np.array([values], dtype)).save(file)
     image = ImageReader(intensity_window=window).read(file)
     assert image.dtype == np.uint8
@@ -106,9 +106,9 @@ def test_grey_values_of_more_than_8_bits(tmp_path, dtype, suffix, window, values
     [(np.float32, [0, 3000], "0 to 3000"), (np.int32, [0, 3000], "0 to 3000"), (np.int32, [-5, 2**30], "-5 to")],
 )
 def test_values_that_the_range_of_the_type_cannot_show(tmp_path, dtype, values, shown):
-    file = tmp_path / "grey.tiff"
+    file = tmp_path / "gray.tiff"
     Image.fromarray(np.array([values], dtype)).save(file)
-    with pytest.raises(DatasetError, match=rf"grey\.tiff has grey values from {shown}.*set the intensity window"):
+    with pytest.raises(DatasetError, match=rf"gray\.tiff has gray values from {shown}.*set the intensity window"):
         read_image(file)
 
 

@@ -21,7 +21,7 @@ CATEGORY_IDS = {"red": 3, "blue": 7}  # not 1 and 2, so that ids must be mapped 
 
 
 def write_coco(folder: Path, images: int, seed: int = 0) -> tuple[str, str]:
-    """Writes grey images with one or two rectangles each; returns (JSON file, image folder)."""
+    """Writes gray images with one or two rectangles each; returns (JSON file, image folder)."""
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     records: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}

@@ -88,7 +88,7 @@ def test_deformable_convolution(make_cfg):
 
 
 @pytest.mark.parametrize("modulated", [False, True])
-def test_detectron2s_resnet_has_the_same_parameters(make_cfg, modulated):
+def test_detectron2_resnet_has_the_same_parameters(make_cfg, modulated):
     # On the CPU, Detectron2's deformable convolution has neither modulation nor a backward pass.
     cfg = make_cfg(
         MODEL__BACKBONE__NAME="build_resnet_backbone",
@@ -102,14 +102,14 @@ def test_detectron2s_resnet_has_the_same_parameters(make_cfg, modulated):
         cfg.MODEL.DEVICE = "cuda"
         train_one_step(cfg)
         return
-    theirs = build_backbone(cfg)
+    original = build_backbone(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_deformable_detr_resnet_backbone"
-    ours = build_backbone(cfg)
-    count = [sum(value.numel() for value in backbone.parameters()) for backbone in (theirs, ours)]
+    backbone = build_backbone(cfg)
+    count = [sum(value.numel() for value in each.parameters()) for each in (original, backbone)]
     assert count[0] == count[1]
     if not modulated:
-        features = theirs(torch.randn(1, 3, 64, 80))
-        expected = {name: (spec.channels, spec.stride) for name, spec in ours.output_shape().items()}
+        features = original(torch.randn(1, 3, 64, 80))
+        expected = {name: (spec.channels, spec.stride) for name, spec in backbone.output_shape().items()}
         assert {name: (features[name].shape[1], -(-64 // features[name].shape[2])) for name in expected} == expected
 
 
@@ -117,17 +117,17 @@ def test_fpn_equals_detectron2():
     features = ["res3", "res4", "res5"]
     bottom_up = ResNet(18, features)
     Backbone.register(ResNet)
-    ours = BackboneWithFPN(bottom_up, features, 32)
-    theirs = FPN(bottom_up, features, 32, top_block=LastLevelMaxPool())
+    backbone = BackboneWithFPN(bottom_up, features, 32)
+    original = FPN(bottom_up, features, 32, top_block=LastLevelMaxPool())
     for index in range(3):
-        for source, target in ((ours.fpn.inner_blocks, "lateral"), (ours.fpn.layer_blocks, "output")):
-            getattr(theirs, f"fpn_{target}{index + 3}").load_state_dict(source[index][0].state_dict())
-    assert {name: spec.stride for name, spec in theirs.output_shape().items()} == {
-        name: spec.stride for name, spec in ours.output_shape().items()
+        for source, target in ((backbone.fpn.inner_blocks, "lateral"), (backbone.fpn.layer_blocks, "output")):
+            getattr(original, f"fpn_{target}{index + 3}").load_state_dict(source[index][0].state_dict())
+    assert {name: spec.stride for name, spec in original.output_shape().items()} == {
+        name: spec.stride for name, spec in backbone.output_shape().items()
     }
     images = torch.randn(1, 3, 96, 128)
     with torch.no_grad():
-        found, expected = ours(images), theirs(images)
+        found, expected = backbone(images), original(images)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name])
 

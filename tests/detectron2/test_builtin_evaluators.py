@@ -43,8 +43,8 @@ def random_instances(seed, classes=20, count=30):
 
 def test_voc_metrics_match_detectron2(builtin_root):
     """Compares the means over classes on predictions that are half correct."""
-    ours, theirs = VOCEvaluator("voc_2007_val"), PascalVOCDetectionEvaluator("voc_2007_val")
-    for evaluator in (ours, theirs):
+    evaluators = VOCEvaluator("voc_2007_val"), PascalVOCDetectionEvaluator("voc_2007_val")
+    for evaluator in evaluators:
         evaluator.reset()
     car, person = (MetadataCatalog.get("voc_2007_val").thing_classes.index(name) for name in ("car", "person"))
     for index, record in enumerate(DatasetCatalog.get("voc_2007_val")):
@@ -52,9 +52,9 @@ def test_voc_metrics_match_detectron2(builtin_root):
         truth = record["annotations"][index % 2]
         found.pred_boxes.tensor[0] = torch.tensor(truth["bbox"]) + index
         found.pred_classes[0] = truth["category_id"]
-        for evaluator in (ours, theirs):
+        for evaluator in evaluators:
             evaluator.process([record], [{"instances": found}])
-    found, expected = ours.evaluate()["bbox"], theirs.evaluate()["bbox"]
+    found, expected = (evaluator.evaluate()["bbox"] for evaluator in evaluators)
     assert {key: found[key] for key in expected} == pytest.approx(expected) and expected["AP"] > 0.5
     assert np.mean([found["AP-car"], found["AP-person"]]) == pytest.approx(10 * expected["AP"])
     assert {car, person} == {6, 14} and sum(key.startswith("AP-") for key in found) == 20

@@ -69,7 +69,7 @@ def check_averages(folder, iterations):
 def scores(monkeypatch):
     """``scores([3.0, 5.0])`` sets the AP of the next evaluations; returns a list that collects the models' weights."""
 
-    def give(values):
+    def set_scores(values):
         left, seen = iter(values), []
 
         def test(cls, cfg, model, evaluators=None):
@@ -79,7 +79,7 @@ def scores(monkeypatch):
         monkeypatch.setattr(Trainer, "test", classmethod(test))
         return seen
 
-    return give
+    return set_scores
 
 
 def test_average_is_evaluated_saved_and_resumed(make_cfg, scores):
@@ -294,7 +294,7 @@ def test_detectron2_trainers_reject_unsupported_keys(make_cfg, build, options, k
         build(make_cfg(**options))
 
 
-def test_keys_are_not_refused_for_other_models(make_cfg, monkeypatch):
+def test_keys_are_not_checked_for_other_models(make_cfg, monkeypatch):
     cfg = make_cfg(**EMA, MODEL__META_ARCHITECTURE="RetinaNet")
     monkeypatch.setattr(DefaultTrainer, "build_model", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -308,7 +308,7 @@ def test_subclass_with_another_optimizer(make_cfg):
     assert isinstance(Own(make_cfg(SOLVER__OPTIMIZER="OWN"))._trainer.optimizer, torch.optim.SGD)
 
 
-def test_subclass_with_detectron2s_build_optimizer(make_cfg, scores):
+def test_subclass_with_build_optimizer_of_detectron2(make_cfg, scores):
     class Own(Trainer):
         @classmethod
         def build_optimizer(cls, cfg, model):
@@ -318,7 +318,7 @@ def test_subclass_with_detectron2s_build_optimizer(make_cfg, scores):
     scores([1.0])
     run(cfg, trainer=Own)
     assert load(cfg, "model_final.pth")["ema"]["n_averaged"] == 2
-    with pytest.raises(UserError, match="SOLVER.EMA"):  # refused outside the trainer
+    with pytest.raises(UserError, match="SOLVER.EMA"):  # rejected outside the trainer
         build_optimizer(cfg, build_model(cfg))
 
 

@@ -51,7 +51,7 @@ def test_files_of_the_other_engine_load(model, other, make_cfg, tmp_path, name):
     assert torch.equal(weights(model), weights(other))
 
 
-def test_our_file_loads_into_the_bare_detector(model, other, make_cfg, tmp_path):
+def test_a_saved_file_loads_into_the_bare_detector(model, other, make_cfg, tmp_path):
     from projects_deformable_detr.checkpoint import load_weights
 
     Trainer.build_checkpointer(make_cfg(OUTPUT_DIR=tmp_path), model).save("model_final", iteration=1)
@@ -61,7 +61,7 @@ def test_our_file_loads_into_the_bare_detector(model, other, make_cfg, tmp_path)
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_another_architecture_is_refused_with_the_keys(model, make_cfg, tmp_path, resume):
+def test_another_architecture_is_rejected_with_the_keys(model, make_cfg, tmp_path, resume):
     cfg = make_cfg(OUTPUT_DIR=tmp_path)
     Trainer.build_checkpointer(cfg, model).save("model_final")
     deeper = build_model(make_cfg(MODEL__DETR__ENC_LAYERS=2, MODEL__DETR__NUM_OBJECT_QUERIES=5))
@@ -77,8 +77,8 @@ def test_a_partial_load_is_allowed_on_request(model, make_cfg, tmp_path):
     cfg = make_cfg(MODEL__DETR__ENC_LAYERS=2, MODEL__DETR__ALLOW_PARTIAL_WEIGHTS=True)
     deeper = build_model(cfg)
     load(deeper, cfg, tmp_path / "model_final.pth")
-    ours, theirs = deeper.detector.encoder.layers[0], model.detector.encoder.layers[0]
-    assert torch.equal(weights(ours), weights(theirs))
+    found, expected = deeper.detector.encoder.layers[0], model.detector.encoder.layers[0]
+    assert torch.equal(weights(found), weights(expected))
 
 
 def test_weights_that_cannot_be_downloaded_are_an_error(model, make_cfg, monkeypatch):
@@ -117,7 +117,7 @@ def detectron2_backbone_file(model, folder, missing=None):
     return file
 
 
-def test_detectron2s_backbone_files_load_as_in_detectron2(make_cfg, tmp_path):
+def test_backbone_files_of_detectron2_load(make_cfg, tmp_path):
     cfg = make_cfg(MODEL__BACKBONE__NAME="build_resnet_backbone", **FULL_WIDTH)
     model = build_model(cfg)
     before = copy.deepcopy(model)
@@ -126,7 +126,7 @@ def test_detectron2s_backbone_files_load_as_in_detectron2(make_cfg, tmp_path):
     assert torch.equal(weights(model.detector.encoder), weights(before.detector.encoder))
 
 
-def test_a_backbone_file_without_a_key_is_refused(make_cfg, tmp_path):
+def test_a_backbone_file_without_a_key_is_rejected(make_cfg, tmp_path):
     cfg = make_cfg(MODEL__BACKBONE__NAME="build_resnet_backbone", **FULL_WIDTH)
     model = build_model(cfg)
     with pytest.raises(CheckpointError, match=r"missing in the file \(1\): backbone\.res3\.0\.conv1\.weight"):

@@ -84,18 +84,18 @@ def test_data_set_registered_as_a_list_of_records(make_cfg, coco_files):
     assert data.resolve_num_classes(cfg) == 3
 
 
-def test_registered_files_are_read_by_the_projects_reader(make_cfg, coco_files):
+def test_registered_files_are_read_by_the_project(make_cfg, coco_files):
     data.register("registered_file", *coco_files)
     cfg = make_cfg(DATALOADER__SAMPLER_TRAIN="RepeatFactorTrainingSampler", DATALOADER__REPEAT_THRESHOLD=1.0)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("registered_file",)
-    found, theirs = data.training_data(data_config(cfg), cfg.SEED), get_detection_dataset_dicts("registered_file")
-    assert list(found["dataset"]) == theirs
-    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(theirs, 1.0)
+    found, records = data.training_data(data_config(cfg), cfg.SEED), get_detection_dataset_dicts("registered_file")
+    assert list(found["dataset"]) == records
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 1.0)
     expected = RepeatFactorTrainingSampler(factors, seed=cfg.SEED)
     assert list(islice(iter(found["sampler"]), 50)) == list(islice(iter(expected), 50))
     assert [record["image_id"] for record in data.test_data("registered_file", data_config(cfg))] == list(range(1, 9))
     # A function may return a part of the file only.
-    DatasetCatalog.register("part_of_a_file", lambda: theirs[:3])
+    DatasetCatalog.register("part_of_a_file", lambda: records[:3])
     MetadataCatalog.get("part_of_a_file").set(json_file=coco_files[0], image_root=coco_files[1], evaluator_type="coco")
     cfg.DATASETS.TRAIN = ("part_of_a_file",)
     assert (

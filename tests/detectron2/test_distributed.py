@@ -22,7 +22,7 @@ from projects_deformable_detr.training import launch as training_launch
 MASKS = {"MODEL__MASK_ON": True, "MODEL__DETR__HIDDEN_DIM": 128, "MODEL__DETR__NHEADS": 8}
 MASKS |= {"MODEL__RESNETS__OUT_FEATURES": "['res2', 'res3', 'res4', 'res5']"}
 TWO_STAGE = {"MODEL__DETR__WITH_BOX_REFINE": True, "MODEL__DETR__TWO_STAGE": True}
-# Number of objects in each of four images, of which rank 0 has two: the ranks' numbers differ, or one rank has none.
+# Number of objects in each of four images, two for each rank. The ranks' numbers differ, or one rank has none.
 CASES = [({}, (3, 0, 1, 2)), ({}, (3, 2, 0, 0)), (MASKS, (0, 0, 1, 2)), (TWO_STAGE, (2, 1, 0, 0))]
 
 

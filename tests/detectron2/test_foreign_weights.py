@@ -59,8 +59,8 @@ def write(model, path):
 
 
 def check_same(one, other):
-    ours, theirs = one.state_dict(), other.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    found, expected = one.state_dict(), other.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(value, expected[key]) for key, value in found.items())
 
 
 def test_default_predictor_reads_official_files(make_model, tmp_path):
@@ -72,7 +72,7 @@ def test_default_predictor_reads_official_files(make_model, tmp_path):
     assert len(instances) > 0
 
 
-def test_default_predictor_reads_hugging_faces_bin_files(make_model, tmp_path):
+def test_default_predictor_reads_bin_files_of_hugging_face(make_model, tmp_path):
     from safetensors.torch import load_file
 
     model, cfg = make_model(MODEL__DETR__NUM_CLASSES=2)
@@ -82,7 +82,7 @@ def test_default_predictor_reads_hugging_faces_bin_files(make_model, tmp_path):
     check_same(DefaultPredictor(cfg).model, model)
 
 
-def test_default_predictor_refuses_a_head_without_its_classes(make_model, make_cfg, tmp_path):
+def test_default_predictor_rejects_a_head_without_its_classes(make_model, make_cfg, tmp_path):
     """COCO has neither of the tiny data set's classes, red and blue."""
     model, _ = make_model(MODEL__DETR__NUM_CLASSES=91, DATASETS__TRAIN="()", DATASETS__TEST="()")
     cfg = make_cfg(**BATCH_NORM)
@@ -91,13 +91,13 @@ def test_default_predictor_refuses_a_head_without_its_classes(make_model, make_c
         DefaultPredictor(cfg)
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_fine_tuning_warns_about_a_new_class_head(make_model, make_cfg, tmp_path, caplog, ours):
+@pytest.mark.parametrize("with_trainer", [True, False])
+def test_fine_tuning_warns_about_a_new_class_head(make_model, make_cfg, tmp_path, caplog, with_trainer):
     model, _ = make_model(MODEL__DETR__NUM_CLASSES=91, DATASETS__TRAIN="()", DATASETS__TEST="()")
     cfg = make_cfg(**BATCH_NORM)
     target = build_model(cfg)
     before = target.detector.decoder.class_heads[0].weight.clone()
-    checkpointer = Trainer.build_checkpointer(cfg, target) if ours else DetectionCheckpointer(target)
+    checkpointer = Trainer.build_checkpointer(cfg, target) if with_trainer else DetectionCheckpointer(target)
     with caplog.at_level("WARNING"):
         checkpointer.resume_or_load(write(model, tmp_path / "official.pth"), resume=False)
     assert "The class head of 2 classes (red, blue) keeps its initial weights" in caplog.text
@@ -105,7 +105,7 @@ def test_fine_tuning_warns_about_a_new_class_head(make_model, make_cfg, tmp_path
     assert torch.equal(target.detector.tokenizer.level_embed, model.detector.tokenizer.level_embed)
 
 
-def test_detectron2s_checkpointer_loads_torchvisions_names(make_cfg, tmp_path, monkeypatch):
+def test_detectron2_checkpointer_loads_torchvision_names(make_cfg, tmp_path, monkeypatch):
     from torchvision.models import resnet18
 
     imagenet = resnet18()
@@ -119,11 +119,11 @@ def test_detectron2s_checkpointer_loads_torchvisions_names(make_cfg, tmp_path, m
     assert torch.equal(model.detector.backbone.layer3[1].conv2.weight, imagenet.layer3[1].conv2.weight)
 
 
-@pytest.mark.parametrize("writer", ["ours", "DefaultTrainer's"])
+@pytest.mark.parametrize("writer", ["project", "DefaultTrainer's"])
 def test_own_logits_are_mapped_by_name(make_model, make_cfg, tmp_path, monkeypatch, writer):
     """Plain Detectron2 would load them by number."""
     model, cfg = make_model()
-    if writer == "ours":
+    if writer == "project":
         save_detector(
             tmp_path / "model_final.pth", model.detector, iteration=0, cfg_text="", class_names=["blue", "red"]
         )
@@ -136,8 +136,8 @@ def test_own_logits_are_mapped_by_name(make_model, make_cfg, tmp_path, monkeypat
     assert predictor.model.load_options.class_names == ("red", "blue")
     DetectionCheckpointer(target).load(cfg.MODEL.WEIGHTS)
     for found in (predictor.model, target):
-        ours, theirs = (each.detector.decoder.class_heads[0].weight for each in (found, model))
-        assert torch.equal(ours, theirs[[1, 0]])
+        weight, original = (each.detector.decoder.class_heads[0].weight for each in (found, model))
+        assert torch.equal(weight, original[[1, 0]])
         assert torch.equal(found.detector.tokenizer.level_embed, model.detector.tokenizer.level_embed)
     with pytest.raises(CheckpointError, match=r"has 2 classes \(blue, red\), the data sets have 2 \(red, blue\)"):
         write_last_checkpoint(tmp_path / "model_final.pth")
@@ -169,22 +169,22 @@ def caffe2_file(model, folder):
     return str(path)
 
 
-def test_msras_resnet_loads_as_detectron2_loads_it(make_model, make_cfg, tmp_path):
+def test_msra_resnet_loads_as_in_detectron2(make_model, make_cfg, tmp_path):
     model, _ = make_model(**CAFFE2)
     path = caffe2_file(model, tmp_path)
     cfg = make_cfg(**CAFFE2)
-    ours, theirs = build_model(cfg), build_model(cfg)
-    Trainer.build_checkpointer(cfg, ours).resume_or_load(path, resume=False)
-    DetectionCheckpointer(theirs).load(path)
+    found, expected = build_model(cfg), build_model(cfg)
+    Trainer.build_checkpointer(cfg, found).resume_or_load(path, resume=False)
+    DetectionCheckpointer(expected).load(path)
     # Detectron2 neglects the 1e-5 that its norm adds to the variance of 1.
     torch.testing.assert_close(
-        ours.detector.backbone.state_dict(), theirs.detector.backbone.state_dict(), rtol=2e-5, atol=0
+        found.detector.backbone.state_dict(), expected.detector.backbone.state_dict(), rtol=2e-5, atol=0
     )
-    assert torch.equal(ours.detector.backbone.res4[2].conv2.weight, model.detector.backbone.res4[2].conv2.weight)
+    assert torch.equal(found.detector.backbone.res4[2].conv2.weight, model.detector.backbone.res4[2].conv2.weight)
 
 
 @pytest.mark.parametrize("wrong", [{"INPUT__FORMAT": "RGB"}, {"MODEL__RESNETS__STRIDE_IN_1X1": False}])
-def test_msras_resnet_needs_bgr_and_strides_in_the_1x1(make_model, make_cfg, tmp_path, wrong):
+def test_msra_resnet_needs_bgr_and_strides_in_the_1x1(make_model, make_cfg, tmp_path, wrong):
     path = caffe2_file(make_model(**CAFFE2)[0], tmp_path)
     cfg = make_cfg(**CAFFE2 | wrong)
     with pytest.raises(CheckpointError, match=r"INPUT\.FORMAT BGR.*STRIDE_IN_1X1 True"):

@@ -1,4 +1,4 @@
-"""Detectron2's hooks, schedules, samplers and switches in its ``DefaultTrainer``, with a tiny model of this project."""
+"""Detectron2's hooks, schedules and seeds in its ``DefaultTrainer``, with a tiny model of this project."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def test_hooks_of_a_run_work_together(make_cfg):
     seen = {}
     profiler = hooks.TorchProfiler(lambda trainer: trainer.iter == 1, cfg.OUTPUT_DIR, activities=None)
     trainer = Trainer(cfg)
-    # Before the writers, which write what it finds; the best checkpoint is that of the metric of Detectron2's name.
+    # Registered before the writers, which write its metrics.
     best = hooks.BestCheckpointer(cfg.TEST.EVAL_PERIOD, trainer.checkpointer, "bbox/AP50")
     evaluation = hooks.CallbackHook(after_train=lambda _: seen.update(trainer._last_eval_results["bbox"]))
     Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ def test_hooks_of_a_run_work_together(make_cfg):
     assert not torch.equal(statistics[0], statistics[-1])
 
 
-def test_precise_bn_of_frozen_norms_is_an_error_that_says_so(make_cfg):
+def test_precise_bn_of_frozen_norms_is_an_error(make_cfg):
     cfg = make_cfg(MODEL__RESNETS__NORM="FrozenBN", TEST__PRECISE_BN__ENABLED=True)
     with pytest.raises(UserError, match=r"TEST.PRECISE_BN.ENABLED True needs batch norms .* FrozenBN"):
         Trainer(cfg)
@@ -96,7 +96,7 @@ def test_precise_bn_of_frozen_norms_is_an_error_that_says_so(make_cfg):
         ),
     ],
 )
-def test_schedules_move_every_group_alike(make_cfg, options, expected):
+def test_schedules_scale_all_groups_equally(make_cfg, options, expected):
     cfg = make_cfg(SOLVER__NUM_DECAYS=1, SOLVER__BACKBONE_MULTIPLIER=0.1, **options)
     optimizer = DefaultTrainer.build_optimizer(cfg, build_model(cfg))
     first = {group["name"]: group["lr"] for group in optimizer.param_groups}
@@ -154,8 +154,8 @@ def test_pictures_show_each_object_with_the_prediction_it_was_matched_with(make_
     assert sorted(order) == [0, 1]
     torch.testing.assert_close(truth, batch[0]["instances"].gt_boxes.tensor[order])
     classes = [batch[0]["instances"].gt_classes[index].item() for index in order]
-    known = ("red", "blue") if names[0] in ("red", "blue") else ("0", "1")
-    assert names == [known[label] for label in classes]
+    class_names = ("red", "blue") if names[0] in ("red", "blue") else ("0", "1")
+    assert names == [class_names[label] for label in classes]
     assert all(re.fullmatch(rf"{name} \d+%", label) for name, label in zip(names, labels, strict=True))
     boxes = kept[0].boxes[-1, 0]
     centers = (found[:, :2] + found[:, 2:]) / 2 / torch.tensor([80, 64])

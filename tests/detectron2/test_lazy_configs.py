@@ -1,4 +1,4 @@
-"""LazyConfigs of all recipes: the same modules, optimizer, schedule and data as the YAML file gives."""
+"""LazyConfigs of all recipes: the same modules, optimizer, schedule and data as the YAML file."""
 
 import json
 import re
@@ -87,8 +87,8 @@ def test_model_and_training_equal_the_yaml(pair):
     cfg, lazy = pair
     with torch.device("meta"):  # no memory, no initialization
         expected, found = build_model(cfg), instantiate(lazy.model)
-    ours, theirs = ({key: value.shape for key, value in model.state_dict().items()} for model in (found, expected))
-    assert ours == theirs
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (found, expected)]
+    assert shapes[0] == shapes[1]
     assert settings(found) == settings(expected)
     assert describe_criterion(found.criterion) == describe_criterion(expected.criterion)
     assert found.load_options == expected.load_options
@@ -105,10 +105,10 @@ def test_model_and_training_equal_the_yaml(pair):
         groups.append(
             [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
         )
-    for ours, theirs in zip(*groups, strict=True):
-        assert ours.pop("lr") == pytest.approx(theirs.pop("lr"))
-        theirs.pop("initial_lr", None)
-        assert ours == theirs
+    for left, right in zip(*groups, strict=True):
+        assert left.pop("lr") == pytest.approx(right.pop("lr"))
+        right.pop("initial_lr", None)
+        assert left == right
     assert instantiate(lazy.optimizer.config) == optimizer_config(cfg)
 
     schedule, reference = instantiate(lazy.lr_multiplier), build_lr_scheduler(cfg, optimizers[1])._multiplier
@@ -127,8 +127,8 @@ def test_data_equals_the_yaml(pair):
         mappers = instantiate(part.mapper), DetrDatasetMapper(cfg, is_train)
         values = [{key: value for key, value in vars(mapper).items() if key != "augmentations"} for mapper in mappers]
         assert values[0] == values[1]
-        ours, theirs = ([describe_augmentation(item) for item in mapper.augmentations.augs] for mapper in mappers)
-        assert ours == theirs
+        left, right = ([describe_augmentation(item) for item in mapper.augmentations.augs] for mapper in mappers)
+        assert left == right
     evaluator, train = loaders.evaluator, lazy.train
     assert (evaluator.dataset_name,) == tuple(cfg.DATASETS.TEST)
     assert train.seed == cfg.SEED
@@ -141,7 +141,7 @@ def test_data_equals_the_yaml(pair):
 
 
 @pytest.mark.parametrize("name", model_zoo.names())
-def test_detectron2s_get_cfg_reads_the_yaml(name):
+def test_detectron2_get_cfg_reads_the_yaml(name):
     cfg = get_cfg()
     cfg.merge_from_file(model_zoo.get_config_file(name))
     assert cfg == model_zoo.get_config(name, engine="detectron2")
@@ -207,7 +207,7 @@ def test_the_schedule_is_relative_to_the_length_of_the_training():
 
 
 @pytest.mark.parametrize("is_file", [True, False])
-def test_loaders_have_the_records_of_the_projects_reader(coco_files, is_file, tmp_path):
+def test_loaders_have_the_records_of_the_project(coco_files, is_file, tmp_path):
     name, path = f"lazy_{is_file}", tmp_path / "invalid_box.json"
     content = json.loads(Path(coco_files[0]).read_text())
     content["annotations"][0]["bbox"][2] = 0.0
@@ -243,7 +243,7 @@ def test_loaders_have_the_records_of_the_projects_reader(coco_files, is_file, tm
         (["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "set model.detector.backbone"),
     ],
 )
-def test_keys_without_a_lazy_form_are_refused(options, message):
+def test_keys_without_a_lazy_form_are_rejected(options, message):
     cfg = model_zoo.get_config("deformable_detr_r50", engine="detectron2")
     cfg.merge_from_list(["MODEL.DETR.NUM_CLASSES", 80, *options])
     with pytest.raises(UserError, match=message):

@@ -50,7 +50,7 @@ def test_the_last_checkpoints_are_kept(trained):
     assert names == {"model_0000001.pth", "model_0000002.pth", "model_final.pth"}
 
 
-def test_resuming_what_does_not_fit_changes_nothing(job, copied, coco_files, swapped_files):
+def test_resuming_with_another_config_or_data_changes_nothing(job, copied, coco_files, swapped_files):
     before = contents(copied / "output")
     for files, options, message in (
         (swapped_files, (), "has 2 classes .*, the data sets have 2"),
@@ -69,7 +69,7 @@ def test_resuming_what_does_not_fit_changes_nothing(job, copied, coco_files, swa
     assert not (copied / "misspelt").exists()
 
 
-def test_a_new_run_is_kept_apart_from_an_earlier_one(job, copied, coco_files):
+def test_a_new_run_in_the_folder_of_an_earlier_one(job, copied, coco_files):
     before = contents(copied / "output")
     args = job(copied, coco_files, *OPTIONS, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 1)
     args.overwrite = False

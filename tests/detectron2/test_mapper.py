@@ -105,15 +105,15 @@ def test_other_errors_are_unchanged(make_cfg, coco_files):
 
 @pytest.mark.parametrize("suffix", ["tiff", "png"])
 @pytest.mark.parametrize("is_train", [True, False])
-def test_pixels_are_those_of_the_projects_reader(make_cfg, tmp_path, suffix, is_train):
-    """A 16-bit file that is turned by its EXIF orientation, which Detectron2's reader saturates and turns twice."""
-    grey = np.arange(0, 6000, 2, dtype=np.uint16).reshape(50, 60)
+def test_pixels_are_those_of_the_reader_of_the_project(make_cfg, tmp_path, suffix, is_train):
+    """A 16-bit file with an EXIF orientation, which Detectron2's reader would saturate and rotate twice."""
+    gray = np.arange(0, 6000, 2, dtype=np.uint16).reshape(50, 60)
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(grey).save(tmp_path / f"grey.{suffix}", exif=exif)
+    Image.fromarray(gray).save(tmp_path / f"gray.{suffix}", exif=exif)
     sizes = {"INPUT__MIN_SIZE_TRAIN": (50,), "INPUT__MIN_SIZE_TEST": 50, "INPUT__RANDOM_FLIP": "none"}
     cfg = make_cfg(INPUT__CROP__ENABLED=False, INPUT__INTENSITY_WINDOW=(0, 6000), **sizes)
-    mapped = DetrDatasetMapper(cfg, is_train)({"file_name": str(tmp_path / f"grey.{suffix}"), "annotations": []})
-    expected = np.rint(np.rot90(grey, -1) * (255 / 6000)).astype(np.uint8)
+    mapped = DetrDatasetMapper(cfg, is_train)({"file_name": str(tmp_path / f"gray.{suffix}"), "annotations": []})
+    expected = np.rint(np.rot90(gray, -1) * (255 / 6000)).astype(np.uint8)
     np.testing.assert_array_equal(mapped["image"], np.stack([expected] * 3))
     assert (mapped["height"], mapped["width"]) == (60, 50)

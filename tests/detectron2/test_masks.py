@@ -92,11 +92,11 @@ def test_mapper_equals_standalone_engine(names, tmp_path):
         records = load_dataset(spec, masks=not is_standard(name))
         dataset = DetectionDataset(records, augmentation_policy(cfg, True), with_masks=True)
         for index, record in enumerate(sorted(DatasetCatalog.get(name), key=lambda item: item["image_id"])):
-            theirs, ours = to_targets(mapper(record)["instances"]), dataset[(0, index)].targets
-            assert torch.equal(theirs.labels, ours.labels)
-            assert (theirs.masks != ours.masks).float().mean() < 0.01  # ties are rounded differently
-            torch.testing.assert_close(theirs.boxes, ours.boxes, rtol=0, atol=1e-5)
-            assert theirs.masks.shape[1] == 100 or theirs.masks.shape[2] == 100
+            mapped, target = to_targets(mapper(record)["instances"]), dataset[(0, index)].targets
+            assert torch.equal(mapped.labels, target.labels)
+            assert (mapped.masks != target.masks).float().mean() < 0.01  # ties are rounded differently
+            torch.testing.assert_close(mapped.boxes, target.boxes, rtol=0, atol=1e-5)
+            assert mapped.masks.shape[1] == 100 or mapped.masks.shape[2] == 100
 
 
 def test_masks_are_cropped_and_empty_ones_dropped(names, tmp_path):
@@ -123,7 +123,7 @@ def test_images_without_objects_have_empty_masks(names, tmp_path):
     assert len(instances) == 0 and instances.gt_masks.tensor.shape == (0, *instances.image_size)
 
 
-def test_polygons_from_detectron2s_mapper():
+def test_polygons_from_detectron2_mapper():
     instances = Instances((6, 8), gt_boxes=Boxes(torch.tensor([[2.0, 1, 7, 4]])), gt_classes=torch.tensor([0]))
     instances.gt_masks = PolygonMasks([[np.array([2.0, 1, 7, 1, 7, 4, 2, 4])]])
     assert to_targets(instances).masks[0].sum() == 15

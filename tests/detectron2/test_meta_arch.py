@@ -211,7 +211,7 @@ def test_vis_period_puts_images_into_the_storage(make_cfg):
         assert storage._vis_data[0][1].shape == (3, 64, 160)
 
 
-def test_backbone_works_in_detectron2s_meta_architectures(make_cfg):
+def test_backbone_works_in_meta_architectures_of_detectron2(make_cfg):
     cfg = make_cfg(
         MODEL__META_ARCHITECTURE="RetinaNet",
         MODEL__RETINANET__IN_FEATURES=["res5"],

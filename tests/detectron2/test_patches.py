@@ -40,7 +40,7 @@ print(len(new) > len(old), early is late, late.__wrapped__ is early)
 """
 
 
-def test_no_default_of_detectron2s_changes():
+def test_defaults_of_detectron2_do_not_change():
     result = subprocess.run([sys.executable, "-c", _UNTOUCHED], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["True", "False", "True"]
@@ -106,7 +106,7 @@ class Wrapper(nn.Module):
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, Wrapper])
-def test_our_models_get_the_papers_optimizer(make_cfg, wrap):
+def test_models_of_the_project_use_the_optimizer_of_the_paper(make_cfg, wrap):
     model = wrap(build_model(make_cfg()))
     optimizer = DefaultTrainer.build_optimizer(make_cfg(), model)
     assert isinstance(optimizer, torch.optim.AdamW)
@@ -123,7 +123,7 @@ def test_optimizer_clips_the_whole_model_in_its_step(make_cfg):
     assert norm.item() == pytest.approx(0.1, rel=1e-3)
 
 
-def test_other_models_get_detectron2s_optimizer(make_cfg):
+def test_other_models_use_the_optimizer_of_detectron2(make_cfg):
     model, cfg = nn.Linear(2, 2), make_cfg()
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
     optimizer = DefaultTrainer.build_optimizer(cfg, model)
@@ -157,7 +157,7 @@ def test_user_subclasses_of_the_mapper_are_unchanged(make_cfg):
     assert type(Own(make_cfg(), True)) is Own
 
 
-def test_a_registered_subclass_counts_as_ours(make_cfg):
+def test_a_registered_subclass_is_a_model_of_the_project(make_cfg):
     cfg = make_cfg()
     if "OwnDeformableDETR" not in META_ARCH_REGISTRY:
         META_ARCH_REGISTRY.register(type("OwnDeformableDETR", (DeformableDETR,), {}))
@@ -165,7 +165,7 @@ def test_a_registered_subclass_counts_as_ours(make_cfg):
     assert patches.selects_project_model(cfg) and patches.contains_project_model(build_model(cfg))
 
 
-def test_detectron2s_default_trainer_trains_resumes_and_predicts(make_cfg):
+def test_default_trainer_trains_resumes_and_predicts(make_cfg):
     """``DefaultTrainer`` itself is used, with the config of Detectron2's ``get_cfg``."""
     cfg = make_cfg(SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=2)
     assert set(get_cfg().MODEL.DETR) == set(cfg.MODEL.DETR) and isinstance(cfg, CfgNode)

@@ -31,23 +31,23 @@ def detections(seed, size, with_masks):
 
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_both_engines_write_the_same_results(tiny_name, coco_files, tmp_path, with_masks):
-    theirs = COCOEvaluator(tiny_name, output_dir=str(tmp_path / "theirs"))
-    theirs.reset()
+    evaluator = COCOEvaluator(tiny_name, output_dir=str(tmp_path / "detectron2"))
+    evaluator.reset()
     category_ids = load_dataset(DatasetSpec(tiny_name, *coco_files)).summary.category_ids
-    ours = []
+    results = []
     for record in DatasetCatalog.get(tiny_name):
         size = record["height"], record["width"]
         found = detections(record["image_id"], size, with_masks)
         instances = Instances(size, pred_boxes=Boxes(found.boxes), scores=found.scores, pred_classes=found.labels)
         if with_masks:
             instances.pred_masks = found.masks
-        theirs.process([record], [{"instances": instances}])
-        ours += ImageDetections.from_detections(record["image_id"], found).to_coco(category_ids)
-    theirs._do_evaluation = False  # the ground truth has no masks; only the files are compared
-    theirs.evaluate()
-    expected = json.loads((tmp_path / "theirs/coco_instances_results.json").read_text())
-    assert len(ours) == len(expected) == 56
-    for mine, other in zip(json.loads(json.dumps(ours)), expected, strict=True):
-        assert {key: type(value) for key, value in mine.items()} == {key: type(value) for key, value in other.items()}
-        assert mine["bbox"] == pytest.approx(other.pop("bbox"), abs=1e-5)
-        assert {key: mine[key] for key in other} == other
+        evaluator.process([record], [{"instances": instances}])
+        results += ImageDetections.from_detections(record["image_id"], found).to_coco(category_ids)
+    evaluator._do_evaluation = False  # the ground truth has no masks; only the files are compared
+    evaluator.evaluate()
+    expected = json.loads((tmp_path / "detectron2/coco_instances_results.json").read_text())
+    assert len(results) == len(expected) == 56
+    for row, other in zip(json.loads(json.dumps(results)), expected, strict=True):
+        assert {key: type(value) for key, value in row.items()} == {key: type(value) for key, value in other.items()}
+        assert row["bbox"] == pytest.approx(other.pop("bbox"), abs=1e-5)
+        assert {key: row[key] for key in other} == other

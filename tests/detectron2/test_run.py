@@ -59,19 +59,19 @@ def script(tmp_path):
 
 
 def test_scripts_have_the_same_state_as_in_python(script, tmp_path):
-    plain, ours = (python(*how, script, "a", "--b=c", cwd=tmp_path) for how in ((), MODULE))
-    assert ours.returncode == plain.returncode == 0, ours.stderr
-    assert json.loads(ours.stdout) == json.loads(plain.stdout)
-    assert json.loads(ours.stdout)["is_main"] is True
+    plain, result = (python(*how, script, "a", "--b=c", cwd=tmp_path) for how in ((), MODULE))
+    assert result.returncode == plain.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == json.loads(plain.stdout)
+    assert json.loads(result.stdout)["is_main"] is True
 
 
 @pytest.mark.parametrize("flag", ["--exit", "--raise"])
 def test_exit_status_and_errors_are_those_of_the_script(script, tmp_path, flag):
-    plain, ours = (python(*how, script, flag, cwd=tmp_path) for how in ((), MODULE))
-    assert ours.returncode == plain.returncode == (7 if flag == "--exit" else 1)
+    plain, result = (python(*how, script, flag, cwd=tmp_path) for how in ((), MODULE))
+    assert result.returncode == plain.returncode == (7 if flag == "--exit" else 1)
     if flag == "--raise":
         last = plain.stderr.splitlines()[-3:]
-        assert ours.stderr.splitlines()[-3:] == last and last[-1] == "LookupError: its own error"
+        assert result.stderr.splitlines()[-3:] == last and last[-1] == "LookupError: its own error"
 
 
 def test_spawned_processes_import_the_project(tmp_path):
@@ -117,13 +117,13 @@ if __name__ == "__main__":
 
 def test_objects_from_spawned_processes_have_the_scripts_classes(tmp_path):
     (tmp_path / "returns.py").write_text(_RETURNS)
-    plain, ours = (python(*how, tmp_path / "returns.py") for how in ((), MODULE))
-    assert ours.returncode == plain.returncode == 0, ours.stderr
-    assert ours.stdout == plain.stdout and ours.stdout.split()[1] == "3"
+    plain, result = (python(*how, tmp_path / "returns.py") for how in ((), MODULE))
+    assert result.returncode == plain.returncode == 0, result.stderr
+    assert result.stdout == plain.stdout and result.stdout.split()[1] == "3"
 
 
 def test_a_script_has_no_package(tmp_path):
     (tmp_path / "relative.py").write_text("from . import monitors\n")
-    plain, ours = (python(*how, tmp_path / "relative.py") for how in ((), MODULE))
-    assert ours.returncode == plain.returncode == 1
-    assert ours.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1]
+    plain, result = (python(*how, tmp_path / "relative.py") for how in ((), MODULE))
+    assert result.returncode == plain.returncode == 1
+    assert result.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1]

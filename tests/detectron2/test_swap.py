@@ -106,8 +106,8 @@ def swap(folder: Path) -> None:
     diffs = blocks("diff")
     assert len(diffs) == 2
     for diff in diffs:
-        alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
-        subprocess.run(["git", "apply"], input=diff, cwd=folder, text=True, check=True, env=alone)
+        environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
+        subprocess.run(["git", "apply"], input=diff, cwd=folder, text=True, check=True, env=environment)
 
 
 def test_fields_metrics_and_files_do_not_change(before, folder, tiny_model):
@@ -235,7 +235,7 @@ def test_a_traced_model_works_for_one_image_size(make_cfg):
     image = torch.rand(3, 64, 80) * 255
     adapter = TracingAdapter(model, [{"image": image}], lambda model, inputs: model(inputs))
     traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
-    for ours, theirs in zip(traced(image), adapter(image), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for found, expected in zip(traced(image), adapter(image), strict=True):
+        torch.testing.assert_close(found, expected)
     with pytest.raises(RuntimeError, match="must have size|shape"):
         traced(torch.rand(3, 96, 96) * 255)

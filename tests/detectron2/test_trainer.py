@@ -40,7 +40,7 @@ def trained(job, tmp_path_factory, coco_files):
     return folder / "output", results
 
 
-def test_training_lowers_the_loss_and_writes_detectron2s_files(trained):
+def test_training_lowers_the_loss_and_writes_files_of_detectron2(trained):
     folder, results = trained
     losses = [line["total_loss"] for line in metrics(folder) if "total_loss" in line]
     assert losses[-1] < 0.8 * losses[0]
@@ -78,7 +78,7 @@ def test_eval_only_gives_the_metrics_of_the_training_run(trained, job, tmp_path,
     assert again["bbox"] == pytest.approx(results["bbox"], nan_ok=True)
 
 
-def test_the_saved_config_predicts_with_detectron2s_predictor(trained, coco_files):
+def test_the_saved_config_works_in_default_predictor(trained, coco_files):
     from projects_deformable_detr import get_cfg
 
     folder, _ = trained

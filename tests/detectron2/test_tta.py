@@ -58,7 +58,7 @@ def replace_model(tta, detect):
     return views
 
 
-def test_detectron2s_class_is_replaced_only_for_models_of_the_project(make_cfg):
+def test_class_of_detectron2_is_replaced_only_for_models_of_the_project(make_cfg):
     assert type(make_tta(make_cfg)) is SetPredictionTTA
     cfg = make_cfg()
     with pytest.raises(AssertionError, match="only supported on GeneralizedRCNN"):

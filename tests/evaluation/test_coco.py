@@ -67,19 +67,19 @@ def test_metrics_match_pycocotools(truth: COCO, results: list[dict[str, Any]]) -
         reference.summarize()
         return [100 * value for value in reference.stats]
 
-    ours = compute_metrics(truth, results, CLASSES)
+    metrics = compute_metrics(truth, results, CLASSES)
     names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR", "ARs", "ARm", "ARl"]
-    assert [ours[name] for name in names] == pytest.approx(stats([2, 5, 8]))
-    assert 5 < ours["AP"] < 95
-    assert (ours["AP-two"], ours["AP-eight"]) == pytest.approx((stats([2])[0], stats([8])[0]))
-    assert math.isnan(ours["AP-five"])  # no ground truth
+    assert [metrics[name] for name in names] == pytest.approx(stats([2, 5, 8]))
+    assert 5 < metrics["AP"] < 95
+    assert (metrics["AP-two"], metrics["AP-eight"]) == pytest.approx((stats([2])[0], stats([8])[0]))
+    assert math.isnan(metrics["AP-five"])  # no ground truth
 
 
 def test_metrics_match_detectron2(truth: COCO, results: list[dict[str, Any]]) -> None:
     evaluation = pytest.importorskip("detectron2.evaluation.coco_evaluation", reason="compares with Detectron2's")
-    theirs = evaluation._evaluate_predictions_on_coco(truth, results, "bbox", max_dets_per_image=[1, 10, 4])
-    ours = compute_metrics(truth, results, CLASSES, max_detections=4)
-    assert (ours["AP"], ours["AP75"]) == pytest.approx((100 * theirs.stats[0], 100 * theirs.stats[2]))
+    expected = evaluation._evaluate_predictions_on_coco(truth, results, "bbox", max_dets_per_image=[1, 10, 4])
+    metrics = compute_metrics(truth, results, CLASSES, max_detections=4)
+    assert (metrics["AP"], metrics["AP75"]) == pytest.approx((100 * expected.stats[0], 100 * expected.stats[2]))
 
 
 def test_metrics_are_nan_without_detections(truth: COCO) -> None:

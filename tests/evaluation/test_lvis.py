@@ -161,17 +161,17 @@ def test_metrics_and_results_match_detectron2(
 
     monkeypatch.setattr(np, "float", float, raising=False)  # used by lvis 0.5.3
     MetadataCatalog.get("many_lvis").set(json_file=str(many.json_file))
-    theirs = LVISEvaluator("many_lvis", output_dir=str(tmp_path / "theirs"), max_dets_per_image=most)
-    theirs.reset()
+    evaluator = LVISEvaluator("many_lvis", output_dir=str(tmp_path / "detectron2"), max_dets_per_image=most)
+    evaluator.reset()
     found = guesses(many)
     for image_id, item in found.items():
         fields = {"pred_boxes": Boxes(item.boxes), "scores": item.scores, "pred_classes": item.labels}
-        theirs.process([{"image_id": image_id}], [{"instances": Instances((400, 400), **fields)}])
-    expected = theirs.evaluate()["bbox"]
-    metrics, results = evaluate(many, found, tmp_path / "ours", most)
+        evaluator.process([{"image_id": image_id}], [{"instances": Instances((400, 400), **fields)}])
+    expected = evaluator.evaluate()["bbox"]
+    metrics, results = evaluate(many, found, tmp_path / "project", most)
     assert metrics == pytest.approx(dict(expected), abs=5e-4)
     assert 5 < metrics["AP"] < 95
-    written = json.loads((tmp_path / "theirs/lvis_instances_results.json").read_text())
+    written = json.loads((tmp_path / "detectron2/lvis_instances_results.json").read_text())
     assert results[0].keys() == written[0].keys() - {"id", "area", "segmentation"}
     assert [(row["image_id"], row["category_id"]) for row in results] == [
         (row["image_id"], row["category_id"]) for row in written

@@ -61,17 +61,17 @@ def test_detections_do_not_depend_on_the_batch(save_tiny, files, variant):
         assert_equal(found, detector(path, **ALL))
 
 
-def test_orientation_grey_and_16_bits(detector, tmp_path):
+def test_orientation_gray_and_16_bits(detector, tmp_path):
     pixels = np.linspace(0, 255, 48 * 32).reshape(48, 32).astype(np.uint8)
     expected = detector(np.repeat(pixels[:, :, None], 3, 2), **ALL)
-    turned, wide = tmp_path / "turned.png", tmp_path / "wide.png"
+    rotated, wide = tmp_path / "rotated.png", tmp_path / "wide.png"
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.rot90(pixels)).save(turned, exif=exif)
+    Image.fromarray(np.rot90(pixels)).save(rotated, exif=exif)
     Image.fromarray(pixels.astype(np.uint16) * 257).save(wide)
-    for source in (turned, wide, Image.open(turned), pixels, pixels.astype(np.uint16) * 257):
+    for source in (rotated, wide, Image.open(rotated), pixels, pixels.astype(np.uint16) * 257):
         assert_equal(detector(source, **ALL), expected, 0)
-    assert detector(turned, **ALL).size == (48, 32)
+    assert detector(rotated, **ALL).size == (48, 32)
 
 
 @pytest.mark.parametrize(

@@ -8,48 +8,48 @@ from projects_deformable_detr.data.images import read_image
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.inference.drawing import draw, grid, save
 
-GREY = np.full((100, 140, 3), 128, np.uint8)
+GRAY = np.full((100, 140, 3), 128, np.uint8)
 BOXES = [[20, 30, 60, 80], [70, 40, 130, 90]]
 
 
 def test_small_images_are_enlarged_by_a_whole_factor():
-    assert draw(GREY, [], []).shape == (500, 700, 3)
-    assert draw(GREY, [], [], min_side=100).shape == GREY.shape
-    assert (draw(GREY, [], []) == 128).all()
+    assert draw(GRAY, [], []).shape == (500, 700, 3)
+    assert draw(GRAY, [], [], min_side=100).shape == GRAY.shape
+    assert (draw(GRAY, [], []) == 128).all()
 
 
 def test_boxes_are_drawn_at_their_coordinates():
-    before = GREY.copy()
-    image = draw(GREY, BOXES, [0, 1], [0.9, 0.5], ["cat", "dog"], min_side=200)
-    np.testing.assert_array_equal(GREY, before)
+    before = GRAY.copy()
+    image = draw(GRAY, BOXES, [0, 1], [0.9, 0.5], ["cat", "dog"], min_side=200)
+    np.testing.assert_array_equal(GRAY, before)
     for x1, y1, x2, y2 in (np.array(box) * 2 for box in BOXES):
         middle = (y1 + y2) // 2
         assert (image[middle, [x1, x2]] != 128).any(1).all()  # the sides
         assert (image[y2, (x1 + x2) // 2] != 128).any()
-        assert (image[middle, (x1 + x2) // 2] == 128).all()  # and nothing between
+        assert (image[middle, (x1 + x2) // 2] == 128).all()  # the inside is unchanged
     assert (image[:30] == 128).all()
 
 
 def test_classes_have_different_colors_and_scores_different_texts():
-    one, other, same = (draw(GREY, BOXES[:1], [label], class_names=["a"] * 11) for label in (0, 1, 10))
+    one, other, same = (draw(GRAY, BOXES[:1], [label], class_names=["a"] * 11) for label in (0, 1, 10))
     assert (one != other).any() and (one == same).all()
-    low, high = (draw(GREY, BOXES[:1], [0], [score]) for score in (0.11, 0.88))
+    low, high = (draw(GRAY, BOXES[:1], [0], [score]) for score in (0.11, 0.88))
     assert (low != high).any()
 
 
 def test_the_best_box_is_on_top():
     boxes = [[20, 30, 60, 80], [20, 30, 60, 80]]
-    top = draw(GREY, boxes, [0, 1], [0.9, 0.2], ["a", "a"])
-    same = draw(GREY, boxes[::-1], [1, 0], [0.2, 0.9], ["a", "a"])
+    top = draw(GRAY, boxes, [0, 1], [0.9, 0.2], ["a", "a"])
+    same = draw(GRAY, boxes[::-1], [1, 0], [0.2, 0.9], ["a", "a"])
     np.testing.assert_array_equal(top, same)
-    alone = draw(GREY, boxes[:1], [0], [0.9], ["a"])
+    alone = draw(GRAY, boxes[:1], [0], [0.9], ["a"])
     middle, side = 55 * 5, 20 * 5
     np.testing.assert_array_equal(top[middle, side], alone[middle, side])
 
 
 @pytest.mark.parametrize("has_fonts", [True, False])
-def test_class_names_with_letters_other_than_ascii(has_fonts, monkeypatch):
-    """Pillow's own font would show the same box for each of these letters."""
+def test_non_ascii_class_names(has_fonts, monkeypatch):
+    """Pillow's built-in font would show the same box for each of these letters."""
     letters, open_font = "äéñç", ImageFont.truetype
 
     def find(font, *arguments, **keywords):
@@ -58,14 +58,14 @@ def test_class_names_with_letters_other_than_ascii(has_fonts, monkeypatch):
         return open_font(font, *arguments, **keywords)
 
     monkeypatch.setattr(ImageFont, "truetype", find)
-    pictures = [draw(GREY, BOXES[:1], [0], class_names=[letter]).tobytes() for letter in letters]
+    pictures = [draw(GRAY, BOXES[:1], [0], class_names=[letter]).tobytes() for letter in letters]
     assert len(set(pictures)) == len(letters)
 
 
 @pytest.mark.parametrize("box", [[0, 0, 140, 100], [-50, -50, 400, 400], [139, 99, 140, 100], [0, 0, 1, 1]])
 def test_boxes_at_the_border_are_drawn(box):
     name = "a name that is far too long for an image of this size"
-    assert (draw(GREY, [box], [0], [1.0], [name]) != 128).any()
+    assert (draw(GRAY, [box], [0], [1.0], [name]) != 128).any()
 
 
 def test_masks_tint_their_pixels():
@@ -84,9 +84,9 @@ def test_masks_tint_their_pixels():
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ((GREY, BOXES, [0]), "2 boxes, 1 labels"),
-        ((GREY, BOXES, [0, 1], [1, 1, 1]), "3 scores"),
-        ((GREY / 255, [], []), "float"),
+        ((GRAY, BOXES, [0]), "2 boxes, 1 labels"),
+        ((GRAY, BOXES, [0, 1], [1, 1, 1]), "3 scores"),
+        ((GRAY / 255, [], []), "float"),
     ],
 )
 def test_invalid_arguments(arguments, problem):

@@ -81,7 +81,7 @@ def test_bad_configs(save_tiny, config, error, named):
         Detector.load(save_tiny(), config=config)
 
 
-def test_backbones_of_detectron2s_registry(save_tiny):
+def test_backbones_of_detectron2(save_tiny):
     path = save_tiny()
     content = read_checkpoint(path)
     content["config"] = content["config"].replace("build_deformable_detr_resnet_backbone", "build_vit_backbone")

@@ -41,17 +41,17 @@ def test_fpn_levels(norm):
 
 
 def test_swin_equals_torchvision():
-    theirs = torchvision.models.swin_t(weights=None).eval()
-    ours = SwinBackbone().eval()
-    state = {key: value for key, value in theirs.state_dict().items() if key.startswith("features.")}
-    loaded = ours.load_state_dict(state, strict=False)
+    original = torchvision.models.swin_t(weights=None).eval()
+    backbone = SwinBackbone().eval()
+    state = {key: value for key, value in original.state_dict().items() if key.startswith("features.")}
+    loaded = backbone.load_state_dict(state, strict=False)
     assert not loaded.unexpected_keys and all(key.startswith("norms.") for key in loaded.missing_keys)
-    nn.init.normal_(theirs.norm.weight)
-    ours.norms["res5"].load_state_dict(theirs.norm.state_dict())
+    nn.init.normal_(original.norm.weight)
+    backbone.norms["res5"].load_state_dict(original.norm.state_dict())
     images = torch.randn(1, 3, 96, 128)
     with torch.no_grad():
-        expected = theirs.permute(theirs.norm(theirs.features(images)))
-        torch.testing.assert_close(ours(images)["res5"], expected)
+        expected = original.permute(original.norm(original.features(images)))
+        torch.testing.assert_close(backbone(images)["res5"], expected)
 
 
 def test_swin_of_odd_sizes_and_fewer_stages():

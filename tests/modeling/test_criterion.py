@@ -159,8 +159,8 @@ def test_focal_loss_equals_torchvision(alpha, gamma):
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(2, 3, 5, 7, generator=generator) * 6).requires_grad_()
     matched = torch.randint(-1, 7, (2, 3, 5), generator=generator)
-    ours = FocalClassification(alpha, gamma).loss(logits, matched, torch.tensor(4.0))
+    found = FocalClassification(alpha, gamma).loss(logits, matched, torch.tensor(4.0))
     targets = torch.nn.functional.one_hot(matched + 1, 8)[..., 1:].float()
-    theirs = sigmoid_focal_loss(logits, targets, alpha, gamma).sum((1, 2, 3)) / 4
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), logits)[0] for loss in (ours, theirs)))
+    expected = sigmoid_focal_loss(logits, targets, alpha, gamma).sum((1, 2, 3)) / 4
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), logits)[0] for loss in (found, expected)))

@@ -34,7 +34,7 @@ def inputs(counts=(3, 2)):
     return images, mask, targets
 
 
-def fixed(logits, padding_mask=None):
+def mask_logits(logits, padding_mask=None):
     """Wraps precomputed mask logits (N, Q, h, w)."""
     if padding_mask is None:
         padding_mask = torch.zeros(len(logits), *logits.shape[-2:], dtype=torch.bool)
@@ -43,7 +43,7 @@ def fixed(logits, padding_mask=None):
 
 @pytest.mark.parametrize("counts", [(3, 2), (0, 0)])
 @pytest.mark.parametrize("variant", ["detr", "multi_scale", "two_stage"])
-def test_all_parameters_train_also_without_objects(make_mask_cfg, variant, counts):
+def test_all_parameters_have_gradients_even_without_objects(make_mask_cfg, variant, counts):
     cfg = make_mask_cfg(variant)
     detector = build_detector(cfg)
     images, mask, targets = inputs(counts)
@@ -113,7 +113,7 @@ def test_losses_of_a_padded_batch():
     targets = [Targets(torch.tensor([0]), torch.rand(1, 4), wanted[0, None].bool()),
                Targets(torch.tensor([0]), torch.rand(1, 4), wanted[1, None, :2].bool())]  # fmt: skip
     match = Match(torch.tensor([0, 1]), torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[0, 1]]))
-    losses = MaskLoss(3.0, 5.0)(fixed(logits[:, None], padding), match, targets, torch.tensor(2.0))
+    losses = MaskLoss(3.0, 5.0)(mask_logits(logits[:, None], padding), match, targets, torch.tensor(2.0))
     assert losses["loss_mask"].item() == pytest.approx(3 / 2 * 0.75 * 20 * 4 / 16, rel=1e-4)
     assert losses["loss_dice"].item() == pytest.approx(5 / 2 * (1 - (2 * 4 + 1) / (8 + 4 + 1)), rel=1e-4)
 
@@ -174,7 +174,7 @@ def test_instance_masks_at_the_size_of_the_image():
     logits[0, 1, :, 5:] = 5.0  # the right half of an image that is 10 x 10 of 10 x 12
     padding = torch.zeros(1, 40, 48, dtype=torch.bool)
     padding[:, :, 40:] = True
-    found = instance_masks(fixed(logits, padding), 0, torch.tensor([1, 0, 1]), (80, 20))
+    found = instance_masks(mask_logits(logits, padding), 0, torch.tensor([1, 0, 1]), (80, 20))
     assert found.shape == (3, 80, 20) and not found[1].any() and torch.equal(found[0], found[2])
     expected = torch.zeros(80, 20, dtype=torch.bool)
     expected[:, 10:] = True
@@ -186,7 +186,7 @@ def test_masks_of_detections_restricted_to_things():
     masks = torch.full((1, 3, 4, 4), -1.0)
     for query in range(3):
         masks[0, query, query] = 1.0
-    predictions = Predictions(logits, torch.rand(1, 1, 3, 4) * 0.2 + 0.4, masks=fixed(masks))
+    predictions = Predictions(logits, torch.rand(1, 1, 3, 4) * 0.2 + 0.4, masks=mask_logits(masks))
     (found,) = postprocess(predictions, [(4, 4)], topk=3)
     assert found.labels.tolist() == [2, 0, 1] and found.masks.any(2).nonzero()[:, 1].tolist() == [2, 0, 1]
     (things,) = postprocess(predictions, [(4, 4)], topk=2, classes=range(2))

@@ -59,7 +59,7 @@ def test_padding_does_not_change_results(make_cfg, make_random, shake, variant, 
 
 
 def make_detector(make_cfg, model):
-    """Builds a detector whose norms and projections shift features, as after training: zeros do not stay zero."""
+    """Builds a detector whose norms and projections shift features, as after training, so that zeros do not stay 0."""
     variant, *parts = model.split()
     backbone = next((part for part in parts if part not in ("masks", "GN", "BN", "deform")), "resnet")
     if "timm" in backbone:

@@ -77,7 +77,12 @@ def test_small_segments_are_dropped_repeatedly():
     rows = [
         (0, 0.9, (ALL, 1.0)),
         (1, 0.9, (box(0, 2, 0, 2), 5.0)),  # 4 pixels: dropped, its pixels are reassigned
-        (1, 0.9, (box(0, 1, 0, 5), 3.0), (box(0, 1, 0, 2), 4.0)),  # 3 pixels, as the one above has two: dropped, too
+        (
+            1,
+            0.9,
+            (box(0, 1, 0, 5), 3.0),
+            (box(0, 1, 0, 2), 4.0),
+        ),  # 3 pixels, as two belong to the last one: dropped
         (3, 0.9, (box(7, 8, 0, 5), 5.0)),  # 5 pixels: kept
     ]
     found = segment(rows)

@@ -13,18 +13,18 @@ TINY = {"stem_channels": 16, "res2_channels": 32}
 ALL = ("res2", "res3", "res4", "res5")
 
 
-def theirs_and_ours(depth, norm="BN", dilate=False, out_features=ALL):
-    theirs = torchvision.models.get_model(
+def make_pair(depth, norm="BN", dilate=False, out_features=ALL):
+    original = torchvision.models.get_model(
         f"resnet{depth}", weights=None, **({"replace_stride_with_dilation": [False, False, True]} if dilate else {})
     ).eval()
-    for module in theirs.modules():
+    for module in original.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.8, 1.2)
             nn.init.uniform_(module.weight, 0.5, 1.0)
-    ours = ResNet(depth, out_features, norm=norm, res5_dilation=2 if dilate else 1).eval()
-    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
-    return theirs, ours
+    resnet = ResNet(depth, out_features, norm=norm, res5_dilation=2 if dilate else 1).eval()
+    resnet.load_state_dict({key: value for key, value in original.state_dict().items() if not key.startswith("fc.")})
+    return original, resnet
 
 
 @torch.no_grad()
@@ -41,25 +41,25 @@ def stages(model, images):
     ("depth", "norm", "dilate"), [(18, "BN", False), (34, "FrozenBN", False), (50, "FrozenBN", False), (50, "BN", True)]
 )
 def test_equals_torchvision(depth, norm, dilate):
-    theirs, ours = theirs_and_ours(depth, norm, dilate)
+    original, resnet = make_pair(depth, norm, dilate)
     images = torch.randn(1, 3, 67, 96)
-    expected = stages(theirs, images)
+    expected = stages(original, images)
     with torch.no_grad():
-        found = ours(images)
+        found = resnet(images)
     assert list(found) == list(ALL)
     for name in ALL:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
-    assert ours.output_shape()["res5"].stride == (16 if dilate else 32)
+    assert resnet.output_shape()["res5"].stride == (16 if dilate else 32)
 
 
 def test_resnext_equals_torchvision():
-    theirs = torchvision.models.resnext50_32x4d(weights=None).eval()
-    ours = ResNet(50, ALL, norm="BN", groups=32, width_per_group=4).eval()
-    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
+    original = torchvision.models.resnext50_32x4d(weights=None).eval()
+    resnet = ResNet(50, ALL, norm="BN", groups=32, width_per_group=4).eval()
+    resnet.load_state_dict({key: value for key, value in original.state_dict().items() if not key.startswith("fc.")})
     images = torch.randn(1, 3, 64, 70)
     with torch.no_grad():
-        found = ours(images)
-    for name, expected in stages(theirs, images).items():
+        found = resnet(images)
+    for name, expected in stages(original, images).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4)
     deformable = ResNet(50, ALL, groups=32, width_per_group=4, deform=(False, False, False, True), **TINY)
     assert deformable.layer4[0].conv2.groups == 32 and deformable(images)["res5"].isfinite().all()
@@ -127,7 +127,7 @@ def test_config_keys_reach_the_backbone(make_cfg):
     assert not model.layer1[0].conv1.weight.requires_grad and model.layer2[0].conv1.weight.requires_grad
 
 
-def test_detectron2s_default_width_is_that_of_the_paper_at_every_depth(make_cfg):
+def test_default_width_is_that_of_the_paper_at_every_depth(make_cfg):
     cfg = make_cfg()
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 256
     assert build_backbone(cfg).output_shape()["res5"].channels == 512

@@ -1,4 +1,4 @@
-"""The same weights in Hugging Face transformers' DETR and Deformable DETR and in ours give the same numbers."""
+"""Equal outputs, losses and gradients of transformers' DETR and Deformable DETR and this project's models."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ COMMON = {
 }
 
 
-def make_theirs(variant):
+def make_hf_model(variant):
     options = VARIANTS[variant]
     detr = variant.startswith("detr")
     features = ["stage4"] if detr or options.get("num_feature_levels") == 1 else ["stage2", "stage3", "stage4"]
@@ -68,14 +68,14 @@ def shake(model):
         if name.endswith("running_var"):
             buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
     if getattr(model.config, "two_stage", False):
-        # Unlike ours, transformers may select padded tokens, which are zeroed, as proposals. Here, they have the lowest
-        # scores, so that neither does.
+        # Unlike this project, transformers may select padded tokens, which are zeroed, as proposals. Here, they have
+        # the lowest scores, so that neither selects them.
         zeroed = model.model.enc_output_norm(model.model.enc_output.bias)
         model.class_embed[-1].weight.data[0] = -zeroed.detach()
 
 
-def make_ours(theirs):
-    config = theirs.config
+def make_detector(hf_model):
+    config = hf_model.config
     cfg = get_cfg("standalone")
     levels = getattr(config, "num_feature_levels", 1)
     features = ["res5"] if levels == 1 else ["res3", "res4", "res5"]
@@ -92,13 +92,13 @@ def make_ours(theirs):
         detr.POSITION_EMBEDDING = config.position_embedding_type
         detr.COST_CLASS = detr.CLASS_WEIGHT = 1.0
         detr.DEEP_SUPERVISION = False
-        if isinstance(theirs, transformers.DetrForSegmentation):
+        if isinstance(hf_model, transformers.DetrForSegmentation):
             cfg.MODEL.MASK_ON, cfg.MODEL.RESNETS.OUT_FEATURES = True, ["res2", "res3", "res4", "res5"]
     else:
         detr.ENC_N_POINTS, detr.DEC_N_POINTS = config.encoder_n_points, config.decoder_n_points
         detr.WITH_BOX_REFINE, detr.TWO_STAGE = config.with_box_refine, config.two_stage
     detector = build_detector(cfg)
-    state = theirs.state_dict()
+    state = hf_model.state_dict()
     format, state = import_state(state)
     assert format.name == "hugging-face"
     detector.load_state_dict(state, strict=True)
@@ -120,18 +120,18 @@ def make_batch():
     return images, mask, targets
 
 
-def close(ours, theirs, tolerance):
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+def close(found, expected, tolerance):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_predictions_losses_and_gradients_agree(variant):
-    theirs = make_theirs(variant)
-    ours, criterion = make_ours(theirs)
+    hf_model = make_hf_model(variant)
+    detector, criterion = make_detector(hf_model)
     images, mask, targets = make_batch()
     labels = [{"class_labels": t.labels, "boxes": t.boxes, "masks": t.masks.float()} for t in targets]
-    expected = theirs(pixel_values=images, pixel_mask=(~mask).long(), labels=labels)
-    predictions = ours(images, mask)
+    expected = hf_model(pixel_values=images, pixel_mask=(~mask).long(), labels=labels)
+    predictions = detector(images, mask)
     close(predictions.logits[-1], expected.logits, 1e-4)
     close(predictions.boxes[-1], expected.pred_boxes, 1e-4)
     for index, layer in enumerate(expected.auxiliary_outputs or ()):
@@ -157,39 +157,39 @@ def test_predictions_losses_and_gradients_agree(variant):
             total[name] = weights[stem] * value
             close(losses[name], total[name], 1e-4)
     # transformers has no loss of proposals.
-    ours_total = {name: value for name, value in losses.items() if not name.endswith("_enc")}
-    assert ours_total.keys() == total.keys()
+    losses = {name: value for name, value in losses.items() if not name.endswith("_enc")}
+    assert losses.keys() == total.keys()
     sum(total.values()).backward()
-    sum(ours_total.values()).backward()
-    compare_gradients(ours, theirs)
+    sum(losses.values()).backward()
+    compare_gradients(detector, hf_model)
 
 
 @pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr"])
 def test_saved_files_hold_every_head(variant, tmp_path):
     """For tied tensors, save_pretrained keeps one of the names, not always the same."""
-    theirs = make_theirs(variant)
-    theirs.save_pretrained(tmp_path)
-    ours, _ = make_ours(theirs)
-    expected = {name: value.clone() for name, value in ours.state_dict().items()}
-    for parameter in ours.parameters():
+    hf_model = make_hf_model(variant)
+    hf_model.save_pretrained(tmp_path)
+    detector, _ = make_detector(hf_model)
+    expected = {name: value.clone() for name, value in detector.state_dict().items()}
+    for parameter in detector.parameters():
         torch.nn.init.zeros_(parameter)
-    report = load_weights(ours, tmp_path / "model.safetensors")
+    report = load_weights(detector, tmp_path / "model.safetensors")
     assert report.format == "hugging-face" and not report.missing and not report.unexpected
-    for name, value in ours.state_dict().items():
+    for name, value in detector.state_dict().items():
         assert torch.equal(value, expected[name]), name
 
 
-def compare_gradients(ours, theirs):
+def compare_gradients(detector, hf_model):
     """Compares the gradient of every parameter, summed where transformers ties them (class heads with refinement)."""
-    everything = dict(theirs.named_parameters(remove_duplicate=False))
-    _, twins = import_state(everything)
-    _, gradients = import_state({name: p.grad for name, p in everything.items() if p.grad is not None})
+    named = dict(hf_model.named_parameters(remove_duplicate=False))
+    _, parameters = import_state(named)
+    _, gradients = import_state({name: p.grad for name, p in named.items() if p.grad is not None})
     sums = {}
-    for name, parameter in ours.named_parameters():
+    for name, parameter in detector.named_parameters():
         if parameter.grad is None:
             assert name not in gradients or gradients[name].abs().max() == 0, name
             continue
-        key = id(twins[name])
+        key = id(parameters[name])
         first, total = sums.get(key, (name, 0))
         sums[key] = (first, total + parameter.grad)
     assert len(sums) > 80

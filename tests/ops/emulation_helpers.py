@@ -61,7 +61,7 @@ def compiler() -> list[str] | None:
 
 
 def guarded(t: Tensor, shift: int = 0) -> Tensor:
-    """Returns a copy of t, 32-byte aligned plus `shift` elements, between two stretches of NaN."""
+    """Returns a copy of t, 32-byte aligned plus `shift` elements, between two ranges of NaN."""
     whole = torch.full((t.numel() + 2 * _PAD + 32,), float("nan"), dtype=t.dtype)
     first = _PAD + shift
     while (whole.data_ptr() + (first - shift) * t.element_size()) % 32:

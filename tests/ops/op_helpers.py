@@ -39,13 +39,13 @@ class Size:
 
 SIZES = [
     Size(2, ((7, 5), (3, 4)), 3, 5, 11, 3),
-    Size(1, ((6, 6),), 8, 32, 300, 4),  # copied slice
-    Size(1, ((20, 20),), 8, 32, 2, 4),  # in place
+    Size(1, ((6, 6),), 8, 32, 300, 4),  # the CPU kernel copies a slice of value
+    Size(1, ((20, 20),), 8, 32, 2, 4),  # the CPU kernel reads value in place
     Size(2, ((9, 2), (1, 1), (2, 2), (3, 3), (1, 7)), 2, 33, 1, 1),
     Size(1, ((5, 5),), 1, 1, 40, 3),
     Size(1, ((30, 30), (4, 5)), 2, 160, 7, 2),
     Size(3, ((4, 3),), 2, 48, 33, 5),
-    Size(1, ((11, 13),), 2, 33, 2, 1),  # in place, channels end inside a vector
+    Size(1, ((11, 13),), 2, 33, 2, 1),  # in place; the last vector of channels is partial
     Size(1, ((3, 3), (2, 2)), 1, 8, 19, 9),
     Size(0, ((4, 3),), 2, 8, 5, 2),
     Size(2, ((4, 3),), 2, 8, 0, 2),
@@ -91,7 +91,7 @@ def move_to_half_pixels(loc: Tensor, size: Size) -> None:
 
 
 def unusual_strides(value: Tensor) -> list[Tensor]:
-    """Returns copies of value with heads outermost, with channels apart, and as part of wider rows."""
+    """Returns copies of value with heads outermost, with channels outermost, and as part of wider rows."""
     wide = value.new_empty(*value.shape[:3], 2 * value.shape[3] + 1)
     part = wide[..., 16 : 16 + value.shape[3]]
     part.copy_(value)
@@ -126,9 +126,9 @@ PLAIN = (msda.ms_deform_attn, msda.ms_deform_attn_reference)
 FUSED = (msda.ms_deform_attn_fused, ms_deform_attn_fused_reference)
 
 
-def assert_near(ours: Sequence[Tensor], wanted: Sequence[Tensor], scale: float = 2) -> None:
+def assert_near(found: Sequence[Tensor], wanted: Sequence[Tensor], scale: float = 2) -> None:
     """Asserts that errors are at most `scale` times TOLERANCE of the tensor's type."""
-    for i, (a, b) in enumerate(zip(ours, wanted, strict=True)):
+    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         assert a.shape == b.shape and a.dtype == b.dtype, (i, a.shape, b.shape, a.dtype, b.dtype)
         a, b, tolerance = a.cpu().double(), b.cpu().double(), scale * TOLERANCE[b.dtype]
         finite = b.isfinite()
@@ -141,8 +141,8 @@ def assert_near(ours: Sequence[Tensor], wanted: Sequence[Tensor], scale: float =
 def reference_of(size: Size, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
     """Returns the reference's output and gradients on the same (rounded) inputs, in their types.
 
-    Computed in float64; in float32 for 16-bit points, which lie on pixel centers so often that both must round a
-    location alike to be on the same side of the discontinuity.
+    Computed in float64; in float32 for 16-bit points, which often lie on pixel centers, where gradients are
+    discontinuous: both implementations must round locations equally.
     """
     dtype = torch.float32 if tensors[-1].element_size() == 2 else torch.float64
     function = (FUSED if len(tensors) == 4 else PLAIN)[1]

@@ -19,7 +19,7 @@ def test_forward_and_backward(size: op.Size, dtype: torch.dtype, points: torch.d
 
 
 @pytest.mark.parametrize("queries", [2, 200], ids=["in place", "copied"])
-def test_borders_and_pixel_centres(queries: int) -> None:
+def test_borders_and_pixel_centers(queries: int) -> None:
     size = op.Size(1, ((8, 4), (2, 16)), 2, 32, queries, 4)
     tensors = op.make_plain(size, torch.float32)
     op.move_to_half_pixels(tensors[1], size)
@@ -37,9 +37,9 @@ def test_non_finite_locations_contribute_nothing(queries: int) -> None:
     output = msda.ms_deform_attn(value, size.shapes, None, loc, weights)
     assert output.isfinite().all()
     assert torch.equal(output, msda.ms_deform_attn(value, size.shapes, None, finite_loc, finite_weights))
-    ours, wanted = both(op.PLAIN, [value, loc, weights], size, op.grad_like_output(size, torch.float32))
-    assert all(t.isfinite().all() for t in ours)
-    op.assert_near(ours, wanted, 1)
+    found, wanted = both(op.PLAIN, [value, loc, weights], size, op.grad_like_output(size, torch.float32))
+    assert all(t.isfinite().all() for t in found)
+    op.assert_near(found, wanted, 1)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
@@ -49,8 +49,8 @@ def test_non_finite_values_affect_only_points_that_sample_them(poison: float, qu
     value, loc, weights = op.make_plain(size, torch.float32)
     value[:, 0] = poison  # a corner of level 0: must not reach border points through weight zero
     value[:, 72 + 29] = poison
-    ours, wanted = both(op.PLAIN, [value, loc, weights], size, op.grad_like_output(size, torch.float32))
-    op.assert_near(ours, wanted, 1)
+    found, wanted = both(op.PLAIN, [value, loc, weights], size, op.grad_like_output(size, torch.float32))
+    op.assert_near(found, wanted, 1)
 
 
 def test_strides() -> None:

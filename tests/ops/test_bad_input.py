@@ -49,7 +49,7 @@ LEVELS = {
     "sum": (lambda a: {"shapes": [(6, 5), (3, 5)]}, "value must have as many rows.* 45, got 42"),
     "shapes int32": (lambda a: {"shapes": torch.tensor(a["shapes"]).int()}, "spatial_shapes must be int64"),
     "shapes rank": (lambda a: {"shapes": torch.tensor(a["shapes"]).flatten()}, "spatial_shapes must have 2 dimensions"),
-    "start": (lambda a: {"start": [0, 29]}, "level_start_index must be 30 for level 1 by spatial_shapes, got 29"),
+    "start": (lambda a: {"start": [0, 29]}, "level_start_index must be 30 for level 1 according to spatial_shapes"),
     "start tensor": (lambda a: {"start": torch.tensor([1, 30])}, "level_start_index must be 0 for level 0"),
     "start length": (lambda a: {"start": [0]}, r"level_start_index must have shape \(2,\)"),
     "start type": (lambda a: {"start": torch.tensor([0.0, 30.0])}, "level_start_index must be int64"),

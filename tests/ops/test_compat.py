@@ -36,7 +36,7 @@ def test_extension(extension) -> None:
 def test_custom_function_around_the_extension(extension) -> None:
     """Typical use of the extension: an autograd.Function around it, and a batch not divisible by im2col_step."""
 
-    class Theirs(torch.autograd.Function):
+    class Official(torch.autograd.Function):
         @staticmethod
         def forward(ctx, value, shapes, start, loc, weights, step):
             ctx.step = step
@@ -50,7 +50,7 @@ def test_custom_function_around_the_extension(extension) -> None:
             return grads[0], None, None, grads[1], grads[2], None
 
     leaves = [t.requires_grad_() for t in make_plain(SIZE, torch.float64)]
-    assert torch.autograd.gradcheck(lambda v, x, w: Theirs.apply(v, SHAPES, START, x, w, 3), leaves, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda v, x, w: Official.apply(v, SHAPES, START, x, w, 3), leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("function", [compat.MSDeformAttnFunction, compat.MultiScaleDeformableAttnFunction])
@@ -66,17 +66,17 @@ def test_functions(function) -> None:
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_module_with_residual(batch_first: bool) -> None:
-    theirs = compat.MultiScaleDeformableAttention(16, 2, 2, 3, dropout=0.0, batch_first=batch_first)
-    ours = msda.MSDeformAttn(16, 2, 2, 3)
-    ours.load_state_dict(theirs.state_dict())
+    module = compat.MultiScaleDeformableAttention(16, 2, 2, 3, dropout=0.0, batch_first=batch_first)
+    attention = msda.MSDeformAttn(16, 2, 2, 3)
+    attention.load_state_dict(module.state_dict())
     query, pos, tokens = torch.randn(2, 7, 16), torch.randn(2, 7, 16), torch.randn(2, 42, 16)
     mask, points = torch.rand(2, 42) < 0.2, torch.rand(2, 7, 2, 4)
-    expected = ours(query + pos, points, tokens, SHAPES, START, mask) + query
+    expected = attention(query + pos, points, tokens, SHAPES, START, mask) + query
 
     def layout(t: torch.Tensor) -> torch.Tensor:
         return t if batch_first else t.transpose(0, 1)
 
-    output = theirs(
+    output = module(
         layout(query),
         None,
         layout(tokens),

@@ -38,7 +38,7 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
 def inputs(
     size: op.Size, dtype: torch.dtype, values: int, points: torch.dtype | None = None
 ) -> tuple[list[Tensor], Tensor]:
-    """Returns inputs and a gradient, each between stretches of NaN."""
+    """Returns inputs and a gradient, each between ranges of NaN."""
     return [guarded(t) for t in op.make(size, dtype, values, points)], guarded(op.grad_like_output(size, dtype))
 
 

@@ -61,11 +61,11 @@ def test_fuzz(size, dtype, seed, bad_points, bad_values, strides, values) -> Non
     poison(tensors[2 if fused else 1], bad_points, seed + 1)
     tensors = [restride(t, s) for t, s in zip(tensors, strides, strict=False)]
     grad = op.grad_like_output(size, dtype)
-    ours, expected = (
+    found, expected = (
         op.forward_backward(f, tensors, list(size.shapes), grad) for f in (op.FUSED if fused else op.PLAIN)
     )
     try:
-        op.assert_near(ours, expected, 4)
+        op.assert_near(found, expected, 4)
     except AssertionError:
         # The terms of a gradient with few points may cancel, so the error is compared with the size of the terms.
         exact = op.forward_backward(
@@ -74,12 +74,12 @@ def test_fuzz(size, dtype, seed, bad_points, bad_values, strides, values) -> Non
         finite_max = [t[t.isfinite()].double().abs().max().item() for t in (tensors[0], grad)]
         side = max(max(shape) for shape in size.shapes)
         products = torch.finfo(dtype).eps * math.sqrt(size.d) * finite_max[0] * finite_max[1] * side
-        assert_as_accurate(ours, expected, exact, products)
+        assert_as_accurate(found, expected, exact, products)
 
 
-def assert_as_accurate(ours, expected, exact, products) -> None:
+def assert_as_accurate(found, expected, exact, products) -> None:
     """Asserts that each error against float64 is at most eight times the reference's own, or `products`."""
-    for i, (a, b, c) in enumerate(zip(ours, expected, exact, strict=True)):
+    for i, (a, b, c) in enumerate(zip(found, expected, exact, strict=True)):
         assert a.shape == b.shape and a.dtype == b.dtype
         assert torch.equal(a.isfinite(), b.isfinite()), f"tensor {i}: non-finite elements differ"
         finite = a.isfinite() & c.isfinite()

@@ -60,11 +60,11 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], Any]) 
 def scores(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], None]:
     """``scores([3.0, 5.0])`` sets the AP of the next evaluations, independently of the model."""
 
-    def give(values: list[float]) -> None:
+    def set_scores(values: list[float]) -> None:
         left = iter(values)
         monkeypatch.setattr(Evaluator, "evaluate", lambda *_: {"bbox": {"AP": next(left), "AP50": 7.0, "AP-red": 1.0}})
 
-    return give
+    return set_scores
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_interrupted_run_resumes_with_its_average(
     assert rows(whole) == pytest.approx(rows(part), nan_ok=True)
 
 
-def test_resuming_without_ema_is_refused(averaged: tuple[Path, dict[str, Any]], make_args: Make) -> None:
+def test_resuming_without_ema_is_rejected(averaged: tuple[Path, dict[str, Any]], make_args: Make) -> None:
     norms = ("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 1)
     with pytest.raises(UserError, match="set SOLVER.EMA.ENABLED True"):
         main(make_args(averaged[0], "--resume", *norms, "SOLVER.MAX_ITER", 25))

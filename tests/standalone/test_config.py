@@ -24,30 +24,30 @@ def merged(tmp_path: Path) -> Callable[[str], Any]:
     return merge_text
 
 
-def test_defaults_are_detectron2s() -> None:
+def test_defaults_are_those_of_detectron2() -> None:
     config = pytest.importorskip("detectron2.config", reason="compares with Detectron2's defaults")
-    theirs, ours = dict(leaves(config.get_cfg())), dict(leaves(default_cfg()))
+    detectron2_defaults, defaults = dict(leaves(config.get_cfg())), dict(leaves(default_cfg()))
     chosen_by_the_project = {"MODEL.DEVICE", "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME"}
-    assert {key: ours[key] for key in ours if ours[key] != theirs[key]}.keys() == chosen_by_the_project
+    assert {key for key in defaults if defaults[key] != detectron2_defaults[key]} == chosen_by_the_project
 
 
 def test_reads_config_dumped_by_detectron2(merged: Callable[[str], Any]) -> None:
     config = pytest.importorskip("detectron2.config", reason="reads a config of Detectron2")
-    theirs = config.get_cfg()
-    add_deformable_detr_config(theirs)
-    theirs.SOLVER.MAX_ITER = 77
-    assert merged(theirs.dump()).SOLVER.MAX_ITER == 77
+    detectron2_cfg = config.get_cfg()
+    add_deformable_detr_config(detectron2_cfg)
+    detectron2_cfg.SOLVER.MAX_ITER = 77
+    assert merged(detectron2_cfg.dump()).SOLVER.MAX_ITER == 77
 
 
 def test_dumped_config_is_read_by_detectron2(tmp_path: Path) -> None:
     config = pytest.importorskip("detectron2.config", reason="Detectron2 reads a config of the standalone engine")
-    ours = get_cfg("standalone")
-    ours.SOLVER.MAX_ITER = 77
-    (tmp_path / "config.yaml").write_text(ours.dump())
-    theirs = config.get_cfg()
-    add_deformable_detr_config(theirs)
-    theirs.merge_from_file(str(tmp_path / "config.yaml"))
-    assert theirs.SOLVER.MAX_ITER == 77
+    standalone_cfg = get_cfg("standalone")
+    standalone_cfg.SOLVER.MAX_ITER = 77
+    (tmp_path / "config.yaml").write_text(standalone_cfg.dump())
+    detectron2_cfg = config.get_cfg()
+    add_deformable_detr_config(detectron2_cfg)
+    detectron2_cfg.merge_from_file(str(tmp_path / "config.yaml"))
+    assert detectron2_cfg.SOLVER.MAX_ITER == 77
 
 
 def test_base_files_are_merged(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_all_unknown_keys_are_named_with_the_nearest_key(merged: Callable[[str],
     assert "MODEL.DETR.QUERIES does not exist" in str(error.value)
 
 
-def test_features_of_detectron2s_engine_are_refused_unless_disabled(merged: Callable[[str], Any]) -> None:
+def test_features_of_the_detectron2_engine_are_errors_unless_disabled(merged: Callable[[str], Any]) -> None:
     with pytest.raises(UserError, match="TEST.PRECISE_BN.ENABLED True is supported by Detectron2's engine only"):
         merged("TEST: {PRECISE_BN: {ENABLED: true}}")
     assert "PRECISE_BN" not in merged("TEST: {PRECISE_BN: {ENABLED: false, NUM_ITER: 3}}").TEST
@@ -75,7 +75,7 @@ def test_features_of_detectron2s_engine_are_refused_unless_disabled(merged: Call
 @pytest.mark.parametrize(
     ("key", "other"), [("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"), ("MODEL.BACKBONE.NAME", "build_resnet_backbone")]
 )
-def test_names_of_detectron2s_registries_are_refused(key: str, other: str) -> None:
+def test_names_of_detectron2_registries_are_errors(key: str, other: str) -> None:
     cfg = get_cfg("standalone")
     merge(cfg, "", [key, dict(leaves(cfg))[key]])
     with pytest.raises(UserError, match=f"{key} must be one of .* got '{other}': .* --engine detectron2"):

@@ -81,17 +81,19 @@ def test_sizes_match_detectron2() -> None:
     transforms = pytest.importorskip("detectron2.data.transforms", reason="compares with Detectron2's sizes")
     rng = np.random.default_rng(0)
     for height, width, shorter in rng.integers(20, 900, (500, 3)).tolist():
-        theirs = transforms.ResizeShortestEdge.get_output_shape(height, width, shorter, 700)
-        assert resize_shortest_edge(height, width, shorter, 700) == theirs
+        expected = transforms.ResizeShortestEdge.get_output_shape(height, width, shorter, 700)
+        assert resize_shortest_edge(height, width, shorter, 700) == expected
 
 
 def test_evaluation_pixels_match_detectron2() -> None:
     transforms = pytest.importorskip("detectron2.data.transforms", reason="compares with Detectron2's resize")
     pixels = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
-    theirs = transforms.ResizeShortestEdge((40, 40), 50).get_transform(pixels).apply_image(pixels)
+    expected = transforms.ResizeShortestEdge((40, 40), 50).get_transform(pixels).apply_image(pixels)
     boxes = BoundingBoxes(torch.zeros(0, 4), format=BoundingBoxFormat.XYXY, canvas_size=(61, 83))
-    ours, _, _ = augment(Image.fromarray(pixels), boxes, policy(min_sizes=(40,), max_size=50), np.random.default_rng(0))
-    assert np.array_equal(np.asarray(ours), theirs)
+    found, _, _ = augment(
+        Image.fromarray(pixels), boxes, policy(min_sizes=(40,), max_size=50), np.random.default_rng(0)
+    )
+    assert np.array_equal(np.asarray(found), expected)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`Detector` finds what the evaluation of the standalone engine finds."""
+"""`Detector` gives the detections of the standalone engine's evaluation."""
 
 import json
 from pathlib import Path

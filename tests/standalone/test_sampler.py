@@ -121,9 +121,9 @@ def test_repeat_factors_match_detectron2(sqrt: bool) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 40, int(rng.integers(0, 5))) ** 2 // 40 for _ in range(200)]
     records = [{"annotations": [{"category_id": int(label)} for label in labels]} for labels in images]
-    theirs = samplers.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.1, sqrt=sqrt)
-    ours = class_repeat_factors(images, 0.1, sqrt)
-    assert torch.allclose(ours, theirs) and ours.max() > 1.5
+    expected = samplers.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.1, sqrt=sqrt)
+    found = class_repeat_factors(images, 0.1, sqrt)
+    assert torch.allclose(found, expected) and found.max() > 1.5
 
 
 def test_repeat_factors_of_several_data_sets() -> None:

@@ -84,10 +84,10 @@ def assert_same_detections(a: Path, b: Path) -> None:
     """Compares scores and boxes up to rounding."""
     found, expected = detections(a), detections(b)
     assert len(found) == len(expected) > 0
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (ours["image_id"], ours["category_id"]) == (theirs["image_id"], theirs["category_id"])
-        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
-        assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1e-2)
+    for row, other in zip(found, expected, strict=True):
+        assert (row["image_id"], row["category_id"]) == (other["image_id"], other["category_id"])
+        assert row["score"] == pytest.approx(other["score"], abs=1e-4)
+        assert row["bbox"] == pytest.approx(other["bbox"], abs=1e-2)
 
 
 def test_files_of_a_run(trained: tuple[Path, dict[str, Any]]) -> None:
@@ -163,7 +163,7 @@ def test_a_finished_run_resumes_to_its_evaluation(
     assert metrics["bbox"] == pytest.approx(trained[1]["bbox"], nan_ok=True)
 
 
-def test_a_new_run_is_kept_apart_from_an_earlier_one(make_args: Make, tmp_path: Path) -> None:
+def test_a_new_run_in_the_folder_of_an_earlier_one(make_args: Make, tmp_path: Path) -> None:
     (tmp_path / "last_checkpoint").write_text("model_0000099.ckpt")
     (tmp_path / "model_0000099.ckpt").write_bytes(b"old")
     (tmp_path / "metrics.json").write_text("{}\n")
@@ -207,7 +207,7 @@ def other_classes(data_sets: list[tuple[str, str, str]], tmp_path_factory: pytes
         (("OUTPUT_DIR", "misspelt"), "no checkpoint to resume from in misspelt: check OUTPUT_DIR"),
     ],
 )
-def test_resuming_what_does_not_fit_changes_nothing(
+def test_resuming_with_another_config_or_data_changes_nothing(
     trained: tuple[Path, dict[str, Any]], make_args: Make, tmp_path: Path, options: tuple[object, ...], message: str
 ) -> None:
     for name in ("config.yaml", "last_checkpoint", "log.txt", "metrics.json", "model_0000023.ckpt"):

@@ -1,4 +1,4 @@
-"""deformable-detr val has the numbers of the standalone engine's evaluation."""
+"""deformable-detr val reports the metrics of the standalone engine's evaluation."""
 
 import json
 from collections.abc import Callable

@@ -31,7 +31,7 @@ def test_evaluation_only_resizes(cfg):
     assert augmentation_policy(cfg, is_train=False).min_sizes == (0,)
 
 
-def test_switches(cfg):
+def test_random_augmentation_can_be_disabled(cfg):
     cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE = "none", False, "relative"
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = (100, 103), "range"
     assert augmentation_policy(cfg, is_train=True) == AugmentationPolicy((100, 101, 102, 103), 1333)

@@ -1,4 +1,4 @@
-"""Configuration and logic of EMA, best checkpoint and early stopping, without a training."""
+"""Configuration and logic of EMA, best checkpoint and early stopping, without training."""
 
 import math
 from pathlib import Path

@@ -59,7 +59,7 @@ def test_a_damaged_final_checkpoint_is_replaced_by_the_newest(folder):
         (("ant", "bee", "cat"), r"2 classes \(ant, bee\), the data sets have 3 \(ant, bee, cat\)"),
     ],
 )
-def test_other_classes_are_refused(folder, classes, message):
+def test_other_classes_are_rejected(folder, classes, message):
     with pytest.raises(CheckpointError, match=message):
         find_last_checkpoint(folder, "detectron2", classes)
     for known, for_evaluation in ((classes, True), (("ant", "bee"), False), (None, False)):

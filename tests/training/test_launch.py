@@ -26,7 +26,7 @@ def write_threads(folder):
 
 
 def reduce(folder, failing_rank=None, error=UserError):
-    """Sums ranks over all processes, in a group that a module-level name would keep alive."""
+    """Sums rank + 1 over all processes, in a second process group."""
     atexit.register(write_threads, folder)
     distributed.init_process_group("gloo")
     rank, group = distributed.get_rank(), distributed.new_group()

@@ -132,7 +132,7 @@ def test_gradient_clipping(parameters, clip, norm, expected):
     assert parameters[2].grad is None
 
 
-def test_the_papers_clipping_is_the_default_and_can_be_switched_off(make_cfg):
+def test_clipping_of_the_paper_is_the_default_and_can_be_disabled(make_cfg):
     cfg = make_cfg()
     assert optimizer_config(cfg).clip == GradientClip("full_model", 0.1, 2.0)
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
@@ -148,35 +148,35 @@ def run_backward(model, scale=1.0):
     (model(torch.linspace(-1, 1, 20).reshape(5, 4)).square().sum() * 10 * scale).backward()
 
 
-def assert_same_gradients(ours, theirs):
-    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+def assert_same_gradients(found, expected):
+    for a, b in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
 
 @pytest.mark.parametrize("clip", [GradientClip(), None])
 def test_clipping_in_the_step(clip):
-    ours, expected = network(), network()
-    for model in (ours, expected):
+    found, expected = network(), network()
+    for model in (found, expected):
         run_backward(model)
     if clip:
         assert nn.utils.clip_grad_norm_(expected.parameters(), 0.1) > 1  # else this test could not fail
-    build_optimizer(ours, OptimizerConfig("SGD", clip=clip), clip_in_step=True).step()
-    assert_same_gradients(ours, expected)
+    build_optimizer(found, OptimizerConfig("SGD", clip=clip), clip_in_step=True).step()
+    assert_same_gradients(found, expected)
 
 
 @pytest.mark.parametrize("kind", ["norm", "value"])
-def test_detectron2s_types_clip_as_detectron2(kind):
+def test_types_of_detectron2_clip_equally(kind):
     build = pytest.importorskip("detectron2.solver.build", reason="compares with Detectron2's clipping")
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
     cfg.SOLVER.CLIP_GRADIENTS.update({"ENABLED": True, "CLIP_TYPE": kind, "CLIP_VALUE": 0.1})
-    ours, theirs = network(), network()
-    for model in (ours, theirs):
+    found, expected = network(), network()
+    for model in (found, expected):
         run_backward(model)
-    build_optimizer(ours, OptimizerConfig("SGD", clip=GradientClip(kind)), clip_in_step=True).step()
-    build.maybe_add_gradient_clipping(cfg, torch.optim.SGD(theirs.parameters(), lr=0.1)).step()
-    assert_same_gradients(ours, theirs)
+    build_optimizer(found, OptimizerConfig("SGD", clip=GradientClip(kind)), clip_in_step=True).step()
+    build.maybe_add_gradient_clipping(cfg, torch.optim.SGD(expected.parameters(), lr=0.1)).step()
+    assert_same_gradients(found, expected)
 
 
 def test_the_scale_of_mixed_precision_does_not_change_the_step():
@@ -195,7 +195,7 @@ def test_the_scale_of_mixed_precision_does_not_change_the_step():
         torch.testing.assert_close(a, b)
 
 
-def test_a_gradient_scaler_with_the_fused_step_is_refused():
+def test_a_gradient_scaler_with_the_fused_step_is_an_error():
     weight = nn.Parameter(torch.ones(2))
     optimizer = make_optimizer([{"params": [weight]}], OptimizerConfig(fused=True), clip_in_step=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)

@@ -59,11 +59,14 @@ def configured(**changes: Any) -> Any:
 def test_rates_match_detectron2(changes: dict[str, Any]) -> None:
     solver = pytest.importorskip("detectron2.solver", reason="compares with Detectron2's schedules")
     cfg = configured(**changes)
-    theirs = cfg.clone()
-    theirs.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
-    ours, reference = build_scheduler(optimizer(), schedule_config(cfg)), solver.build_lr_scheduler(theirs, optimizer())
+    detectron2_cfg = cfg.clone()
+    detectron2_cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
+    schedule, reference = (
+        build_scheduler(optimizer(), schedule_config(cfg)),
+        solver.build_lr_scheduler(detectron2_cfg, optimizer()),
+    )
     count = cfg.SOLVER.MAX_ITER - 1  # Detectron2's schedule is not defined after the end of an unfinished warm-up
-    assert rates(ours, count) == [pytest.approx(row) for row in rates(reference, count)]
+    assert rates(schedule, count) == [pytest.approx(row) for row in rates(reference, count)]
 
 
 @pytest.mark.parametrize(

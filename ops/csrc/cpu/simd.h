@@ -1,6 +1,6 @@
 // SIMD vectors: the compiler's own vector types, as wide as a register of this translation unit's instruction
 // set. Arithmetic, comparisons and `condition ? a : b` are built into them. This header adds loads and
-// stores, which convert 16-bit elements to and from float, fused multiply-add, and movements between elements.
+// stores, which convert 16-bit elements to and from float, fused multiply-add, and permutations of elements.
 #pragma once
 
 #if defined(__AVX2__)
@@ -183,7 +183,7 @@ MSDA_HOST_DEVICE IntVec floor_to_int(FloatVec x, FloatVec& floored) {
   return down;
 }
 
-// Selects elements of a followed by b, in the order of `index`.
+// Selects elements of the concatenation of a and b, in the order of `index`.
 template <int... index>
 inline FloatVec shuffle(FloatVec a, FloatVec b) {
 #if defined(__clang__)

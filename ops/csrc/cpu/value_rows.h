@@ -133,8 +133,7 @@ inline void clear_row(S* to, int64_t vectors) {
   for (int64_t v = 0; v < vectors; ++v) std::memset(reinterpret_cast<char*>(to) + v * bytes, 0, bytes);
 }
 
-// Copies one head's slice of value into padded rows of `row_vectors` vectors; the rest of each
-// row is zero.
+// Copies one head's slice of value into padded rows of `row_vectors` vectors; the rest of each row is zero.
 template <typename T, typename S>
 void fill_padded(const Problem& p, const Layout& layout, const T* slice, int64_t row_vectors, S* rows) {
   using A = Acc<T>;

@@ -113,9 +113,9 @@ struct BackwardKernel {
     }
     if constexpr (kFused) {
       mean = group.sum(mean);
-      group.thread.sync_warp();  // the stash is written
+      group.thread.sync_warp();  // the stash has been written
       if (active) finish_fused(a, group, points, at, mean, stash);
-      group.thread.sync_warp();  // and read
+      group.thread.sync_warp();  // the stash has been read
     }
   }
 
