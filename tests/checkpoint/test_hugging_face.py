@@ -73,7 +73,7 @@ def test_a_folder_for_transformers_gives_equal_outputs_and_comes_back(make_detec
 
 
 @pytest.mark.parametrize("variant", ["single_scale_dc5", "detr_dc5"])
-def test_dilated_models_go_through_timms_resnet(make_cfg, shake, check_same, tmp_path, variant):
+def test_dilated_models_use_the_resnet_of_timm(make_cfg, shake, check_same, tmp_path, variant):
     pytest.importorskip("timm", reason="transformers has dilation with timm's ResNets only")
     changes = {"META_ARCHITECTURE": "DETR"} if variant == "detr_dc5" else {}
     cfg = make_cfg("single_scale_dc5", **changes)

@@ -131,7 +131,7 @@ def test_an_unknown_key_is_reported(make_pair, tmp_path, variant):
         load_weights(other, path)
 
 
-def test_detrs_detectron2_wrapper(make_pair, check_same, detectron2_name, tmp_path):
+def test_detectron2_wrapper_of_detr(make_pair, check_same, detectron2_name, tmp_path):
     """Its detector is ``detr``, with Detectron2's ResNet."""
     detector, state, other = make_pair("detr")
     renamed = {f"detr.{detectron2_name(key, BODY, 'backbone.0.backbone.')}": value for key, value in state.items()}

@@ -265,7 +265,6 @@ def test_evaluations_of_a_base_class_use_the_average(make_cfg, scores):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({**BEST, "TEST__EVAL_PERIOD": 0}, "BEST_CHECKPOINT.ENABLED True needs"),
         (
             {**EMA, "TEST__PRECISE_BN__ENABLED": True, "MODEL__RESNETS__NORM": "BN"},
             "TEST.PRECISE_BN.ENABLED cannot both be True",

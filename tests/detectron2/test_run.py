@@ -115,7 +115,7 @@ if __name__ == "__main__":
 """
 
 
-def test_objects_from_spawned_processes_have_the_scripts_classes(tmp_path):
+def test_objects_from_spawned_processes_have_classes_of_the_script(tmp_path):
     (tmp_path / "returns.py").write_text(_RETURNS)
     plain, result = (python(*how, tmp_path / "returns.py") for how in ((), MODULE))
     assert result.returncode == plain.returncode == 0, result.stderr
