@@ -9,9 +9,6 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CLANG_FORMAT := $(BIN)/python -c 'import clang_format; clang_format.clang_format()'
 DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
-# The CUDA kernels take minutes to compile, so they are built only if there is a GPU or FORCE_CUDA=1. `make test`
-# compiles them if nvcc is available.
-export FORCE_CUDA ?= $(if $(shell command -v nvidia-smi),,0)
 # Files that require a new installation or build when they change.
 SOURCES := setup.py pyproject.toml ops/pyproject.toml $(wildcard ops/*.py ops/csrc/*.* ops/csrc/*/*.*)
 

@@ -6,8 +6,8 @@ also loads under a torch without CUDA. Without a compiler the wheel contains Pyt
 py3-none-any.
 
 Environment: CXX, CXXFLAGS, LDFLAGS and MAX_JOBS as usual; FORCE_CUDA=1 requires the CUDA kernels and FORCE_CUDA=0 omits
-them (default: built if nvcc is found and torch has CUDA); MS_DEFORM_ATTN_CUDA_ARCH lists compute capabilities
-("80;90;90+PTX"); MS_DEFORM_ATTN_REQUIRE=1 makes a missing compiler an error.
+them (default: built if this machine has nvidia-smi and nvcc, and torch has CUDA); MS_DEFORM_ATTN_CUDA_ARCH lists compute
+capabilities ("80;90;90+PTX"); MS_DEFORM_ATTN_REQUIRE=1 makes a missing compiler an error.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ def find_nvcc(torch: Path) -> str | None:
     """Returns the path of nvcc, or None if CUDA is not to be built."""
     wanted = os.environ.get("FORCE_CUDA", "")
     if wanted == "0" or not list((CSRC / "cuda").glob("*.cu")):
+        return None
+    if not wanted and shutil.which("nvidia-smi") is None:  # compiling takes minutes, for a GPU that is not there
         return None
     if not list((torch / "lib").glob("libtorch_cuda.*")):
         if wanted:

@@ -127,9 +127,10 @@ def build_op(monkeypatch):
 
 
 @pytest.mark.parametrize("has_cuda", [False, True])
-def test_cuda_is_built_if_nvcc_and_torch_have_it(build_op, tmp_path, monkeypatch, has_cuda):
+def test_cuda_is_built_if_gpu_nvcc_and_torch_have_it(build_op, tmp_path, monkeypatch, has_cuda):
     nvcc, library = tmp_path / "bin/nvcc", tmp_path / "torch/lib/libtorch_cuda.so"
-    for path in (nvcc, library.with_name("libtorch_cpu.so"), *([library] if has_cuda else [])):
+    smi = nvcc.with_name("nvidia-smi")
+    for path in (nvcc, smi, library.with_name("libtorch_cpu.so"), *([library] if has_cuda else [])):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh")
         path.chmod(0o755)
@@ -141,6 +142,10 @@ def test_cuda_is_built_if_nvcc_and_torch_have_it(build_op, tmp_path, monkeypatch
     monkeypatch.setenv("FORCE_CUDA", "1")
     if has_cuda:
         assert build_op.find_nvcc(tmp_path / "torch") == str(nvcc)
+        smi.unlink()
+        assert build_op.find_nvcc(tmp_path / "torch") == str(nvcc)
+        monkeypatch.delenv("FORCE_CUDA")
+        assert build_op.find_nvcc(tmp_path / "torch") is None
     else:
         with pytest.raises(RuntimeError, match="FORCE_CUDA=1 is set but the torch in .* has no CUDA"):
             build_op.find_nvcc(tmp_path / "torch")

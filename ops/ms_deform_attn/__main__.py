@@ -27,7 +27,7 @@ def cuda_path() -> str:
     if "cuda" in LIBRARIES:
         return "compiled" if torch.cuda.is_available() else "compiled, but this machine has no usable GPU"
     if find_library("_C_cuda") is None:
-        return "reference, because no CUDA library was built (no nvcc, a torch without CUDA, or FORCE_CUDA=0)"
+        return "reference, because no CUDA library was built (no GPU, no nvcc, a torch without CUDA, or FORCE_CUDA=0)"
     return "reference, because this torch has no CUDA" if torch.version.cuda is None else "reference"
 
 
