@@ -6,8 +6,8 @@ also loads under a torch without CUDA. Without a compiler the wheel contains Pyt
 py3-none-any.
 
 Environment: CXX, CXXFLAGS, LDFLAGS and MAX_JOBS as usual; FORCE_CUDA=1 requires the CUDA kernels and FORCE_CUDA=0 omits
-them (default: built if this machine has nvidia-smi and nvcc, and torch has CUDA); MS_DEFORM_ATTN_CUDA_ARCH lists compute
-capabilities ("80;90;90+PTX"); MS_DEFORM_ATTN_REQUIRE=1 makes a missing compiler an error.
+them (default: built if this machine has nvidia-smi and nvcc, and torch has CUDA); MS_DEFORM_ATTN_CUDA_ARCH lists
+compute capabilities ("80;90;90+PTX"); MS_DEFORM_ATTN_REQUIRE=1 makes a missing compiler an error.
 """
 
 from __future__ import annotations
