@@ -86,7 +86,7 @@ def make_inputs(case: Case, shapes: Sequence[tuple[int, int]], dtype: torch.dtyp
     return made | {"shapes": sizes, "starts": starts}
 
 
-def own_candidates(shapes: Sequence[tuple[int, int]], dry_run: bool) -> dict[str, Candidate]:
+def project_candidates(shapes: Sequence[tuple[int, int]], dry_run: bool) -> dict[str, Candidate]:
     sizes = list(shapes)
     fused = ("value", "offsets", "logits")
 
@@ -118,7 +118,7 @@ def own_candidates(shapes: Sequence[tuple[int, int]], dry_run: bool) -> dict[str
     return found
 
 
-def foreign_candidates(args: argparse.Namespace) -> dict[str, Candidate]:
+def other_candidates(args: argparse.Namespace) -> dict[str, Candidate]:
     """Returns the operators of other projects, from the folders on the command line."""
     found: dict[str, Candidate] = {}
     plain = ("value", "shapes", "starts", "loc", "weights")
@@ -242,7 +242,7 @@ def copy_bandwidth() -> float:
 
 
 def run_case(case: Case, shapes: Sequence[tuple[int, int]], args: argparse.Namespace, device: str) -> dict[str, Any]:
-    candidates = own_candidates(shapes, args.dry_run) | foreign_candidates(args)
+    candidates = project_candidates(shapes, args.dry_run) | other_candidates(args)
     result: dict[str, Any] = {}
     for backward in (False, True):
         calls: dict[str, Callable[[int], object]] = {}

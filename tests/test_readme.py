@@ -86,9 +86,9 @@ def test_snippet(text, folder):
 
 
 def test_training_and_prediction(folder):
-    ours = [command for command in COMMANDS if command[0] == "deformable-detr"]
-    assert [command[1] for command in ours] == ["predict", "train", "predict", "convert"]
-    for _, *words in ours:
+    commands = [command for command in COMMANDS if command[0] == "deformable-detr"]
+    assert [command[1] for command in commands] == ["predict", "train", "predict", "convert"]
+    for _, *words in commands:
         words = ["1" if before == "--epochs" else word for before, word in zip(["", *words], words, strict=False)]
         assert (
             main(

@@ -44,7 +44,7 @@ class ResNet(nn.Module):
 
     Args:
         depth: 18, 34, 50 or 101.
-        out_features: names out of ``res2`` … ``res5``; stages after the last one are not built.
+        out_features: any of ``res2`` … ``res5``; stages after the last one are not built.
         norm: ``"FrozenBN"``, ``"BN"``, ``"SyncBN"`` or ``"GN"``. FrozenBN is the identity until pretrained weights are
             loaded: use another norm to train from scratch.
         res5_dilation: 2 dilates res5 instead of striding it, so that its stride is 16 (DC5); 1: no dilation. Depth 50
@@ -157,7 +157,7 @@ class ResNet(nn.Module):
 
 
 def _masked_block(block: nn.Module, x: Tensor, padding_mask: Tensor) -> Tensor:
-    """Runs a block of a stage on a map that is zero on padding, without influence of the padding."""
+    """Runs a block of a stage on a map that is zero on padding; the result does not depend on the padding."""
     assert isinstance(block, BasicBlock | Bottleneck)
     shortcut = (
         x if block.downsample is None else _masked_norm(block.downsample[1], block.downsample[0](x), padding_mask)

@@ -38,7 +38,7 @@ class SwinBackbone(nn.Module):
 
     Args:
         variant: ``"swin_t"``, ``"swin_s"``, ``"swin_b"`` or ``"swin_l"``.
-        out_features: names out of ``res2`` … ``res5``, with strides 4 … 32 as in a ResNet; stages after the last one
+        out_features: any of ``res2`` … ``res5``, with strides 4 … 32 as in a ResNet; stages after the last one
             are not built.
         drop_path_rate: stochastic depth rate of the last block; rates increase linearly from 0 at the first block.
         freeze_at: freeze the patch embedding (1) and stages up to this one (2: res2 …), each with the patch merging

@@ -50,12 +50,12 @@ def check(detector, model, sizes=SIZES):
         images, mask = batch_images([(image - mean) / std for image in pixels])
         detector.mask_padding = "never"  # as in an exported graph
         found, expected = (postprocess(run(images, mask), shapes, 10) for run in (model, detector))
-        for ours, reference in zip(found, expected, strict=True):
-            assert ours.labels.tolist() == reference.labels.tolist()
-            torch.testing.assert_close(ours.scores, reference.scores, rtol=0, atol=1e-4)
-            torch.testing.assert_close(ours.boxes, reference.boxes, rtol=0, atol=1e-3 * min(height, width))
+        for actual, reference in zip(found, expected, strict=True):
+            assert actual.labels.tolist() == reference.labels.tolist()
+            torch.testing.assert_close(actual.scores, reference.scores, rtol=0, atol=1e-4)
+            torch.testing.assert_close(actual.boxes, reference.boxes, rtol=0, atol=1e-3 * min(height, width))
             if reference.masks is not None:
-                assert float((ours.masks != reference.masks).float().mean()) < 1e-3
+                assert float((actual.masks != reference.masks).float().mean()) < 1e-3
 
 
 def test_onnx_with_detections_as_output(make_cfg, tmp_path):
