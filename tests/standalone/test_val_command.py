@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from projects_deformable_detr.checkpoint.download import UrlFile
 from projects_deformable_detr.cli.main import main as command
 from projects_deformable_detr.standalone import main
 
@@ -63,3 +64,13 @@ def test_classes_are_matched_by_name(
     words = ["val", "--weights", trained[0], "--data", tmp_path / "green.json", "--images", images]
     assert command([str(word) for word in words]) == 2
     assert "the model lacks the classes green; its classes are red, blue" in capsys.readouterr().err
+
+
+def test_a_training_starts_from_published_weights(
+    trained: tuple[Path, dict[str, Any]], make_args: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UrlFile, "download", lambda file: trained[0] / "model_final.pth")
+    words = ["--eval-only", "MODEL.WEIGHTS", "zoo://detr_r50"]
+    assert main(make_args(tmp_path, *words))["bbox"]["AP"] == pytest.approx(trained[1]["bbox"]["AP"], abs=1e-3)
+    main(make_args(tmp_path, "MODEL.WEIGHTS", "zoo://detr_r50", "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "(1,)"))
+    assert "zoo://detr_r50: " in (tmp_path / "log.txt").read_text()

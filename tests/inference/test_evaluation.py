@@ -1,0 +1,55 @@
+"""`evaluate` on models with masks, and on data sets with other classes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from projects_deformable_detr.data.catalog import DatasetSpec
+from projects_deformable_detr.data.load import load_dataset
+from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.inference import Detector
+from projects_deformable_detr.inference.evaluation import evaluate
+
+NAMES = ("ant", "bee", "cat", "dog", "elk")
+
+
+@pytest.fixture
+def spec(files: list[str], tmp_path: Path) -> DatasetSpec:
+    """The images with one object each, of class bee."""
+    sizes = ((40, 56), (56, 40), (40, 56), (30, 90))
+    images = [
+        {"id": index, "file_name": Path(file).name, "height": height, "width": width}
+        for index, (file, (height, width)) in enumerate(zip(files, sizes, strict=True))
+    ]
+    outline = [[5, 5, 25, 5, 25, 20, 5, 20]]
+    annotations = [
+        {"id": index + 1, "image_id": index, "category_id": 2, "bbox": [5, 5, 20, 15], "area": 300, "iscrowd": 0}
+        | {"segmentation": outline}
+        for index in range(4)
+    ]
+    categories = [{"id": index, "name": name} for index, name in enumerate(NAMES, 1)]
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return DatasetSpec("tiny", path, Path(files[0]).parent)
+
+
+def test_masks_and_subsets_of_classes(save_tiny: Callable[..., Path], spec: DatasetSpec, tmp_path: Path) -> None:
+    detector = Detector.load(save_tiny(MASK_ON=True, HIDDEN_DIM=128, NHEADS=8))
+    seen: list[None] = []
+    records = load_dataset(spec, for_evaluation=True, masks=True)
+    result = evaluate(detector, records, tmp_path, on_image=lambda: seen.append(None), batch_size=2)
+    assert result.metrics.keys() == {"bbox", "segm"} and len(seen) == 4
+    assert result.objects == {"ant": 0, "bee": 4, "cat": 0, "dog": 0, "elk": 0}
+    assert result.best_f1_of_classes["bee"]["recall"] >= result.best_f1["recall"]
+    results = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert {item["image_id"] for item in results} == set(range(4)) and all("segmentation" in item for item in results)
+
+
+def test_a_model_without_the_classes_is_an_error(detector: Detector, spec: DatasetSpec, tmp_path: Path) -> None:
+    content = json.loads(Path(spec.json_file).read_text())
+    content["categories"][0]["name"] = "fox"
+    Path(spec.json_file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="the model lacks the classes fox; its classes are ant, bee, cat, dog, elk"):
+        evaluate(detector, load_dataset(spec, for_evaluation=True), tmp_path)
