@@ -74,7 +74,7 @@ def test_images(predictor, tmp_path):
         inputs = Inputs(tmp_path / str(index))
         case.make(inputs)
         inputs.write()
-        for path in inputs.image_root.iterdir():
+        for path in sorted(inputs.image_root.iterdir())[:2]:  # the other images are the same
             try:
                 image = read_image(path, "BGR")
             except DatasetError:
