@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda if there is a GPU)")
     model.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="precision")
     model.add_argument("--compile", action="store_true", help="compile the model: slow start, faster images")
-    model.add_argument("--batch-size", type=int, metavar="N", help="images per batch (default: 1 on CPUs, 8 on GPUs)")
+    model.add_argument(
+        "--batch-size", type=int, metavar="N", help="images per batch (default: 8, on CPUs fewer of large images)"
+    )
     found = parser.add_argument_group("detections")
     found.add_argument("--threshold", type=float, default=0.3, metavar="T", help="minimum score (default: %(default)s)")
     found.add_argument("--classes", metavar="A,B", help="names of the classes to detect (default: all)")
@@ -153,6 +155,8 @@ def _detect_frames(
     from ..inference.writers import Result
 
     counts = []
+    if video.source.isdigit() and options["batch_size"] is None:
+        options = {**options, "batch_size": 1}  # a camera is read one frame ahead
     stop = args.max_frames or sys.maxsize
     frames = (frame for _, frame in zip(range(stop), video.frames(), strict=False))
     found: Iterator[tuple[Detections, list[int] | None]]

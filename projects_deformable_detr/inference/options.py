@@ -33,6 +33,7 @@ class Options:
         tta: test-time augmentation; None: off.
         color: channel order of arrays.
         batch_size: maximum number of images in a batch.
+        max_pixels: maximum number of pixels in a batch of several images; None: no limit.
     """
 
     thresholds: Annotated[tuple[float, ...], Range(0, 1)]
@@ -44,6 +45,7 @@ class Options:
     tta: TestTimeAugmentationConfig | None
     color: str
     batch_size: PositiveInt
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         check_ranges(Options, vars(self))
@@ -110,6 +112,7 @@ def make_options(
     tta: bool | TestTimeAugmentationConfig,
     color: str,
     batch_size: int,
+    max_pixels: int | None = None,
 ) -> Options:
     """Checks arguments of `Detector.stream`; class names become ids.
 
@@ -138,6 +141,7 @@ def make_options(
         augmentation,
         color,
         batch_size,
+        max_pixels,
     )
 
 
