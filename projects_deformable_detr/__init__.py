@@ -1,7 +1,7 @@
-"""Deformable DETR (arXiv 2010.04159) for Detectron2 and for machines without it.
+"""Deformable DETR (arXiv 2010.04159), with or without Detectron2.
 
-Importing the package registers meta-architectures, backbones, config keys and data sets with Detectron2 if that is
-installed. PyTorch is imported when a public name is first used.
+If Detectron2 is installed, importing the package registers meta-architectures, backbones, config keys and data sets.
+Otherwise, PyTorch is imported when a public name is first used.
 """
 
 import importlib
@@ -27,7 +27,7 @@ __all__ = [
     "get_cfg",
 ]
 
-# Modules of the public names.
+# Public name to module.
 _MODULES = {
     "Detections": "inference",
     "Detector": "inference",
@@ -65,7 +65,7 @@ if importlib.util.find_spec("ms_deform_attn") is None:
         "ms_deform_attn, the attention operator, is not installed: run pip install ./ops in the checkout, or install "
         "projects-deformable-detr-ops"
     )
-# The project's own commands import Detectron2 when they need it, so that --help is immediate.
+# The console script imports Detectron2 only when needed, so that --help is fast.
 _is_command = Path(sys.argv[0]).name == "deformable-detr" or (sys.argv[0] == "-m" and __name__ in sys.orig_argv)
 if is_installed("detectron2") and not _is_command:
     try:

@@ -1,4 +1,4 @@
-"""Selects the engine: Detectron2's if it is installed, else the standalone one."""
+"""Selects the engine: Detectron2 if it is installed, otherwise the standalone engine."""
 
 import importlib.util
 from collections.abc import Callable
@@ -17,7 +17,7 @@ class EngineChoice:
 
     Attributes:
         name: ``"detectron2"`` or ``"standalone"``.
-        reason: why it was selected, for messages.
+        reason: reason for the selection, for messages.
     """
 
     name: str
@@ -25,16 +25,16 @@ class EngineChoice:
 
 
 def is_installed(package: str) -> bool:
-    """Returns whether a package is installed. A folder without ``__init__.py``, such as a clone, does not count."""
+    """Returns whether a package is installed; namespace packages, such as the folder of a clone, do not count."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 
 
 def choose_engine(wanted: str = "auto") -> EngineChoice:
-    """Selects an engine by name; ``auto`` selects Detectron2's if it is installed.
+    """Selects an engine by name; ``"auto"`` selects Detectron2 if it is installed.
 
     Raises:
-        UserError: for an unknown name, and for ``detectron2`` if it is not installed.
+        UserError: for an unknown name, or for ``"detectron2"`` if it is not installed.
     """
     if wanted not in ENGINES:
         raise UserError(f"unknown engine {wanted!r}: choose one of {', '.join(ENGINES)}")
@@ -45,17 +45,17 @@ def choose_engine(wanted: str = "auto") -> EngineChoice:
         return EngineChoice("standalone", "detectron2 is not installed")
     if wanted == "detectron2" and not has_detectron2:
         raise UserError(
-            "engine 'detectron2' needs detectron2, which is not installed: install it from its repository, or use "
+            "engine 'detectron2' requires detectron2, which is not installed: install it from its repository, or use "
             "--engine standalone"
         )
     return EngineChoice(wanted, "selected by name")
 
 
 def check_can_train(engine: EngineChoice) -> None:
-    """Raises `UserError` if a package is missing that the engine needs for training and evaluation."""
+    """Raises `UserError` if a package that the engine requires for training and evaluation is not installed."""
     if engine.name == "standalone" and not is_installed("lightning"):
         raise UserError(
-            f"the standalone engine ({engine.reason}) needs lightning, which is not installed: pip install lightning"
+            f"the standalone engine ({engine.reason}) requires lightning, which is not installed: pip install lightning"
         )
 
 

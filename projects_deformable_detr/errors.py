@@ -1,4 +1,4 @@
-"""Exceptions of the project, checks of arguments that raise them, and the handler of all command lines."""
+"""Exceptions, checks of arguments, and error handling of command lines."""
 
 import dataclasses
 import errno
@@ -23,18 +23,18 @@ _FILE_ERRORS = {
 class UserError(ValueError):
     """Raised for invalid user input.
 
-    The message names the file, record or config key, and the remedy. Command lines print it without a traceback.
+    The message contains the file, record or config key, and the remedy. Command lines print it without a traceback.
     """
 
     def __init__(self, message: str = "") -> None:
-        # DataLoader re-raises the error of a worker with the worker's traceback as the message.
+        # DataLoader re-raises errors of workers with a traceback as the message.
         pattern = rf"Caught \w+ in DataLoader worker .*^{type(self).__module__}\.\w+: (.*)"
         worker = re.match(pattern, message, re.MULTILINE | re.DOTALL)
         super().__init__(worker[1].rstrip() if worker else message)
 
 
 class Interrupted(BaseException):
-    """Raised when a signal ends a run. Not an `Exception`, because trainers report these as failures.
+    """Raised when a signal ends a run. It is not an `Exception`, which trainers would report as a failure.
 
     Attributes:
         signum: number of the signal.
@@ -49,11 +49,11 @@ class Interrupted(BaseException):
 
 
 def run_command(name: str, command: Callable[[], object]) -> int:
-    """Runs a command line; prints errors that the user can correct to stderr without a traceback.
+    """Runs a command, and prints errors that the user can correct to stderr without a traceback.
 
     Returns:
-        The exit status: the one that ``command`` returns, or 0; 2 for invalid input, files that cannot be read or
-        written, and missing packages; 1 for losses that are not finite; 128 plus the signal number after a signal.
+        The exit status: the return value of ``command``, or 0; 2 for invalid input, files that cannot be read or
+        written, and missing packages; 1 for non-finite losses; 128 plus the signal number after a signal.
     """
     _escape_characters()
     try:
@@ -71,7 +71,7 @@ def run_command(name: str, command: Callable[[], object]) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", __package__):
             raise
-        return _fail(name, f"needs the package {package}, which is not installed", 2)
+        return _fail(name, f"requires the package {package}, which is not installed", 2)
     except KeyboardInterrupt:
         return _fail(name, Interrupted(signal.SIGINT), 128 + signal.SIGINT)
     except Interrupted as error:
@@ -80,7 +80,7 @@ def run_command(name: str, command: Callable[[], object]) -> int:
 
 
 def _escape_characters() -> None:
-    """Escapes characters that the terminal cannot encode, in the output of this process and its children."""
+    """Escapes characters that the terminal cannot display, in the output of this process and its children."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -96,8 +96,8 @@ class ArgumentError(ValueError):
     """Raised for an invalid argument of a function or class below ``config/``.
 
     Attributes:
-        argument: name of the argument; ``config/`` replaces it with the config key.
-        problem: rest of the message, such as ``"must be in [0, 1], got 2"``.
+        argument: name of the argument, which ``config/`` replaces with the config key.
+        problem: remainder of the message, such as ``"must be in [0, 1], got 2"``.
     """
 
     def __init__(self, argument: str, problem: str) -> None:
@@ -111,12 +111,12 @@ class ArgumentError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Range of a number, or of each element of a sequence. No range contains NaN.
+    """Range of a number, or of each element of a sequence; it never contains NaN.
 
-    Annotates fields of a dataclass or arguments of a class or function; `check_ranges` checks their values.
+    Annotation of fields of a dataclass or arguments of a class or function, for `check_ranges`.
 
     Attributes:
-        low, high: inclusive bounds; None: no bound. Infinity is in the range only if it equals ``high``.
+        low, high: inclusive bounds; None: no bound. Infinity is in the range only if ``high`` is infinite.
         above, below: exclusive bounds.
     """
 
@@ -146,7 +146,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """Set of the numbers that a field or argument can have; used like `Range`."""
+    """Set of allowed numbers; used like `Range`."""
 
     values: tuple[float, ...]
 
@@ -166,7 +166,7 @@ Fraction = Annotated[float, Range(0, 1)]
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """Range of a field or argument, and its type: integer or float, number or sequence, None allowed or not."""
+    """Range and type of a field or argument: integer or float, number or sequence, and whether None is allowed."""
 
     range: Range | OneOf
     is_integer: bool = True
@@ -177,7 +177,7 @@ class Annotation:
         return f"{'integer' if self.is_integer else 'number'}{'s' * self.is_sequence}, {self.range}"
 
     def problem(self, value: object) -> str | None:
-        """Returns an error message without its subject, ``"must be in [0, 1], got 2"``; None for a valid value."""
+        """Returns an error message without the name, such as ``"must be in [0, 1], got 2"``; None for valid values."""
         if value is None and self.is_optional:
             return None
         if self.is_sequence and (isinstance(value, str) or not isinstance(value, Sequence)):
@@ -195,7 +195,7 @@ class Annotation:
 
 @functools.cache
 def annotations(owner: Callable[..., Any]) -> Mapping[str, Annotation]:
-    """Returns the fields of a dataclass, or arguments of a class or function, that are annotated with a `Range`."""
+    """Returns the range of each annotated field of a dataclass, or argument of a class or function."""
     is_module = isinstance(owner, type) and not dataclasses.is_dataclass(owner)
     hints = get_type_hints(vars(owner)["__init__"] if is_module else owner, include_extras=True)
     found = {}

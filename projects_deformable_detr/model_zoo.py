@@ -1,11 +1,11 @@
-"""Recipes of ``configs/``, their models, and published weights by name.
+"""Access to the recipes in ``configs/``, their models, and published weights by name.
 
-A name is the path of a YAML file below ``configs/`` without suffix, such as
-``deformable_detr_r50_two_stage_50ep`` or ``ablations/backbone_dcn``. The schedule at its end (``_50ep``) is optional if
-only one recipe matches without it.
+The name of a recipe is the path of a YAML file in ``configs/`` without suffix, such as
+``deformable_detr_r50_two_stage_50ep`` or ``ablations/backbone_dcn``. The schedule at the end (``_50ep``) may be omitted
+if the rest of the name is unique.
 
-`published_weights` lists published weights. ``zoo://NAME`` is accepted wherever a file of weights is, and `download`
-returns the file.
+`published_weights` returns all published weights. ``zoo://NAME`` is accepted wherever a file of weights is, and
+`download` returns the file.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ __all__ = [
     "published_weights",
 ]
 
-# Classes of the recipes' data sets, so that models can be built without their files.
+# Number of classes in the data sets of the recipes, so that models can be built without the data.
 _NUM_CLASSES = {
     "coco_2017_train": 80,
     "coco_2017_train_panoptic": 133,
@@ -57,10 +57,10 @@ def get_config(name: str, *, lazy: bool = False, engine: str = "auto") -> Any:
     Args:
         name: name of the recipe.
         lazy: return a LazyConfig instead of a ``CfgNode``; requires Detectron2.
-        engine: the ``CfgNode``'s engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` (Detectron2 if installed).
+        engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` (Detectron2 if installed); ignored if ``lazy``.
 
     Raises:
-        UserError: as `config_file`; or if ``lazy`` is set and Detectron2 is not installed.
+        UserError: as in `config_file`; or if ``lazy`` is set and Detectron2 is not installed.
     """
     if lazy and not is_installed("detectron2"):
         raise UserError("lazy must be False: a LazyConfig requires Detectron2, which is not installed")
@@ -81,13 +81,13 @@ def get(
 
     Args:
         name: name of the recipe.
-        num_classes: number of classes; defaults to that of the recipe's data set.
+        num_classes: number of classes; by default that of the recipe's data set.
         device: device of the model.
         engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` (Detectron2 if installed).
-        weights: file, ``zoo://NAME`` or ``torchvision://NAME`` to load, see `load_weights`; empty: initial weights.
+        weights: file, ``zoo://NAME`` or ``torchvision://NAME`` to load, see `load_weights`; empty: random weights.
 
     Returns:
-        The meta-architecture for Detectron2, the `Detector` for the standalone engine.
+        The meta-architecture for Detectron2, or the `modeling.Detector` for the standalone engine.
     """
     cfg = get_config(name, engine=engine)
     _set_num_classes(cfg, num_classes)

@@ -59,7 +59,7 @@ def test_completion_script_has_the_commands(capsys):
     [
         ("", "the following arguments are required: COMMAND"),
         ("trian", "invalid choice: 'trian'"),
-        ("train --val-data a.json images", "--val-data needs --train-data, or --eval-only"),
+        ("train --val-data a.json images", "--val-data requires --train-data or --eval-only"),
         ("train --epochs 0 --train-data a.json images", "--epochs must be at least 1"),
         ("train --epochs 2 --train-data a.json images SOLVER.MAX_ITER 3", "cannot be combined with"),
     ],

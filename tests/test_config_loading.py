@@ -104,8 +104,8 @@ def test_device(monkeypatch, capsys, gpus, wanted, num_gpus, device):
 @pytest.mark.parametrize(
     ("wanted", "num_gpus", "message"),
     [
-        ("cuda:1", None, "MODEL.DEVICE cuda:1 .* more GPUs than the 1 that PyTorch finds"),
-        ("auto", 2, "--num-gpus 2 needs .* MODEL.DEVICE cpu"),
+        ("cuda:1", None, "MODEL.DEVICE cuda:1 .* more GPUs than the 1 available"),
+        ("auto", 2, "--num-gpus 2 requires .* MODEL.DEVICE cpu"),
         ("tpu", None, "MODEL.DEVICE must be .* got 'tpu'"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_device_named_in_a_file_is_never_replaced(engine, tmp_path, monkeypatc
         (["--num-gpus", 2, "--num-machines", 2], [], "--dist-url auto"),
         (["--num-gpus", 2, "--dist-url", "file:///x"], [], "must be tcp://HOST:PORT"),
         ([], ["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
-        (["--eval-only"], [], "--eval-only needs a data set: set DATASETS.TEST"),
+        (["--eval-only"], [], "--eval-only requires a data set: set DATASETS.TEST"),
     ],
 )
 def test_invalid_command_lines(engine, flags, options, message):

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
         (ArgumentError("size", "must be 1"), 2, "tool: size must be 1"),
         (FloatingPointError("loss is NaN"), 1, "tool: loss is NaN"),
         (OSError(errno.ENOSPC, "No space left on device", "log.txt"), 2, "tool: No space left on device: log.txt"),
-        (ModuleNotFoundError("No module", name="detectron2.config"), 2, "tool: needs the package detectron2"),
+        (ModuleNotFoundError("No module", name="detectron2.config"), 2, "tool: requires the package detectron2"),
         (KeyboardInterrupt(), 130, "tool: stopped by SIGINT"),
         (Interrupted(15), 143, "tool: stopped by SIGTERM"),
     ],

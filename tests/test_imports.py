@@ -153,7 +153,7 @@ def test_selected_engine(monkeypatch, installed, wanted, name):
     [
         (set(), "auto", "lightning"),
         ({"detectron2"}, "standalone", "lightning"),
-        ({"lightning"}, "detectron2", "needs detectron2, which is not installed"),
+        ({"lightning"}, "detectron2", "requires detectron2, which is not installed"),
         ({"detectron2", "lightning"}, "torch", "unknown engine 'torch': choose one of auto, detectron2, standalone"),
     ],
 )
@@ -167,4 +167,4 @@ def test_unavailable_engines(monkeypatch, installed, wanted, named):
 def test_run_without_detectron2_is_one_line() -> None:
     command = [sys.executable, "-m", "projects_deformable_detr.detectron2_plugin.run", "script.py"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (result.returncode, result.stderr) == (2, "run: needs the package detectron2, which is not installed\n")
+    assert (result.returncode, result.stderr) == (2, "run: requires the package detectron2, which is not installed\n")

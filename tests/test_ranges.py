@@ -208,11 +208,11 @@ def test_documentation_has_the_table():
     ("options", "warning"),
     [
         ({"WARMUP_ITERS": 2}, None),
-        ({"WARMUP_ITERS": 200}, r"WARMUP_ITERS 200 .*MAX_ITER 60: the learning rate only rises to 1\.97e-05"),
+        ({"WARMUP_ITERS": 200}, r"WARMUP_ITERS 200 .*MAX_ITER 60: the learning rate only increases to 1\.97e-05"),
         ({"WARMUP_ITERS": 10, "STEPS": (5,)}, "STEPS .*begin before the end of SOLVER.WARMUP_ITERS 10"),
         (
             {"WARMUP_ITERS": 2, "STEPS": (30, 90)},
-            r"STEPS \(30, 90\) are not all below SOLVER.MAX_ITER 60.* \[30\] only",
+            r"STEPS \(30, 90\) are not all below SOLVER.MAX_ITER 60.* only drops at \[30\]",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Options for loading checkpoints, read from a config."""
+"""Reads the options for loading checkpoints."""
 
 from fvcore.common.config import CfgNode
 
@@ -10,7 +10,7 @@ _OPTIONS = {
     "keep_logits": "MODEL.DETR.KEEP_CLASS_LOGITS",
     "input_format": "INPUT.FORMAT",
 }
-# Keys in messages of the functions in `checkpoint`.
+# Argument in messages of `checkpoint` to config key.
 LOADING_KEYS = _OPTIONS | {
     "weights": "MODEL.WEIGHTS",
     "num_classes": "MODEL.DETR.NUM_CLASSES",

@@ -1,4 +1,4 @@
-"""Reads the configuration of data sets and resolves the classes of a config from its data sets."""
+"""Reads the configuration of data sets, and resolves the classes of a model from its data sets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -51,13 +51,13 @@ _THINGS_KEY = "MODEL.DETR.PANOPTIC.NUM_THING_CLASSES"
 
 
 def data_config(cfg: CfgNode, *, eval_only: bool = False) -> DataConfig:
-    """Reads the configuration of data sets, loaders and sampler; without training sets if ``eval_only``."""
+    """Reads the configuration of data sets, loaders and sampler; with ``eval_only``, without training sets."""
     return read(
         DataConfig,
         cfg,
         DATA_KEYS,
         **({"train": ()} if eval_only else {}),
-        # Each query detects one object. A detector without decoder has one query per token.
+        # Each query detects one object. A detector without a decoder has one query per token.
         max_objects=cfg.MODEL.DETR.NUM_OBJECT_QUERIES if cfg.MODEL.DETR.DEC_LAYERS else None,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
         sampler=SamplerConfig() if eval_only else sampler_config(cfg),
@@ -88,7 +88,7 @@ def sampler_config(cfg: CfgNode) -> SamplerConfig:
 
 
 def load(spec: DatasetSpec, config: DataConfig) -> Records:
-    """Loads a data set of ``config`` with the checks for its use: training, evaluation or both; and its image files.
+    """Loads a data set and checks it and its image files for its use in training, evaluation or both.
 
     Raises:
         DatasetError: as in `load_dataset`, with config keys instead of arguments.
@@ -109,10 +109,10 @@ def load(spec: DatasetSpec, config: DataConfig) -> Records:
 
 
 def readable_images(files: ImageFiles, config: DataConfig) -> Array:
-    """Checks image files that belong to no `Records`; see `image_check.check_files`.
+    """Checks the image files of data sets without `Records`; see `image_check.check_files`.
 
     Returns:
-        Indices of the images, without unreadable ones if ``config`` leaves them out.
+        Indices of the images, without unreadable ones if ``config.unreadable_images`` is ``"skip"``.
     """
     with naming_keys(_LOADING_KEYS):
         return check_files(files, config.reader, config.check_images, config.unreadable_images, warn=_warn)
@@ -126,11 +126,11 @@ def load_instances(records: Records, config: DataConfig) -> Records | None:
     """Loads the instances of a panoptic data set for the evaluation of its images.
 
     Args:
-        records: data set; images that were left out of it are left out of the result.
+        records: data set; the result contains only its images.
         config: configuration of the data sets.
 
     Returns:
-        The instances; None for data sets in other formats and if there is no file of instances.
+        The instances; None for data sets in other formats, and if there is no instances file.
 
     Raises:
         DatasetError: as in `load`, and if the file lacks an image of the data set.
@@ -155,7 +155,7 @@ def with_classes(
     num_classes: Callable[[CfgNode], int] | None = None,
     things: Callable[[CfgNode], tuple[int, ...]] | None = None,
 ) -> CfgNode:
-    """Returns a copy of a config in which the number of classes and the things are those of its data sets.
+    """Returns a copy of a config with the number of classes and the thing classes of its data sets.
 
     Args:
         cfg: config of either engine.
@@ -174,22 +174,22 @@ def with_classes(
 def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ...] | None] | None = None) -> int:
     """Returns the number of classes of the model.
 
-    It is the number of categories of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, which must agree with each other and
-    with ``MODEL.DETR.NUM_CLASSES``, unless that is 0. If it is not 0, data sets without an annotation file are skipped,
-    so that a trained model can be built without its data.
+    It is the number of categories of ``DATASETS.TRAIN`` and ``DATASETS.TEST``, which must agree with each other and,
+    unless it is 0, with ``MODEL.DETR.NUM_CLASSES``. If ``NUM_CLASSES`` is set, data sets without an annotation file are
+    skipped, so that a trained model can be built without its data.
 
     Args:
         cfg: config of either engine.
-        class_names: maps the name of a data set to its class names, None if they are unknown; by default those of its
+        class_names: returns the class names of a data set, or None if they are unknown; by default those of its
             annotation file.
 
     Raises:
-        DatasetError: if numbers or names of classes disagree, a data set cannot be read, or there is no data set.
+        DatasetError: if numbers or names of classes differ, a data set cannot be read, or there is no data set.
     """
     num_classes = get(cfg, "MODEL.DETR.NUM_CLASSES")
     if not isinstance(num_classes, int) or num_classes < 0:
         raise DatasetError(
-            f"MODEL.DETR.NUM_CLASSES is {num_classes}: set it to a number of classes, or to 0 for that of the data set"
+            f"MODEL.DETR.NUM_CLASSES is {num_classes}: set it to the number of classes, or to 0 to use the data set's"
         )
     first: tuple[str, tuple[str, ...]] | None = None
     for name in dataset_names(cfg):
@@ -204,7 +204,7 @@ def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ..
         if num_classes and len(found) != num_classes:
             raise DatasetError(
                 f"MODEL.DETR.NUM_CLASSES is {num_classes}, but data set {name} has {len(found)} categories: set it to "
-                f"{len(found)}, or to 0 for that of the data set"
+                f"{len(found)}, or to 0 to use the data set's"
             )
         if first is None:
             first = (name, found)
@@ -221,18 +221,18 @@ def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ..
 def resolve_thing_classes(
     cfg: CfgNode, things: Callable[[str], tuple[int, ...] | None] | None = None
 ) -> tuple[int, ...]:
-    """Returns the model's thing classes, or () if unknown.
+    """Returns the thing classes of the model, or () if unknown.
 
-    They are the things of panoptic data sets and all classes of other data sets, which must agree with each other and
-    with ``MODEL.DETR.PANOPTIC.NUM_THING_CLASSES`` and ``THING_CLASSES``, if these are set.
+    They are the thing classes of panoptic data sets and all classes of other data sets, which must agree with each
+    other and with ``MODEL.DETR.PANOPTIC.NUM_THING_CLASSES`` and ``THING_CLASSES``, if these are set.
 
     Args:
         cfg: config of either engine, with the number of classes resolved.
-        things: maps the name of a data set to its classes that are things, or None if they are unknown; by default
-            those of its annotation file.
+        things: returns the thing classes of a data set, or None if they are unknown; by default those of its
+            annotation file.
 
     Raises:
-        DatasetError: if things disagree, or a panoptic model has no things or no stuff.
+        DatasetError: if thing classes differ, or a panoptic model has no thing or no stuff classes.
     """
     panoptic, num_classes = cfg.MODEL.DETR.PANOPTIC, cfg.MODEL.DETR.NUM_CLASSES
     _check_things(panoptic.THING_CLASSES, panoptic.NUM_THING_CLASSES, num_classes)
@@ -243,17 +243,17 @@ def resolve_thing_classes(
             continue
         if known and len(found) != len(known):
             raise DatasetError(
-                f"{source} has {len(known)} classes of things, but data set {name} has {len(found)}: use data sets "
-                f"with the same classes, and set {_THINGS_KEY} to 0 for their number"
+                f"{source} has {len(known)} thing classes, but data set {name} has {len(found)}: use data sets with "
+                f"the same classes, and set {_THINGS_KEY} to 0 to use their number"
             )
         if known and found != known:
             raise DatasetError(
-                f"{source} has the things {list(known)}, but data set {name} has {list(found)}: use data sets with the "
-                "same classes, and set MODEL.DETR.PANOPTIC.THING_CLASSES and NUM_THING_CLASSES to [] and 0"
+                f"{source} has the thing classes {list(known)}, but data set {name} has {list(found)}: use data sets "
+                "with the same classes, and set MODEL.DETR.PANOPTIC.THING_CLASSES to [] and NUM_THING_CLASSES to 0"
             )
         known, source = found, f"data set {name}"
     if panoptic.ENABLED and not known:
-        raise DatasetError(f"{_THINGS_KEY} is 0 and no data set specifies the number: set it")
+        raise DatasetError(f"{_THINGS_KEY} is 0 and cannot be read from a data set: set it to their number")
     if panoptic.ENABLED and len(known) >= num_classes > 0:
         raise DatasetError(
             f"MODEL.DETR.PANOPTIC.ENABLED is True, but all {num_classes} classes of {source} are things: use panoptic "

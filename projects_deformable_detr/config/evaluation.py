@@ -23,7 +23,7 @@ TTA_KEYS = {
 
 
 def tta_config(cfg: CfgNode) -> TestTimeAugmentationConfig:
-    """Reads test-time augmentation, whether or not it is enabled."""
+    """Reads the configuration of test-time augmentation, whether or not it is enabled."""
     return read(TestTimeAugmentationConfig, cfg, TTA_KEYS)
 
 
@@ -31,7 +31,7 @@ def evaluation_config(cfg: CfgNode) -> EvaluationConfig:
     """Reads the configuration of the evaluation.
 
     Raises:
-        UserError: for a value out of range, or test-time augmentation of a panoptic model.
+        UserError: for a value out of range, or if test-time augmentation is enabled for a panoptic model.
     """
     tta = tta_config(cfg) if get(cfg, "TEST.AUG.ENABLED") else None
     config = read(EvaluationConfig, cfg, EVALUATION_KEYS, thing_classes=thing_classes(cfg), tta=tta)

@@ -13,7 +13,7 @@ from .reading import naming_keys
 def export_hugging_face(
     cfg: CfgNode, folder: str | Path, detector: nn.Module, class_names: tuple[str, ...] | None = None
 ) -> None:
-    """Writes the detector of a config with `write_hugging_face`; errors name the config key."""
+    """Writes the detector of a config with `write_hugging_face`; errors refer to config keys."""
     with naming_keys(DETECTOR_KEYS):
         write_hugging_face(
             folder,

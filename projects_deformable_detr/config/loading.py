@@ -21,17 +21,17 @@ _DEVICES = ("cuda", "cpu")
 
 
 def load_cfg(engine: str, args: Namespace) -> CfgNode:
-    """Returns the config of a command line with ``MODEL.DEVICE`` resolved, after all checks that need no data.
+    """Returns the config of a command line, with ``MODEL.DEVICE`` resolved, after all checks that require no data.
 
     Args:
         engine: ``"detectron2"`` or ``"standalone"``.
-        args: from `cli.arguments.argument_parser`.
+        args: arguments of `cli.arguments.argument_parser`.
 
     Raises:
-        UserError: for an invalid key or option, which the message names.
+        UserError: for an invalid key or option, which the message contains.
     """
     cfg = get_cfg(engine)
-    cfg.MODEL.DEVICE = "auto"  # with Detectron2's default cuda, a missing GPU would be an error
+    cfg.MODEL.DEVICE = "auto"  # with Detectron2's default, cuda, a missing GPU would be an error
     merge(cfg, args.config_file, _options(args))
     if args.check_images and cfg.DATASETS.CHECK_IMAGES != "pixels":
         cfg.DATASETS.CHECK_IMAGES = "all"
@@ -39,9 +39,9 @@ def load_cfg(engine: str, args: Namespace) -> CfgNode:
     cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE, args.num_gpus)
     _check_processes(cfg, args)
     if args.eval_only and not cfg.DATASETS.TEST:
-        raise UserError("--eval-only needs a data set: set DATASETS.TEST")
+        raise UserError("--eval-only requires a data set: set DATASETS.TEST")
     if not args.eval_only and not cfg.DATASETS.TRAIN:
-        raise UserError("DATASETS.TRAIN is empty: set it to the data sets to train on")
+        raise UserError("DATASETS.TRAIN is empty: set it to the training data sets")
     _check_epochs(cfg, args)
     if args.eval_only:
         cfg.DATASETS.TRAIN = ()  # the training data need not exist
@@ -55,20 +55,20 @@ def _check_epochs(cfg: CfgNode, args: Namespace) -> None:
     if args.epochs < 1 or args.eval_only or "SOLVER.MAX_ITER" in given:
         raise UserError("--epochs must be at least 1, and cannot be combined with --eval-only or SOLVER.MAX_ITER")
     if cfg.DATASETS.TEST and "TEST.EVAL_PERIOD" not in given:
-        cfg.TEST.EVAL_PERIOD = 1  # until the number of images is known, see set_epochs
+        cfg.TEST.EVAL_PERIOD = 1  # set_epochs replaces it when the number of images is available
 
 
 def _options(args: Namespace) -> list[str]:
-    """Returns the command line's keys and values, including those that have flags of their own."""
+    """Returns the keys and values of the command line, including those of ``--weights`` and ``--output``."""
     flags = {"MODEL.WEIGHTS": args.weights, "OUTPUT_DIR": args.output}
     return [*(word for key, value in flags.items() if value for word in (key, value)), *(args.opts)]
 
 
 def _add_registered(cfg: CfgNode, args: Namespace) -> None:
-    """Adds the data sets of the command line to the config, and selects them unless it names others.
+    """Adds the data sets of the command line to the config, and selects them if the config uses none of them.
 
     Raises:
-        UserError: if the config uses none of those of ``--register``, and they are not a pair NAME_train and NAME_val;
+        UserError: if the config uses no data set of ``--register``, and these are not a pair NAME_train and NAME_val;
             or for ``--val-data`` without ``--train-data`` or ``--eval-only``.
     """
     given = {name: [name, os.path.abspath(file), os.path.abspath(images)] for name, file, images in args.register or []}
@@ -78,7 +78,7 @@ def _add_registered(cfg: CfgNode, args: Namespace) -> None:
     cfg.DATASETS.REGISTER = [*(item for item in cfg.DATASETS.REGISTER if item[0] not in given), *given.values()]
     if files:
         if "custom_train" not in files and not args.eval_only:
-            raise UserError("--val-data needs --train-data, or --eval-only")
+            raise UserError("--val-data requires --train-data or --eval-only")
         cfg.DATASETS.TRAIN = tuple(name for name in files if name == "custom_train")
         cfg.DATASETS.TEST = tuple(name for name in files if name == "custom_val")
         return
@@ -106,7 +106,8 @@ def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
         options: keys and values.
 
     Raises:
-        UserError: naming file, key and, for an unknown key, the nearest known one.
+        UserError: for an invalid file or option; the message contains file, key and, for an unknown key, the most
+            similar one.
     """
     config_file = find_config(config_file)
     source = f"config file {config_file}"
@@ -134,13 +135,13 @@ def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
 
 
 def stored_cfg(checkpoint: Path, text: str | None) -> CfgNode:
-    """Returns the config with which a checkpoint was trained in either engine, as a config of the standalone engine.
+    """Returns the training config of a checkpoint of either engine, as a config of the standalone engine.
 
-    Keys that the standalone engine lacks are left out.
+    Keys that the standalone engine lacks are ignored.
 
     Args:
-        checkpoint: the file, in whose folder a ``config.yaml`` is read if ``text`` is None.
-        text: config in the checkpoint.
+        checkpoint: checkpoint file; if ``text`` is None, ``config.yaml`` in its folder is read.
+        text: config stored in the checkpoint, or None.
 
     Raises:
         UserError: if there is no config.
@@ -161,7 +162,7 @@ def stored_cfg(checkpoint: Path, text: str | None) -> CfgNode:
 
 
 def _split_words(options: Sequence[str]) -> list[str]:
-    """Splits ``KEY VALUE`` and ``KEY=VALUE`` into ``[key, value, …]``; a single data set needs no parentheses."""
+    """Converts ``KEY VALUE`` and ``KEY=VALUE`` to ``[key, value, …]``, and the name of a single data set to a tuple."""
     words: list[str] = []
     for word in options:
         key, equals, value = word.partition("=")
@@ -179,7 +180,7 @@ def _split_words(options: Sequence[str]) -> list[str]:
 
 
 def _hint(problem: str, cfg: CfgNode) -> str:
-    """Returns a remedy to append to an error message of yacs."""
+    """Returns a remedy, which is appended to an error message of yacs, or ""."""
     if match := re.search(r"Non-existent (?:config )?key: (\S+)", problem):
         return did_you_mean(match[1], (key for key, _ in leaves(cfg)))
     if "<class 'float'> vs. <class 'int'>" in problem:
@@ -188,13 +189,13 @@ def _hint(problem: str, cfg: CfgNode) -> str:
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Returns the end of a message that suggests the most similar known key; empty if none is similar."""
+    """Returns a suggestion of the most similar key, which is appended to an error message, or ""."""
     near = difflib.get_close_matches(key, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def leaves(node: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yields every value of a nested config with its dotted key."""
+    """Yields the dotted key and value of each leaf of a nested config."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -210,7 +211,7 @@ def choose_device(wanted: str, num_gpus: int | None) -> str:
         num_gpus: value of ``--num-gpus``; None if absent.
 
     Raises:
-        UserError: for an unknown device, or more GPUs than available. A requested GPU is never replaced by the CPU.
+        UserError: for an unknown device, or if fewer GPUs are available; the CPU is never used as a fallback.
     """
     available = torch.cuda.device_count()
     if wanted == "auto":
@@ -222,8 +223,8 @@ def choose_device(wanted: str, num_gpus: int | None) -> str:
         raise UserError(f"MODEL.DEVICE must be auto, cuda, cuda:N or cpu, got {wanted!r}")
     if kind == "cuda" and max(num_gpus or 1, int(index or 0) + 1) > available:
         raise UserError(
-            f"MODEL.DEVICE {wanted} with --num-gpus {num_gpus or 1} needs more GPUs than the {available} that "
-            "PyTorch finds: lower --num-gpus, or add MODEL.DEVICE cpu to run the same number of processes on the CPU"
+            f"MODEL.DEVICE {wanted} with --num-gpus {num_gpus or 1} requires more GPUs than the {available} available: "
+            "lower --num-gpus, or add MODEL.DEVICE cpu to run the same number of processes on the CPU"
         )
     return wanted
 
@@ -238,7 +239,8 @@ def _check_processes(cfg: CfgNode, args: Namespace) -> None:
     if processes > 1 and ":" in cfg.MODEL.DEVICE:
         raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE} is one GPU, but --num-gpus is {processes}: set it to cuda")
     total, batch_size = processes * args.num_machines, cfg.SOLVER.IMS_PER_BATCH
-    is_scaled = cfg.SOLVER.get("REFERENCE_WORLD_SIZE", 0)  # then Detectron2 scales the batch size with the processes
+    # If set, Detectron2 scales the batch size with the number of processes.
+    is_scaled = cfg.SOLVER.get("REFERENCE_WORLD_SIZE", 0)
     if not (args.eval_only or is_scaled) and (batch_size < 1 or batch_size % total):
         raise UserError(f"SOLVER.IMS_PER_BATCH must be a positive multiple of the {total} processes, got {batch_size}")
     if total > 1:

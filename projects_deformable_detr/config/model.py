@@ -52,7 +52,7 @@ DETECTOR_KEYS = {
     "freeze_detector": "MODEL.DETR.MASKS.FREEZE_DETECTOR",
     "mask_padding": "MODEL.DETR.MASK_PADDING",
 }
-STEP_KEYS = {**DETECTOR_KEYS, "base_lr": "SOLVER.BASE_LR"}  # in errors while a model runs
+STEP_KEYS = {**DETECTOR_KEYS, "base_lr": "SOLVER.BASE_LR"}  # for errors in the forward pass
 CRITERION_KEYS = {
     "class_loss": "MODEL.DETR.CLASS_LOSS",
     "focal_alpha": "MODEL.DETR.FOCAL_ALPHA",
@@ -106,17 +106,17 @@ def build_detector(
 ) -> Detector:
     """Builds the detector of ``cfg.MODEL``; ``detector(images, padding_mask)`` returns predictions.
 
-    ``cfg.MODEL.WEIGHTS`` is not loaded unless it is also the argument ``weights``.
+    ``cfg.MODEL.WEIGHTS`` is not loaded unless it is passed as ``weights``.
 
     Args:
-        cfg: a config of either engine, with ``MODEL.DETR.NUM_CLASSES`` set.
+        cfg: config of either engine, with ``MODEL.DETR.NUM_CLASSES`` set.
         backbone: see `modeling.build_detector`; by default, it is built from ``cfg.MODEL.BACKBONE``.
         architecture: ``"DETR"`` or ``"DeformableDETR"``; by default ``cfg.MODEL.META_ARCHITECTURE``.
         weights: file, ``zoo://NAME`` or ``torchvision://NAME`` to load, see `load_weights`; ``""``: none. The default
             loads none, with a warning if ``cfg.MODEL.WEIGHTS`` is set.
 
     Raises:
-        UserError: for invalid values, and weights that cannot be loaded; the message names the key.
+        UserError: for invalid values, or weights that cannot be loaded; the message contains the key.
     """
     detector = detector_of(detector_config(cfg, architecture), build_backbone(cfg) if backbone is None else backbone)
     if weights:
@@ -135,42 +135,42 @@ def build_criterion(cfg: CfgNode, architecture: str | None = None) -> SetCriteri
     """Builds the criterion of ``cfg.MODEL.DETR``; ``criterion(predictions, targets)`` returns weighted losses.
 
     Args:
-        cfg: a config of either engine.
+        cfg: config of either engine.
         architecture: as in `build_detector`.
 
     Raises:
-        UserError: for invalid values; the message names the key.
+        UserError: for invalid values; the message contains the key.
     """
     return criterion_of(criterion_config(cfg, architecture))
 
 
 def detector_of(config: DetectorConfig, backbone: nn.Module) -> Detector:
-    """Builds a detector; errors name config keys."""
+    """Builds a detector; errors refer to config keys."""
     with naming_keys(DETECTOR_KEYS):
         return modeling.build_detector(config, backbone)
 
 
 def criterion_of(config: CriterionConfig) -> SetCriterion:
-    """Builds a criterion; errors name config keys."""
+    """Builds a criterion; errors refer to config keys."""
     with naming_keys(CRITERION_KEYS):
         return modeling.build_criterion(config)
 
 
 def detector_config(cfg: CfgNode, architecture: str | None = None) -> DetectorConfig:
-    """Reads the detector's configuration; arguments and errors as in `build_detector`."""
+    """Reads the configuration of the detector; see `build_detector` for arguments and errors."""
     detr = cfg.MODEL.DETR
     if detr.PANOPTIC.ENABLED and not cfg.MODEL.MASK_ON:
-        raise UserError("MODEL.DETR.PANOPTIC.ENABLED True needs a mask head: set MODEL.MASK_ON True")
+        raise UserError("MODEL.DETR.PANOPTIC.ENABLED True requires a mask head: set MODEL.MASK_ON True")
     if detr.WITH_BOX_REFINE and not detr.DEEP_SUPERVISION and detr.DEC_LAYERS > 1:
         # Boxes are detached before the next layer.
         raise UserError(
-            "MODEL.DETR.WITH_BOX_REFINE True needs MODEL.DETR.DEEP_SUPERVISION True: otherwise, the heads of earlier "
-            "decoder layers would not be trained"
+            "MODEL.DETR.WITH_BOX_REFINE True requires MODEL.DETR.DEEP_SUPERVISION True: otherwise, the heads of "
+            "earlier decoder layers would not be trained"
         )
     if detr.NUM_CLASSES == 0:
         raise UserError(
-            "MODEL.DETR.NUM_CLASSES is 0, which only train_net.py replaces with the number of the data sets' classes: "
-            "set it to the number of classes of the model"
+            "MODEL.DETR.NUM_CLASSES is 0: set it to the number of classes of the model; only train_net.py replaces 0 "
+            "with the number of classes in the data sets"
         )
     architecture = architecture or cfg.MODEL.META_ARCHITECTURE
     return read(
@@ -179,7 +179,7 @@ def detector_config(cfg: CfgNode, architecture: str | None = None) -> DetectorCo
 
 
 def criterion_config(cfg: CfgNode, architecture: str | None = None) -> CriterionConfig:
-    """Reads the criterion's configuration; arguments and errors as in `build_criterion`."""
+    """Reads the configuration of the criterion; see `build_criterion` for arguments and errors."""
     return read(CriterionConfig, cfg, CRITERION_KEYS, class_loss=_class_loss(cfg, architecture))
 
 
@@ -194,19 +194,19 @@ def _class_loss(cfg: CfgNode, architecture: str | None) -> str:
 
 
 def build_backbone(cfg: CfgNode) -> nn.Module:
-    """Builds the backbone of ``cfg.MODEL.BACKBONE.NAME``; errors as in `backbone_config`."""
+    """Builds the backbone of ``cfg.MODEL.BACKBONE.NAME``; see `backbone_config` for errors."""
     return backbone_config(cfg).build()
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Constructor of a backbone, and its arguments.
+    """Constructor of a backbone and its arguments.
 
     Attributes:
         constructor: class of the backbone.
         keys: config key of each argument, for errors.
         arguments: keyword arguments.
-        bottom_up: backbone below a feature pyramid, its argument ``bottom_up``; None for other backbones.
+        bottom_up: argument ``bottom_up`` of a feature pyramid; None for other backbones.
     """
 
     constructor: Callable[..., nn.Module]
@@ -215,7 +215,7 @@ class BackboneConfig:
     bottom_up: "BackboneConfig | None" = None
 
     def build(self) -> nn.Module:
-        """Builds the backbone; errors name config keys."""
+        """Builds the backbone; errors refer to config keys."""
         others = {} if self.bottom_up is None else {"bottom_up": self.bottom_up.build()}
         with naming_keys(self.keys):
             return self.constructor(**self.arguments, **others)
@@ -231,7 +231,7 @@ def backbone_config(cfg: CfgNode) -> BackboneConfig:
     if name not in BACKBONES:
         raise UserError(
             f"MODEL.BACKBONE.NAME must be one of {', '.join(BACKBONES)}, got {name!r}; backbones of Detectron2's "
-            "registry need --engine detectron2"
+            "registry require --engine detectron2"
         )
     return BACKBONES[name](cfg)
 
@@ -243,14 +243,16 @@ def _arguments(cfg: CfgNode, keys: Mapping[str, str]) -> dict[str, object]:
 def _resnet(cfg: CfgNode) -> BackboneConfig:
     resnets = cfg.MODEL.RESNETS
     if resnets.STRIDE_IN_1X1:
-        raise UserError("MODEL.RESNETS.STRIDE_IN_1X1 must be False: torchvision's ResNet strides in 3x3 convolutions")
-    # Detectron2's default, 256, selects the width of the paper at every depth.
+        raise UserError(
+            "MODEL.RESNETS.STRIDE_IN_1X1 must be False: torchvision's ResNet has its strides in the 3x3 convolutions"
+        )
+    # Detectron2's default, 256, selects the standard width of each depth.
     width = None if resnets.RES2_OUT_CHANNELS == 256 else resnets.RES2_OUT_CHANNELS
     return BackboneConfig(ResNet, RESNET_KEYS, _arguments(cfg, RESNET_KEYS) | {"res2_channels": width})
 
 
-# Features of ResNets, with the values that disable them.
-_RESNET_FEATURES: dict[str, object] = {
+# Options that only ResNets support, with their default values.
+_RESNET_DEFAULTS: dict[str, object] = {
     "MODEL.RESNETS.RES5_DILATION": 1,
     "MODEL.RESNETS.NUM_GROUPS": 1,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
@@ -259,9 +261,9 @@ _RESNET_FEATURES: dict[str, object] = {
 
 
 def _other(constructor: Callable[..., nn.Module], keys: Mapping[str, str], cfg: CfgNode) -> BackboneConfig:
-    for key, value in _RESNET_FEATURES.items():
+    for key, value in _RESNET_DEFAULTS.items():
         if (found := get(cfg, key)) != value:
-            raise UserError(f"{key} must be {value} for {cfg.MODEL.BACKBONE.NAME}, which has no ResNet, got {found}")
+            raise UserError(f"{key} must be {value} for {cfg.MODEL.BACKBONE.NAME}, which is not a ResNet, got {found}")
     return BackboneConfig(constructor, keys, _arguments(cfg, keys))
 
 
@@ -274,7 +276,7 @@ _BOTTOM_UP: dict[str, Callable[[CfgNode], BackboneConfig]] = {
     "swin": partial(_other, SwinBackbone, SWIN_KEYS),
     "timm": partial(_other, TimmBackbone, TIMM_KEYS),
 }
-# Backbones of both engines by MODEL.BACKBONE.NAME.
+# MODEL.BACKBONE.NAME to function that reads the configuration, for backbones of both engines.
 BACKBONES: dict[str, Callable[[CfgNode], BackboneConfig]] = {
     **{f"build_deformable_detr_{name}_backbone": read for name, read in _BOTTOM_UP.items()},
     **{f"build_deformable_detr_{name}_fpn_backbone": partial(_with_fpn, read) for name, read in _BOTTOM_UP.items()},

@@ -1,4 +1,4 @@
-"""Builds configuration dataclasses from a ``CfgNode``; error messages name the config key."""
+"""Builds configuration dataclasses from a ``CfgNode``, with config keys in error messages."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -23,13 +23,13 @@ def read(build: Callable[..., T], cfg: CfgNode, keys: Mapping[str, str], **other
     """Calls ``build`` with the values of config keys.
 
     Args:
-        build: a dataclass or function.
-        cfg: a config of either engine.
-        keys: config key of each argument.
-        others: further arguments; they take precedence over values of config keys.
+        build: dataclass or function.
+        cfg: config of either engine.
+        keys: argument to config key.
+        others: further arguments, which take precedence over values of config keys.
 
     Raises:
-        UserError: if ``build`` raises `ArgumentError`; the argument's name is replaced with its config key.
+        UserError: if ``build`` raises `ArgumentError`; the name of the argument is replaced with its config key.
     """
     with naming_keys(keys):
         return build(**{argument: get(cfg, key) for argument, key in keys.items()} | others)
@@ -37,7 +37,7 @@ def read(build: Callable[..., T], cfg: CfgNode, keys: Mapping[str, str], **other
 
 @contextmanager
 def naming_keys(keys: Mapping[str, str]) -> Iterator[None]:
-    """Names config keys in errors raised in the block, see `name_keys`; an `ArgumentError` becomes a `UserError`."""
+    """Inserts config keys in errors raised in the block, see `name_keys`; converts `ArgumentError` to `UserError`."""
     try:
         yield
     except ArgumentError as error:
@@ -50,7 +50,7 @@ def naming_keys(keys: Mapping[str, str]) -> Iterator[None]:
 
 
 def name_keys(message: str, keys: Mapping[str, str]) -> str:
-    """Replaces arguments in backquotes with config keys, and ``argument=value`` in backquotes with key and value."""
+    """Replaces arguments in backticks, such as `argument` or `argument=value`, with config keys."""
 
     def name(match: re.Match[str]) -> str:
         argument, _, value = match[1].partition("=")

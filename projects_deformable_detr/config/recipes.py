@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UserError
 
-_PACKAGED = Path(__file__).resolve().parents[1] / "configs"  # an installed package
+_PACKAGED = Path(__file__).resolve().parents[1] / "configs"  # in an installed package
 _CHECKOUT = Path(__file__).resolve().parents[2] / "configs"
 _SCHEDULE = re.compile(r"_\d+ep$")
 
@@ -29,7 +29,7 @@ def config_file(name: str) -> Path:
     """Returns the YAML file of a recipe.
 
     Raises:
-        UserError: if the name matches no recipe or several; the message lists the candidates.
+        UserError: if the name does not match exactly one recipe; the message lists the candidates.
     """
     known = names()
     matches = [name] if name in known else [recipe for recipe in known if _SCHEDULE.sub("", recipe) == name]
@@ -46,7 +46,7 @@ def find_config(text: str) -> str:
         text: path of a file, or, if there is no such file, the name of a recipe with or without ``.yaml``.
 
     Raises:
-        UserError: for a name that matches several recipes, or none and is no path.
+        UserError: for a name that is not a path and does not match exactly one recipe.
     """
     name = text.removesuffix(".yaml")
     if not text or Path(text).is_file() or (name not in names() and text.endswith((".yaml", ".yml", ".py"))):

@@ -1,4 +1,4 @@
-"""Configuration of a run: `Run`, composed of the dataclasses of all parts of the project."""
+"""Configuration of a run, which consists of the configurations of its parts."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -50,10 +50,10 @@ class ProcessConfig:
     """Files, device, precision and seed of the processes of a run.
 
     Attributes:
-        output_dir: folder for all files of the run.
+        output_dir: output folder of the run.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         weights: file or name of the initial weights; empty: none.
-        pixel_mean, pixel_std: normalisation of the image channels.
+        pixel_mean, pixel_std: normalization of the image channels.
         amp: whether to train in mixed precision.
         seed: seed of the run; negative: random.
         cudnn_benchmark: value of ``torch.backends.cudnn.benchmark``.
@@ -72,7 +72,7 @@ class ProcessConfig:
 
     def __post_init__(self) -> None:
         if not self.output_dir:
-            raise ArgumentError("output_dir", "must name a folder, got ''")
+            raise ArgumentError("output_dir", "must be a folder, got ''")
         check_ranges(ProcessConfig, vars(self))
         for name in ("pixel_mean", "pixel_std"):
             if len(getattr(self, name)) != 3:
@@ -92,13 +92,13 @@ class Run:
         machines: number of machines.
         process: files, device, precision and seed.
         detector, criterion: model and losses.
-        backbone: backbone; None for one of Detectron2's registry.
+        backbone: backbone; None for a backbone of Detectron2's registry.
         loading: options for loading ``MODEL.WEIGHTS``.
         data: data sets and loaders.
         evaluation: postprocessing and metrics.
         test_augmentation: resizing of evaluation images.
-        training, train_augmentation: options of the training; None with ``eval_only``.
-        cfg_text: the config as YAML.
+        training, train_augmentation: options of training; None with ``eval_only``.
+        cfg_text: config in YAML format.
     """
 
     eval_only: bool
@@ -120,26 +120,26 @@ class Run:
 
     @property
     def output_dir(self) -> Path:
-        """Folder for all files of the run."""
+        """Output folder of the run."""
         return Path(self.process.output_dir)
 
     def build_detector(self) -> Detector:
-        """Builds the detector; errors name config keys."""
+        """Builds the detector; errors refer to config keys."""
         assert self.backbone is not None
         return detector_of(self.detector, self.backbone.build())
 
     def build_criterion(self) -> SetCriterion:
-        """Builds the criterion; errors name config keys."""
+        """Builds the criterion; errors refer to config keys."""
         return criterion_of(self.criterion)
 
 
 def process_config(cfg: CfgNode) -> ProcessConfig:
-    """Reads files, device, precision and seed."""
+    """Reads the configuration of files, device, precision and seed."""
     return read(ProcessConfig, cfg, PROCESS_KEYS)
 
 
 def check_is_local(config: ProcessConfig) -> None:
-    """Raises `UserError` if the output folder is a URL, to which only Detectron2's own trainers can write."""
+    """Raises `UserError` if the output folder is a URL, which only Detectron2's own trainers support."""
     if "://" in config.output_dir:
         raise UserError(f"OUTPUT_DIR must be a local folder, got {config.output_dir!r}: copy the files after the run")
 
@@ -178,7 +178,7 @@ def read_run(cfg: CfgNode, args: Namespace) -> Run:
         args: from `cli.arguments.argument_parser`.
 
     Raises:
-        UserError: for invalid values; the message names the key.
+        UserError: for invalid values; the message contains the key.
     """
     return Run(
         eval_only=args.eval_only,

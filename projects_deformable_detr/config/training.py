@@ -1,4 +1,4 @@
-"""Reads the training configuration from a ``CfgNode``."""
+"""Reads the configuration of training."""
 
 import logging
 import math
@@ -77,8 +77,8 @@ TRAINING_AUGMENTATION_KEYS = {
     "crop_range": "INPUT.CROP.SIZE",
 }
 
-# Detectron2's keys for norms and biases, with their defaults, which have no effect (not even WEIGHT_DECAY_NORM 0.0):
-# in the papers, all parameters have the same weight decay. Other values are rejected.
+# Detectron2's keys for norms and biases must keep these defaults, which have no effect, because weight decay and
+# learning rate do not distinguish them from weights in the papers.
 _UNSUPPORTED = {
     "SOLVER.WEIGHT_DECAY_NORM": 0.0,
     "SOLVER.WEIGHT_DECAY_BIAS": None,
@@ -87,7 +87,7 @@ _UNSUPPORTED = {
 
 
 def optimizer_config(cfg: CfgNode) -> OptimizerConfig:
-    """Reads optimizer and gradient clipping."""
+    """Reads the configuration of the optimizer and gradient clipping."""
     for key, default in _UNSUPPORTED.items():
         if (value := get(cfg, key)) != default:
             raise UserError(
@@ -99,27 +99,29 @@ def optimizer_config(cfg: CfgNode) -> OptimizerConfig:
 
 
 def schedule_config(cfg: CfgNode) -> ScheduleConfig:
-    """Reads the learning-rate schedule."""
+    """Reads the configuration of the learning rate schedule."""
     return read(ScheduleConfig, cfg, SCHEDULE_KEYS)
 
 
 def callbacks_config(cfg: CfgNode) -> CallbacksConfig:
-    """Reads EMA, best checkpoint, early stopping and the periods of evaluations and checkpoints."""
+    """Reads the configuration of EMA, best checkpoint, early stopping, and periodic evaluations and checkpoints."""
     best = _read_if_enabled(BestCheckpointConfig, cfg, "TEST.BEST_CHECKPOINT", BEST_CHECKPOINT_KEYS)
     stopping = _read_if_enabled(EarlyStoppingConfig, cfg, "TEST.EARLY_STOPPING", EARLY_STOPPING_KEYS)
     for section, callback in (("TEST.BEST_CHECKPOINT", best), ("TEST.EARLY_STOPPING", stopping)):
         if callback and not cfg.DATASETS.TEST:
-            raise UserError(f"{section}.ENABLED True needs a data set to compute {callback.metric}: set DATASETS.TEST")
+            raise UserError(
+                f"{section}.ENABLED True requires a data set to compute {callback.metric}: set DATASETS.TEST"
+            )
         if callback and cfg.TEST.EVAL_PERIOD < 1:
             raise UserError(
-                f"{section}.ENABLED True needs evaluations during training: TEST.EVAL_PERIOD must be a number of "
+                f"{section}.ENABLED True requires evaluations during training: TEST.EVAL_PERIOD must be a number of "
                 f"iterations, got {cfg.TEST.EVAL_PERIOD}"
             )
     ema = _read_if_enabled(EmaConfig, cfg, "SOLVER.EMA", EMA_KEYS)
     if ema and "PRECISE_BN" in cfg.TEST and cfg.TEST.PRECISE_BN.ENABLED:  # a key of Detectron2's engine
         raise UserError(
-            "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED cannot both be True: Detectron2 computes batch-norm "
-            "statistics for the trained weights, not the averaged ones. SOLVER.EMA averages the statistics too"
+            "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED cannot both be True: Detectron2 computes batch norm "
+            "statistics of the trained weights instead of the averaged ones. SOLVER.EMA also averages the statistics"
         )
     return read(CallbacksConfig, cfg, CALLBACKS_KEYS, ema=ema, best_checkpoint=best, early_stopping=stopping)
 
@@ -130,15 +132,16 @@ def training_config(cfg: CfgNode) -> TrainingConfig:
 
 
 def set_epochs(cfg: CfgNode, epochs: int, num_images: int, options: Sequence[str]) -> None:
-    """Sets the length of a training in epochs, and evaluation and checkpoint after epochs of at least 100 iterations.
+    """Sets the number of iterations, and the period of evaluations and checkpoints, from a number of epochs.
 
-    ``SOLVER.STEPS`` keep their share of ``SOLVER.MAX_ITER``; ``SOLVER.WARMUP_ITERS`` is at most a tenth of it.
+    The period is a number of epochs with at least 100 iterations. ``SOLVER.STEPS`` are scaled with ``SOLVER.MAX_ITER``,
+    and ``SOLVER.WARMUP_ITERS`` is limited to a tenth of it.
 
     Args:
-        cfg: config, changed in place.
+        cfg: config, modified in place.
         epochs: number of passes over the training images.
         num_images: number of training images.
-        options: keys and values of the command line, which are not changed.
+        options: keys and values of the command line; these keys are not modified.
     """
     given = {word.partition("=")[0] for word in options}
     per_epoch = max(1, round(num_images / cfg.SOLVER.IMS_PER_BATCH))
@@ -176,7 +179,7 @@ def describe_recipe(config: TrainingConfig, batch_size: int, num_images: int | N
 
 
 def log_recipe(config: TrainingConfig, batch_size: int, num_images: int | None) -> None:
-    """Logs the recipe of a training in one line, and warns if warm-up or steps do not fit its length.
+    """Logs the training recipe in one line, and warns if the warm-up or steps do not match the number of iterations.
 
     Args:
         config: optimizer and schedule.
@@ -188,8 +191,8 @@ def log_recipe(config: TrainingConfig, batch_size: int, num_images: int | None) 
     steps = [step for step in schedule.steps if step < schedule.max_iter]
     if 2 * schedule.warmup_iters > schedule.max_iter:
         logger.warning(
-            "SOLVER.WARMUP_ITERS %d is more than half of SOLVER.MAX_ITER %d: the learning rate only rises to %.3g "
-            "(SOLVER.BASE_LR %g); set SOLVER.WARMUP_ITERS to a small part of SOLVER.MAX_ITER",
+            "SOLVER.WARMUP_ITERS %d is more than half of SOLVER.MAX_ITER %d: the learning rate only increases to %.3g "
+            "(SOLVER.BASE_LR %g); set SOLVER.WARMUP_ITERS to a small fraction of SOLVER.MAX_ITER",
             schedule.warmup_iters, schedule.max_iter,
             schedule.base_lr * schedule.factor(min(schedule.warmup_iters, schedule.max_iter - 1)), schedule.base_lr,
         )  # fmt: skip
@@ -199,13 +202,13 @@ def log_recipe(config: TrainingConfig, batch_size: int, num_images: int | None) 
         )
     if len(steps) < len(schedule.steps) and schedule.name == "WarmupMultiStepLR":
         logger.warning(
-            "SOLVER.STEPS %s are not all below SOLVER.MAX_ITER %d: the learning rate drops at %s only",
+            "SOLVER.STEPS %s are not all below SOLVER.MAX_ITER %d: the learning rate only drops at %s",
             schedule.steps, schedule.max_iter, steps or "no iteration",
         )  # fmt: skip
 
 
 def augmentation_policy(cfg: CfgNode, is_train: bool) -> AugmentationPolicy:
-    """Reads the augmentation of training or evaluation."""
+    """Reads the configuration of the augmentation for training or evaluation."""
     source = cfg.INPUT
     if not is_train:
         with naming_keys(EVALUATION_AUGMENTATION_KEYS):

@@ -9,7 +9,7 @@ import sys
 from ..engine import is_installed
 
 if sys.argv[0] == "-m" and not is_installed("detectron2"):  # python -m projects_deformable_detr.detectron2_plugin.run
-    print("run: needs the package detectron2, which is not installed", file=sys.stderr)
+    print("run: requires the package detectron2, which is not installed", file=sys.stderr)
     sys.exit(2)
 
 from detectron2.config import get_cfg

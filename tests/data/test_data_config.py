@@ -124,9 +124,9 @@ def test_things_of_data_sets(tmp_path, monkeypatch):
         range(80)
     )  # there is no such file
     assert resolve_thing_classes(things("coco_2017_train", enabled=False)) == ()
-    with pytest.raises(DatasetError, match="has 5 classes of things, but data set shapes_train_panoptic has 6"):
+    with pytest.raises(DatasetError, match="has 5 thing classes, but data set shapes_train_panoptic has 6"):
         resolve_thing_classes(things("shapes_train_panoptic", number=5))
-    with pytest.raises(DatasetError, match="no data set specifies the number"):
+    with pytest.raises(DatasetError, match="cannot be read from a data set"):
         resolve_thing_classes(things("coco_2017_train_panoptic"))
 
 
@@ -139,7 +139,7 @@ def test_listed_thing_classes():
             resolve_thing_classes(things(listed=listed))
     with pytest.raises(DatasetError, match=r"is \[11, 12\], but NUM_THING_CLASSES is 8"):
         resolve_thing_classes(things(listed=[11, 12], number=8))
-    with pytest.raises(DatasetError, match=r"has the things \[1, 2\], but data set any has \[0, 1\]"):
+    with pytest.raises(DatasetError, match=r"has the thing classes \[1, 2\], but data set any has \[0, 1\]"):
         resolve_thing_classes(things("any", listed=[1, 2]), lambda name: (0, 1))
 
 

@@ -36,9 +36,9 @@ def test_configuration() -> None:
 @pytest.mark.parametrize(
     ("section", "options", "message"),
     [
-        (BEST, ("TEST.EVAL_PERIOD", 0), "BEST_CHECKPOINT.ENABLED True needs .*TEST.EVAL_PERIOD must be .* got 0"),
-        (STOP, ("TEST.EVAL_PERIOD", 0), "EARLY_STOPPING.ENABLED True needs .*TEST.EVAL_PERIOD must be .* got 0"),
-        (BEST, ("DATASETS.TEST", "()"), "needs a data set to compute bbox/AP: set DATASETS.TEST"),
+        (BEST, ("TEST.EVAL_PERIOD", 0), "BEST_CHECKPOINT.ENABLED True requires .*TEST.EVAL_PERIOD must be .* got 0"),
+        (STOP, ("TEST.EVAL_PERIOD", 0), "EARLY_STOPPING.ENABLED True requires .*TEST.EVAL_PERIOD must be .* got 0"),
+        (BEST, ("DATASETS.TEST", "()"), "requires a data set to compute bbox/AP: set DATASETS.TEST"),
         (BEST, (f"{BEST}.MODE", "most"), "TEST.BEST_CHECKPOINT.MODE must be one of 'max', 'min', got 'most'"),
         (STOP, (f"{STOP}.PATIENCE", 0), "TEST.EARLY_STOPPING.PATIENCE must be at least 1, got 0"),
         (STOP, (f"{STOP}.MIN_DELTA", -1.0), "TEST.EARLY_STOPPING.MIN_DELTA must be at least 0, got -1.0"),
