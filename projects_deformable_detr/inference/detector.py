@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import Any, TypedDict, overload
 
@@ -16,22 +15,21 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 from typing_extensions import Unpack
 
-from .. import modeling
 from ..data.images import Pixels, resize_shortest_edge
-from ..errors import ArgumentError, check_choice
+from ..errors import ArgumentError
 from ..evaluation import TestTimeAugmentationConfig
-from ..evaluation.tta import detect_with_tta, merge_views
+from ..evaluation.tta import detect_with_tta
+from ..modeling import Detections as Found
 from ..modeling import PanopticSegmentation, Predictions, batch_images, panoptic_postprocess, postprocess
 from ..modeling.postprocess import instance_masks
 from .detections import Detections
 from .images import ImageError, Picture, Source, is_single, name_of
-from .model import ModelMetadata, Runner
-from .options import DEFAULT_THRESHOLD, Classes, Options, Tile, make_options, take
+from .model import ModelMetadata, Runner, choose_device, choose_dtype
+from .options import DEFAULT_THRESHOLD, Classes, Options, make_options
+from .tiles import Tile, merge_tiles
 
-TILE_NMS_THRESHOLD = 0.5
 BATCH_SIZE = 8  # default
 CPU_BATCH_PIXELS = 512 * 512
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class CallOptions(TypedDict, total=False):
@@ -61,7 +59,7 @@ class _Prepared:
 class _Found:
     """Detections in one tile, and its panoptic segmentation."""
 
-    detections: modeling.Detections
+    detections: Found
     segmentation: PanopticSegmentation | None = None
 
 
@@ -94,7 +92,7 @@ class Detector:
     ) -> None:
         self.metadata = metadata
         self.device = choose_device(device)
-        self.dtype = _choose_dtype(dtype)
+        self.dtype = choose_dtype(dtype)
         self.compile = compile
         if isinstance(runner, nn.Module):
             runner.to(self.device).eval().requires_grad_(False)
@@ -296,7 +294,7 @@ class Detector:
         for index, item in enumerate(prepared):
             yield self._finish(item, [found[index, position] for position in range(len(item.tiles))], options)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference tensors could not be changed in place by users
     def _detect_batch(self, images: Tensor, sizes: list[tuple[int, int]], options: Options) -> list[_Found]:
         """Detects in images (N, 3, h, w) uint8 of one size; returns results in pixels of ``sizes``."""
         images = images.to(self.device)
@@ -351,7 +349,10 @@ class Detector:
         """Merges the detections of an image's tiles, and moves them to the CPU."""
         detections, segmentation = found[0].detections, found[0].segmentation
         if len(found) > 1:
-            detections = _merge(item, [part.detections for part in found], options)
+            assert options.tile is not None
+            parts = [part.detections for part in found]
+            limits = options.tile[1], options.nms_threshold, options.top_k
+            detections = merge_tiles(item.size, item.tiles, parts, *limits)
         if segmentation is not None:
             segmentation = replace(segmentation, ids=segmentation.ids.cpu())
         return Detections(
@@ -364,54 +365,3 @@ class Detector:
             segmentation,
             item.picture,
         )
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """Returns a device; ``"auto"`` is CUDA's current device, or the CPU if there is none."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-        raise ArgumentError("device", f"must be available, got {str(device)!r} ({error})") from error
-    return found
-
-
-def _choose_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    name = str(dtype).removeprefix("torch.")
-    check_choice("dtype", name, DTYPES)
-    return DTYPES[name]
-
-
-def _merge(item: _Prepared, parts: list[modeling.Detections], options: Options) -> modeling.Detections:
-    """Merges the detections of tiles by class-wise NMS.
-
-    A detection that ends at an inner border of its tile and is smaller than the overlap is dropped, as the next tile
-    contains all of it.
-    """
-    assert options.tile is not None
-    height, width = item.size
-    views, masks = [], []
-    for (top, left, rows, columns), found in zip(item.tiles, parts, strict=True):
-        x1, y1, x2, y2 = found.boxes.unbind(1)
-        margin_x, margin_y = 0.01 * columns, 0.01 * rows
-        cut_x = ((x1 <= margin_x) & (left > 0)) | ((x2 >= columns - margin_x) & (left + columns < width))
-        cut_y = ((y1 <= margin_y) & (top > 0)) | ((y2 >= rows - margin_y) & (top + rows < height))
-        overlap = options.tile[1]
-        is_cut = (cut_x & (x2 - x1 < overlap)) | (cut_y & (y2 - y1 < overlap))
-        found = take(found, (~is_cut).nonzero()[:, 0])
-        views.append(replace(found, boxes=found.boxes + found.boxes.new_tensor([left, top, left, top])))
-        masks.append(partial(_paste, found.masks, (top, left), item.size))
-    has_masks = all(part.masks is not None for part in parts)
-    threshold = TILE_NMS_THRESHOLD if options.nms_threshold is None else options.nms_threshold
-    return merge_views(views, item.size, threshold, options.top_k, masks if has_masks else None)
-
-
-def _paste(masks: Tensor | None, corner: tuple[int, int], size: tuple[int, int], rows: Tensor) -> Tensor:
-    """Returns masks of a tile (len(rows), h, w) at their place in masks of the image (len(rows), H, W)."""
-    assert masks is not None
-    top, left = corner
-    result = masks.new_zeros(len(rows), *size)
-    result[:, top : top + masks.shape[1], left : left + masks.shape[2]] = masks[rows]
-    return result

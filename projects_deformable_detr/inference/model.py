@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..data.images import ImageReader
-from ..errors import ArgumentError, PositiveInt, Range, UserError, check_ranges
+from ..errors import ArgumentError, PositiveInt, Range, UserError, check_choice, check_ranges
 from ..evaluation import EvaluationConfig, TestTimeAugmentationConfig
 from ..modeling import Predictions
 from ..modeling.structures import MaskLogits
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Maps normalized images (N, 3, H, W) float32, zero on padding, and the padding mask (N, H, W) bool, True on padding, to
 # predictions, of which only the last layer is read. Both arguments are on the device of the detector.
 Runner = Callable[[Tensor, Tensor], Predictions]
@@ -117,3 +118,22 @@ def to_predictions(
 
         mask_logits = MaskLogits(select, padding_mask.to(torch.bool), masks.shape[1])
     return Predictions(logits[None], boxes[None], masks=mask_logits, no_object=no_object)
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Returns a device; ``"auto"`` is CUDA's current device, or the CPU if there is none."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise ArgumentError("device", f"must be available, got {str(device)!r} ({error})") from error
+    return found
+
+
+def choose_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Returns one of `DTYPES` by its name."""
+    name = str(dtype).removeprefix("torch.")
+    check_choice("dtype", name, DTYPES)
+    return DTYPES[name]

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from torch import Tensor
 from torchvision.ops import batched_nms
 
 from ..errors import ArgumentError, PositiveInt, Range, check_choice, check_ranges
 from ..evaluation import TestTimeAugmentationConfig
 from ..modeling import Detections
 from .model import ModelMetadata
+from .tiles import Tile, make_tiles, take
 
 DEFAULT_THRESHOLD = 0.3
-Tile = tuple[int, int, int, int]  # top, left, height, width in pixels
 Classes = Sequence[str | int] | str | int
 
 
@@ -77,10 +76,7 @@ class Options:
         """Returns the tiles of an image of size (H, W), which cover it; the last of a row ends at the border."""
         if self.tile is None:
             return [(0, 0, *size)]
-        side, overlap = self.tile
-        rows, columns = ([*range(0, length - side, side - overlap), max(0, length - side)] for length in size)
-        height, width = (min(side, length) for length in size)
-        return [(top, left, height, width) for top in rows for left in columns]
+        return make_tiles(size, *self.tile)
 
 
 def _is_tile(value: object) -> bool:
@@ -88,18 +84,6 @@ def _is_tile(value: object) -> bool:
     if not isinstance(value, tuple | list) or len(value) != 2 or not all(type(side) is int for side in value):
         return False
     return 0 <= value[1] < value[0]
-
-
-def take(found: Detections, rows: Tensor) -> Detections:
-    """Returns the rows (K,) of detections."""
-    masks, queries = found.masks, found.queries
-    return Detections(
-        found.boxes[rows],
-        found.scores[rows],
-        found.labels[rows],
-        None if masks is None else masks[rows],
-        None if queries is None else queries[rows],
-    )
 
 
 def make_options(

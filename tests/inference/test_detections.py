@@ -32,6 +32,12 @@ def test_sequence(found):
     assert "56 x 40 pixels: " in repr(found) and "nothing" in repr(found[:0])
 
 
+def test_tensors_can_be_changed_in_place(found):
+    boxes = found.boxes.clone()
+    found.boxes[:, 0] += 1
+    assert (found.boxes - boxes).sum() == len(found) and not found.boxes.requires_grad
+
+
 def test_coco_and_json(found):
     results = found.to_coco(image_id=7, category_ids=[10, 20, 30, 40, 50])
     assert {item["image_id"] for item in results} == {7}
