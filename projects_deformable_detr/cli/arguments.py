@@ -6,7 +6,7 @@ from ..engine import ENGINES
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Returns the parser of ``train_net.py``, which needs neither engine."""
+    """Returns the parser of ``train_net.py``, which imports neither engine."""
     parser = argparse.ArgumentParser(
         description="Train or evaluate Deformable DETR.",
         epilog="Example: train_net.py --config-file configs/quickstart.yaml --num-gpus 0 SOLVER.MAX_ITER 100",
@@ -43,7 +43,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue from OUTPUT_DIR's last checkpoint",
+        help="continue from the last checkpoint in OUTPUT_DIR",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="remove the checkpoints and metrics of an earlier run in OUTPUT_DIR"
@@ -82,7 +82,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}-data",
             nargs=2,
             metavar=("JSON", "IMAGES"),
-            help=f"annotation file in COCO's format and image folder to {use}, instead of the config's data sets",
+            help=f"annotation file in COCO format and image folder to {use}, instead of the data sets in the config",
         )
 
 
@@ -94,6 +94,6 @@ def add_register_argument(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar=("NAME", "JSON", "IMAGE_ROOT"),
-        help="register a data set in COCO's format for DATASETS.TRAIN and DATASETS.TEST (repeatable); a pair "
-        "NAME_train and NAME_val replaces those of the config file",
+        help="register a data set in COCO format for DATASETS.TRAIN and DATASETS.TEST (repeatable); a pair NAME_train "
+        "and NAME_val replaces the data sets in the config file",
     )

@@ -1,4 +1,4 @@
-"""Converts a folder of annotations in Pascal VOC's or YOLO's format to one file in COCO's format.
+"""Converts a folder of annotations in Pascal VOC or YOLO format to one file in COCO format.
 
 Examples:
   deformable-detr convert-data VOC2007 train.json --only VOC2007/ImageSets/Main/train.txt
@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-HELP = "convert annotations in Pascal VOC's or YOLO's format to COCO's"
+HELP = "convert annotations in Pascal VOC or YOLO format to COCO format"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the file, and prints its contents and how to train on it."""
+    """Writes the file, and prints a summary and the arguments for training on it."""
     from ..data.conversion import convert_dataset, read_text
 
-    # In VOC's files of one class, 1, -1 or 0 follows the name.
+    # In the VOC image sets of a class, 1, -1 or 0 follows the name.
     lines = None if args.only is None else read_text(args.only).splitlines()
     only = None if lines is None else [re.sub(r"\s+-?[01]$", "", line.strip()) for line in lines if line.strip()]
     content, images = convert_dataset(args.folder, args.images, args.classes, only)

@@ -1,6 +1,6 @@
 """Generates the shapes data, trains and evaluates a small model on it, and draws its detections.
 
-Takes about ten minutes on two CPU cores. Keys and values after the flags are passed to the training.
+Takes about ten minutes on two CPU cores. Config keys and values after the flags are passed to the training command.
 
 Examples:
   deformable-detr demo
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the stages, each as a command of its own, and prints their wall time."""
+    """Runs each stage as a separate command, and prints their wall time."""
     from ..model_zoo import config_file
 
     times: dict[str, float] = {}
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n=== {name}: deformable-detr {' '.join(map(str, words))}", flush=True)
         start = time.monotonic()
         command = [sys.executable, "-m", __name__.partition(".")[0], *map(str, words)]
-        # The demo's data is in its own folder, regardless of where COCO is.
+        # The data of the demo is independent of the location of other data sets.
         environment = os.environ | {"DETECTRON2_DATASETS": str(args.data.absolute())}
         status = subprocess.run(command, env=environment).returncode
         times[name] = time.monotonic() - start
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     shapes, results = args.data / "shapes", args.output / "inference" / "coco_instances_results.json"
     if not _has_data(shapes):
         stage("data", "shapes", "--out", shapes, "--size", str(_SIZE))
-    overwrite = ["--overwrite"] if args.output == _OUTPUT else []  # the demo's own folder
+    overwrite = ["--overwrite"] if args.output == _OUTPUT else []  # only the default folder belongs to the demo
     config = ["--config-file", config_file("quickstart"), "--engine", args.engine, "--output", args.output]
     stage("train and evaluate", "train", *config, *overwrite, *args.opts)
     pictures = args.output / "pictures"
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _has_data(folder: Path) -> bool:
-    """Returns whether the data exists in the demo's size; an older run may have left another."""
+    """Returns whether the data exists with images of the right size."""
     try:
         images = json.loads((folder / "annotations" / "instances_val.json").read_text())["images"]
     except (OSError, ValueError, KeyError):

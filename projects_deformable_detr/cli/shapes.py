@@ -1,4 +1,4 @@
-"""Generates the shapes data set: synthetic scenes in COCO's format, for the demo and for tests.
+"""Generates the shapes data set: synthetic scenes in COCO format, for the demo and for tests.
 
 Examples:
   deformable-detr shapes --out datasets/shapes --size 128
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import UserError
 
-HELP = "generate the demo's data set"
+HELP = "generate the data set of the demo"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

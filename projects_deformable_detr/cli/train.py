@@ -6,7 +6,7 @@ Examples:
     --train-data cells/train.json cells/images --val-data cells/val.json cells/images
   deformable-detr train --config-file runs/cells/config.yaml --resume
 
-The data sets are JSON files in COCO's format with a folder of images. The model is evaluated on --val-data.
+The data sets are JSON files in COCO format with a folder of images. The model is evaluated on --val-data.
 Checkpoints, metrics and the config are written to the output folder.
 """
 

@@ -1,4 +1,4 @@
-"""COCO detection metrics, computed by pycocotools, and COCO's results format."""
+"""COCO detection metrics, computed by pycocotools, and the COCO results format."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ from ..modeling import Detections
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Array = np.ndarray[Any, np.dtype[Any]]
-Result = dict[str, Any]  # an entry of COCO's results format
+Result = dict[str, Any]  # entry of a COCO results file
 Metrics = dict[str, float]
 # Name of the metric, IoU threshold (None: mean over 0.50, 0.55, …, 0.95) and object size.
 METRICS = (
@@ -50,7 +50,7 @@ _RECALLS = (
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """Detections of one image in a compact form, which is gathered from all ranks.
+    """Detections of one image in a compact form that can be gathered from all ranks.
 
     Attributes:
         image_id: id of the image in the annotation file.
@@ -71,7 +71,7 @@ class ImageDetections:
         return cls(image_id, column_stack(columns).cpu().numpy(), rles)
 
     def to_coco(self, category_ids: Sequence[int]) -> list[Result]:
-        """Returns entries of COCO's results format; ``category_ids`` maps labels to the category ids of the file."""
+        """Returns entries of a COCO results file; ``category_ids`` maps labels to the category ids of the file."""
         rows = self.rows.copy()
         rows[:, 2:4] -= rows[:, :2]
         results: list[Result] = [
@@ -84,7 +84,7 @@ class ImageDetections:
 
 
 class CocoEvaluator:
-    """Gathers the detections of one data set from all ranks and computes COCO's metrics.
+    """Gathers the detections of one data set from all ranks and computes COCO metrics.
 
     Args:
         records: data set in the instances format.
@@ -110,7 +110,7 @@ class CocoEvaluator:
             self._detections.append(ImageDetections.from_detections(image_id, found))
 
     def evaluate(self, output_dir: Path) -> dict[str, Metrics]:
-        """Writes COCO's results file and computes metrics in percent.
+        """Writes the COCO results file and computes metrics in percent.
 
         Returns:
             ``{"bbox": metrics}``, with masks also ``"segm"``; ``{}`` on ranks other than 0.
@@ -118,8 +118,8 @@ class CocoEvaluator:
         gathered = gather(self._detections)
         if gathered is None:
             return {}
-        # Ranks may repeat an image. Ties between equal scores are broken by position, so the order of images must not
-        # depend on the number of ranks.
+        # Several ranks may evaluate the same image. Equal scores are ordered by position, so the order of images must
+        # not depend on the number of ranks.
         by_image = {item.image_id: item for item in gathered}
         results = [row for _, item in sorted(by_image.items()) for row in item.to_coco(self.summary.category_ids)]
         path = output_dir / self.results_name
@@ -138,7 +138,7 @@ class CocoEvaluator:
 
     @cached_property
     def ground_truth(self) -> Any:
-        """Ground truth from the records, so that training and evaluation have the same objects."""
+        """Ground truth from the records, so that training and evaluation use the same objects."""
         assert isinstance(self.records, CocoRecords)
         return self.read_ground_truth(self.records.ground_truth())
 
@@ -169,14 +169,14 @@ def compute_metrics(
 
     Args:
         ground_truth: annotation file, read by pycocotools.
-        results: entries of COCO's results format.
+        results: entries of a COCO results file.
         class_names: names in the order of the category ids.
         max_detections: maximum number of detections per image, best first; 100 in COCO.
         kind: ``"bbox"`` or ``"segm"``.
     """
     class_keys = [f"AP-{name}" for name in class_names] if len(class_names) > 1 else []
     if not results:
-        logger.warning("There are no detections: every metric is NaN.")
+        logger.warning("There are no detections: all metrics are NaN.")
         return dict.fromkeys([*(name for name, _, _ in METRICS + _RECALLS), *class_keys], math.nan)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(ground_truth, ground_truth.loadRes(for_kind(results, kind)), kind)
@@ -192,14 +192,14 @@ def compute_metrics(
 
 
 def for_kind(results: list[Result], kind: str) -> list[Result]:
-    """Removes boxes for ``"segm"``; pycocotools would otherwise take object sizes from boxes instead of masks."""
+    """Removes boxes for ``"segm"``, because pycocotools would compute object sizes from boxes instead of masks."""
     if kind != "segm":
         return results
     return [{key: value for key, value in result.items() if key != "bbox"} for result in results]
 
 
 def mean_metrics(precision: Array, params: Any) -> Metrics:
-    """Returns `METRICS` in percent from precision (IoU, recall, class, size) and pycocotools' parameters."""
+    """Returns `METRICS` in percent from precision (IoU, recall, class, size) and the parameters of pycocotools."""
     metrics = {}
     for name, threshold, size in METRICS:
         selected = slice(None) if threshold is None else np.isclose(params.iouThrs, threshold)
@@ -208,7 +208,7 @@ def mean_metrics(precision: Array, params: Any) -> Metrics:
 
 
 def mean_percent(values: Array) -> float:
-    """Returns the mean in percent without entries of -1, which have no ground truth; NaN if none is left."""
+    """Returns the mean in percent of the entries with ground truth, which are not -1; NaN if there are none."""
     valid = values[values > -1]
     return float(valid.mean() * 100) if valid.size else math.nan
 

@@ -1,4 +1,4 @@
-"""Evaluates boxes, masks and panoptic segmentations on one data set, depending on the format of its annotations."""
+"""Evaluates boxes, masks and panoptic segmentations on a data set, depending on the format of its annotations."""
 
 import logging
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class EvaluationConfig:
         is_panoptic: compute panoptic segmentations.
         panoptic_score_threshold: minimum score of a query in a panoptic segmentation.
         panoptic_min_area: panoptic segments of at most this number of pixels are dropped.
-        tta: test-time augmentation, evaluated in addition; None: off.
+        tta: test-time augmentation, for a second evaluation; None: disabled.
     """
 
     max_detections: PositiveInt = 100
@@ -51,7 +51,7 @@ class Evaluator:
         records: data set.
         max_detections: maximum number of detections per image, best first.
         is_panoptic: compute panoptic quality if the data set is in the panoptic format.
-        instances: ground truth of AP for a panoptic data set, which needs it for the same images; None: no AP.
+        instances: instances of a panoptic data set with the same images, for AP; None: AP is not computed.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Evaluator:
             catalog.check_same_classes(f"{spec.name} (things)", expected, spec.name, names)
             self.coco = CocoEvaluator(instances, max_detections)
         else:
-            logger.info("%s: AP is not computed, as %s does not exist", spec.name, spec.instances_json)
+            logger.info("%s: AP is not computed, because %s does not exist", spec.name, spec.instances_json)
 
     def reset(self) -> None:
         """Removes all results."""

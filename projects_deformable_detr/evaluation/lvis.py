@@ -22,9 +22,9 @@ _NAMES = (*(name for name, _, _ in METRICS), *(f"AP{group}" for group in FREQUEN
 
 
 class LvisEvaluator(CocoEvaluator):
-    """COCO's evaluator with LVIS's metrics, including AP of rare, common and frequent classes.
+    """Evaluator with LVIS metrics, including the AP of rare, common and frequent classes.
 
-    The AP of each class is written to ``lvis_class_ap.json`` instead of the log, as there are 1,203 classes.
+    The AP of each class is written to ``lvis_class_ap.json`` instead of the log, because LVIS has 1,203 classes.
     """
 
     results_name = "lvis_instances_results.json"
@@ -43,14 +43,14 @@ class LvisEvaluator(CocoEvaluator):
 
 
 def check_installed(dataset_name: str) -> None:
-    """Checks that a data set in LVIS's format can be evaluated.
+    """Checks that data sets in LVIS format can be evaluated.
 
     Raises:
         UserError: if faster-coco-eval is not installed.
     """
     if importlib.util.find_spec("faster_coco_eval") is None:
         raise UserError(
-            f"data set {dataset_name} is in LVIS's format, whose evaluation requires a package that is not installed: "
+            f"data set {dataset_name} is in LVIS format; its evaluation requires a package that is not installed: "
             "pip install faster-coco-eval"
         )
 
@@ -58,14 +58,14 @@ def check_installed(dataset_name: str) -> None:
 def compute_lvis_metrics(
     ground_truth: Any, results: list[Result], max_detections: int = 300, kind: str = "bbox"
 ) -> tuple[Metrics, list[float]]:
-    """Computes LVIS's metrics and the AP of each class, in percent; NaN without ground truth.
+    """Computes LVIS metrics and the AP of each class, in percent; NaN without ground truth.
 
-    A detection is evaluated only if its class is known to be present in or absent from the image. An unmatched
+    A detection is evaluated only if its class is annotated or verified to be absent in the image. An unmatched
     detection is not a false positive if its class is not annotated exhaustively in the image.
 
     Args:
         ground_truth: annotation file, read by faster-coco-eval.
-        results: entries of COCO's results format.
+        results: entries of a COCO results file.
         max_detections: maximum number of detections per image over all classes, best first; 300 in LVIS.
         kind: ``"bbox"`` or ``"segm"``.
     """
@@ -95,8 +95,8 @@ def write_class_ap(folder: Path, kind: str, names: Sequence[str], values: Sequen
 def _precision(evaluation: Any, categories: list[int], known: dict[int, set[int]]) -> Array:
     """Returns precision (IoU, recall, class, size) as in pycocotools; -1 without ground truth.
 
-    Evaluates a few classes at a time, on images where one of them is known to be present or absent, because memory and
-    time of the evaluation are proportional to the number of classes times the number of images.
+    Evaluates a few classes at a time, on the images with annotations of these classes, because time and memory are
+    proportional to the number of classes times the number of images.
     """
     images: dict[int, list[int]] = defaultdict(list)
     for image in sorted(known):
@@ -115,7 +115,7 @@ def _precision(evaluation: Any, categories: list[int], known: dict[int, set[int]
 
 
 def _known_categories(ground_truth: Any) -> dict[int, set[int]]:
-    """Returns, for each image id, the category ids that are known to be present or absent."""
+    """Returns image id to the ids of the categories that are annotated or verified to be absent."""
     known = {image["id"]: set(image["neg_category_ids"]) for image in ground_truth.dataset["images"]}
     for annotation in ground_truth.dataset["annotations"]:
         known[annotation["image_id"]].add(annotation["category_id"])
@@ -123,9 +123,9 @@ def _known_categories(ground_truth: Any) -> dict[int, set[int]]:
 
 
 def _select(known: dict[int, set[int]], results: list[Result], max_detections: int) -> list[Result]:
-    """Copies the best results of each image, without unknown categories.
+    """Copies the best results of each image in the categories that are evaluated.
 
-    The evaluation would ignore all others, but needs a kilobyte of memory for each.
+    The evaluation would ignore all others, but would use a kilobyte of memory for each.
     """
     images: dict[int, list[Result]] = defaultdict(list)
     for item in results:

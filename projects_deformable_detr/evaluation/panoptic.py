@@ -1,6 +1,6 @@
-"""Panoptic quality (arXiv 1801.00868, section 4.1), and COCO's panoptic results format.
+"""Panoptic quality (arXiv 1801.00868, section 4.1), and the COCO panoptic results format.
 
-COCO's implementation, panopticapi, is not on the Python package index.
+The reference implementation, panopticapi, is not on the Python package index.
 """
 
 import json
@@ -25,17 +25,17 @@ from .coco import Metrics, gather
 logger = logging.getLogger(__name__)
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Segments = Sequence[Mapping[str, Any]]
-_MAX_IGNORED = 0.5  # predictions with a larger share of void or crowd pixels are ignored
+_MAX_IGNORED = 0.5  # predictions with a larger fraction of void or crowd pixels are ignored
 
 
 @dataclass(frozen=True)
 class PanopticResult:
-    """Segmentation of one image in a compact form, which is gathered from all ranks.
+    """Segmentation of one image in a compact form that can be gathered from all ranks.
 
     Attributes:
         image_id: id of the image in the annotation file.
         file_name: name of the image file.
-        png: segment ids as COCO's PNG; thousands of uncompressed images would not fit into memory.
+        png: segment ids as a PNG, because thousands of uncompressed images would not fit into memory.
         segments: dicts with ``id`` and the ``category_id`` of the file.
     """
 
@@ -50,8 +50,8 @@ class PanopticEvaluator:
 
     Args:
         spec: data set in the panoptic format.
-        category_ids: category ids in the file of class 0, 1, ….
-        records: records of the data set; None: all images of the file, which is read by the evaluation.
+        category_ids: category ids of class 0, 1, … in the file.
+        records: records of the data set; None: all images of the file, which is read when metrics are computed.
     """
 
     def __init__(self, spec: DatasetSpec, category_ids: Sequence[int], records: PanopticRecords | None = None) -> None:
@@ -74,7 +74,7 @@ class PanopticEvaluator:
         self._results.append(PanopticResult(image_id, os.path.basename(file_name), png, segments))
 
     def evaluate(self, output_dir: Path) -> dict[str, Metrics]:
-        """Writes ``predictions.json`` and ``panoptic/*.png``, COCO's results format, and computes metrics in percent.
+        """Writes ``predictions.json`` and ``panoptic/*.png`` in COCO format, and computes metrics in percent.
 
         Returns:
             ``{"panoptic_seg": metrics}`` with Detectron2's names (PQ, SQ, RQ, PQ_th, …) and ``PQ-<class>``; ``{}`` on
@@ -122,7 +122,7 @@ def _write(ground_truth: dict[str, Any], results: Mapping[int, PanopticResult], 
 
 
 def _format_metrics(metrics: Metrics, num_categories: tuple[int, int, int]) -> str:
-    """Returns a table of the means over all classes, things and stuff, and one of the classes."""
+    """Returns a table of the means over all classes, things and stuff, and a table of the classes."""
     rows = [
         [name, *(metrics[key + suffix] for key in ("PQ", "SQ", "RQ")), count]
         for name, suffix, count in zip(("All", "Things", "Stuff"), ("", "_th", "_st"), num_categories, strict=True)

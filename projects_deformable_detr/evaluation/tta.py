@@ -82,7 +82,7 @@ def detect_with_tta(
         )
         for is_flipped in (False, True) if config.flip else (False,):
             predictions = predict(resized.flip(-1) if is_flipped else resized)
-            # Masks need most of the memory, so they are computed after merging, for kept detections only.
+            # Masks use most of the memory, so they are only computed for the detections that remain after merging.
             detections = postprocess(
                 replace(predictions, masks=None), [size] * len(images), topk, classes, score_threshold
             )
@@ -116,8 +116,8 @@ def merge_views(
         size: (H, W) of the image.
         nms_threshold: IoU above which two detections of one class are duplicates; the best one is kept.
         topk: maximum number of detections.
-        masks: for each view, a function that maps indices (K,) of detections to masks (K, H, W) bool in pixels of the
-            image; called for kept detections only. None: no masks.
+        masks: for each view, a function that returns masks (K, H, W) bool in pixels of the image for indices (K,) of
+            detections; only called for the merged detections. None: no masks.
     """
     boxes = clip_boxes_to_image(torch.cat([view.boxes for view in views]), size)
     scores = torch.cat([view.scores for view in views])

@@ -1,1 +1,1 @@
-"""Synthetic demo data set: shapes in COCO's instances and panoptic formats."""
+"""Synthetic demo data set: shapes in COCO instances and panoptic formats."""

@@ -1,9 +1,9 @@
-"""Generator of the shapes data set: synthetic scenes in COCO's instances and panoptic formats.
+"""Generates the shapes data set: synthetic scenes in COCO instances and panoptic formats.
 
 Shapes of six classes, from 6 pixels to most of the image, overlap in front of textured and cluttered backgrounds.
-Boxes, areas and polygons describe the visible part of a shape inside the image, as in COCO; at least 70 % of every
-shape is visible. Image i of a split depends only on the seed, the split and i, so that a larger data set begins with
-the images of a smaller one. In the panoptic annotations, shapes are things, and backgrounds are stuff of three kinds.
+Boxes, areas and polygons describe the visible part of a shape inside the image, as in COCO; at least 70% of every
+shape is visible. Image i of a split depends only on the seed, the split and i, so that a larger data set starts with
+the images of a smaller one. In the panoptic annotations, shapes are things, and there are three stuff classes.
 """
 
 import json
@@ -21,7 +21,7 @@ from .random import Random
 from .scene import CATEGORIES, CLASS_NAMES, FINE, Scene, draw_scene
 from .textures import STUFF_NAMES, Pixels
 
-VERSION = 1  # incremented when a seed gives different scenes
+VERSION = 1  # incremented when the scenes of a seed change
 _SPLITS = ("train", "val")
 _MIN_SIDE = 32
 
@@ -33,7 +33,7 @@ def make_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scen
         seed: seed of the data set.
         split: ``"train"`` or ``"val"``.
         index: index of the image, from 0.
-        size: (minimum, maximum) side in pixels; height and width are drawn independently.
+        size: (minimum, maximum) side in pixels; height and width are sampled independently.
     """
     random = Random(seed, _SPLITS.index(split), index)
     height, width = random.integer(*size), random.integer(*size)
@@ -59,10 +59,10 @@ def annotate(scene: Scene) -> list[dict[str, Any]]:
 
 
 def annotate_panoptic(scene: Scene) -> tuple[np.ndarray[Any, np.dtype[np.int32]], list[dict[str, Any]]]:
-    """Returns the panoptic segments of a scene; each kind of stuff is one segment, as in COCO's format.
+    """Returns the panoptic segments of a scene; each stuff class is one segment, as in COCO.
 
     Returns:
-        Segment ids (H, W) below 256, sampled at pixel centres, and for each segment ``id``, ``category_id`` (from 1, in
+        Segment ids (H, W) below 256, sampled at pixel centers, and for each segment ``id``, ``category_id`` (from 1, in
         the order of `CLASS_NAMES` and `STUFF_NAMES`), ``area`` and ``bbox`` in pixels, and ``iscrowd``.
     """
     owners = scene.owners[FINE // 2 :: FINE, FINE // 2 :: FINE].astype(np.int32)
@@ -157,4 +157,4 @@ def _write_image(path: Path, pixels: Pixels, options: Sequence[int] = ()) -> Non
     success, encoded = cv2.imencode(path.suffix, pixels[:, :, ::-1], options)
     if not success:
         raise RuntimeError(f"OpenCV could not encode {path.name}")
-    path.write_bytes(encoded.tobytes())  # unlike cv2.imwrite, raises an error with the reason
+    path.write_bytes(encoded.tobytes())  # unlike cv2.imwrite, raises an informative error

@@ -1,4 +1,4 @@
-"""Conversion of masks to polygons in COCO's convention: pixel (x, y) covers [x, x + 1] × [y, y + 1]."""
+"""Converts masks to polygons in the COCO convention: pixel (x, y) covers [x, x + 1] × [y, y + 1]."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ Points = np.ndarray[Any, np.dtype[np.float64]]  # (points, 2)
 
 
 def mask_to_polygons(mask: np.ndarray[Any, np.dtype[np.uint8]], scale: int = 1) -> list[list[float]]:
-    """Returns the outlines of a mask's connected parts as a COCO ``segmentation``.
+    """Returns the outlines of the connected components of a mask as a COCO ``segmentation``.
 
-    A hole is joined to its outline by a cut of zero width, because COCO's format has only unions of polygons.
+    A hole is joined to its outline by a cut of zero width, because the COCO format supports only unions of polygons.
 
     Args:
         mask: (H, W) uint8, nonzero inside.
@@ -23,7 +23,7 @@ def mask_to_polygons(mask: np.ndarray[Any, np.dtype[np.uint8]], scale: int = 1) 
     left, top, width, height = cv2.boundingRect(mask)
     if width == 0:
         return []
-    # OpenCV's contours pass through pixel centres. In a mask of twice the size, halving the coordinates and rounding up
+    # OpenCV's contours pass through pixel centers. In a mask of twice the size, halving the coordinates and rounding up
     # gives the edges between pixels.
     doubled = np.repeat(np.repeat(mask[top : top + height, left : left + width], 2, axis=0), 2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -42,12 +42,12 @@ def mask_to_polygons(mask: np.ndarray[Any, np.dtype[np.uint8]], scale: int = 1) 
 
 
 def _simplified(contour: np.ndarray[Any, Any], scale: int) -> Points:
-    """Removes points so that the contour moves by at most a quarter of an image pixel."""
+    """Removes points while the contour moves by at most a quarter of an image pixel."""
     return cv2.approxPolyDP(contour, 0.25 * scale, closed=True)[:, 0].astype(np.float64)
 
 
 def _joined(outline: Points, hole: Points) -> Points:
-    """Joins a hole to an outline at their nearest points and returns one closed line."""
+    """Joins a hole to an outline at their nearest points, and returns a single closed contour."""
     distances = ((outline[:, None] - hole[None]) ** 2).sum(2)
     at, start = np.unravel_index(int(distances.argmin()), distances.shape)
     around = np.concatenate([hole[start:], hole[: start + 1]])

@@ -1,4 +1,4 @@
-"""Random numbers that do not depend on the machine or the version of NumPy."""
+"""Random numbers that are reproducible across machines and NumPy versions."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ Field = np.ndarray[Any, np.dtype[np.float32]]
 class Random:
     """Stream of uniform, integer and categorical random numbers.
 
-    Only ``Generator.random`` of PCG64 is used, as NumPy may change the algorithms of other distributions.
+    Only ``Generator.random`` of PCG64 is used, because NumPy may change the algorithms of other distributions.
 
     Args:
-        seeds: non-negative integers; each sequence gives an independent stream.
+        seeds: non-negative integers; different sequences give independent streams.
     """
 
     def __init__(self, *seeds: int) -> None:
@@ -39,7 +39,7 @@ class Random:
         return self.uniform() < probability
 
     def choice(self, items: Sequence[T]) -> T:
-        """Returns an item, all with the same probability."""
+        """Returns a random item, with equal probabilities."""
         return items[self.integer(0, len(items) - 1)]
 
     def field(self, *shape: int) -> Field:

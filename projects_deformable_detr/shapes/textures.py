@@ -1,4 +1,4 @@
-"""Textures of synthetic scenes, and clutter that does not resemble any class."""
+"""Textures of synthetic scenes, and clutter that resembles none of the classes."""
 
 import colorsys
 import math
@@ -69,7 +69,7 @@ def _clouds(random: Random, height: int, width: int) -> Field:
 
 
 def _stripes(random: Random, height: int, width: int) -> Field:
-    """Returns soft stripes; a triangle wave, as the last bit of sines depends on the machine."""
+    """Returns soft stripes from a triangle wave, because the last bit of sines depends on the machine."""
     period = random.uniform(5, 28)
     phase = _along(random, height, width) / period + random.uniform()
     return np.asarray(np.clip((np.abs(phase - np.floor(phase) - 0.5) - 0.25) * 6 + 0.5, 0, 1))
@@ -153,7 +153,7 @@ def _arc(random: Random, pixels: Pixels) -> None:
 
 
 def _blob(random: Random, pixels: Pixels) -> None:
-    """Draws a smooth closed outline with lobes, unlike any class."""
+    """Draws a smooth closed shape with lobes, which resembles none of the classes."""
     x, y = _point(random, pixels)
     radius, lobes = random.log_uniform(4, 24), random.integer(2, 4)
     depth, turn, tilt = random.uniform(0.35, 0.55), random.uniform(0, 6.3), random.uniform(0, 6.3)

@@ -234,5 +234,5 @@ def test_missing_package_is_an_error_before_training(
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     from projects_deformable_detr.standalone import main
 
-    with pytest.raises(UserError, match="many_small is in LVIS's format.*pip install faster-coco-eval"):
+    with pytest.raises(UserError, match="many_small is in LVIS format.*pip install faster-coco-eval"):
         main(many_args())
