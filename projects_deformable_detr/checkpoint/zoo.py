@@ -1,6 +1,6 @@
 """Published checkpoints by name: sources, hashes, recipes, licenses and published results.
 
-The hashes are those in the file names, and those that other projects publish. They were not verified by us.
+Hashes are those in the file names and those published by other projects; they have not been verified.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""Draws the detections of an evaluation, from its results file. Needs no model.
+"""Draws the detections in the results file of an evaluation; no model is required.
 
 Examples:
   deformable-detr draw --dataset shapes_val --results output/quickstart/inference/coco_instances_results.json \\
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 HELP = "draw the detections of an evaluation"
 _KEYS = ("category_id", "bbox", "score")
-Detection = dict[str, Any]  # a result in COCO's format
+Detection = dict[str, Any]  # entry of a COCO results file
 
 
 def read_results(path: str | Path) -> dict[Any, list[Detection]]:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     for name, json_file, image_root in args.register:
         catalog.register(name, json_file, image_root)
     spec = catalog.get(args.dataset)
-    # Invalid boxes, an error in training, do not affect the drawn detections.
+    # Boxes without area, which are an error in training, do not affect the drawn detections.
     records = load_dataset(spec, invalid_boxes="drop_many", for_evaluation=True)
     results = read_results(args.results)
     categories = {detection["category_id"] for detections in results.values() for detection in detections}

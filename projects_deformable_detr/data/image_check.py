@@ -1,4 +1,4 @@
-"""Checks before training that image files are readable and have the size given in their record."""
+"""Checks that image files are readable and have the size in their record, before training."""
 
 import functools
 import hashlib
@@ -24,7 +24,7 @@ from .records import Array, Records
 
 _logger = logging.getLogger(__name__)
 CHECKS = ("auto", "all", "pixels", "none")
-_NUM_SAMPLED = 2000  # images of a data set that "auto" checks
+_NUM_SAMPLED = 2000  # number of images per data set checked with "auto"
 _MIN_CACHED = 100  # minimum number of new results for which the cache is written
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of complete files
 
@@ -50,8 +50,8 @@ class ImageFiles:
         source: name of the data set, for messages.
         root: folder that identifies the cache of results.
         images: paths of the images.
-        labels: paths of the panoptic PNGs or label images in the same order; empty: none.
-        sizes: (images, 2) height and width of each image according to its record; 0 if it has none.
+        labels: paths of the panoptic PNGs or label images in the same order; empty if there are none.
+        sizes: (images, 2) height and width in the record of each image; 0 if the record has none.
     """
 
     source: str
@@ -85,7 +85,7 @@ def check_images(
     return checked
 
 
-@functools.lru_cache(maxsize=8)  # an engine may load a data set several times
+@functools.lru_cache(maxsize=8)  # engines may load a data set several times
 def _check(
     records: Records, reader: ImageReader, check_images: str, unreadable_images: str
 ) -> tuple[Records, tuple[str, ...]]:
@@ -107,7 +107,7 @@ def check_files(
 ) -> Array:
     """Reads the headers of image files in parallel and reports all problems at once.
 
-    JPEG and PNG files without an end marker and files in other formats are decoded as well. Gray values of 32 bits and
+    JPEG and PNG files without an end marker and files in other formats are also decoded. Gray values of 32 bits and
     floats are compared with the range of their type. Results for readable files are cached in
     ``$XDG_CACHE_HOME/deformable-detr`` until the size or modification time of the file changes.
 
@@ -116,14 +116,14 @@ def check_files(
         reader: reader of the images.
         check_images: ``"auto"``: 2,000 evenly spaced images, and all of them if one has a problem; ``"all"``;
             ``"pixels"``: decode all images; ``"none"``.
-        unreadable_images: ``"error"``, or ``"skip"``: check all images, and leave out unreadable ones with a warning.
-        warn: called with a message for each kind of fault that is accepted.
+        unreadable_images: ``"error"``, or ``"skip"``: check all images, and drop unreadable ones with a warning.
+        warn: called with a message for each kind of accepted problem.
 
     Returns:
         Indices of the images, without unreadable ones if they are skipped.
 
     Raises:
-        DatasetError: if files have problems; the message names them.
+        DatasetError: if files have problems; the message lists them.
         ArgumentError: for an unknown value of ``check_images`` or ``unreadable_images``.
     """
     check_choice("check_images", check_images, CHECKS)
@@ -150,7 +150,7 @@ def check_files(
         warn(f"{files.source}: {counts}: {shown}")
         everything = np.setdiff1d(everything, [*unreadable])
     elif unreadable:
-        remedy = "Replace the files, remove their records, or set `unreadable_images` to skip, which leaves them out."
+        remedy = "Replace the files, remove their records, or set `unreadable_images` to skip to leave them out."
         problems.add("image files that cannot be read", unreadable.values(), remedy, len(unreadable))
     problems.raise_if_any()
     return everything
@@ -169,22 +169,21 @@ def _find_problems(files: ImageFiles, reader: ImageReader, headers: dict[int, _H
             continue
         what = f"{paths[index]} is {size[1]} x {size[0]} (width x height), {expected[1]} x {expected[0]} in its record"
         if size != expected[::-1]:
-            problems.add("images of another size than in their record", what, "Correct the records or the files.")
+            problems.add("images whose size differs from their record", what, "Correct the records or the files.")
         elif header.size == header.stored_size:
-            remedy = "Exchange width and height in these records."
-            problems.add("records with width and height exchanged", what, remedy)
+            problems.add("records with swapped width and height", what, "Swap width and height in these records.")
         else:
             problems.add(
                 f"images whose records {'ignore' if reader.exif_orientation else 'apply'} the EXIF orientation",
                 what,
-                f"Set `exif_orientation` to {not reader.exif_orientation} if the boxes belong to these sizes. "
-                "Otherwise exchange width and height in these records.",
+                f"Set `exif_orientation` to {not reader.exif_orientation} if the boxes match the sizes in the records. "
+                "Otherwise, swap width and height in these records.",
             )
     return problems
 
 
 def _describe(files: ImageFiles, headers: dict[int, _Header]) -> Iterator[str]:
-    """Yields a message for each property from `describe` that is new for a folder of the files."""
+    """Yields a message for each property from `describe` that has not been reported for the folder of a file."""
     found, paths = defaultdict(list), files.paths
     for index, header in headers.items():
         for note in header.notes:

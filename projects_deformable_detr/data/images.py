@@ -19,8 +19,8 @@ from .problems import DatasetError, IntensityError
 _logger = logging.getLogger(__name__)
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 ImageSource = str | os.PathLike[str] | IO[bytes] | Image.Image
-_ORIENTATION = 0x0112  # the EXIF tag
-# Maps an EXIF orientation to its inverse transform.
+_ORIENTATION = 0x0112  # EXIF tag
+# EXIF orientation to its inverse transform.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,10 +31,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_AS_STORED = {6: 8, 8: 6}  # orientation whose inverse transform undoes that of the key
+_AS_STORED = {6: 8, 8: 6}  # orientations whose inverse transforms undo each other
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # single-channel images of more than 8 bits
 _REMEDY = "replace the file, or remove its record from the data set"
-_noted: set[tuple[str, str]] = set()  # folder and property of images for which a warning was logged
+_noted: set[tuple[str, str]] = set()  # (folder, property) of images for which a warning has been logged
 
 
 class ImageFileError(DatasetError):
@@ -104,7 +104,7 @@ class ImageReader:
         return np.ascontiguousarray(pixels if self.format == "RGB" else pixels[:, :, ::-1])
 
     def _turn(self, image: Image.Image, orientation: int) -> Image.Image:
-        """Applies or reverts the orientation that a loaded image had before loading, according to the option."""
+        """Applies or reverts the orientation, which is the value before the image was loaded."""
         is_turned = orientation != read_orientation(image)  # Pillow applies the orientation of TIFF files on loading
         if is_turned == self.exif_orientation:
             return image
@@ -126,7 +126,7 @@ class ImageReader:
         scaled = np.rint((np.nan_to_num(values, nan=low) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         if not self.intensity_window:
             first, last = float(np.nanmin(values, initial=np.inf)), float(np.nanmax(values, initial=-np.inf))
-            # An image of 16 bits with a single scaled value may simply be dark.
+            # A 16-bit image with a single scaled value may just be dark.
             is_lost = high > 2**16 and first < last and scaled.min() == scaled.max()
             if first < low or last > high or is_lost:
                 raise IntensityError(
@@ -167,7 +167,7 @@ def open_image(path: ImageSource) -> Iterator[Image.Image]:
             if isinstance(path, Image.Image):
                 yield path
                 return
-            # Given a path, Pillow maps some TIFF files into memory, with the wrong order of sides if they are turned.
+            # Given a path, Pillow maps some TIFF files into memory, with swapped sides if the image is rotated.
             file = stack.enter_context(open(path, "rb")) if isinstance(path, str | os.PathLike) else path
             yield stack.enter_context(Image.open(file))
     except DatasetError:
@@ -183,7 +183,7 @@ def open_image(path: ImageSource) -> Iterator[Image.Image]:
         raise ImageFileError(
             f"{name} has too many pixels ({error})", "reduce its size, or cut it into tiles"
         ) from error
-    except Exception as error:  # Pillow's decoders raise many types for damaged files
+    except Exception as error:  # Pillow's decoders raise many types of exceptions for damaged files
         raise ImageFileError(f"{name} cannot be decoded as an image ({error})", _REMEDY) from error
 
 
@@ -198,7 +198,7 @@ def source_name(path: ImageSource) -> str:
 def read_orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation; 1 (upright) if it is absent or unreadable."""
     if image.format == "PNG" and "exif" not in image.info:
-        image.load()  # getexif would do so too, but its errors are ignored below
+        image.load()  # getexif would also do so, but errors in it are ignored below
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # only the metadata is damaged
@@ -208,7 +208,7 @@ def read_orientation(image: Image.Image) -> int:
 def read_sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
     """Returns (height, width) of an image that is not loaded, with and without its EXIF orientation."""
     size = image.height, image.width
-    has_exif = image.format != "PNG" or "exif" in image.info  # Pillow would decode a PNG file to look for it
+    has_exif = image.format != "PNG" or "exif" in image.info  # Pillow would decode a PNG file to search for it
     if not has_exif or read_orientation(image) not in _SIDEWAYS:
         return size, size
     # For TIFF files, Pillow returns the size after orientation.
@@ -216,7 +216,7 @@ def read_sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def describe(image: Image.Image) -> list[str]:
-    """Returns the properties of an image that change what is read: scaled values and further frames."""
+    """Returns the properties of an image of which users are warned: scaled values and further frames."""
     notes = []
     if image.mode in _WIDE_MODES:
         notes.append("gray values of more than 8 bits, which are scaled to 8 bits (see `intensity_window`)")
@@ -227,7 +227,7 @@ def describe(image: Image.Image) -> list[str]:
 
 
 def note_once(note: str, files: list[str]) -> bool:
-    """Returns whether a property from `describe` is new for the folder of a file, and warns of it no more."""
+    """Returns whether a property from `describe` has not been reported for the folder of a file, and records it."""
     keys = {(os.path.dirname(file), note) for file in files}
     is_new = not keys <= _noted
     _noted.update(keys)

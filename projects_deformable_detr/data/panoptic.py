@@ -216,7 +216,7 @@ def read_objects(record: Record, *, crowds: bool = False) -> tuple[Array, Array,
         boxes (T, 4) float32 corners in pixels, labels (T,) int64, masks (T, H, W) bool.
 
     Raises:
-        DatasetError: if the PNG is missing, differs in size from the record, or lacks a segment.
+        DatasetError: if the PNG is missing, its size differs from the record, or it lacks a segment.
     """
     path = record["pan_seg_file_name"]
     size = (record["height"], record["width"]) if "height" in record else None

@@ -18,7 +18,7 @@ from ..modeling import PanopticSegmentation
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-# Distinguishable and light enough for black text. Class k has colour k modulo the number of colours.
+# Distinguishable and light enough for black text. Class k has color k modulo the number of colors.
 PALETTE = ("#ffc400", "#40c4ff", "#ff7a59", "#80de5a", "#d68cff", "#ff8ac4", "#00d6b2", "#dede6e", "#a0aaff", "#dcb082")
 _OUTLINE = "#141414"
 _MASK_OPACITY = 0.5
@@ -175,7 +175,7 @@ def _choose_font(size: int, texts: Sequence[str]) -> tuple[ImageFont.FreeTypeFon
 
 
 def grid(images: Sequence[Pixels], *, columns: int = 4, gap: int = 8) -> Pixels:
-    """Arranges images in rows on white. Cells have the size of the largest image; smaller images are centred.
+    """Arranges images in rows on white. Cells have the size of the largest image; smaller images are centered.
 
     Args:
         images: (H, W, 3) uint8 each, at least one.

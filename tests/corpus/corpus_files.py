@@ -22,12 +22,12 @@ def rename(change: Any) -> Any:
 FILES = [
     error(
         "width and height exchanged in all images",
-        r"records with width and height exchanged \(5\)|width and height of the images are exchanged",
+        r"records with swapped width and height \(5\)|width and height of the images are swapped",
         entries("images", width=HEIGHT, height=WIDTH),
     ),
     error(
         "width and height exchanged in one image",
-        r"records with width and height exchanged \(1\).*4\.png is 80 x 64",
+        r"records with swapped width and height \(1\).*4\.png is 80 x 64",
         entries("images", 3, width=HEIGHT, height=WIDTH),
     ),
     error("image of width 0", r"invalid images \(1\)", entries("images", 0, width=0)),

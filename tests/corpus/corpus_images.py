@@ -171,7 +171,7 @@ IMAGES = [
     error("web page named .jpg", UNREADABLE + ".*not an image", files(b"<html></html>", 1, suffix="jpg")),
     error(
         "image of another size than in its record",
-        r"images of another size than in their record \(1\): \S*/2\.png is 10 x 10 .*80 x 64",
+        r"images whose size differs from their record \(1\): \S*/2\.png is 10 x 10 .*80 x 64",
         files(encode(Image.new("RGB", (10, 10))), 1),
     ),
     error("missing image", r"missing image files \(1\)", lambda inputs: inputs.pictures.pop("2.png")),

@@ -66,8 +66,8 @@ def test_all_problems_are_reported_at_once(dataset, tmp_path):
     message = str(caught.value)
     for part in (
         "files that cannot be read (5)", "a.jpg cannot be decoded", "b.png", "c.tiff", "d.jpg (0 bytes)",
-        "e.png (No such file", "width and height exchanged (1)", "f.jpg is 30 x 40 (width x height), 40 x 30 in",
-        "of another size than in their record (1)", "g.jpg is 40 x 20",
+        "e.png (No such file", "swapped width and height (1)", "f.jpg is 30 x 40 (width x height), 40 x 30 in",
+        "whose size differs from their record (1)", "g.jpg is 40 x 20",
     ):  # fmt: skip
         assert part in message
     assert "h.gif" not in message
@@ -174,7 +174,7 @@ def test_panoptic_files_are_checked(tmp_path):
     image_check._check.cache_clear()
     truncate(tmp_path / "panoptic_train" / os.path.basename(records.png_paths[0]))
     Image.new("RGB", (64, 49)).save(records.png_paths[1])
-    with pytest.raises(DatasetError, match=r"(?s)another size.*panoptic_train.*64 x 49.*cannot be read \(1\)"):
+    with pytest.raises(DatasetError, match=r"(?s)size differs.*panoptic_train.*64 x 49.*cannot be read \(1\)"):
         check_images(records, READER)
     Image.new("RGB", tuple(records.sizes[1, ::-1].tolist())).save(records.png_paths[1])
     assert len(check_images(records, READER, "auto", "skip")) == 2
