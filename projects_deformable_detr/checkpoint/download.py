@@ -22,7 +22,7 @@ class DownloadError(UserError):
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file on the Hugging Face hub, downloaded by ``huggingface_hub`` to its cache.
+    """File on the Hugging Face Hub, downloaded by ``huggingface_hub`` to its cache.
 
     ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and proxies apply.
 
@@ -54,7 +54,7 @@ class HubFile:
         is_new = not isinstance(try_to_load_from_cache(self.repository, self.name, revision=self.revision), str)
         try:
             path = Path(hf_hub_download(self.repository, self.name, revision=self.revision))
-        except Exception as error:  # of requests, httpx or huggingface_hub, depending on its version
+        except Exception as error:  # of requests, httpx or huggingface_hub, depending on the version
             raise DownloadError(
                 f"{self.name} of {self.repository}, revision {self.revision}, could not be downloaded "
                 f"({_reason(error)}): check the network, HF_HUB_OFFLINE, HF_ENDPOINT, the proxy and the disk and try "
@@ -66,9 +66,9 @@ class HubFile:
 
 @dataclass(frozen=True)
 class UrlFile:
-    """A file on a web server, downloaded to the cache of ``torch.hub``.
+    """File on a web server, downloaded to the cache of ``torch.hub``.
 
-    ``TORCH_HOME`` and proxies apply. An interrupted download is continued by the next one.
+    ``TORCH_HOME`` and proxies apply. An interrupted download is resumed by the next one.
 
     Attributes:
         url: address.
@@ -84,7 +84,7 @@ class UrlFile:
         return self.url
 
     def download(self) -> Path:
-        """Returns the file in the cache, after downloading it if it is not there; errors as in `HubFile`."""
+        """Returns the file in the cache, after downloading it if it is not there; see `HubFile` for errors."""
         from filelock import FileLock  # a dependency of torch
 
         path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(self.url).path).name)
@@ -108,7 +108,7 @@ class UrlFile:
 
 
 def _fetch(url: str, partial: Path) -> None:
-    """Downloads to ``partial``, or downloads the rest of it."""
+    """Downloads a file to ``partial``, or the remainder if it exists."""
     from tqdm import tqdm
 
     start = partial.stat().st_size if partial.is_file() else 0

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         found = "unknown weights" if format is None else "the weights of a backbone"
         raise CheckpointError(f"{args.source}: must contain a detector, got {found}; backbones need no conversion")
     names = None if cfg.MODEL.DETR.KEEP_CLASS_LOGITS else _data_set_classes(cfg)
-    # 0: the classes of the data sets if they are known, otherwise those of the file.
+    # 0 is replaced with the number of classes of the data sets if they are available, otherwise of the file.
     cfg.MODEL.DETR.NUM_CLASSES = num_classes = cfg.MODEL.DETR.NUM_CLASSES or (len(names) if names else count)
     detector = build_detector(cfg, weights="")
     with naming_keys(LOADING_KEYS):
@@ -121,7 +121,7 @@ def _load_cfg(args: argparse.Namespace, weights: "Weights") -> "CfgNode":
 
 
 def _data_set_classes(cfg: "CfgNode") -> tuple[str, ...] | None:
-    """Returns the class names of the config's first data set that is COCO's or has an annotation file."""
+    """Returns the class names of the first data set in the config that is COCO 2017 or has an annotation file."""
     from ..checkpoint.coco_classes import THINGS, THINGS_AND_STUFF
     from ..data import catalog
     from ..data.load import read_classes
@@ -141,11 +141,11 @@ def _check_target(args: argparse.Namespace) -> None:
     from ..errors import UserError
 
     if args.coco_ids and args.to != "official":
-        raise UserError("--coco-ids needs --to official")
+        raise UserError("--coco-ids requires --to official")
     source, target = locate(args.source), Path(args.target)
     wanted, other = ("folder", "file") if args.to == "transformers" else ("file", "folder")
     if target.exists() and target.is_dir() is not (wanted == "folder"):
-        raise UserError(f"{target}: must be a {wanted}, is a {other}")
+        raise UserError(f"{target}: must be a {wanted}, got a {other}")
     for written in (target, target / "model.safetensors"):
         if written.exists() and any(written.samefile(read) for read in (source, weights_file(source)) if read.exists()):
-            raise UserError(f"{target}: would replace the source {source}; choose another target")
+            raise UserError(f"{target}: would overwrite the source {source}; choose another target")

@@ -80,7 +80,7 @@ class PictureWriter:
 
 
 class CocoWriter:
-    """Writes ``detections.json``, results in COCO's format with the name of the image as ``name``.
+    """Writes ``detections.json``, a COCO results file with the name of the image as ``name``.
 
     Args:
         folder: folder of the file.

@@ -89,7 +89,7 @@ class Scene:
 
 @dataclass
 class _Placed:
-    """Placed shape, with its mask in a window of the fine grid, aligned with image pixels."""
+    """Placed shape, with its mask in a window of the high-resolution grid, aligned with image pixels."""
 
     label: int
     mask: Mask
@@ -132,7 +132,7 @@ def _place(random: Random, owners: Mask, count: int) -> list[_Placed]:
 
 
 def _size(random: Random, side: float) -> float:
-    """Returns the approximate width of a shape in pixels: mostly 10 to 45 % of the image's side."""
+    """Returns the approximate width of a shape in pixels, mostly 10 to 45% of the side of the image."""
     kind = random.uniform()
     if kind < 0.12:
         return random.uniform(6, 11)
@@ -142,15 +142,15 @@ def _size(random: Random, side: float) -> float:
 
 
 def _draw_shape(random: Random, size: float, height: int, width: int) -> _Placed | None:
-    """Returns a random shape, or None if too much of it is outside the image."""
+    """Returns a random shape, or None if too large a part is outside the image."""
     label = random.integer(0, len(CLASS_NAMES) - 1)
     stretch = random.log_uniform(0.8, 1.25)
     angle = random.uniform(0, 2 * math.pi)
     cosine, sine = math.cos(angle), math.sin(angle)
     turn = np.array([(cosine, sine), (-sine, cosine)])
-    centre = np.array((random.uniform(0, width), random.uniform(0, height)))
+    center = np.array((random.uniform(0, width), random.uniform(0, height)))
     outlines = [
-        (outline * (stretch, 1 / stretch)) @ turn * (size / 2) + centre for outline in SHAPES[CLASS_NAMES[label]]
+        (outline * (stretch, 1 / stretch)) @ turn * (size / 2) + center for outline in SHAPES[CLASS_NAMES[label]]
     ]
     low = np.floor(outlines[0].min(0) / FINE).astype(int)
     high = np.ceil(outlines[0].max(0) / FINE).astype(int) + 1
@@ -172,7 +172,7 @@ def _area(outline: Outline) -> float:
 
 
 def _fits(shape: _Placed, owners: Mask, placed: list[_Placed]) -> bool:
-    """Checks that enough of all other shapes stays visible; if so, updates their visible areas."""
+    """Checks that a large enough part of all other shapes remains visible, and if so, updates their visible areas."""
     hidden = np.bincount(owners[shape.window][shape.mask > 0], minlength=len(placed) + 1)[1:]
     if any(other.seen - lost < MIN_VISIBLE * other.area for other, lost in zip(placed, hidden, strict=True) if lost):
         return False

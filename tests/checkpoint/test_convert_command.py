@@ -149,7 +149,7 @@ def test_the_source_is_not_written_over(make_files, run, tmp_path, spelling):
     target = tmp_path / source if spelling == "absolute" else spelling
     for name in ("deformable-detr", "official"):
         status, output = run(source, target, "--config-file", config, "--to", name)
-        assert status == 2 and f"{target}: would replace the source official.pth" in output
+        assert status == 2 and f"{target}: would overwrite the source official.pth" in output
     assert (tmp_path / source).read_bytes() == before
     assert os.path.samefile(tmp_path / source, tmp_path / "hard.pth")
 
@@ -160,18 +160,18 @@ def test_a_folder_is_not_written_over_either(make_files, run, tmp_path):
     before = (tmp_path / "folder" / "model.safetensors").read_bytes()
     for given in ("folder", "folder/model.safetensors"):
         status, output = run("--to", "transformers", given, "./folder/", "--config-file", config)
-        assert status == 2 and f"folder: would replace the source {given}" in output
+        assert status == 2 and f"folder: would overwrite the source {given}" in output
         status, output = run(given, "folder/model.safetensors", "--config-file", config)
-        assert status == 2 and "would replace the source" in output
+        assert status == 2 and "would overwrite the source" in output
     assert (tmp_path / "folder" / "model.safetensors").read_bytes() == before
 
 
 def test_a_target_of_the_other_kind_is_rejected(make_files, run, tmp_path):
     _, source, config = make_files(5)
     (tmp_path / "x").mkdir()
-    assert "x: must be a file, is a folder" in run(source, "x", "--config-file", config)[1]
+    assert "x: must be a file, got a folder" in run(source, "x", "--config-file", config)[1]
     output = run(source, config, "--to", "transformers", "--config-file", config)[1]
-    assert "config.yaml: must be a folder, is a file" in output
+    assert "config.yaml: must be a folder, got a file" in output
 
 
 def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
