@@ -56,8 +56,8 @@ def _parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
         description="Trains, evaluates and runs Deformable DETR and DETR detectors.",
-        epilog=f"{PROG} COMMAND --help describes a command. Shell completion: {PROG} --print-completion bash (or zsh, "
-        "tcsh), whose output belongs in the shell's completion folder.",
+        epilog=f"{PROG} COMMAND --help describes a command. Completion in bash: {PROG} --print-completion bash > "
+        f"~/.local/share/bash-completion/completions/{PROG}",
     )
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     shtab.add_argument_to(parser, "--print-completion", help="print a completion script for a shell")

@@ -104,10 +104,9 @@ def run(args: argparse.Namespace) -> int:
         for video in videos:
             counts += _detect_frames(detector, video, writers, options, args)
     seconds = time.monotonic() - start
-    print(
-        f"{len(counts)} images, {sum(counts)} detections in {seconds:.1f} s ({len(counts) / seconds:.2f} images/s): "
-        f"{args.output}"
-    )
+    number = f"{len(counts)} image{'s' * (len(counts) != 1)}"
+    rate = f"{seconds:.1f} s ({len(counts) / seconds:.2f} images/s)"
+    print(f"{number}, {sum(counts)} detections in {rate}: {args.output}")
     if broken:
         print(f"{broken} of {len(images)} images could not be read and were left out, see above", file=sys.stderr)
     return 1 if broken else 0

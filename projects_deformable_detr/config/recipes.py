@@ -1,5 +1,6 @@
 """Config files of ``configs/`` by name, in a checkout and in an installed package."""
 
+import difflib
 import re
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def config_file(name: str) -> Path:
     matches = [name] if name in known else [recipe for recipe in known if _SCHEDULE.sub("", recipe) == name]
     if len(matches) != 1:
         problem = "matches several recipes" if matches else "is unknown"
-        raise UserError(f"config {name!r} {problem}: choose one of {', '.join(matches or known)}")
+        near = matches or difflib.get_close_matches(name, known, n=3)
+        raise UserError(f"config {name!r} {problem}: choose one of {', '.join(near or known)}")
     return config_folder() / f"{matches[0]}.yaml"
 
 

@@ -240,7 +240,9 @@ def _warn(path: Path, note: str) -> None:
     worker = get_worker_info()
     if key not in _noted and (worker is None or worker.id == 0) and os.environ.get("RANK", "0") == "0":
         _noted.add(key)
-        _logger.warning("Images in %s, such as %s, have %s", *(path.parent, path.name, note))
+        note = note.partition(" (see")[0]  # the reader was not created by an engine
+        where = f"Images in {path.parent}, such as {path.name}," if path.suffix else "Images"
+        _logger.warning("%s have %s", where, note)
 
 
 def _to_rgb(image: Image.Image) -> Pixels:

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from ..modeling import Detections as Found
 from ..modeling import PanopticSegmentation, Predictions, batch_images, panoptic_postprocess, postprocess
 from ..modeling.postprocess import instance_masks
 from .detections import Detections
-from .images import ImageError, Picture, Source, is_single, name_of
+from .images import KINDS, ImageError, Picture, Source, is_single, name_of
 from .model import ModelMetadata, Runner, choose_device, choose_dtype
 from .options import DEFAULT_THRESHOLD, Classes, Options, make_options
 from .tiles import Tile, merge_tiles
@@ -170,6 +170,9 @@ class Detector:
 
         Arguments as in `stream`.
         """
+        if unknown := [name for name in options if name not in CallOptions.__annotations__]:
+            known = ", ".join(CallOptions.__annotations__)
+            raise TypeError(f"unknown option {unknown[0]!r} of a Detector: use {known}")
         if is_single(images):
             return next(self.stream([images], **options))
         found = self.stream(images, **options)
@@ -227,8 +230,11 @@ class Detector:
             BATCH_SIZE if batch_size is None else batch_size,
             max_pixels,
         )
-        if is_single(images) or not isinstance(images, Iterable):
-            raise ArgumentError("images", f"must be an iterable of images, got {type(images).__name__}")
+        if is_single(images) or isinstance(images, bytes | Mapping | Set) or not isinstance(images, Iterable):
+            hint = "; wrap the content of a file in io.BytesIO" if isinstance(images, bytes) else ""
+            raise ArgumentError("images", f"must be an iterable of {KINDS}, got {type(images).__name__}{hint}")
+        if on_error is not None and not callable(on_error):
+            raise ArgumentError("on_error", f"must be a function or None, got {on_error!r}")
         return self._stream(images, options, on_error)
 
     def _stream(

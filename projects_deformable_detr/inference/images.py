@@ -74,6 +74,9 @@ class Picture:
         return (replace(self, source=pixels, color="rgb") if is_file else self), pixels
 
 
+KINDS = "paths, open files, PIL images, NumPy arrays or tensors"
+
+
 def is_single(images: object) -> bool:
     """Returns whether the input is one image rather than several."""
     return isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor) or hasattr(images, "read")
@@ -84,26 +87,43 @@ def name_of(source: object, index: int) -> str:
 
     Raises:
         ArgumentError: for an object that is no image.
+        ImageError: for the path of a folder, and for a pattern of paths.
     """
     if not is_single(source):
         kind = type(source).__name__
         hint = "; nested lists are not supported" if isinstance(source, Iterable) else ""
-        raise ArgumentError(
-            "images", f"must be paths, open files, PIL images, NumPy arrays or tensors, got {kind} at {index}{hint}"
-        )
+        raise ArgumentError("images", f"must be {KINDS}, got {kind} at {index}{hint}")
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
+        path = os.fspath(source)
+        if not path or os.path.isdir(path) or (set(path) & set("*?") and not os.path.exists(path)):
+            found = "a folder" if path and os.path.isdir(path) else "a pattern" if path else "an empty path"
+            raise ImageError(
+                f"{path!r} must be an image file, got {found}: pass the paths of its files, such as "
+                "pathlib.Path('photos').glob('*.jpg'), or use the command deformable-detr predict",
+                path,
+            )
+        return path
     name = getattr(source, "filename", None) or getattr(source, "name", None)
     return name if isinstance(name, str) else f"image {index}"
 
 
 def _from_array(array: np.ndarray[Any, Any], name: str, color: str) -> Pixels:
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        remedy = ""
+        if array.ndim == 3 and array.shape[2] in (1, 4):
+            remedy = (
+                "; pass array[:, :, :3] without the alpha channel" if array.shape[2] == 4 else "; pass array[:, :, 0]"
+            )
+        elif array.ndim == 3 and array.shape[0] == 3:
+            remedy = "; pass array.transpose(1, 2, 0)"
         raise ArgumentError(
-            "images", f"must be arrays (H, W, 3), or (H, W) for gray images, got shape {array.shape} ({name})"
+            "images", f"must be arrays (H, W, 3), or (H, W) for gray images, got shape {array.shape} ({name}){remedy}"
         )
     if array.dtype != np.uint8:
-        raise ArgumentError("images", f"must be uint8 arrays with values in 0–255, got {array.dtype} ({name})")
+        remedy = (
+            "; pass (255 * array).astype(numpy.uint8) if its values are in [0, 1]" if array.dtype.kind == "f" else ""
+        )
+        raise ArgumentError("images", f"must be uint8 arrays with values in 0–255, got {array.dtype} ({name}){remedy}")
     return np.ascontiguousarray(array if color == "rgb" else array[:, :, ::-1])
 
 
@@ -111,7 +131,7 @@ def _gray_image(array: np.ndarray[Any, Any], name: str) -> Image.Image:
     if 0 in array.shape or array.dtype not in (np.uint8, np.uint16, np.int32, np.float32):
         raise ArgumentError(
             "images",
-            f"must be arrays with pixels of uint8, uint16, int32 or float32 for gray images, got {array.dtype} "
+            f"must be uint8, uint16, int32 or float32 arrays if they are gray (H, W), got {array.dtype} "
             f"{array.shape} ({name})",
         )
     return Image.fromarray(array)

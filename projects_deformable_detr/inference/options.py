@@ -170,4 +170,4 @@ def _check_name(argument: str, name: object, names: Sequence[str]) -> None:
         hint = (
             f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names[:8])}" + ", …" * (len(names) > 8)
         )
-        raise ArgumentError(argument, f"must be class names, got {name!r}: {hint}")
+        raise ArgumentError(argument, f"must have class names, got {name!r}: {hint}")

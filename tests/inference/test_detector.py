@@ -74,20 +74,37 @@ def test_orientation_gray_and_16_bits(detector, tmp_path):
     assert detector(rotated, **ALL).size == (48, 32)
 
 
+@pytest.mark.parametrize(("path", "found"), [("", "an empty path"), (".", "a folder"), ("photos/*.jpg", "a pattern")])
+def test_paths_that_are_no_files(detector, path, found):
+    with pytest.raises(ImageError, match=f"must be an image file, got {found}: pass the paths"):
+        detector(path)
+
+
+def test_function_for_errors_is_checked(detector):
+    with pytest.raises(ArgumentError, match="on_error must be a function or None, got 'skip'"):
+        detector.stream([], on_error="skip")
+
+
 @pytest.mark.parametrize(
     ("source", "named"),
     [
-        (np.zeros((8, 8, 4), np.uint8), r"arrays \(H, W, 3\), or .* got shape \(8, 8, 4\) \(image 0\)"),
-        (np.zeros((8, 8, 1), np.uint8), r"got shape \(8, 8, 1\)"),
+        (
+            np.zeros((8, 8, 4), np.uint8),
+            r"arrays \(H, W, 3\), or .* got shape \(8, 8, 4\) \(image 0\).*without the alpha",
+        ),
+        (np.zeros((8, 8, 1), np.uint8), r"got shape \(8, 8, 1\).*pass array\[:, :, 0\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"got shape \(3, 8, 8\).*transpose\(1, 2, 0\)"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"got shape \(2, 8, 8, 3\)"),
-        (np.zeros((8, 8, 3), np.float32), "uint8 arrays with values in 0–255, got float32"),
+        (np.zeros((8, 8, 3), np.float32), "uint8 arrays with values in 0–255, got float32.*255 [*] array"),
         (np.zeros((8, 8), np.float64), "got float64"),
         (torch.zeros(8, 8, 3), r"tensors \(3, H, W\), got shape \(8, 8, 3\)"),
         (torch.zeros(2, 3, 8, 8), "pass a batch as a list of images"),
         (torch.full((3, 8, 8), 255.0), r"values in \[255, 255\]"),
         (torch.zeros(3, 8, 8, dtype=torch.int32), "got torch.int32"),
         ([["a.jpg"]], "got list at 0"),
-        (7, "must be an iterable of images, got int"),
+        (b"jpeg", "got bytes; wrap .* in io.BytesIO"),
+        ({"a": 1}, "got dict"),
+        (7, "must be an iterable of paths, .*, got int"),
     ],
 )
 def test_bad_images(detector, source, named):
@@ -141,10 +158,10 @@ def test_nms_is_by_class(detector, files):
     [
         ({"score_threshold": 1.5}, r"score_threshold must be a number in \[0, 1\], got 1.5"),
         ({"score_threshold": "high"}, "score_threshold must be a number"),
-        ({"score_threshold": {"bea": 0.5}}, "score_threshold must be class names, got 'bea': did you mean 'bee'?"),
+        ({"score_threshold": {"bea": 0.5}}, "score_threshold must have class names, got 'bea': did you mean 'bee'?"),
         ({"score_threshold": {"bee": -1}}, "got -1 for 'bee'"),
         ({"top_k": 0}, "top_k must be at least 1"),
-        ({"classes": ["fly"]}, "classes must be class names, got 'fly'"),
+        ({"classes": ["fly"]}, "classes must have class names, got 'fly'"),
         ({"classes": [5]}, "classes must be names or ids from 0 to 4, got 5"),
         ({"classes": []}, "classes must have at least one"),
         ({"nms_threshold": 2}, "nms_threshold must be in"),
@@ -161,7 +178,7 @@ def test_bad_options(detector, files, options, named):
 
 
 def test_unknown_options(detector, files, save_tiny):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'threshold'"):
+    with pytest.raises(TypeError, match="unknown option 'threshold' of a Detector: use score_threshold"):
         detector(files[0], threshold=0.5)
     with pytest.raises(TypeError, match="unexpected keyword argument 'half'"):
         Detector.load(save_tiny(), half=True)
