@@ -17,7 +17,7 @@ from projects_deformable_detr.inference.model import ModelMetadata
 from projects_deformable_detr.modeling import batch_images, postprocess
 
 SIZES = [(1, 70, 100), (3, 65, 97), (1, 96, 128)]
-TINY = {"ENC_LAYERS": 0, "DEC_LAYERS": 1, "NUM_FEATURE_LEVELS": 2, "IN_FEATURES": ["res4", "res5"]}
+TINY = {"ENC_LAYERS": 0, "DEC_LAYERS": 1, "NUM_FEATURE_LEVELS": 1, "IN_FEATURES": ["res5"]}
 NAMES = ("ant", "bee", "cow", "dog", "elk")
 RAW = {"preprocess": False, "postprocess": False, "input_type": "float32"}
 
