@@ -32,7 +32,7 @@ from ..training.augmentation import EmptyMasks
 from ..training.callbacks import DetectorWriter
 from ..training.ema import ExponentialMovingAverage
 from ..training.failures import StepRecorder
-from ..training.interruption import log_stop, shield_worker, stop_evaluation
+from ..training.interruption import log_stop, shield_workers, stop_evaluation
 from ..training.last_checkpoint import log_resuming
 from ..training.optimizer import OPTIMIZERS, check_optimizer_state, hyperparameters, set_hyperparameters
 from ..training.schedule import SCHEDULES
@@ -242,18 +242,12 @@ class StoppableLoader:
 
 
 def _shield_workers(loader: Any) -> None:
-    """Adds `shield_worker` to the initialization of the workers of Detectron2's loaders."""
+    """Applies `shield_workers` to the data loader of one of Detectron2's loaders."""
     while not isinstance(loader, DataLoader):
         if not hasattr(loader, "dataset"):  # a loader of another kind
             return
         loader = loader.dataset
-    loader.worker_init_fn = partial(_initialize_worker, loader.worker_init_fn)
-
-
-def _initialize_worker(initialize: Any, worker_id: int) -> None:
-    shield_worker(worker_id)
-    if initialize is not None:
-        initialize(worker_id)
+    shield_workers(loader)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from ..data.records import Array, Record, Records
 from ..data.sampling import select_training_images
 from ..modeling import Targets
 from ..training import AugmentationPolicy
-from ..training.interruption import shield_worker
+from ..training.interruption import shield_workers
 from .augment import augment
 from .batch import Item, collate
 from .sampler import Draw, TrainingBatchSampler, evaluation_batches
@@ -180,11 +180,12 @@ def evaluation_loader(
 
 
 def _loader(config: DataConfig, dataset: DetectionDataset, batches: Iterable[list[Draw]]) -> DataLoader[Any]:
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=config.num_workers,
         collate_fn=collate,
         pin_memory=config.pin_memory,
-        worker_init_fn=shield_worker,
     )
+    shield_workers(loader)
+    return loader

@@ -5,13 +5,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import distributed
+from torch.utils.data import DataLoader
 
 from ..errors import Interrupted
 
@@ -105,12 +107,35 @@ def stop_evaluation(*, at_end: bool = False) -> None:
         raise Interrupted(signum)
 
 
-def shield_worker(_: int) -> None:
-    """Makes a data loader worker ignore SIGINT, and SIGTERM from processes other than its parent.
+class _ShieldedLoader(DataLoader[Any]):
+    """Data loader that starts its workers with blocked signals, as their initialization may take seconds."""
 
-    Such signals to a process group would end the workers before the training has saved its state. To be called by the
-    ``worker_init_fn`` of a loader.
+    def __iter__(self) -> Any:
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def shield_workers(loader: DataLoader[Any]) -> None:
+    """Makes the workers of a data loader ignore SIGINT, and SIGTERM from processes other than their parent.
+
+    Such signals to a process group would end the workers before the training has saved its state.
     """
+    if type(loader) is DataLoader:
+        loader.__class__ = _ShieldedLoader
+    loader.worker_init_fn = partial(_initialize_worker, loader.worker_init_fn)
+
+
+def _initialize_worker(initialize: Callable[[int], object] | None, worker_id: int) -> None:
+    shield_worker()
+    if initialize is not None:
+        initialize(worker_id)
+
+
+def shield_worker() -> None:
+    """Shields the process, a data loader worker, as `shield_workers` does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

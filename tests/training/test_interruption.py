@@ -73,7 +73,7 @@ def test_workers_of_data_loaders_ignore_the_terminal(signum: int, status: int) -
 def test_a_shielded_worker_ends_with_a_signal_of_its_parent_only() -> None:
     read, write = os.pipe()
     if (child := os.fork()) == 0:
-        shield_worker(0)
+        shield_worker()
         os.write(write, b"r")
         time.sleep(60)
         os._exit(1)
