@@ -19,6 +19,14 @@ _FILE_ERRORS = {
     errno.ENOTDIR, errno.EPERM, errno.EROFS,
 }  # fmt: skip
 
+# Optional dependencies of pyproject.toml, by import name.
+_EXTRAS = {
+    "export": ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
+    "standalone": ("lightning",),
+    "track": ("trackers",),
+    "lvis": ("faster_coco_eval",),
+}
+
 
 class UserError(ValueError):
     """Raised for invalid user input.
@@ -71,12 +79,20 @@ def run_command(name: str, command: Callable[[], object]) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", __package__):
             raise
-        return _fail(name, f"requires the package {package}, which is not installed", 2)
+        return _fail(name, f"requires the package {package}, which is not installed{_extra(package)}", 2)
     except KeyboardInterrupt:
         return _fail(name, Interrupted(signal.SIGINT), 128 + signal.SIGINT)
     except Interrupted as error:
         return _fail(name, error, 128 + error.signum)
     return status if isinstance(status, int) else 0
+
+
+def _extra(package: str) -> str:
+    """Returns the remedy for a missing package of one of the project's extras."""
+    for extra, packages in _EXTRAS.items():
+        if package in packages:
+            return f": pip install 'projects-deformable-detr[{extra}]'"
+    return ""
 
 
 def _escape_characters() -> None:

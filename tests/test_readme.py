@@ -127,3 +127,8 @@ def test_targets_and_folders_exist(command):
 def test_all_commands_are_covered():
     assert {command[0] for command in COMMANDS} == {"deformable-detr", "python", "make", "pip"}
     assert len(SNIPPETS) == 3
+
+
+def test_links_lead_to_files():
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", (ROOT / "README.md").read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -67,7 +67,8 @@ def weights_file(path: Path) -> Path:
     if path.is_dir():
         found = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
         if not found:
-            raise CheckpointError(f"{path}: folder does not contain {' or '.join(_IN_FOLDERS)}; choose a file in it")
+            names = ", ".join(["model_final.pth", *_IN_FOLDERS])
+            raise CheckpointError(f"{path}: folder contains no checkpoint ({names}); choose a file in it")
         return found[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: checkpoint file does not exist")

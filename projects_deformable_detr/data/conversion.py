@@ -61,6 +61,8 @@ def convert_dataset(
     is_voc = any(path.suffix.lower() == ".xml" for path in files)
     suffix = ".xml" if is_voc else ".txt"
     files = [path for path in files if path.suffix.lower() == suffix and path.name not in _CLASS_FILES]
+    if not files:
+        raise DatasetError(f"folder {folder} has no annotations: no .xml files, and no .txt files but those of classes")
     images = images or _image_folder(folder)
     class_file = classes or (None if is_voc else _find_class_file(folder, images))
     names, num_keypoints = _read_names(class_file) if class_file else ([], 0)
@@ -183,7 +185,9 @@ def _find_class_file(*folders: Path) -> Path:
             for name in _CLASS_FILES:
                 if (parent / name).is_file():
                     return parent / name
-    raise DatasetError(f"no class file ({', '.join(_CLASS_FILES)}) in {folders[0]} or its parent folders: add one")
+    raise DatasetError(
+        f"no class file ({', '.join(_CLASS_FILES)}) in {folders[0]} or its parent folders: add one, or pass --classes"
+    )
 
 
 def _read_names(file: Path) -> tuple[list[str], int]:

@@ -14,6 +14,7 @@ from ..errors import ArgumentError
 from ..modeling import PanopticSegmentation
 from . import drawing
 from .images import Picture
+from .options import class_thresholds
 
 
 class Detection(NamedTuple):
@@ -100,7 +101,7 @@ class Detections:
     def draw(
         self,
         *,
-        threshold: float = 0.0,
+        threshold: float | Mapping[str, float] = 0.0,
         ground_truth: tuple[Any, Any] | None = None,
         masks: bool = True,
         texts: Sequence[str] | None = None,
@@ -109,7 +110,7 @@ class Detections:
         """Draws boxes, class names, scores and masks on the image, or the segments of a panoptic segmentation.
 
         Args:
-            threshold: minimum score of drawn detections.
+            threshold: minimum score of drawn detections; or a mapping from class names, with 0.3 for other classes.
             ground_truth: boxes (T, 4) as (x1, y1, x2, y2) in pixels and labels (T,), drawn on a copy to the right.
             masks: whether to draw masks and segments.
             texts: text of each detection; None: names of classes and scores.
@@ -126,7 +127,9 @@ class Detections:
         if masks and self.segmentation is not None:
             drawn = drawing.draw_segments(image, self.segmentation, self.class_names, min_side=min_side)
         else:
-            is_shown = self.scores >= threshold
+            is_shown = (
+                self.scores >= torch.tensor(class_thresholds(threshold, self.class_names, "threshold"))[self.labels]
+            )
             shown = self[is_shown]
             drawn = drawing.draw(
                 image,

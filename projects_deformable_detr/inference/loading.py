@@ -58,11 +58,14 @@ def find_model(source: str | os.PathLike[str]) -> tuple[Path, zoo.Entry | None]:
     Raises:
         UserError: if there is no such file, folder or published detector, or it cannot be downloaded.
     """
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise ArgumentError("source", f"must be a path or the name of published weights, got {source!r}")
     path, name = Path(source), os.fspath(source).removeprefix(zoo.ZOO)
     if name == os.fspath(source) and path.exists():
         return _find_checkpoint(path), None
     if name not in zoo.ENTRIES and name == os.fspath(source):
-        near = difflib.get_close_matches(name, zoo.ENTRIES, n=1)
+        near = [key for key, entry in zoo.ENTRIES.items() if entry.config == name]
+        near = near or difflib.get_close_matches(name, zoo.ENTRIES, n=1)
         hint = f"did you mean {near[0]}?" if near else "names of published weights are in docs/models.md"
         raise UserError(f"there is no file, folder or published model {name!r}: {hint}")
     entry = zoo.get(name)

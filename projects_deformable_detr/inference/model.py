@@ -128,7 +128,9 @@ def choose_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-        raise ArgumentError("device", f"must be available, got {str(device)!r} ({error})") from error
+        raise ArgumentError(
+            "device", f"must be auto, cpu, cuda or cuda:N, and available, got {str(device)!r}"
+        ) from error
     return found
 
 

@@ -15,6 +15,7 @@ from .model import ModelMetadata
 from .tiles import Tile, make_tiles, take
 
 DEFAULT_THRESHOLD = 0.3
+MIN_TILE = 32  # pixels
 Classes = Sequence[str | int] | str | int
 
 
@@ -50,7 +51,8 @@ class Options:
         check_ranges(Options, vars(self))
         check_choice("color", self.color, ("rgb", "bgr"))
         if self.tile is not None and not _is_tile(self.tile):
-            raise ArgumentError("tile", f"must be (size, overlap) in pixels with 0 <= overlap < size, got {self.tile}")
+            wanted = f"(size, overlap) in pixels with size >= {MIN_TILE} and 0 <= overlap < size"
+            raise ArgumentError("tile", f"must be {wanted}, got {self.tile}")
         if self.tta is not None and not isinstance(self.tta, TestTimeAugmentationConfig):
             raise ArgumentError("tta", f"must be True, False or a TestTimeAugmentationConfig, got {self.tta!r}")
 
@@ -83,7 +85,7 @@ def _is_tile(value: object) -> bool:
     """Returns whether a value is (size, overlap) of tiles."""
     if not isinstance(value, tuple | list) or len(value) != 2 or not all(type(side) is int for side in value):
         return False
-    return 0 <= value[1] < value[0]
+    return 0 <= value[1] < value[0] and value[0] >= MIN_TILE
 
 
 def make_options(
@@ -104,7 +106,7 @@ def make_options(
         ArgumentError: for an invalid argument.
     """
     config = metadata.evaluation
-    thresholds = _thresholds(score_threshold, metadata.class_names)
+    thresholds = class_thresholds(score_threshold, metadata.class_names)
     top_k = config.max_detections if top_k is None else top_k
     augmentation = metadata.tta if tta is True else (tta or None)
     if tta is True and augmentation is None:
@@ -129,17 +131,20 @@ def make_options(
     )
 
 
-def _thresholds(given: float | Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
+def class_thresholds(
+    given: float | Mapping[str, float], names: Sequence[str], argument: str = "score_threshold"
+) -> tuple[float, ...]:
+    """Returns the minimum score of each class; `ArgumentError` for an unknown class and for values outside [0, 1]."""
     if not isinstance(given, Mapping):
         values: dict[str, float] = dict.fromkeys(names, given)
     else:
         for name in given:
-            _check_name("score_threshold", name, names)
+            _check_name(argument, name, names)
         values = dict.fromkeys(names, DEFAULT_THRESHOLD) | dict(given)
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             where = f" for {name!r}" if isinstance(given, Mapping) else ""
-            raise ArgumentError("score_threshold", f"must be a number in [0, 1], got {value!r}{where}")
+            raise ArgumentError(argument, f"must be a number in [0, 1], got {value!r}{where}")
     return tuple(float(values[name]) for name in names)
 
 

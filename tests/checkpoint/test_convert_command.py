@@ -181,7 +181,7 @@ def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
     (tmp_path / "empty.pth").write_bytes(b"")
     torch.save({"embedding.weight": torch.ones(2)}, "other.pth")
     reasons = {
-        "folder": "folder does not contain",
+        "folder": "folder contains no checkpoint",
         "notes.txt": "text",
         "empty.pth": "empty",
         "none.pth": "checkpoint file does not exist",

@@ -129,7 +129,7 @@ WEIGHTS = [
     accept("weights in half precision", changed(lambda k, v: (k, v.half())), plain),
     error("no weights to evaluate", "MODEL.WEIGHTS: set it to a checkpoint", flags("--eval-only")),
     error("missing weights", r"nowhere\.pth: checkpoint file does not exist", options("MODEL.WEIGHTS", "nowhere.pth")),
-    error("folder as weights", r"folder does not contain", options("MODEL.WEIGHTS", "images")),
+    error("folder as weights", r"folder contains no checkpoint", options("MODEL.WEIGHTS", "images")),
     error("truncated weights", r"weights\.pth: damaged", file(lambda: saved(weights())[:5000])),
     error("zero-byte weights", r"weights\.pth: (damaged|empty)", file(lambda: b"")),
     error("text as weights", r"weights\.pth: damaged", file(lambda: b"version https://git-lfs.github.com/spec/v1\n")),

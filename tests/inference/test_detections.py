@@ -83,7 +83,7 @@ def test_masks(save_tiny, files):
     assert found[1].mask.shape == (40, 56) and found[found.scores < 2].masks.shape == (4, 40, 56)
     assert found.to_coco()[0]["segmentation"]["size"] == [40, 56] and len(found.to_dict()["masks"]) == 4
     found.draw()
-    for options in ({"tile": (30, 10)}, {"tta": True}, {"nms_threshold": 0.5}):
+    for options in ({"tile": (40, 10)}, {"tta": True}, {"nms_threshold": 0.5}):
         other = detector(files[0], **options, **ALL)
         assert len(other) and other.masks.shape == (len(other), 40, 56)
 
@@ -96,7 +96,7 @@ def test_panoptic(save_tiny, files):
     assert ids.shape == (40, 56) and sorted(ids.unique().tolist()) == [item["id"] for item in segments]
     assert [item["name"] for item in found.to_dict()["segments"]][0] in detector.class_names
     assert found.draw().size == (56 * 12, 40 * 12)
-    for options, named in (({"tile": (20, 5)}, "tile must be off"), ({"tta": True}, "tta must be")):
+    for options, named in (({"tile": (40, 5)}, "tile must be off"), ({"tta": True}, "tta must be")):
         with pytest.raises(ArgumentError, match=named):
             detector(files[0], **options)
     with pytest.raises(ArgumentError, match="must be things, got the stuff class 'dog'"):

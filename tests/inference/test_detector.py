@@ -165,7 +165,8 @@ def test_nms_is_by_class(detector, files):
         ({"classes": [5]}, "classes must be names or ids from 0 to 4, got 5"),
         ({"classes": []}, "classes must have at least one"),
         ({"nms_threshold": 2}, "nms_threshold must be in"),
-        ({"tile": (10, 10)}, "tile must be .* overlap < size"),
+        ({"tile": (40, 40)}, "tile must be .* overlap < size"),
+        ({"tile": (10, 2)}, "tile must be .* size >= 32"),
         ({"tile": 10}, "tile must be"),
         ({"color": "hsv"}, "color must be one of 'rgb', 'bgr'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -188,7 +189,7 @@ def test_unknown_options(detector, files, save_tiny):
     ("options", "named"),
     [
         ({"dtype": "int8"}, "dtype must be one of 'float32', 'bfloat16', 'float16', got 'int8'"),
-        ({"device": "toaster"}, "device must be available, got 'toaster'"),
+        ({"device": "toaster"}, "device must be auto, cpu, cuda or cuda:N, and available, got 'toaster'"),
         ({"class_names": ["a"]}, "class_names must be 5 names for the model's classes, got 1"),
         ({"class_names": "abcde"}, "class_names must be a sequence of names"),
     ],
