@@ -205,7 +205,7 @@ class BuildOp(build_ext):
         link = [*shlex.split(os.environ.get("LDFLAGS", "")), *_link_flags(torch)]
         _run([*compiler, "-shared", *(str(o) for _, o in jobs), "-o", str(library), *link])
         cuda_library = library.with_name(library.name.replace("_C.", "_C_cuda."))
-        cuda_library.unlink(missing_ok=True)  # of an earlier build
+        cuda_library.unlink(missing_ok=True)  # left by an earlier build
         if nvcc:
             objects_cuda = [str(o) for _, o in cuda_jobs]
             command = [nvcc, "-shared", "-cudart", "static", "-ccbin", compiler[0], *objects_cuda]

@@ -54,7 +54,7 @@ class HubFile:
         is_new = not isinstance(try_to_load_from_cache(self.repository, self.name, revision=self.revision), str)
         try:
             path = Path(hf_hub_download(self.repository, self.name, revision=self.revision))
-        except Exception as error:  # of requests, httpx or huggingface_hub, depending on the version
+        except Exception as error:  # raised by requests, httpx or huggingface_hub
             raise DownloadError(
                 f"{self.name} of {self.repository}, revision {self.revision}, could not be downloaded "
                 f"({_reason(error)}): check the network, HF_HUB_OFFLINE, HF_ENDPOINT, the proxy and the disk and try "

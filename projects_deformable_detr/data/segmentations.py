@@ -12,7 +12,7 @@ from .files import paused_gc
 from .masks import find_rle_fault, to_rle
 from .records import Array
 
-_MIN_COORDINATES = 6  # of a polygon
+_MIN_COORDINATES = 6  # a polygon has at least three points
 _BATCH_SIZE = 512  # number of segmentations decoded at once; larger batches do not fit into the CPU cache
 
 

@@ -18,7 +18,7 @@ from ..training import AugmentationPolicy
 from .classes import separated_classes
 
 EMPTY_MASKS = "empty_masks"  # key of the number of objects that were dropped because their masks are empty
-_MIN_SIDE = 1e-5  # of boxes, in detectron2.data.detection_utils.filter_empty_instances
+_MIN_SIDE = 1e-5  # as in detectron2.data.detection_utils.filter_empty_instances
 
 
 def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:

@@ -20,7 +20,7 @@ from .model import ModelMetadata, to_predictions
 
 FORMATS = ("torch-export", "aoti", "onnx", "openvino", "torchscript")
 SUFFIXES = {".pt2": "torch-export", ".onnx": "onnx", ".xml": "openvino", ".torchscript": "torchscript"}
-KEY = "deformable_detr"  # of the metadata in every format
+KEY = "deformable_detr"  # name of the metadata in all formats
 _Session = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 
