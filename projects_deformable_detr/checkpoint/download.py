@@ -1,4 +1,4 @@
-"""Downloads of published files to the caches of huggingface_hub and torch.hub, with a check of their hashes."""
+"""Downloads published files to the caches of huggingface_hub and torch.hub, and verifies their hashes."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ import torch
 from ..errors import UserError
 
 _CHUNK = 1 << 20
-_TIMEOUT = 60  # seconds without data
+_TIMEOUT = 60  # seconds without receiving data
 
 
 class DownloadError(UserError):
-    """Raised for a file that cannot be downloaded, or has another hash than the published file."""
+    """Raised if a file cannot be downloaded, or if its hash differs from that of the published file."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class HubFile:
         return f"https://huggingface.co/{self.repository}"
 
     def download(self) -> Path:
-        """Returns the file in the cache, after downloading it if it is not there.
+        """Returns the path of the file in the cache, and downloads it if it is not there.
 
         Raises:
             DownloadError: if the file cannot be downloaded or is damaged.
         """
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache  # its import takes 0.3 s
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache  # slow to import (0.3 s)
 
         is_new = not isinstance(try_to_load_from_cache(self.repository, self.name, revision=self.revision), str)
         try:
@@ -68,7 +68,7 @@ class HubFile:
 class UrlFile:
     """File on a web server, downloaded to the cache of ``torch.hub``.
 
-    ``TORCH_HOME`` and proxies apply. An interrupted download is resumed by the next one.
+    ``TORCH_HOME`` and proxies apply. The next call resumes an interrupted download.
 
     Attributes:
         url: address.
@@ -84,7 +84,7 @@ class UrlFile:
         return self.url
 
     def download(self) -> Path:
-        """Returns the file in the cache, after downloading it if it is not there; see `HubFile` for errors."""
+        """Returns the path of the file in the cache, and downloads it if it is not there; raises `DownloadError`."""
         from filelock import FileLock  # a dependency of torch
 
         path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(self.url).path).name)
@@ -92,7 +92,7 @@ class UrlFile:
         try:
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{path}.lock"):  # several processes of a job may download
+                with FileLock(f"{path}.lock"):  # several processes of a job may download the same file
                     if not path.is_file():
                         _fetch(self.url, partial)
                         _check_hash(partial, self.sha256, remove=[partial])
@@ -108,7 +108,7 @@ class UrlFile:
 
 
 def _fetch(url: str, partial: Path) -> None:
-    """Downloads a file to ``partial``, or the remainder if it exists."""
+    """Downloads a file to ``partial``, and resumes the download if ``partial`` exists."""
     from tqdm import tqdm
 
     start = partial.stat().st_size if partial.is_file() else 0
@@ -121,7 +121,7 @@ def _fetch(url: str, partial: Path) -> None:
         partial.unlink()
         return _fetch(url, partial)
     with response:
-        start = start if response.status == 206 else 0  # a server without ranges sends the whole file
+        start = start if response.status == 206 else 0  # a server that does not support ranges sends the whole file
         total = start + int(response.headers["Content-Length"])
         bar = tqdm(total=total, initial=start, desc=partial.stem, unit="B", unit_scale=True, disable=None)
         with bar, open(partial, "ab" if start else "wb") as file:
@@ -155,7 +155,7 @@ def _check_hash(path: Path, expected: str, remove: list[Path]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Returns the first cause of an error in one line."""
+    """Returns the first line of the root cause of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).splitlines()

@@ -1,6 +1,6 @@
 """Published checkpoints by name: sources, hashes, recipes, licenses and published results.
 
-Hashes are those in the file names and those published by other projects; they have not been verified.
+Hashes are taken from file names or as published by other projects; they have not been verified.
 """
 
 import difflib
@@ -25,7 +25,7 @@ class Entry:
         config: name of the recipe in `model_zoo`; empty for a backbone.
         source: file on the Hugging Face hub or a web server.
         license: SPDX identifier of the license of the weights.
-        class_names: classes of the detector after loading, in which unused logits are removed; () for a backbone.
+        class_names: class names of the loaded detector, without those of unused logits; () for a backbone.
         ap, mask_ap, pq: published box AP, mask AP and panoptic quality on COCO val2017, in percent.
     """
 
@@ -48,7 +48,7 @@ def _hub(config: str, repository: str, revision: str, sha256: str, ap: float) ->
 
 
 def _detr(config: str, name: str, ap: float, sha256: str = "") -> Entry:
-    """Returns an official DETR; by default, the hash is the start of it in the file name."""
+    """Returns the entry of an official DETR model; the hash defaults to the prefix in the file name."""
     source = UrlFile(f"https://dl.fbaipublicfiles.com/detr/{name}.pth", sha256 or name.rpartition("-")[2])
     return Entry(config, source, ap=ap)
 
@@ -129,7 +129,7 @@ ENTRIES: dict[str, Entry] = {
 
 
 def download(name: str) -> Path:
-    """Returns the file of a published checkpoint, after downloading it if it is not in the cache.
+    """Returns the path of a published checkpoint, which is downloaded if it is not in the cache.
 
     Args:
         name: key of `ENTRIES`.
@@ -142,7 +142,7 @@ def download(name: str) -> Path:
 
 
 def get(name: str) -> Entry:
-    """Returns a published checkpoint; `UserError` for an unknown name, with the closest names."""
+    """Returns a published checkpoint; raises `UserError` with the closest names for an unknown name."""
     if name not in ENTRIES:
         near = difflib.get_close_matches(name, ENTRIES, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(ENTRIES)}"
@@ -151,7 +151,7 @@ def get(name: str) -> Entry:
 
 
 def locate(source: str | Path) -> Path:
-    """Returns the file of ``zoo://NAME`` or ``torchvision://NAME``, or the path of any other source.
+    """Returns the path of the file for ``zoo://NAME`` or ``torchvision://NAME``, or any other source as a path.
 
     Raises:
         UserError: for an unknown name.

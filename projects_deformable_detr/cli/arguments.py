@@ -1,4 +1,4 @@
-"""Command line of ``train_net.py``: Detectron2's flags, the engine, and data sets by file."""
+"""Command-line arguments of ``train_net.py``: Detectron2's flags, the engine, and data sets given as files."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from ..engine import ENGINES
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Returns the parser of ``train_net.py``, which imports neither engine."""
+    """Returns the argument parser of ``train_net.py``, without importing an engine."""
     parser = argparse.ArgumentParser(
         description="Train or evaluate Deformable DETR.",
         epilog="Example: train_net.py --config-file configs/quickstart.yaml --num-gpus 0 SOLVER.MAX_ITER 100",
@@ -17,7 +17,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds Detectron2's flags, ``--engine``, data sets by file, and the length in epochs."""
+    """Adds Detectron2's flags, ``--engine``, data sets given as files, and the training length in epochs."""
     parser.add_argument(
         "--config-file", default="", metavar="FILE", help="path of a config file, or name of one, such as quickstart"
     )

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         found = "unknown weights" if format is None else "the weights of a backbone"
         raise CheckpointError(f"{args.source}: must contain a detector, got {found}; backbones need no conversion")
     names = None if cfg.MODEL.DETR.KEEP_CLASS_LOGITS else _data_set_classes(cfg)
-    # 0 is replaced with the number of classes of the data sets if they are available, otherwise of the file.
+    # If it is 0, use the number of classes of the data sets if they are available, otherwise that of the file.
     cfg.MODEL.DETR.NUM_CLASSES = num_classes = cfg.MODEL.DETR.NUM_CLASSES or (len(names) if names else count)
     detector = build_detector(cfg, weights="")
     with naming_keys(LOADING_KEYS):

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     """Writes the file, and prints a summary and the arguments for training on it."""
     from ..data.conversion import convert_dataset, read_text
 
-    # In the VOC image sets of a class, 1, -1 or 0 follows the name.
+    # In class-specific VOC image sets, the name is followed by 1, -1 or 0.
     lines = None if args.only is None else read_text(args.only).splitlines()
     only = None if lines is None else [re.sub(r"\s+-?[01]$", "", line.strip()) for line in lines if line.strip()]
     content, images = convert_dataset(args.folder, args.images, args.classes, only)

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs each stage as a separate command, and prints their wall time."""
+    """Runs each stage as a separate command and prints its wall time."""
     from ..model_zoo import config_file
 
     times: dict[str, float] = {}
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n=== {name}: deformable-detr {' '.join(map(str, words))}", flush=True)
         start = time.monotonic()
         command = [sys.executable, "-m", __name__.partition(".")[0], *map(str, words)]
-        # The data of the demo is independent of the location of other data sets.
+        # The location of the demo data does not depend on that of other data sets.
         environment = os.environ | {"DETECTRON2_DATASETS": str(args.data.absolute())}
         status = subprocess.run(command, env=environment).returncode
         times[name] = time.monotonic() - start
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     shapes, results = args.data / "shapes", args.output / "inference" / "coco_instances_results.json"
     if not _has_data(shapes):
         stage("data", "shapes", "--out", shapes, "--size", str(_SIZE))
-    overwrite = ["--overwrite"] if args.output == _OUTPUT else []  # only the default folder belongs to the demo
+    overwrite = ["--overwrite"] if args.output == _OUTPUT else []  # other folders may contain other runs
     config = ["--config-file", config_file("quickstart"), "--engine", args.engine, "--output", args.output]
     stage("train and evaluate", "train", *config, *overwrite, *args.opts)
     pictures = args.output / "pictures"
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _has_data(folder: Path) -> bool:
-    """Returns whether the data exists with images of the right size."""
+    """Returns whether the data set exists and its images have the right size."""
     try:
         images = json.loads((folder / "annotations" / "instances_val.json").read_text())["images"]
     except (OSError, ValueError, KeyError):

@@ -29,7 +29,7 @@ Detection = dict[str, Any]  # entry of a COCO results file
 
 
 def read_results(path: str | Path) -> dict[Any, list[Detection]]:
-    """Returns the detections of a COCO results file by image id; `UserError` if it is not such a file."""
+    """Returns the detections of a COCO results file by image id; raises `UserError` for an invalid file."""
     by_image: dict[Any, list[Detection]] = defaultdict(list)
     try:
         for result in json.loads(Path(path).read_text()):
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     for name, json_file, image_root in args.register:
         catalog.register(name, json_file, image_root)
     spec = catalog.get(args.dataset)
-    # Boxes without area, which are an error in training, do not affect the drawn detections.
+    # Boxes without area are an error in training, but do not affect the drawn detections.
     records = load_dataset(spec, invalid_boxes="drop_many", for_evaluation=True)
     results = read_results(args.results)
     categories = {detection["category_id"] for detections in results.values() for detection in detections}

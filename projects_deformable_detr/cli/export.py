@@ -1,7 +1,7 @@
-"""Writes a model to a file for another runtime; batch, height and width are free (except in TorchScript).
+"""Exports a model to a file for another runtime, with dynamic batch size, height and width (except in TorchScript).
 
 The file contains the class names and the normalization. Detector.load and the other commands open it like a checkpoint.
-By default, its inputs are RGB images of 8 bits and their sizes, and its outputs are boxes in pixels, scores and labels.
+By default, its inputs are 8-bit RGB images and their sizes, and its outputs are boxes in pixels, scores and labels.
 
 Examples:
   deformable-detr export output/quickstart --format onnx
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises `UserError` for options that do not apply to the format, which would have no effect."""
+    """Raises `UserError` for options that do not apply to the format and would have no effect."""
     is_onnx = args.format in ("onnx", "openvino")
     if args.size is not None and args.format != "torchscript":
         raise UserError("--size is for --format torchscript: other formats have free sizes")

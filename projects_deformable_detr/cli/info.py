@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _published() -> dict[str, Any]:
-    """Returns one line for each of the published weights."""
+    """Returns a one-line summary of each published checkpoint."""
     from ..checkpoint.zoo import ENTRIES
 
     lines = {}
@@ -162,7 +162,7 @@ def _read_config(config_file: str | None) -> "CfgNode | None":
 
 
 def _default_size(cfg: "CfgNode") -> tuple[int, int]:
-    """Returns the size of an image of 4:3 in evaluation."""
+    """Returns the evaluation size of an image with an aspect ratio of 4:3."""
     from ..data.images import resize_shortest_edge
 
     return resize_shortest_edge(480, 640, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
@@ -190,7 +190,7 @@ def _architecture(cfg: "CfgNode") -> str:
 
 
 def _training(cfg: "CfgNode", file: Path, entry: "Entry | None") -> str:
-    """Returns the recipe, and for a checkpoint of this project the number of iterations."""
+    """Returns the recipe and, for a checkpoint of this project, the number of iterations."""
     from ..checkpoint import read_checkpoint
     from ..config.training import describe_recipe, training_config
 

@@ -1,7 +1,7 @@
 """Console script ``deformable-detr``, also ``python -m projects_deformable_detr``.
 
-Each subcommand is a module of this folder with the line ``HELP``, the function ``add_arguments(parser)``, which imports
-no heavy package, and the function ``run(args)``, which returns an exit status or None for 0.
+Each subcommand is a module in this folder that defines the string ``HELP``, the function ``add_arguments(parser)``,
+which must not import heavy packages, and the function ``run(args)``, which returns an exit status, or None for 0.
 """
 
 import argparse
@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 def console() -> int:
-    """Runs the command line of this process; returns its exit status, see `run_command`."""
+    """Runs the command line of the current process and returns the exit status, see `run_command`."""
     if len(sys.argv) > 1 and sys.argv[1] in ("train", "demo"):
         _limit_spinning()
     return main()
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line.
 
     Args:
-        arguments: words after the program's name; by default those of this process.
+        arguments: command-line arguments without the program name. Default: those of the current process.
 
     Returns:
         The exit status, see `run_command`.
@@ -73,8 +73,9 @@ def _parser(modules: dict[str, ModuleType]) -> argparse.ArgumentParser:
 def _limit_spinning() -> None:
     """Shortens the busy-wait of idle OpenMP threads, which otherwise compete with the data loader.
 
-    Quickstart on 2 cores: 0.17 s per iteration (0.26 s without spinning; several times longer with the default under
-    load). GNU's OpenMP reads the variable when torch is imported, so the process starts again if it has been.
+    With quickstart on 2 cores, an iteration takes 0.17 s (0.26 s without spinning; several times longer with the
+    default under load). GNU OpenMP reads the variable when torch is imported, so the process is restarted if torch has
+    already been imported.
     """
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ["GOMP_SPINCOUNT"] = "10000"

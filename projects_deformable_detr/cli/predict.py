@@ -1,7 +1,7 @@
 """Detects objects in images, videos and camera streams.
 
 A source is an image file, a folder, a pattern such as "photos/*.jpg", a COCO file (with --images), a video file, or the
-index of a camera. An image that cannot be read is reported and left out.
+index of a camera. Images that cannot be read are reported and skipped.
 
 Examples:
   deformable-detr predict --weights output/quickstart street.jpg photos/
@@ -155,7 +155,7 @@ def _detect_frames(
 
     counts = []
     if video.source.isdigit() and options["batch_size"] is None:
-        options = {**options, "batch_size": 1}  # a camera is read one frame ahead
+        options = {**options, "batch_size": 1}  # read cameras only one frame ahead, to limit the delay
     stop = args.max_frames or sys.maxsize
     frames = (frame for _, frame in zip(range(stop), video.frames(), strict=False))
     found: Iterator[tuple[Detections, list[int] | None]]

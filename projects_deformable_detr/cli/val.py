@@ -5,7 +5,7 @@ Examples:
   deformable-detr val --weights deformable_detr_r50_two_stage --data instances_val2017.json --images val2017 \\
     --output val
 
-The classes of the annotations are matched to the model's by name. The metrics are those of train --eval-only.
+The classes of the annotations and the model are matched by name. The metrics are the same as with train --eval-only.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluates, and prints and writes the results."""
+    """Evaluates the model, then prints and writes the results."""
     import tempfile
     import time
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     options = {"device": args.device, "dtype": args.dtype, "compile": args.compile}
     detector = Detector.load(args.weights, config=args.config_file, **options)
     spec = DatasetSpec(Path(args.data).stem, args.data, args.images)
-    # Boxes without area are left out, as in train --eval-only with DATASETS.INVALID_BOXES drop_many.
+    # Boxes without area are ignored, as in train --eval-only with DATASETS.INVALID_BOXES drop_many.
     masks = detector.metadata.has_masks
     records = load_dataset(spec, "drop_many", for_evaluation=True, masks=masks)
     with tempfile.TemporaryDirectory() as temporary:
@@ -117,7 +117,7 @@ def _report(
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    """Returns the report as a Markdown text."""
+    """Returns the report as Markdown."""
     from ..evaluation.coco import format_metrics
 
     lines = [f"`{report['weights']}` on `{report['data']}`, {report['images']} images", ""]
@@ -144,7 +144,7 @@ def _table(report: dict[str, Any]) -> str:
     header = ["class", "objects", *("AP" if kind == "bbox" else "mask AP" for kind in metrics), *_COLUMNS, "per image"]
 
     def row(name: str, count: int, key: str, best: dict[str, float]) -> list[Any]:
-        values = (part.get(key, part["AP"]) for part in metrics.values())  # no AP per class if there is one class
+        values = (part.get(key, part["AP"]) for part in metrics.values())  # a single class has no AP of its own
         return [name, count, *values, *(best[column] for column in (*_COLUMNS, "per image"))]
 
     rows = [row(name, objects[name], f"AP-{name}", best) for name, best in report["best_f1_of_classes"].items()]

@@ -1,4 +1,4 @@
-"""Export of detectors to files for other runtimes."""
+"""Exports detectors to files for other runtimes."""
 
 from ..inference.exported import GraphSpec
 from .formats import PRECISIONS, export_model, suffix

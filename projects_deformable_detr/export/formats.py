@@ -31,7 +31,7 @@ OPSET = 18
 
 
 def suffix(format: str) -> str:
-    """Returns the suffix of files in a format."""
+    """Returns the file suffix of a format."""
     return {**{name: end for end, name in SUFFIXES.items()}, "aoti": ".pt2"}[format]
 
 
@@ -51,20 +51,22 @@ def export_model(
     Args:
         detector: model in float32; not changed.
         metadata: classes, preprocessing and postprocessing, stored in the file.
-        path: file with the suffix of the format. OpenVINO's weights are in a second file with the suffix ``.bin``.
-        graph: format, precision, inputs and outputs. ``min_side`` and ``device`` are determined by the export.
-        opset: opset of ONNX.
-        sampling: how ONNX and OpenVINO sample: ``"gather"``, or ``"gridsample"``, which TensorRT 10.14 to 11.1
-            compiles to wrong results.
-        size: height and width of the images of TorchScript, which has no free sizes.
-        calibration: images (3, h, w) uint8 RGB that are similar to those of the application; for ``"int8"`` only.
+        path: output file with the suffix of the format. For OpenVINO, the weights are written to a second file with the
+            suffix ``.bin``.
+        graph: format, precision, inputs and outputs. ``min_side`` and ``device`` are set by the export.
+        opset: ONNX opset version.
+        sampling: sampling operators for ONNX and OpenVINO, ``"gather"`` or ``"gridsample"``. TensorRT 10.14 to 11.1
+            miscompiles ``"gridsample"``.
+        size: (height, width) of the images for TorchScript, which does not support dynamic shapes.
+        calibration: images (3, h, w) uint8 RGB, representative of the application; required for ``"int8"``, otherwise
+            None.
 
     Returns:
         The path.
 
     Raises:
         ArgumentError: for an invalid argument.
-        ModuleNotFoundError: if a package of the format is not installed.
+        ModuleNotFoundError: if a package that the format requires is not installed.
     """
     path = Path(path)
     check_choice("precision", graph.precision, PRECISIONS[graph.format])
@@ -72,7 +74,7 @@ def export_model(
         raise ArgumentError("path", f"must have the suffix {suffix(graph.format)} for {graph.format}, got {path}")
     if (graph.precision == "int8") != (calibration is not None):
         raise ArgumentError("calibration", "must be given for int8, and for int8 only")
-    # Without gradients, torch.export chooses a matrix product that needs a fixed batch.
+    # If no parameter requires gradients, torch.export selects a matrix product with a fixed batch size.
     detector = copy.deepcopy(detector).eval().requires_grad_()
     if graph.format != "openvino" and graph.precision in ("bfloat16", "float16"):
         detector = detector.to(getattr(torch, graph.precision))
@@ -113,7 +115,7 @@ def _write_torchscript(
     metadata = dataclasses.replace(metadata, input_size=size, batch_size=1)
     example = example_inputs(graph, 1, *size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the fixed size, and the deprecation of TorchScript
+        warnings.simplefilter("ignore")  # warnings about the fixed size and the deprecation of TorchScript
         traced = torch.jit.trace(module, example, check_trace=False)
     torch.jit.save(traced, file, _extra_files={KEY: encode_metadata(metadata, graph)})
 
@@ -133,7 +135,7 @@ def _write_onnx(
     outputs = ("boxes", "scores", "labels") if graph.postprocess else ("logits", "boxes")
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations within the exporter
+        warnings.simplefilter("ignore")  # deprecation warnings inside the exporter
         onnx_program = torch.onnx.export(
             program,
             dynamo=True,

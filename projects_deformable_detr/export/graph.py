@@ -1,4 +1,4 @@
-"""The exported graph: a detector with plain tensors as inputs and outputs, and its capture with torch.export."""
+"""Detectors with plain tensors as inputs and outputs, and their capture with torch.export."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from ..modeling import Detector
 from ..modeling.postprocess import top_scores
 
 INPUT_NAMES = {True: ("images", "image_sizes"), False: ("images", "padding_mask")}  # by GraphSpec.preprocess
-_FREE = {True: ((0, 2, 3), (0,)), False: ((0, 2, 3), (0, 1, 2))}  # axes of any size
+_FREE = {True: ((0, 2, 3), (0,)), False: ((0, 2, 3), (0, 1, 2))}  # dynamic axes of both inputs
 
 
 class DetectionGraph(nn.Module):
@@ -40,7 +40,12 @@ class DetectionGraph(nn.Module):
         self.register_buffer("std", torch.tensor(metadata.pixel_std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, extent: Tensor) -> tuple[Tensor, ...]:
-        """Computes the outputs from images and, with preprocessing, their sizes (N, 2), otherwise the padding mask."""
+        """Computes the outputs.
+
+        Args:
+            images: (N, 3, H, W).
+            extent: image sizes (N, 2) as (height, width) with preprocessing; otherwise the padding mask (N, H, W).
+        """
         images, mask = self._preprocess(images, extent) if self.is_preprocessing else (images, extent)
         predictions = self.detector(images.to(next(self.detector.parameters()).dtype), mask)
         masks = () if predictions.masks is None else (predictions.masks.all().float(),)
@@ -66,7 +71,7 @@ class DetectionGraph(nn.Module):
 
 
 def example_inputs(graph: GraphSpec, batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Returns inputs of a graph: random images (batch, 3, height, width) without padding."""
+    """Returns example inputs of a graph: random images (batch, 3, height, width) without padding."""
     pixels = torch.randint(256, (batch, 3, height, width), dtype=torch.uint8)
     images = pixels if graph.input_type == "uint8" else pixels.float()
     if graph.preprocess:
@@ -75,7 +80,7 @@ def example_inputs(graph: GraphSpec, batch: int, height: int, width: int) -> tup
 
 
 def capture(module: DetectionGraph, graph: GraphSpec) -> tuple[ExportedProgram, int]:
-    """Exports a graph with free batch, height and width; returns it with the minimum of height and width."""
+    """Exports a graph with dynamic batch size, height and width; returns it and the minimum height and width."""
     device = next(module.parameters()).device
     side = 8 * max(32, 2 ** (len(module.detector.tokenizer.projections) + 2))
     example = tuple(tensor.to(device) for tensor in example_inputs(graph, 2, side, side + 32))

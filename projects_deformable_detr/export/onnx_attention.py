@@ -1,6 +1,6 @@
-"""The attention operator in ONNX: translations for the exporter of PyTorch.
+"""Translations of the deformable attention operator for PyTorch's ONNX exporter.
 
-The weights of a sampling point are zero outside of its level, where its index is clamped.
+Pixel indices outside of a level are clamped, and their weights are zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,22 +11,22 @@ from onnxscript import opset18
 
 from ..errors import check_choice
 
-op: Any = opset18  # its methods are typed for eager tensors
+op: Any = opset18  # its methods are annotated for eager tensors
 
 SAMPLINGS = ("gather", "gridsample")
 _FLOAT, _INT64 = 1, 7  # onnx.TensorProto's types
 
 
 def translation_table(sampling: str = "gather") -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Returns ``custom_translation_table`` of ``torch.onnx.export`` for models with `MSDeformAttn`.
+    """Returns the ``custom_translation_table`` of ``torch.onnx.export`` for models with `MSDeformAttn`.
 
     Args:
-        sampling: ``"gather"``, or ``"gridsample"``, which TensorRT 10.14 to 11.1 compiles to wrong results.
+        sampling: ``"gather"`` or ``"gridsample"``. TensorRT 10.14 to 11.1 miscompiles ``"gridsample"``.
     """
     check_choice("sampling", sampling, SAMPLINGS)
     sample = _gather if sampling == "gather" else _grid_sample
 
-    # Tensors are values of the graph; sizes are integers or values.
+    # Tensors are values of the ONNX graph; sizes are integers or values of the graph.
     def attention(
         value: Any, sizes: Sequence[Any], shapes: Any, start: Any, reference: Any, offsets: Any, logits: Any
     ) -> Any:
@@ -92,7 +92,7 @@ def _gather(
         for column, column_part in columns:
             index = (offset + row * width + column) * op.Constant(value_int=heads) + head  # (N, Q, M, L, K)
             scale = op.CastLike(weights * row_part * column_part, value)
-            for level in range(levels):  # one level at a time bounds memory
+            for level in range(levels):  # one level at a time to limit memory
                 picked, factor = (_slice(tensor, level, level + 1, 3) for tensor in (index, scale))
                 samples = op.Gather(table, op.Squeeze(picked, op.Constant(value_ints=[3])), axis=0)
                 summed = op.MatMul(factor, samples)  # (N, Q, M, 1, K) x (N, Q, M, K, D)
@@ -109,7 +109,7 @@ def _grid_sample(
     weights: Any,
     dims: tuple[int, int, int, int],
 ) -> Any:
-    """Samples with GridSample, in which each head of each image is an image; ``dims`` are M, L, K, D."""
+    """Samples with GridSample, where each head of each image is a batch element; ``dims`` are M, L, K, D."""
     heads, _, points, channels = dims
     one = op.Constant(value_float=1.0)
     grid = (pixels + pixels + one) / extents - one

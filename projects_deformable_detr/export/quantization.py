@@ -20,7 +20,7 @@ Arrays = dict[str, "np.ndarray[Any, Any]"]
 
 
 def calibration_images(folder: str | Path, metadata: ModelMetadata, count: int = 100) -> Iterator[Tensor]:
-    """Returns an iterator over images (3, h, w) uint8 RGB of a folder, evenly chosen and resized as for prediction.
+    """Returns an iterator over evenly spaced images of a folder: (3, h, w) uint8 RGB, resized as for prediction.
 
     Raises:
         UserError: if the folder has no images.
@@ -58,7 +58,7 @@ def _feeds(graph: GraphSpec, images: Iterable[Tensor], metadata: ModelMetadata) 
 
 
 def quantize_openvino(model: Any, graph: GraphSpec, metadata: ModelMetadata, images: Iterable[Tensor]) -> Any:
-    """Quantizes an OpenVINO model with NNCF: convolutions and matrix products of the whole network."""
+    """Quantizes all convolutions and matrix products of an OpenVINO model with NNCF."""
     import nncf
 
     feeds = list(_feeds(graph, images, metadata))
@@ -74,7 +74,7 @@ def quantize_openvino(model: Any, graph: GraphSpec, metadata: ModelMetadata, ima
 def quantize_onnx(
     source: Path, target: Path, graph: GraphSpec, metadata: ModelMetadata, images: Iterable[Tensor]
 ) -> None:
-    """Quantizes an ONNX file with onnxruntime: convolutions and matrix products with constant weights."""
+    """Quantizes the convolutions of an ONNX file, and its matrix products with constant weights, with onnxruntime."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

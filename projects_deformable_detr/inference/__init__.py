@@ -1,4 +1,4 @@
-"""Detection in images: `Detector` and its results, `Detections`."""
+"""Object detection in images: `Detector` and its results, `Detections`."""
 
 from .detections import Detection, Detections
 from .detector import Detector

@@ -46,10 +46,10 @@ class Detections:
         scores: (N,) float32 in [0, 1].
         labels: (N,) int64 class ids, indices into ``class_names``.
         class_names: names of all classes of the model.
-        size: (H, W) of the image, upright according to its EXIF orientation.
+        size: (H, W) of the image after its EXIF orientation is applied.
         masks: (N, H, W) bool; None for models without a mask head.
         segmentation: panoptic segmentation with ``ids`` (H, W) int32 and the list ``segments``; None for other models.
-        picture: the image, which is read again for `draw`.
+        picture: the image, which `draw` reads again.
     """
 
     boxes: Tensor
@@ -110,16 +110,17 @@ class Detections:
         """Draws boxes, class names, scores and masks on the image, or the segments of a panoptic segmentation.
 
         Args:
-            threshold: minimum score of drawn detections; or a mapping from class names, with 0.3 for other classes.
+            threshold: minimum score of drawn detections, or a mapping from class names to minimum scores, which default
+                to 0.3 for other classes.
             ground_truth: boxes (T, 4) as (x1, y1, x2, y2) in pixels and labels (T,), drawn on a copy to the right.
             masks: whether to draw masks and segments.
             texts: text of each detection; None: names of classes and scores.
-            min_side: an image with a shorter side below this is enlarged by an integer factor, so that texts are
+            min_side: images whose shorter side is below this value are enlarged by an integer factor to keep texts
                 legible; 1 keeps the size.
 
         Raises:
             ArgumentError: if the detections have no image.
-            ImageError: if the file of the image is gone.
+            ImageError: if the image file no longer exists.
         """
         if self.picture is None:
             raise ArgumentError("picture", "must be set to draw detections, got None")
@@ -147,7 +148,7 @@ class Detections:
         return Image.fromarray(drawn)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the detections as plain values for JSON; masks in COCO's RLE."""
+        """Returns the detections as JSON-serializable values, with masks in COCO's RLE format."""
         result: dict[str, Any] = {
             "source": self.source,
             "size": list(self.size),
@@ -164,7 +165,7 @@ class Detections:
         return result
 
     def to_coco(self, image_id: int = 0, category_ids: Sequence[int] | Mapping[str, int] | None = None) -> list[Any]:
-        """Returns the detections as a list of results in COCO's format, boxes as (x, y, width, height).
+        """Returns the detections as a list of results in COCO format, with boxes as (x, y, width, height).
 
         Args:
             image_id: id of the image.

@@ -1,4 +1,4 @@
-"""`Detector`: a model with its preprocessing and postprocessing, for images of any source."""
+"""`Detector`: a model with its preprocessing and postprocessing, for images from any source."""
 
 import os
 from collections import defaultdict
@@ -66,7 +66,7 @@ class _Found:
 class Detector:
     """Detects objects in images; `Detector.load` opens a trained model.
 
-    Detections do not depend on other images of a call. Instances can be used by several threads at once, and pickled.
+    Detections in an image do not depend on the other images of a call. Instances are thread-safe and can be pickled.
 
     Args:
         runner: computes predictions; a module is moved to ``device`` and set to evaluation mode.
@@ -74,7 +74,7 @@ class Detector:
         device: device of the model; ``"auto"``: CUDA's current device, or the CPU if there is none.
         dtype: type of the computation, ``"float32"``, ``"bfloat16"`` or ``"float16"`` (or torch's dtypes). 16-bit types
             use automatic mixed precision, so that boxes and scores are computed in float32.
-        compile: whether to compile the model with ``torch.compile`` when it is first used.
+        compile: whether to compile the model with ``torch.compile`` on first use.
 
     Attributes:
         metadata: classes, preprocessing and postprocessing.
@@ -118,11 +118,12 @@ class Detector:
         """Opens a model.
 
         Args:
-            source: a checkpoint of this project; the output folder of a training, of which the best or the last model
-                is used; an exported model; the name of published weights, such as
-                ``"deformable_detr_r50_two_stage"``; or a checkpoint of another project with ``config``.
-            config: for a checkpoint without config: a YAML file, the name of a recipe of ``configs/``, or a config.
-            class_names: names of the classes, which replace those of the file.
+            source: a checkpoint of this project; the output folder of a training run, from which the best or last model
+                is loaded; an exported model; the name of published weights, such as
+                ``"deformable_detr_r50_two_stage"``; or a checkpoint of another project, which requires ``config``.
+            config: config of a checkpoint that does not contain one: a YAML file, the name of a recipe in ``configs/``,
+                or a ``CfgNode``.
+            class_names: class names that replace those in the file.
             device, dtype, compile: see `Detector`.
 
         Raises:
@@ -168,7 +169,7 @@ class Detector:
     def __call__(self, images: Any, **options: Unpack[CallOptions]) -> Any:
         """Returns the detections of one image, a list for a list of images, or an iterator for other iterables.
 
-        Arguments as in `stream`.
+        See `stream` for the arguments.
         """
         if unknown := [name for name in options if name not in CallOptions.__annotations__]:
             known = ", ".join(CallOptions.__annotations__)
@@ -192,31 +193,32 @@ class Detector:
         batch_size: int | None = None,
         on_error: Callable[[ImageError], object] | None = None,
     ) -> Iterator[Detections]:
-        """Returns an iterator over the detections of images, in order; images are read shortly before they are used.
+        """Returns an iterator over the detections in images, in order; images are read shortly before they are used.
 
         Args:
             images: paths, open files, PIL images; NumPy arrays (H, W, 3) uint8, or (H, W) for gray images; tensors
                 (3, H, W) in RGB, uint8 in 0–255 or float in [0, 1]. Kinds can be mixed. Orientation (EXIF), gray
                 images and 16-bit images are handled as in training.
-            score_threshold: minimum score; or a mapping from class names to thresholds, with 0.3 for other classes.
-            top_k: maximum number of detections of an image; None: that of the model's config, usually 100.
+            score_threshold: minimum score, or a mapping from class names to minimum scores, which default to 0.3 for
+                other classes.
+            top_k: maximum number of detections per image; None: the value in the model's config, usually 100.
             classes: names or ids of the classes to detect; None: all.
-            nms_threshold: IoU above which the worse one of two detections of a class is dropped; None: no NMS.
+            nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped; None: no NMS.
             tile: ``(size, overlap)`` in pixels: detect in square tiles of large images, and merge detections of one
                 class with IoU above ``nms_threshold``, or above 0.5. The overlap should exceed the largest object.
             tta: detect in resized and flipped copies of each image and merge the results; True: the model's
                 ``TEST.AUG``.
             color: channel order of NumPy arrays, ``"rgb"`` or ``"bgr"`` (OpenCV).
-            batch_size: maximum number of images of one size in a batch; None: 8, on CPUs fewer of large images. Up to
-                four batches are read ahead; 1 reads one image ahead.
-            on_error: called with the error of an image that cannot be read, which is then left out; None: the error is
-                raised.
+            batch_size: maximum number of images of the same size in a batch; None: 8, or fewer for large images on
+                CPUs. Up to four batches are read ahead; with 1, one image.
+            on_error: called with the error for each image that cannot be read, which is then skipped; None: the error
+                is raised.
 
         Raises:
             ImageError: if an image cannot be read.
             ArgumentError: for an invalid argument or image.
         """
-        # On CPUs, batches are faster for small images only: 1.9 times for 128 x 128 pixels, slower above 512 x 512.
+        # On CPUs, batches speed up small images only: 1.9 times at 128 x 128 pixels, but slower above 512 x 512.
         max_pixels = CPU_BATCH_PIXELS if batch_size is None and self.device.type == "cpu" else None
         options = make_options(
             self.metadata,
@@ -240,10 +242,10 @@ class Detector:
     def _stream(
         self, images: Iterable[Source], options: Options, on_error: Callable[[ImageError], object] | None
     ) -> Iterator[Detections]:
-        """Yields detections; images of the next window are read while the model runs."""
+        """Yields detections. The images of the next window are read while the model runs."""
         reader = self.metadata.reader
         pictures = (Picture(item, name_of(item, index), reader, options.color) for index, item in enumerate(images))
-        # Two batches at a time, so that images of one size can be batched although sizes alternate.
+        # Read two batches at a time, so that images of the same size can be batched even if sizes alternate.
         window = 1 if options.batch_size == 1 else 2 * options.batch_size
         with ThreadPoolExecutor(min(window, 4)) as pool:
             tasks = [pool.submit(self._prepare, picture, options) for picture in islice(pictures, window)]
@@ -282,7 +284,7 @@ class Detector:
         return transforms.pil_to_tensor(image if size == (height, width) else transforms.resize(image, list(size)))
 
     def _detect(self, prepared: Sequence[_Prepared], options: Options) -> Iterator[Detections]:
-        """Detects in batches of tiles of one size, and yields the detections of each image."""
+        """Runs the model on batches of tiles of the same size, and yields the detections in each image."""
         groups: dict[torch.Size, list[tuple[int, int]]] = defaultdict(list)
         for index, item in enumerate(prepared):
             for position, tensor in enumerate(item.inputs):
@@ -300,9 +302,9 @@ class Detector:
         for index, item in enumerate(prepared):
             yield self._finish(item, [found[index, position] for position in range(len(item.tiles))], options)
 
-    @torch.no_grad()  # inference tensors could not be changed in place by users
+    @torch.no_grad()  # not inference_mode, whose tensors cannot be changed in place by users
     def _detect_batch(self, images: Tensor, sizes: list[tuple[int, int]], options: Options) -> list[_Found]:
-        """Detects in images (N, 3, h, w) uint8 of one size; returns results in pixels of ``sizes``."""
+        """Detects objects in images (N, 3, h, w) uint8; returns results in pixels of the original ``sizes``."""
         images = images.to(self.device)
         limits = options.candidates, options.classes, options.min_score
         if options.tta is not None:
@@ -316,7 +318,7 @@ class Detector:
             part = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)]) if missing else part
             predictions = self._predict(part)
             places = places + places[-1:] * missing
-            # Masks need most of the memory, so they are computed for kept detections only.
+            # Masks use most of the memory, so they are computed only for the detections that are kept.
             detections = postprocess(replace(predictions, masks=None), places, *limits)
             segmentations: Sequence[PanopticSegmentation | None] = [None] * fixed
             if self.metadata.evaluation.is_panoptic:
@@ -333,7 +335,7 @@ class Detector:
         return results
 
     def _predict(self, images: Tensor) -> Predictions:
-        """Returns predictions for images (N, 3, h, w) uint8 RGB of one size."""
+        """Returns predictions for images (N, 3, h, w) uint8 RGB."""
         metadata = self.metadata
         if metadata.reader.format == "BGR":
             images = images.flip(1)
@@ -352,7 +354,7 @@ class Detector:
         return predictions
 
     def _finish(self, item: _Prepared, found: list[_Found], options: Options) -> Detections:
-        """Merges the detections of an image's tiles, and moves them to the CPU."""
+        """Merges the detections in the tiles of an image and moves them to the CPU."""
         detections, segmentation = found[0].detections, found[0].segmentation
         if len(found) > 1:
             assert options.tile is not None

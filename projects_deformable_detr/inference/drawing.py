@@ -47,8 +47,9 @@ def draw(
         scores: (K,) in [0, 1], written in percent; higher scores are drawn over lower ones. None for ground truth.
         class_names: names of class 0, 1, …; if None, the ids are written.
         masks: (K, H, W) bool, drawn as a tint of the class's color.
-        texts: K texts in place of class names and scores.
-        min_side: images with a shorter side are enlarged by an integer factor, which makes text and lines finer.
+        texts: K texts that replace class names and scores.
+        min_side: images whose shorter side is below this value are enlarged by an integer factor, so that texts and
+            lines are finer.
 
     Returns:
         (f H, f W, 3) uint8, where f >= 1 is the factor.
@@ -91,7 +92,7 @@ def draw_segments(
 ) -> Pixels:
     """Draws the segments of a panoptic segmentation as tints with class names; things of one class differ in color.
 
-    Arguments and result as in `draw`.
+    See `draw` for the arguments and the result.
     """
     factor = max(1, -(-min_side // min(image.shape[:2])))
     ids, tinted = segmentation.ids.numpy(), image.copy()
@@ -131,7 +132,7 @@ def _scale(width: int, height: int) -> float:
 
 
 def _draw_boxes(picture: Image.Image, boxes: Sequence[Sequence[int]], colors: Sequence[str]) -> None:
-    """Draws lines in the classes' colors between dark lines, visible on any background."""
+    """Draws boxes in the colors of their classes with dark edges, which are visible on any background."""
     unit, pen = round(_scale(*picture.size)), ImageDraw.Draw(picture)
     for (left, top, right, bottom), color in zip(boxes, colors, strict=True):
         for distance, width, fill in ((2 * unit, 5 * unit, _OUTLINE), (unit, 3 * unit, color)):
@@ -159,9 +160,9 @@ def _draw_texts(
 
 
 def _choose_font(size: int, texts: Sequence[str]) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, list[str]]:
-    """Returns a font for the texts, and the texts without characters that it lacks.
+    """Returns a font, and the texts without characters that the font lacks.
 
-    Pillow's own font has ASCII characters only.
+    Pillow's built-in font contains ASCII characters only.
     """
     fonts = list(_FONTS)
     if matplotlib := importlib.util.find_spec("matplotlib"):
@@ -175,7 +176,8 @@ def _choose_font(size: int, texts: Sequence[str]) -> tuple[ImageFont.FreeTypeFon
 
 
 def grid(images: Sequence[Pixels], *, columns: int = 4, gap: int = 8) -> Pixels:
-    """Arranges images in rows on white. Cells have the size of the largest image; smaller images are centered.
+    """Arranges images in rows on a white background. Cells have the size of the largest image; smaller images are
+    centered.
 
     Args:
         images: (H, W, 3) uint8 each, at least one.
@@ -183,7 +185,7 @@ def grid(images: Sequence[Pixels], *, columns: int = 4, gap: int = 8) -> Pixels:
         gap: pixels between and around images.
 
     Raises:
-        ValueError: if there are no images, or less than one column.
+        ValueError: if there are no images, or fewer than one column.
     """
     if not images or columns < 1:
         raise ValueError(f"images and columns must be at least 1, got {len(images)} images and {columns} columns")
@@ -197,7 +199,7 @@ def grid(images: Sequence[Pixels], *, columns: int = 4, gap: int = 8) -> Pixels:
 
 
 def save(path: str | Path, image: Pixels) -> None:
-    """Writes an RGB image in the format of the suffix and creates its folder if needed.
+    """Writes an RGB image in the format given by the suffix, and creates its folder if needed.
 
     Raises:
         UserError: if the suffix is unknown or the file cannot be written.

@@ -24,9 +24,10 @@ class Evaluation:
     """Result of an evaluation.
 
     Attributes:
-        metrics: metrics in percent by kind, ``"bbox"`` and with masks ``"segm"``, as in ``metrics.json`` of a training.
+        metrics: metrics in percent for ``"bbox"`` and, with masks, ``"segm"``, as in a training run's ``metrics.json``.
         best_f1: the score threshold with the best F1, and the metrics of boxes with higher scores, see
-            `score_threshold.metrics_above`; {} for LVIS, whose annotations are not exhaustive, and without detections.
+            `score_threshold.metrics_above`; {} for LVIS, whose annotations are not exhaustive, or if there are no
+            detections.
         best_f1_of_classes: the same for each class.
         objects: number of objects of each class, without crowds.
     """
@@ -46,14 +47,14 @@ def evaluate(
     batch_size: int | None = None,
     on_image: Callable[[], object] = lambda: None,
 ) -> Evaluation:
-    """Detects in all images of a data set and computes metrics; writes COCO's results file to ``output_dir``.
+    """Runs a detector on a data set and computes metrics; writes a COCO results file to ``output_dir``.
 
     Args:
-        detector: a model with all classes of the data set, which are matched by name; its other classes are ignored.
-        records: data set in COCO's instances format or LVIS's, loaded with ``for_evaluation``, and with masks if the
-            detector has masks.
+        detector: a detector for all classes of the data set, which are matched by name. Its other classes are ignored.
+        records: data set in COCO's instances format or LVIS format, loaded with ``for_evaluation``, and with masks if
+            the detector predicts masks.
         output_dir: folder of the results file.
-        iou: minimum IoU of a detection and an object for precision and recall.
+        iou: minimum IoU between a detection and an object for precision and recall.
         batch_size: see `Detector.stream`.
         on_image: called after each image.
 
@@ -102,7 +103,7 @@ def measure_latency(detector: Detector, files: list[str]) -> float:
 
     Args:
         detector: the model.
-        files: images, which are read before the measurement; the first is also detected once before.
+        files: image files, which are read before the measurement. The first image is also used for a warm-up run.
     """
     images = [detector.metadata.reader.read(file) for file in files]
     color = "bgr" if detector.metadata.reader.format == "BGR" else "rgb"

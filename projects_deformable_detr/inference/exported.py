@@ -31,7 +31,7 @@ class GraphSpec:
     The inputs are images (N, 3, H, W) and, with ``preprocess``, image sizes (N, 2) int64 as (height, width) without
     padding; otherwise the padding mask (N, H, W) bool. The outputs are boxes (N, K, 4) as (x1, y1, x2, y2) in pixels of
     the images, scores (N, K) and labels (N, K) with ``postprocess``; otherwise logits (N, Q, classes) and boxes
-    (N, Q, 4) as normalized (cx, cy, w, h). Models with a mask head have a last output, mask logits (N, K or Q, h, w).
+    (N, Q, 4) as normalized (cx, cy, w, h). The last output of models with a mask head is mask logits (N, K or Q, h, w).
 
     Attributes:
         format: one of `FORMATS`.
@@ -40,7 +40,7 @@ class GraphSpec:
         postprocess: whether outputs are detections, best first.
         input_type: dtype of the images, ``"uint8"`` (only with ``preprocess``) or ``"float32"``.
         min_side: minimum H and W; smaller images must be padded.
-        device: type of the device of the graph, for formats that cannot be moved.
+        device: device type of the graph, for formats that cannot be moved to another device.
     """
 
     format: str
@@ -63,7 +63,7 @@ def encode_metadata(metadata: ModelMetadata, graph: GraphSpec) -> str:
 
 
 def is_exported(path: str | os.PathLike[str]) -> bool:
-    """Returns whether a path is an exported model, by its suffix."""
+    """Returns whether a path has the suffix of an exported model."""
     return Path(path).suffix in SUFFIXES
 
 
@@ -82,7 +82,7 @@ def open_exported(
 
 
 class ExportedModel:
-    """Runner of an exported file. Can be pickled; the copy opens the file again.
+    """Runner for an exported file. Can be pickled; unpickling opens the file again.
 
     Args:
         path: file with one of `SUFFIXES`.
@@ -104,7 +104,7 @@ class ExportedModel:
             self._run, text = _OPENERS[kind](self.path, self.device)
         except (ModuleNotFoundError, UserError):
             raise
-        except Exception as error:  # each runtime has its own types of errors
+        except Exception as error:  # each runtime has its own exception types
             raise UserError(f"{path} cannot be opened as a model in the format {kind}: {error}") from error
         if not text:
             raise UserError(f"{path} has no metadata: write it with deformable-detr export")
@@ -118,7 +118,7 @@ class ExportedModel:
             raise UserError(f"{path} is compiled for {self.graph.device}: it cannot run on {self.device.type}")
 
     def __call__(self, images: Tensor, padding_mask: Tensor) -> Predictions:
-        """Returns predictions; arguments as those of `Runner`."""
+        """Returns predictions; see `Runner` for the arguments."""
         right, down = (max(0, self.graph.min_side - images.shape[axis]) for axis in (-1, -2))
         images = F.pad(images, (0, right, 0, down))
         padding_mask = F.pad(padding_mask, (0, right, 0, down), value=True)
@@ -130,7 +130,7 @@ class ExportedModel:
             logits, boxes = (output.float() for output in outputs)
             return to_predictions(logits, boxes, masks, padding_mask, no_object=self.metadata.no_object)
         corners, scores, labels = outputs
-        # Each detection becomes a query with one class: the softmax of these logits returns the score.
+        # Each detection becomes a query with a single class, and the softmax of its logits is the score.
         scores = scores.clamp(min=torch.finfo(scores.dtype).tiny)
         logits = scores.new_full((*scores.shape, len(self.metadata.class_names) + 1), -torch.inf)
         logits[..., -1] = torch.log1p(-scores)
@@ -139,7 +139,7 @@ class ExportedModel:
         return to_predictions(logits, boxes, masks, padding_mask, no_object=True)
 
     def _pixels(self, images: Tensor) -> Tensor:
-        """Undoes the normalization: returns RGB values in 0–255 in the type of the graph's input."""
+        """Undoes the normalization; returns RGB values in 0–255 with the dtype of the graph's input."""
         mean, std = (
             images.new_tensor(values).view(-1, 1, 1) for values in (self.metadata.pixel_mean, self.metadata.pixel_std)
         )

@@ -47,19 +47,19 @@ def _operators() -> dict[Any, Callable[..., int]]:
 
 @torch.no_grad()
 def count_flops(run: Callable[..., object], *inputs: Any) -> float:
-    """Counts the FLOPs of ``run(*inputs)``, in billions. Tensors on the meta device need no time and memory."""
+    """Counts the FLOPs of ``run(*inputs)``, in billions. Tensors on the meta device need neither time nor memory."""
     with FlopCounterMode(display=False, custom_mapping=_operators()) as counter:
         run(*inputs)
     return counter.get_total_flops() / 2e9
 
 
 def count_parameters(module: nn.Module) -> float:
-    """Counts parameters, in millions."""
+    """Returns the number of parameters in millions."""
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6
 
 
 def count_detector(detector: nn.Module, sizes: Sequence[Size]) -> list[float]:
-    """Returns the FLOPs of a detector in billions, with the masks of all queries, for one image of each size (H, W).
+    """Returns the FLOPs of a detector in billions, including all masks, for one image of each size (H, W).
 
     The detector is set to evaluation mode, without gradients, and should be on the meta device.
     """

@@ -31,7 +31,7 @@ class ImageError(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image given to `Detector`, of which the pixels are read on demand.
+    """Input image of `Detector`, whose pixels are read on demand.
 
     Attributes:
         source: file, array or tensor.
@@ -50,7 +50,7 @@ class Picture:
 
         Raises:
             ImageError: if a file cannot be read.
-            ArgumentError: for an array or tensor with another shape, type or range.
+            ArgumentError: for an array or tensor with an unsupported shape, dtype or range.
         """
         if isinstance(self.source, Tensor):
             return _from_tensor(self.source, self.name)
@@ -68,7 +68,7 @@ class Picture:
             raise ImageError(message.removeprefix("image file "), self.name) from error
 
     def decoded(self) -> tuple["Picture", Pixels]:
-        """Returns the picture and its pixels; an open file, which can be read once, is replaced with its pixels."""
+        """Returns the picture and its pixels; replaces an open file, which can be read only once, with them."""
         pixels = self.pixels()
         is_file = not isinstance(self.source, str | os.PathLike | Image.Image | np.ndarray | Tensor)
         return (replace(self, source=pixels, color="rgb") if is_file else self), pixels
@@ -86,8 +86,8 @@ def name_of(source: object, index: int) -> str:
     """Returns the path of an image for messages and results, or its position in the input.
 
     Raises:
-        ArgumentError: for an object that is no image.
-        ImageError: for the path of a folder, and for a pattern of paths.
+        ArgumentError: for an object that is not an image.
+        ImageError: for the path of a folder, or a glob pattern.
     """
     if not is_single(source):
         kind = type(source).__name__

@@ -37,7 +37,7 @@ _IN_OUTPUT_FOLDER = ("model_best.pth", "model_final.pth")
 def open_model(
     source: str | os.PathLike[str], config: Any, class_names: Sequence[str] | None, device: torch.device
 ) -> tuple[Runner, ModelMetadata]:
-    """Opens a model; arguments and errors as in `Detector.load`."""
+    """Opens a model; see `Detector.load` for arguments and errors."""
     if isinstance(class_names, str) or (class_names is not None and not all(isinstance(n, str) for n in class_names)):
         raise ArgumentError("class_names", f"must be a sequence of names, got {class_names!r}")
     path, entry = find_model(source)
@@ -53,7 +53,7 @@ def open_model(
 
 
 def find_model(source: str | os.PathLike[str]) -> tuple[Path, zoo.Entry | None]:
-    """Returns the file of a model, and the entry of published weights, which are downloaded.
+    """Returns the file of a model and, for published weights, which are downloaded, their entry.
 
     Raises:
         UserError: if there is no such file, folder or published detector, or it cannot be downloaded.
@@ -75,7 +75,7 @@ def find_model(source: str | os.PathLike[str]) -> tuple[Path, zoo.Entry | None]:
 
 
 def _find_checkpoint(path: Path) -> Path:
-    """Returns the model of an output folder: the best, the final or the last one; other paths unchanged."""
+    """Returns the best, final or last model in an output folder; other paths are returned unchanged."""
     if not path.is_dir():
         return path
     candidates = [path / name for name in _IN_OUTPUT_FOLDER]
@@ -90,7 +90,7 @@ def _find_checkpoint(path: Path) -> Path:
 def _open_checkpoint(
     path: Path, weights: Weights, config: Any, class_names: Sequence[str] | None
 ) -> tuple[Detector, ModelMetadata]:
-    """Builds the detector of a checkpoint, and loads its weights."""
+    """Builds the detector of a checkpoint and loads its weights."""
     cfg = _read_config(path, weights, config)
     is_softmax = criterion_config(cfg).class_loss == "softmax"
     format, count, stored = file_classes(weights, is_softmax)
@@ -103,7 +103,7 @@ def _open_checkpoint(
         known = ()
     names = known or COCO_NAMES.get(cfg.MODEL.DETR.NUM_CLASSES) or _numbered(cfg.MODEL.DETR.NUM_CLASSES)
     _set_things(cfg, names)
-    with torch.random.fork_rng(devices=()):  # initial weights, which are replaced
+    with torch.random.fork_rng(devices=()):  # the initial weights are replaced
         detector = build_detector(cfg)
     options = load_options(cfg, for_evaluation=True, class_names=known or None)
     with naming_keys(LOADING_KEYS):
@@ -140,7 +140,7 @@ def read_metadata(cfg: CfgNode, class_names: Sequence[str], *, no_object: bool) 
 
 
 def _read_config(path: Path, weights: Weights, config: Any) -> CfgNode:
-    """Returns the given config, or that of the checkpoint or of the output folder that it is in."""
+    """Returns the given config, or that of the checkpoint or its output folder."""
     if isinstance(config, CfgNode):
         return _supported(config, "config")
     if isinstance(config, str | os.PathLike):
@@ -177,7 +177,7 @@ def _supported(config: CfgNode, source: str) -> CfgNode:
 
 
 def _set_things(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Sets the thing classes of a panoptic model, if its config leaves them to the data set."""
+    """Sets the thing classes of a panoptic model if its config does not set them."""
     if cfg.MODEL.DETR.PANOPTIC.ENABLED and not thing_classes(cfg):
         if tuple(names) != THINGS_AND_STUFF:
             raise UserError("MODEL.DETR.PANOPTIC.NUM_THING_CLASSES is 0: set it to the number of things of the model")

@@ -16,7 +16,7 @@ from ..modeling.structures import MaskLogits
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Maps normalized images (N, 3, H, W) float32, zero on padding, and the padding mask (N, H, W) bool, True on padding, to
-# predictions, of which only the last layer is read. Both arguments are on the device of the detector.
+# predictions, of which only the last layer is used. Both arguments are on the device of the detector.
 Runner = Callable[[Tensor, Tensor], Predictions]
 
 
@@ -26,7 +26,7 @@ class ModelMetadata:
 
     Attributes:
         class_names: names of class 0, 1, …
-        no_object: whether the last logit is for "no object" (softmax) or all logits are classes (sigmoid).
+        no_object: whether the last logit is "no object" (softmax). If False, all logits are classes (sigmoid).
         has_masks: whether the model has a mask head.
         pixel_mean, pixel_std: normalization of the channels in the order of ``reader.format``, for values in 0–255.
         min_size, max_size: images are resized to this shorter side, unless the longer side would exceed ``max_size``;
@@ -36,7 +36,7 @@ class ModelMetadata:
         tta: views of test-time augmentation, whether or not it is enabled.
         input_size: (H, W) of the input of a model with a fixed size, to which images are resized with their aspect
             ratio and padded; None for any size.
-        batch_size: number of images of a model with a fixed batch; None for any number.
+        batch_size: batch size of a model whose batch size is fixed; None for any batch size.
     """
 
     class_names: tuple[str, ...]
@@ -66,7 +66,7 @@ class ModelMetadata:
         """Returns the metadata of a JSON object written by `to_json`.
 
         Raises:
-            UserError: for invalid JSON, and unknown, missing or invalid fields.
+            UserError: for invalid JSON, or unknown, missing or invalid fields.
         """
         try:
             return _build(cls, json.loads(text))
@@ -103,7 +103,7 @@ def to_predictions(
     Args:
         logits: (N, Q, classes) of the last layer; with ``no_object``, one more logit.
         boxes: (N, Q, 4) as (cx, cy, w, h), normalized by the size of the image without padding.
-        masks: mask logits (N, Q, h, w) of the padded images; None without mask head.
+        masks: mask logits (N, Q, h, w) of the padded images; None without a mask head.
         padding_mask: (N, H, W) bool of the images; required with masks.
         no_object: see `ModelMetadata`.
     """

@@ -26,7 +26,7 @@ class Options:
     Attributes:
         thresholds: minimum score of each class.
         top_k: maximum number of detections of an image.
-        candidates: maximum number of detections before thresholds of classes and NMS.
+        candidates: maximum number of detections before class thresholds and NMS.
         classes: ids of the classes to detect; None: all.
         nms_threshold: IoU above which detections of one class are duplicates; None: no NMS.
         tile: size and overlap of tiles in pixels; None: whole images.
@@ -62,7 +62,7 @@ class Options:
         return min(self.thresholds if self.classes is None else [self.thresholds[index] for index in self.classes])
 
     def select(self, found: Detections) -> Detections:
-        """Returns the detections that reach the threshold of their class and that NMS keeps, at most ``top_k``."""
+        """Applies class thresholds and NMS, and returns at most ``top_k`` detections."""
         if len(set(self.thresholds)) > 1:
             thresholds = torch.tensor(self.thresholds, device=found.scores.device)
             found = take(found, (found.scores >= thresholds[found.labels]).nonzero()[:, 0])
@@ -75,14 +75,14 @@ class Options:
         )
 
     def tiles(self, size: tuple[int, int]) -> list[Tile]:
-        """Returns the tiles of an image of size (H, W), which cover it; the last of a row ends at the border."""
+        """Returns tiles that cover an image of size (H, W); the last tile of a row ends at the border."""
         if self.tile is None:
             return [(0, 0, *size)]
         return make_tiles(size, *self.tile)
 
 
 def _is_tile(value: object) -> bool:
-    """Returns whether a value is (size, overlap) of tiles."""
+    """Returns whether a value is a valid (size, overlap) of tiles."""
     if not isinstance(value, tuple | list) or len(value) != 2 or not all(type(side) is int for side in value):
         return False
     return 0 <= value[1] < value[0] and value[0] >= MIN_TILE
@@ -100,7 +100,7 @@ def make_options(
     batch_size: int,
     max_pixels: int | None = None,
 ) -> Options:
-    """Checks arguments of `Detector.stream`; class names become ids.
+    """Checks the arguments of `Detector.stream` and converts class names to ids.
 
     Raises:
         ArgumentError: for an invalid argument.
@@ -134,7 +134,7 @@ def make_options(
 def class_thresholds(
     given: float | Mapping[str, float], names: Sequence[str], argument: str = "score_threshold"
 ) -> tuple[float, ...]:
-    """Returns the minimum score of each class; `ArgumentError` for an unknown class and for values outside [0, 1]."""
+    """Returns the minimum score of each class; raises `ArgumentError` for unknown classes and invalid scores."""
     if not isinstance(given, Mapping):
         values: dict[str, float] = dict.fromkeys(names, given)
     else:
@@ -149,7 +149,7 @@ def class_thresholds(
 
 
 def _class_ids(classes: Classes | None, metadata: ModelMetadata) -> tuple[int, ...] | None:
-    """Returns the ids of classes; None for all. Stuff has no instances."""
+    """Returns class ids, or None for all classes. Stuff classes are rejected, as they have no instances."""
     names, things = metadata.class_names, metadata.evaluation.thing_classes
     if classes is None:
         return things or None

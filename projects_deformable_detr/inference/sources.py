@@ -25,8 +25,8 @@ class ImageItem:
 
     Attributes:
         path: the file.
-        name: unique name of its results: the path below the given folder, or the name of the file, without suffix.
-        image_id: id in the COCO file, or a number from 1.
+        name: unique name of its results: path relative to the given folder, or file name, without the suffix.
+        image_id: id in the COCO file, or a number starting at 1.
     """
 
     path: str
@@ -64,7 +64,7 @@ class Video:
 
 
 def find_videos(sources: Sequence[str]) -> tuple[list[str], list[Video]]:
-    """Returns the sources that are no videos or cameras, and the videos.
+    """Returns the sources that are not videos or cameras, and the videos and cameras.
 
     Raises:
         UserError: if a video or camera cannot be opened.
@@ -100,12 +100,12 @@ def find_images(sources: Sequence[str], image_root: str | None = None) -> tuple[
     """Returns the images of files, folders, patterns and COCO files, and the category ids of the COCO files.
 
     Args:
-        sources: a folder stands for the image files below it; a pattern has ``*``, ``?`` or ``[``; a file with suffix
-            ``.json`` is a COCO file, which needs no annotations.
+        sources: image files, folders, which are searched recursively, patterns with ``*``, ``?`` or ``[``, and COCO
+            files with the suffix ``.json``, which need no annotations.
         image_root: folder of the images of COCO files.
 
     Returns:
-        Images without repetitions, and category id by name; None without a COCO file.
+        Images without duplicates, and category ids by name, or None without a COCO file.
 
     Raises:
         UserError: for a source that does not exist or has no images, or an unusable COCO file.

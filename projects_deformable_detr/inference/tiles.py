@@ -14,14 +14,14 @@ TILE_NMS_THRESHOLD = 0.5
 
 
 def make_tiles(size: tuple[int, int], side: int, overlap: int) -> list[Tile]:
-    """Returns the tiles of an image of size (H, W), which cover it; the last of a row ends at the border."""
+    """Returns tiles that cover an image of size (H, W); the last tile of a row ends at the border."""
     rows, columns = ([*range(0, length - side, side - overlap), max(0, length - side)] for length in size)
     height, width = (min(side, length) for length in size)
     return [(top, left, height, width) for top in rows for left in columns]
 
 
 def take(found: Detections, rows: Tensor) -> Detections:
-    """Returns the rows (K,) of detections."""
+    """Returns the detections with indices ``rows`` (K,)."""
     masks, queries = found.masks, found.queries
     return Detections(
         found.boxes[rows],
@@ -47,7 +47,7 @@ def merge_tiles(
 
     Args:
         size: (H, W) of the image.
-        tiles: places of the tiles.
+        tiles: positions and sizes of the tiles.
         parts: detections of each tile, in pixels of the tile.
         overlap: overlap of the tiles in pixels.
         nms_threshold: IoU above which detections of one class are duplicates; None: 0.5.
@@ -70,7 +70,7 @@ def merge_tiles(
 
 
 def _paste(masks: Tensor | None, corner: tuple[int, int], size: tuple[int, int], rows: Tensor) -> Tensor:
-    """Returns masks of a tile (len(rows), h, w) at their place in masks of the image (len(rows), H, W)."""
+    """Pastes masks of a tile (len(rows), h, w) into masks of the image (len(rows), H, W)."""
     assert masks is not None
     top, left = corner
     result = masks.new_zeros(len(rows), *size)

@@ -20,10 +20,10 @@ class Result:
     """Detections in an image or a frame of a video.
 
     Attributes:
-        detections: detections; all have a track if ``tracks`` is set.
+        detections: detections, all of which have a track if ``tracks`` is set.
         name: unique name of the image or video.
-        image_id: id of the image, or number of the frame from 1.
-        fps: frames per second of the video that the frame is from; None for images.
+        image_id: id of the image, or frame number, starting at 1.
+        fps: frames per second of the video; None for images.
         tracks: track id of each detection; None without tracking.
     """
 
@@ -35,7 +35,7 @@ class Result:
 
 
 class Writer(Protocol):
-    """Writes results, and completes its files at the end."""
+    """Writes results to files, which are complete after `close`."""
 
     def write(self, result: Result) -> None: ...
 
@@ -80,7 +80,7 @@ class PictureWriter:
 
 
 class CocoWriter:
-    """Writes ``detections.json``, a COCO results file with the name of the image as ``name``.
+    """Writes ``detections.json``, a COCO results file with the image name in the field ``name``.
 
     Args:
         folder: folder of the file.
@@ -103,7 +103,7 @@ class CocoWriter:
 
 
 class CsvWriter:
-    """Writes ``detections.csv`` with one row for each detection; corners in pixels."""
+    """Writes ``detections.csv`` with one row per detection and box corners in pixels."""
 
     def __init__(self, folder: Path) -> None:
         self._file = open(folder / "detections.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115, see close
@@ -149,7 +149,7 @@ class YoloWriter:
 
 
 class Writers:
-    """Writes results in several formats; a context manager that completes all files, also after an error.
+    """Context manager that writes results in several formats, and completes all files even after an error.
 
     Args:
         folder: output folder, which is created.
