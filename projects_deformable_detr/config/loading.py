@@ -1,4 +1,4 @@
-"""Loads the config of a run: merges file and options, selects the device, checks the number of processes."""
+"""Loads the config of a run: merges the file and options, selects the device and checks the number of processes."""
 
 import difflib
 import os
@@ -28,7 +28,7 @@ def load_cfg(engine: str, args: Namespace) -> CfgNode:
         args: arguments of `cli.arguments.argument_parser`.
 
     Raises:
-        UserError: for an invalid key or option, which the message contains.
+        UserError: for an invalid key or option; the message contains it.
     """
     cfg = get_cfg(engine)
     cfg.MODEL.DEVICE = "auto"  # with Detectron2's default, cuda, a missing GPU would be an error
@@ -180,7 +180,7 @@ def _split_words(options: Sequence[str]) -> list[str]:
 
 
 def _hint(problem: str, cfg: CfgNode) -> str:
-    """Returns a remedy, which is appended to an error message of yacs, or ""."""
+    """Returns a remedy to append to an error message of yacs, or ""."""
     if match := re.search(r"Non-existent (?:config )?key: (\S+)", problem):
         return did_you_mean(match[1], (key for key, _ in leaves(cfg)))
     if "<class 'float'> vs. <class 'int'>" in problem:
@@ -189,7 +189,7 @@ def _hint(problem: str, cfg: CfgNode) -> str:
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Returns a suggestion of the most similar key, which is appended to an error message, or ""."""
+    """Returns a suggestion of the most similar key to append to an error message, or ""."""
     near = difflib.get_close_matches(key, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 

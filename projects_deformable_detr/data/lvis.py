@@ -1,8 +1,8 @@
 """LVIS format (arXiv 1908.03195): COCO instances format, with each image annotated for a subset of the categories.
 
 In an LVIS file, each image lists ``neg_category_ids``, the categories verified to be absent from it, and
-``not_exhaustive_category_ids``, the categories of which not all objects are annotated. The ``frequency`` of a category
-is r, c or f (rare, common, frequent) for 1 to 10, 11 to 100 and more training images.
+``not_exhaustive_category_ids``, the categories whose objects are not all annotated. The ``frequency`` of a category is
+r (rare, 1 to 10 training images), c (common, 11 to 100) or f (frequent, more than 100).
 """
 
 import json
@@ -25,7 +25,7 @@ FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 def is_lvis_file(path: str | Path) -> bool:
     """Returns whether a file is in LVIS format; False if it does not exist.
 
-    Searches for ``neg_category_ids`` without decoding the file, because LVIS files have a size of about 1 GB.
+    Searches for ``neg_category_ids`` without decoding the file, because LVIS files are about 1 GB in size.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

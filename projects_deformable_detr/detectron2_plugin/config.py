@@ -44,7 +44,7 @@ def check_foreign_keys(cfg: CfgNode) -> None:
     """Warns about keys of Detectron2's own models that were changed although they have no effect.
 
     Raises:
-        UserError: for a key that enables an unsupported feature, and for an unknown backbone.
+        UserError: for a key that enables an unsupported feature, or an unknown backbone.
     """
     if cfg.MODEL.BACKBONE.NAME not in BACKBONE_REGISTRY:
         raise UserError(

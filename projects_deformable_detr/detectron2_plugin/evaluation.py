@@ -1,4 +1,4 @@
-"""Evaluators of Detectron2's data sets: the project's for COCO's and LVIS's formats, otherwise Detectron2's."""
+"""Builds evaluators for Detectron2's data sets: the project's for COCO and LVIS formats, otherwise Detectron2's."""
 
 import os
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ def make_evaluator(
 ) -> DatasetEvaluator:
     """Builds the evaluator for the ``evaluator_type`` of a data set.
 
-    A data set without a type, such as one registered as a list of records, is evaluated as in COCO.
+    A data set without a type, such as one registered as a list of records, is evaluated like COCO.
 
     Args:
         dataset_name: name in Detectron2's catalog.
@@ -102,7 +102,7 @@ def make_evaluator(
     if coco is None:
         records = CatalogRecords(dataset_name, classes)
         coco, category_ids = CocoEvaluator(records, max_detections), category_ids or records.category_ids
-    has_coco_masks = has_masks and not is_cityscapes  # Cityscapes has its own metrics of masks
+    has_coco_masks = has_masks and not is_cityscapes  # Cityscapes has its own mask metrics
     evaluators: list[DatasetEvaluator] = [InstancesEvaluator(coco, output_dir, category_ids, with_masks=has_coco_masks)]
     if is_cityscapes and has_masks:
         evaluators.append(CityscapesEvaluator(dataset_name))
@@ -119,8 +119,8 @@ class ProjectEvaluator(DatasetEvaluator):
     Args:
         evaluator: evaluator of the data set.
         output_dir: folder of the results.
-        evaluator_ids: category ids of class 0, 1, … of the evaluator.
-        category_ids: category ids of class 0, 1, … of the model; None: the same.
+        evaluator_ids: category id of each class of the evaluator.
+        category_ids: category id of each class of the model; None: the same as ``evaluator_ids``.
     """
 
     def __init__(

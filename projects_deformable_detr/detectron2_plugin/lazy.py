@@ -75,12 +75,12 @@ class RelativeSchedule(ParamScheduler):  # type: ignore[misc]
     config: ScheduleConfig
 
     def __call__(self, where: float) -> float:
-        """Returns the factor of the learning rate at a progress in [0, 1]."""
+        """Returns the learning-rate factor at a training progress in [0, 1]."""
         return self.config.factor(round(where * self.config.max_iter))
 
 
 def build_train_loader(config: DataConfig, mapper: DetrDatasetMapper, seed: int = -1) -> Any:
-    """Builds Detectron2's training loader, with the project's reader for data sets in COCO's formats and LVIS's."""
+    """Builds Detectron2's training loader, with the project's reader for data sets in COCO and LVIS formats."""
     data = training_data(config, seed)
     if not data:
         parts = {name: get_detection_dataset_dicts(name, filter_empty=config.filter_empty) for name in config.train}

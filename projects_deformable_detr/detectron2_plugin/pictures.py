@@ -1,4 +1,4 @@
-"""Pictures in the event storage (``VIS_PERIOD``): ground truth next to the predictions matched with it."""
+"""Pictures in the event storage (``VIS_PERIOD``): ground truth next to the predictions matched to it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ def put_matched(
     input_format: str,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Puts a picture of the first image of a batch into the event storage.
+    """Adds a picture of the first image of a batch to the event storage.
 
     Args:
         record: first input of the model, with ``image`` (3, H, W).

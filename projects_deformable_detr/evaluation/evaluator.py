@@ -26,7 +26,7 @@ class EvaluationConfig:
         max_detections: maximum number of detections per image, best first.
         score_threshold: minimum score of a detection.
         thing_classes: classes that are detected as instances; empty: all.
-        is_panoptic: compute panoptic segmentations.
+        is_panoptic: whether to compute panoptic segmentations.
         panoptic_score_threshold: minimum score of a query in a panoptic segmentation.
         panoptic_min_area: panoptic segments of at most this number of pixels are dropped.
         tta: test-time augmentation, for a second evaluation; None: disabled.
@@ -50,7 +50,7 @@ class Evaluator:
     Args:
         records: data set.
         max_detections: maximum number of detections per image, best first.
-        is_panoptic: compute panoptic quality if the data set is in the panoptic format.
+        is_panoptic: whether to compute panoptic quality if the data set is in panoptic format.
         instances: instances of a panoptic data set with the same images, for AP; None: AP is not computed.
     """
 

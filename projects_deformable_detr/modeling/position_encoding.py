@@ -15,7 +15,7 @@ class SinePositionEmbedding(nn.Module):
 
     Args:
         d_model: C, a multiple of 4; the first half encodes y, the second half x.
-        centered: measure positions at pixel centers, as in Deformable DETR. DETR counts pixels from 1.
+        centered: whether to measure positions at pixel centers, as in Deformable DETR. DETR counts pixels from 1.
     """
 
     def __init__(self, d_model: int, centered: bool = True) -> None:

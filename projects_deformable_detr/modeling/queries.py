@@ -30,7 +30,7 @@ class LearnedQueries(nn.Module):
     def forward(self, memory: Tensor, tokens: Tokens) -> Queries:
         """Expands the queries to the batch size of memory (N, S, C)."""
         batch = memory.shape[0]
-        # In float32 for 16-bit weights and under autocast too: bfloat16 rounds a point to 0.4 % of the image.
+        # Uses float32 even with 16-bit weights or autocast, because bfloat16 rounds a point to 0.4 % of the image.
         device_type = "cpu" if memory.is_meta else memory.device.type  # the meta device has no autocast
         with torch.autocast(device_type, enabled=False):
             linear = self.reference_points
@@ -61,7 +61,7 @@ class DenseHead(nn.Module):
 
     def __init__(self, d_model: int, num_classes: int) -> None:
         super().__init__()
-        # Built in the order of the random initial weights, registered in that of the state dict.
+        # Built in the order of random initialization, but registered in the order of the state dict.
         class_head, box_head = build_class_head(d_model, num_classes), BoxHead(d_model)
         self.output = nn.Linear(d_model, d_model)
         self.output_norm = nn.LayerNorm(d_model)
@@ -134,7 +134,7 @@ def proposal_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
 
 def _topk_valid(scores: Tensor, valid: Tensor, k: int) -> Tensor:
     """Returns indices (N, min(k, S)) of the best valid tokens, best first."""
-    # Images with fewer valid tokens repeat their best one: the shape is known without a device synchronization.
+    # Images with fewer valid tokens repeat their best one, so that the shape does not depend on values on the device.
     scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
     indices = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return torch.where(valid.gather(1, indices), indices, indices[:, :1])

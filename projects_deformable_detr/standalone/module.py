@@ -102,7 +102,7 @@ class DetectionModule(L.LightningModule):
         set_hyperparameters(self.trainer.optimizers[0], scheduler, self._hyperparameters)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clips gradients, which mixed precision no longer scales at this point."""
+        """Clips gradients, which are no longer scaled for mixed precision at this point."""
         if self.clip is not None:
             self.clip(value for group in optimizer.param_groups for value in group["params"])
 
@@ -133,7 +133,7 @@ class DetectionModule(L.LightningModule):
             losses = self.criterion(predictions, batch.targets)
         total = torch.stack(list(losses.values())).sum()
         error = cardinality_error(predictions, batch.targets)
-        # Copied to the host after the backward pass was launched, so that the host waits only once.
+        # Copied to the host after the backward pass is launched, so that the host waits only once.
         self._losses = {"total_loss": total, **losses, "cardinality_error": error}
         return total
 
@@ -159,7 +159,7 @@ class DetectionModule(L.LightningModule):
             evaluator.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Detects in full precision, like Detectron2, which uses mixed precision in training only."""
+        """Evaluates a batch in full precision, like Detectron2, which uses mixed precision only in training."""
         stop_evaluation()
         config, sizes, segmentations = self.run.evaluation, batch.original_sizes, None
         options = config.max_detections, config.thing_classes or None, config.score_threshold
@@ -220,7 +220,7 @@ class DetectionModule(L.LightningModule):
             check_optimizer_state(optimizer, *checkpoint["optimizer_states"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores a random seed."""
+        """Restores the seed if the config has none."""
         if self.run.process.seed < 0:
             self.seed = checkpoint["seed"]
 

@@ -1,4 +1,4 @@
-"""Progress of a training: a bar or log lines, and scalars for the loggers."""
+"""Training progress: a progress bar or log lines, and scalars for the loggers."""
 
 import datetime
 import json
@@ -20,13 +20,13 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 PERIOD = 20  # iterations between reports and window of their medians, as in Detectron2
-_LAYER_SUFFIX = re.compile(r"_(\d+|enc)$")  # losses of other layers, such as loss_ce_0, are left out of the text
+_LAYER_SUFFIX = re.compile(r"_(\d+|enc)$")  # losses of other layers, such as loss_ce_0, are not shown
 
 
 class Progress(L.Callback):
-    """Shows a progress bar in a terminal, else logs a line every 20 iterations; passes scalars to the loggers.
+    """Shows a progress bar in a terminal, or logs a line every 20 iterations, and passes scalars to the loggers.
 
-    Lightning's ``TQDMProgressBar`` counts batches of an epoch, which is endless here, instead of iterations.
+    Lightning's ``TQDMProgressBar`` counts the batches of an epoch, which never ends here, instead of iterations.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Progress(L.Callback):
         self._lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """Records every iteration, reports every 20th and the last."""
+        """Records every iteration; reports every 20th and the last one."""
         now = time.perf_counter()
         for name, value in {**module.last_losses, "time": now - self._clock, "data_time": self._data_time}.items():
             self.history.setdefault(name, HistoryBuffer(1000)).update(value)
@@ -118,7 +118,7 @@ class JsonLogger(Logger):
         self.path = path
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Does nothing; ``config.yaml`` has the hyperparameters."""
+        """Does nothing; ``config.yaml`` contains the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

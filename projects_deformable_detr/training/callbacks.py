@@ -94,7 +94,7 @@ class DetectorWriter:
     Attributes:
         output_dir: folder of the files.
         cfg_text: the config as YAML.
-        class_names: names of the classes in their order.
+        class_names: class names, indexed by class id.
         is_averaged: whether to log that the weights are an exponential moving average.
     """
 
@@ -111,7 +111,7 @@ class DetectorWriter:
 
 
 class BestCheckpoint:
-    """Writes ``model_best.pth`` whenever an evaluation gives the best metric of the run.
+    """Writes ``model_best.pth`` whenever an evaluation yields the best metric of the run so far.
 
     NaN and infinite values are ignored. The state is saved in checkpoints, so that a resumed run keeps the best metric.
     """

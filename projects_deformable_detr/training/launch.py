@@ -99,9 +99,9 @@ def _run(
 ) -> None:
     rank = int(environment["NODE_RANK"]) * int(environment["LOCAL_WORLD_SIZE"]) + local_rank
     os.environ.update(environment, LOCAL_RANK=str(local_rank), RANK=str(rank))
-    # torch sets SIGINT, which is ignored below; on Linux only.
+    # Replaces SIGINT, which torch sets and which is ignored below. Has an effect on Linux only.
     multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes, the calling one handles it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # terminals send it to all processes; the calling process handles it
     result = None
     try:
         result = work(*arguments)

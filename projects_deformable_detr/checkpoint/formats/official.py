@@ -15,7 +15,7 @@ from ..files import CheckpointError, write_atomically
 from .base import DROPPED, Rule, State
 from .detector import CLASS_HEAD, DetectorFormat, layer_rules, neck_rules, numbered_layer_rules, portable_state
 
-# Bias of unused logits, whose sigmoid and softmax are 0, also in half precision.
+# Bias of unused logits; their sigmoid and softmax are 0, even in half precision.
 _UNUSED_BIAS = -100.0
 
 _FFN = {"self_attn": "self_attn", "ffn.linear1": "linear1", "ffn.linear2": "linear2"}
@@ -122,7 +122,7 @@ def write_official(path: str | Path, detector: nn.Module, coco_names: Sequence[s
 
     Args:
         path: output file.
-        detector: detector with a ResNet with batch norm.
+        detector: detector with a ResNet backbone and batch norm.
         coco_names: class names of the detector; if given, its logits are moved to the COCO category ids.
 
     Raises:
