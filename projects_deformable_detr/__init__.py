@@ -27,7 +27,7 @@ __all__ = [
     "get_cfg",
 ]
 
-# Public name to module.
+# Module of each public name.
 _MODULES = {
     "Detections": "inference",
     "Detector": "inference",

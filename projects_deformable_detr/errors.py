@@ -1,4 +1,4 @@
-"""Exceptions, checks of arguments, and error handling of command lines."""
+"""Exceptions, argument checks, and error handling of command lines."""
 
 import dataclasses
 import errno

@@ -4,8 +4,8 @@ The name of a recipe is the path of a YAML file in ``configs/`` without suffix, 
 ``deformable_detr_r50_two_stage_50ep`` or ``ablations/backbone_dcn``. The schedule at the end (``_50ep``) may be omitted
 if the rest of the name is unique.
 
-`published_weights` returns all published weights. ``zoo://NAME`` is accepted wherever a file of weights is, and
-`download` returns the file.
+`published_weights` returns all published weights. ``zoo://NAME`` is accepted wherever a weights file is, and
+`download` returns the path of the file.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ def published_weights() -> dict[str, Entry]:
 
 
 def get_config_file(name: str) -> str:
-    """Returns the path of a recipe; a drop-in for Detectron2's ``model_zoo.get_config_file``."""
+    """Returns the path of a recipe; a drop-in replacement for Detectron2's ``model_zoo.get_config_file``."""
     return str(config_file(name.removesuffix(".yaml")))
 
 
@@ -56,7 +56,7 @@ def get_config(name: str, *, lazy: bool = False, engine: str = "auto") -> Any:
 
     Args:
         name: name of the recipe.
-        lazy: return a LazyConfig instead of a ``CfgNode``; requires Detectron2.
+        lazy: whether to return a LazyConfig instead of a ``CfgNode``; requires Detectron2.
         engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` (Detectron2 if installed); ignored if ``lazy``.
 
     Raises:
@@ -81,7 +81,7 @@ def get(
 
     Args:
         name: name of the recipe.
-        num_classes: number of classes; by default that of the recipe's data set.
+        num_classes: number of classes. Default: that of the recipe's data set.
         device: device of the model.
         engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` (Detectron2 if installed).
         weights: file, ``zoo://NAME`` or ``torchvision://NAME`` to load, see `load_weights`; empty: random weights.

@@ -1,4 +1,4 @@
-"""Checkpoints: reading and writing files, and weights of other projects in their formats."""
+"""Reads and writes checkpoints, including weights in the formats of other projects."""
 
 from .files import (
     CLASS_NAMES,

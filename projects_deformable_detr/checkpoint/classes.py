@@ -79,7 +79,7 @@ def fit_class_heads(
         state: state dict of the file, with the detector's keys.
         model: state dict of the model.
         source, target: class heads of the file and of the model.
-        keep_logits: keep class heads unchanged instead of mapping classes.
+        keep_logits: whether to keep class heads unchanged instead of mapping classes.
 
     Returns:
         The fitted state dict, and a report.
@@ -135,7 +135,7 @@ def _choose_rows(found: int, wanted: int, source: ClassHead, target: ClassHead) 
 
 
 def match_names(target: Names, source: Names) -> dict[int, int]:
-    """Returns the index in ``target`` to the index in ``source`` of each class that both contain.
+    """Maps the index in ``target`` to the index in ``source`` for each class that both contain.
 
     Case and separators are ignored. If the match is unique, suffixes of COCO stuff classes are also ignored, because
     Detectron2's separated panoptic format contains "sky" for "sky-other-merged".

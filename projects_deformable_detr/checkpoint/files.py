@@ -52,8 +52,8 @@ def read_weights(path: str | Path) -> Weights:
 
     Raises:
         DownloadError: if a published checkpoint cannot be downloaded.
-        CheckpointError: if the file does not exist, is damaged, contains no weights, or contains anything but tensors,
-            arrays and plain values.
+        CheckpointError: if the file does not exist, is damaged, contains no weights, or contains anything other than
+            tensors, arrays and plain values.
     """
     path = weights_file(locate(path))
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
@@ -63,7 +63,7 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def weights_file(path: Path) -> Path:
-    """Returns ``path``, or the file of weights in a Hugging Face folder; `CheckpointError` if there is none."""
+    """Returns ``path``, or the file of weights in a Hugging Face folder; raises `CheckpointError` if there is none."""
     if path.is_dir():
         found = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
         if not found:
@@ -82,7 +82,7 @@ def save_detector(
 
     Args:
         path: output file, usually ``model_final.pth``.
-        detector: network, whose keys get the prefix ``detector.``.
+        detector: network, whose keys are prefixed with ``detector.``.
         iteration: index of the last training iteration, starting from 0 as in Detectron2.
         cfg_text: config in YAML format.
         class_names: names of the classes, if available.
@@ -103,7 +103,7 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Opens a temporary file in the folder of ``path``, and renames it to ``path`` on exit.
 
     Raises:
-        CheckpointError: if the file cannot be written, for example to a full disk. An existing file is unchanged.
+        CheckpointError: if the file cannot be written, for example if the disk is full. An existing file is unchanged.
     """
     path, temporary = Path(path), None
     try:
@@ -131,10 +131,10 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> Any:
 
     Args:
         path: input file.
-        mmap: map tensors into memory, which checks that the file is complete without reading them.
+        mmap: whether to map tensors into memory, which checks that the file is complete without reading them.
 
     Raises:
-        CheckpointError: if the file is damaged or contains anything but tensors, arrays and plain values.
+        CheckpointError: if the file is damaged or contains anything other than tensors, arrays and plain values.
     """
     try:
         if path.suffix != ".pkl":

@@ -29,9 +29,9 @@ class LoadOptions:
     """Options for loading weights into a detector.
 
     Attributes:
-        allow_partial: load the weights that match, and leave the rest of the detector unchanged.
-        for_evaluation: raise an error if parameters would keep their initial values.
-        keep_logits: load class heads unchanged instead of mapping classes.
+        allow_partial: whether to load the weights that match and leave the rest of the detector unchanged.
+        for_evaluation: whether to raise an error if parameters would keep their initial values.
+        keep_logits: whether to load class heads unchanged instead of mapping classes.
         class_names: class names of the model; None if unknown.
         input_format: order of the image channels of the model, ``"RGB"`` or ``"BGR"``.
     """
@@ -97,7 +97,7 @@ def _backbone_only(source: str) -> CheckpointError:
 
 
 def _from_scratch(detector: nn.Module) -> str:
-    """Returns advice for training without ImageNet weights, which ends a message."""
+    """Returns advice for training without ImageNet weights, to append to a message."""
     advice = "; to train from scratch, set `weights` to ''"
     if any(type(module).__name__ == "FrozenBatchNorm2d" for module in detector.modules()):
         advice += ", use BN or GN as norm, and do not freeze stages"  # untrained frozen batch norms are the identity
@@ -234,7 +234,7 @@ def _check(report: LoadReport, model: State, state: State, source: str, options:
 
 
 def _imagenet_keys(model: Iterable[str]) -> list[str]:
-    """Returns the keys that backbone weights must contain, which excludes those of an FPN."""
+    """Returns the keys that backbone weights must contain, excluding those of an FPN."""
     prefix = "backbone.bottom_up." if any(key.startswith("backbone.bottom_up.") for key in model) else "backbone."
     keys = [key for key in model if key.startswith(prefix) and not key.endswith(_COUNTER)]
     return [key for key in keys if not _NOT_IN_IMAGENET.search(key)]

@@ -18,7 +18,7 @@ _KINDS = "fiub"  # floats, signed and unsigned integers, bool
 
 
 class UnsafePickleError(pickle.UnpicklingError):
-    """Raised for a pickle that contains anything but arrays of numbers and plain values."""
+    """Raised for a pickle that contains anything other than arrays of numbers and plain values."""
 
 
 class _DType:

@@ -10,7 +10,7 @@ _OPTIONS = {
     "keep_logits": "MODEL.DETR.KEEP_CLASS_LOGITS",
     "input_format": "INPUT.FORMAT",
 }
-# Argument in messages of `checkpoint` to config key.
+# Maps arguments in messages of `checkpoint` to config keys.
 LOADING_KEYS = _OPTIONS | {
     "weights": "MODEL.WEIGHTS",
     "num_classes": "MODEL.DETR.NUM_CLASSES",

@@ -51,7 +51,7 @@ _THINGS_KEY = "MODEL.DETR.PANOPTIC.NUM_THING_CLASSES"
 
 
 def data_config(cfg: CfgNode, *, eval_only: bool = False) -> DataConfig:
-    """Reads the configuration of data sets, loaders and sampler; with ``eval_only``, without training sets."""
+    """Reads the configuration of data sets, loaders and sampler, without training sets if ``eval_only``."""
     return read(
         DataConfig,
         cfg,
@@ -130,10 +130,10 @@ def load_instances(records: Records, config: DataConfig) -> Records | None:
         config: configuration of the data sets.
 
     Returns:
-        The instances; None for data sets in other formats, and if there is no instances file.
+        The instances; None for data sets in other formats, or if there is no instances file.
 
     Raises:
-        DatasetError: as in `load`, and if the file lacks an image of the data set.
+        DatasetError: as in `load`, or if the file lacks an image of the data set.
     """
     spec = records.spec
     if spec.panoptic_root is None or spec.instances_json is None or not Path(spec.instances_json).is_file():

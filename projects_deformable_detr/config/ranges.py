@@ -1,6 +1,6 @@
 """Ranges of all numeric config keys, collected from the dataclasses and constructors that check them.
 
-``python -m projects_deformable_detr.config.ranges`` prints the table of ``docs/config.md``.
+``python -m projects_deformable_detr.config.ranges`` prints the table in ``docs/config.md``.
 """
 
 from collections.abc import Mapping

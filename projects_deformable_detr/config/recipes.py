@@ -1,4 +1,4 @@
-"""Config files of ``configs/`` by name, in a checkout and in an installed package."""
+"""Finds the config files in ``configs/`` by name, in a checkout or an installed package."""
 
 import difflib
 import re
@@ -12,7 +12,7 @@ _SCHEDULE = re.compile(r"_\d+ep$")
 
 
 def config_folder() -> Path:
-    """Returns the folder of the recipes; `UserError` if the installation has none."""
+    """Returns the folder of the recipes; raises `UserError` if the installation has none."""
     for folder in (_PACKAGED, _CHECKOUT):
         if (folder / "Base-DeformableDETR.yaml").is_file():
             return folder

@@ -20,8 +20,8 @@ class SamplerConfig:
     Attributes:
         name: one of `SAMPLERS`, or another sampler of Detectron2.
         repeat_threshold: images with a class that occurs in a smaller fraction of the images are repeated.
-        repeat_sqrt: repeat by the square root of threshold / fraction.
-        dataset_weights: data set name to repeat factor of its images; 1 for other data sets.
+        repeat_sqrt: whether to repeat by the square root of threshold / fraction.
+        dataset_weights: repeat factor of the images of each data set, by name; 1 for other data sets.
     """
 
     name: str = "TrainingSampler"
@@ -61,13 +61,13 @@ class DataConfig:
         invalid_boxes, drop_root_category: see `load.load_dataset`.
         max_objects: maximum number of objects in a training image; None: no limit.
         max_detections: maximum number of detections per image in evaluation; None: no limit.
-        masks: load masks.
+        masks: whether to load masks.
         panoptic: whether the model predicts panoptic segmentations.
-        filter_empty: leave out training images without objects.
+        filter_empty: whether to exclude training images without objects.
         batch_size: training images per iteration over all processes.
         num_workers: loader processes per process.
-        group_by_aspect_ratio: put landscape and portrait images into separate batches.
-        pin_memory: copy batches to page-locked memory.
+        group_by_aspect_ratio: whether to put landscape and portrait images into separate batches.
+        pin_memory: whether to copy batches to page-locked memory.
         reader: reader of image files.
         check_images, unreadable_images: see `image_check.check_images`.
         sampler: sampler of training images.

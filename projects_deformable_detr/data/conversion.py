@@ -23,7 +23,7 @@ from .problems import DatasetError, Problems
 Box = tuple[float, float, float, float]
 _CLASS_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 _TOLERANCE = 0.1  # fraction of the image size by which a normalized coordinate may lie outside the image
-# Folder of annotations to the folder of images next to it.
+# Maps the folder of annotations to the folder of images next to it.
 _FOLDERS = {"labels": "images", "Annotations": "JPEGImages"}
 
 
@@ -43,9 +43,9 @@ def convert_dataset(
 
     Args:
         folder: folder of annotations, or a folder with a subfolder ``labels`` or ``Annotations``.
-        images: folder of the images; by default ``images`` or ``JPEGImages`` next to the annotations, or ``folder``.
-        classes: YAML file with ``names``, or text file with one name per line; by default the one of the YOLO data set,
-            or for VOC the names in the annotations, sorted alphabetically.
+        images: folder of the images. Default: ``images`` or ``JPEGImages`` next to the annotations, or ``folder``.
+        classes: YAML file with ``names``, or text file with one name per line. Default: the class file of a YOLO data
+            set; for VOC, the names in the annotations, sorted alphabetically.
         only: names of the images to convert, with or without folder and suffix; None: all.
 
     Returns:

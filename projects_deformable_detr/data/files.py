@@ -25,7 +25,7 @@ AS_INTEGERS = (
     "They are converted to integers, also in result files.",
 )
 _CONVERT = "convert it with `deformable-detr convert-data`"
-# Pattern at the start of a file that is not JSON to (format, remedy).
+# Maps patterns at the start of files that are not JSON to (format, remedy).
 _FORMATS = {
     rb"\s*(<\?xml[^>]*>\s*)?<annotation\b": ("is an annotation in Pascal VOC XML format", _CONVERT),
     rb"\s*<": ("is XML", "use a JSON file; for Pascal VOC XML files, " + _CONVERT),
@@ -142,7 +142,7 @@ def read_categories(spec: DatasetSpec) -> list[Any]:
 
 @contextlib.contextmanager
 def paused_gc() -> Iterator[None]:
-    """Pauses the garbage collector, which would spend as long scanning new objects as decoding takes."""
+    """Pauses the garbage collector, which would take as long to scan new objects as the decoding itself."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -200,7 +200,7 @@ def _lacks_list(found: dict[str, Any], key: str, needed: tuple[str, ...]) -> boo
 
 
 def _recognize(found: Any) -> str:
-    """Returns the name of the other format that decoded JSON is likely in, or ""."""
+    """Returns the likely format of decoded JSON that is not a COCO annotation file, or ""."""
     if not isinstance(found, list | dict):
         return ""
     first = next(iter(found.values() if isinstance(found, dict) else found), None)

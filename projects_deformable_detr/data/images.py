@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 ImageSource = str | os.PathLike[str] | IO[bytes] | Image.Image
 _ORIENTATION = 0x0112  # EXIF tag
-# EXIF orientation to its inverse transform.
+# Maps EXIF orientations to their inverse transforms.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -104,7 +104,7 @@ class ImageReader:
         return np.ascontiguousarray(pixels if self.format == "RGB" else pixels[:, :, ::-1])
 
     def _turn(self, image: Image.Image, orientation: int) -> Image.Image:
-        """Applies or reverts the orientation, which is the value before the image was loaded."""
+        """Applies or reverts the EXIF orientation; ``orientation`` is its value before the image was loaded."""
         is_turned = orientation != read_orientation(image)  # Pillow applies the orientation of TIFF files on loading
         if is_turned == self.exif_orientation:
             return image
@@ -160,7 +160,7 @@ def resize_shortest_edge(height: int, width: int, min_size: int, max_size: int |
 
 @contextlib.contextmanager
 def open_image(path: ImageSource) -> Iterator[Image.Image]:
-    """Opens an image file and converts all errors of Pillow, also those inside the context, to `DatasetError`."""
+    """Opens an image file and converts all errors of Pillow, including those inside the context, to `DatasetError`."""
     name = source_name(path)
     try:
         with contextlib.ExitStack() as stack:
@@ -216,7 +216,7 @@ def read_sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def describe(image: Image.Image) -> list[str]:
-    """Returns the properties of an image of which users are warned: scaled values and further frames."""
+    """Returns the properties of an image that users are warned about: scaled values and additional frames."""
     notes = []
     if image.mode in _WIDE_MODES:
         notes.append("gray values of more than 8 bits, which are scaled to 8 bits (see `intensity_window`)")

@@ -44,12 +44,13 @@ def load_dataset(
         spec: data set.
         invalid_boxes: ``"error"``: boxes and masks without area are an error; ``"drop"``: they are dropped, but a large
             fraction of boxes without area or beyond their image is an error; ``"drop_many"``: any number is accepted.
-        max_objects: number of queries of the model to train; an image with more objects is an error. None: no limit.
-        for_evaluation: replace invalid areas and a missing ``iscrowd``, with a warning. If ``max_objects`` is None,
-            the file may have no objects, or no list of annotations, as in COCO test-dev.
-        masks: load segmentations and require a valid one in every annotation.
-        max_detections: number of detections per image in evaluation; an image with more objects is a warning.
-        drop_root_category: drop the unused category that some exporters add as supercategory of all others.
+        max_objects: number of queries of the model to train; images with more objects are an error. None: no limit.
+        for_evaluation: whether to replace invalid areas and a missing ``iscrowd``, with a warning. If ``max_objects``
+            is None, the file may have no objects, or no list of annotations, as in COCO test-dev.
+        masks: whether to load segmentations and require a valid one in every annotation.
+        max_detections: number of detections per image in evaluation; images with more objects cause a warning.
+        drop_root_category: whether to drop the unused category that some exporters add as the supercategory of all
+            others.
         warn: called with a message for each kind of accepted problem.
 
     Returns:

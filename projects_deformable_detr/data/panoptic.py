@@ -250,7 +250,7 @@ def as_annotations(record: Record, *, crowds: bool = False) -> list[dict[str, An
 
     Args:
         record: panoptic record.
-        crowds: include crowds, with ``iscrowd`` 1.
+        crowds: whether to include crowds, with ``iscrowd`` 1.
     """
     found, segments = _annotations(*read_objects(record, crowds=crowds)), _segments(record, crowds)
     return [{**item, "iscrowd": int(segment.get("iscrowd", 0))} for item, segment in zip(found, segments, strict=True)]
@@ -262,10 +262,10 @@ def stuff_annotations(path: str, size: tuple[int, int], classes: Mapping[int, in
     Args:
         path: image with one channel.
         size: height and width in pixels.
-        classes: label to class; other labels, such as those of things, are ignored.
+        classes: maps labels to classes; other labels, such as those of things, are ignored.
 
     Raises:
-        DatasetError: if the file is missing, is not an image, or has another size.
+        DatasetError: if the file is missing, is not an image, or has a different size.
     """
     labels = read_labels(path, size)
     found = [label for label in np.unique(labels).tolist() if label in classes]

@@ -52,7 +52,7 @@ def read_segment_ids(path: str | Path, expected_size: tuple[int, int] | None = N
 
 
 def read_labels(path: str | Path, expected_size: tuple[int, int]) -> np.ndarray[Any, np.dtype[Any]]:
-    """Reads the labels (H, W) of an image: its values or palette indices. Errors are those of `read_segment_ids`."""
+    """Reads the labels (H, W) of an image: its values or palette indices; see `read_segment_ids` for errors."""
     with open_image(path) as image:
         labels = np.asarray(image)
     labels = labels if labels.ndim == 2 else labels[:, :, 0]

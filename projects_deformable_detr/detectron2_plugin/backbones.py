@@ -87,8 +87,8 @@ def build_deformable_detr_d2_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec)
     """Builds Detectron2's Swin Transformer, with feature maps ``p0`` … ``p3`` of strides 4 … 32.
 
     ``MODEL.BACKBONE.VARIANT`` is ``swin_t``, ``swin_s``, ``swin_b`` or ``swin_l``; see `SwinBackbone` for
-    ``FREEZE_AT``. Only the feature maps in ``MODEL.DETR.IN_FEATURES`` are built, as the norms of others would have no
-    gradient.
+    ``FREEZE_AT``. Only the feature maps in ``MODEL.DETR.IN_FEATURES`` are built, because the norms of others would
+    receive no gradient.
     """
     _check_channels(input_shape)
     return SwinTransformer(
@@ -101,7 +101,7 @@ def build_deformable_detr_d2_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec)
 
 @BACKBONE_REGISTRY.register()
 def build_deformable_detr_d2_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
-    """Builds Detectron2's ViTDet (arXiv 2203.16527): a plain ViT with windowed attention in all blocks but four, and a
+    """Builds Detectron2's ViTDet (arXiv 2203.16527): a plain ViT with windowed attention in all but four blocks, and a
     simple feature pyramid ``p2`` … ``p6``.
 
     ``MODEL.BACKBONE.VARIANT`` is ``vit_t``, ``vit_s``, ``vit_b`` or ``vit_l``; ``MODEL.FPN.OUT_CHANNELS`` is the number

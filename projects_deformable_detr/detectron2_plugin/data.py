@@ -1,4 +1,4 @@
-"""Data sets in Detectron2's catalogs: registration, checks, and records from the project's reader for its loaders."""
+"""Registers and checks data sets in Detectron2's catalogs, and provides records for Detectron2's loaders."""
 
 import logging
 import os
@@ -34,11 +34,11 @@ _logger = logging.getLogger(__name__)
 _READS_FILE = tuple(
     f"register_{kind}.<locals>.<lambda>" for kind in ("coco_instances", "lvis_instances", "coco_panoptic")
 )
-# Keys of the metadata that are files or folders.
+# Metadata keys whose values are files or folders.
 _PATHS = (
     "json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root", "image_dir", "gt_dir", "dirname",
 )  # fmt: skip
-# Packages that a format needs, which are also arguments of pip install.
+# Packages that a format requires: import names, and names for pip install.
 _PACKAGES = {
     "lvis": {"faster_coco_eval": "faster-coco-eval"},
     "cityscapes_instance": {"cityscapesscripts": "cityscapesscripts", "shapely": "shapely"},
@@ -59,7 +59,7 @@ def register_builtin() -> None:
 
 
 def register(name: str, json_file: str, image_root: str) -> None:
-    """Registers a data set in COCO's instances format or LVIS's. Idempotent.
+    """Registers a data set in COCO instances or LVIS format. Idempotent.
 
     Raises:
         DatasetError: if the name is registered with other files, here or in Detectron2.
@@ -88,7 +88,7 @@ def _register(spec: DatasetSpec) -> None:
         register_coco_instances(spec.name, {}, str(spec.json_file), str(spec.image_root))
         return
     # Detectron2's "standard" panoptic format, with things and stuff in one list of classes. Only the shapes reach this
-    # line, as Detectron2 registers COCO's panoptic data sets.
+    # line, because Detectron2 registers COCO's panoptic data sets.
     names = [str(item["name"]) for item in CATEGORIES]
     things, stuff = (
         {item["id"]: index for index, item in enumerate(CATEGORIES) if item["isthing"] == kind} for kind in (1, 0)
@@ -105,9 +105,9 @@ def _load_lvis(spec: DatasetSpec) -> list[dict[str, Any]]:
 
 
 def find_spec(name: str, *, panoptic: bool = False) -> DatasetSpec | None:
-    """Returns the location of a data set in COCO's formats or LVIS's; None for data sets in other formats.
+    """Returns the location of a data set in a COCO format or LVIS format; None for data sets in other formats.
 
-    Cityscapes' panoptic files are in another format, as their image ids are strings. For a data set in the
+    Panoptic files of Cityscapes have another format, because their image ids are strings. For a data set in the
     separated format, the location is that of its instances file unless ``panoptic``.
     """
     metadata = MetadataCatalog.get(name)
@@ -133,7 +133,7 @@ def load(name: str, config: DataConfig) -> Records | None:
     """Loads and checks a data set with the project's reader; returns None for data sets in other formats.
 
     Raises:
-        DatasetError: naming file, record and remedy.
+        DatasetError: for an invalid data set; the message names the file, the record and a remedy.
     """
     spec = find_spec(name)
     if spec is None:
@@ -147,8 +147,8 @@ def load(name: str, config: DataConfig) -> Records | None:
 def is_read_from_file(name: str) -> bool:
     """Returns whether the records of a data set are those of its annotation file.
 
-    They are not if a user's function returns them, if the data set is in the separated panoptic format, or if the class
-    ids in the metadata of a panoptic data set are in another order than those of the project's reader.
+    They are not if a user-defined function returns them, if the data set is in the separated panoptic format, or if the
+    order of the class ids in the metadata of a panoptic data set differs from that of the project's reader.
     """
     function, spec = DatasetCatalog.data.get(name), find_spec(name)
     if function is None or spec is None or is_separated(name):
@@ -176,7 +176,7 @@ def training_data(config: DataConfig, seed: int) -> dict[str, Any]:
 
 
 def count_training_images(config: DataConfig) -> int:
-    """Returns the number of images of the training sets, without those without objects if ``filter_empty``."""
+    """Returns the number of images of the training sets, excluding those without objects if ``filter_empty``."""
     if all(map(is_read_from_file, config.train)):
         datasets = {name: load(name, config) for name in config.train}
         return sum(map(len, training_images(config, datasets)))  # type: ignore[arg-type]
@@ -208,7 +208,7 @@ def resolve_num_classes(cfg: CfgNode, *, allow_uncatalogued: bool = False) -> in
         allow_uncatalogued: skip data sets that are not in Detectron2's catalog if ``MODEL.DETR.NUM_CLASSES`` is set.
 
     Raises:
-        DatasetError: if two data sets, or a data set and the config, disagree; the message has both numbers.
+        DatasetError: if two data sets, or a data set and the config, disagree; the message contains both numbers.
     """
     config = data_config(cfg, eval_only=True)
     skips = allow_uncatalogued and bool(cfg.MODEL.DETR.NUM_CLASSES)
@@ -240,12 +240,12 @@ def _read_class_names(name: str, config: DataConfig) -> tuple[str, ...] | None:
 
 
 def check(config: DataConfig) -> None:
-    """Checks the data sets of a run: all of those in COCO's formats; files and packages of the others.
+    """Checks the data sets of a run: all content for COCO formats; only files and packages for other formats.
 
-    See `functions.check` for the records of the others.
+    The records of other formats are checked by `functions.check`.
 
     Raises:
-        DatasetError: naming file, record and remedy.
+        DatasetError: for an invalid data set; the message names the file, the record and a remedy.
         UserError: if a package for the format of a data set is not installed.
     """
     for name in dict.fromkeys([*config.train, *config.test]):
@@ -274,7 +274,7 @@ def _check_kind(name: str, kind: str | None, with_masks: bool) -> None:
 
 
 def _check_paths(name: str, metadata: Any) -> None:
-    """Checks that files exist, as the errors of Detectron2's loaders do not name the data set."""
+    """Checks that files exist, because the errors of Detectron2's loaders do not name the data set."""
     paths = {key: str(metadata.get(key)) for key in _PATHS if metadata.get(key)}
     missing = [f"{key} {path}" for key, path in paths.items() if "://" not in path and not os.path.exists(path)]
     if missing:

@@ -1,4 +1,4 @@
-"""Data sets that the project's reader cannot read, such as functions: read once, with checks of records and images."""
+"""Reads and checks data sets that the project's reader cannot read, such as functions that return records."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ def check(config: DataConfig) -> None:
     """Checks the records and images of these data sets before a run; see `read_once`.
 
     Raises:
-        DatasetError: naming data set, file and remedy.
+        DatasetError: for invalid records or images; the message names the data set, the file and a remedy.
     """
     read_once(config)
     for name in dict.fromkeys([*config.train, *config.test]):
@@ -33,7 +33,7 @@ def read_once(config: DataConfig) -> None:
     """Replaces, in Detectron2's catalog, the functions of data sets that the project's reader cannot read.
 
     Detectron2 calls such a function for the classes, the training loader, every test loader and every evaluator. The
-    replacement calls it once, checks the records, and leaves out images as the project's reader does. Idempotent.
+    replacement calls it once, checks the records, and skips images as the project's reader does. Idempotent.
     """
     for name in dict.fromkeys([*config.train, *config.test]):
         function = DatasetCatalog.data.get(name)

@@ -44,13 +44,13 @@ def build_augmentations(policy: AugmentationPolicy) -> list[T.Augmentation]:
 class DetrDatasetMapper(DatasetMapper):
     """Detectron2's mapper with the augmentations of an ``AugmentationPolicy``, and errors that name the image.
 
-    Images are read by the project's reader. Masks are converted to bitmaps before they are transformed, independent of
+    Images are read by the project's reader. Masks are converted to bitmaps before they are transformed, regardless of
     ``INPUT.MASK_FORMAT``, so that they are the same in both engines. The segments of a panoptic record, things and
     stuff, become its instances.
 
     Args:
         arguments, keywords: arguments of Detectron2's mapper.
-        reader: reader of the images; by default one for the mapper's ``image_format``.
+        reader: reader of the images. Default: a reader for the mapper's ``image_format``.
         label_classes: for Detectron2's separated panoptic format, maps labels of stuff images to classes; None: stuff
             is ignored.
     """

@@ -2,7 +2,7 @@
 
 `PATCHES` has one row per replacement. Those of Detectron2 dispatch on the model, except ``resize``, which applies to
 all models: models of other projects get Detectron2's own behavior. They are installed when the project is imported;
-rows with ``in_context`` are active inside `applied` only. The environment variable ``DEFORMABLE_DETR_DISABLE_PATCHES``
+rows with ``in_context`` are active only inside `applied`. The environment variable ``DEFORMABLE_DETR_DISABLE_PATCHES``
 disables replacements by name (``optimizer,mapper``, or ``all``), and `uninstall` restores Detectron2's attributes.
 """
 
@@ -41,7 +41,7 @@ from .tta import SetPredictionTTA
 
 DISABLE = "DEFORMABLE_DETR_DISABLE_PATCHES"
 _MISSING = object()  # stands for an absent attribute
-# CPython does not reset a type's constructor if a `__new__` that was set is deleted: object's would reject arguments.
+# CPython does not reset a type's constructor if an assigned `__new__` is deleted, and object's would reject arguments.
 _DEFAULT_NEW = staticmethod(lambda cls, *args, **kwargs: object.__new__(cls))
 _skips_key_checks = ContextVar("_skips_key_checks", default=False)
 
@@ -53,9 +53,9 @@ class Patch:
     Attributes:
         name: name for ``DEFORMABLE_DETR_DISABLE_PATCHES``.
         targets: owner and name of the attribute; several if modules import it from each other.
-        replace: function from the original value to its replacement.
+        replace: function that maps the original value to its replacement.
         reason: consequence of not replacing the attribute.
-        in_context: whether to replace the attribute inside `applied` only instead of on import.
+        in_context: whether to replace the attribute only inside `applied` instead of on import.
     """
 
     name: str
@@ -111,7 +111,7 @@ def _replace_trainer_init(original: Callable[..., None]) -> Callable[..., None]:
     def init(self: Any, cfg: CfgNode, *args: Any, **kwargs: Any) -> None:
         if selects_project_model(cfg):
             check_supported_keys(cfg)
-            # Data sets of a user's own loader are in no catalog.
+            # Data sets of a user-defined loader are not in a catalog.
             resolve_num_classes(cfg, allow_uncatalogued=True)  # raises if the config and the data sets disagree
         original(self, cfg, *args, **kwargs)
 
@@ -213,7 +213,7 @@ def install(disabled: str | None = None) -> None:
     """Installs all patches that are neither disabled nor limited to a context. Idempotent.
 
     Args:
-        disabled: names separated by commas, or ``"all"``; by default the value of ``DEFORMABLE_DETR_DISABLE_PATCHES``.
+        disabled: names separated by commas, or ``"all"``. Default: the value of ``DEFORMABLE_DETR_DISABLE_PATCHES``.
 
     Raises:
         UserError: for an unknown name.

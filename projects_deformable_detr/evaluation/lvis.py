@@ -115,7 +115,7 @@ def _precision(evaluation: Any, categories: list[int], known: dict[int, set[int]
 
 
 def _known_categories(ground_truth: Any) -> dict[int, set[int]]:
-    """Returns image id to the ids of the categories that are annotated or verified to be absent."""
+    """Returns the ids of the categories that are annotated or verified to be absent, by image id."""
     known = {image["id"]: set(image["neg_category_ids"]) for image in ground_truth.dataset["images"]}
     for annotation in ground_truth.dataset["annotations"]:
         known[annotation["image_id"]].add(annotation["category_id"])

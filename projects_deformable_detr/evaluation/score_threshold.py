@@ -92,7 +92,7 @@ def metrics_above(matches: Matches, threshold: float) -> dict[str, float]:
 
 
 def best_f1(matches: Matches) -> dict[str, float]:
-    """Returns `metrics_above` for the threshold with the best F1; for threshold 1 without detections."""
+    """Returns `metrics_above` for the threshold with the best F1, or for threshold 1 if there are no detections."""
     if not len(matches.scores):
         return metrics_above(matches, 1.0)
     correct = np.cumsum(matches.is_correct)

@@ -24,7 +24,7 @@ class TestTimeAugmentationConfig:
     Attributes:
         min_sizes: lengths of the shorter side in pixels, one view each.
         max_size: upper limit of the longer side.
-        flip: add a horizontally flipped copy of each view.
+        flip: whether to add a horizontally flipped copy of each view.
         nms_threshold: IoU above which two detections of one class are duplicates.
     """
 
@@ -65,7 +65,7 @@ def detect_with_tta(
     classes: Sequence[int] | None = None,
     score_threshold: float = 0.0,
 ) -> list[Detections]:
-    """Returns the detections of N images of one size, in pixels of the images.
+    """Returns the detections in N images of the same size, in pixels of the images.
 
     Args:
         predict: model that accepts images (N, 3, h, w) uint8.

@@ -26,24 +26,24 @@ class DetectorConfig:
     Attributes:
         num_classes: number of classes.
         architecture: ``"DeformableDETR"`` or ``"DETR"``.
-        num_queries: object queries; proposals of a two-stage model.
+        num_queries: number of object queries, or of proposals in a two-stage model.
         in_features: feature maps of the backbone, finest first.
-        num_levels: feature levels; those after ``in_features`` come from convolutions of stride 2.
+        num_levels: number of feature levels; those after ``in_features`` come from convolutions of stride 2.
         d_model, num_heads, dim_feedforward, dropout, activation, pre_norm: see `LayerConfig`.
         encoder_layers: number of encoder layers.
         decoder_layers: number of decoder layers; 0 builds the encoder-only Deformable DETR.
-        encoder_points, decoder_points: sampling points per head and level.
-        multi_scale_attention: let encoder tokens attend to all levels instead of their own level only.
+        encoder_points, decoder_points: number of sampling points per head and level.
+        multi_scale_attention: whether encoder tokens attend to all levels instead of their own level only.
         position_embedding: ``"sine"`` or ``"learned"``.
-        position_embedding_size: maximum rows and columns of a feature map, learned embedding only.
-        box_refine: iterative box refinement.
-        two_stage: use the encoder's best proposals as queries; needs ``box_refine``.
+        position_embedding_size: maximum number of rows and columns of a feature map; for the learned embedding only.
+        box_refine: whether to refine boxes iteratively.
+        two_stage: whether to use the encoder's best proposals as queries; requires ``box_refine``.
         class_loss: ``"focal"``, or ``"softmax"``, which adds a logit for "no object".
-        activation_checkpointing: recompute encoder layers in the backward pass.
-        mask_head: add a mask head.
+        activation_checkpointing: whether to recompute encoder layers in the backward pass.
+        mask_head: whether to add a mask head.
         mask_attention_feature: member of ``in_features`` whose level the mask head attends to; "" for the last one.
         mask_features: three feature maps for upsampling masks, coarsest first.
-        freeze_detector: train only the mask head.
+        freeze_detector: whether to train only the mask head.
         mask_padding: ``"inference"``, ``"always"`` or ``"never"``, see `Detector`.
     """
 

@@ -17,8 +17,8 @@ class DeformableEncoderLayer(nn.Module):
 
     Args:
         config: layer configuration.
-        multi_scale: attend to all levels. If False, each token attends to its own level only, and levels share weights
-            (table 2 of the paper, "MS attention").
+        multi_scale: whether to attend to all levels. If False, each token attends to its own level only, and levels
+            share weights (table 2 of the paper, "MS attention").
     """
 
     def __init__(self, config: LayerConfig, multi_scale: bool = True) -> None:
@@ -56,7 +56,7 @@ class DeformableEncoder(nn.Module):
         layer: configuration of the layers.
         num_layers: number of layers.
         multi_scale: see `DeformableEncoderLayer`.
-        activation_checkpointing: recompute layers in the backward pass instead of storing their activations.
+        activation_checkpointing: whether to recompute layers in the backward pass instead of storing activations.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class DeformableDecoder(nn.Module):
         layer: configuration of the layers.
         num_layers: number of layers, at least 1.
         num_classes: number of classes.
-        box_refine: use each layer's boxes, detached, as references of the next layer (section 4.2).
-        two_stage: the initial references are boxes, which a newly initialized box head keeps unchanged.
-        no_object: add a logit for "no object", for softmax classification.
+        box_refine: whether to use each layer's boxes, detached, as references of the next layer (section 4.2).
+        two_stage: whether the initial references are boxes, which a newly initialized box head keeps unchanged.
+        no_object: whether to add a logit for "no object", for softmax classification.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Layers shared by DETR and Deformable DETR: feed-forward network, prediction heads, box arithmetic."""
+"""Layers shared by DETR and Deformable DETR: feed-forward network, prediction heads and box arithmetic."""
 
 import math
 from collections.abc import Iterable
@@ -22,13 +22,13 @@ class LayerConfig:
 
     Attributes:
         d_model: channels C of tokens and queries.
-        num_heads: attention heads; divides ``d_model``.
+        num_heads: number of attention heads; divides ``d_model``.
         dim_feedforward: hidden channels of the feed-forward network.
         dropout: dropout probability.
         activation: ``"relu"`` or ``"gelu"``.
-        num_levels: feature levels; deformable attention only.
-        num_points: sampling points per head and level; deformable attention only.
-        pre_norm: apply the layer norm before each sublayer instead of after it; DETR only.
+        num_levels: number of feature levels; deformable attention only.
+        num_points: number of sampling points per head and level; deformable attention only.
+        pre_norm: whether to apply the layer norm before each sublayer instead of after it; DETR only.
     """
 
     d_model: PositiveInt = 256

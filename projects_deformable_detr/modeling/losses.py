@@ -59,7 +59,7 @@ class FocalClassification:
     def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor) -> Tensor:
         """Computes the focal loss, summed over images, queries and classes and divided by the number of boxes.
 
-        The loss is that of all logits as negatives plus a correction for matched ones, because one-hot targets would
+        It is computed for all logits as negatives and then corrected for matched logits, because one-hot targets would
         take most of the memory of a training step with many classes (1,203 in LVIS).
         """
         matched_logits = logits.gather(-1, matched.clamp(min=0)[..., None])[..., 0]
@@ -122,7 +122,7 @@ class MaskLoss:
 
         Only masks of matched queries are computed. Targets are zero-padded to the size of the batch, and predictions
         are resized to it (bilinear). More than 64 masks are computed in chunks of 64 that are recomputed in the
-        backward pass, which bounds the memory of crowded batches.
+        backward pass, which limits the memory of crowded batches.
 
         Raises:
             UserError: if a target with objects has no masks.

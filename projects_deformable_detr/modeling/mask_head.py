@@ -17,10 +17,10 @@ _NORM_GROUPS = 8
 
 
 class MaskHead(nn.Module):
-    """Upsamples the queries' attention maps over one level of the memory to masks, with finer feature maps.
+    """Upsamples the queries' attention maps over one level of the memory to masks, using finer feature maps.
 
     The queries of the decoder's last layer attend to the memory of one level, by default that of the backbone's last
-    feature map, as attention to all positions of finer levels would need too much memory. The attention maps of all
+    feature map, since attention to all positions of finer levels would need too much memory. The attention maps of all
     heads are concatenated to the projected feature map of that level. Five 3x3 convolutions with group norm and ReLU
     follow; before each of the last three, the maps are upsampled (nearest) to a finer feature map of the backbone,
     which is added after a 1x1 convolution. A last convolution yields mask logits at the stride of the finest map.
@@ -33,7 +33,7 @@ class MaskHead(nn.Module):
         num_heads: attention heads, a multiple of 8.
         level: index of the level to attend to.
         features: names and channels of three finer feature maps of the backbone, coarsest first; names may repeat.
-        box_positions: add positions to queries and keys of the attention, for Deformable DETR.
+        box_positions: whether to add positions to queries and keys of the attention, for Deformable DETR.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class MaskHead(nn.Module):
         padding_mask: Tensor,
         masks: Mapping[str, Tensor] | None = None,
     ) -> MaskLogits:
-        """Returns mask logits on demand; tensors shared by all queries of an image are computed at once.
+        """Returns mask logits on demand; tensors shared by all queries of an image are computed immediately.
 
         Args:
             features: feature maps (N, C_l, H_l, W_l) of the backbone by name.

@@ -1,4 +1,4 @@
-"""Neck that maps feature maps to tokens: input projections, coarser levels, position embeddings."""
+"""Neck that maps feature maps to tokens: input projections, coarser levels and position embeddings."""
 
 from collections.abc import Iterator, Mapping
 
@@ -23,9 +23,9 @@ class Neck(nn.Module):
         d_model: C; with ``norm`` a multiple of 32, the number of groups.
         num_levels: L, at least the number of feature maps.
         position_embedding: module that maps masks (N, H, W) to embeddings (N or 1, C, H, W).
-        norm: apply group norm after Xavier-initialized projections. Without it, projections are convolutions with
-            PyTorch's default initialization, as in DETR.
-        level_embed: add a learned embedding of the level to position embeddings.
+        norm: whether to apply group norm after Xavier-initialized projections. If False, projections are
+            convolutions with PyTorch's default initialization, as in DETR.
+        level_embed: whether to add a learned embedding of the level to position embeddings.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Neck(nn.Module):
             features: maps (N, C_l, H_l, W_l) by name, zero on padding with ``mask_padding``.
             padding_mask: (N, H, W) bool of the images, True on padding.
             masks: padding masks (N, H_l, W_l) of the feature maps by name; by default, computed from ``padding_mask``.
-            mask_padding: make the tokens of an image independent of its padding. Otherwise, group norms and
+            mask_padding: whether to make the tokens of an image independent of its padding. If False, group norms and
                 convolutions include the padding, as in the official code.
         """
         if mask_padding:

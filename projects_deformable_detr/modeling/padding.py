@@ -40,7 +40,7 @@ def interpolate_mask(mask: Tensor, size: torch.Size) -> Tensor:
 
 
 def masked_group_norm(norm: nn.GroupNorm, x: Tensor, mask: Tensor) -> Tensor:
-    """Applies a group norm to x (N, C, H, W) with padding mask (N, H, W), with statistics of unpadded positions.
+    """Applies a group norm to x (N, C, H, W) with padding mask (N, H, W), using statistics of unpadded positions.
 
     Returns zeros on padding. The dtype is that of ``nn.GroupNorm``: under CUDA autocast, float32 for 16-bit input.
     """
@@ -62,7 +62,7 @@ def masked_features(backbone: nn.Module, images: Tensor, padding_mask: Tensor) -
     """Computes feature maps (N, C, H, W) that are zero on padding and do not depend on it.
 
     A backbone with the attribute ``masks_padding``, such as `ResNet`, also receives the padding mask. Others, whose
-    attention windows, norms or interpolations would include padding, are applied to the images of one size at a time.
+    attention windows, norms or interpolations would include padding, are applied separately to images of each size.
 
     Returns:
         Feature maps and their padding masks (N, H, W), by name.

@@ -1,4 +1,4 @@
-"""Detections and panoptic segmentations from predictions."""
+"""Converts predictions to detections and panoptic segmentations."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence

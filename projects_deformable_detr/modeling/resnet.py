@@ -40,7 +40,7 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class ResNet(nn.Module):
-    """ResNet-18/34/50/101 without classifier.
+    """ResNet-18/34/50/101 without the classifier.
 
     Args:
         depth: 18, 34, 50 or 101.
@@ -58,7 +58,7 @@ class ResNet(nn.Module):
         width_per_group: channels of each group in res2, doubled in each further stage. With 1 group and 64, the number
             is a quarter of ``res2_channels``.
         deform: for each of res2 … res5, whether its 3x3 convolutions are deformable; depth 50 and 101 only.
-        deform_modulated: use modulated deformable convolutions (arXiv 1811.11168).
+        deform_modulated: whether to use modulated deformable convolutions (arXiv 1811.11168).
         deform_groups: number of channel groups with separate offsets.
     """
 
@@ -186,7 +186,7 @@ class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is no
         channels: C.
         stride: input pixels per output pixel.
         dilation: input pixels between taps; also the padding.
-        modulated: weight each tap by a number in (0, 1) predicted from the input.
+        modulated: whether to weight each tap by a number in (0, 1) predicted from the input.
         groups: number of channel groups with separate offsets; divides C.
         weight_groups: number of groups of the convolution; divides C.
     """

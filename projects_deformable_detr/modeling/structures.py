@@ -132,7 +132,7 @@ class MaskLogits:
         return self.select(image, query)
 
     def all(self) -> Tensor:
-        """Computes all logits (N, Q, h, w), a chunk of masks at a time to bound memory when gradients are off."""
+        """Computes all logits (N, Q, h, w), a chunk of masks at a time to limit memory when gradients are off."""
         if isinstance(self.select, ComputedMasks):
             return self.select.logits
         batch, device = len(self.padding_mask), self.padding_mask.device
@@ -166,8 +166,8 @@ class Predictions:
         logits: (layers, N, Q, classes) of all decoder layers in order; with ``no_object``, one more logit.
         boxes: (layers, N, Q, 4) as (cx, cy, w, h), normalized by the size of the image without padding.
         proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder; None for one-stage models.
-        masks: mask logits of the last layer's queries; ``masks.all()`` is (N, Q, h, w). None without mask head.
-        no_object: whether the last logit is for "no object" (softmax) or all logits are classes (sigmoid).
+        masks: mask logits of the last layer's queries; ``masks.all()`` is (N, Q, h, w). None without a mask head.
+        no_object: whether the last logit is "no object" (softmax). If False, all logits are classes (sigmoid).
     """
 
     logits: Tensor
@@ -262,7 +262,7 @@ class Detections:
         boxes: (K, 4) as (x1, y1, x2, y2) in pixels of the requested size, clipped to it.
         scores: (K,) in [0, 1].
         labels: (K,) int64 contiguous class ids.
-        masks: (K, H, W) bool at the requested size; None without mask head.
+        masks: (K, H, W) bool at the requested size; None without a mask head.
         queries: (K,) int64, query index of each detection; None if detections of several predictions were merged.
     """
 

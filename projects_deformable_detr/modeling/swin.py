@@ -31,7 +31,7 @@ _PATCH_SIZE = 4
 
 
 class SwinBackbone(nn.Module):
-    """Swin-T, -S, -B or -L without classifier.
+    """Swin-T, -S, -B or -L without the classifier.
 
     Modules have torchvision's names (``features.0`` is the patch embedding, followed by alternating stages and patch
     merging), so that its ImageNet weights load. Each feature map has its own, newly initialized layer norm.

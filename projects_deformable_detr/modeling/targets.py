@@ -1,4 +1,4 @@
-"""Checks of the ground truth of a batch."""
+"""Checks the ground truth of a batch."""
 
 from collections.abc import Sequence
 
@@ -52,7 +52,7 @@ def _check_values(name: str, target: Targets, num_classes: int) -> None:
             f"{num_classes - 1}): class ids must be contiguous, and `num_classes` their number"
         )
     if target.size is None:
-        # The slack is a whole image, as the size of a pixel is unknown; this still rejects boxes in pixels.
+        # The slack is a whole image, because the size of a pixel is unknown; this still rejects boxes in pixels.
         slack = boxes.new_ones(4)
     else:
         height, width = target.size

@@ -15,7 +15,7 @@ _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 class TimmBackbone(nn.Module):
     """timm network with ``features_only=True``, for images of any size.
 
-    Batch norms of the network are trained and update their statistics, which needs large batches.
+    Batch norms of the network are trained and update their statistics, which requires large batches.
 
     Args:
         variant: name of a network in timm, such as ``"convnext_tiny"`` or ``"resnet18"``.

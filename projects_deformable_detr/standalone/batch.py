@@ -11,8 +11,8 @@ from ..modeling import Targets, batch_images
 
 @dataclass(frozen=True)
 class Item:
-    """Transformed image; ``pixels`` is (3, h, w) uint8, ``empty_masks`` the number of objects that have a box but no
-    pixel of their mask left, and are not among the targets.
+    """Transformed image. ``pixels`` is (3, h, w) uint8; ``empty_masks`` is the number of objects whose mask is empty
+    although their box is not, and which are not among the targets.
     """
 
     pixels: Tensor
@@ -25,8 +25,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and targets in a small number of tensors, each of which needs a message from a worker and a copy to the
-    GPU.
+    """Images and targets of a batch in a small number of tensors, because each requires a message from a worker and a
+    copy to the GPU.
 
     Attributes:
         images: (N, 3, H, W) uint8 in the config's channel order, zero on padding.
@@ -90,7 +90,7 @@ class Batch:
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Pads images to the largest height and width."""
+    """Collates items into a batch, with images padded to the largest height and width."""
     images, padding_mask = batch_images([item.pixels for item in items])
     return Batch(
         images,

@@ -33,8 +33,8 @@ class DetectionDataset(Dataset[Item]):
     Args:
         records: records in Detectron2's format, with instances or panoptic segments.
         policy: augmentation.
-        seed: random transforms depend on the seed and the position of a draw only.
-        with_masks: create masks.
+        seed: seed of random transforms, which depend only on the seed and the position of a draw.
+        with_masks: whether to create masks.
         reader: reader of the images.
 
     Attributes:
@@ -121,7 +121,7 @@ def build_training_set(
 
     Args:
         config: training sets and sampler.
-        datasets: name to records.
+        datasets: records by data set name.
         policy: augmentation.
 
     Raises:
@@ -167,13 +167,13 @@ def evaluation_loader(
         records: data set.
         policy: augmentation of an evaluation.
         rank, world_size: index of this process, and number of processes.
-        original_size: do not resize images; every batch has one image.
+        original_size: whether to keep the size of the images; every batch then has one image.
     """
     if original_size:
         policy = replace(policy, min_sizes=(0,))
     limits = policy.min_sizes[0], policy.max_size
     sizes = [resize_shortest_edge(height, width, *limits) for height, width in records.sizes.tolist()]
-    # A batch of the size in training fits into memory, as evaluation needs no gradients.
+    # A batch of the training size fits into memory, because evaluation needs no gradients.
     batch_size = 1 if original_size else max(1, config.batch_size // world_size)
     batches = evaluation_batches(sizes, batch_size, rank, world_size)
     return _loader(config, DetectionDataset(records.without_annotations(), policy, reader=config.reader), batches)

@@ -35,7 +35,7 @@ class StepRecorder:
         self._random: dict[str, Any] = {}
 
     def start(self, iteration: int, device: torch.device, read: Callable[[], Samples]) -> None:
-        """Records the start of a step; to be called before the model.
+        """Records the start of a step. Must be called before the model.
 
         Args:
             iteration: iteration, counted from 0.

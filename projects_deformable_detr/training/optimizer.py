@@ -1,4 +1,4 @@
-"""Optimizer with separate learning rates of parameter groups, and gradient clipping."""
+"""Optimizer with separate learning rates for parameter groups, and gradient clipping."""
 
 import logging
 import math
@@ -65,8 +65,8 @@ class OptimizerConfig:
         sampling_multiplier: multiplies ``base_lr`` for sampling offsets and the projection of reference points.
         weight_decay: weight decay of all parameters, including norms and biases, as in the papers.
         momentum, nesterov: options of SGD.
-        fused: use the fused implementation of AdamW. Must be False with a gradient scaler, which would defer unscaling
-            to the fused step, after clipping.
+        fused: whether to use the fused implementation of AdamW. Must be False with a gradient scaler, which would defer
+            unscaling to the fused step, after clipping.
         clip: gradient clipping, or None.
     """
 
@@ -195,8 +195,8 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, scheduler: LRScheduler
 def clip_before_step(optimizer: torch.optim.Optimizer, clip: GradientClip) -> None:
     """Registers gradient clipping as a pre-hook of the optimizer's step.
 
-    For training loops that do not clip gradients, such as Detectron2's. The hook runs after the gradient scaler of
-    mixed precision has unscaled the gradients.
+    Intended for training loops that do not clip gradients, such as Detectron2's. The hook runs after the gradient
+    scaler of mixed precision has unscaled the gradients.
     """
 
     def clip_gradients(stepping: torch.optim.Optimizer, *_: Any) -> None:

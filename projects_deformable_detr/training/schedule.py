@@ -36,7 +36,7 @@ class ScheduleConfig:
         warmup_factor: warm-up factor at iteration 0.
         warmup_iters: number of warm-up iterations.
         warmup_method: ``"linear"`` or ``"constant"``.
-        rescale_interval: start the decay after the warm-up instead of at iteration 0.
+        rescale_interval: whether to start the decay after the warm-up instead of at iteration 0.
     """
 
     name: str
@@ -60,7 +60,7 @@ class ScheduleConfig:
             raise ArgumentError("base_lr_end", f"must be in [0, {self.base_lr}], got {self.base_lr_end}")
 
     def factor(self, iteration: int) -> float:
-        """Returns the factor of the learning rate at an iteration, counted from 0."""
+        """Returns the learning-rate factor at an iteration, counted from 0."""
         progress = min(iteration, self.max_iter - 1) / self.max_iter
         warmup = min(self.warmup_iters / self.max_iter, 1.0)
         if progress >= warmup:

@@ -67,7 +67,7 @@ def layer_rules(stack: str, parts: Mapping[str, str], prefix: str = "") -> list[
 
     Args:
         stack: ``"encoder"`` or ``"decoder"``.
-        parts: submodule of the detector's layer to submodule of the other project's.
+        parts: maps submodules of the detector's layers to those of the other project.
         prefix: prefix of the other project's keys.
     """
     layer = f"{stack}.layers.{{i}}"

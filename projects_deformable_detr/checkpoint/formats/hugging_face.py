@@ -108,11 +108,11 @@ def write_hugging_face(
     pixel_std: Sequence[float],
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Writes a folder for ``from_pretrained`` of transformers: weights and the configs of model and image processor.
+    """Writes a folder for ``from_pretrained`` of transformers: weights, and configs of the model and image processor.
 
     Args:
         folder: output folder, created if needed.
-        detector: detector with a ResNet with batch norm.
+        detector: detector with a ResNet backbone and batch norm.
         model: configuration of the detector.
         criterion: configuration of the criterion, for training in transformers.
         resnet_depth: number of layers of the ResNet: 18, 34, 50 or 101.
