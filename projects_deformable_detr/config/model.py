@@ -110,8 +110,8 @@ def build_detector(
 
     Args:
         cfg: config of either engine, with ``MODEL.DETR.NUM_CLASSES`` set.
-        backbone: see `modeling.build_detector`; by default, it is built from ``cfg.MODEL.BACKBONE``.
-        architecture: ``"DETR"`` or ``"DeformableDETR"``; by default ``cfg.MODEL.META_ARCHITECTURE``.
+        backbone: see `modeling.build_detector`. Default: built from ``cfg.MODEL.BACKBONE``.
+        architecture: ``"DETR"`` or ``"DeformableDETR"``. Default: ``cfg.MODEL.META_ARCHITECTURE``.
         weights: file, ``zoo://NAME`` or ``torchvision://NAME`` to load, see `load_weights`; ``""``: none. The default
             loads none, with a warning if ``cfg.MODEL.WEIGHTS`` is set.
 
@@ -276,7 +276,7 @@ _BOTTOM_UP: dict[str, Callable[[CfgNode], BackboneConfig]] = {
     "swin": partial(_other, SwinBackbone, SWIN_KEYS),
     "timm": partial(_other, TimmBackbone, TIMM_KEYS),
 }
-# MODEL.BACKBONE.NAME to function that reads the configuration, for backbones of both engines.
+# Maps MODEL.BACKBONE.NAME to the function that reads the configuration, for backbones of both engines.
 BACKBONES: dict[str, Callable[[CfgNode], BackboneConfig]] = {
     **{f"build_deformable_detr_{name}_backbone": read for name, read in _BOTTOM_UP.items()},
     **{f"build_deformable_detr_{name}_fpn_backbone": partial(_with_fpn, read) for name, read in _BOTTOM_UP.items()},

@@ -25,7 +25,7 @@ def read(build: Callable[..., T], cfg: CfgNode, keys: Mapping[str, str], **other
     Args:
         build: dataclass or function.
         cfg: config of either engine.
-        keys: argument to config key.
+        keys: maps arguments to config keys.
         others: further arguments, which take precedence over values of config keys.
 
     Raises:
@@ -37,7 +37,7 @@ def read(build: Callable[..., T], cfg: CfgNode, keys: Mapping[str, str], **other
 
 @contextmanager
 def naming_keys(keys: Mapping[str, str]) -> Iterator[None]:
-    """Inserts config keys in errors raised in the block, see `name_keys`; converts `ArgumentError` to `UserError`."""
+    """Inserts config keys into errors raised in the block, see `name_keys`; converts `ArgumentError` to `UserError`."""
     try:
         yield
     except ArgumentError as error:

@@ -99,7 +99,7 @@ def optimizer_config(cfg: CfgNode) -> OptimizerConfig:
 
 
 def schedule_config(cfg: CfgNode) -> ScheduleConfig:
-    """Reads the configuration of the learning rate schedule."""
+    """Reads the configuration of the learning-rate schedule."""
     return read(ScheduleConfig, cfg, SCHEDULE_KEYS)
 
 
@@ -161,7 +161,7 @@ def set_epochs(cfg: CfgNode, epochs: int, num_images: int, options: Sequence[str
 
 
 def describe_recipe(config: TrainingConfig, batch_size: int, num_images: int | None = None) -> str:
-    """Returns the recipe of a training in one line; arguments as in `log_recipe`."""
+    """Returns the training recipe in one line; see `log_recipe` for the arguments."""
     optimizer, schedule = config.optimizer, config.schedule
     steps = [step for step in schedule.steps if step < schedule.max_iter]
     decay = f"times {schedule.gamma:g} at {', '.join(map(str, steps))}" if steps else "constant"

@@ -50,7 +50,7 @@ _CROWDS = (
     "Set iscrowd to 0 or 1. Remove ignore, which is not part of the COCO format; mark regions to ignore as crowds.",
 )
 _FLAGS: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}  # also matches False, True, 0.0 and 1.0
-# Field to (kind of problem, remedy) if it cannot be converted.
+# Maps fields to (kind of problem, remedy) for values that cannot be converted.
 FIELDS = {
     "image_id": _IDS,
     "category_id": _IDS,
@@ -68,7 +68,7 @@ def convert_annotations(
     Args:
         entries: entries of a file; see `files.convert`.
         kind: `Annotation` or `MaskAnnotation`.
-        file_names: image id to file name, for messages.
+        file_names: file names by image id, for messages.
         problems: collects errors and warnings.
     """
 

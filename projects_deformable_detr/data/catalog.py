@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .problems import DatasetError
 
-# Name to (folder, split) below $DETECTRON2_DATASETS. The paths of COCO are those of Detectron2.
+# Maps names to (folder, split) below $DETECTRON2_DATASETS. The paths of COCO are those of Detectron2.
 _BUILTIN = {
     "shapes_train": ("shapes", "train"),
     "shapes_val": ("shapes", "val"),

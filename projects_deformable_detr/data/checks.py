@@ -1,4 +1,4 @@
-"""Checks of annotations in COCO instances and LVIS formats.
+"""Checks annotations in COCO instances and LVIS formats.
 
 Invalid rows are excluded from later checks, so that each problem is reported only once.
 """
@@ -37,7 +37,7 @@ class AnnotationChecks:
 
     Args:
         images: images of the file.
-        categories: category id to name.
+        categories: category names by id.
         table: annotations, ordered by image.
         owners: (annotations,) index of the image of each annotation; -1 if the file lacks the image.
         rule: one of `RULES`.
@@ -109,7 +109,7 @@ class AnnotationChecks:
         return f"{self._describe_box(row)} in an image of {self.sizes[row][1]} x {self.sizes[row][0]}"
 
     def check_ids(self, hint: str = "") -> None:
-        """Checks the ids of annotations, images and categories; ``hint`` ends the message about unknown categories."""
+        """Checks the ids of annotations, images and categories; appends ``hint`` to the message about unknown ones."""
         table = self.table
         self._reject(
             "annotations of images that are not in 'images'",
@@ -181,7 +181,7 @@ class AnnotationChecks:
         return _fraction(np.abs(counted).max(1) <= _NORMALIZED) >= _ALMOST_ALL
 
     def _are_corners(self, read_corners: Callable[[], Array]) -> bool:
-        """Whether areas, image sizes and masks indicate boxes in corner format instead of x, y, width, height."""
+        """Returns whether areas, image sizes and masks indicate corner format instead of x, y, width, height."""
         used = np.flatnonzero(self.is_used)
         boxes, limits, area = self.table["bbox"][used], self.sizes[used, ::-1], self.table["area"][used]
         low, high = boxes[:, :2], boxes[:, 2:]
@@ -292,7 +292,7 @@ class AnnotationChecks:
             self._warn(kind, is_different, describe, "Both are used as they are.")
 
     def fill_in(self, segmentations: Segmentations | None, *, needs_crowd: bool) -> None:
-        """Replaces invalid areas with the area of the mask or box and warns of it and of missing ``iscrowd``."""
+        """Replaces invalid areas with the area of the mask or box; warns about them and about missing ``iscrowd``."""
         table = self.table
         boxes, area = table["bbox"], table["area"]
         of_box = boxes[:, 2:].prod(1)
@@ -317,7 +317,7 @@ class AnnotationChecks:
             self._warn("annotations without iscrowd", ~table["has_iscrowd"], self._name, "It defaults to 0.")
 
     def check_duplicates(self) -> None:
-        """Warns of objects, except crowds, that have the same class and box as another object in their image."""
+        """Warns about objects, except crowds, that have the same class and box as another object in their image."""
         is_crowd = self.table["iscrowd"] != 0
         keys = np.zeros(len(self.table), np.uint64)
         for column in (self.owners, self.labels, *self.table["bbox"].view(np.int64).T):

@@ -33,8 +33,8 @@ class CocoRecords(Records):
         arguments, keywords: arguments of `Records`.
         table: (annotations,) values of the file, of dtype `annotations.TABLE`.
         segmentations: segmentations of the annotations; None if masks were not loaded.
-        federated: image id to the lists of category ids under ``lvis.FEDERATED``; empty unless the file is LVIS.
-        frequencies: LVIS frequency of class 0, 1, …; empty unless the file is LVIS.
+        federated: lists of category ids under ``lvis.FEDERATED``, by image id; empty unless the file is LVIS.
+        frequencies: LVIS frequency of each class; empty unless the file is LVIS.
     """
 
     def __init__(

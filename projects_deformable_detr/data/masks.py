@@ -13,7 +13,7 @@ Bitmaps = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def find_rle_fault(size: Sequence[int], counts: str | bytes | list[int], height: int, width: int) -> str | None:
-    """Returns a description of what is invalid in an RLE, or None.
+    """Returns a description of the fault in an RLE, or None if it is valid.
 
     pycocotools does not check run lengths; invalid ones make it read out of bounds or loop forever.
     """

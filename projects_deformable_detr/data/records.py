@@ -190,7 +190,7 @@ def check_counts(
 
 
 def check_classes(labels: Array, names: Sequence[str], root: str | None, problems: Problems) -> None:
-    """Warns of classes without objects, unless there are no objects at all.
+    """Warns about classes without objects, unless there are no objects at all.
 
     Args:
         labels: (objects,) class ids.

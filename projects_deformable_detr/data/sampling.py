@@ -26,8 +26,8 @@ def select_training_images(
 
     Args:
         config: training sets and sampler. With ``filter_empty``, images without objects are dropped.
-        datasets: name to records.
-        crowds: count crowds in the repeat factors, as Detectron2 does.
+        datasets: records by data set name.
+        crowds: whether to count crowds in the repeat factors, as Detectron2 does.
 
     Raises:
         DatasetError: if no image is left.

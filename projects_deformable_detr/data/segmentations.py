@@ -30,7 +30,7 @@ class Shapes:
     """Properties of many segmentations.
 
     Attributes:
-        faults: row to problem of each invalid segmentation; the other properties of these rows are undefined.
+        faults: problem of each invalid segmentation, by row; the other properties of these rows are undefined.
         num_parts: (N,) number of polygons, or 1 for an RLE; 0 without a segmentation.
         num_short: (N,) number of polygons with fewer than three points.
         corners: (N, 4) x1, y1, x2, y2 of the mask in pixels, without short polygons; NaN without a mask.

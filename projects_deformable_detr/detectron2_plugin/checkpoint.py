@@ -1,7 +1,7 @@
 """Checkpointer for Detectron2 that loads files of all supported formats and maps classes by name.
 
-For the project's models, ``DetectionCheckpointer`` creates it, also in ``DefaultPredictor`` and ``DefaultTrainer`` (see
-`patches`).
+``DetectionCheckpointer`` creates it for the project's models, including in ``DefaultPredictor`` and ``DefaultTrainer``
+(see `patches`).
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         model: a meta-architecture with its network in ``detector``, or one wrapped for distributed training.
         save_dir: folder of the checkpoints; a URL of Detectron2's ``PathManager``, such as ``s3://…``, keeps all of
             them.
-        options: options for loading; by default those of the model, for evaluation if the model is in ``eval`` mode.
+        options: options for loading. Default: those of the model, for evaluation if the model is in ``eval`` mode.
         keep: number of periodic checkpoints to keep; 0: all.
         checkpointables: as in Detectron2.
 
@@ -82,9 +82,10 @@ class DetectorCheckpointer(DetectionCheckpointer):
         return "://" in self.save_dir
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resumes, or loads ``path``, and broadcasts the weights of the first process.
+        """Resumes or loads ``path``, then broadcasts the weights of the first process.
 
-        All processes must call this method. Parameters that the file lacks have other initial values in each process.
+        All processes must call this method. Parameters that the file lacks have different initial values in each
+        process.
         """
         rest: dict[str, Any] = super().resume_or_load(path, resume=resume)
         _broadcast(self.model)
@@ -168,7 +169,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
 
         Args:
             name: name of the file without suffix.
-            tag: make it the checkpoint from which ``--resume`` continues.
+            tag: whether to make it the checkpoint from which ``--resume`` continues.
             kwargs: additional content.
         """
         self.saved_iteration = kwargs.get("iteration", -1)
@@ -200,7 +201,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         write_last_checkpoint(Path(self.save_dir, last_filename_basename))
 
     def get_checkpoint_file(self) -> str:
-        """Returns the checkpoint from which ``--resume`` continues; `CheckpointError` if it cannot be used."""
+        """Returns the checkpoint from which ``--resume`` continues; raises `CheckpointError` if it is unusable."""
         if self._is_remote:
             return str(super().get_checkpoint_file())
         options = self.options

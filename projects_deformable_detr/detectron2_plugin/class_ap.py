@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 class VOCEvaluator(PascalVOCDetectionEvaluator):
-    """Pascal VOC's evaluator that also reports ``AP-<class>``: runs Detectron2's for each class and averages."""
+    """Pascal VOC evaluator that also reports ``AP-<class>``: averages Detectron2's evaluation of each class."""
 
     _class_names: list[str]
     _predictions: defaultdict[int, list[str]]
@@ -45,7 +45,7 @@ class VOCEvaluator(PascalVOCDetectionEvaluator):
 
 
 class CityscapesEvaluator(CityscapesInstanceEvaluator):
-    """Cityscapes' evaluator of masks that also reports ``AP-<class>``.
+    """Cityscapes mask evaluator that also reports ``AP-<class>``.
 
     Does not call ``evaluateImgLists`` of cityscapesscripts, which writes a ``matches.json`` to the working directory
     and fails to do so with NumPy 2.4.

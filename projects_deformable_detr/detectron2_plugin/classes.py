@@ -145,7 +145,7 @@ def class_names(dataset: str, *, panoptic: bool = False) -> tuple[str, ...] | No
 
     Args:
         dataset: name of the data set.
-        panoptic: return the classes of a panoptic model.
+        panoptic: whether to return the classes of a panoptic model.
     """
     if classes := panoptic_classes(dataset, panoptic):
         return classes.names

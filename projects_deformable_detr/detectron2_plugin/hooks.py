@@ -122,7 +122,7 @@ class EarlyStopping(training.callbacks.EarlyStopping, HookBase):
 class SaveAfterEvaluation(HookBase):
     """Saves a checkpoint again after the evaluation of the same iteration, to include the updated state of the hooks.
 
-    Detectron2 saves before the evaluation, which may end the process.
+    Detectron2 saves before the evaluation, because the evaluation may end the process.
     """
 
     def __init__(self, eval_period: int, checkpoint_period: int) -> None:
@@ -186,7 +186,7 @@ def add_hooks(
 
 
 def check_supported_keys(cfg: CfgNode) -> None:
-    """Raises `UserError` for keys that Detectron2's own trainers would ignore, and for values out of range."""
+    """Raises `UserError` for keys that Detectron2's own trainers would ignore, or values out of range."""
     for section, name in (("SOLVER", "EMA"), ("TEST", "BEST_CHECKPOINT"), ("TEST", "EARLY_STOPPING")):
         if name in cfg[section] and cfg[section][name].ENABLED:
             raise UserError(

@@ -4,7 +4,7 @@ Since 2026 its Cityscapes loaders and evaluators import ``deeplearning.projects.
 ``demo/demo.py`` imports ``vision.fair.detectron2.demo.predictor``. Both fail outside Meta, with any model.
 
 The finder on ``sys.meta_path`` is installed by ``python -m projects_deformable_detr.detectron2_plugin.run``, by a call
-of `install`, and by ``train_net.py`` while it runs on Cityscapes, never by importing the project.
+to `install`, and by ``train_net.py`` while it runs on Cityscapes, never by importing the project.
 """
 
 import contextlib

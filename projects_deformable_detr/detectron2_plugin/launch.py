@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Returns the frozen config of file and options, with device, number of classes and things resolved.
+    """Returns the frozen config from the file and options, with device, number of classes and things resolved.
 
     Raises:
         UserError: for an unknown key, an unavailable device, an invalid data set, or numbers of classes that disagree.
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _kept(path: Path) -> Iterator[None]:
-    """Restores a file that is overwritten in the context, which keeps that of an earlier run until training starts."""
+    """Restores a file that is overwritten in the context, to keep that of an earlier run until training starts."""
     content = path.read_bytes() if comm.is_main_process() and path.is_file() else None
     try:
         yield

@@ -42,12 +42,12 @@ class SetPredictionModel(nn.Module):
     """Base class of the meta-architectures.
 
     Args:
-        detector: maps images (N, 3, H, W) and padding mask (N, H, W) to `Predictions`; holds all weights.
+        detector: maps images (N, 3, H, W) and padding mask (N, H, W) to `Predictions`; contains all weights.
         criterion: maps predictions and targets to weighted losses by name; its ``matcher`` is used for ``vis_period``.
         pixel_mean: mean of each channel in the order of ``input_format``, in 0–255.
-        pixel_std: standard deviation, likewise.
+        pixel_std: standard deviation of each channel, likewise.
         topk: maximum number of detections per image.
-        score_threshold: drop detections with lower scores.
+        score_threshold: minimum score of a detection.
         vis_period: iterations between images of ground truth and matched predictions in the event storage; 0: none.
         input_format: channel order of input images, ``"RGB"`` or ``"BGR"``; for ``vis_period``.
         things: classes of things; stuff has no instances. Empty: all classes are things.
@@ -209,7 +209,7 @@ def _num_classes(cfg: CfgNode) -> int:
 
 
 def _check_precise_bn(detector: nn.Module) -> None:
-    """Raises `UserError` if no batch norm of the detector updates its statistics, as the hook would have no effect."""
+    """Raises `UserError` if no batch norm of the detector updates its statistics: the hook would have no effect."""
     if not get_bn_modules(detector.train()):
         raise UserError(
             "TEST.PRECISE_BN.ENABLED True needs batch norms that update their statistics, unlike FrozenBN and stages "

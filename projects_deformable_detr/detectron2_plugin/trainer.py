@@ -50,7 +50,7 @@ from .tta import SetPredictionTTA
 class StoppableLoop(TrainerBase):
     """Training loop that ends on `StopTraining` and on signals.
 
-    A base class after ``DefaultTrainer``, which calls its ``train``.
+    Must be a base class after ``DefaultTrainer``, which calls its ``train``.
     """
 
     def train(self, *iterations: int) -> None:
@@ -132,7 +132,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         set_hyperparameters(optimizer, self.scheduler, groups)
 
     def run_step(self) -> None:
-        """Runs an iteration; errors name the images of the batch and config keys."""
+        """Runs an iteration; errors contain the images of the batch and config keys."""
         # Removed after the step: the hook refers to the trainer, which would prevent copies of the model.
         handle = self.model.register_forward_pre_hook(self._record, with_kwargs=True)
         try:
@@ -151,7 +151,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
-        """Evaluates a model; errors of the model name config keys."""
+        """Evaluates a model; errors of the model refer to config keys."""
         with naming_keys(STEP_KEYS):
             return super().test(cfg, model, evaluators)
 

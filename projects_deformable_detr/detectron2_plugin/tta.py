@@ -26,7 +26,7 @@ class SetPredictionTTA(nn.Module):
     Args:
         cfg: config with ``TEST.AUG`` for the views and ``MODEL.DETR.TTA_NMS_THRESH`` for their merging.
         model: model of the project, or a module that wraps one.
-        tta_mapper: maps a record to its views, each with its ``transforms``; by default Detectron2's.
+        tta_mapper: maps a record to its views, each with its ``transforms``. Default: Detectron2's mapper.
         batch_size: number of views per forward pass.
 
     Raises:

@@ -50,7 +50,7 @@ class PanopticEvaluator:
 
     Args:
         spec: data set in the panoptic format.
-        category_ids: category ids of class 0, 1, … in the file.
+        category_ids: category id of each class in the file.
         records: records of the data set; None: all images of the file, which is read when metrics are computed.
     """
 
@@ -178,8 +178,8 @@ class PanopticQuality:
             pred_segments: dicts with ``id`` and ``category_id``.
 
         Raises:
-            ValueError: if the maps differ in size, the ids of predicted map and segments differ, or a category is
-                unknown.
+            ValueError: if the maps differ in size, the ids in the predicted map and segments differ, or a category
+                is unknown.
         """
         if true_ids.shape != pred_ids.shape:
             raise ValueError(f"ground truth has {true_ids.shape} pixels, prediction {pred_ids.shape}")
@@ -229,7 +229,7 @@ class PanopticQuality:
         Each is the mean over categories that occur in the ground truth or in predictions; NaN if there are none.
 
         Args:
-            names: category id to name; adds ``PQ-<name>`` of each category.
+            names: category names by id; adds ``PQ-<name>`` of each category.
         """
         metrics: Metrics = {}
         for suffix, kinds in (("", (True, False)), ("_th", (True,)), ("_st", (False,))):

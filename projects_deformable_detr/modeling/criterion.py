@@ -24,8 +24,8 @@ class CriterionConfig:
         no_object_weight: see `SoftmaxClassification`.
         cost_class, cost_bbox, cost_giou: weights of the matching cost.
         class_weight, bbox_weight, giou_weight: weights of ``loss_ce``, ``loss_bbox`` and ``loss_giou``.
-        deep_supervision: train all decoder layers instead of the last one only.
-        mask_loss: train a mask head.
+        deep_supervision: whether to train all decoder layers instead of only the last one.
+        mask_loss: whether to train a mask head.
         mask_weight, dice_weight: weights of ``loss_mask`` and ``loss_dice``.
     """
 
@@ -72,8 +72,8 @@ class SetCriterion(nn.Module):
         classification: classification loss.
         matcher: matcher with the same classification loss.
         weights: weights of ``loss_ce``, ``loss_bbox`` and ``loss_giou``.
-        deep_supervision: train all decoder layers instead of the last one only.
-        masks: loss of the last layer's masks; None without mask head.
+        deep_supervision: whether to train all decoder layers instead of only the last one.
+        masks: loss of the last layer's masks; None without a mask head.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class TransformerEncoder(nn.Module):
     Args:
         layer: configuration of the layers.
         num_layers: number of layers.
-        activation_checkpointing: recompute layers in the backward pass instead of storing their activations.
+        activation_checkpointing: whether to recompute layers in the backward pass instead of storing activations.
     """
 
     def __init__(self, layer: LayerConfig, num_layers: int = 6, *, activation_checkpointing: bool = False) -> None:
@@ -105,7 +105,7 @@ class TransformerDecoder(nn.Module):
         layer: configuration of the layers.
         num_layers: number of layers, at least 1.
         num_classes: number of classes.
-        no_object: add a logit for "no object", for softmax classification.
+        no_object: whether to add a logit for "no object", for softmax classification.
     """
 
     def __init__(

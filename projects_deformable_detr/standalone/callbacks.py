@@ -1,4 +1,4 @@
-"""Training callbacks: checkpoints, exponential moving average, best checkpoint, early stopping."""
+"""Training callbacks: checkpoints, exponential moving average, best checkpoint and early stopping."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class ResumeCheck(L.Callback):
-    """Checks that all machines resume from the same checkpoint, as each looks for it in its own OUTPUT_DIR.
+    """Checks that all machines resume from the same checkpoint, because each searches its own OUTPUT_DIR.
 
     Args:
         last: the checkpoint that this process resumes from, or None.
@@ -70,7 +70,7 @@ class RunStart(L.Callback):
 
 
 class Signals(L.Callback):
-    """Replaces Lightning's signal handlers in trainings and evaluations."""
+    """Replaces Lightning's signal handlers during training and evaluation."""
 
     def __init__(self) -> None:
         self.stop = StopSignal()
@@ -80,12 +80,12 @@ class Signals(L.Callback):
         self.stop.__enter__()
 
     def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Installs the handlers, unless the evaluation is part of a training."""
+        """Installs the handlers, unless the evaluation is part of training."""
         if trainer.state.fn != TrainerFn.FITTING:
             self.stop.__enter__()
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Restores the previous handlers, unless the evaluation is part of a training."""
+        """Restores the previous handlers, unless the evaluation is part of training."""
         if trainer.state.fn != TrainerFn.FITTING:
             self.stop.__exit__()
 
@@ -101,7 +101,7 @@ class Signals(L.Callback):
 class EMA(WeightAveraging):
     """Exponential moving average of the weights (``SOLVER.EMA``), which replaces them in evaluations.
 
-    In checkpoints ``state_dict`` is the average and ``current_model_state`` the trained weights.
+    In checkpoints, ``state_dict`` contains the average, and ``current_model_state`` contains the trained weights.
 
     Args:
         config: the configuration.
@@ -175,7 +175,7 @@ class EarlyStopping(training.callbacks.EarlyStopping, L.Callback):
             self.log_stop(trainer.global_step - 1)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Loads the state of a checkpoint, also that of Lightning's ``EarlyStopping``."""
+        """Loads the state of a checkpoint, including that of Lightning's ``EarlyStopping``."""
         if "wait_count" in state:
             state = {"best": float(state["best_score"]), "count": state["wait_count"]}
         super().load_state_dict(state)
@@ -192,8 +192,8 @@ class PeriodicCheckpoint(L.Callback):
         keep: number of periodic checkpoints to keep; 0: all.
         average: exponential moving average, or None.
         stop: signals to this process.
-        save_again: save again after an evaluation of the same iteration, to include the callbacks' state after it. The
-            first save is before the evaluation because that may end the process.
+        save_again: whether to save again after an evaluation of the same iteration, to include the callbacks' new
+            state. The first save is before the evaluation, because the evaluation may end the process.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Detectron2's config keys that the standalone engine supports, with Detectron2's default values.
 
-Both engines read the same YAML files. Keys of other architectures are ignored. Keys of features that only Detectron2's
-engine has are accepted only with the value that disables the feature.
+Both engines read the same YAML files. Keys of other architectures are ignored. Keys of features that exist only in
+Detectron2's engine are accepted only with the value that disables the feature.
 """
 
 from collections.abc import Mapping
@@ -133,12 +133,12 @@ class CfgNode(_CfgNode):
         """Merges a config, such as that of a YAML file.
 
         Raises:
-            UserError: listing unknown and unsupported keys.
+            UserError: for unknown or unsupported keys; the message lists them.
         """
         super().merge_from_other_cfg(_nested(self._supported(dict(leaves(cfg_other)))))
 
     def merge_from_list(self, cfg_list: list[str]) -> None:
-        """Merges ``[key, value, key, value, …]``; errors as in `merge_from_other_cfg`."""
+        """Merges ``[key, value, key, value, …]``; see `merge_from_other_cfg` for errors."""
         given = {key: self._decode_cfg_value(value) for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True)}
         super().merge_from_list([item for pair in self._supported(given).items() for item in pair])
 

@@ -43,8 +43,8 @@ def main(args: Namespace) -> dict[str, Any]:
         args: from `cli.arguments.argument_parser`.
 
     Returns:
-        Metrics in percent as Detectron2 names them, ``{"bbox": {"AP": …}}``, by data set if there are several; empty
-        without test sets and on machines other than the first.
+        Metrics in percent with Detectron2's names, ``{"bbox": {"AP": …}}``, by data set if there are several; empty
+        without test sets or on machines other than the first.
 
     Raises:
         UserError: for invalid input in any process.

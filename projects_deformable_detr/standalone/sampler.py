@@ -94,8 +94,8 @@ def evaluation_batches(
 ) -> list[list[Draw]]:
     """Returns the batches of this rank; the batches of all ranks contain every image once.
 
-    If there are fewer batches than ranks, the remaining ranks repeat the first batch, as all ranks must run the model.
-    All images of a batch have the same size, because padding changes results slightly.
+    If there are fewer batches than ranks, the remaining ranks repeat the first batch, because all ranks must run the
+    model. All images of a batch have the same size, because padding changes results slightly.
 
     Args:
         sizes: (height, width) of every image after resizing.

@@ -1,4 +1,4 @@
-"""Set-up of a process: log, config file, seed, precision, number of threads."""
+"""Sets up a process: log, config file, seed, precision and number of threads."""
 
 import logging
 import os

@@ -101,14 +101,14 @@ class StopSignal:
 def stop_evaluation(*, at_end: bool = False) -> None:
     """Raises `Interrupted` on all ranks if one of them has received a signal.
 
-    To be called on every rank: before each batch of an evaluation, and once with ``at_end`` after the last.
+    Must be called on every rank before each batch of an evaluation, and once with ``at_end`` after the last batch.
     """
     if _active and (at_end or _active.signum) and (signum := _active.reduce()):
         raise Interrupted(signum)
 
 
 class _ShieldedLoader(DataLoader[Any]):
-    """Data loader that starts its workers with blocked signals, as their initialization may take seconds."""
+    """Data loader that starts its workers with blocked signals, because their initialization may take seconds."""
 
     def __iter__(self) -> Any:
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -135,7 +135,7 @@ def _initialize_worker(initialize: Callable[[int], object] | None, worker_id: in
 
 
 def shield_worker() -> None:
-    """Shields the process, a data loader worker, as `shield_workers` does."""
+    """Shields the current process, a data loader worker, as described in `shield_workers`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

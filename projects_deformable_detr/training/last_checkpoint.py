@@ -21,7 +21,7 @@ _TEMPORARY = re.compile(rf"\.(?:model_\w+\.(?:ckpt|pth)|failed_step_\w+\.pth|{_N
 
 
 def write_last_checkpoint(path: Path) -> None:
-    """Marks ``path``, atomically, as the checkpoint from which runs in its folder resume."""
+    """Atomically marks ``path`` as the checkpoint from which runs in its folder resume."""
     with atomic_file(path.with_name(_NAME)) as file:
         file.write(path.name.encode())
 

@@ -66,7 +66,7 @@ def start_run(folder: Path, cfg_text: str, *, resume: bool, overwrite: bool) -> 
     """Prepares the output folder immediately before the first iteration.
 
     Removes temporary files of interrupted writes. A new run removes the files of an earlier one if ``overwrite``,
-    except TensorBoard's files that are younger than this process. Metrics of a run without checkpoints are moved to
+    except TensorBoard's files that are newer than this process. Metrics of a run without checkpoints are moved to
     ``metrics.json.old``. Writes ``config.yaml``.
 
     Raises:
