@@ -72,7 +72,7 @@ def load_weights(detector: nn.Module, source: str | Path, options: LoadOptions |
     Raises:
         DownloadError: if published weights cannot be downloaded.
         CheckpointError: if the file cannot be read, has an unknown format, or does not match the detector; with
-            ``for_evaluation``, also for an empty source and for backbone weights.
+            ``for_evaluation``, also if the source is empty or contains only backbone weights.
     """
     options = options or LoadOptions()
     if options.for_evaluation and not str(source):

@@ -180,7 +180,7 @@ def resolve_num_classes(cfg: CfgNode, class_names: Callable[[str], tuple[str, ..
 
     Args:
         cfg: config of either engine.
-        class_names: returns the class names of a data set, or None if they are unknown; by default those of its
+        class_names: returns the class names of a data set, or None if they are unknown. Default: reads them from the
             annotation file.
 
     Raises:
@@ -228,7 +228,7 @@ def resolve_thing_classes(
 
     Args:
         cfg: config of either engine, with the number of classes resolved.
-        things: returns the thing classes of a data set, or None if they are unknown; by default those of its
+        things: returns the thing classes of a data set, or None if they are unknown. Default: reads them from the
             annotation file.
 
     Raises:

@@ -205,7 +205,8 @@ def resolve_num_classes(cfg: CfgNode, *, allow_uncatalogued: bool = False) -> in
 
     Args:
         cfg: config.
-        allow_uncatalogued: skip data sets that are not in Detectron2's catalog if ``MODEL.DETR.NUM_CLASSES`` is set.
+        allow_uncatalogued: whether to skip data sets that are not in Detectron2's catalog if
+            ``MODEL.DETR.NUM_CLASSES`` is set.
 
     Raises:
         DatasetError: if two data sets, or a data set and the config, disagree; the message contains both numbers.

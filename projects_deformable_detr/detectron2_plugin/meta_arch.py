@@ -127,9 +127,9 @@ class SetPredictionModel(nn.Module):
         """Returns losses in training mode, otherwise detections.
 
         Args:
-            batched_inputs: one dict per image, from Detectron2's dataset mapper: ``image`` (3, h, w) in 0–255; in
-                training ``instances`` with ``gt_boxes``, ``gt_classes`` and, for a mask head, ``gt_masks``; ``height``
-                and ``width``, the size of the detections, by default that of the image.
+            batched_inputs: one dict per image from Detectron2's dataset mapper, with ``image`` (3, h, w) in 0–255; in
+                training, ``instances`` with ``gt_boxes``, ``gt_classes`` and, for a mask head, ``gt_masks``; and
+                optionally ``height`` and ``width``, the size of the detections (default: the size of the image).
 
         Returns:
             In training, weighted scalar losses by name, whose sum is to be minimized. Otherwise one

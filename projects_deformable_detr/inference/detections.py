@@ -169,7 +169,7 @@ class Detections:
 
         Args:
             image_id: id of the image.
-            category_ids: category id of each class, or of each class name; by default, the class ids.
+            category_ids: category id of each class, as a sequence or by class name; None: the class ids.
 
         Raises:
             ArgumentError: if a class has no category id.

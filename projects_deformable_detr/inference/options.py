@@ -149,7 +149,7 @@ def class_thresholds(
 
 
 def _class_ids(classes: Classes | None, metadata: ModelMetadata) -> tuple[int, ...] | None:
-    """Returns class ids, or None for all classes. Stuff classes are rejected, as they have no instances."""
+    """Returns class ids, or None for all classes. Stuff classes are rejected: they have no instances."""
     names, things = metadata.class_names, metadata.evaluation.thing_classes
     if classes is None:
         return things or None

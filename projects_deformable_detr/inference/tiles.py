@@ -42,8 +42,8 @@ def merge_tiles(
 ) -> Detections:
     """Merges the detections of tiles by class-wise NMS.
 
-    A detection that ends at an inner border of its tile and is smaller than the overlap is dropped, as the next tile
-    contains all of it.
+    A detection that ends at an inner border of its tile and is smaller than the overlap is dropped, because the next
+    tile contains all of it.
 
     Args:
         size: (H, W) of the image.

@@ -69,7 +69,7 @@ class Neck(nn.Module):
         Args:
             features: maps (N, C_l, H_l, W_l) by name, zero on padding with ``mask_padding``.
             padding_mask: (N, H, W) bool of the images, True on padding.
-            masks: padding masks (N, H_l, W_l) of the feature maps by name; by default, computed from ``padding_mask``.
+            masks: padding masks (N, H_l, W_l) of the feature maps by name; None: computed from ``padding_mask``.
             mask_padding: whether to make the tokens of an image independent of its padding. If False, group norms and
                 convolutions include the padding, as in the official code.
         """

@@ -30,7 +30,7 @@ class SinePositionEmbedding(nn.Module):
         inside = ~padding_mask
         y = inside.cumsum(1, dtype=torch.float32)
         x = inside.cumsum(2, dtype=torch.float32)
-        # Scaled to [0, 2 pi] by the last row and column, which hold the size of the image without padding.
+        # Scaled to [0, 2 pi] by the last row and column, which contain the size of the image without padding.
         y = (y - self.offset) / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
         x = (x - self.offset) / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
         wavelengths = _wavelengths(self.d_model // 2, x)

@@ -46,10 +46,10 @@ def postprocess(
         predictions: predictions of N images.
         image_sizes: N sizes (H, W) in pixels for boxes and masks, usually the sizes of the original files.
         topk: maximum number of detections, >= 1.
-        classes: restrict detections to these classes, such as the things of a panoptic model; None for all. Other
+        classes: classes of the detections, such as the things of a panoptic model; None for all. Other
             classes do not count toward ``topk``: their sigmoid scores are ignored, and softmax queries with another
             best class are dropped.
-        score_threshold: drop detections with lower scores.
+        score_threshold: minimum score of a detection.
 
     Raises:
         ValueError: if the number of sizes is not N, ``topk`` is less than 1, or ``classes`` has unknown classes.

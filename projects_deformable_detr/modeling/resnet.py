@@ -49,8 +49,7 @@ class ResNet(nn.Module):
             loaded: use another norm to train from scratch.
         res5_dilation: 2 dilates res5 instead of striding it, so that its stride is 16 (DC5); 1: no dilation. Depth 50
             and 101 only.
-        freeze_at: freeze the stem (1) and stages up to this one (2: res2 …), batch-norm statistics included; 0 freezes
-            nothing.
+        freeze_at: last frozen part, including batch-norm statistics: 0: none; 1: stem; 2: res2, and so on.
         stem_channels: channels of the stem, 64 in the paper.
         res2_channels: channels of res2; each further stage doubles them. None selects the paper's: 64 for depth 18 and
             34, 256 otherwise.

@@ -41,8 +41,8 @@ class SwinBackbone(nn.Module):
         out_features: any of ``res2`` … ``res5``, with strides 4 … 32 as in a ResNet; stages after the last one
             are not built.
         drop_path_rate: stochastic depth rate of the last block; rates increase linearly from 0 at the first block.
-        freeze_at: freeze the patch embedding (1) and stages up to this one (2: res2 …), each with the patch merging
-            after it, as Detectron2's Swin does; frozen stages have no stochastic depth. 0 freezes nothing.
+        freeze_at: last frozen part: 0: none; 1: patch embedding; 2: res2, and so on. Stages are frozen with the patch
+            merging after them, as in Detectron2's Swin; frozen stages have no stochastic depth.
     """
 
     def __init__(
