@@ -126,7 +126,7 @@ def _category_ids(detector: Detector, classes: list[str] | None, categories: dic
 def _detect_images(
     detector: Detector, images: list[ImageItem], writers: Writers, options: dict[str, Any]
 ) -> tuple[list[int], int]:
-    """Writes the detections in images; returns the number in each image, and the number of broken images."""
+    """Writes the detections in images; returns their number in each image, and the number of unreadable images."""
     from ..inference.writers import Result
 
     items = {item.path: item for item in images}
@@ -150,7 +150,7 @@ def _detect_images(
 def _detect_frames(
     detector: Detector, video: Video, writers: Writers, options: dict[str, Any], args: argparse.Namespace
 ) -> list[int]:
-    """Writes the detections in the frames of a video; returns the number in each frame."""
+    """Writes the detections in the frames of a video; returns their number in each frame."""
     from ..inference.writers import Result
 
     counts = []

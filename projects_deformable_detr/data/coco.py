@@ -160,7 +160,7 @@ def load(
 
 
 class _Content(NamedTuple):
-    """Content of a file. Annotations are ordered by image; ``owners`` contains the index of each one's image."""
+    """Content of a file. Annotations are ordered by image; ``owners`` contains the image index of each annotation."""
 
     images: list[ImageEntry]
     categories: dict[int, str]

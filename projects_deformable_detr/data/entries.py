@@ -145,7 +145,7 @@ def find_files(entries: Sequence[Any], root: str, kind: str, remedy: str, proble
         entries: objects with a ``file_name`` below ``root``.
         root: folder of the files.
         kind: plural noun for the files in messages.
-        remedy: sentence that ends the message about missing files.
+        remedy: sentence at the end of the message about missing files.
         problems: collects errors and warnings.
     """
     listings, missing = _FolderListings(root), []

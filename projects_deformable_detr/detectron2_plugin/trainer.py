@@ -244,7 +244,7 @@ class StoppableLoader:
 def _shield_workers(loader: Any) -> None:
     """Applies `shield_workers` to the data loader of one of Detectron2's loaders."""
     while not isinstance(loader, DataLoader):
-        if not hasattr(loader, "dataset"):  # a loader of another kind
+        if not hasattr(loader, "dataset"):  # not one of Detectron2's loaders
             return
         loader = loader.dataset
     shield_workers(loader)

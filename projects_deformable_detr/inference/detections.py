@@ -63,7 +63,7 @@ class Detections:
 
     @property
     def names(self) -> list[str]:
-        """Name of the class of each detection."""
+        """Class name of each detection."""
         return [self.class_names[label] for label in self.labels.tolist()]
 
     @property
