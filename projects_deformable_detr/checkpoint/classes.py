@@ -3,8 +3,8 @@
 The first applicable rule is used (see docs/checkpoints.md):
 
 1. With ``keep_logits``, the head is loaded unchanged and must have the same number of logits as the model.
-2. If the class names of file and model are available, classes are matched by name; classes that the file lacks keep
-   their initial weights.
+2. If the class names of the file and the model are available, classes are matched by name; classes that the file lacks
+   keep their initial weights.
 3. Otherwise, the head is loaded unchanged if the numbers of logits are equal, and keeps its initial weights if not.
 
 Softmax heads are not loaded into sigmoid heads or vice versa.

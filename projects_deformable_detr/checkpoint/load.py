@@ -212,7 +212,7 @@ def _check(report: LoadReport, model: State, state: State, source: str, options:
     """Returns lines that list the keys that do not match.
 
     Raises:
-        CheckpointError: unless ``allow_partial`` is set, if there are any, or in evaluation if classes lack weights.
+        CheckpointError: if there are any, or if classes lack weights in evaluation, unless ``allow_partial`` is set.
     """
     lists = (("missing", report.missing), ("unexpected", report.unexpected))
     lines = [f"  {name} in the file ({len(keys)}): {', '.join(shorten(keys))}" for name, keys in lists if keys]

@@ -144,7 +144,7 @@ def _table(report: dict[str, Any]) -> str:
     header = ["class", "objects", *("AP" if kind == "bbox" else "mask AP" for kind in metrics), *_COLUMNS, "per image"]
 
     def row(name: str, count: int, key: str, best: dict[str, float]) -> list[Any]:
-        values = (part.get(key, part["AP"]) for part in metrics.values())  # a single class has no AP of its own
+        values = (part.get(key, part["AP"]) for part in metrics.values())  # no separate AP for a single class
         return [name, count, *values, *(best[column] for column in (*_COLUMNS, "per image"))]
 
     rows = [row(name, objects[name], f"AP-{name}", best) for name, best in report["best_f1_of_classes"].items()]

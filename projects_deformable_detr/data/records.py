@@ -19,7 +19,7 @@ R = TypeVar("R", bound="Records")
 
 
 class Classes(NamedTuple):
-    """Names and category ids of class 0, 1, … of a data set, and the number of thing classes, which come first."""
+    """Class names and category ids of a data set, indexed by class id, and the number of things, which come first."""
 
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -32,8 +32,8 @@ class Summary:
 
     Attributes:
         name: name of the data set.
-        class_names: names of class 0, 1, ….
-        category_ids: the file's category ids of class 0, 1, ….
+        class_names: class names, indexed by class id.
+        category_ids: category ids in the file, indexed by class id.
         num_things: number of thing classes, which come first; all classes unless the data set is panoptic.
         num_images: number of images in the file.
         num_annotations: number of used annotations or segments, including crowds.

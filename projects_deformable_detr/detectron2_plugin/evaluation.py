@@ -72,7 +72,7 @@ def make_evaluator(
         max_detections: maximum number of detections per image.
         has_masks: whether the model predicts masks.
         is_panoptic: whether the model predicts panoptic segmentations.
-        config: configuration of the data sets; by default, invalid boxes are dropped.
+        config: configuration of the data sets; None: invalid boxes are dropped.
 
     Raises:
         UserError: for an unknown type.

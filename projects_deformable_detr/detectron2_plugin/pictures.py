@@ -32,7 +32,7 @@ def put_matched(
         predictions, targets: predictions and ground truth of the batch.
         matcher: matcher of the criterion.
         input_format: ``"RGB"`` or ``"BGR"``, the order of the image's channels.
-        class_names: names of class 0, 1, …; if None, the ids are written.
+        class_names: class names, indexed by class id; None: the ids are written.
     """
     last = replace(
         predictions, logits=predictions.logits[-1:], boxes=predictions.boxes[-1:], proposals=None, masks=None

@@ -138,7 +138,7 @@ class Detector:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of class 0, 1, …"""
+        """Class names, indexed by class id."""
         return self.metadata.class_names
 
     def __repr__(self) -> str:

@@ -45,7 +45,7 @@ def draw(
         boxes: (K, 4) corners x1, y1, x2, y2 in pixels; an array or a CPU tensor.
         labels: (K,) class ids.
         scores: (K,) in [0, 1], written in percent; higher scores are drawn over lower ones. None for ground truth.
-        class_names: names of class 0, 1, …; if None, the ids are written.
+        class_names: class names, indexed by class id; None: the ids are written.
         masks: (K, H, W) bool, drawn as a tint of the class's color.
         texts: K texts that replace class names and scores.
         min_side: images whose shorter side is below this value are enlarged by an integer factor, so that texts and

@@ -68,7 +68,7 @@ class Picture:
             raise ImageError(message.removeprefix("image file "), self.name) from error
 
     def decoded(self) -> tuple["Picture", Pixels]:
-        """Returns the picture and its pixels; replaces an open file, which can be read only once, with them."""
+        """Returns the picture and its pixels, which replace an open file because it can be read only once."""
         pixels = self.pixels()
         is_file = not isinstance(self.source, str | os.PathLike | Image.Image | np.ndarray | Tensor)
         return (replace(self, source=pixels, color="rgb") if is_file else self), pixels

@@ -53,7 +53,7 @@ def open_model(
 
 
 def find_model(source: str | os.PathLike[str]) -> tuple[Path, zoo.Entry | None]:
-    """Returns the file of a model and, for published weights, which are downloaded, their entry.
+    """Returns the file of a model, which is downloaded if it is published, and the entry of published weights.
 
     Raises:
         UserError: if there is no such file, folder or published detector, or it cannot be downloaded.

@@ -25,7 +25,7 @@ class ModelMetadata:
     """Properties of a model that `Detector` needs besides its weights; stored in exported files as JSON.
 
     Attributes:
-        class_names: names of class 0, 1, …
+        class_names: class names, indexed by class id.
         no_object: whether the last logit is "no object" (softmax). If False, all logits are classes (sigmoid).
         has_masks: whether the model has a mask head.
         pixel_mean, pixel_std: normalization of the channels in the order of ``reader.format``, for values in 0–255.

@@ -145,7 +145,7 @@ def find_images(sources: Sequence[str], image_root: str | None = None) -> tuple[
 
 
 def _read_coco(path: Path, image_root: str) -> tuple[list[tuple[str, str, int]], dict[str, int]]:
-    """Returns (file, name, id) of the images of a COCO file, and its category id by name."""
+    """Returns (file, name, id) of each image of a COCO file, and the category ids by name."""
     spec = DatasetSpec(path.stem, path, image_root)
     content, problems = read_json(spec), Problems(str(spec))
     images = convert_images(content["images"], problems)

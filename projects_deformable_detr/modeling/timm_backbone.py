@@ -20,7 +20,7 @@ class TimmBackbone(nn.Module):
     Args:
         variant: name of a network in timm, such as ``"convnext_tiny"`` or ``"resnet18"``.
         out_features: any of ``res2`` … ``res5``, with strides 4 … 32 as in a ResNet.
-        freeze_at: must be 0, as the networks have no common stages to freeze.
+        freeze_at: must be 0, because the networks have no common stages to freeze.
 
     Raises:
         UserError: if timm is not installed.
