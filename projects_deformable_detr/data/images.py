@@ -1,4 +1,4 @@
-"""Image reading for training, evaluation and prediction in both engines."""
+"""Reads images for training, evaluation and prediction in both engines."""
 
 import contextlib
 import logging

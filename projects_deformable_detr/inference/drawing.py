@@ -1,4 +1,4 @@
-"""Drawing of boxes, masks and class names on images, and grids of images."""
+"""Draws boxes, masks and class names on images, and arranges images in grids."""
 
 import contextlib
 import importlib.util

@@ -20,7 +20,7 @@ class Neck(nn.Module):
 
     Args:
         in_channels: channels of the feature maps by name, finest first.
-        d_model: C; with ``norm`` a multiple of 32, the number of groups.
+        d_model: C; with ``norm``, a multiple of 32, the number of groups.
         num_levels: L, at least the number of feature maps.
         position_embedding: module that maps masks (N, H, W) to embeddings (N or 1, C, H, W).
         norm: whether to apply group norm after Xavier-initialized projections. If False, projections are

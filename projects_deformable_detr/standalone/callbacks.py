@@ -238,7 +238,7 @@ class PeriodicCheckpoint(L.Callback):
         checkpoint[CLASS_NAMES] = list(self.writer.class_names or ())
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Saves after a training that ends early, and again after other evaluations."""
+        """Saves when training ends early, and again after other evaluations."""
         if _is_stopping(trainer):
             self._save(trainer)
             self._write_final(trainer, module)

@@ -35,7 +35,7 @@ class AugmentationPolicy:
 
     @property
     def crop_max_size(self) -> int:
-        """Limit of the longer side before the crop, to limit the memory for very long images."""
+        """Maximum length of the longer side before the crop, to limit the memory for very long images."""
         return 10 * self.max_size
 
     def __post_init__(self) -> None:

@@ -99,7 +99,7 @@ class ExponentialMovingAverage:
         return {"model": trained.state_dict(), "n_averaged": self.average.n_averaged.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Loads the trained weights; the model must already hold the averaged weights of the checkpoint."""
+        """Loads the trained weights; the model must already contain the averaged weights of the checkpoint."""
         self.average.module.load_state_dict(self.model.state_dict())
         self.average.n_averaged.copy_(state["n_averaged"])
         self.model.load_state_dict(state["model"])

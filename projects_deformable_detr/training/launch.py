@@ -110,7 +110,7 @@ def _run(
     except Exception as error:
         if isinstance(error, UserError | FloatingPointError):  # torch would forward a traceback only
             (folder / f"{_ERROR}{rank}").write_text(str(error))
-        traceback.clear_frames(error.__traceback__)  # frames hold data loaders and process groups
+        traceback.clear_frames(error.__traceback__)  # frames keep data loaders and process groups alive
         if distributed.is_initialized() and distributed.get_backend() != "nccl":  # NCCL may wait for the other ranks
             destroy_process_groups()
         raise
