@@ -142,6 +142,13 @@ def architecture_flags(text: str) -> list[str]:
     return flags
 
 
+def supported_architectures(nvcc: str) -> str:
+    """Returns the architectures of `CUDA_ARCH` that nvcc can compile; CUDA 12.6 lacks 100 and 120, CUDA 13 lacks 70."""
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout.split()
+    items = CUDA_ARCH.split(";")
+    return ";".join(item for item in items if not known or f"compute_{item.removesuffix('+PTX')}" in known)
+
+
 def _is_x86_64() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
@@ -235,7 +242,7 @@ def _cuda_jobs(nvcc: str, compiler: list[str], torch: Path, objects: Path) -> li
     host_flags = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"]
     host_flags += [f"-ffile-prefix-map={CSRC}=csrc", f"-ffile-prefix-map={torch}=torch"]
     host = ["-Xcompiler", ",".join(host_flags)]
-    arch = architecture_flags(os.environ.get("MS_DEFORM_ATTN_CUDA_ARCH", CUDA_ARCH))
+    arch = architecture_flags(os.environ.get("MS_DEFORM_ATTN_CUDA_ARCH") or supported_architectures(nvcc))
     flags = ["-std=c++17", "-O3", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TARGET_TORCH}", "--expt-relaxed-constexpr"]
     flags += ["-isystem", str(torch / "include"), "-ccbin", compiler[0], "--threads", "0"]
     flags += _cuda_include(nvcc, torch)

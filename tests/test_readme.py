@@ -41,6 +41,12 @@ def folder(tmp_path, monkeypatch, small_model):
     """Returns the working directory: images, a data set, weights, and small models in place of the published ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("projects_deformable_detr.data.catalog._registered", {})
+    if is_installed("detectron2"):
+        from detectron2.data import DatasetCatalog, MetadataCatalog
+
+        for name in {"custom_train", "custom_val"} & set(DatasetCatalog):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
     for name in ("street.jpg", "photos/a.jpg", *(f"cells/images/{i}.jpg" for i in range(4))):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 48), (90, 120, 40)).save(tmp_path / name)

@@ -122,13 +122,14 @@ def _fetch(url: str, partial: Path) -> None:
         return _fetch(url, partial)
     with response:
         start = start if response.status == 206 else 0  # a server that does not support ranges sends the whole file
-        total = start + int(response.headers["Content-Length"])
+        length = response.headers["Content-Length"]  # absent in chunked transfer
+        total = None if length is None else start + int(length)
         bar = tqdm(total=total, initial=start, desc=partial.stem, unit="B", unit_scale=True, disable=None)
         with bar, open(partial, "ab" if start else "wb") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-    if (size := partial.stat().st_size) != total:
+    if total is not None and (size := partial.stat().st_size) != total:
         raise ConnectionError(f"the connection ended after {size} of {total} bytes")
 
 
@@ -147,7 +148,7 @@ def _check_hash(path: Path, expected: str, remove: list[Path]) -> None:
     if found.startswith(expected):
         return
     for file in remove:
-        file.unlink()
+        file.unlink(missing_ok=True)
     action = "it was removed, try again" if remove else "delete it to download it again"
     raise DownloadError(
         f"{path}: damaged, or not the published file: its SHA-256 is {found[: len(expected)]}, not {expected}; {action}"

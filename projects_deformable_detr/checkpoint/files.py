@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,20 +149,24 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> Any:
         ) from error
 
 
+_SAFE_GLOBALS = threading.Lock()  # they belong to the process
+
+
 def _torch_load(path: Path, mmap: bool) -> Any:
     """Loads a file with substitutes for NumPy and mmengine types, and restores torch's safe globals."""
-    before = torch.serialization.get_safe_globals()
-    substitutes = safe_globals()
-    names = {name for _, name in substitutes}
-    others = [item for item in before if _full_name(item) not in names]
-    torch.serialization.clear_safe_globals()
-    try:
-        # The official repositories store their arguments next to the weights in a Namespace, which contains no code.
-        torch.serialization.add_safe_globals([*others, argparse.Namespace, *substitutes])
-        return with_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
-    finally:
+    with _SAFE_GLOBALS:
+        before = torch.serialization.get_safe_globals()
+        substitutes = safe_globals()
+        names = {name for _, name in substitutes}
+        others = [item for item in before if _full_name(item) not in names]
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+        try:
+            # The official repositories store their arguments in a Namespace, which contains no code.
+            torch.serialization.add_safe_globals([*others, argparse.Namespace, *substitutes])
+            return with_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def _full_name(item: Any) -> str:

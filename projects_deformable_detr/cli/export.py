@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("gather", "gridsample"),
         help="operators of deformable attention (default: gather); TensorRT 10.14 to 11.1 miscompiles GridSample",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     onnx.add_argument("--calibration", metavar="DIR", help="folder of images for --precision int8")
     onnx.add_argument(
         "--calibration-images",
@@ -77,7 +78,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.weights} is an exported model: export the checkpoint")
     weights = Path(args.weights)
     folder = weights if weights.is_dir() else weights.parent if weights.is_file() else Path()
-    output = args.output or folder / f"model{suffix(args.format)}"
+    kind = "_aoti" * (args.format == "aoti") + f"_{args.precision}" * (args.precision != "float32")
+    output = args.output or folder / f"model{kind}{suffix(args.format)}"
+    if Path(output).exists() and not args.overwrite:
+        raise UserError(f"{output} exists: choose another file with --output, or add --overwrite")
     graph = GraphSpec(
         args.format,
         args.precision,

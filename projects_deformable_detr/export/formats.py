@@ -74,6 +74,8 @@ def export_model(
         raise ArgumentError("path", f"must have the suffix {suffix(graph.format)} for {graph.format}, got {path}")
     if (graph.precision == "int8") != (calibration is not None):
         raise ArgumentError("calibration", "must be given for int8, and for int8 only")
+    if graph.format != "aoti" and next(detector.parameters()).device.type != "cpu":
+        raise ArgumentError("detector", f"must be on the CPU for {graph.format}: load it with device='cpu'")
     # If no parameter requires gradients, torch.export selects a matrix product with a fixed batch size.
     detector = copy.deepcopy(detector).eval().requires_grad_()
     if graph.format != "openvino" and graph.precision in ("bfloat16", "float16"):

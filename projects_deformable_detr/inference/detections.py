@@ -78,6 +78,8 @@ class Detections:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, Tensor | np.ndarray) and index.ndim == 0:
+            index = int(index)
         if isinstance(index, int | np.integer):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"index {index} of {len(self)} detections")

@@ -3,7 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -115,7 +115,7 @@ class Detector:
         dtype: str | torch.dtype = "float32",
         compile: bool = False,
     ) -> "Detector":
-        """Opens a model.
+        """Opens a model. Checkpoints are read without running code; open exported models only from trusted sources.
 
         Args:
             source: a checkpoint of this project; the output folder of a training run, from which the best or last model
@@ -132,8 +132,8 @@ class Detector:
         """
         from .loading import open_model
 
-        place = choose_device(device)
-        runner, metadata = open_model(source, config, class_names, place)
+        runner, metadata = open_model(source, config, class_names, device)
+        place = getattr(runner, "device", device)  # an exported model may support one device only
         return cls(runner, metadata, device=place, dtype=dtype, compile=compile)
 
     @property
@@ -243,23 +243,51 @@ class Detector:
         self, images: Iterable[Source], options: Options, on_error: Callable[[ImageError], object] | None
     ) -> Iterator[Detections]:
         """Yields detections. The images of the next window are read while the model runs."""
-        reader = self.metadata.reader
-        pictures = (Picture(item, name_of(item, index), reader, options.color) for index, item in enumerate(images))
-        # Read two batches at a time, so that images of the same size can be batched even if sizes alternate.
-        window = 1 if options.batch_size == 1 else 2 * options.batch_size
+        items = enumerate(images)
+        # Read two batches at a time, so that images of the same size can be batched even if sizes alternate. Tiles,
+        # resized copies and masks require much memory.
+        is_large = options.tile is not None or options.tta is not None or self.metadata.has_masks
+        window = 1 if options.batch_size == 1 or is_large else 2 * options.batch_size
         with ThreadPoolExecutor(min(window, 4)) as pool:
-            tasks = [pool.submit(self._prepare, picture, options) for picture in islice(pictures, window)]
+            failure: Exception | None = None
+
+            def submit() -> list[Future[_Prepared]]:
+                return [self._submit(pool, index, item, options) for index, item in islice(items, window)]
+
+            tasks = submit()
             while tasks:
                 prepared = []
                 for task in tasks:
                     try:
                         prepared.append(task.result())
-                    except ImageError as error:
-                        if on_error is None:
-                            raise
+                    except Exception as error:
+                        if not isinstance(error, ImageError) or on_error is None:
+                            failure = error
+                            break
                         on_error(error)
-                tasks = [pool.submit(self._prepare, picture, options) for picture in islice(pictures, window)]
+                try:
+                    tasks = [] if failure else submit()
+                except Exception as error:  # raised by the caller's iterable
+                    tasks, failure = [], error
                 yield from self._detect(prepared, options)
+            if failure is not None:
+                raise failure
+
+    def _submit(self, pool: ThreadPoolExecutor, index: int, source: Source, options: Options) -> "Future[_Prepared]":
+        """Starts the preparation of an image; all sources except paths are decoded in the caller's thread."""
+
+        def load() -> _Prepared:
+            picture = Picture(source, name_of(source, index), self.metadata.reader, options.color)
+            return self._prepare(picture, options)
+
+        if isinstance(source, str | os.PathLike):
+            return pool.submit(load)
+        done: Future[_Prepared] = Future()
+        try:
+            done.set_result(load())
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
     def _prepare(self, picture: Picture, options: Options) -> _Prepared:
         picture, pixels = picture.decoded()

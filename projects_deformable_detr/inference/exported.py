@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from torchvision.ops import box_convert
 from ..errors import UserError, check_choice
 from ..modeling import Predictions
 from ..modeling.padding import image_sizes
-from .model import ModelMetadata, to_predictions
+from .model import ModelMetadata, choose_device, to_predictions
 
 FORMATS = ("torch-export", "aoti", "onnx", "openvino", "torchscript")
 SUFFIXES = {".pt2": "torch-export", ".onnx": "onnx", ".xml": "openvino", ".torchscript": "torchscript"}
@@ -86,7 +87,7 @@ class ExportedModel:
 
     Args:
         path: file with one of `SUFFIXES`.
-        device: device of the computation.
+        device: device of the computation; ``"auto"``: a GPU if there is one that the file and its runtime support.
 
     Attributes:
         metadata: classes, preprocessing and postprocessing of the model.
@@ -94,12 +95,13 @@ class ExportedModel:
     """
 
     def __init__(self, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
-        self.path, self.device = Path(path), torch.device(device)
+        self.path = Path(path)
         if not is_exported(path):
             raise UserError(f"{path}: exported models have the suffix {', '.join(SUFFIXES)}")
         if not self.path.is_file():
             raise UserError(f"{path} is not a file")
         kind = "aoti" if _is_aoti(self.path) else SUFFIXES[self.path.suffix]
+        self.device = _choose_device(kind) if device == "auto" else choose_device(device)
         try:
             self._run, text = _OPENERS[kind](self.path, self.device)
         except (ModuleNotFoundError, UserError):
@@ -114,6 +116,8 @@ class ExportedModel:
             self.graph = GraphSpec(**stored["graph"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: the metadata is invalid ({error}): export the model again") from error
+        if kind == "aoti" and device == "auto":
+            self.device = torch.device(self.graph.device)
         if self.device.type != self.graph.device and kind in ("aoti", "openvino"):
             raise UserError(f"{path} is compiled for {self.graph.device}: it cannot run on {self.device.type}")
 
@@ -150,6 +154,16 @@ class ExportedModel:
 
     def __reduce__(self) -> tuple[type["ExportedModel"], tuple[Path, str]]:
         return type(self), (self.path, str(self.device))
+
+
+def _choose_device(kind: str) -> torch.device:
+    """Returns the device for ``"auto"``."""
+    if kind == "onnx":
+        import onnxruntime
+
+        has_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        return choose_device("auto" if has_gpu else "cpu")
+    return torch.device("cpu") if kind == "openvino" else choose_device("auto")
 
 
 def _is_aoti(path: Path) -> bool:
@@ -210,8 +224,12 @@ def _open_openvino(path: Path, device: torch.device) -> tuple[_Session, str]:
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     compiled: Any = core.compile_model(model, "CPU", options)
 
+    requests = threading.local()  # a request is used by one thread at a time
+
     def run(*inputs: Tensor) -> list[Tensor]:
-        results = compiled([tensor.contiguous().numpy() for tensor in inputs])
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        results = requests.own.infer([tensor.contiguous().numpy() for tensor in inputs])
         return [torch.from_numpy(results[output].copy()) for output in compiled.outputs]
 
     return run, text

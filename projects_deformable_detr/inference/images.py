@@ -68,10 +68,16 @@ class Picture:
             raise ImageError(message.removeprefix("image file "), self.name) from error
 
     def decoded(self) -> tuple["Picture", Pixels]:
-        """Returns the picture and its pixels, which replace an open file because it can be read only once."""
+        """Returns the picture and its pixels; a copy of the pixels replaces all sources except paths.
+
+        Open files can be read only once, and the caller may reuse an array.
+        """
         pixels = self.pixels()
-        is_file = not isinstance(self.source, str | os.PathLike | Image.Image | np.ndarray | Tensor)
-        return (replace(self, source=pixels, color="rgb") if is_file else self), pixels
+        if isinstance(self.source, str | os.PathLike):
+            return self, pixels
+        if isinstance(self.source, np.ndarray | Tensor):
+            pixels = pixels.copy()
+        return replace(self, source=pixels, color="rgb"), pixels
 
 
 KINDS = "paths, open files, PIL images, NumPy arrays or tensors"

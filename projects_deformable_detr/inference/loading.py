@@ -35,7 +35,7 @@ _IN_OUTPUT_FOLDER = ("model_best.pth", "model_final.pth")
 
 
 def open_model(
-    source: str | os.PathLike[str], config: Any, class_names: Sequence[str] | None, device: torch.device
+    source: str | os.PathLike[str], config: Any, class_names: Sequence[str] | None, device: str | torch.device
 ) -> tuple[Runner, ModelMetadata]:
     """Opens a model; see `Detector.load` for arguments and errors."""
     if isinstance(class_names, str) or (class_names is not None and not all(isinstance(n, str) for n in class_names)):

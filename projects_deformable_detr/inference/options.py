@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Annotated
 
 import torch
@@ -142,7 +143,7 @@ def class_thresholds(
             _check_name(argument, name, names)
         values = dict.fromkeys(names, DEFAULT_THRESHOLD) | dict(given)
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
             where = f" for {name!r}" if isinstance(given, Mapping) else ""
             raise ArgumentError(argument, f"must be a number in [0, 1], got {value!r}{where}")
     return tuple(float(values[name]) for name in names)

@@ -3,7 +3,7 @@
 import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import cv2
@@ -115,13 +115,17 @@ def find_images(sources: Sequence[str], image_root: str | None = None) -> tuple[
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            suffixes = Image.registered_extensions()
+            suffixes = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
             found = {str(file): str(file.relative_to(path).with_suffix("")) for file in sorted(path.rglob("*"))
                      if file.suffix.lower() in suffixes and file.is_file()}  # fmt: skip
         elif path.suffix == ".json" and path.is_file():
             if image_root is None:
                 raise UserError(f"{source}: the folder of its images is unknown: add --images DIR")
             items, ids = _read_coco(path, image_root)
+            if other := [
+                name for name, identifier in (categories or {}).items() if ids.get(name, identifier) != identifier
+            ]:
+                raise UserError(f"{source}: category {other[0]} has another id than in the other COCO files")
             categories = (categories or {}) | ids
             paths |= {file: (name, image_id) for file, name, image_id in items}
             continue
@@ -136,7 +140,8 @@ def find_images(sources: Sequence[str], image_root: str | None = None) -> tuple[
             raise UserError(f"{source}: no such file or folder" if is_missing else f"{source}: no image files")
         paths |= {file: (name, None) for file, name in found.items() if file not in paths}
     names = _unique([name for name, _ in paths.values()])
-    numbers = range(1, len(paths) + 1)
+    first = 1 + max((image_id for _, image_id in paths.values() if image_id is not None), default=0)
+    numbers = range(first, first + len(paths))
     images = [
         ImageItem(file, unique, number if image_id is None else image_id)
         for (file, (_, image_id)), unique, number in zip(paths.items(), names, numbers, strict=True)
@@ -155,15 +160,22 @@ def _read_coco(path: Path, image_root: str) -> tuple[list[tuple[str, str, int]],
     for image in images:
         if image.file_name is None:
             raise UserError(f"{path}: image {image.id} has no file_name")
-        items.append((str(Path(image_root, image.file_name)), str(Path(image.file_name).with_suffix("")), image.id))
+        # Absolute paths and ".." would lead out of the output folder.
+        parts = [part for part in PureWindowsPath(image.file_name).parts if part.strip("/\\.") and ":" not in part]
+        name = str(Path(*parts).with_suffix("")) if parts else "image"
+        items.append((str(Path(image_root, image.file_name)), name, image.id))
     return items, {name: identifier for identifier, name in categories.items()}
 
 
 def _unique(names: Sequence[str]) -> list[str]:
     """Returns names with ``_2``, ``_3``, … appended to repeated ones."""
-    used: dict[str, int] = {}
+    used = set(names)
+    seen: set[str] = set()
     result = []
     for name in names:
-        used[name] = used.get(name, 0) + 1
-        result.append(name if used[name] == 1 else f"{name}_{used[name]}")
+        unique, number = name, 2
+        while unique in seen or (unique != name and unique in used):
+            unique, number = f"{name}_{number}", number + 1
+        seen.add(unique)
+        result.append(unique)
     return result

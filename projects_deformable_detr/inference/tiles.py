@@ -60,7 +60,8 @@ def merge_tiles(
         margin_x, margin_y = 0.01 * columns, 0.01 * rows
         cut_x = ((x1 <= margin_x) & (left > 0)) | ((x2 >= columns - margin_x) & (left + columns < width))
         cut_y = ((y1 <= margin_y) & (top > 0)) | ((y2 >= rows - margin_y) & (top + rows < height))
-        is_cut = (cut_x & (x2 - x1 < overlap)) | (cut_y & (y2 - y1 < overlap))
+        # Without the margins, an object could be cut in both tiles.
+        is_cut = (cut_x & (x2 - x1 < overlap - 2 * margin_x)) | (cut_y & (y2 - y1 < overlap - 2 * margin_y))
         found = take(found, (~is_cut).nonzero()[:, 0])
         views.append(replace(found, boxes=found.boxes + found.boxes.new_tensor([left, top, left, top])))
         masks.append(partial(_paste, found.masks, (top, left), size))

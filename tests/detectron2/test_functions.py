@@ -57,7 +57,10 @@ def test_images_are_checked_and_skipped(dataset, tmp_path):
     ("change", "message"),
     [
         (lambda record: record.pop("file_name"), r"records without a file_name \(1\): record 2 is"),
-        (lambda record: record.update(width=99), r"another size than in their record \(1\): .*2\.png is 80 x 64"),
+        (
+            lambda record: record.update(width=99),
+            r"images whose size differs from their record \(1\): .*2\.png is 80 x 64",
+        ),
         (lambda record: record["annotations"][0].pop("bbox_mode"), r"lack keys \(1\): .*2\.png: bbox_mode"),
         (lambda record: record["annotations"][0].update(bbox=[1, 2, 3]), r"four finite numbers \(1\): .*\[1, 2, 3\]"),
         (lambda record: record["annotations"][0].update(category_id=2), r"no classes \(1\): .*2\.png has 2"),

@@ -13,6 +13,8 @@ from PIL import Image
 
 from projects_deformable_detr.errors import ArgumentError
 from projects_deformable_detr.inference import Detector, ImageError
+from projects_deformable_detr.inference.tiles import make_tiles, merge_tiles
+from projects_deformable_detr.modeling import Detections as Found
 
 ALL = {"score_threshold": 0.0}
 
@@ -211,6 +213,44 @@ def test_tiles(detector, files):
         moved = (part.boxes + torch.tensor([x, 20, x, 20])).round(decimals=2)
         assert sum(tuple(box) in boxes for box in moved.tolist()) > 3
     assert (found.boxes >= 0).all() and (found.boxes <= torch.tensor([100, 80, 100, 80])).all()
+
+
+@pytest.mark.parametrize(("size", "overlap", "width"), [(100, 20, 10), (100, 20, 17.5), (64, 32, 30)])
+def test_an_object_at_a_seam_is_kept(size, overlap, width):
+    tiles = make_tiles((size, 3 * size), size, overlap)
+    for start in np.arange(0, 2 * size, 0.5):
+        parts = []
+        for _, left, _, columns in tiles:
+            low, high = max(0, start - left), min(columns, start + width - left)
+            boxes = torch.tensor([[low, 10.0, high, 20.0]] if high > low else [], dtype=torch.float32).reshape(-1, 4)
+            parts.append(Found(boxes, torch.ones(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)))
+        boxes = merge_tiles((size, 3 * size), tiles, parts, overlap, None, 100).boxes
+        assert [start, 10, start + width, 20] in boxes.tolist()
+
+
+def test_a_reused_array_and_a_failing_generator(detector):
+    def frames():
+        buffer = np.zeros((40, 56, 3), np.uint8)
+        for value in (20, 120, 220):
+            buffer[:] = value
+            yield buffer
+        raise RuntimeError("the camera is gone")
+
+    found = []
+    with pytest.raises(RuntimeError, match="the camera is gone"):
+        for item in detector.stream(frames(), batch_size=1, **ALL):
+            found.append(item)
+    expected = detector([np.full((40, 56, 3), value, np.uint8) for value in (20, 120, 220)], batch_size=1, **ALL)
+    assert len(found) == 3
+    for item, other in zip(found, expected, strict=True):
+        assert_equal(item, other, 0)
+        assert np.array_equal(item.draw(threshold=1.0), other.draw(threshold=1.0))
+
+
+def test_a_folder_among_files_is_reported(detector, files):
+    errors = []
+    found = list(detector.stream([files[0], ".", files[1]], on_error=errors.append, batch_size=4, **ALL))
+    assert [item.source for item in found] == files[:2] and [error.source for error in errors] == ["."]
 
 
 def test_tta(detector, files):

@@ -150,3 +150,27 @@ def test_bad_arguments(weights, files, tmp_path, capsys, words, named):
 def test_output_folders_are_not_mixed(weights, files, tmp_path, capsys):
     assert predict(weights, tmp_path, files[0]) == 2
     assert "is not empty: choose another folder with --output, or add --overwrite" in capsys.readouterr().err
+
+
+def test_names_of_coco_files_stay_in_the_output_folder(weights, files, tmp_path):
+    photo = tmp_path / "photos" / "a.png"
+    photo.parent.mkdir()
+    shutil.copy(files[0], photo)
+    before = photo.read_bytes()
+    names = [str(photo), "../photos/a.png"]
+    images = [{"id": 7 + index, "file_name": name, "width": 56, "height": 40} for index, name in enumerate(names)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 5, "name": "bee"}]}
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    words = ["--images", tmp_path / "photos", "--classes", "bee", "--format", "picture", "--format", "yolo"]
+    assert predict(weights, tmp_path / "out", tmp_path / "data.json", *words) == 0
+    assert photo.read_bytes() == before and list(photo.parent.iterdir()) == [photo]
+    assert len(list((tmp_path / "out").rglob("*.jpg"))) == len(list((tmp_path / "out" / "labels").rglob("*.txt"))) == 2
+
+
+def test_category_ids_of_two_coco_files_must_agree(weights, tmp_path, capsys):
+    for name, number in (("one", 1), ("two", 2)):
+        image = {"id": number, "file_name": f"{name}.png", "width": 5, "height": 5}
+        content = {"images": [image], "annotations": [], "categories": [{"id": number, "name": "bee"}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert predict(weights, tmp_path / "out", tmp_path / "one.json", tmp_path / "two.json", "--images", tmp_path) == 2
+    assert "category bee has another id" in capsys.readouterr().err

@@ -145,14 +145,11 @@ def test_repeat_factors_of_several_data_sets() -> None:
 
 
 @pytest.mark.parametrize("name", ["RepeatFactorTrainingSampler", "WeightedCategoryTrainingSampler"])
-@pytest.mark.parametrize("train", [("tiny_train",), ("tiny_train", "tiny_train")])
 def test_training_uses_the_repeat_factors(
-    make_args: Callable[..., Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, train: tuple[str]
+    make_args: Callable[..., Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     made: list[torch.Tensor] = []
     monkeypatch.setattr(data, "TrainingBatchSampler", lambda *_, factors, **__: made.append(factors) or [[(0, 0)]])
     options = ("DATALOADER.SAMPLER_TRAIN", name, "DATALOADER.REPEAT_THRESHOLD", 1.0, "SOLVER.MAX_ITER", 1)
-    main(make_args(tmp_path, *options, "DATASETS.TRAIN", str(train), "DATASETS.TEST", "()"))
-    factors = made[0].split(16)  # images of a data set, which may be there twice
-    assert len(factors) == len(train) and all(torch.equal(part, factors[0]) for part in factors)
-    assert factors[0].max() > 1
+    main(make_args(tmp_path, *options, "DATASETS.TEST", "()"))
+    assert len(made[0]) == 16 and made[0].max() > 1
