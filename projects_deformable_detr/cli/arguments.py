@@ -51,7 +51,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check-images",
         action="store_true",
-        help="read the headers of all image files before training (default: of 2,000 images in each data set)",
+        help="read the headers of all image files before training (default: 2,000 images per data set)",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
     parser.add_argument(

@@ -104,10 +104,10 @@ def _check(args: argparse.Namespace) -> None:
     """Raises `UserError` for options that do not apply to the format and would have no effect."""
     is_onnx = args.format in ("onnx", "openvino")
     if args.size is not None and args.format != "torchscript":
-        raise UserError("--size is for --format torchscript: other formats have free sizes")
+        raise UserError("--size is for --format torchscript: other formats have dynamic shapes")
     if (args.opset is not None or args.sampling is not None or args.calibration is not None) and not is_onnx:
         raise UserError("--opset, --sampling and --calibration are for --format onnx and openvino")
     if (args.precision == "int8") != (args.calibration is not None):
-        raise UserError("--precision int8 needs --calibration DIR, a folder of images, and vice versa")
+        raise UserError("--precision int8 and --calibration DIR, a folder of images, must be used together")
     if args.device != "cpu" and args.format != "aoti":
         raise UserError("--device is for --format aoti: other formats are independent of the device")

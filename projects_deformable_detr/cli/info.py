@@ -32,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config-file", metavar="FILE", help="config of a checkpoint that has none: file or recipe name"
     )
     parser.add_argument(
-        "--size", nargs=2, type=int, metavar=("H", "W"), help="image size of the FLOPs (default: 4:3, as in evaluation)"
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        help="image size for the FLOPs (default: 4:3, as in evaluation)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -123,7 +127,9 @@ def _describe_weights(
 
     format, count, names = file_classes(weights, no_object=False)
     if format is None:
-        raise CheckpointError(f"{file}: the keys ({', '.join(list(weights.state)[:4])} …) are of no known detector")
+        raise CheckpointError(
+            f"{file}: the keys ({', '.join(list(weights.state)[:4])} …) do not match any supported detector"
+        )
     project = "deformable-detr" if format.name == "native" else format.name
     if format.is_backbone:
         return {"format": f"{project}, a backbone without detector"}
@@ -145,7 +151,7 @@ def _describe_weights(
         "architecture": _architecture(cfg),
         "classes": list(known) or f"{count}, without names",
         "parameters": f"{count_parameters(detector):.1f} M",
-        "FLOPs": f"{flops:.3g} G at {size[0]} x {size[1]}; a multiply-add is one",
+        "FLOPs": f"{flops:.3g} G at {size[0]} x {size[1]}; a multiply-add counts as one",
         "input": _input(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
         "training": _training(cfg, file, entry),
     }

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda if there is a GPU)")
     model.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="precision")
-    model.add_argument("--compile", action="store_true", help="compile the model: slow start, faster images")
+    model.add_argument("--compile", action="store_true", help="compile the model: slower start, faster inference")
     model.add_argument(
         "--batch-size", type=int, metavar="N", help="images per batch (default: 8, on CPUs fewer of large images)"
     )
@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     found.add_argument("--threshold", type=float, default=0.3, metavar="T", help="minimum score (default: %(default)s)")
     found.add_argument("--classes", metavar="A,B", help="names of the classes to detect (default: all)")
     found.add_argument("--top-k", type=int, metavar="K", help="maximum number of detections of an image")
-    found.add_argument("--nms", type=float, metavar="IOU", help="drop the worse of two boxes of a class above this IoU")
+    found.add_argument(
+        "--nms", type=float, metavar="IOU", help="drop the lower-scoring of two boxes of a class above this IoU"
+    )
     found.add_argument(
         "--tile", type=int, nargs=2, metavar=("SIZE", "OVERLAP"), help="detect in tiles of large images, in pixels"
     )

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iou", type=float, default=0.5, help="IoU of precision and recall (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda if there is a GPU)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="precision")
-    parser.add_argument("--compile", action="store_true", help="compile the model: slow start, faster images")
+    parser.add_argument("--compile", action="store_true", help="compile the model: slower start, faster inference")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per batch (default: 1 on CPUs, 8 on GPUs)")
     parser.add_argument(
         "--latency-images",

@@ -124,7 +124,7 @@ def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
             raise UserError(f"{words[-1]!r} has no value: options are pairs, KEY VALUE or KEY=VALUE")
         cfg.merge_from_list(words)
     except (AttributeError, TypeError) as error:  # raised for lists, strings and empty files
-        raise UserError(f"{source} has no sections of config keys: use a YAML file like those in configs/") from error
+        raise UserError(f"{source} contains no config sections: use a YAML file like those in configs/") from error
     except (AssertionError, KeyError, ValueError, OSError, YAMLError) as error:
         problem = str(error.args[0] if isinstance(error, KeyError) else error)  # str of a KeyError adds quotes
         if isinstance(error, OSError):

@@ -130,8 +130,8 @@ class ImageReader:
             is_lost = high > 2**16 and first < last and scaled.min() == scaled.max()
             if first < low or last > high or is_lost:
                 raise IntensityError(
-                    f"{name} has gray values from {first:g} to {last:g}, which cannot be shown in the range of their "
-                    f"type, {low:g} to {high:g}: set the intensity window to the values of black and white"
+                    f"{name} has gray values from {first:g} to {last:g}, which cannot be represented in the range of "
+                    f"their type, {low:g} to {high:g}: set the intensity window to the values of black and white"
                 )
         return np.repeat(scaled[:, :, None], 3, axis=2)
 

@@ -53,7 +53,7 @@ def check_foreign_keys(cfg: CfgNode) -> None:
         )
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UserError(
-            "MODEL.LOAD_PROPOSALS must be False: these models take no proposals, and compute their own with "
+            "MODEL.LOAD_PROPOSALS must be False: these models do not accept proposals; they compute proposals with "
             "MODEL.DETR.TWO_STAGE True"
         )
     if cfg.MODEL.KEYPOINT_ON:

@@ -95,5 +95,5 @@ def _check_records(name: str, records: list[Any]) -> None:
                 problems.add("boxes that are not four finite numbers", f"{where} has {item['bbox']!r:.80}", remedy)
             if num_classes and not (isinstance(label, Integral) and 0 <= int(label) < num_classes):
                 remedy = f"The metadata has {num_classes} thing_classes: use whole numbers from 0 to {num_classes - 1}."
-                problems.add("category_ids that are no classes", f"{where} has {label!r:.40}", remedy)
+                problems.add("category_ids that are not valid class ids", f"{where} has {label!r:.40}", remedy)
     problems.raise_if_any()

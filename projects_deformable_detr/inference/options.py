@@ -111,7 +111,9 @@ def make_options(
     top_k = config.max_detections if top_k is None else top_k
     augmentation = metadata.tta if tta is True else (tta or None)
     if tta is True and augmentation is None:
-        raise ArgumentError("tta", "must be a TestTimeAugmentationConfig for a model without such a config, got True")
+        raise ArgumentError(
+            "tta", "must be a TestTimeAugmentationConfig for a model without a test-time augmentation config, got True"
+        )
     for name, value in (("tta", augmentation), ("tile", tile)):
         if value is not None and config.is_panoptic:
             raise ArgumentError(name, "must be off for a panoptic model, whose segments cannot be merged")
@@ -176,4 +178,4 @@ def _check_name(argument: str, name: object, names: Sequence[str]) -> None:
         hint = (
             f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names[:8])}" + ", …" * (len(names) > 8)
         )
-        raise ArgumentError(argument, f"must have class names, got {name!r}: {hint}")
+        raise ArgumentError(argument, f"must contain only known class names, got {name!r}: {hint}")

@@ -88,7 +88,7 @@ class DetectorConfig:
         if self.mask_head:
             self._check_mask_head()
         elif self.freeze_detector:
-            raise ArgumentError("freeze_detector", "needs `mask_head`: nothing else would train")
+            raise ArgumentError("freeze_detector", "needs `mask_head`: otherwise, no parameter would be trained")
 
     def _check_detr(self) -> None:
         for name, value in (("in_features", len(self.in_features)), ("num_levels", self.num_levels)):

@@ -108,8 +108,8 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     )
     if problems:
         raise CheckpointError(
-            "the checkpoint to resume from has another model: use the config of the run, or start a new run from these "
-            "weights in another `output_dir`:\n  " + "\n  ".join(problems)
+            "the checkpoint to resume from is for a different model: use the config of the run, or start a new run "
+            "from these weights in another `output_dir`:\n  " + "\n  ".join(problems)
         )
 
 

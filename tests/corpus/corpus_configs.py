@@ -61,8 +61,8 @@ CONFIGS = [
         "no config file", r"config\.yaml.*(No such file|does not exist)", lambda inputs: setattr(inputs, "config", None)
     ),
     error("config that is not YAML", r"config\.yaml", config("MODEL: [1, 2\n")),
-    error("config that is a list", r"config\.yaml has no sections", config("- 1\n- 2\n")),
-    error("config that is empty", r"config\.yaml has no sections", config("")),
+    error("config that is a list", r"config\.yaml contains no config sections", config("- 1\n- 2\n")),
+    error("config that is empty", r"config\.yaml contains no config sections", config("")),
     error("LazyConfig as config file", "LazyConfigs are not supported", flags("--config-file", "lazy.py")),
     error("config with a section as a number", r"SOLVER", config(CONFIG + "SOLVER: 3\n")),
     error(

@@ -186,7 +186,7 @@ FUNCTIONS = [
     ),
     error("box of three numbers", NOT_FOUR, first(bbox=[1, 2, 3])),
     error("box with NaN", NOT_FOUR, first(bbox=[1, 2, float("nan"), 3])),
-    error("class that does not exist", r"category_ids that are no classes \(1\)", first(category_id=9)),
+    error("class that does not exist", r"category_ids that are not valid class ids \(1\)", first(category_id=9)),
     error("no bbox_mode", r"annotations that lack keys \(1\)", function(without_mode)),
 ]
 FORMATS = [

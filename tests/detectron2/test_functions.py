@@ -63,7 +63,7 @@ def test_images_are_checked_and_skipped(dataset, tmp_path):
         ),
         (lambda record: record["annotations"][0].pop("bbox_mode"), r"lack keys \(1\): .*2\.png: bbox_mode"),
         (lambda record: record["annotations"][0].update(bbox=[1, 2, 3]), r"four finite numbers \(1\): .*\[1, 2, 3\]"),
-        (lambda record: record["annotations"][0].update(category_id=2), r"no classes \(1\): .*2\.png has 2"),
+        (lambda record: record["annotations"][0].update(category_id=2), r"not valid class ids \(1\): .*2\.png has 2"),
     ],
 )
 def test_records_are_checked(dataset, change, message):

@@ -47,7 +47,7 @@ def test_detector_opens_the_exported_file(weights, capsys, format):
     [
         (["onnx", "--size", "64", "64"], "--size is for --format torchscript"),
         (["aoti", "--opset", "18"], "--opset, --sampling and --calibration are for --format onnx and openvino"),
-        (["onnx", "--precision", "int8"], "needs --calibration DIR"),
+        (["onnx", "--precision", "int8"], "--calibration DIR, a folder of images, must be used together"),
         (["onnx", "--device", "cuda"], "--device is for --format aoti"),
         (["onnx", "--precision", "int8", "--calibration", "{}/none"], "has no images"),
         (["onnx", "--output", "model.pt2"], "must have the suffix .onnx"),

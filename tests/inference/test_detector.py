@@ -160,10 +160,13 @@ def test_nms_is_by_class(detector, files):
     [
         ({"score_threshold": 1.5}, r"score_threshold must be a number in \[0, 1\], got 1.5"),
         ({"score_threshold": "high"}, "score_threshold must be a number"),
-        ({"score_threshold": {"bea": 0.5}}, "score_threshold must have class names, got 'bea': did you mean 'bee'?"),
+        (
+            {"score_threshold": {"bea": 0.5}},
+            "score_threshold must contain only known class names, got 'bea': did you mean 'bee'?",
+        ),
         ({"score_threshold": {"bee": -1}}, "got -1 for 'bee'"),
         ({"top_k": 0}, "top_k must be at least 1"),
-        ({"classes": ["fly"]}, "classes must have class names, got 'fly'"),
+        ({"classes": ["fly"]}, "classes must contain only known class names, got 'fly'"),
         ({"classes": [5]}, "classes must be names or ids from 0 to 4, got 5"),
         ({"classes": []}, "classes must have at least one"),
         ({"nms_threshold": 2}, "nms_threshold must be in"),

@@ -42,7 +42,7 @@ def test_checkpoint(
     state = torch.load(path, weights_only=True)["model"]
     count = sum(value.numel() for key, value in state.items() if ".running_" not in key and "num_batches" not in key)
     assert facts["parameters"] == f"{count / 1e6:.1f} M"
-    assert facts["FLOPs"].endswith("G at 64 x 85; a multiply-add is one")
+    assert facts["FLOPs"].endswith("G at 64 x 85; a multiply-add counts as one")
     assert "ADAMW, learning rate 0.0002" in facts["training"] and facts["training"].endswith("saved after 1 iterations")
     larger = info(path, "--size", 128, 170)
     assert float(larger["FLOPs"].split()[0]) > 3 * float(facts["FLOPs"].split()[0])

@@ -136,7 +136,7 @@ def test_tracking_without_its_package(weights, video, tmp_path, capsys, monkeypa
         (["*.nothing"], "*.nothing: no image files"),
         (["missing.mp4"], "missing.mp4: no such file"),
         (["97"], "camera 97 cannot be opened: check its index"),
-        (["IMAGE", "--classes", "fly"], "classes must have class names, got 'fly'"),
+        (["IMAGE", "--classes", "fly"], "classes must contain only known class names, got 'fly'"),
         (["IMAGE", "--threshold", "2"], "score_threshold must be a number in [0, 1], got 2.0"),
         (["IMAGE", "--tile", "10", "20"], "tile must be (size, overlap)"),
     ],

@@ -203,7 +203,7 @@ def other_classes(data_sets: list[tuple[str, str, str]], tmp_path_factory: pytes
         (("DATASETS.TRAIN", "('swapped',)", "DATASETS.TEST", "('swapped',)"), r"\(red, blue\).* \(blue, red\)"),
         (("MODEL.BACKBONE.FREEZE_AT", 2), "in group 'backbone'.*same MODEL.BACKBONE.FREEZE_AT"),
         (("SOLVER.OPTIMIZER", "SGD"), "another optimizer: resume with the same SOLVER.OPTIMIZER"),
-        (("MODEL.DETR.HIDDEN_DIM", 64), r"another model: .*another OUTPUT_DIR:(.|\n)*\(32.*\(64"),
+        (("MODEL.DETR.HIDDEN_DIM", 64), r"a different model: .*another OUTPUT_DIR:(.|\n)*\(32.*\(64"),
         (("OUTPUT_DIR", "misspelt"), "no checkpoint to resume from in misspelt: check OUTPUT_DIR"),
     ],
 )
