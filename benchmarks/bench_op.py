@@ -191,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", action="store_true")
     parser.add_argument("--memory", nargs=2, metavar=("NAME", "forward|both"))
-    parser.add_argument("--only", help="run only the tables whose title contains this")
+    parser.add_argument("--only", help="run only the tables whose title contains this text")
     parser.add_argument("--repeat", type=int, default=7, help="interleaved runs of ENC; DEC takes ten times as many")
     args = parser.parse_args()
     if args.worker:

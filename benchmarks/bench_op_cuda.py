@@ -279,7 +279,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", metavar="DIR")
     parser.add_argument("--repeat", type=int, default=50)
     parser.add_argument("--sets", type=int, default=3, help="number of input sets that calls cycle through")
-    parser.add_argument("--cases", default="", help="only cases whose name contains this")
+    parser.add_argument("--cases", default="", help="only cases whose name contains this text")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     parser.add_argument("--dry-run", action="store_true")
     return parser.parse_args(argv)

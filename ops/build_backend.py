@@ -1,4 +1,4 @@
-"""Build backend of pyproject.toml: setuptools, with torch as a build requirement where none is installed.
+"""Build backend of pyproject.toml: setuptools, with torch as a build requirement if it is not installed.
 
 A static requirement would download a second torch into pip's isolated environment on every build.
 """

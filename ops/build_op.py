@@ -199,7 +199,14 @@ class BuildOp(build_ext):
         objects.mkdir(parents=True, exist_ok=True)
         library.parent.mkdir(parents=True, exist_ok=True)
         isas = list(ISA_FLAGS) if _is_x86_64() else ["plain"]
-        flags = [*CXX_FLAGS, *KERNEL_FLAGS, *_common_flags(torch), *shlex.split(os.environ.get("CXXFLAGS", ""))]
+        flags = [
+            *CXX_FLAGS,
+            "-include",
+            str(CSRC / "glibc.h"),
+            *KERNEL_FLAGS,
+            *_common_flags(torch),
+            *shlex.split(os.environ.get("CXXFLAGS", "")),
+        ]
         # The linker keeps the first copy of an inline function of a header: the baseline instruction set must be first.
         sources = [CSRC / "register.cpp", CSRC / "call.cpp", CSRC / "cpu" / "runtime.cpp"]
         jobs = [([*compiler, *flags, "-c", str(source)], objects / f"{source.stem}.o") for source in sources]

@@ -4,8 +4,7 @@
 
 must run before that code is imported. Afterward ``import MultiScaleDeformableAttention`` (the original extension)
 works, also under the names used by Mask2Former, DINO, Grounding DINO and others. mmcv's
-``MultiScaleDeformableAttnFunction`` and
-detrex's ``MultiScaleDeformableAttention`` are in this module.
+``MultiScaleDeformableAttnFunction`` and detrex's ``MultiScaleDeformableAttention`` are in this module.
 """
 
 from __future__ import annotations

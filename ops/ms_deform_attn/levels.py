@@ -24,7 +24,7 @@ def split_levels(spatial_shapes: Tensor | Sizes) -> tuple[list[int], Tensor | No
     if isinstance(spatial_shapes, Tensor):
         return [], spatial_shapes
     if any(len(pair) != 2 for pair in spatial_shapes):
-        raise RuntimeError("ms_deform_attn: spatial_shapes must hold pairs (height, width)")
+        raise RuntimeError("ms_deform_attn: spatial_shapes must contain pairs (height, width)")
     return [size for pair in spatial_shapes for size in pair], None
 
 

@@ -82,7 +82,7 @@ def make(size: Size, dtype: torch.dtype, values: int, points: torch.dtype | None
 
 
 def move_to_half_pixels(loc: Tensor, size: Size) -> None:
-    """Replaces locations by pixel centers and edges, up to one pixel outside, where gradients are discontinuous."""
+    """Replaces locations with pixel centers and edges, up to one pixel outside, where gradients are discontinuous."""
     for level, (h, w) in enumerate(size.shapes):
         g = torch.Generator().manual_seed(level)
         steps = torch.tensor([w, h]) * 2

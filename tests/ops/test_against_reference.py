@@ -18,6 +18,31 @@ def test_forward_and_backward(size: op.Size, dtype: torch.dtype, points: torch.d
     op.assert_near(*both(op.FUSED if values else op.PLAIN, tensors, size, grad), 3 if values else 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_large_results(dtype: torch.dtype) -> None:
+    """Results of several MB, which bypass the caches, equal those of one head at a time."""
+    size = op.Size(1, ((96, 90),), 8, 32, 8640, 16)
+    points = torch.float32 if dtype == torch.bfloat16 else dtype
+    tensors, grad = op.make(size, dtype, 0, points), op.grad_like_output(size, dtype)
+    output, grad_value, *grad_points = op.forward_backward(msda.ms_deform_attn, tensors, size.shapes, grad)
+    for head in range(size.m):
+        channels = slice(head * size.d, (head + 1) * size.d)
+        part = [t[:, :, head : head + 1] for t in tensors]
+        found = op.forward_backward(msda.ms_deform_attn, part, size.shapes, grad[..., channels])
+        op.assert_equal(
+            [output[..., channels], *(t[:, :, head : head + 1] for t in grad_points)], [found[0], *found[2:]]
+        )
+        op.assert_near([grad_value[:, :, head : head + 1]], [found[1]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_large_gradient_of_few_queries(dtype: torch.dtype) -> None:
+    size = op.Size(1, ((96, 90), (20, 20)), 8, 32, 4, 4)
+    points = torch.float32 if dtype == torch.bfloat16 else dtype
+    tensors, grad = op.make(size, dtype, 0, points), op.grad_like_output(size, dtype)
+    op.assert_near(*both(op.PLAIN, tensors, size, grad), 1)
+
+
 @pytest.mark.parametrize("queries", [2, 200], ids=["in place", "copied"])
 def test_borders_and_pixel_centers(queries: int) -> None:
     size = op.Size(1, ((8, 4), (2, 16)), 2, 32, queries, 4)

@@ -36,7 +36,7 @@ SHAPES = {
         lambda a: {"loc": a["loc"].to("meta")},
         "sampling_locations must be on the device of value, cpu, got meta",
     ),
-    "triples": (lambda a: {"shapes": [(6, 5, 1), (3, 4, 1)]}, "spatial_shapes must hold pairs"),
+    "triples": (lambda a: {"shapes": [(6, 5, 1), (3, 4, 1)]}, "spatial_shapes must contain pairs"),
     "no levels": (lambda a: {"shapes": []}, "spatial_shapes must have 1 to 64 levels, got 0"),
 }
 LEVELS = {

@@ -37,7 +37,7 @@ def cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.cpu() for t in tensors]
 
 
-def ours_of(size: op.Size, tensors: Sequence[Tensor], grad: Tensor, shapes: object = None) -> list[Tensor]:
+def results_of(size: op.Size, tensors: Sequence[Tensor], grad: Tensor, shapes: object = None) -> list[Tensor]:
     function = (op.FUSED if len(tensors) == 4 else op.PLAIN)[0]
     return op.forward_backward(function, tensors, shapes if shapes is not None else list(size.shapes), grad)
 
@@ -51,7 +51,7 @@ def test_against_reference(
 ) -> None:
     tensors, grad = op.make(size, dtype, values, points), op.grad_like_output(size, dtype)
     with op.deterministic(fixed_order):
-        got = ours_of(size, gpu(tensors), grad.cuda())
+        got = results_of(size, gpu(tensors), grad.cuda())
     op.assert_near(got, op.reference_of(size, tensors, grad))
 
 
@@ -61,18 +61,18 @@ def test_deterministic(values: int) -> None:
     size = op.Size(2, ((6, 5), (3, 3)), 4, 32, 4000, 4)
     tensors, grad = gpu(op.make(size, torch.float32, values)), op.grad_like_output(size, torch.float32).cuda()
     with op.deterministic():
-        first = ours_of(size, tensors, grad)
+        first = results_of(size, tensors, grad)
         for _ in range(20):
-            op.assert_equal(ours_of(size, tensors, grad), first)
+            op.assert_equal(results_of(size, tensors, grad), first)
 
 
 def test_strides() -> None:
     tensors, grad = gpu(op.make_plain(USUAL, torch.float32)), op.grad_like_output(USUAL, torch.float32).cuda()
     value, loc, weights = tensors
-    wanted = cpu(ours_of(USUAL, tensors, grad))
+    wanted = cpu(results_of(USUAL, tensors, grad))
     points = [loc.flip(0).contiguous().flip(0), weights.transpose(1, 4).contiguous().transpose(1, 4)]
     for strided in op.unusual_strides(value):
-        got = ours_of(USUAL, [strided, *points], grad.flip(0).contiguous().flip(0))
+        got = results_of(USUAL, [strided, *points], grad.flip(0).contiguous().flip(0))
         op.assert_near(got, wanted)
 
 
@@ -80,7 +80,7 @@ def test_non_finite_locations_contribute_nothing() -> None:
     tensors, grad = op.make_plain(USUAL, torch.float32), op.grad_like_output(USUAL, torch.float32)
     for i, bad in enumerate(op.NON_FINITE):
         tensors[1][:, 7 * i : 7 * i + 5, i % 8, i % 4, i % 4, i % 2] = bad
-    got = ours_of(USUAL, gpu(tensors), grad.cuda())
+    got = results_of(USUAL, gpu(tensors), grad.cuda())
     assert all(t.isfinite().all() for t in got)
     op.assert_near(got, op.reference_of(USUAL, tensors, grad))
 
@@ -88,10 +88,10 @@ def test_non_finite_locations_contribute_nothing() -> None:
 def test_shapes_as_tensors() -> None:
     """On the CPU, and on the GPU, where the kernel reads them."""
     tensors, grad = gpu(op.make_plain(USUAL, torch.float32)), op.grad_like_output(USUAL, torch.float32).cuda()
-    wanted = cpu(ours_of(USUAL, tensors, grad))
+    wanted = cpu(results_of(USUAL, tensors, grad))
     table = torch.tensor(USUAL.shapes)
     for shapes in (table, table.cuda(), table.t().contiguous().t().cuda()):
-        op.assert_near(ours_of(USUAL, tensors, grad, shapes), wanted)
+        op.assert_near(results_of(USUAL, tensors, grad, shapes), wanted)
 
 
 def test_no_synchronization() -> None:
@@ -101,7 +101,7 @@ def test_no_synchronization() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for given in (list(USUAL.shapes), shapes):
-            ours_of(USUAL, tensors, grad, given)
+            results_of(USUAL, tensors, grad, given)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -115,11 +115,11 @@ def test_graph_capture(on_gpu: bool, fixed_order: bool) -> None:
     with op.deterministic(fixed_order):
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
-            ours_of(USUAL, tensors, grad, shapes)
+            results_of(USUAL, tensors, grad, shapes)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = ours_of(USUAL, tensors, grad, shapes)
+            captured = results_of(USUAL, tensors, grad, shapes)
     fresh = op.make_fused(USUAL, torch.float16, 4, seed=7)
     for t, new in zip(tensors, fresh, strict=True):
         t.copy_(new)
@@ -137,7 +137,7 @@ def test_current_stream() -> None:
         torch.cuda._sleep(50_000_000)
         for t, source in zip(late, gpu(tensors), strict=True):
             t.copy_(source)
-        got = ours_of(USUAL, late, grad.cuda())
+        got = results_of(USUAL, late, grad.cuda())
     side.synchronize()
     op.assert_near(got, op.reference_of(USUAL, tensors, grad))
 
@@ -146,7 +146,7 @@ def test_current_stream() -> None:
 def test_device_of_the_tensors_instead_of_the_current_one() -> None:
     tensors, grad = op.make_plain(USUAL, torch.float32), op.grad_like_output(USUAL, torch.float32)
     with torch.cuda.device(0):
-        got = ours_of(USUAL, [t.to("cuda:1") for t in tensors], grad.to("cuda:1"))
+        got = results_of(USUAL, [t.to("cuda:1") for t in tensors], grad.to("cuda:1"))
         assert torch.cuda.current_device() == 0
     assert all(t.device == torch.device("cuda:1") for t in got)
     op.assert_near(got, op.reference_of(USUAL, tensors, grad))

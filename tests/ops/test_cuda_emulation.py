@@ -129,7 +129,7 @@ def test_many_points(emulation: Emulation) -> None:
     op.assert_near(got, op.reference_of(size, tensors, grad))
 
 
-def test_reference_gradient_can_be_left_out(emulation: Emulation) -> None:
+def test_reference_gradient_can_be_omitted(emulation: Emulation) -> None:
     tensors, grad = inputs(SIZES[1], torch.float32, 2)
     both = [emulation.run(SIZES[1], tensors, grad, want_reference=w) for w in (True, False)]
     assert all(torch.equal(both[0][i], both[1][i]) for i in (0, 1, 3, 4))

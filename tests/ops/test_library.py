@@ -1,6 +1,8 @@
 """Behavior without a compiled library and with a broken one."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -72,6 +74,19 @@ import ms_deform_attn
 """
     done = run(copy, code)
     assert "ImportError" in done.stderr and "another version" in done.stderr and "rebuild" in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64" or shutil.which("objdump") is None,
+    reason="requires Linux on x86-64 and objdump",
+)
+def test_library_requires_glibc_2_24_or_older() -> None:
+    library, sources = FOLDER / "_C.abi3.so", [*(FOLDER.parent / "csrc").rglob("*.*")]
+    if not (library.is_file() and sources) or max(p.stat().st_mtime for p in sources) > library.stat().st_mtime:
+        pytest.skip("the library was not built from the current source")
+    symbols = subprocess.run(["objdump", "-T", library], capture_output=True, text=True, check=True).stdout
+    versions = {tuple(map(int, text.split("."))) for text in re.findall(r"GLIBC_([\d.]+)", symbols)}
+    assert versions and max(versions) <= (2, 24), symbols
 
 
 def test_unknown_instruction_set_is_an_error() -> None:

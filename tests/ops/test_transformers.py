@@ -130,7 +130,7 @@ def test_discrete_sampling_of_rt_detr_v2_is_kept():
     assert functions[0] is not functions[1] and torch.equal(*results)
 
 
-def test_unknown_interfaces_and_models_are_refused(monkeypatch):
+def test_unknown_interfaces_and_models_are_rejected(monkeypatch):
     forward = module("deformable_detr").MultiScaleDeformableAttention.forward
 
     def changed(self, value, sampling_locations):

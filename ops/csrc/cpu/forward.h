@@ -53,11 +53,12 @@ struct RowSum {
 
 // Padded layout: sums of `items` items over a run of kN vectors of channels. `rows` points at the run's first channel,
 // `sums` is [items][kN vectors]. kPoints is the number of points if known at compile time (it must divide kGroup),
-// else 0.
-template <int kN, int kPoints, typename T, typename A>
+// else 0; kWhole: rows have kN vectors.
+template <int kN, int kPoints, bool kWhole, typename T, typename A>
 void sum_padded(const Problem& p, const PointTable<A>& table, const PointBlock<A>& b, int64_t items, const T* rows,
-                int64_t row_size, A* sums) {
+                int64_t row_vectors, A* sums) {
   const int32_t points = kPoints ? kPoints : p.points;
+  const int64_t row_size = (kWhole ? kN : row_vectors) * kWidth<A>;
   for (int32_t level = 0; level < p.levels; ++level) {
     const int32_t first = level * points;
     const int64_t down = table.stride[first] * row_size;
@@ -113,6 +114,8 @@ class Forward {
  public:
   explicit Forward(const Problem& problem) : p(problem), copies_(is_worth_copying(problem)) {
     layout_ = copies_ ? padded_layout(p) : in_place_layout(p);
+    const int64_t row = p.channels * int64_t(sizeof(T));
+    streams_ = is_worth_streaming(p.output, row, p.batch * p.queries * p.heads * row);
   }
 
   void run() const {
@@ -173,6 +176,7 @@ class Forward {
         run_block(s, {n, q, m}, q + kBlock < last ? kBlock : last - q);
       }
     }
+    finish_streams();
   }
 
   void run_block(Scratch& s, const Item& first_item, int64_t items) const {
@@ -185,8 +189,10 @@ class Forward {
     find_corners(s.table, s.block, items);
     for_each_run<8>(vectors, [&, n = n, q = q, m = m](int64_t first, auto run) {
       constexpr int kN = decltype(run)::value;
-      const auto sum = p.points == 4 ? sum_padded<kN, 4, T, A> : sum_padded<kN, 0, T, A>;
-      sum(p, s.table, s.block, items, s.rows + first * kWidth<A>, vectors * kWidth<A>, s.sums);
+      const auto sum = p.points != 4   ? sum_padded<kN, 0, false, T, A>
+                       : vectors != kN ? sum_padded<kN, 4, false, T, A>
+                                       : sum_padded<kN, 4, true, T, A>;
+      sum(p, s.table, s.block, items, s.rows + first * kWidth<A>, vectors, s.sums);
       for (int64_t i = 0; i < items; ++i) {
         T* out = output_row(p, static_cast<T*>(p.output), {n, q + i, m});
         store_run(s.sums + i * kN * kWidth<A>, first, kN, out);
@@ -216,6 +222,7 @@ class Forward {
         run_item(s, i, slices[i], static_cast<T*>(p.output) + (at + i) * p.channels);
       }
     }
+    finish_streams();
   }
 
   void run_item(Scratch& s, int64_t slot, const T* slice, T* out) const {
@@ -232,21 +239,35 @@ class Forward {
     }
   }
 
-  // Rounds the sums of a run of vectors; `first` is the index of the first vector.
+  // Stores the sums of a run of vectors; `first` is the index of the first vector. Runs of streamed rows are whole
+  // lines.
   void store_run(const A* sum, int64_t first, int vectors, T* out) const {
-    for (int v = 0; v < vectors; v += 2) {
-      const int64_t channel = (first + v) * kWidth<A>, left = p.channels - channel;
+    const int64_t count = vectors * kWidth<A>, left = p.channels - first * kWidth<A>;
+    out += first * kWidth<A>;
+    if (!streams_) {
+      round_run(sum, vectors, left, out);
+    } else if constexpr (std::is_same<T, A>::value) {
+      stream(sum, count, out);
+    } else {
+      T rounded[8 * kWidth<A>] = {};
+      round_run(sum, vectors, left, rounded);
+      stream(rounded, count, out);
+    }
+  }
+  static void round_run(const A* sum, int vectors, int64_t left, T* out) {
+    for (int v = 0; v < vectors; v += 2, left -= 2 * kWidth<A>, out += 2 * kWidth<A>) {
       const Vec<A> a = load(sum + v * kWidth<A>);
       if (v + 1 < vectors) {
-        store_two_some(a, load(sum + (v + 1) * kWidth<A>), out + channel, left);
+        store_two_some(a, load(sum + (v + 1) * kWidth<A>), out, left);
       } else {
-        store_some(a, out + channel, left);
+        store_some(a, out, left);
       }
     }
   }
 
   const Problem& p;
   const bool copies_;
+  bool streams_;
   Layout layout_;
 };
 

@@ -83,10 +83,10 @@ void store_pairs(const A* x, const A* y, int32_t count, P* out) {
   }
 }
 
-// Writes the gradients of the item in slot `slot` of the block.
+// Writes the gradients of the item in slot `slot` of the block. Only items without padding are streamed.
 template <typename P, typename A>
 void store_point_gradients(const Problem& p, const PointTable<A>& table, const PointBlock<A>& b, int64_t slot,
-                           const Item& item) {
+                           const Item& item, bool streams) {
   const int64_t at = slot * table.padded, offset = points_offset(p, item);
   A *gx = b.grad_x + at, *gy = b.grad_y + at, *ga = b.grad_a + at;
   compute_point_gradients(table, b, slot);
@@ -95,8 +95,18 @@ void store_point_gradients(const Problem& p, const PointTable<A>& table, const P
     softmax_backward(table, b.attention + at, ga);
     scale_offsets<false, P>(p, table, item, gx, gy);
   }
-  store_pairs(gx, gy, table.count, static_cast<P*>(p.grad_xy) + 2 * offset);
-  store_values(ga, table.count, static_cast<P*>(p.grad_attention) + offset);
+  P *xy = static_cast<P*>(p.grad_xy) + 2 * offset, *attention = static_cast<P*>(p.grad_attention) + offset;
+  if (streams) {
+    const int32_t count = table.count;
+    P* rounded = reinterpret_cast<P*>(b.dots + 4 * at);  // the dot products are no longer needed
+    store_pairs(gx, gy, count, rounded);
+    store_values(ga, count, rounded + 2 * count);
+    stream(rounded, 2 * count, xy);
+    stream(rounded + 2 * count, count, attention);
+  } else {
+    store_pairs(gx, gy, table.count, xy);
+    store_values(ga, table.count, attention);
+  }
 }
 
 }  // namespace

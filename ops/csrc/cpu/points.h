@@ -66,7 +66,7 @@ struct PointTable {
 // The points of a block of items.
 template <typename A>
 struct PointBlock {
-  A *x, *y, *attention;         // [kBlock][padded]; find_corners() replaces x and y by the fractions fx and fy
+  A *x, *y, *attention;         // [kBlock][padded]; find_corners() replaces x and y with fx and fy
   A* weights;                   // [kBlock][padded / kGroup][4 corners][kGroup]: one pointer serves a point's weights
   int32_t *row, *mask;          // [kBlock][padded]: row of corner 00, corners inside the level
   A* dots = nullptr;            // backward only, [kBlock][padded][4]: see transpose_slot()

@@ -66,7 +66,7 @@ void touch(int64_t begin, int64_t end, void* memory) {
 void touch_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   if (bytes < 2 * int64_t(kHugePage) || !wants_huge_pages()) return;
-  // Only whole huge pages inside the memory, so that nothing beside it is affected. Without free huge pages, or on
+  // Only whole huge pages inside the memory, so that no other memory is affected. Without free huge pages, or on
   // memory that is in use already, madvise() has no effect.
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
   const int64_t pages = int64_t((reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes) - begin) / kHugePage);

@@ -10,6 +10,8 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
@@ -155,6 +157,42 @@ template <>
 inline void store_two(FloatVec even, FloatVec odd, BFloat16* p) {
   const BitVec pairs = (round_to_bfloat16(even) >> 16) | round_to_bfloat16(odd);
   std::memcpy(static_cast<void*>(p), &pairs, sizeof(pairs));
+}
+
+// Copies a cache line to an aligned address, past the caches if the instruction set allows it: the line is not read
+// first and does not evict others. finish_streams() orders these stores before all later ones.
+constexpr int kLine = 64;
+inline void stream_line(const char* from, char* to) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), load_as<__m512i>(from));
+#elif defined(__AVX2__)
+  for (int i = 0; i < kLine; i += 32)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), load_as<__m256i>(from + i));
+#elif defined(__SSE2__)
+  for (int i = 0; i < kLine; i += 16) _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), load_as<__m128i>(from + i));
+#else
+  std::memcpy(to, from, kLine);
+#endif
+}
+template <typename T>
+inline void stream(const T* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; i += kLine / int(sizeof(T))) {
+    stream_line(reinterpret_cast<const char*>(from + i), reinterpret_cast<char*>(to + i));
+  }
+}
+#if defined(__SSE2__)
+constexpr bool kStreams = true;
+inline void finish_streams() { _mm_sfence(); }
+#else
+constexpr bool kStreams = false;
+inline void finish_streams() {}
+#endif
+
+// Returns whether rows of a result are streamed. Large results do not stay in the cache anyway, and would evict the
+// rows that are gathered.
+inline bool is_worth_streaming(const void* result, int64_t row_bytes, int64_t bytes) {
+  return kStreams && row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(result) % kLine == 0 &&
+         bytes >= int64_t(4) << 20;
 }
 
 // a * b + c, fused where the instruction set has it.

@@ -1,6 +1,6 @@
 // Rows of one head of value, in two layouts. Padded: a copy in scratch memory with a border of zero rows, so that no
-// corner needs a test and one index addresses all four. In place: the tensor itself; corners outside the level read a
-// row of zeros.
+// corner needs a bounds check and one index addresses all four. In place: the tensor itself; corners outside the level
+// read a row of zeros.
 #pragma once
 
 #include "points.h"

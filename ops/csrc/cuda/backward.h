@@ -131,7 +131,7 @@ struct BackwardKernel {
   // All points of the chunk, for all channels; leaves the dot products in shared memory.
   template <typename Thread>
   static MSDA_DEVICE void gather_chunk(const Args& a, const Group<Thread, kChannels / kVector>& group, const Shared& s,
-                                       const Item& at, int32_t here) {
+                                       const Item& at, int32_t num_points) {
     const int32_t channels = kChannels ? kChannels : a.channels;
     for (int32_t base = 0; base < channels; base += group.lanes * kVector) {
       const int32_t channel = base + group.lane * kVector;
@@ -145,7 +145,7 @@ struct BackwardKernel {
       auto* grad_rows = opaque(reinterpret_cast<Pack<A, kVector>*>(sums));
       value = opaque(value);
       MSDA_UNROLL(2)
-      for (int32_t j = 0; j < here; ++j) {
+      for (int32_t j = 0; j < num_points; ++j) {
         A dots[4] = {};
         if (inside)
           process_corners(group.thread, {s.weights[group.record(j)], s.rows[group.record(j)]}, value, grad_rows, grad,

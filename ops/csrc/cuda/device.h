@@ -11,7 +11,7 @@ namespace msda {
 
 class Gpu {
  public:
-  // allocate: returns memory from PyTorch's allocator that lives until the caller has finished its launches.
+  // allocate: returns memory from PyTorch's allocator, which stays valid until the caller has finished its launches.
   Gpu(cudaStream_t stream, void* (*allocate)(void* context, int64_t bytes), void* context)
       : stream_(stream), allocate_(allocate), context_(context) {}
 

@@ -1,6 +1,6 @@
 // Distribution of a call over the threads of a GPU. Plain C++ that runs on the host.
 //
-// One item is one (batch, query, head). A group of `lanes` neighboring threads serves one item; each of them holds
+// One item is one (batch, query, head). A group of `lanes` neighboring threads processes one item; each of them holds
 // `vector` adjacent channels and, if D is larger than lanes * vector, loops over the rest with that stride.
 #pragma once
 

@@ -60,7 +60,7 @@ MSDA_DEVICE Item item_of(const Args& a, int64_t position) {
   return item;
 }
 
-// The threads that serve one item, kLanes of them (0: any number), and reductions over them. The functions must be
+// The threads that process one item, kLanes of them (0: any number), and reductions over them. The functions must be
 // called by all 32 threads of a warp together.
 template <typename Thread, int kLanes>
 struct Group {

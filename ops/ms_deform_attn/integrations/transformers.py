@@ -2,10 +2,10 @@
 
     import ms_deform_attn.integrations.transformers as integration
 
-    integration.enable()   # all models, including those that exist already
+    integration.enable()   # all models, including existing ones
     integration.disable()
 
-The kernel mapping of transformers is not used, because it serves neither the CPU nor the functions of Mask2Former,
+The kernel mapping of transformers is not used, because it supports neither the CPU nor the functions of Mask2Former,
 OneFormer, RT-DETRv2, D-FINE and DEIMv2.
 """
 
@@ -63,7 +63,7 @@ def find_models() -> list[str]:
 
 
 def enable(*models: str) -> list[str]:
-    """Replaces the attention by the operator, in existing models too. Idempotent.
+    """Replaces the attention with the operator, also in existing models. Idempotent.
 
     Args:
         models: names such as ``"deformable_detr"``; by default all of `find_models`.
@@ -163,7 +163,7 @@ def _make_function_v2(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         num_points_list: Sequence[int],
         method: str = "default",
     ) -> Tensor:
-        if method != "default":  # "discrete" takes the nearest pixel
+        if method != "default":  # "discrete" samples the nearest pixel
             return original(value, value_spatial_shapes, sampling_locations, attention_weights, num_points_list, method)
         if len(set(num_points_list)) == 1:
             split = (len(num_points_list), num_points_list[0])

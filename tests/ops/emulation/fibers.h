@@ -1,7 +1,7 @@
 // Blocks of a GPU on the host: every thread of a block is a coroutine that runs up to its next shuffle or barrier. A
 // warp continues when all 32 threads have reached the same operation. Divergence at an operation, or a write beyond the
-// shared memory of the launch, is an error. Shared memory is initialized with NaN. The threads of a block run in rising
-// or falling order: results that depend on the order indicate a missing barrier.
+// shared memory of the launch, is an error. Shared memory is initialized with NaN. The threads of a block run in
+// ascending or descending order: results that depend on the order indicate a missing barrier.
 #pragma once
 
 #include <ucontext.h>
