@@ -1,7 +1,7 @@
 """Models, matcher, criterion and postprocessing in plain PyTorch."""
 
 from .build import DetectorConfig, build_detector
-from .criterion import CriterionConfig, SetCriterion, build_criterion, cardinality_error
+from .criterion import BatchSize, CriterionConfig, SetCriterion, build_criterion, cardinality_error
 from .detector import Detector, batch_images
 from .layers import LayerConfig
 from .matcher import HungarianMatcher
@@ -10,6 +10,7 @@ from .structures import Detections, Predictions, Targets
 from .targets import check_targets
 
 __all__ = [
+    "BatchSize",
     "CriterionConfig",
     "Detections",
     "Detector",

@@ -8,7 +8,7 @@ from torch import nn
 from ..errors import ArgumentError, NonNegativeInt, PositiveInt, check_choice, check_features, check_ranges
 from .deformable_transformer import DeformableDecoder, DeformableEncoder
 from .detector import Detector
-from .layers import Dropout, LayerConfig
+from .layers import LayerConfig, Probability
 from .mask_head import MaskHead
 from .neck import Neck
 from .position_encoding import LearnedPositionEmbedding, SinePositionEmbedding
@@ -55,7 +55,7 @@ class DetectorConfig:
     d_model: PositiveInt = 256
     num_heads: PositiveInt = 8
     dim_feedforward: PositiveInt = 1024
-    dropout: Dropout = 0.1
+    dropout: Probability = 0.1
     activation: str = "relu"
     pre_norm: bool = False
     encoder_layers: NonNegativeInt = 6
@@ -152,7 +152,7 @@ def build_detector(config: DetectorConfig, backbone: nn.Module) -> Detector:
             the attributes ``channels`` and ``stride`` by name.
 
     Raises:
-        ArgumentError: if the backbone lacks feature maps, or a size does not fit a part.
+        ArgumentError: if the backbone lacks feature maps, or sizes of parts do not match.
     """
     # The order in which parts are built determines their random initial weights.
     in_channels = dict(_feature_channels(backbone, "in_features", config.in_features))

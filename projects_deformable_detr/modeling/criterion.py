@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -65,6 +66,13 @@ def build_criterion(config: CriterionConfig) -> "SetCriterion":
     return SetCriterion(classification, matcher, weights, config.deep_supervision, mask_loss)
 
 
+class BatchSize(NamedTuple):
+    """Numbers of images and boxes of a batch, which normalize the losses."""
+
+    images: int
+    boxes: int
+
+
 class SetCriterion(nn.Module):
     """Matches predictions to targets and computes classification, L1 and GIoU losses.
 
@@ -95,17 +103,22 @@ class SetCriterion(nn.Module):
         self.deep_supervision = deep_supervision
         self.masks = masks
 
-    def forward(self, predictions: Predictions, targets: list[Targets]) -> dict[str, Tensor]:
+    def forward(
+        self, predictions: Predictions, targets: list[Targets], batch_size: BatchSize | None = None
+    ) -> dict[str, Tensor]:
         """Computes weighted losses, whose sum is to be minimized.
 
         Args:
             predictions: predictions of N images.
             targets: N items, on the predictions' device; empty for images without objects.
+            batch_size: size of this process's batch if the images are a micro-batch, whose losses and gradients are
+                added to those of the others; None: the images are the whole batch.
 
         Returns:
             ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last layer, with suffix ``_0``, ``_1`` … for earlier
             layers and ``_enc`` for proposals; with masks, also ``loss_mask`` and ``loss_dice`` of the last layer. All
-            are scalars, normalized by the number of boxes, which is averaged over ranks and at least 1.
+            are scalars, normalized by the number of boxes in the batch, which is averaged over ranks and at least 1
+            (softmax ``loss_ce``: by the weights of all queries, averaged over ranks).
 
         Raises:
             ValueError: if the batch sizes differ, the targets are invalid (see `check_targets`), an image has more
@@ -117,10 +130,11 @@ class SetCriterion(nn.Module):
         match, proposal_match = self.matcher(predictions, targets, first_layer=first)
         labels = torch.cat([target.labels for target in targets])
         boxes = torch.cat([target.boxes for target in targets]).to(predictions.boxes.dtype)
-        num_boxes = _average_over_ranks(len(labels), predictions.logits.device)
+        batch_size = batch_size or BatchSize(len(targets), len(labels))
+        num_images, num_boxes = _average_over_ranks(batch_size, predictions.logits.device)
 
         losses: dict[str, Tensor] = {}
-        layers = self._layer_losses(predictions.logits, predictions.boxes, labels, boxes, match, num_boxes)
+        layers = self._layer_losses(predictions.logits, predictions.boxes, labels, boxes, match, num_images, num_boxes)
         last = len(predictions.logits) - 1
         for index in range(last + 1):
             suffix = "" if index == last else f"_{index}"
@@ -128,14 +142,21 @@ class SetCriterion(nn.Module):
         if predictions.proposals is not None and proposal_match is not None:
             logits, proposed = (tensor[None] for tensor in predictions.proposals)
             objects = torch.zeros_like(labels)  # proposals distinguish objects from background only
-            encoder = self._layer_losses(logits, proposed, objects, boxes, proposal_match, num_boxes)
+            encoder = self._layer_losses(logits, proposed, objects, boxes, proposal_match, num_images, num_boxes)
             losses |= {f"{name}_enc": values[0] for name, values in encoder.items()}
         if self.masks is not None and predictions.masks is not None:
-            losses |= self.masks(predictions.masks, match, targets, num_boxes)
+            losses |= self.masks(predictions.masks, match, targets, num_boxes.clamp(min=1.0))
         return losses
 
     def _layer_losses(
-        self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor, match: Match, num_boxes: Tensor
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        labels: Tensor,
+        target_boxes: Tensor,
+        match: Match,
+        num_images: Tensor,
+        num_boxes: Tensor,
     ) -> dict[str, Tensor]:
         """Computes every loss as (layers,)."""
         layers, batch, queries, _ = logits.shape
@@ -146,10 +167,11 @@ class SetCriterion(nn.Module):
         giou_loss = generalized_box_iou_loss(
             box_convert(found, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"), reduction="none"
         )
+        normalizer = num_boxes.clamp(min=1.0)
         losses = {
-            "loss_ce": self.classification.loss(logits.float(), matched_labels, num_boxes),
-            "loss_bbox": (found - truth).abs().sum((1, 2)) / num_boxes,
-            "loss_giou": giou_loss.sum(1) / num_boxes,
+            "loss_ce": self.classification.loss(logits.float(), matched_labels, num_boxes, num_images),
+            "loss_bbox": (found - truth).abs().sum((1, 2)) / normalizer,
+            "loss_giou": giou_loss.sum(1) / normalizer,
         }
         return {name: value * self.weights[name] for name, value in losses.items()}
 
@@ -165,13 +187,14 @@ class SetCriterion(nn.Module):
         check_targets(targets, predictions.num_classes)
 
 
-def _average_over_ranks(count: int, device: torch.device) -> Tensor:
-    """Averages the number of boxes over ranks; the result, a scalar tensor, is at least 1."""
-    total = torch.full((), float(count), device=device)
+def _average_over_ranks(batch_size: BatchSize, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Averages the numbers of images and boxes over ranks, as scalar tensors."""
+    # Filled on the device, because a copy from the host would wait for it.
+    total = torch.stack([torch.full((), float(count), device=device) for count in batch_size])
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(total)
         total = total / distributed.get_world_size()
-    return total.clamp(min=1.0)
+    return total[0], total[1]
 
 
 @torch.no_grad()

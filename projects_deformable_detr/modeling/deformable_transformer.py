@@ -5,7 +5,7 @@ from ms_deform_attn import MSDeformAttn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import BoxHead, FeedForward, LayerConfig, apply_box_delta, build_class_head, xavier_init
+from .layers import INVALID, BoxHead, Dropout, FeedForward, LayerConfig, apply_box_delta, build_class_head, xavier_init
 from .structures import Queries, Tokens
 
 # Boxes around a reference point start at sigmoid(-2) = 12 % of the image.
@@ -26,7 +26,7 @@ class DeformableEncoderLayer(nn.Module):
         self.multi_scale = multi_scale
         num_levels = config.num_levels if multi_scale else 1
         self.self_attn = MSDeformAttn(config.d_model, num_levels, config.num_heads, config.num_points)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.d_model)
         self.ffn = FeedForward(config)
 
@@ -34,7 +34,7 @@ class DeformableEncoderLayer(nn.Module):
         """Maps x (N, S, C) with reference_points (N, S, L, 2) to (N, S, C)."""
         query, shapes, starts = x + tokens.positions, tokens.spatial_shapes, tokens.level_start_index
         if self.multi_scale:
-            sampled = self.self_attn(query, reference_points, x, shapes, starts, tokens.padding_mask)
+            sampled = self.self_attn(query, reference_points, x, shapes, starts, tokens.attention_mask)
         else:
             sampled = self._attend_own_level(query, reference_points, x, tokens)
         return self.ffn(self.norm(x + self.dropout(sampled)))
@@ -44,7 +44,7 @@ class DeformableEncoderLayer(nn.Module):
         for level, (start, size) in enumerate(zip(tokens.level_start_index, tokens.spatial_shapes, strict=True)):
             rows = slice(start, start + size[0] * size[1])
             points = reference_points[:, rows, level : level + 1]
-            mask = tokens.padding_mask[:, rows]
+            mask = None if tokens.attention_mask is None else tokens.attention_mask[:, rows]
             outputs.append(self.self_attn(query[:, rows], points, x[:, rows], [size], [0], mask))
         return torch.cat(outputs, dim=1)
 
@@ -91,20 +91,31 @@ class DeformableDecoderLayer(nn.Module):
         super().__init__()
         d_model, num_heads = config.d_model, config.num_heads
         self.self_attn = nn.MultiheadAttention(d_model, num_heads, dropout=config.dropout, batch_first=True)
-        self.self_dropout = nn.Dropout(config.dropout)
+        self.self_dropout = Dropout(config.dropout)
         self.self_norm = nn.LayerNorm(d_model)
         self.cross_attn = MSDeformAttn(d_model, config.num_levels, num_heads, config.num_points)
-        self.cross_dropout = nn.Dropout(config.dropout)
+        self.cross_dropout = Dropout(config.dropout)
         self.cross_norm = nn.LayerNorm(d_model)
         self.ffn = FeedForward(config)
 
-    def forward(self, x: Tensor, positions: Tensor, reference_points: Tensor, memory: Tensor, tokens: Tokens) -> Tensor:
-        """Maps x, positions (N, Q, C), reference_points (N, Q, L, 2 or 4), memory (N, S, C) to (N, Q, C)."""
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        reference_points: Tensor,
+        memory: Tensor,
+        tokens: Tokens,
+        unused: Tensor | None = None,
+    ) -> Tensor:
+        """Maps x, positions (N, Q, C), reference_points (N, Q, L, 2 or 4), memory (N, S, C) to (N, Q, C).
+
+        Queries do not attend to those in ``unused`` (N, Q).
+        """
         query = x + positions
-        attended = self.self_attn(query, query, x, need_weights=False)[0]
+        attended = self.self_attn(query, query, x, key_padding_mask=unused, need_weights=False)[0]
         x = self.self_norm(x + self.self_dropout(attended))
         shapes, starts = tokens.spatial_shapes, tokens.level_start_index
-        sampled = self.cross_attn(x + positions, reference_points, memory, shapes, starts, tokens.padding_mask)
+        sampled = self.cross_attn(x + positions, reference_points, memory, shapes, starts, tokens.attention_mask)
         return self.ffn(self.cross_norm(x + self.cross_dropout(sampled)))
 
 
@@ -150,16 +161,20 @@ class DeformableDecoder(nn.Module):
 
         Returns:
             logits (layers, N, Q, classes), boxes (layers, N, Q, 4) as normalized (cx, cy, w, h), and hidden states
-            (N, Q, C) of the last layer.
+            (N, Q, C) of the last layer. The logits of unused queries are -1e4.
         """
         x, reference = queries.content, queries.reference
         assert reference is not None
         logits, boxes = [], []
         for index, layer in enumerate(self.layers):
             head = index if self.box_refine else 0
-            x = layer(x, queries.positions, scale_to_levels(reference, tokens.valid_ratios), memory, tokens)
+            points = scale_to_levels(reference, tokens.valid_ratios)
+            x = layer(x, queries.positions, points, memory, tokens, queries.unused)
             layer_boxes = apply_box_delta(self.box_heads[head](x), reference)
-            logits.append(self.class_heads[head](x))
+            layer_logits = self.class_heads[head](x)
+            if queries.unused is not None:
+                layer_logits = layer_logits.masked_fill(queries.unused[..., None], -INVALID)
+            logits.append(layer_logits)
             boxes.append(layer_boxes)
             if self.box_refine:
                 reference = layer_boxes.detach()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, UserError, check_choice
+from .layers import is_traced
 from .mask_head import MaskHead
 from .neck import Neck
 from .padding import masked_features
@@ -51,7 +52,8 @@ class Detector(nn.Module):
         check_choice("mask_padding", mask_padding, MASK_PADDING)
         if mask_padding == "always" and not getattr(backbone, "masks_padding", False):
             raise ArgumentError(
-                "mask_padding", f"must not be 'always' for {type(backbone).__name__}, which accepts no padding mask"
+                "mask_padding",
+                f"must not be 'always' for {type(backbone).__name__}, which does not accept a padding mask",
             )
         self.mask_padding = mask_padding
         self.backbone = backbone
@@ -95,11 +97,12 @@ class Detector(nn.Module):
         """
         _check_images(images, padding_mask)
         masks = None
-        if is_masked := self._masks_padding(padding_mask):
+        has_padding = self._may_have_padding(padding_mask)
+        if is_masked := self._masks_padding(has_padding, padding_mask):
             features, masks = masked_features(self.backbone, images, padding_mask)
         else:
             features = self.backbone(images)
-        tokens = self.tokenizer(features, padding_mask, masks, mask_padding=is_masked)
+        tokens = self.tokenizer(features, padding_mask, masks, mask_padding=is_masked, has_padding=has_padding)
         memory = self.encoder(tokens)
         if self.decoder is None:
             logits, boxes = self.queries(memory, tokens)
@@ -113,7 +116,16 @@ class Detector(nn.Module):
             mask_logits = self.mask_head(features, tokens, memory, hidden, boxes[-1], padding_mask, masks)
         return Predictions(logits, boxes, queries.proposals, mask_logits, self.no_object)
 
-    def _masks_padding(self, padding_mask: Tensor) -> bool:
+    def _may_have_padding(self, padding_mask: Tensor) -> bool:
+        """Returns False if the mask is read and contains no padding."""
+        if is_traced() or padding_mask.is_meta or _is_capturing(padding_mask):
+            return True
+        # Reading waits for a GPU, which is needed only to select the path of inference.
+        if padding_mask.device.type != "cpu" and (self.training or self.mask_padding != "inference"):
+            return True
+        return bool(padding_mask.any())
+
+    def _masks_padding(self, has_padding: bool, padding_mask: Tensor) -> bool:
         if self.training or self.mask_padding != "inference":
             return self.mask_padding == "always"
         # Exported graphs cannot depend on the values of the mask.
@@ -122,12 +134,10 @@ class Detector(nn.Module):
         # Compiled and captured graphs cannot either; masking is correct with and without padding.
         if torch.compiler.is_compiling() or _is_capturing(padding_mask):
             return bool(getattr(self.backbone, "masks_padding", False))
-        return bool(padding_mask.any())  # a batch without padding takes the faster path
+        return has_padding  # a batch without padding takes the faster path
 
     def _check_finite(self, images: Tensor, logits: Tensor, boxes: Tensor) -> None:
-        if self.training or torch.jit.is_tracing() or torch.compiler.is_compiling() or images.is_meta:
-            return
-        if _is_capturing(images):
+        if self.training or is_traced() or images.is_meta or _is_capturing(images):
             return
         if bool(logits.isfinite().all() & boxes.isfinite().all()):
             return

@@ -1,18 +1,25 @@
 """Layers shared by DETR and Deformable DETR: feed-forward network, prediction heads and box arithmetic."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 from ms_deform_attn import MSDeformAttn
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..errors import ArgumentError, PositiveInt, Range, check_choice, check_ranges
 
+_TILE = 1024  # tokens of a tile of the feed-forward network on the CPU; four times as many in 16-bit types
 _PRIOR = 0.01  # initial probability of every class
-Dropout = Annotated[float, Range(0, below=1)]
+# Inverse-sigmoid coordinate of invalid anchors; the logits of invalid tokens and unused queries are its negative. The
+# sigmoid is 1 in every precision, and the value is finite in half precision, so that sums with it are never NaN.
+INVALID = 1e4
+Probability = Annotated[float, Range(0, below=1)]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
@@ -34,7 +41,7 @@ class LayerConfig:
     d_model: PositiveInt = 256
     num_heads: PositiveInt = 8
     dim_feedforward: PositiveInt = 1024
-    dropout: Dropout = 0.1
+    dropout: Probability = 0.1
     activation: str = "relu"
     num_levels: PositiveInt = 4
     num_points: PositiveInt = 4
@@ -47,6 +54,123 @@ class LayerConfig:
         check_choice("activation", self.activation, _ACTIVATIONS)
 
 
+class Dropout(nn.Dropout):
+    """Dropout with a faster random generator and without a stored mask on the CPU; ``nn.Dropout`` on other devices.
+
+    On the CPU, ``nn.Dropout`` spends most of its time in PyTorch's generator and stores its mask as floats. Here,
+    NumPy's generator is seeded by PyTorch's, the probability is rounded to a multiple of 2^-16, and the backward pass
+    draws the mask again.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        p = self.fast_p(input)
+        if not p:
+            return super().forward(input)
+        output: Tensor = _SeededDropout.apply(input, p, draw_seed())
+        return output
+
+    def fast_p(self, input: Tensor) -> float | None:
+        """Returns the probability if `draw_dropout` may be used: in eager mode on the CPU; 0 in inference."""
+        if type(input) is not Tensor or input.device.type != "cpu" or is_traced():
+            return None
+        p = self.p if self.training else 0.0
+        return p if p < 1 else None
+
+
+class _SeededDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(input: Tensor, p: float, seed: int) -> Tensor:
+        kept, scale = draw_dropout(input.shape, input.dtype, p, seed)
+        return kept.mul_(input).mul_(scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, *ctx.options = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _SeededDropout.apply(grad, *ctx.options), None, None
+
+
+def draw_seed() -> int:
+    """Draws a seed from PyTorch's generator."""
+    return int(torch.randint(2**63 - 1, (), device="cpu"))
+
+
+def draw_dropout(shape: Sequence[int], dtype: torch.dtype, p: float, seed: int) -> tuple[Tensor, float]:
+    """Draws a mask, 0 for elements that are dropped and 1 for others; returns it with the factor of the others."""
+    threshold, size = min(round(p * 2**16), 2**16 - 1), math.prod(shape)
+    lanes = np.random.SFC64(seed).random_raw(-(-size // 4)).view(np.int16)  # one for each element
+    kept = torch.empty(shape, dtype=dtype)  # kernels that apply Boolean masks are not vectorized
+    torch.ge(torch.from_numpy(lanes)[:size].view(shape), threshold - 2**15, out=kept)
+    return kept, 1 / (1 - threshold / 2**16)
+
+
+class _TiledFeedForward(torch.autograd.Function):
+    """Linear layer, ReLU, dropout and linear layer, (S, C) to (S, C), in tiles of tokens.
+
+    The hidden channels of a tile stay in the processor's cache. The backward pass computes them again instead of
+    storing them: they would be the largest activations of the model.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, p: float, seed: int
+    ) -> Tensor:
+        weight1, bias1, weight2, bias2 = (tensor.to(x.dtype) for tensor in (weight1, bias1, weight2, bias2))
+        output = torch.empty_like(x)
+        for index, (tile, rows) in enumerate(zip(_tiles(x), _tiles(output), strict=True)):
+            hidden, _ = _hidden_channels(tile, weight1, bias1, p, seed + index)
+            torch.addmm(bias2, hidden, weight2.t(), out=rows)
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight1, bias1, weight2, _, ctx.p, ctx.seed = inputs
+        ctx.save_for_backward(x, weight1, bias1, weight2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("FeedForward: second derivatives are not supported on the CPU with activation relu")
+        x, *parameters = ctx.saved_tensors
+        weight1, bias1, weight2 = (parameter.to(x.dtype) for parameter in parameters)
+        needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2, *_ = ctx.needs_input_grad
+        # Sums over tiles have the precision of the parameters, also under autocast.
+        grad_weight1, grad_bias1, grad_weight2 = (torch.zeros_like(parameter) for parameter in parameters)
+        grad, grad_x = grad.contiguous(), torch.empty_like(x)
+        tiles = zip(_tiles(x), _tiles(grad), _tiles(grad_x), strict=True)
+        with torch.autocast("cpu", enabled=False):
+            for index, (tile, grad_tile, rows) in enumerate(tiles):
+                hidden, scale = _hidden_channels(tile, weight1, bias1, ctx.p, ctx.seed + index)
+                if needs_weight2:
+                    grad_weight2 += grad_tile.t() @ hidden
+                grad_hidden = torch.ops.aten.threshold_backward(grad_tile @ weight2, hidden, 0).mul_(scale)
+                if needs_weight1:
+                    grad_weight1 += grad_hidden.t() @ tile
+                if needs_bias1:
+                    grad_bias1 += grad_hidden.sum(0)
+                if needs_x:
+                    torch.mm(grad_hidden, weight1, out=rows)
+        grad_bias2 = grad.sum(0, dtype=grad_bias1.dtype) if needs_bias2 else None
+        gradients = (grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2)
+        needed = zip(gradients, ctx.needs_input_grad, strict=False)
+        return *(gradient if is_needed else None for gradient, is_needed in needed), None, None
+
+
+def _tiles(x: Tensor) -> tuple[Tensor, ...]:
+    return x.split(_TILE if x.element_size() > 2 else 4 * _TILE)
+
+
+def _hidden_channels(x: Tensor, weight: Tensor, bias: Tensor, p: float, seed: int) -> tuple[Tensor, float]:
+    """Returns the hidden channels after dropout and the factor of dropout."""
+    hidden = torch.addmm(bias, x, weight.t()).relu_()
+    if p == 0:
+        return hidden, 1.0
+    kept, scale = draw_dropout(hidden.shape, hidden.dtype, p, seed)
+    return hidden.mul_(kept).mul_(scale), scale
+
+
 class FeedForward(nn.Module):
     """Feed-forward network with residual connection and layer norm, (N, S, C) to (N, S, C)."""
 
@@ -55,15 +179,42 @@ class FeedForward(nn.Module):
         self.pre_norm = config.pre_norm
         self.linear1 = nn.Linear(config.d_model, config.dim_feedforward)
         self.activation = _ACTIVATIONS[config.activation]()
-        self.dropout1 = nn.Dropout(config.dropout)
+        self.dropout1 = Dropout(config.dropout)
         self.linear2 = nn.Linear(config.dim_feedforward, config.d_model)
-        self.dropout2 = nn.Dropout(config.dropout)
+        self.dropout2 = Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout1(self.activation(self.linear1(self.norm(x) if self.pre_norm else x)))
-        x = x + self.dropout2(self.linear2(hidden))
-        return x if self.pre_norm else self.norm(x)
+        y = self.norm(x) if self.pre_norm else x
+        p = self.dropout1.fast_p(y) if self._can_tile(y) else None
+        y = self.linear2(self.dropout1(self.activation(self.linear1(y)))) if p is None else self._apply_tiled(y, p)
+        y = self.dropout2(y)
+        return x + y if self.pre_norm else self.norm(x + y)
+
+    def _can_tile(self, x: Tensor) -> bool:
+        """Returns whether the layers are the initial ones, need not be called, and compute in one precision."""
+        layers = (self.linear1, self.activation, self.dropout1, self.linear2)
+        types = (nn.Linear, nn.ReLU, Dropout, nn.Linear)
+        parameters = self._parameters_of_layers()
+        if torch.is_autocast_enabled("cpu"):
+            has_one_dtype = torch.float64 not in (x.dtype, parameters[0].dtype)
+        else:
+            has_one_dtype = all(parameter.dtype == x.dtype for parameter in parameters)
+        return (
+            has_one_dtype
+            and all(type(layer) is kind for layer, kind in zip(layers, types, strict=True))
+            and all(type(parameter) in (Tensor, nn.Parameter) for parameter in parameters)
+            and not has_hooks(*layers)
+        )
+
+    def _apply_tiled(self, x: Tensor, p: float) -> Tensor:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        seed = draw_seed() if p else 0
+        output: Tensor = _TiledFeedForward.apply(x.flatten(0, 1).to(dtype), *self._parameters_of_layers(), p, seed)
+        return output.view(x.shape)
+
+    def _parameters_of_layers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.linear1.weight, self.linear1.bias, self.linear2.weight, self.linear2.bias
 
 
 class BoxHead(nn.Module):
@@ -109,6 +260,27 @@ def xavier_init(layers: Iterable[nn.Module]) -> None:
         for module in layer.modules():
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()
+
+
+def is_traced() -> bool:
+    """Returns whether the model is traced, compiled or exported, so that values of tensors cannot be read.
+
+    Transforms of ``torch.func`` and forward-mode differentiation count, too.
+    """
+    return (
+        torch.jit.is_tracing()
+        or torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Returns whether any of the modules has hooks or a replaced ``forward``, so that it must be called."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    has_own = any(getattr(module, kind) for module in modules for kind in kinds)
+    return has_own or any("forward" in vars(module) for module in modules) or bool(_has_any_global_hook())
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:

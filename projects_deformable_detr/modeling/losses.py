@@ -26,13 +26,13 @@ class Classification(Protocol):
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Computes the matching cost (…, Q, T) of logits (…, Q, classes), float32, and labels (…, T), int64."""
 
-    def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor, num_images: Tensor) -> Tensor:
         """Computes the normalized loss (layers,).
 
         Args:
             logits: (layers, N, Q, classes), float32.
             matched: (layers, N, Q) int64, target class of matched queries, -1 for others.
-            num_boxes: scalar by which the focal loss is divided.
+            num_boxes, num_images: scalars, numbers of boxes and images by which the loss is normalized.
         """
 
 
@@ -56,7 +56,7 @@ class FocalClassification:
         """Computes the focal classification cost: positive term minus negative term."""
         return self._positive_minus_negative(_gather_labels(logits, labels))
 
-    def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor, num_images: Tensor) -> Tensor:
         """Computes the focal loss, summed over images, queries and classes and divided by the number of boxes.
 
         It is computed for all logits as negatives and then corrected for matched logits, because one-hot targets would
@@ -64,7 +64,7 @@ class FocalClassification:
         """
         matched_logits = logits.gather(-1, matched.clamp(min=0)[..., None])[..., 0]
         correction = self._positive_minus_negative(matched_logits).masked_fill(matched < 0, 0.0)
-        return (self._negative(logits).sum((1, 2, 3)) + correction.sum((1, 2))) / num_boxes
+        return (self._negative(logits).sum((1, 2, 3)) + correction.sum((1, 2))) / num_boxes.clamp(min=1.0)
 
     def _positive_minus_negative(self, logits: Tensor) -> Tensor:
         positive = self.alpha * (1 - logits.sigmoid()) ** self.gamma * F.softplus(-logits)
@@ -92,12 +92,16 @@ class SoftmaxClassification:
         """Computes the negative probability of the target class, without logarithm to match the scale of box costs."""
         return -_gather_labels(logits.softmax(-1), labels)
 
-    def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor) -> Tensor:
-        """Computes the cross-entropy, a weighted average over images and queries; ``num_boxes`` is unused."""
+    def loss(self, logits: Tensor, matched: Tensor, num_boxes: Tensor, num_images: Tensor) -> Tensor:
+        """Computes the cross-entropy, a weighted average over the queries of ``num_images`` images.
+
+        ``num_boxes`` of these queries are matched.
+        """
         labels = torch.where(matched < 0, logits.shape[-1] - 1, matched)
         weights = torch.where(matched < 0, self.no_object_weight, 1.0)
         entropy = -logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
-        return (entropy * weights).sum((1, 2)) / weights.sum((1, 2))
+        total = num_boxes + self.no_object_weight * (num_images * logits.shape[2] - num_boxes)
+        return (entropy * weights).sum((1, 2)) / total
 
 
 def _gather_labels(scores: Tensor, labels: Tensor) -> Tensor:

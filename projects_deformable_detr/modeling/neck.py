@@ -63,6 +63,7 @@ class Neck(nn.Module):
         masks: Mapping[str, Tensor] | None = None,
         *,
         mask_padding: bool,
+        has_padding: bool = True,
     ) -> Tokens:
         """Maps feature maps to tokens.
 
@@ -72,6 +73,7 @@ class Neck(nn.Module):
             masks: padding masks (N, H_l, W_l) of the feature maps by name; None: computed from ``padding_mask``.
             mask_padding: whether to make the tokens of an image independent of its padding. If False, group norms and
                 convolutions include the padding, as in the official code.
+            has_padding: False if it is known that ``padding_mask`` contains no padding.
         """
         if mask_padding:
             maps, level_masks = self._project_masked(features, padding_mask, masks or {})
@@ -89,6 +91,7 @@ class Neck(nn.Module):
             spatial_shapes=tuple(_spatial_shape(level) for level in maps),
             valid_ratios=torch.stack([_valid_ratio(mask) for mask in level_masks], dim=1),
             is_masked=mask_padding,
+            has_padding=has_padding,
         )
 
     def _sources(self, features: dict[str, Tensor], maps: list[Tensor]) -> Iterator[tuple[nn.Sequential, Tensor]]:

@@ -40,7 +40,7 @@ def postprocess(
 
     Sigmoid scores (arXiv 2010.04159, appendix A.4): the ``min(topk, Q * classes)`` best pairs of query and class.
     Softmax (arXiv 2005.12872, section 4): the ``min(topk, Q)`` best queries, with their best class apart from "no
-    object".
+    object". Queries that represent padding are dropped.
 
     Args:
         predictions: predictions of N images.
@@ -61,7 +61,8 @@ def postprocess(
     corners = box_convert(predictions.boxes[-1].float(), "cxcywh", "xyxy").gather(1, query[..., None].expand(-1, -1, 4))
     detections = []
     for image, (height, width) in enumerate(image_sizes):
-        kept = (scores[image] >= score_threshold) & (scores[image] >= 0)  # -1: another class, see `top_scores`
+        # 0: padding (logit -1e4), -1: another class, see `top_scores`.
+        kept = (scores[image] >= score_threshold) & (scores[image] > 0)
         scaled = corners[image, kept] * corners.new_tensor((width, height, width, height))
         masks = None
         if predictions.masks is not None:

@@ -7,13 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import BoxHead, at_least_float32, build_class_head, inverse_sigmoid
+from .layers import INVALID, BoxHead, at_least_float32, build_class_head, inverse_sigmoid
 from .position_encoding import sine_box_embedding
 from .structures import Queries, Tokens
-
-# Inverse-sigmoid coordinate of invalid anchors; their logit is its negative. The sigmoid is 1 in every precision, and
-# the value is finite in half precision, so that sums with it are never NaN.
-_INVALID = 1e4
 
 
 class LearnedQueries(nn.Module):
@@ -85,14 +81,15 @@ class EncoderDetections(DenseHead):
     def forward(self, memory: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Maps memory (N, S, C) to logits (N, S, classes), -1e4 for invalid tokens, and boxes (N, S, 4)."""
         logits, boxes, valid = self.predict(memory, tokens)
-        return logits.masked_fill(~valid[..., None], -_INVALID), boxes
+        return logits.masked_fill(~valid[..., None], -INVALID), boxes
 
 
 class ProposalQueries(DenseHead):
     """Queries from the Q best proposals of the encoder (two-stage; arXiv 2010.04159, appendix A.4).
 
     Args:
-        num_queries: Q; if images have fewer tokens, every token is a query.
+        num_queries: Q; if images have fewer tokens, every token is a query. In evaluation, the decoder ignores further
+            queries of images with fewer valid tokens, so that their detections do not depend on the batch.
         d_model: C.
         num_classes: number of classes; the logit of class 0 is the objectness score.
     """
@@ -107,12 +104,21 @@ class ProposalQueries(DenseHead):
     def forward(self, memory: Tensor, tokens: Tokens) -> Queries:
         """Maps memory (N, S, C) to Q queries with detached four-value references."""
         logits, boxes, valid = self.predict(memory, tokens)
-        indices = _topk_valid(logits[..., 0].detach(), valid, self.num_queries)
+        indices, found = _topk_valid(logits[..., 0].detach(), valid, self.num_queries)
+        unused = F.pad(~found[:, 1:], (1, 0)) if self._may_repeat(tokens) else None  # the first query is always used
         reference = boxes.detach().gather(1, indices[..., None].expand(-1, -1, 4))
         embedding = sine_box_embedding(reference, memory.shape[-1] // 2)
         embedding = embedding.to(self.query.weight.dtype)
         positions, content = self.query_norm(self.query(embedding)).chunk(2, dim=-1)
-        return Queries(content, positions, reference, (logits, boxes))
+        return Queries(content, positions, reference, (logits, boxes), unused)
+
+    def _may_repeat(self, tokens: Tokens) -> bool:
+        """Returns whether images of a batch in evaluation may have fewer valid tokens than queries.
+
+        Without padding, more than 90 % of the tokens are valid. Traced, compiled and exported graphs depend neither on
+        the padding nor, if exported, on the number of tokens; their `Tokens.has_padding` is True.
+        """
+        return not self.training and (tokens.has_padding or tokens.padding_mask.shape[1] < 2 * self.num_queries)
 
 
 def proposal_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -129,12 +135,21 @@ def proposal_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
     sizes = torch.cat([torch.full_like(part, 0.05 * 2.0**level) for level, part in enumerate(levels)], dim=1)
     anchors = torch.cat((centers, sizes), dim=-1)
     valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1) & ~tokens.padding_mask
-    return inverse_sigmoid(anchors).masked_fill(~valid[..., None], _INVALID), valid
+    return inverse_sigmoid(anchors).masked_fill(~valid[..., None], INVALID), valid
 
 
-def _topk_valid(scores: Tensor, valid: Tensor, k: int) -> Tensor:
-    """Returns indices (N, min(k, S)) of the best valid tokens, best first."""
+def _topk_valid(scores: Tensor, valid: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns indices (N, K) of the K = min(k, S) best valid tokens, best first, and the mask (N, K) of those found.
+
+    In exported graphs, K = k.
+    """
     # Images with fewer valid tokens repeat their best one, so that the shape does not depend on values on the device.
     scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
-    indices = scores.topk(min(k, scores.shape[1]), dim=1).indices
-    return torch.where(valid.gather(1, indices), indices, indices[:, :1])
+    if torch.compiler.is_exporting():
+        # A static number of queries: ONNX and the constant folding of Inductor do not support min(k, S).
+        scores, valid = F.pad(scores, (0, k), value=-torch.inf), F.pad(valid, (0, k))
+        indices = scores.topk(k, dim=1).indices
+    else:
+        indices = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    found = valid.gather(1, indices)
+    return torch.where(found, indices, indices[:, :1]), found

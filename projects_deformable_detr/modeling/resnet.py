@@ -9,19 +9,16 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
 
 from ..errors import ArgumentError, OneOf, PositiveInt, Range, check_choice, check_features, check_ranges
+from .layers import has_hooks, is_traced
 from .padding import masked_group_norm, resize_mask
 from .structures import FeatureSpec
 
-_DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-}
 STAGES = ("res2", "res3", "res4", "res5")
 FreezeAt = Annotated[int, Range(0, 5)]
 _KERNEL_SIZE = 9  # taps of a 3x3 kernel
@@ -36,6 +33,49 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
     "GN": _group_norm,
+}
+
+
+class _Block(nn.Module):
+    """Mixin of torchvision's blocks: folds norms into convolutions and accepts a padding mask."""
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Maps x, which is zero on padding, to a map that is zero on padding and does not depend on it."""
+        assert isinstance(self, BasicBlock | Bottleneck)
+        shortcut = x
+        if self.downsample is not None:
+            shortcut = _conv_norm(self.downsample[0], self.downsample[1], x, padding_mask)
+        x = _conv_norm(self.conv1, self.bn1, x, padding_mask, relu=True)
+        if isinstance(self, BasicBlock):
+            return _conv_norm(self.conv2, self.bn2, x, padding_mask, relu=True, residual=shortcut)
+        x = _conv_norm(self.conv2, self.bn2, x, padding_mask, relu=True)
+        return _conv_norm(self.conv3, self.bn3, x, padding_mask, relu=True, residual=shortcut)
+
+
+class _BasicBlock(_Block, BasicBlock):  # type: ignore[misc]  # torchvision is not typed
+    pass
+
+
+class _Bottleneck(_Block, Bottleneck):  # type: ignore[misc]  # torchvision is not typed
+    pass
+
+
+class _Stage(nn.Sequential):
+    """Blocks of one resolution."""
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        for block in self:
+            x = block(x, padding_mask)
+            if padding_mask is not None:
+                padding_mask = resize_mask(padding_mask, x.shape[-2:])
+        return x
+
+
+_DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    18: (_BasicBlock, (2, 2, 2, 2)),
+    34: (_BasicBlock, (3, 4, 6, 3)),
+    50: (_Bottleneck, (3, 4, 6, 3)),
+    101: (_Bottleneck, (3, 4, 23, 3)),
 }
 
 
@@ -135,44 +175,78 @@ class ResNet(nn.Module):
         With ``padding_mask`` (N, H, W), True on padding, features of an image do not depend on its padding and are zero
         there. Statistics of batch norms in training include the padding.
         """
-        if padding_mask is None:
-            x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        else:
-            x = self.relu(_masked_norm(self.bn1, self.conv1(images), padding_mask))
-            x = self.maxpool(x)  # zeros on padding have no effect: no value is negative
-            x = x.masked_fill(resize_mask(padding_mask, x.shape[-2:])[:, None], 0.0)
+        # oneDNN's convolutions on the CPU are fastest in this layout, which all operations of the ResNet keep.
+        x = images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
+        x = _conv_norm(self.conv1, self.bn1, x, padding_mask, relu=True)
+        x = _mask(self.maxpool(x), padding_mask)  # zeros on padding do not change the maxima: no value is negative
         features = {}
         for index, name in enumerate(STAGES[: len(self._specs)]):
-            stage = getattr(self, f"layer{index + 1}")
-            if padding_mask is None:
-                x = stage(x)
-            else:
-                for block in stage:
-                    x = _masked_block(block, x, padding_mask)
-                    padding_mask = resize_mask(padding_mask, x.shape[-2:])  # once per resolution
+            x = getattr(self, f"layer{index + 1}")(x, padding_mask)
+            if padding_mask is not None:
+                padding_mask = resize_mask(padding_mask, x.shape[-2:])  # once per resolution
             if name in self.out_features:
                 features[name] = x
         return features
 
 
-def _masked_block(block: nn.Module, x: Tensor, padding_mask: Tensor) -> Tensor:
-    """Runs a block of a stage on a map that is zero on padding; the result does not depend on the padding."""
-    assert isinstance(block, BasicBlock | Bottleneck)
-    shortcut = (
-        x if block.downsample is None else _masked_norm(block.downsample[1], block.downsample[0](x), padding_mask)
-    )
-    x = block.relu(_masked_norm(block.bn1, block.conv1(x), padding_mask))
-    x = _masked_norm(block.bn2, block.conv2(x), padding_mask)
-    if isinstance(block, Bottleneck):
-        x = _masked_norm(block.bn3, block.conv3(block.relu(x)), padding_mask)
-    return block.relu(x + shortcut)
+def _conv_norm(
+    conv: nn.Module,
+    norm: nn.Module,
+    x: Tensor,
+    padding_mask: Tensor | None,
+    *,
+    relu: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Applies a convolution and its norm, adds ``residual`` if given, and applies ReLU if set.
+
+    The result is zero on padding and does not depend on it. Norms with fixed statistics are folded into the weight of
+    the convolution where that is faster; under autocast the result then has the lower precision of the convolution.
+    """
+    mask, affine = padding_mask, None
+    if type(conv) is nn.Conv2d and conv.bias is None and not has_hooks(conv, norm):
+        # Gradients of a matrix get the contiguous layout of the parameter, which DDP expects.
+        weight, bias = conv.weight.flatten(1) if conv.weight.is_contiguous() else conv.weight, None
+        affine = _fixed_affine(norm) if _can_fold(conv, x) else None
+        if affine is not None:
+            scale, bias = affine
+            weight = (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+            bias = bias.to(weight.dtype)
+        weight = weight.view_as(conv.weight)
+        x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    else:
+        x = conv(x)
+    if padding_mask is not None and isinstance(norm, nn.GroupNorm):
+        x, mask = masked_group_norm(norm, x, resize_mask(padding_mask, x.shape[-2:])), None
+    elif affine is None:
+        x = norm(x)
+    if residual is not None:
+        x += residual
+    return _mask(x.relu_() if relu else x, mask)
 
 
-def _masked_norm(norm: nn.Module, x: Tensor, padding_mask: Tensor) -> Tensor:
-    mask = resize_mask(padding_mask, x.shape[-2:])
-    if isinstance(norm, nn.GroupNorm):
-        return masked_group_norm(norm, x, mask)
-    return norm(x).masked_fill(mask[:, None], 0.0)
+def _can_fold(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Returns whether folding a norm into the weight is faster than applying it to the feature map."""
+    # Runtimes fold constants of graphs. Under autocast, a separate norm would return float32.
+    if is_traced() or x.is_meta or torch.is_autocast_enabled(x.device.type):
+        return True
+    positions = x.shape[0] * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
+    return positions >= conv.weight[0].numel()  # otherwise the weight is larger than the feature map
+
+
+def _fixed_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Returns the factors and offsets (C,) of a batch norm; None for other norms and those with batch statistics."""
+    if not isinstance(norm, FrozenBatchNorm2d) and (norm.training or not isinstance(norm, _BatchNorm)):
+        return None
+    weight, bias, mean, variance = (getattr(norm, name) for name in ("weight", "bias", "running_mean", "running_var"))
+    scale = weight * (variance + norm.eps).rsqrt()
+    return scale, bias - mean * scale
+
+
+def _mask(x: Tensor, padding_mask: Tensor | None) -> Tensor:
+    if padding_mask is None:
+        return x
+    return x.masked_fill(resize_mask(padding_mask, x.shape[-2:])[:, None], 0.0)
 
 
 class DeformableConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision is not typed
@@ -223,7 +297,7 @@ def _check_arguments(
     check_choice("norm", norm, _NORMS)
     if len(deform) != len(STAGES):
         raise ArgumentError("deform", f"must be a bool for each of {', '.join(STAGES)}, got {list(deform)}")
-    if _DEPTHS[depth][0] is not Bottleneck:
+    if _DEPTHS[depth][0] is not _Bottleneck:
         unsupported = {
             "res5_dilation": res5_dilation > 1,
             "groups": groups[0] > 1,
@@ -257,7 +331,7 @@ def _build_stage(
         shortcut = nn.Sequential(conv, options["norm_layer"](out_channels))
     layers = [block(channels, planes, stride, shortcut, **options)]
     layers += [block(out_channels, planes, dilation=dilation, **options) for _ in range(1, num_blocks)]
-    return nn.Sequential(*layers)
+    return _Stage(*layers)
 
 
 def _make_deformable(stage: nn.Sequential, modulated: bool, groups: int) -> None:

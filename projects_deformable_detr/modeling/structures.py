@@ -53,6 +53,7 @@ class Tokens:
         valid_ratios: (N, L, 2) as (x, y), the fractions of each level's width and height without padding, in (0, 1].
         is_masked: whether values are independent of the padding. `centers` then rounds sizes to whole tokens, because a
             center that differs in its last bit can invalidate the anchor of a proposal.
+        has_padding: False if it is known that no position is padding.
     """
 
     values: Tensor
@@ -61,6 +62,12 @@ class Tokens:
     spatial_shapes: tuple[tuple[int, int], ...]
     valid_ratios: Tensor
     is_masked: bool = False
+    has_padding: bool = True
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """Padding mask (N, S) for attention, None if there is no padding, which is faster."""
+        return self.padding_mask if self.has_padding else None
 
     @property
     def level_start_index(self) -> tuple[int, ...]:
@@ -93,12 +100,14 @@ class Queries:
         reference: (N, Q, 2) as (x, y), or (N, Q, 4) as (cx, cy, w, h), in [0, 1] of the image without padding; None
             in DETR.
         proposals: logits (N, S, classes) and boxes (N, S, 4) of the encoder, two-stage only.
+        unused: (N, Q) bool, True for queries that the decoder ignores; None if it uses all.
     """
 
     content: Tensor
     positions: Tensor
     reference: Tensor | None
     proposals: tuple[Tensor, Tensor] | None = None
+    unused: Tensor | None = None
 
 
 @dataclass(frozen=True)

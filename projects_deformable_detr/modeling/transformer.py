@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import BoxHead, FeedForward, LayerConfig, at_least_float32, build_class_head, xavier_init
+from .layers import BoxHead, Dropout, FeedForward, LayerConfig, at_least_float32, build_class_head, xavier_init
 from .structures import Queries, Tokens
 
 
@@ -20,7 +20,7 @@ class TransformerEncoderLayer(nn.Module):
         self.self_attn = nn.MultiheadAttention(
             config.d_model, config.num_heads, dropout=config.dropout, batch_first=True
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.d_model)
         self.ffn = FeedForward(config)
 
@@ -32,7 +32,7 @@ class TransformerEncoderLayer(nn.Module):
 
     def _self_attention(self, x: Tensor, tokens: Tokens) -> Tensor:
         query = x + tokens.positions
-        attended = self.self_attn(query, query, x, key_padding_mask=tokens.padding_mask, need_weights=False)[0]
+        attended = self.self_attn(query, query, x, key_padding_mask=tokens.attention_mask, need_weights=False)[0]
         return self.dropout(attended)
 
 
@@ -71,10 +71,10 @@ class TransformerDecoderLayer(nn.Module):
         d_model, num_heads = config.d_model, config.num_heads
         self.pre_norm = config.pre_norm
         self.self_attn = nn.MultiheadAttention(d_model, num_heads, dropout=config.dropout, batch_first=True)
-        self.self_dropout = nn.Dropout(config.dropout)
+        self.self_dropout = Dropout(config.dropout)
         self.self_norm = nn.LayerNorm(d_model)
         self.cross_attn = nn.MultiheadAttention(d_model, num_heads, dropout=config.dropout, batch_first=True)
-        self.cross_dropout = nn.Dropout(config.dropout)
+        self.cross_dropout = Dropout(config.dropout)
         self.cross_norm = nn.LayerNorm(d_model)
         self.ffn = FeedForward(config)
 
@@ -93,7 +93,7 @@ class TransformerDecoderLayer(nn.Module):
         return self.self_dropout(self.self_attn(query, query, x, need_weights=False)[0])
 
     def _cross_attention(self, x: Tensor, positions: Tensor, memory: Tensor, tokens: Tokens) -> Tensor:
-        key, mask = memory + tokens.positions, tokens.padding_mask
+        key, mask = memory + tokens.positions, tokens.attention_mask
         attended = self.cross_attn(x + positions, key, memory, key_padding_mask=mask, need_weights=False)[0]
         return self.cross_dropout(attended)
 

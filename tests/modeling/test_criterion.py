@@ -9,7 +9,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from projects_deformable_detr import build_criterion, build_detector
 from projects_deformable_detr.errors import ArgumentError
-from projects_deformable_detr.modeling import Predictions, SetCriterion, Targets, cardinality_error
+from projects_deformable_detr.modeling import BatchSize, Predictions, SetCriterion, Targets, cardinality_error
 from projects_deformable_detr.modeling.losses import FocalClassification
 
 VARIANTS = [
@@ -90,7 +90,7 @@ def test_errors_without_deep_supervision_have_the_index_of_the_layer(make_random
         build_criterion(make_cfg(DEEP_SUPERVISION=False))(predictions, make_random.targets((2, 3), classes=4))
 
 
-def test_number_of_targets_must_be_that_of_images(make_random, make_cfg):
+def test_number_of_targets_must_equal_number_of_images(make_random, make_cfg):
     with pytest.raises(ValueError, match="2 images, targets 3"):
         build_criterion(make_cfg())(make_random.predictions(batch=2), make_random.targets((1, 1, 1), classes=4))
 
@@ -111,6 +111,22 @@ def test_every_parameter_gets_a_finite_gradient(make_random, make_cfg, variant, 
     assert without == []
     assert all(parameter.grad.isfinite().all() for parameter in detector.parameters())
     assert any(parameter.grad.abs().max() > 0 for parameter in detector.backbone.parameters())
+
+
+@pytest.mark.parametrize("variant", ["two_stage", "detr"])
+def test_losses_of_parts_add_up_to_those_of_the_batch(make_random, make_cfg, variant):
+    criterion, is_detr = build_criterion(make_cfg(variant)), variant == "detr"
+    predictions = make_random.predictions(batch=4, queries=8, proposals=0 if is_detr else 9)
+    predictions = replace(predictions, no_object=is_detr)
+    targets = make_random.targets((1, 0, 7, 2), classes=predictions.num_classes)
+    expected, total = criterion(predictions, targets), dict.fromkeys(criterion(predictions, targets), 0.0)
+    for rows in (slice(0, 1), slice(1, 2), slice(2, 4)):
+        proposals = predictions.proposals and tuple(tensor[rows] for tensor in predictions.proposals)
+        logits, boxes = predictions.logits[:, rows], predictions.boxes[:, rows]
+        part = replace(predictions, logits=logits, boxes=boxes, proposals=proposals)
+        for name, value in criterion(part, targets[rows], BatchSize(4, 10)).items():
+            total[name] += value.item()
+    assert total == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-5)
 
 
 def test_cardinality_error():
@@ -159,7 +175,7 @@ def test_focal_loss_equals_torchvision(alpha, gamma):
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(2, 3, 5, 7, generator=generator) * 6).requires_grad_()
     matched = torch.randint(-1, 7, (2, 3, 5), generator=generator)
-    found = FocalClassification(alpha, gamma).loss(logits, matched, torch.tensor(4.0))
+    found = FocalClassification(alpha, gamma).loss(logits, matched, torch.tensor(4.0), torch.tensor(3.0))
     targets = torch.nn.functional.one_hot(matched + 1, 8)[..., 1:].float()
     expected = sigmoid_focal_loss(logits, targets, alpha, gamma).sum((1, 2, 3)) / 4
     torch.testing.assert_close(found, expected)

@@ -128,7 +128,7 @@ def test_other_precisions(make_cfg, shake, variant, dtype):
 
 @torch.no_grad()
 def test_reference_points_are_exact_in_16_bits(make_cfg):
-    """Neither rounds to a coarser grid: bfloat16 has 128 values between 0.5 and 1."""
+    """Reference points are not rounded to bfloat16, which has only 128 values between 0.5 and 1."""
     detector = build_detector(make_cfg(NUM_OBJECT_QUERIES=300)).bfloat16().eval()
     features = detector.backbone(torch.zeros(1, 3, 640, 640).bfloat16())
     tokens = detector.tokenizer(features, torch.zeros(1, 640, 640).bool(), mask_padding=False)

@@ -58,13 +58,13 @@ def test_padding_does_not_change_results(make_cfg, make_random, shake, variant, 
             torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
 
 
-def make_detector(make_cfg, model):
+def make_detector(make_cfg, model, **changes):
     """Builds a detector whose norms and projections shift features, as after training, so that zeros do not stay 0."""
     variant, *parts = model.split()
     backbone = next((part for part in parts if part not in ("masks", "GN", "BN", "deform")), "resnet")
     if "timm" in backbone:
         pytest.importorskip("timm", reason="timm is not installed")
-    options = {"NORM": next((part for part in parts if part in ("GN", "BN")), "FrozenBN")}
+    options = {"NORM": next((part for part in parts if part in ("GN", "BN")), "FrozenBN"), **changes}
     if "masks" in parts:
         options |= {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8}
     if "deform" in parts:
@@ -113,6 +113,29 @@ def test_detections_do_not_depend_on_the_batch(make_cfg, model):
     assert max((a.scores - b.scores).abs().max() for a, b in zip(alone, official, strict=True)) > 5e-3
 
 
+@pytest.mark.parametrize("variant", ["two_stage", "encoder_only"])
+@torch.no_grad()
+def test_images_with_fewer_tokens_than_queries_do_not_depend_on_the_batch(make_cfg, variant):
+    detector = make_detector(make_cfg, variant, NUM_OBJECT_QUERIES=40)
+    images = [torch.randn(3, *size) for size in ((33, 20), (20, 65), (97, 130))]
+    together = postprocess(detector(*batch_images(images)), [image.shape[-2:] for image in images], topk=400)
+    for image, found in zip(images, together, strict=True):
+        (alone,) = postprocess(detector(*batch_images([image])), [image.shape[-2:]], topk=400)
+        assert torch.equal(found.labels, alone.labels)
+        torch.testing.assert_close(found.scores, alone.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.boxes, alone.boxes, rtol=0, atol=1e-2)
+    assert len(together[0].scores) < len(together[2].scores)
+
+
+@torch.no_grad()
+def test_no_detection_repeats_if_padding_is_not_masked(make_cfg):
+    detector = make_detector(make_cfg, "two_stage", NUM_OBJECT_QUERIES=40)
+    detector.mask_padding = "never"
+    batch = batch_images([torch.randn(3, 33, 20), torch.randn(3, 97, 130)])
+    found, _ = postprocess(detector(*batch), [(33, 20), (97, 130)], topk=400)
+    assert len(found.boxes.unique(dim=0)) == len(found.queries.unique()) < 40
+
+
 @torch.no_grad()
 def test_mask_padding(make_cfg):
     detector = make_detector(make_cfg, "multi_scale")
@@ -129,9 +152,10 @@ def test_mask_padding(make_cfg):
     torch.testing.assert_close(found["always", False], independent)
 
 
+@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
 @torch.no_grad()
-def test_compiled_detector_masks_padding_in_one_graph(make_cfg):
-    detector = make_detector(make_cfg, "multi_scale")
+def test_compiled_detector_masks_padding_in_one_graph(make_cfg, variant):
+    detector = make_detector(make_cfg, variant)
     batch = batch_images([torch.randn(3, 64, 96), torch.randn(3, 96, 64)])
     compiled = torch.compile(detector, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*batch).logits, detector(*batch).logits)

@@ -177,3 +177,33 @@ def test_deformable_stages():
     assert all(own[key].shape == value.shape for key, value in plain.items())
     dilated = ResNet(50, deform=stages, res5_dilation=2, deform_groups=2, **TINY)
     assert dilated(torch.zeros(1, 3, 97, 131))["res5"].shape == (1, 256, 7, 9)
+
+
+def test_hooks_of_stages_and_layers_run():
+    """Grad-CAM and similar tools register hooks on stages, blocks, convolutions and norms."""
+    model = ResNet(50, ("res5",)).eval()
+    images = torch.randn(1, 3, 96, 96)
+    expected = model(images)["res5"]
+    modules = [model.bn1, model.layer2, model.layer2[1], model.layer3[0].downsample[0], model.layer4[2].conv3]
+    called = []
+    for module in modules:
+        module.register_forward_hook(lambda module, _inputs, _output: called.append(module))
+    torch.testing.assert_close(model(images)["res5"], expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    assert len(called) == len(modules) and set(called) == set(modules)
+
+
+def test_gradients_have_the_memory_layout_of_parameters():
+    """DistributedDataParallel warns about other layouts."""
+    model = ResNet(50, ("res5",), freeze_at=0).train()
+    model(torch.randn(2, 3, 64, 64))["res5"].square().mean().backward()
+    assert all(parameter.grad.stride() == parameter.stride() for parameter in model.parameters())
+
+
+def test_autocast_returns_the_type_of_convolutions():
+    model = ResNet(18, ("res3",)).eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = model(images)["res3"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(images)["res3"]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05 * expected.abs().max().item())

@@ -54,11 +54,11 @@ def make_hf_model(variant):
         config = transformers.DeformableDetrConfig(backbone_config=backbone, **COMMON | options)
         model = transformers.DeformableDetrForObjectDetection(config)
     model.requires_grad_(True)  # transformers freezes some of the backbone by name
-    shake(model)
+    add_noise(model)
     return model
 
 
-def shake(model):
+def add_noise(model):
     """Adds noise to all weights: the initial ones hide the effect of heads and offsets."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -106,7 +106,8 @@ def make_detector(hf_model):
 
 
 def make_batch():
-    generator = torch.Generator().manual_seed(1)
+    # Seed 1 has a ReLU input that is zero up to rounding, whose sign changes a gradient by 0.3 %.
+    generator = torch.Generator().manual_seed(2)
     images, mask = batch_images(
         [torch.randn(3, 160, 128, generator=generator), torch.randn(3, 96, 192, generator=generator)]
     )
@@ -165,7 +166,7 @@ def test_predictions_losses_and_gradients_agree(variant):
 
 
 @pytest.mark.parametrize("variant", ["multi_scale", "box_refine", "two_stage", "detr"])
-def test_saved_files_hold_every_head(variant, tmp_path):
+def test_saved_files_contain_all_heads(variant, tmp_path):
     """For tied tensors, save_pretrained keeps one of the names, not always the same."""
     hf_model = make_hf_model(variant)
     hf_model.save_pretrained(tmp_path)
