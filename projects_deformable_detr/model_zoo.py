@@ -13,12 +13,12 @@ from typing import Any
 from torch import nn
 
 from .checkpoint import load_weights
-from .checkpoint.zoo import ENTRIES, Entry, download
 from .config import build_detector, get_cfg
-from .config.recipes import config_file, config_folder, names
+from .config.model import detector_config
+from .config.recipes import config_file, config_folder, names, set_num_classes
 from .engine import choose_engine, is_installed
 from .errors import UserError
-from .shapes.scene import CATEGORIES, CLASS_NAMES
+from .zoo import ENTRIES, Entry, download
 
 __all__ = [
     "config_file",
@@ -30,15 +30,6 @@ __all__ = [
     "names",
     "published_weights",
 ]
-
-# Number of classes in the data sets of the recipes, so that models can be built without the data.
-_NUM_CLASSES = {
-    "coco_2017_train": 80,
-    "coco_2017_train_panoptic": 133,
-    "lvis_v1_train": 1203,
-    "shapes_train": len(CLASS_NAMES),
-    "shapes_train_panoptic": len(CATEGORIES),
-}
 
 
 def published_weights() -> dict[str, Entry]:
@@ -70,7 +61,7 @@ def get_config(name: str, *, lazy: bool = False, engine: str = "auto") -> Any:
         return cfg
     from .detectron2_plugin.lazy import lazy_config
 
-    _set_num_classes(cfg)
+    set_num_classes(cfg)
     return lazy_config(cfg)
 
 
@@ -90,17 +81,13 @@ def get(
         The meta-architecture for Detectron2, or the `modeling.Detector` for the standalone engine.
     """
     cfg = get_config(name, engine=engine)
-    _set_num_classes(cfg, num_classes)
+    set_num_classes(cfg, num_classes)
     if choose_engine(engine).name == "standalone":
         return build_detector(cfg, weights=weights).to(device)
     from . import detectron2_plugin
 
-    model: Any = getattr(detectron2_plugin, cfg.MODEL.META_ARCHITECTURE)(cfg)
+    model: Any = getattr(detectron2_plugin, detector_config(cfg).architecture)(cfg)
     if weights:
         load_weights(model.detector, weights, model.load_options)
     moved: nn.Module = model.to(device)
     return moved
-
-
-def _set_num_classes(cfg: Any, num_classes: int | None = None) -> None:
-    cfg.MODEL.DETR.NUM_CLASSES = num_classes or _NUM_CLASSES[cfg.DATASETS.TRAIN[0]]

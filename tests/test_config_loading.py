@@ -9,6 +9,7 @@ from projects_deformable_detr import get_cfg
 from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.config import load_cfg, merge
 from projects_deformable_detr.config.loading import choose_device
+from projects_deformable_detr.config.training import log_start
 from projects_deformable_detr.engine import is_installed
 from projects_deformable_detr.errors import UserError
 
@@ -33,6 +34,33 @@ def load(engine, *words):
 def test_invalid_options(engine, options, message):
     with pytest.raises(UserError, match=message):
         merge(get_cfg(engine), "", [str(option) for option in options])
+
+
+@engines
+@pytest.mark.parametrize(("name", "expected"), [("finetune_r18", 1), ("small_r18_scratch", 0)])
+def test_warns_about_a_frozen_random_backbone(engine, name, expected, caplog):
+    cfg = load(engine, "--config-file", name, "--weights", "", "--num-gpus", 0)
+    log_start(cfg, resume=False)
+    assert len(caplog.messages) == expected
+    for part in ("MODEL.BACKBONE.FREEZE_AT is 2", "MODEL.RESNETS.NORM is FrozenBN", "use BN or GN as norm"):
+        assert (part in caplog.text) == bool(expected)
+
+
+def test_a_changed_number_of_iterations_is_logged_on_resuming(tmp_path, caplog):
+    cfg = load("standalone", "--config-file", "quickstart", "--output", tmp_path, "--num-gpus", 0)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    log_start(cfg, resume=True)
+    assert not caplog.messages
+    cfg.SOLVER.MAX_ITER += 1
+    log_start(cfg, resume=True)
+    assert f"SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}, not the {cfg.SOLVER.MAX_ITER - 1} of {tmp_path}" in caplog.text
+
+
+@engines
+def test_empty_weights_replace_those_of_the_config(engine):
+    words = ("--config-file", "finetune_r18", "--num-gpus", 0)
+    assert load(engine, *words).MODEL.WEIGHTS
+    assert load(engine, *words, "--weights", "").MODEL.WEIGHTS == ""
 
 
 @engines
@@ -139,3 +167,16 @@ def test_a_device_named_in_a_file_is_never_replaced(engine, tmp_path, monkeypatc
 def test_invalid_command_lines(engine, flags, options, message):
     with pytest.raises(UserError, match=message):
         load(engine, *flags, "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('a',)", *options)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--num-gpus", 2), ("--num-machines", 2), ("--dist-url", "tcp://a:1")])
+def test_torchrun_determines_the_processes(monkeypatch, option, value):
+    names = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "3", "GROUP_RANK": "1"}
+    for name, text in {**names, "MASTER_ADDR": "host", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, text)
+    words = ["--config-file", "quickstart", "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "6"]
+    args = argument_parser().parse_args(words)
+    load_cfg("standalone", args)
+    assert (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url) == (2, 3, 1, "tcp://host:29500")
+    with pytest.raises(UserError, match="torchrun sets the number of processes and machines: omit --num-gpus"):
+        load("standalone", option, value, *words)

@@ -15,18 +15,15 @@ from .formats.hugging_face import write_hugging_face
 from .formats.official import write_official
 from .load import LoadOptions, LoadReport, fit, load_weights
 from .pickles import read_pickle
-from .zoo import TORCHVISION, locate
 
 __all__ = [
     "CLASS_NAMES",
-    "TORCHVISION",
     "CheckpointError",
     "LoadOptions",
     "LoadReport",
     "Weights",
     "atomic_file",
     "detect",
-    "locate",
     "fit",
     "load_weights",
     "read_checkpoint",

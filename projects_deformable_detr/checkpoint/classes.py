@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from . import coco_classes
+from ..zoo import coco_classes
 from .formats.base import Format, Names, State
 from .formats.detector import CLASS_HEAD
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import pickle
 import re
@@ -17,12 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..zoo import locate
 from .pickles import UnsafePickleError, read_pickle, safe_globals, with_tensors
-from .zoo import locate
 
 CLASS_NAMES = "class_names"  # key of the class names in files of this project
 CONFIG = "config"  # key of the config in YAML format
-_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+_IN_OUTPUT_FOLDER = ("model_best.pth", "model_final.pth")
+_IN_HUGGING_FACE_FOLDER = ("model.safetensors", "pytorch_model.bin")
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(UserError):
@@ -37,19 +41,22 @@ class Weights:
         state: state dict on the CPU.
         class_names: names of the classes, if the file or a config next to it stores them.
         config: config in YAML format, if the file stores it.
+        iteration: index of the last training iteration, if the file stores it; -1 for converted weights.
     """
 
     state: dict[str, Tensor]
     class_names: tuple[str, ...] | None = None
     config: str | None = None
+    iteration: int | None = None
 
 
 def read_weights(path: str | Path) -> Weights:
     """Reads the weights in a ``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.safetensors`` or ``.pkl`` file to the CPU.
 
     Weights are read from the top level, ``model`` (Detectron2, the official repositories) or ``state_dict``
-    (Lightning). A Hugging Face folder with a single file of weights is also accepted; class names are read from its
-    ``config.json``. ``zoo://NAME`` refers to a published checkpoint, see `zoo`.
+    (Lightning). Folders are also accepted: an output folder, see `checkpoint_in`, or a Hugging Face folder with a
+    single file of weights, whose class names are read from ``config.json``. ``zoo://NAME`` refers to a published
+    checkpoint, see `zoo`.
 
     Raises:
         DownloadError: if a published checkpoint cannot be downloaded.
@@ -58,17 +65,24 @@ def read_weights(path: str | Path) -> Weights:
     """
     path = weights_file(locate(path))
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-    config = content.get(CONFIG) if isinstance(content, dict) else None
-    text = config if isinstance(config, str) else None
-    return Weights(_find_weights(path, content), _class_names(path, content), text)
+    config, iteration = (content.get(key) if isinstance(content, dict) else None for key in (CONFIG, "iteration"))
+    return Weights(
+        _find_weights(path, content),
+        _class_names(path, content),
+        config if isinstance(config, str) else None,
+        iteration if isinstance(iteration, int) else None,
+    )
 
 
 def weights_file(path: Path) -> Path:
-    """Returns ``path``, or the file of weights in a Hugging Face folder; raises `CheckpointError` if there is none."""
+    """Returns ``path``, or the file of weights in a folder; raises `CheckpointError` if there is none."""
+    folder, path = path, checkpoint_in(path)
+    if path != folder:
+        logger.info("Loading %s", path)
     if path.is_dir():
-        found = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
+        found = [path / name for name in _IN_HUGGING_FACE_FOLDER if (path / name).is_file()]
         if not found:
-            names = ", ".join(["model_final.pth", *_IN_FOLDERS])
+            names = ", ".join([*_IN_OUTPUT_FOLDER, *_IN_HUGGING_FACE_FOLDER])
             raise CheckpointError(f"{path}: folder contains no checkpoint ({names}); choose a file in it")
         return found[0]
     if not path.is_file():
@@ -76,19 +90,35 @@ def weights_file(path: Path) -> Path:
     return path
 
 
+def checkpoint_in(path: Path) -> Path:
+    """Returns the best, final or last checkpoint in an output folder; other paths are returned unchanged."""
+    if not path.is_dir():
+        return path
+    candidates = [path / name for name in _IN_OUTPUT_FOLDER]
+    if (path / "last_checkpoint").is_file():
+        candidates.append(path / (path / "last_checkpoint").read_text(encoding="utf-8").strip())
+    return next((file for file in candidates if file.is_file()), path)
+
+
 def save_detector(
-    path: str | Path, detector: nn.Module, *, iteration: int, cfg_text: str, class_names: Sequence[str] | None = None
+    path: str | Path,
+    detector: nn.Module | Mapping[str, Tensor],
+    *,
+    iteration: int,
+    cfg_text: str,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Atomically writes a checkpoint that both engines and `load_weights` can read.
 
     Args:
         path: output file, usually ``model_final.pth``.
-        detector: network, whose keys are prefixed with ``detector.``.
+        detector: network or its state dict, whose keys are prefixed with ``detector.``.
         iteration: index of the last training iteration, starting from 0 as in Detectron2.
         cfg_text: config in YAML format.
         class_names: names of the classes, if available.
     """
-    state = {f"detector.{key}": value.detach().cpu() for key, value in detector.state_dict().items()}
+    weights = detector.state_dict() if isinstance(detector, nn.Module) else detector
+    state = {f"detector.{key}": value.detach().cpu() for key, value in weights.items()}
     content = {"model": state, "iteration": iteration, CONFIG: cfg_text, "format": 1}
     write_atomically(path, content | ({CLASS_NAMES: list(class_names)} if class_names else {}))
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from torch import nn
 
+from ..zoo import TORCHVISION, locate
+from ..zoo.files import DownloadError
 from .classes import ClassHead, ClassReport, class_names_of, count_logits, fit_class_heads, shorten
-from .download import DownloadError
 from .files import CheckpointError, Weights, read_weights
 from .formats import import_state
 from .formats.backbones import CAFFE2_RESNET, is_group_norm, match_backbone
 from .formats.base import Format, Names, State
 from .formats.detector import CLASS_HEAD, NATIVE, is_deformable
-from .zoo import TORCHVISION, locate
 
 logger = logging.getLogger(__name__)
 _MASKS = "mask_head."
@@ -156,9 +156,8 @@ def fit(detector: nn.Module, weights: Weights, source: str, options: LoadOptions
     count = f"{sum(key in fitting for key in expected)} of {len(expected)} tensors"
     count += " of the backbone are loaded" if format.is_backbone else " are loaded"
     level = logging.WARNING if problems or reinitialized or classes.new else logging.INFO
-    logger.log(
-        level, "%s", "\n".join([f"{source}: {count}", *filter(None, [f"  {classes.message}", *notes, *problems])])
-    )
+    mapped = [f"  {classes.message}"] if classes.message else []
+    logger.log(level, "%s", "\n".join([f"{source}: {count}", *mapped, *notes, *problems]))
     return fitting, report
 
 
@@ -228,7 +227,8 @@ def _check(report: LoadReport, model: State, state: State, source: str, options:
     if report.classes.new and options.for_evaluation and not options.allow_partial:
         raise CheckpointError(
             f"{source} lacks some of the model's classes. {report.classes.message} To load its logits unchanged, set "
-            "`keep_logits=True` and `num_classes` to their number."
+            "`keep_logits=True`, and `num_classes` to the number of logits (with `deformable-detr convert`, add "
+            "--keep-logits)."
         )
     return lines
 

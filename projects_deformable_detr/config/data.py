@@ -1,6 +1,6 @@
 """Reads the configuration of data sets, and resolves the classes of a model from its data sets."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from ..data.load import load_dataset, log_once, read_classes
 from ..data.problems import DatasetError
 from ..data.records import Array, Records
 from ..errors import ArgumentError
-from .keys import set_thing_classes, thing_classes
+from .keys import get_cfg, set_thing_classes, thing_classes
+from .loading import merge_known
 from .reading import get, name_keys, naming_keys, read
 
 DATA_KEYS = {
@@ -48,6 +49,12 @@ READER_KEYS = {
 }
 _LOADING_KEYS = {**DATA_KEYS, **READER_KEYS, "max_objects": "MODEL.DETR.NUM_OBJECT_QUERIES"}
 _THINGS_KEY = "MODEL.DETR.PANOPTIC.NUM_THING_CLASSES"
+
+
+def register_data_sets(cfg: CfgNode, others: Sequence[Sequence[str]] = ()) -> None:
+    """Registers the data sets of ``DATASETS.REGISTER`` and others, (name, annotation file, image folder) each."""
+    for item in [*cfg.DATASETS.REGISTER, *others]:
+        catalog.register(*item)
 
 
 def data_config(cfg: CfgNode, *, eval_only: bool = False) -> DataConfig:
@@ -253,7 +260,9 @@ def resolve_thing_classes(
             )
         known, source = found, f"data set {name}"
     if panoptic.ENABLED and not known:
-        raise DatasetError(f"{_THINGS_KEY} is 0 and cannot be read from a data set: set it to their number")
+        raise DatasetError(
+            f"{_THINGS_KEY} is 0, and no data set contains the number of thing classes: set it to this number"
+        )
     if panoptic.ENABLED and len(known) >= num_classes > 0:
         raise DatasetError(
             f"MODEL.DETR.PANOPTIC.ENABLED is True, but all {num_classes} classes of {source} are things: use panoptic "
@@ -287,3 +296,18 @@ def _read_things(cfg: CfgNode, name: str) -> tuple[int, ...] | None:
     if not Path(spec.json_file).is_file():
         return None
     return tuple(range(read_classes(spec, drop_root_category=cfg.DATASETS.DROP_ROOT_CATEGORY).num_things))
+
+
+def run_data_config(content: Mapping[str, Any]) -> tuple[DataConfig, dict[str, DatasetSpec]]:
+    """Reads the data sets in the config of a run of any Detectron2 model, without registering them.
+
+    Returns:
+        Config and locations by name; without those of names that are neither in ``DATASETS.REGISTER`` nor registered.
+
+    Raises:
+        UserError: for a value of a wrong type or out of range.
+    """
+    cfg = get_cfg("standalone")
+    merge_known(cfg, content)
+    specs = {name: catalog.get(name) for name in dataset_names(cfg) if name in catalog.names()}
+    return data_config(cfg), specs | {item[0]: DatasetSpec(*item) for item in cfg.DATASETS.REGISTER}

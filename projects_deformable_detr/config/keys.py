@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
+from ..engine import choose_engine, default_cfg
 from ..errors import Annotation, Range, UserError
 from .reading import get
 
@@ -36,6 +37,20 @@ SECTIONS_WITHOUT_EFFECT = (
     "MODEL.RPN",
     "MODEL.SEM_SEG_HEAD",
 )
+
+
+def get_cfg(engine: str = "auto") -> CfgNode:
+    """Returns a new config with the default values of an engine and of the project's keys.
+
+    Args:
+        engine: ``"detectron2"``, ``"standalone"``, or ``"auto"`` for Detectron2 if it is installed.
+
+    Raises:
+        UserError: for an unknown name, or ``"detectron2"`` if it is not installed.
+    """
+    cfg: CfgNode = default_cfg(choose_engine(engine).name)
+    add_deformable_detr_config(cfg)
+    return cfg
 
 
 def add_deformable_detr_config(cfg: CfgNode) -> None:
@@ -143,6 +158,11 @@ def _add_mask_keys(detr: CfgNode, node_type: type[CfgNode]) -> None:
 
 def _add_recipe_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW | SGD
+    # Micro-batches of each process's batch, computed one after the other, with the result of the whole batch. The
+    # standalone engine also divides evaluation batches by it.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Distributed training: ddp | fsdp (shards parameters and optimizer state; standalone engine only).
+    cfg.SOLVER.STRATEGY = "ddp"
     cfg.SOLVER.BASE_LR = 2e-4
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
@@ -195,6 +215,8 @@ def _add_callback_keys(cfg: CfgNode, node_type: type[CfgNode]) -> None:
     cfg.SOLVER.EMA = ema = node_type()
     ema.ENABLED = False
     ema.DECAY = 0.999  # in (0, 1): weight of the previous average in an update
+    # Number of evaluation images whose negative entropy of the decoder's cross-attention is logged (docs/explain.md).
+    cfg.TEST.ATTENTION_ENTROPY = 0
     # model_best.pth: weights with the best METRIC of all evaluations, which run every TEST.EVAL_PERIOD iterations.
     cfg.TEST.BEST_CHECKPOINT = best = node_type()
     best.ENABLED = False

@@ -1,20 +1,21 @@
 """Loads the config of a run: merges the file and options, selects the device and checks the number of processes."""
 
-import difflib
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
+from torch import distributed
 from yaml import YAMLError
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..training.launch import parse_address
-from .engines import get_cfg
+from .keys import get_cfg
 from .recipes import find_config, names
 
 _DEVICES = ("cuda", "cpu")
@@ -25,11 +26,13 @@ def load_cfg(engine: str, args: Namespace) -> CfgNode:
 
     Args:
         engine: ``"detectron2"`` or ``"standalone"``.
-        args: arguments of `cli.arguments.argument_parser`.
+        args: arguments of `cli.arguments.argument_parser`; under ``torchrun``, its numbers of processes and machines
+            are set in them.
 
     Raises:
         UserError: for an invalid key or option; the message contains it.
     """
+    _read_torchrun(args)
     cfg = get_cfg(engine)
     cfg.MODEL.DEVICE = "auto"  # with Detectron2's default, cuda, a missing GPU would be an error
     merge(cfg, args.config_file, _options(args))
@@ -48,6 +51,20 @@ def load_cfg(engine: str, args: Namespace) -> CfgNode:
     return cfg
 
 
+def _read_torchrun(args: Namespace) -> None:
+    """Sets the numbers of processes and machines, the machine's rank and the address to those of ``torchrun``."""
+    if not distributed.is_torchelastic_launched():
+        return
+    if args.num_gpus is not None or args.num_machines != 1 or args.machine_rank or args.dist_url != "auto":
+        raise UserError(
+            "torchrun sets the number of processes and machines: omit --num-gpus, --num-machines, --machine-rank and "
+            "--dist-url (on CPUs, set MODEL.DEVICE cpu)"
+        )
+    keys = {"num_gpus": "LOCAL_WORLD_SIZE", "num_machines": "GROUP_WORLD_SIZE", "machine_rank": "GROUP_RANK"}
+    vars(args).update({name: int(os.environ[key]) for name, key in keys.items()})
+    args.dist_url = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+
+
 def _check_epochs(cfg: CfgNode, args: Namespace) -> None:
     if args.epochs is None:
         return
@@ -61,7 +78,14 @@ def _check_epochs(cfg: CfgNode, args: Namespace) -> None:
 def _options(args: Namespace) -> list[str]:
     """Returns the keys and values of the command line, including those of ``--weights`` and ``--output``."""
     flags = {"MODEL.WEIGHTS": args.weights, "OUTPUT_DIR": args.output}
-    return [*(word for key, value in flags.items() if value for word in (key, value)), *(args.opts)]
+    return [*(word for key, value in flags.items() if value is not None for word in (key, value)), *(args.opts)]
+
+
+def output_dir(engine: str, args: Namespace) -> Path:
+    """Returns the output folder of a command line that `load_cfg` accepted."""
+    cfg = get_cfg(engine)
+    merge(cfg, args.config_file, _options(args))
+    return Path(cfg.OUTPUT_DIR)
 
 
 def _add_registered(cfg: CfgNode, args: Namespace) -> None:
@@ -72,15 +96,17 @@ def _add_registered(cfg: CfgNode, args: Namespace) -> None:
             or for ``--val-data`` without ``--train-data`` or ``--eval-only``.
     """
     given = {name: [name, os.path.abspath(file), os.path.abspath(images)] for name, file, images in args.register or []}
-    files = {f"custom_{split}": vars(args)[f"{split}_data"] for split in ("train", "val")}
-    files = {name: item for name, item in files.items() if item}
-    given |= {name: [name, *map(os.path.abspath, item)] for name, item in files.items()}
+    files = {split: vars(args)[f"{split}_data"] for split in ("train", "val") if vars(args)[f"{split}_data"]}
+    names = {split: os.path.basename(file) for split, (file, _) in files.items()}
+    if len(set(names.values())) < len(names):
+        names = {split: f"{name} ({split})" for split, name in names.items()}
+    given |= {names[split]: [names[split], *map(os.path.abspath, item)] for split, item in files.items()}
     cfg.DATASETS.REGISTER = [*(item for item in cfg.DATASETS.REGISTER if item[0] not in given), *given.values()]
     if files:
-        if "custom_train" not in files and not args.eval_only:
+        if "train" not in files and not args.eval_only:
             raise UserError("--val-data requires --train-data or --eval-only")
-        cfg.DATASETS.TRAIN = tuple(name for name in files if name == "custom_train")
-        cfg.DATASETS.TEST = tuple(name for name in files if name == "custom_val")
+        cfg.DATASETS.TRAIN = tuple(name for split, name in names.items() if split == "train")
+        cfg.DATASETS.TEST = tuple(name for split, name in names.items() if split == "val")
         return
     used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
     if not given or used & set(given) or any(word.startswith("DATASETS.T") for word in args.opts or []):
@@ -134,31 +160,30 @@ def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
         raise UserError(f"{source}: {problem}{_hint(problem, cfg)}") from error
 
 
-def stored_cfg(checkpoint: Path, text: str | None) -> CfgNode:
-    """Returns the training config of a checkpoint of either engine, as a config of the standalone engine.
-
-    Keys that the standalone engine lacks are ignored.
+def merge_known(cfg: CfgNode, content: Mapping[str, Any], section: str = "") -> None:
+    """Merges a nested mapping in place; keys that the config lacks are ignored. Integers are accepted as floats.
 
     Args:
-        checkpoint: checkpoint file; if ``text`` is None, ``config.yaml`` in its folder is read.
-        text: config stored in the checkpoint, or None.
+        cfg: config of an engine.
+        content: values of the keys of a section.
+        section: dotted key of the section, with a dot at its end; empty: the whole config.
 
     Raises:
-        UserError: if there is no config.
+        UserError: for a value of a wrong type; the message contains the key.
     """
-    file = checkpoint.with_name("config.yaml")
-    if text is None and not file.is_file():
-        raise UserError(
-            f"{checkpoint} contains no config, and there is no config.yaml next to it: pass config, a YAML file or "
-            "the name of a recipe such as deformable_detr_r50_50ep (--config-file on the command line)"
-        )
-    cfg = get_cfg("standalone")
-    known = {key for key, _ in leaves(cfg)}
-    for key, value in leaves(CfgNode.load_cfg(file.read_text(encoding="utf-8") if text is None else text)):
-        if key in known:
-            *sections, name = key.split(".")
-            reduce(lambda node, section: node[section], sections, cfg)[name] = value
-    return cfg
+    node = reduce(lambda node, name: node[name], section.split(".")[:-1], cfg)
+    for name in node.keys() & content.keys():
+        value, default, key = content[name], node[name], f"{section}{name}"
+        if isinstance(value, Mapping) and isinstance(default, CfgNode):
+            merge_known(cfg, value, f"{key}.")
+        elif type(value) is type(default) or (type(value), type(default)) == (int, float):
+            node[name] = value
+        else:
+            try:
+                cfg.merge_from_list([key, value])  # converts lists and literals
+            except (AssertionError, ValueError) as error:
+                kind = "a section" if isinstance(default, CfgNode) else f"of type {type(default).__name__}"
+                raise UserError(f"{key} must be {kind}, got {value!r}") from error
 
 
 def _split_words(options: Sequence[str]) -> list[str]:
@@ -186,12 +211,6 @@ def _hint(problem: str, cfg: CfgNode) -> str:
     if "<class 'float'> vs. <class 'int'>" in problem:
         return "; write the number with a decimal point, such as 2.0"
     return ""
-
-
-def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Returns a suggestion of the most similar key to append to an error message, or ""."""
-    near = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def leaves(node: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -240,8 +259,20 @@ def _check_processes(cfg: CfgNode, args: Namespace) -> None:
         raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE} is one GPU, but --num-gpus is {processes}: set it to cuda")
     total, batch_size = processes * args.num_machines, cfg.SOLVER.IMS_PER_BATCH
     # If set, Detectron2 scales the batch size with the number of processes.
-    is_scaled = cfg.SOLVER.get("REFERENCE_WORLD_SIZE", 0)
-    if not (args.eval_only or is_scaled) and (batch_size < 1 or batch_size % total):
+    reference = cfg.SOLVER.get("REFERENCE_WORLD_SIZE", 0)
+    if not (args.eval_only or reference) and (batch_size < 1 or batch_size % total):
         raise UserError(f"SOLVER.IMS_PER_BATCH must be a positive multiple of the {total} processes, got {batch_size}")
+    if not args.eval_only:
+        check_micro_batches(cfg, reference or total)
     if total > 1:
         parse_address(args.dist_url, args.num_machines)
+
+
+def check_micro_batches(cfg: CfgNode, processes: int) -> None:
+    """Raises `UserError` if the batches of ``processes`` processes are not multiples of the accumulation steps."""
+    steps, batch_size = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.IMS_PER_BATCH
+    if steps > 1 and batch_size % (processes * steps):
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH must be a multiple of {processes} processes x SOLVER.ACCUMULATION_STEPS {steps}, "
+            f"got {batch_size}: it is the number of images in all micro-batches of all processes"
+        )

@@ -4,6 +4,8 @@ import difflib
 import re
 from pathlib import Path
 
+from fvcore.common.config import CfgNode
+
 from ..errors import UserError
 
 _PACKAGED = Path(__file__).resolve().parents[1] / "configs"  # in an installed package
@@ -54,3 +56,17 @@ def find_config(text: str) -> str:
     if not text or Path(text).is_file() or (name not in names() and text.endswith((".yaml", ".yml", ".py"))):
         return text
     return str(config_file(name))
+
+
+def set_num_classes(cfg: CfgNode, num_classes: int | None = None) -> None:
+    """Sets ``MODEL.DETR.NUM_CLASSES``; the default is that of the recipe's data set, which need not exist."""
+    from ..shapes.scene import CATEGORIES, CLASS_NAMES  # imports OpenCV
+
+    known = {
+        "coco_2017_train": 80,
+        "coco_2017_train_panoptic": 133,
+        "lvis_v1_train": 1203,
+        "shapes_train": len(CLASS_NAMES),
+        "shapes_train_panoptic": len(CATEGORIES),
+    }
+    cfg.MODEL.DETR.NUM_CLASSES = num_classes or known[cfg.DATASETS.TRAIN[0]]

@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 
 from ..checkpoint import LoadOptions
 from ..data.config import DataConfig
-from ..errors import ArgumentError, Range, UserError, check_choice, check_ranges
+from ..errors import ArgumentError, PositiveInt, Range, UserError, check_choice, check_ranges
 from ..evaluation import EvaluationConfig
 from ..modeling import CriterionConfig, Detector, DetectorConfig, SetCriterion
 from ..training import AugmentationPolicy, TrainingConfig
@@ -39,6 +39,8 @@ PROCESS_KEYS = {
     "pixel_mean": "MODEL.PIXEL_MEAN",
     "pixel_std": "MODEL.PIXEL_STD",
     "amp": "SOLVER.AMP.ENABLED",
+    "accumulation_steps": "SOLVER.ACCUMULATION_STEPS",
+    "strategy": "SOLVER.STRATEGY",
     "seed": "SEED",
     "cudnn_benchmark": "CUDNN_BENCHMARK",
     "float32_precision": "FLOAT32_PRECISION",
@@ -55,6 +57,8 @@ class ProcessConfig:
         weights: file or name of the initial weights; empty: none.
         pixel_mean, pixel_std: normalization of the image channels.
         amp: whether to train in mixed precision.
+        accumulation_steps: number of micro-batches of each process's training batch, computed one after the other.
+        strategy: ``"ddp"``, or ``"fsdp"`` to shard parameters and optimizer state over the processes of a training.
         seed: seed of the run; negative: random.
         cudnn_benchmark: value of ``torch.backends.cudnn.benchmark``.
         float32_precision: argument of `torch.set_float32_matmul_precision`; empty: PyTorch's default.
@@ -66,6 +70,8 @@ class ProcessConfig:
     pixel_mean: Annotated[tuple[float, ...], Range()]
     pixel_std: Annotated[tuple[float, ...], Range(above=0)]
     amp: bool
+    accumulation_steps: PositiveInt
+    strategy: str
     seed: Annotated[int, Range(high=2**31 - 1)]
     cudnn_benchmark: bool
     float32_precision: str
@@ -76,7 +82,8 @@ class ProcessConfig:
         check_ranges(ProcessConfig, vars(self))
         for name in ("pixel_mean", "pixel_std"):
             if len(getattr(self, name)) != 3:
-                raise ArgumentError(name, f"must have three values, for red, green and blue, got {getattr(self, name)}")
+                raise ArgumentError(name, f"must have three values, one for each channel, got {getattr(self, name)}")
+        check_choice("strategy", self.strategy, ("ddp", "fsdp"))
         check_choice("float32_precision", self.float32_precision, ("", "highest", "high", "medium"))
 
 
@@ -159,6 +166,9 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
         cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"  # Detectron2's schedule has the same keys and NUM_DECAYS
     run = read_run(cfg, args)
     check_is_local(run.process)
+    if run.process.strategy == "fsdp" and run.detector.freeze_detector:
+        # No output of a frozen detector has a gradient, so that FSDP would not reduce those of the mask head.
+        raise UserError("SOLVER.STRATEGY must be ddp with MODEL.DETR.MASKS.FREEZE_DETECTOR True, got fsdp")
     if args.resume or args.machine_rank == 0:  # a new run on the first machine may have written to a shared folder
         with naming_keys(PROCESS_KEYS):
             may_overwrite = args.overwrite or args.eval_only

@@ -3,7 +3,9 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+import yaml
 from fvcore.common.config import CfgNode
 
 from ..errors import UserError
@@ -65,6 +67,7 @@ CALLBACKS_KEYS = {
     "eval_period": "TEST.EVAL_PERIOD",
     "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD",
     "checkpoint_keep": "SOLVER.CHECKPOINT_KEEP",
+    "attention_entropy": "TEST.ATTENTION_ENTROPY",
 }
 EVALUATION_AUGMENTATION_KEYS = {
     "min_sizes": "INPUT.MIN_SIZE_TEST",
@@ -77,8 +80,8 @@ TRAINING_AUGMENTATION_KEYS = {
     "crop_range": "INPUT.CROP.SIZE",
 }
 
-# Detectron2's keys for norms and biases must keep these defaults, which have no effect, because weight decay and
-# learning rate do not distinguish them from weights in the papers.
+# Detectron2's keys for norms and biases must keep these defaults: as in the papers, norms and biases have the learning
+# rate and weight decay of weights.
 _UNSUPPORTED = {
     "SOLVER.WEIGHT_DECAY_NORM": 0.0,
     "SOLVER.WEIGHT_DECAY_BIAS": None,
@@ -123,6 +126,8 @@ def callbacks_config(cfg: CfgNode) -> CallbacksConfig:
             "SOLVER.EMA.ENABLED and TEST.PRECISE_BN.ENABLED cannot both be True: Detectron2 computes batch norm "
             "statistics of the trained weights instead of the averaged ones. SOLVER.EMA also averages the statistics"
         )
+    if cfg.TEST.ATTENTION_ENTROPY and not cfg.MODEL.DETR.DEC_LAYERS:
+        raise UserError("TEST.ATTENTION_ENTROPY must be 0 with MODEL.DETR.DEC_LAYERS 0: it is that of the decoder")
     return read(CallbacksConfig, cfg, CALLBACKS_KEYS, ema=ema, best_checkpoint=best, early_stopping=stopping)
 
 
@@ -158,6 +163,42 @@ def set_epochs(cfg: CfgNode, epochs: int, num_images: int, options: Sequence[str
     cfg.merge_from_list([word for pair in changes.items() for word in pair])
     text = ", ".join(f"{key} {value}" for key, value in changes.items())
     logger.info("--epochs %d: %d images in batches of %d; %s", epochs, num_images, cfg.SOLVER.IMS_PER_BATCH, text)
+
+
+def log_start(cfg: CfgNode, *, resume: bool) -> None:
+    """Warns about frozen parts of a random backbone or, with ``resume``, about another number of iterations.
+
+    Args:
+        cfg: config of a training, with its final number of iterations.
+        resume: whether the run continues from the last checkpoint in ``OUTPUT_DIR``, which has the earlier config.
+    """
+    if resume:
+        path = Path(cfg.OUTPUT_DIR, "config.yaml")
+        try:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))["SOLVER"]["MAX_ITER"]
+        except (OSError, KeyError, TypeError, yaml.YAMLError):  # not the config of a run: nothing to compare
+            before = None
+        if before not in (None, cfg.SOLVER.MAX_ITER):
+            logger.warning(
+                "Resuming with the config's SOLVER.MAX_ITER %d, not the %d of %s: to keep it, resume with "
+                "--config-file %s, or the same --epochs",
+                cfg.SOLVER.MAX_ITER, before, path, path,
+            )  # fmt: skip
+        return
+    frozen = {"MODEL.BACKBONE.FREEZE_AT": cfg.MODEL.BACKBONE.FREEZE_AT} if cfg.MODEL.BACKBONE.FREEZE_AT > 0 else {}
+    if "resnet" in cfg.MODEL.BACKBONE.NAME and cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        frozen["MODEL.RESNETS.NORM"] = "FrozenBN"
+    if frozen and not cfg.MODEL.WEIGHTS:
+        logger.warning(
+            "MODEL.WEIGHTS is empty, but %s: parts of the random backbone are not trained. Set MODEL.WEIGHTS or, to "
+            "train from scratch, use BN or GN as norm, and do not freeze stages",
+            " and ".join(f"{key} is {value}" for key, value in frozen.items()),
+        )  # fmt: skip
+
+
+def describe_training(cfg: CfgNode) -> str:
+    """Returns the training data sets and the recipe in one line."""
+    return f"{', '.join(cfg.DATASETS.TRAIN)}: {describe_recipe(training_config(cfg), cfg.SOLVER.IMS_PER_BATCH)}"
 
 
 def describe_recipe(config: TrainingConfig, batch_size: int, num_images: int | None = None) -> str:

@@ -25,7 +25,7 @@ def shake() -> Callable[[nn.Module], nn.Module]:
 
 @pytest.fixture
 def check_same() -> Callable[[nn.Module, nn.Module], None]:
-    """Checks that the weights of two modules are bitwise the same."""
+    """Checks that the weights of two modules are bitwise equal."""
 
     def check(one: nn.Module, other: nn.Module) -> None:
         found, expected = one.state_dict(), other.state_dict()

@@ -16,8 +16,8 @@ from projects_deformable_detr.checkpoint import (
     write_official,
 )
 from projects_deformable_detr.checkpoint.classes import class_names_of, match_names
-from projects_deformable_detr.checkpoint.coco_classes import CATEGORIES, THINGS, THINGS_AND_STUFF
 from projects_deformable_detr.checkpoint.formats.hugging_face import HUGGING_FACE
+from projects_deformable_detr.zoo.coco_classes import CATEGORIES, THINGS, THINGS_AND_STUFF
 
 PERSON, BICYCLE, CAR, TOOTHBRUSH = 1, 2, 3, 90
 ALL_HEADS = ("decoder.class_heads.", "queries.class_head.")

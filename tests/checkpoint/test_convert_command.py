@@ -2,15 +2,16 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import load_weights, read_weights, write_official
-from projects_deformable_detr.checkpoint.coco_classes import THINGS
-from projects_deformable_detr.checkpoint.download import UrlFile
 from projects_deformable_detr.cli.main import main
+from projects_deformable_detr.zoo.coco_classes import THINGS
+from projects_deformable_detr.zoo.files import UrlFile
 
 
 @pytest.fixture
@@ -68,11 +69,24 @@ def test_convert_maps_onto_a_registered_data_set(make_files, run, tmp_path):
     assert torch.equal(bias, detector.decoder.class_heads[1].bias[[18, 17]])
 
 
+@pytest.mark.parametrize("names", [None, ("ant", "person")])
+def test_convert_assumes_coco_classes_only_for_files_that_have_them(make_files, run, names):
+    _, source, config = make_files(2, ("coco_2017_val",))
+    content = torch.load(source, weights_only=True)
+    torch.save(content | ({"class_names": list(names)} if names else {}), source)
+    assert run(source, "folder", "--config-file", config, "--to", "transformers")[0] == 0
+    status, output = run("folder", "again.pth", "--config-file", config)
+    assert status == 0 and "with 2 classes" in output
+    assert read_weights("again.pth").class_names == names
+
+
 @pytest.mark.parametrize("flag", [("--keep-logits",), ()])
-def test_convert_keeps_the_logits_on_request_or_without_a_data_set(make_files, run, check_same, make_cfg, flag):
+def test_convert_keeps_the_logits_on_request_or_without_a_data_set(make_files, run, check_same, make_cfg, flag, caplog):
+    caplog.set_level("INFO")
     detector, source, config = make_files(91, ("coco_2017_val",) if flag else ())
     status, output = run(source, "converted.pth", "--config-file", config, *flag)
     assert status == 0 and "with 91 classes" in output
+    assert "tensors are loaded" in caplog.text and "  \n" not in f"{caplog.text}\n"
     names = read_weights("converted.pth").class_names
     assert names[:3] == ("N/A", "person", "bicycle") and len(names) == 91
     target = build_detector(make_cfg("two_stage", NUM_CLASSES=91))
@@ -102,21 +116,25 @@ def test_the_config_is_that_of_the_checkpoint_or_of_its_folder(make_files, run, 
     assert all(torch.equal(value, state[key]) for key, value in read_weights("back.pth").state.items())
     status, output = run("back.pth", "converted.pth", "--config-file", "")
     assert status == 0  # config.yaml is in the same folder
+    (tmp_path / "run" / "converted.pth").rename(tmp_path / "run" / "model_final.pth")
+    assert run("run", "again.pth", "--to", "official")[0] == 0  # an output folder
+    assert read_weights("again.pth").state.keys() == state.keys()
     (tmp_path / config).unlink()
     status, output = run("back.pth", "converted.pth")
     assert status == 2 and "back.pth contains no config, and there is no config.yaml next to it" in output
 
 
-def test_published_weights_are_converted_with_their_config(run, tmp_path, monkeypatch, make_cfg):
+@pytest.mark.parametrize("name", ["detr_r50", "zoo://detr_r50"])
+def test_published_weights_are_converted_with_their_config(run, tmp_path, monkeypatch, make_cfg, name):
     monkeypatch.chdir(tmp_path)
     cfg = make_cfg("two_stage", NUM_CLASSES=91)
     write_official("official.pth", build_detector(cfg))
     monkeypatch.setattr(UrlFile, "download", lambda file: tmp_path / "official.pth")
-    status, output = run("zoo://detr_r50", "converted.pth")
-    assert status == 2 and "zoo://detr_r50 (official weights) does not match the architecture of the model" in output
+    status, output = run(name, "converted.pth")
+    assert status == 2 and f"{name} (official weights) does not match the architecture of the model" in output
 
 
-def test_coco_ids_come_back(make_files, run):
+def test_coco_ids_round_trip(make_files, run):
     _, source, config = make_files(91, ("coco_2017_val",))
     assert run(source, "converted.pth", "--config-file", config)[0] == 0
     assert run("--to", "official", "converted.pth", "back.pth", "--config-file", config, "--coco-ids")[0] == 0
@@ -129,7 +147,7 @@ def test_coco_ids_come_back(make_files, run):
     ("options", "output"),
     [
         (("MODEL.DETR.DEC_LAYERS", "2"), "set MODEL.DETR.ALLOW_PARTIAL_WEIGHTS True to load the weights that match"),
-        (("MODEL.DETR.NUM_CLASSES", "7"), "set MODEL.DETR.KEEP_CLASS_LOGITS True and MODEL.DETR.NUM_CLASSES"),
+        (("MODEL.DETR.NUM_CLASSES", "7"), "set MODEL.DETR.KEEP_CLASS_LOGITS True, and MODEL.DETR.NUM_CLASSES"),
         (("MODEL.DETR.NO_SUCH_KEY", "2"), "NO_SUCH_KEY"),
     ],
 )
@@ -180,16 +198,15 @@ def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
     (tmp_path / "notes.txt").write_text("to do\n\nmore")
     (tmp_path / "empty.pth").write_bytes(b"")
     torch.save({"embedding.weight": torch.ones(2)}, "other.pth")
-    reasons = {
-        "folder": "folder contains no checkpoint",
-        "notes.txt": "text",
-        "empty.pth": "empty",
-        "none.pth": "checkpoint file does not exist",
-    }
-    for name, reason in (reasons | {"other.pth": "must contain a detector, got unknown weights"}).items():
+    for name, message in (
+        ("folder", r"folder: folder contains no checkpoint .*"),
+        ("notes.txt", r"notes\.txt: damaged, or not a checkpoint .* \(text that starts with 'to do'\)"),
+        ("empty.pth", r"empty\.pth: damaged, or not a checkpoint .* \(empty\)"),
+        ("none.pth", r"there is no file, folder or published model 'none\.pth'; .*"),
+        ("other.pth", r"other\.pth: must contain a detector, got unknown weights"),
+    ):
         status, output = run(name, "converted.pth", "--config-file", config)
-        assert status == 2 and len(output.splitlines()) == 1
-        assert output.startswith(f"deformable-detr convert: {name}: ") and reason in output
+        assert status == 2 and re.fullmatch(f"deformable-detr convert: {message}\n", output), output
 
 
 @pytest.mark.parametrize(

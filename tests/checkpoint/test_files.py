@@ -49,6 +49,13 @@ def test_round_trip(make_cfg, detector, tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_output_folders(detector, tmp_path):
+    for name in ("last.ckpt", "model_final.pth", "model_best.pth"):
+        save_detector(tmp_path / name, detector, iteration=0, cfg_text="", class_names=[name])
+        (tmp_path / "last_checkpoint").write_text("last.ckpt")
+        assert read_weights(tmp_path).class_names == (name,)
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("step", ["torch.save", "pathlib.Path.replace"])
 def test_an_incomplete_write_leaves_the_old_file(detector, tmp_path, monkeypatch, step, error):
@@ -74,7 +81,7 @@ def test_an_incomplete_write_leaves_the_old_file(detector, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(detector, tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error(detector, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"file/model\.pth could not be written \(.*exists"):
         save_detector(tmp_path / "file" / "model.pth", detector, iteration=2, cfg_text="")
@@ -113,7 +120,7 @@ def cut(path):
     ids=["cut", "empty", "web_page", "large_file_pointer"],
 )
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
-def test_a_damaged_file_is_named(tmp_path, write, name):
+def test_error_contains_the_path_of_a_damaged_file(tmp_path, write, name):
     path = tmp_path / name
     write(path)
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as caught:
@@ -121,7 +128,7 @@ def test_a_damaged_file_is_named(tmp_path, write, name):
     assert len(str(caught.value).splitlines()) == 1 and "weights_only" not in str(caught.value)
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path):
+def test_error_contains_the_path_of_a_missing_file_or_a_folder(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.pth: checkpoint file does not exist"):
         read_weights(tmp_path / "none.pth")
     with pytest.raises(
@@ -131,7 +138,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("content", [{"iteration": 3}, [1, 2], {"model": {}}, torch.zeros(2)])
-def test_a_file_without_weights_is_named(tmp_path, content):
+def test_error_contains_the_path_of_a_file_without_weights(tmp_path, content):
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match=r"odd\.pth: no weights found"):
         read_weights(tmp_path / "odd.pth")

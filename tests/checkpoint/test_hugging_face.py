@@ -59,7 +59,7 @@ def check_equal_outputs(detector, hf_model):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_folder_for_transformers_gives_equal_outputs_and_comes_back(make_detector, check_same, tmp_path, variant):
+def test_a_folder_for_transformers_has_equal_outputs_and_round_trips(make_detector, check_same, tmp_path, variant):
     detector, cfg = make_detector(variant)
     names = ["ant", "bee", "cat", "dog", "eel"]
     export_hugging_face(cfg, tmp_path, detector, names)

@@ -8,10 +8,10 @@ import torchvision
 
 from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, load_weights, save_detector
-from projects_deformable_detr.checkpoint.download import DownloadError, UrlFile
 from projects_deformable_detr.config.checkpoint import LOADING_KEYS
 from projects_deformable_detr.config.reading import naming_keys
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.zoo.files import DownloadError, UrlFile
 
 
 def copy_state(detector):

@@ -1,4 +1,4 @@
-"""Names of mmdetection 3, written by hand from the ``state_dict`` of its models.
+"""Keys of mmdetection 3, written by hand from the ``state_dict`` of its models.
 
 Outputs were compared with its models outside of the tests, see docs/checkpoints.md.
 """

@@ -1,4 +1,4 @@
-"""Names of the official repositories, written by hand, and of detrex, derived from them as by its converter.
+"""Keys of the official repositories, written by hand, and of detrex, derived from them as by its converter.
 
 The official code loaded files of `write_official` outside of the tests, see docs/checkpoints.md.
 """

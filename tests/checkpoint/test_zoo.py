@@ -1,4 +1,4 @@
-"""Published weights by name, downloaded from a server on the loopback that serves files like the real ones."""
+"""Published weights by name, downloaded from a local server with files of the same layout."""
 
 import dataclasses
 import hashlib
@@ -17,12 +17,13 @@ import torch
 import torchvision
 from huggingface_hub import constants
 
-from projects_deformable_detr import build_detector, model_zoo
-from projects_deformable_detr.checkpoint import LoadOptions, load_weights, write_official, zoo
-from projects_deformable_detr.checkpoint.coco_classes import THINGS
-from projects_deformable_detr.checkpoint.download import DownloadError, HubFile, UrlFile, sha256_of
+from projects_deformable_detr import build_detector, model_zoo, zoo
+from projects_deformable_detr.checkpoint import LoadOptions, load_weights, write_official
+from projects_deformable_detr.cli.main import console
 from projects_deformable_detr.config.export import export_hugging_face
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.zoo.coco_classes import THINGS
+from projects_deformable_detr.zoo.files import DownloadError, HubFile, UrlFile, sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -122,13 +123,34 @@ def files_in(folder):
     return [path.name for path in files if path.stat().st_size > 1000]
 
 
-def test_a_file_is_downloaded_once(published, server):
+def test_a_file_is_downloaded_once(published, server, caplog):
+    caplog.set_level("INFO")
     path = published.download()
+    assert re.search(r"Downloading .*(model.safetensors|net-01234567.pth) from ", caplog.text)
+    caplog.clear()
     assert path.read_bytes() == CONTENT and path.name in ("model.safetensors", "net-01234567.pth")
     number = len(server.requests)
     assert published.download() == path and len(server.requests) == number
     server.status = 500  # neither does it need the network later
     assert published.download() == path
+    assert "Downloading" not in caplog.text
+
+
+def test_only_rank_0_logs_a_download(published, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("RANK", "1")
+    published.download()
+    assert "Downloading" not in caplog.text
+
+
+def test_command_line_prints_a_download_once(server, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        for name in ("", "projects_deformable_detr", "projects_deformable_detr.zoo"):
+            patch.setattr(logging.getLogger(name), "handlers", [])
+        patch.setattr(sys, "argv", ["deformable-detr", "info", "deformable_detr_r50"])
+        assert console() != 0  # the server does not have the file
+    logging.getLogger("projects_deformable_detr.zoo").setLevel(logging.NOTSET)
+    assert capsys.readouterr().err.count("Downloading SenseTime/deformable-detr/model.safetensors from ") == 1
 
 
 def test_another_hash_is_an_error_and_the_file_is_removed(published, server, tmp_path):
@@ -172,12 +194,14 @@ def test_errors_of_the_server_are_named(published, server, tmp_path, status):
     assert files_in(tmp_path) == []
 
 
-def test_no_network_is_an_error_with_a_remedy(published, server, tmp_path):
+def test_no_network_is_an_error_with_a_remedy(published, server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)  # for caplog
     server.shutdown()
     server.server_close()
     with pytest.raises(DownloadError, match=r"Connection refused.*check the network.*elsewhere") as caught:
         published.download()
-    assert len(str(caught.value).splitlines()) == 1 and files_in(tmp_path) == []
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(str(caught.value).splitlines()) == 1 and not warnings and files_in(tmp_path) == []
 
 
 def test_a_full_disk_is_an_error(published, tmp_path, monkeypatch):
@@ -276,7 +300,7 @@ def test_build_detector_loads_weights_on_request(publish, caplog):
 def test_environment_variables_of_the_hub_select_endpoint_and_cache(publish, server, tmp_path):
     publish("detr", "hub")
     source = zoo.ENTRIES["tiny"].source
-    code = "import sys; from projects_deformable_detr.checkpoint.download import HubFile; "
+    code = "import sys; from projects_deformable_detr.zoo.files import HubFile; "
     code += "print(HubFile(*sys.argv[1:]).download())"
     command = [sys.executable, "-c", code, source.repository, source.revision, source.sha256]
     env = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.address}
@@ -287,9 +311,9 @@ def test_environment_variables_of_the_hub_select_endpoint_and_cache(publish, ser
 
 
 def test_an_unknown_name_lists_close_ones():
-    with pytest.raises(UserError, match="no published weights 'detr_r50_dc': did you mean detr_r50_dc5 or detr_r50"):
+    with pytest.raises(UserError, match="no published weights 'detr_r50_dc'; did you mean detr_r50_dc5 or detr_r50"):
         zoo.download("detr_r50_dc")
-    with pytest.raises(UserError, match="'yolo': choose one of deformable_detr_r50_single_scale, "):
+    with pytest.raises(UserError, match="'yolo'; choose one of deformable_detr_r50_single_scale, "):
         zoo.locate("zoo://yolo")
 
 

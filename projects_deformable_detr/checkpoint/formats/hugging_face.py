@@ -13,7 +13,7 @@ from torch import nn
 from ...errors import ArgumentError
 from ...modeling import CriterionConfig, DetectorConfig
 from ...version import __version__
-from ..coco_classes import BY_ID
+from ...zoo.coco_classes import BY_ID
 from ..files import CheckpointError
 from . import official
 from .backbones import HUGGING_FACE_RESNET, rename_backbone

@@ -2,7 +2,7 @@
 
 import re
 
-from ..coco_classes import CONTIGUOUS
+from ...zoo.coco_classes import CONTIGUOUS
 from .base import State
 from .detector import DetectorFormat, neck_rules, numbered_layer_rules
 

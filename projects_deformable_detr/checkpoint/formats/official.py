@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..coco_classes import BY_ID, CATEGORIES, CONTIGUOUS
+from ...zoo.coco_classes import BY_ID, CATEGORIES, CONTIGUOUS
 from ..files import CheckpointError, write_atomically
 from .base import DROPPED, Rule, State
 from .detector import CLASS_HEAD, DetectorFormat, layer_rules, neck_rules, numbered_layer_rules, portable_state

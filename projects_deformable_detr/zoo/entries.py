@@ -3,15 +3,12 @@
 Hashes are taken from file names or as published by other projects; they have not been verified.
 """
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-import torchvision
-
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from .coco_classes import THINGS, THINGS_AND_STUFF
-from .download import HubFile, UrlFile
+from .files import HubFile, UrlFile
 
 ZOO = "zoo://"
 TORCHVISION = "torchvision://"
@@ -144,9 +141,8 @@ def download(name: str) -> Path:
 def get(name: str) -> Entry:
     """Returns a published checkpoint; raises `UserError` with the closest names for an unknown name."""
     if name not in ENTRIES:
-        near = difflib.get_close_matches(name, ENTRIES, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(ENTRIES)}"
-        raise UserError(f"there are no published weights {name!r}: {hint}")
+        hint = did_you_mean(name, ENTRIES, 3) or f"; choose one of {', '.join(ENTRIES)}"
+        raise UserError(f"there are no published weights {name!r}{hint}")
     return ENTRIES[name]
 
 
@@ -162,6 +158,8 @@ def locate(source: str | Path) -> Path:
         return download(text.removeprefix(ZOO))
     if not text.startswith(TORCHVISION):
         return Path(source)
+    import torchvision
+
     try:
         url = torchvision.models.get_model_weights(text.removeprefix(TORCHVISION)).IMAGENET1K_V1.url
     except (ValueError, AttributeError) as error:

@@ -1,6 +1,7 @@
 """Downloads published files to the caches of huggingface_hub and torch.hub, and verifies their hashes."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -8,9 +9,10 @@ from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
-import torch
-
+from ..engine import is_main_process
 from ..errors import UserError
+
+_logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without receiving data
@@ -50,8 +52,13 @@ class HubFile:
             DownloadError: if the file cannot be downloaded or is damaged.
         """
         from huggingface_hub import hf_hub_download, try_to_load_from_cache  # slow to import (0.3 s)
+        from huggingface_hub.utils import logging
 
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # each retry is logged otherwise
         is_new = not isinstance(try_to_load_from_cache(self.repository, self.name, revision=self.revision), str)
+        if is_new:
+            _log_start(f"{self.repository}/{self.name}", "the Hugging Face hub")
         try:
             path = Path(hf_hub_download(self.repository, self.name, revision=self.revision))
         except Exception as error:  # raised by requests, httpx or huggingface_hub
@@ -60,6 +67,8 @@ class HubFile:
                 f"({_reason(error)}): check the network, HF_HUB_OFFLINE, HF_ENDPOINT, the proxy and the disk and try "
                 f"again; or download it elsewhere from {self.page} and give its path"
             ) from error
+        finally:
+            logging.set_verbosity(verbosity)
         _check_hash(path, self.sha256, remove=[path.resolve(), path] if is_new else [])
         return path
 
@@ -85,12 +94,14 @@ class UrlFile:
 
     def download(self) -> Path:
         """Returns the path of the file in the cache, and downloads it if it is not there; raises `DownloadError`."""
+        import torch
         from filelock import FileLock  # a dependency of torch
 
         path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(self.url).path).name)
         partial = path.with_name(f"{path.name}.partial")
         try:
             if not path.is_file():
+                _log_start(path.name, self.url)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(f"{path}.lock"):  # several processes of a job may download the same file
                     if not path.is_file():
@@ -131,6 +142,12 @@ def _fetch(url: str, partial: Path) -> None:
                 bar.update(len(chunk))
     if total is not None and (size := partial.stat().st_size) != total:
         raise ConnectionError(f"the connection ended after {size} of {total} bytes")
+
+
+def _log_start(name: str, source: str) -> None:
+    """Logs on rank 0 which file is downloaded, because connecting may take half a minute without a network."""
+    if is_main_process():
+        _logger.info("Downloading %s from %s", name, source)
 
 
 def sha256_of(path: Path) -> str:
