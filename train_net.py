@@ -4,7 +4,7 @@
 train_net.py --config-file configs/quickstart.yaml [--engine auto|detectron2|standalone] [--num-gpus N]
     [--register NAME JSON IMAGE_ROOT]… [--resume] [--eval-only] [KEY VALUE …]
 
-It is the command ``deformable-detr train`` with Detectron2's name.
+Equivalent to ``deformable-detr train``.
 """
 
 import os
@@ -12,9 +12,13 @@ import sys
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before importing torch, see cli.main
 
-from projects_deformable_detr.cli import train
-from projects_deformable_detr.cli.arguments import argument_parser
-from projects_deformable_detr.errors import run_command
+try:
+    from projects_deformable_detr.cli import train
+    from projects_deformable_detr.cli.arguments import argument_parser
+    from projects_deformable_detr.errors import run_command
+except ImportError as error:  # a missing operator or a broken Detectron2
+    print(f"train_net.py: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> None:

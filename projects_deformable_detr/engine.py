@@ -1,6 +1,7 @@
 """Selects the engine: Detectron2 if it is installed, otherwise the standalone engine."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,11 @@ def is_installed(package: str) -> bool:
     """Returns whether a package is installed; namespace packages, such as the folder of a clone, do not count."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
+
+
+def is_main_process() -> bool:
+    """Returns whether this process is rank 0 of its job, even before the process group exists."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def choose_engine(wanted: str = "auto") -> EngineChoice:

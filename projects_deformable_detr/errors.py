@@ -1,6 +1,7 @@
 """Exceptions, argument checks, and error handling of command lines."""
 
 import dataclasses
+import difflib
 import errno
 import functools
 import io
@@ -21,10 +22,12 @@ _FILE_ERRORS = {
 
 # Optional dependencies of pyproject.toml, by import name.
 _EXTRAS = {
-    "export": ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
+    "export": ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "torchao"),
     "standalone": ("lightning",),
-    "track": ("trackers",),
+    "report": ("hotcoco", "jinja2", "matplotlib"),
+    "track": ("supervision", "trackers"),
     "lvis": ("faster_coco_eval",),
+    "serve": ("fastapi", "uvicorn", "prometheus_client", "pydantic", "python_multipart"),
 }
 
 
@@ -79,7 +82,7 @@ def run_command(name: str, command: Callable[[], object]) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", __package__):
             raise
-        return _fail(name, f"requires the package {package}, which is not installed{_extra(package)}", 2)
+        return _fail(name, missing_package(package), 2)
     except KeyboardInterrupt:
         return _fail(name, Interrupted(signal.SIGINT), 128 + signal.SIGINT)
     except Interrupted as error:
@@ -87,12 +90,21 @@ def run_command(name: str, command: Callable[[], object]) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _extra(package: str) -> str:
-    """Returns the remedy for a missing package of one of the project's extras."""
+def missing_package(package: str) -> str:
+    """Returns the error message for a missing package, with the remedy for dependencies of the project."""
+    remedy = ""
+    if package == "ms_deform_attn":
+        remedy = ": run pip install ./ops in the checkout, or install projects-deformable-detr-ops"
     for extra, packages in _EXTRAS.items():
         if package in packages:
-            return f": pip install 'projects-deformable-detr[{extra}]'"
-    return ""
+            remedy = f": pip install 'projects-deformable-detr[{extra}]'"
+    return f"requires the package {package}, which is not installed{remedy}"
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
+    """Returns a suggestion of the most similar words to append to an error message, or "" if there are none."""
+    near = difflib.get_close_matches(word, list(known), n=count)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _escape_characters() -> None:

@@ -65,7 +65,7 @@ class DataConfig:
         panoptic: whether the model predicts panoptic segmentations.
         filter_empty: whether to exclude training images without objects.
         batch_size: training images per iteration over all processes.
-        num_workers: loader processes per process.
+        num_workers: loader processes per training process.
         group_by_aspect_ratio: whether to put landscape and portrait images into separate batches.
         pin_memory: whether to copy batches to page-locked memory.
         reader: reader of image files.

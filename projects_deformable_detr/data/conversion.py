@@ -62,7 +62,9 @@ def convert_dataset(
     suffix = ".xml" if is_voc else ".txt"
     files = [path for path in files if path.suffix.lower() == suffix and path.name not in _CLASS_FILES]
     if not files:
-        raise DatasetError(f"folder {folder} has no annotations: no .xml files, and no .txt files but those of classes")
+        raise DatasetError(
+            f"folder {folder} has no annotations: no .xml files, and no .txt files other than class files"
+        )
     images = images or _image_folder(folder)
     class_file = classes or (None if is_voc else _find_class_file(folder, images))
     names, num_keypoints = _read_names(class_file) if class_file else ([], 0)

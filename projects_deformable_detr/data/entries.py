@@ -67,6 +67,8 @@ def convert_images(entries: list[Any], problems: Problems) -> list[ImageEntry]:
         remedy = "Each image requires an integer 'id', a string 'file_name', and 'width' and 'height' in pixels."
         problems.add("invalid images", f"images[{index}] is {entry!r:.80} ({message})", remedy)
 
+    if not entries:
+        problems.add("empty list of images", "'images'", "Add the images.")
     return convert(entries, ImageEntry, report, lambda entry: with_integers(entry, ("id", "width", "height"), problems))
 
 
@@ -90,8 +92,6 @@ def check_images(images: list[ImageEntry], spec: DatasetSpec, problems: Problems
             problems.add("duplicate image ids", f"id {image.id}: {image.file_name}", "Give each image a unique id.")
         else:
             found[image.id] = image
-    if not images:
-        problems.add("empty list of images", "'images'", "Add the images.")
     ordered = [found[image_id] for image_id in sorted(found)]
     if os.path.isdir(spec.image_root):
         remedy = f"Add the files, correct the image folder, or remove the images from the annotation file.{hint}"

@@ -190,13 +190,21 @@ def _decode_json(content: bytes, spec: DatasetSpec, needed: tuple[str, ...]) -> 
             f"{where} contains a {type(found).__name__}{hint}, not an object with images, annotations and categories: "
             f"{expected}"
         )
-    wrong = ", ".join(repr(key) for key in KEYS if _lacks_list(found, key, needed))
+    wrong = [key for key in KEYS if _lacks_list(found, key, needed)]
     names = ", ".join(list(found)[:10]) + ", …" * (len(found) > 10)
-    raise DatasetError(f"{where} has no list {wrong} (its keys: {names or 'none'}){hint}: {expected}")
+    notes = [f"{key!r} is {_kind(found[key])}" for key in wrong if key in found] + [f"its keys: {names or 'none'}"]
+    lists = ", ".join(map(repr, wrong))
+    raise DatasetError(f"{where} has no list {lists} ({'; '.join(notes)}){hint}: {expected}")
 
 
 def _lacks_list(found: dict[str, Any], key: str, needed: tuple[str, ...]) -> bool:
     return (key in needed or key in found) and not isinstance(found.get(key), list)
+
+
+def _kind(value: Any) -> str:
+    """Returns the JSON type of a value that is not a list."""
+    kinds = {dict: "an object", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def _recognize(found: Any) -> str:

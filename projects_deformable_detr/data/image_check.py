@@ -146,11 +146,11 @@ def check_files(
     unreadable = {index % total: header.fault for index, header in headers.items() if header.fault}
     if unreadable and unreadable_images == "skip" and len(unreadable) < total:
         shown = "; ".join([*unreadable.values()][:5]) + "; …" * (len(unreadable) > 5)
-        counts = f"{len(unreadable)} of {total} images are left out because they cannot be read"
+        counts = f"{len(unreadable)} of {total} images are skipped because they cannot be read"
         warn(f"{files.source}: {counts}: {shown}")
         everything = np.setdiff1d(everything, [*unreadable])
     elif unreadable:
-        remedy = "Replace the files, remove their records, or set `unreadable_images` to skip to leave them out."
+        remedy = "Replace the files or remove their records; the command train also accepts `unreadable_images=skip`."
         problems.add("image files that cannot be read", unreadable.values(), remedy, len(unreadable))
     problems.raise_if_any()
     return everything
@@ -240,7 +240,7 @@ def _read_header(path: str, reader: ImageReader, decode: bool, cached: _Header |
                     header.range_fault = str(error).rpartition(": ")[0]
     except DatasetError as error:
         header.fault = str(error).rpartition(": ")[0]  # without the remedy
-        header.mtime = -1  # not cached, because the cause may pass, such as a lack of memory
+        header.mtime = -1  # not cached, because the cause may be temporary, such as a lack of memory
     return header
 
 

@@ -4,14 +4,15 @@ import contextlib
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import get_worker_info
 
 from ..errors import ArgumentError, check_choice
 from .problems import DatasetError, IntensityError
@@ -187,6 +188,13 @@ def open_image(path: ImageSource) -> Iterator[Image.Image]:
         raise ImageFileError(f"{name} cannot be decoded as an image ({error})", _REMEDY) from error
 
 
+def channels_first(pixels: Pixels) -> Pixels:
+    """Converts pixels (H, W, C) to contiguous (C, H, W), with OpenCV, which is faster than a transposed copy."""
+    planes: Pixels = np.empty((pixels.shape[2], *pixels.shape[:2]), pixels.dtype)
+    cv2.split(np.ascontiguousarray(pixels), list(planes))
+    return planes
+
+
 def source_name(path: ImageSource) -> str:
     """Returns the path of an image for messages; ``"image"`` if it has none."""
     if isinstance(path, str | os.PathLike):
@@ -237,11 +245,15 @@ def note_once(note: str, files: list[str]) -> bool:
 def _warn(path: Path, note: str) -> None:
     """Logs a property from `describe` once per folder, in one worker of one process only."""
     key = str(path.parent), note
-    worker = get_worker_info()
+    # A reader in a worker of a DataLoader has PyTorch; commands that convert data do not need it.
+    data = sys.modules.get("torch.utils.data")
+    worker = data.get_worker_info() if data else None
     if key not in _noted and (worker is None or worker.id == 0) and os.environ.get("RANK", "0") == "0":
         _noted.add(key)
         note = note.partition(" (see")[0]  # the reader was not created by an engine
-        where = f"Images in {path.parent}, such as {path.name}," if path.suffix else "Images"
+        where = f"Images such as {path.name}" if path.suffix else "Images"
+        if path.suffix and path.parent != Path():
+            where = f"Images in {path.parent}, such as {path.name},"
         _logger.warning("%s have %s", where, note)
 
 

@@ -5,20 +5,26 @@ config, and installs the replacements listed in `patches`.
 """
 
 import sys
+import warnings
 
 from ..engine import is_installed
+from ..errors import missing_package
 
-if sys.argv[0] == "-m" and not is_installed("detectron2"):  # python -m projects_deformable_detr.detectron2_plugin.run
-    print("run: requires the package detectron2, which is not installed", file=sys.stderr)
-    sys.exit(2)
+if sys.argv[0] == "-m":  # python -m projects_deformable_detr.detectron2_plugin.run
+    for package in ("ms_deform_attn", "detectron2"):
+        if not is_installed(package):
+            print(f"run: {missing_package(package)}", file=sys.stderr)
+            sys.exit(2)
 
-from detectron2.config import get_cfg
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # used by fvcore
+    from detectron2.config import get_cfg
 
-from . import backbones, checkpoint, config, data, meta_arch, patches
-from .launch import main
-from .mapper import DetrDatasetMapper
-from .meta_arch import DETR, DeformableDETR
-from .trainer import Trainer
+    from . import backbones, checkpoint, config, data, meta_arch, patches
+    from .launch import main
+    from .mapper import DetrDatasetMapper
+    from .meta_arch import DETR, DeformableDETR
+    from .trainer import Trainer
 
 data.register_builtin()
 checkpoint.register()

@@ -18,23 +18,21 @@ from torch import distributed, nn
 
 from ..checkpoint import (
     CLASS_NAMES,
-    TORCHVISION,
     CheckpointError,
     LoadOptions,
     Weights,
     detect,
     fit,
     load_weights,
-    locate,
     read_checkpoint,
     read_weights,
     write_atomically,
 )
 from ..checkpoint.classes import shorten
-from ..checkpoint.zoo import ZOO
 from ..config.checkpoint import LOADING_KEYS
 from ..config.reading import naming_keys
 from ..training.last_checkpoint import find_last_checkpoint, remove_old_checkpoints, write_last_checkpoint
+from ..zoo import TORCHVISION, ZOO, locate
 
 # Parameter names in these files are matched by Detectron2: files of pycls, and files that request it.
 _MATCHED_BY_DETECTRON2 = (".pyth", "?matching_heuristics=True")
@@ -95,7 +93,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
         """Loads a checkpoint or, if ``checkpointables`` is empty, weights of any known format.
 
         Raises:
-            CheckpointError: if the file cannot be read or does not fit; see `load_weights`.
+            CheckpointError: if the file cannot be read or does not match; see `load_weights`.
         """
         with naming_keys(LOADING_KEYS):
             if self.checkpointables if checkpointables is None else checkpointables:
@@ -159,8 +157,8 @@ class DetectorCheckpointer(DetectionCheckpointer):
         problems = shorten([f"missing in the file: {key}" for key in missing]) + shorten(shapes)
         if problems and not self.options.allow_partial:
             raise CheckpointError(
-                "the checkpoint does not fit the model; choose the config that it was trained with, or set "
-                "`allow_partial=True` to load what fits:\n  " + "\n  ".join(problems)
+                "the checkpoint does not match the model: use the config of its training, or set `allow_partial=True` "
+                "to load the weights that match:\n  " + "\n  ".join(problems)
             )
         return keys
 

@@ -1,8 +1,9 @@
 """Reads and checks data sets that the project's reader cannot read, such as functions that return records."""
 
+import contextlib
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any
 
@@ -33,7 +34,8 @@ def read_once(config: DataConfig) -> None:
     """Replaces, in Detectron2's catalog, the functions of data sets that the project's reader cannot read.
 
     Detectron2 calls such a function for the classes, the training loader, every test loader and every evaluator. The
-    replacement calls it once, checks the records, and skips images as the project's reader does. Idempotent.
+    replacement calls it once, checks the records, and skips images as the project's reader does. Idempotent; `restored`
+    undoes it.
     """
     for name in dict.fromkeys([*config.train, *config.test]):
         function = DatasetCatalog.data.get(name)
@@ -44,6 +46,17 @@ def read_once(config: DataConfig) -> None:
         elif function is None or is_read_from_file(name):
             continue
         DatasetCatalog.data[name] = _CheckedFunction(name, function, config)
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Restores the functions that `read_once` replaces in the context."""
+    try:
+        yield
+    finally:
+        for name, function in DatasetCatalog.data.items():
+            if isinstance(function, _CheckedFunction):
+                DatasetCatalog.data[name] = function.function
 
 
 class _CheckedFunction:

@@ -1,6 +1,6 @@
 """Trainer hooks: exponential moving average, best checkpoint and early stopping."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -9,16 +9,29 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from .. import training
+from ..config import leaves
 from ..config.data import data_config
 from ..config.evaluation import evaluation_config
 from ..config.keys import check_other_ranges
 from ..config.reading import naming_keys
 from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS, callbacks_config, schedule_config
 from ..errors import Interrupted, UserError
+from ..explain.entropy import EntropyMeter
 from ..training.callbacks import DetectorWriter, logger, select_metric
 from ..training.ema import ExponentialMovingAverage
 from ..training.interruption import StopSignal
 from ..training.schedule import SCHEDULES
+
+_REPORT_PERIOD = 20  # iterations; the period of Detectron2's default writers
+# Keys that only this project's trainer supports, with the value that disables them.
+_UNSUPPORTED = {
+    "SOLVER.EMA.ENABLED": False,
+    "SOLVER.ACCUMULATION_STEPS": 1,
+    "SOLVER.STRATEGY": "ddp",
+    "TEST.BEST_CHECKPOINT.ENABLED": False,
+    "TEST.EARLY_STOPPING.ENABLED": False,
+    "TEST.ATTENTION_ENTROPY": 0,
+}
 
 
 class StopTraining(BaseException):  # Detectron2's loop logs every Exception as a failure
@@ -78,14 +91,15 @@ class BestCheckpoint(training.callbacks.BestCheckpoint, HookBase):
 
     def after_train(self) -> None:
         """Checks the metric after the final evaluation, unless it was skipped."""
-        if _is_finished(self.trainer) and self._compared != self.trainer.iter - 1:
-            self._compare(self.trainer.iter - 1)
+        last = _last_iteration(self.trainer)
+        if _is_finished(self.trainer) and self._compared != last:
+            self._compare(last)
 
     def _compare(self, iteration: int) -> None:
         self._compared = iteration
         value = _latest_metric(self.trainer, self.config.metric, BEST_CHECKPOINT_KEYS)
         model: Any = self.trainer.checkpointer.model if self.ema is None else self.ema.averaged
-        self.update(value, iteration, model.detector, write=comm.is_main_process())
+        self.update(value, iteration, model.detector, is_main_process=comm.is_main_process())
 
 
 class EarlyStopping(training.callbacks.EarlyStopping, HookBase):
@@ -96,13 +110,6 @@ class EarlyStopping(training.callbacks.EarlyStopping, HookBase):
     ) -> None:
         super().__init__(config)
         self.period, self.evaluations = period, evaluations
-
-    def before_train(self) -> None:
-        """Ends a resumed run that had already stopped early."""
-        if self.should_stop:
-            self.log_stopped_before(self.trainer.start_iter - 1)
-            self.trainer.max_iter = self.trainer.start_iter
-            raise StopTraining
 
     def after_step(self) -> None:
         """Checks the metric after an evaluation."""
@@ -137,9 +144,21 @@ class SaveAfterEvaluation(HookBase):
     def after_train(self) -> None:
         """Saves after the final evaluation."""
         if _is_finished(self.trainer):
-            self.trainer.iter -= 1  # a resumed run starts after the iteration that the trainer's state counts
-            self.trainer.checkpointer.save("model_final", iteration=self.trainer.iter)
-            self.trainer.iter += 1
+            end, last = self.trainer.iter, _last_iteration(self.trainer)
+            self.trainer.iter = last  # a resumed run starts after the iteration in the trainer's state
+            self.trainer.checkpointer.save("model_final", iteration=last)
+            self.trainer.iter = end
+
+
+class GradientNorm(HookBase):
+    """Records the norm of the gradients before clipping as ``grad_norm``, in the iterations of the reports."""
+
+    def after_step(self) -> None:
+        """Copies the norm to the host."""
+        norm = getattr(self.trainer._trainer.optimizer, "grad_norm", None)
+        done = self.trainer.iter + 1
+        if norm is not None and (done % _REPORT_PERIOD == 0 or done == self.trainer.max_iter):
+            self.trainer.storage.put_scalar("grad_norm", float(norm), smoothing_hint=False)
 
 
 class StopOnSignal(HookBase):
@@ -173,6 +192,9 @@ def add_hooks(
     if ema is not None:
         for hook in evaluations:
             hook._func = ema.applied()(hook._func)
+    if config.attention_entropy:
+        for hook in evaluations:
+            hook._func = _logging_entropy(hook, EntropyMeter(config.attention_entropy))
     own: list[HookBase] = []
     if config.best_checkpoint:
         own.append(BestCheckpoint(config.best_checkpoint, writer, config.eval_period, ema))
@@ -181,17 +203,31 @@ def add_hooks(
     if own:
         own.append(SaveAfterEvaluation(config.eval_period, config.checkpoint_period))
     place = given.index(evaluations[-1]) + 1 if evaluations else len(given)
-    first = [Averaging(ema)] if ema is not None else []
+    first = [*([Averaging(ema)] if ema is not None else []), GradientNorm()]
     return [*first, *given[:place], *own, *given[place:], StopOnSignal()]
+
+
+def _logging_entropy(hook: Any, meter: EntropyMeter) -> Callable[[], Any]:
+    """Returns the evaluation of a hook that also logs the entropy of attention (``TEST.ATTENTION_ENTROPY``)."""
+    evaluate = hook._func
+
+    def evaluate_and_log() -> Any:
+        with meter.measuring(hook.trainer.checkpointer.model.detector):
+            results = evaluate()
+        hook.trainer.storage.put_scalars(**meter.scalars(), smoothing_hint=False)
+        return results
+
+    return evaluate_and_log
 
 
 def check_supported_keys(cfg: CfgNode) -> None:
     """Raises `UserError` for keys that Detectron2's own trainers would ignore, or values out of range."""
-    for section, name in (("SOLVER", "EMA"), ("TEST", "BEST_CHECKPOINT"), ("TEST", "EARLY_STOPPING")):
-        if name in cfg[section] and cfg[section][name].ENABLED:
+    values = dict(leaves(cfg))
+    for key, default in _UNSUPPORTED.items():
+        if (value := values.get(key, default)) != default:
             raise UserError(
-                f"{section}.{name}.ENABLED True is not supported by Detectron2's own trainers: train with this "
-                "project's train_net.py or projects_deformable_detr.detectron2_plugin.Trainer, or set it to False"
+                f"{key} {value} is not supported by Detectron2's own trainers: train with this project's train_net.py "
+                f"or projects_deformable_detr.detectron2_plugin.Trainer, or set it to {default}"
             )
     check_other_ranges(cfg)
     for read in (data_config, evaluation_config, callbacks_config):
@@ -209,6 +245,11 @@ def _is_evaluated(trainer: Any, period: int) -> bool:
 def _is_finished(trainer: Any) -> bool:
     """Returns whether ``after_train`` follows a completed training instead of an error."""
     return trainer.iter >= trainer.max_iter
+
+
+def _last_iteration(trainer: Any) -> int:
+    """Returns the last iteration of a completed training; ``trainer.iter`` is too large if only the evaluation ran."""
+    return int(max(trainer.start_iter, trainer.max_iter)) - 1
 
 
 def _latest_metric(trainer: Any, metric: str, keys: dict[str, str]) -> float:

@@ -18,7 +18,7 @@ from types import ModuleType
 
 _ALIASES = {
     "deeplearning.projects.cityscapesApi.cityscapesscripts": "cityscapesscripts",
-    "vision.fair.detectron2.demo.predictor": "predictor",  # beside demo.py, whose folder is on sys.path
+    "vision.fair.detectron2.demo.predictor": "predictor",  # next to demo.py, whose folder is on sys.path
 }
 
 

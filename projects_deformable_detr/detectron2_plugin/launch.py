@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ from ..config.evaluation import evaluation_config
 from ..config.loading import processes_per_machine
 from ..config.reading import naming_keys
 from ..config.run import PROCESS_KEYS, check_run, process_config
-from ..config.training import set_epochs
+from ..config.training import log_start, set_epochs
 from ..data.config import SAMPLERS
+from ..engine import is_main_process
 from ..errors import UserError
 from ..training.last_checkpoint import find_last_checkpoint
 from ..training.launch import launch
@@ -50,14 +53,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: for invalid input in any process.
     """
-    cfg = setup(args)
-    processes, folder = processes_per_machine(args), Path(process_config(cfg).output_dir)
-    with naming_keys(PROCESS_KEYS), locked(folder, enabled=not args.eval_only and args.machine_rank == 0):
-        return launch(run, processes, args.num_machines, args.machine_rank, args.dist_url, args, cfg) or {}
+    with functions.restored():
+        cfg = setup(args)
+        processes, folder = processes_per_machine(args), Path(process_config(cfg).output_dir)
+        locks = not args.eval_only and args.machine_rank == 0 and is_main_process()
+        with naming_keys(PROCESS_KEYS), locked(folder, enabled=locks):
+            return launch(run, processes, args.num_machines, args.machine_rank, args.dist_url, args, cfg) or {}
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Returns the frozen config from the file and options, with device, number of classes and things resolved.
+
+    Functions of data sets are replaced in Detectron2's catalog until the end of `functions.restored`.
 
     Raises:
         UserError: for an unknown key, an unavailable device, an invalid data set, or numbers of classes that disagree.
@@ -74,6 +81,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         functions.check(config)
         if args.epochs:
             set_epochs(cfg, args.epochs, data.count_training_images(config), args.opts)
+        if not args.eval_only:
+            log_start(cfg, resume=args.resume)
         cfg = with_classes(cfg, data.resolve_num_classes, resolve_thing_classes)
         if args.resume:
             find_last_checkpoint(output_dir, "detectron2", known_class_names(cfg), for_evaluation=args.eval_only)
@@ -92,10 +101,15 @@ def _check_training(cfg: CfgNode) -> None:
             "default, so that no config file can set it: choose another sampler, or set the key in a script"
         )
     process = process_config(cfg)
+    if process.strategy != "ddp":
+        raise UserError(
+            f"SOLVER.STRATEGY {process.strategy} is supported by the standalone engine only: use it with --engine "
+            "standalone, or set it to ddp"
+        )
     if process.amp and process.device == "cpu":
         raise UserError(
             "SOLVER.AMP.ENABLED must be False on the CPU: Detectron2 trains in mixed precision on GPUs only; "
-            "--engine standalone does so on the CPU too"
+            "--engine standalone also supports it on the CPU"
         )
 
 
@@ -104,11 +118,22 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     _register(cfg)  # a spawned process does not inherit the catalogs
     several = processes_per_machine(args) * args.num_machines > 1
     with process_groups(cfg) if several else contextlib.nullcontext(), _cityscapes(cfg):
+        # default_setup colors the config; it uses the same logger.
+        for handler in setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank()).handlers:
+            stream = handler.stream if isinstance(handler, logging.StreamHandler) else None
+            if stream is None or stream.closed or not stream.isatty():
+                handler.addFilter(_remove_colors)
         with _kept(Path(process_config(cfg).output_dir, "config.yaml")):
             default_setup(cfg, args)
         _setup_logger(cfg)
         functions.read_once(data_config(cfg, eval_only=args.eval_only))
         return _evaluate(args, cfg) if args.eval_only else _train(args, cfg)
+
+
+def _remove_colors(record: logging.LogRecord) -> bool:
+    """Removes color codes from a record; files are written after the terminal."""
+    record.msg = re.sub("\x1b\\[[0-9;]*m", "", str(record.msg))
+    return True
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from ..config.data import image_reader
 from ..config.training import augmentation_policy
 from ..data import masks, panoptic
-from ..data.images import ImageReader
+from ..data.images import ImageReader, channels_first
 from ..training import AugmentationPolicy
 from .classes import separated_classes
 
@@ -91,7 +91,7 @@ class DetrDatasetMapper(DatasetMapper):
         image = T.AugInput(self.reader.read(record["file_name"], expected))
         size = record["height"], record["width"] = image.image.shape[:2]
         transforms = self.augmentations(image)
-        record["image"] = torch.as_tensor(np.ascontiguousarray(image.image.transpose(2, 0, 1)))
+        record["image"] = torch.from_numpy(channels_first(image.image))
         labels = record.pop("sem_seg_file_name", None)
         if not self.is_train:
             record.pop("annotations", None)

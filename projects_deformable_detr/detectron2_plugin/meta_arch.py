@@ -22,6 +22,7 @@ from ..config.run import process_config
 from ..data.problems import DatasetError
 from ..errors import UserError
 from ..modeling import (
+    BatchSize,
     Detections,
     Predictions,
     Targets,
@@ -33,7 +34,7 @@ from ..modeling import (
 from .classes import known_class_names, resolve_thing_classes, separated_classes
 from .config import check_foreign_keys
 from .data import resolve_num_classes
-from .pictures import put_matched
+from .visualization import put_matched_predictions
 
 _LOG_PERIOD = 20  # iterations between writes of Detectron2's event writers
 
@@ -44,8 +45,7 @@ class SetPredictionModel(nn.Module):
     Args:
         detector: maps images (N, 3, H, W) and padding mask (N, H, W) to `Predictions`; contains all weights.
         criterion: maps predictions and targets to weighted losses by name; its ``matcher`` is used for ``vis_period``.
-        pixel_mean: mean of each channel in the order of ``input_format``, in 0–255.
-        pixel_std: standard deviation of each channel, likewise.
+        pixel_mean, pixel_std: mean and standard deviation of each channel in the order of ``input_format``, in 0–255.
         topk: maximum number of detections per image.
         score_threshold: minimum score of a detection.
         vis_period: iterations between images of ground truth and matched predictions in the event storage; 0: none.
@@ -123,13 +123,19 @@ class SetPredictionModel(nn.Module):
         """Device of the model, to which inputs are moved."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], batch_size: BatchSize | None = None, *, visualize: bool = True
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Returns losses in training mode, otherwise detections.
 
         Args:
             batched_inputs: one dict per image from Detectron2's dataset mapper, with ``image`` (3, h, w) in 0–255; in
                 training, ``instances`` with ``gt_boxes``, ``gt_classes`` and, for a mask head, ``gt_masks``; and
                 optionally ``height`` and ``width``, the size of the detections (default: the size of the image).
+            batch_size: in training, size of the whole batch if the inputs are a micro-batch, see
+                `SetCriterion.forward`. ``cardinality_error`` is then not written to the event storage but returned
+                besides the losses, weighted so that the sum over all micro-batches is that of the batch.
+            visualize: whether ``vis_period`` applies to these inputs.
 
         Returns:
             In training, weighted scalar losses by name, whose sum is to be minimized. Otherwise one
@@ -154,15 +160,20 @@ class SetPredictionModel(nn.Module):
         targets = [to_targets(record["instances"], record) for record in batched_inputs]
         check_targets(targets, predictions.num_classes)
         targets = [target.to(self.device) for target in targets]
-        losses: dict[str, Tensor] = self.criterion(predictions, targets)
+        whole = () if batch_size is None else (batch_size,)  # other criteria may accept two arguments only
+        losses: dict[str, Tensor] = self.criterion(predictions, targets, *whole)
         if has_event_storage():
             storage = get_event_storage()
             if (storage.iter + 1) % _LOG_PERIOD == 0:  # reading the scalar synchronizes with the device
-                storage.put_scalar("cardinality_error", cardinality_error(predictions, targets))
-            if self.vis_period > 0 and storage.iter % self.vis_period == 0:
+                error = cardinality_error(predictions, targets)
+                if batch_size is None:
+                    storage.put_scalar("cardinality_error", error)
+                else:
+                    losses = {**losses, "cardinality_error": error * (len(targets) / batch_size.images)}
+            if visualize and self.vis_period > 0 and storage.iter % self.vis_period == 0:
                 names = self.load_options.class_names
                 matcher: Any = self.criterion.matcher
-                put_matched(batched_inputs[0], predictions, targets, matcher, self.input_format, names)
+                put_matched_predictions(batched_inputs[0], predictions, targets, matcher, self.input_format, names)
         return losses
 
     def _results(self, predictions: Predictions, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from ..config.checkpoint import load_options
 from ..config.data import data_config
 from ..config.evaluation import evaluation_config
+from ..config.loading import check_micro_batches
 from ..config.model import STEP_KEYS
 from ..config.reading import naming_keys
 from ..config.run import check_is_local, process_config
@@ -33,14 +34,15 @@ from ..training.callbacks import DetectorWriter
 from ..training.ema import ExponentialMovingAverage
 from ..training.failures import StepRecorder
 from ..training.interruption import log_stop, shield_workers, stop_evaluation
-from ..training.last_checkpoint import log_resuming
+from ..training.last_checkpoint import has_last_checkpoint, is_finished, write_finished
 from ..training.optimizer import OPTIMIZERS, check_optimizer_state, hyperparameters, set_hyperparameters
 from ..training.schedule import SCHEDULES
+from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer
 from .checkpoint import EMA, DetectorCheckpointer
 from .classes import known_class_names
 from .data import resolve_num_classes, test_data, training_data
 from .evaluation import build_evaluator
-from .hooks import StopOnSignal, StopTraining, add_hooks
+from .hooks import EarlyStopping, StopOnSignal, StopTraining, add_hooks
 from .mapper import EMPTY_MASKS, DetrDatasetMapper
 from .meta_arch import to_targets
 from .patches import build_optimizer, without_key_checks
@@ -93,6 +95,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         TrainerBase.__init__(self)
         resolve_num_classes(cfg)  # raises if the config and the data sets disagree
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        check_micro_batches(cfg, comm.get_world_size())
         self.config = callbacks_config(cfg)
         model = self.build_model(cfg)
         with without_key_checks():
@@ -104,14 +107,19 @@ class Trainer(DefaultTrainer, StoppableLoop):
         options: dict[str, Any] = {"device_ids": None} if process.device == "cpu" else {}
         options["find_unused_parameters"] = bool(model.detector.unused_features())
         model = create_ddp_model(model, broadcast_buffers=False, **options)
-        loop = AMPTrainer if process.amp else SimpleTrainer
-        self._trainer = loop(model, loader, optimizer)
+        if process.accumulation_steps > 1:
+            accumulating = AccumulatingAMPTrainer if process.amp else AccumulatingTrainer
+            self._trainer = accumulating(model, loader, optimizer, accumulation_steps=process.accumulation_steps)
+        else:
+            self._trainer = (AMPTrainer if process.amp else SimpleTrainer)(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         parts: dict[str, Any] = {EMA: self.ema} if self.ema else {}
         self.checkpointer = self.build_checkpointer(cfg, model, trainer=weakref.proxy(self), **parts)
-        self.recorder = StepRecorder(process.output_dir, process.seed, comm.get_rank(), resolve_num_classes(cfg))
+        numbers = process.seed, comm.get_rank(), resolve_num_classes(cfg), process.accumulation_steps
+        self.recorder = StepRecorder(process.output_dir, *numbers)
         self.empty_masks = EmptyMasks()
         self.start_iter = 0
+        self.is_finished = False
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
@@ -119,8 +127,25 @@ class Trainer(DefaultTrainer, StoppableLoop):
     def resume_or_load(self, resume: bool = True) -> None:
         """Resumes, or loads ``MODEL.WEIGHTS``; logs the checkpoint that a run resumes from."""
         super().resume_or_load(resume)
+        self.is_finished = False
         if self.start_iter:
-            log_resuming(Path(self.checkpointer.get_checkpoint_file()), self.start_iter, self.max_iter)
+            path = Path(self.checkpointer.get_checkpoint_file())
+            evaluates = bool(data_config(self.cfg, eval_only=True).test)
+            self.is_finished = is_finished(path, self.start_iter, self.max_iter, evaluates=evaluates)
+        for hook in self._hooks:
+            if isinstance(hook, EarlyStopping) and hook.should_stop:
+                hook.log_stopped_before(self.start_iter - 1)
+                self.is_finished = True
+
+    def train(self) -> Any:  # type: ignore[override]  # as in DefaultTrainer
+        """Trains, unless the run that was resumed is finished."""
+        if self.is_finished:
+            return None
+        results = super().train()
+        folder = Path(self.checkpointer.save_dir)
+        if comm.is_main_process() and has_last_checkpoint(folder):  # a subclass may have no checkpoints
+            write_finished(folder)
+        return results
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads the state of a checkpoint; learning rates and other hyperparameters remain those of the config."""
@@ -147,7 +172,12 @@ class Trainer(DefaultTrainer, StoppableLoop):
         if model.training and batch is not None:
             if comm.is_main_process():
                 self.empty_masks.add(sum(record.get(EMPTY_MASKS, 0) for record in batch), self.iter)
-            self.recorder.start(self.iter, torch.device(process_config(self.cfg).device), partial(_samples, batch))
+            whole = batch
+            if isinstance(self._trainer, AccumulatingTrainer):  # losses are checked after all micro-batches
+                whole = self._trainer.batch
+                if batch[0] is not whole[0]:
+                    return
+            self.recorder.start(self.iter, torch.device(process_config(self.cfg).device), partial(_samples, whole))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from torch import column_stack, distributed
 from ..data import masks
 from ..data.coco import CocoRecords
 from ..data.records import Records
+from ..errors import UserError
 from ..modeling import Detections
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ T = TypeVar("T")
 Array = np.ndarray[Any, np.dtype[Any]]
 Result = dict[str, Any]  # entry of a COCO results file
 Metrics = dict[str, float]
+_KEYS = ("category_id", "bbox", "score")  # required in each entry of a results file
 # Name of the metric, IoU threshold (None: mean over 0.50, 0.55, …, 0.95) and object size.
 METRICS = (
     ("AP", None, "all"),
@@ -149,6 +152,29 @@ class CocoEvaluator:
         with contextlib.redirect_stdout(io.StringIO()):
             ground_truth.createIndex()
         return ground_truth
+
+
+def read_results(path: str | Path, records: Records | None = None) -> dict[Any, list[Result]]:
+    """Returns the detections of a COCO results file by image id.
+
+    Raises:
+        UserError: for an invalid file, or for images or categories that are not in ``records``.
+    """
+    by_image: dict[Any, list[Result]] = defaultdict(list)
+    try:
+        for result in json.loads(Path(path).read_text()):
+            hash(result["category_id"])  # TypeError for lists
+            by_image[result["image_id"]].append({key: result[key] for key in _KEYS} | result)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a COCO results file ({error}); run an evaluation with --eval-only first"
+        ) from error
+    if records is not None:
+        categories = {result["category_id"] for results in by_image.values() for result in results}
+        if not (by_image.keys() <= set(records.image_ids.tolist()) and categories <= {*records.summary.category_ids}):
+            file = records.spec.json_file
+            raise UserError(f"{path} has images or categories that {file} lacks: use the evaluated data set")
+    return by_image
 
 
 def gather(items: list[T]) -> list[T] | None:

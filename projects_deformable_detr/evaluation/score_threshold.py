@@ -75,7 +75,7 @@ def metrics_above(matches: Matches, threshold: float) -> dict[str, float]:
     """Returns the metrics of detections with scores above a threshold.
 
     Returns:
-        ``threshold``, ``per image`` (mean number of detections), ``precision``, ``recall``, ``F1``, and ``duplicates``,
+        ``threshold``, ``detections_per_image``, ``precision``, ``recall``, ``F1``, and ``duplicates``,
         the fraction of detections that are duplicates.
     """
     kept = matches.scores > threshold
@@ -83,7 +83,7 @@ def metrics_above(matches: Matches, threshold: float) -> dict[str, float]:
     num_objects = sum(matches.num_objects.values())
     return {
         "threshold": threshold,
-        "per image": number / matches.num_images,
+        "detections_per_image": number / matches.num_images,
         "precision": correct / max(number, 1),
         "recall": correct / max(num_objects, 1),
         "F1": 2 * correct / max(number + num_objects, 1),

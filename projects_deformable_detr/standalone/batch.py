@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from ..modeling import Targets, batch_images
 
 
@@ -64,6 +65,39 @@ class Batch:
             masks = [part[:, :height, :width] for part, (height, width) in parts]
         names = [f"{name} (image id {id})" for name, id in zip(self.file_names, self.image_ids, strict=True)]
         return [Targets(*parts) for parts in zip(labels, boxes, masks, self.image_sizes, names, strict=True)]
+
+    def micro_batches(self, count: int) -> list["Batch"]:
+        """Splits the batch into ``count`` batches of equal size, each padded to its own largest height and width.
+
+        Raises:
+            ArgumentError: if ``count`` does not divide the number of images.
+        """
+        if count == 1:
+            return [self]
+        length, rest = divmod(len(self.counts), count)
+        if rest or not length:
+            message = f"must divide the number of images in the batch of each process, {len(self.counts)}, got {count}"
+            raise ArgumentError("accumulation_steps", message)
+        batches, first = [], 0
+        for start in range(0, len(self.counts), length):
+            rows = slice(start, start + length)
+            objects = slice(first, first := first + sum(self.counts[rows]))
+            height, width = map(max, zip(*self.image_sizes[rows], strict=True))
+            batches.append(
+                Batch(
+                    self.images[rows, :, :height, :width],
+                    self.padding_mask[rows, :height, :width],
+                    labels=self.labels[objects],
+                    boxes=self.boxes[objects],
+                    masks=None if self.masks is None else self.masks[objects, :height, :width],
+                    counts=self.counts[rows],
+                    image_sizes=self.image_sizes[rows],
+                    image_ids=self.image_ids[rows],
+                    file_names=self.file_names[rows],
+                    original_sizes=self.original_sizes[rows],
+                )
+            )
+        return batches
 
     def samples(self) -> tuple[list[Tensor], list[Targets]]:
         """Returns the images without padding, and their targets."""

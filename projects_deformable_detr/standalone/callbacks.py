@@ -1,6 +1,7 @@
 """Training callbacks: checkpoints, exponential moving average, best checkpoint and early stopping."""
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from ..config.reading import naming_keys
 from ..config.run import PROCESS_KEYS, Run
 from ..config.training import BEST_CHECKPOINT_KEYS, EARLY_STOPPING_KEYS
 from ..errors import Interrupted, UserError
+from ..explain.entropy import EntropyMeter
 from ..training.callbacks import DetectorWriter, logger, select_metric
 from ..training.ema import averaging_options
 from ..training.interruption import StopSignal, log_stop
 from ..training.last_checkpoint import find_last_checkpoint, remove_old_checkpoints, write_last_checkpoint
 from ..training.output_dir import start_run
+from .sharding import by_type, is_sharded, release_parameters, shard
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -116,6 +119,13 @@ class EMA(WeightAveraging):
         super().__init__(device=local, **averaging_options(config))
         self._is_swapped = False
 
+    def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Shards the average like the model, so that each process averages its own shards."""
+        if is_sharded(module):
+            average: Any = self._average_model
+            shard(average.module.detector)
+            average.multi_avg_fn = by_type(average.multi_avg_fn)
+
     def on_validation_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
         """Swaps the averaged weights into the model."""
         super().on_validation_epoch_start(trainer, module)
@@ -123,6 +133,7 @@ class EMA(WeightAveraging):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         """Swaps the trained weights back."""
+        release_parameters(module.detector)
         super().on_validation_epoch_end(trainer, module)
         self._is_swapped = False
 
@@ -146,7 +157,7 @@ class BestCheckpoint(training.callbacks.BestCheckpoint, L.Callback):
         with naming_keys(BEST_CHECKPOINT_KEYS):
             value = select_metric(module.scalars, self.config.metric)
         detector = _detector(module, self.average)
-        self.update(value, trainer.global_step - 1, detector, write=trainer.is_global_zero)
+        self.update(value, trainer.global_step - 1, detector, is_main_process=trainer.is_global_zero)
 
 
 class EarlyStopping(training.callbacks.EarlyStopping, L.Callback):
@@ -156,12 +167,6 @@ class EarlyStopping(training.callbacks.EarlyStopping, L.Callback):
     def state_key(self) -> str:
         """Key in checkpoints, under which earlier versions wrote the state of Lightning's ``EarlyStopping``."""
         return "StopEarly" + repr({"monitor": self.config.metric, "mode": "max"})
-
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Ends a resumed run that had already stopped early."""
-        if self.should_stop:
-            trainer.should_stop = True
-            self.log_stopped_before(trainer.global_step - 1)
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         """Updates the callback with the metric, which is the same on all ranks."""
@@ -179,6 +184,29 @@ class EarlyStopping(training.callbacks.EarlyStopping, L.Callback):
         if "wait_count" in state:
             state = {"best": float(state["best_score"]), "count": state["wait_count"]}
         super().load_state_dict(state)
+
+
+class AttentionEntropy(L.Callback):
+    """Logs the sparsity of the decoder's attention at each evaluation (``TEST.ATTENTION_ENTROPY``), of rank 0."""
+
+    def __init__(self, num_images: int) -> None:
+        self.meter = EntropyMeter(num_images)
+        self._measuring = ExitStack()
+
+    def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Starts measuring, except for test-time augmentation."""
+        if module.tta is None:
+            self._measuring.enter_context(self.meter.measuring(module.detector))
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Logs the means."""
+        self._measuring.close()
+        for scalar_logger in trainer.loggers if module.tta is None else ():
+            scalar_logger.log_metrics(self.meter.scalars(), trainer.global_step)
+
+    def on_exception(self, *_: Any) -> None:
+        """Removes the hooks after an interrupted evaluation."""
+        self._measuring.close()
 
 
 class PeriodicCheckpoint(L.Callback):
@@ -217,10 +245,10 @@ class PeriodicCheckpoint(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """Saves periodically and after the last iteration; raises `Interrupted` after a signal."""
         step, signum = trainer.global_step, self.stop.broadcast()
+        if step == trainer.max_steps:  # written first: a run that resumes from the last checkpoint does not write it
+            self._write_final(trainer, module)
         if step % self.period == 0 or step == trainer.max_steps:
             self._save(trainer)
-        if step == trainer.max_steps:
-            self._write_final(trainer, module)
         if signum:
             raise Interrupted(signum)
 
@@ -240,8 +268,8 @@ class PeriodicCheckpoint(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         """Saves when training ends early, and again after other evaluations."""
         if _is_stopping(trainer):
-            self._save(trainer)
             self._write_final(trainer, module)
+            self._save(trainer)
         elif self.save_again and trainer.state.fn != TrainerFn.FITTING:
             self._update_callback_states(trainer)
         elif self.save_again and self._saved_at == trainer.global_step:
@@ -259,8 +287,8 @@ class PeriodicCheckpoint(L.Callback):
             remove_old_checkpoints(self._path(trainer), self._written, self.keep)
 
     def _write_final(self, trainer: L.Trainer, module: Any) -> None:
-        if trainer.is_global_zero:
-            self.writer.write("model_final", _detector(module, self.average), trainer.global_step - 1)
+        detector = _detector(module, self.average)
+        self.writer.write("model_final", detector, trainer.global_step - 1, is_main_process=trainer.is_global_zero)
 
     def _update_callback_states(self, trainer: Any) -> None:
         """Replaces only the states of the callbacks: with an average, the model no longer has the trained weights."""
@@ -285,7 +313,8 @@ def build_callbacks(
         callbacks.append(EarlyStopping(config.early_stopping))
     periods = config.checkpoint_period, config.checkpoint_keep
     saving = PeriodicCheckpoint(writer, *periods, stop, average, save_again=bool(callbacks))
-    return [*([average] if average else []), *callbacks, saving]
+    entropy = [AttentionEntropy(config.attention_entropy)] if config.attention_entropy else []
+    return [*([average] if average else []), *entropy, *callbacks, saving]
 
 
 def _detector(module: Any, average: EMA | None) -> nn.Module:

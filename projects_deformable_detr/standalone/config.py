@@ -9,11 +9,11 @@ from typing import Any
 
 from fvcore.common.config import CfgNode as _CfgNode
 
-from ..config import did_you_mean, leaves
+from ..config import leaves
 from ..config.keys import SECTIONS_WITHOUT_EFFECT
 from ..config.model import BACKBONES
 from ..data.config import SAMPLERS
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 
 _VERSION = 2
 

@@ -11,12 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.ops import box_convert
-from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from ..data import masks, panoptic
 from ..data.config import DataConfig
-from ..data.images import ImageReader, resize_shortest_edge
+from ..data.images import ImageReader, channels_first, resize_shortest_edge
 from ..data.records import Array, Record, Records
 from ..data.sampling import select_training_images
 from ..modeling import Targets
@@ -81,7 +80,8 @@ class DetectionDataset(Dataset[Item]):
         targets = _make_targets(corners, torch.from_numpy(labels), outlines, boxes_of_masks=self.policy.crop_prob > 0)
         num_boxes = int((corners[:, 2:] > corners[:, :2]).all(1).sum())
         empty_masks = 0 if outlines is None else num_boxes - len(targets)
-        return Item(transforms.pil_to_tensor(image), targets, record["image_id"], file_name, size, empty_masks)
+        pixels = torch.from_numpy(channels_first(np.asarray(image)))
+        return Item(pixels, targets, record["image_id"], file_name, size, empty_masks)
 
 
 def _read_objects(record: Record, with_masks: bool) -> tuple[Array, Array, masks.Bitmaps | None]:
@@ -125,7 +125,7 @@ def build_training_set(
         policy: augmentation.
 
     Raises:
-        DatasetError: if no image is left to train on.
+        DatasetError: if there are no training images.
     """
     parts, factors = select_training_images(config, datasets)
     dataset = DetectionDataset(ConcatDataset(parts), policy, with_masks=config.masks, reader=config.reader)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """The detector, its criterion and its data as a Lightning module."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -7,17 +8,19 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from ..config.model import STEP_KEYS
 from ..config.reading import naming_keys
-from ..config.run import Run
+from ..config.run import PROCESS_KEYS, Run
 from ..config.training import RESUME_KEYS
 from ..errors import UserError
 from ..evaluation import Evaluator, TestTimeAugmentationConfig
 from ..evaluation.tta import detect_with_tta
-from ..modeling import Detector, cardinality_error, check_targets, panoptic_postprocess, postprocess
+from ..modeling import BatchSize, Detector, cardinality_error, check_targets, panoptic_postprocess, postprocess
 from ..training import EmptyMasks, GradientClip, build_optimizer, build_scheduler
 from ..training.failures import StepRecorder
 from ..training.interruption import stop_evaluation
@@ -25,6 +28,7 @@ from ..training.last_checkpoint import check_state
 from ..training.optimizer import check_optimizer_state, hyperparameters, set_hyperparameters
 from . import data
 from .batch import Batch
+from .sharding import gather_parameters, release_parameters
 
 
 class DetectionModule(L.LightningModule):
@@ -64,7 +68,10 @@ class DetectionModule(L.LightningModule):
         self.evaluated_at = -1  # number of iterations before the last evaluation
         self.tta: TestTimeAugmentationConfig | None = None  # if set, evaluations use it and add to ``metrics``
         self.clip: GradientClip | None = None
+        self.grad_norm: Tensor | None = None  # before clipping; None if it is unknown or sharded
         self._losses: dict[str, Tensor] = {}
+        self._micro_batches: list[Batch] = []  # those of the current batch that remain (SOLVER.ACCUMULATION_STEPS)
+        self._batch_size = BatchSize(0, 0)
         self._hyperparameters: list[dict[str, Any]] = []
         self.recorder: StepRecorder | None = None
         self.empty_masks = EmptyMasks()
@@ -72,7 +79,8 @@ class DetectionModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Shares the seed of rank 0 with all ranks."""
         self.seed = self.trainer.strategy.broadcast(self.seed)
-        self.recorder = StepRecorder(self.run.output_dir, self.seed, self.global_rank, self.run.detector.num_classes)
+        numbers = self.seed, self.global_rank, self.run.detector.num_classes, self.run.process.accumulation_steps
+        self.recorder = StepRecorder(self.run.output_dir, *numbers)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Builds the training loader, which starts at the iteration of the restored checkpoint."""
@@ -84,7 +92,9 @@ class DetectionModule(L.LightningModule):
         """Builds one loader for each of ``DATASETS.TEST``."""
         options: dict[str, Any] = {"rank": self.global_rank, "world_size": self.trainer.world_size}
         options["original_size"] = self.tta is not None
-        config, policy = self.run.data, self.run.test_augmentation
+        # A micro-batch of a training fits into memory.
+        batch_size = max(1, self.run.data.batch_size // self.run.process.accumulation_steps)
+        config, policy = replace(self.run.data, batch_size=batch_size), self.run.test_augmentation
         return [data.evaluation_loader(config, item.records, policy, **options) for item in self.evaluators]
 
     def configure_optimizers(self) -> Any:
@@ -104,12 +114,41 @@ class DetectionModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clips gradients, which are no longer scaled for mixed precision at this point."""
         if self.clip is not None:
-            self.clip(value for group in optimizer.param_groups for value in group["params"])
+            norm = self.clip(value for group in optimizer.param_groups for value in group["params"])
+            self.grad_norm = None if isinstance(norm, DTensor) else norm
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seeds dropout with a function of seed, rank and iteration, so that resumed runs are reproducible."""
+        """Splits the batch; seeds dropout with a function of seed, rank and iteration, to reproduce resumed runs."""
         state = np.random.SeedSequence([self.seed, self.global_rank, self.global_step]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]) >> 1)
+        assert self.recorder is not None
+        self.recorder.start(self.global_step, self.device, batch.samples)
+        self.empty_masks.add(batch.empty_masks, self.global_step)
+        with naming_keys(PROCESS_KEYS):
+            self._micro_batches = batch.micro_batches(self.run.process.accumulation_steps)
+        self._batch_size = BatchSize(len(batch.counts), sum(batch.counts))
+        self.last_losses = {}
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Accumulates the gradients of all micro-batches, which are synchronized with the last, before the step.
+
+        Lightning's ``accumulate_grad_batches`` would count each micro-batch as an iteration of the training loop.
+        """
+        strategy: Any = self.trainer.strategy
+        count = len(self._micro_batches)
+
+        def accumulate() -> Any:
+            result = None
+            for index in range(count):
+                is_blocked = index < count - 1 and isinstance(strategy, ParallelStrategy)
+                with strategy.block_backward_sync() if is_blocked else nullcontext():
+                    if index == 0:
+                        result = optimizer_closure()
+                    else:
+                        strategy.backward(strategy.training_step(None, batch_idx), optimizer)
+            return result
+
+        super().optimizer_step(epoch, batch_idx, optimizer, accumulate)
 
     def forward(self, batch: Batch) -> Any:
         """Returns the detector's predictions for a batch of uint8 images."""
@@ -123,16 +162,19 @@ class DetectionModule(L.LightningModule):
                 check_targets(batch.targets, self.run.detector.num_classes)
         return batch
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the sum of all weighted losses."""
-        self.empty_masks.add(batch.empty_masks, self.global_step)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Returns the sum of all weighted losses of the next micro-batch."""
+        micro_batch = self._micro_batches.pop(0)
         assert self.recorder is not None
-        self.recorder.start(self.global_step, self.device, batch.samples)
         with self.recorder.reporting(), naming_keys(STEP_KEYS):
-            predictions = self(batch)
-            losses = self.criterion(predictions, batch.targets)
+            predictions = self(micro_batch)
+            # Other criteria may accept two arguments only.
+            whole = (self._batch_size,) if self.run.process.accumulation_steps > 1 else ()
+            losses = self.criterion(predictions, micro_batch.targets, *whole)
         total = torch.stack(list(losses.values())).sum()
-        error = cardinality_error(predictions, batch.targets)
+        error = cardinality_error(predictions, micro_batch.targets) * (
+            len(micro_batch.counts) / self._batch_size.images
+        )
         # Copied to the host after the backward pass is launched, so that the host waits only once.
         self._losses = {"total_loss": total, **losses, "cardinality_error": error}
         return total
@@ -140,21 +182,24 @@ class DetectionModule(L.LightningModule):
     def on_after_backward(self) -> None:
         """Copies the losses to the host; raises `FloatingPointError` before the step if one is not finite."""
         values = torch.stack([value.detach().float() for value in self._losses.values()]).tolist()
-        self.last_losses = dict(zip(self._losses, values, strict=True))
+        found = dict(zip(self._losses, values, strict=True))
         self._losses = {}
-        wrong = {name: value for name, value in self.last_losses.items() if not np.isfinite(value)}
+        self.last_losses = {name: self.last_losses.get(name, 0.0) + value for name, value in found.items()}
+        wrong = {name: value for name, value in found.items() if not np.isfinite(value)}
         assert self.recorder is not None
         with self.recorder.reporting():
             if wrong:
                 raise FloatingPointError(
                     f"losses became infinite or NaN at iteration {self.global_step}: {wrong}. Lower SOLVER.BASE_LR, "
-                    "increase SOLVER.WARMUP_ITERS, or switch SOLVER.AMP off; --resume continues from the last "
+                    "increase SOLVER.WARMUP_ITERS, or set SOLVER.AMP.ENABLED False; --resume continues from the last "
                     "checkpoint."
                 )
-        self.recorder.stop()
+        if not self._micro_batches:
+            self.recorder.stop()
 
     def on_validation_epoch_start(self) -> None:
         """Discards detections of an interrupted evaluation."""
+        gather_parameters(self.detector)
         for evaluator in self.evaluators:
             evaluator.reset()
 
@@ -182,6 +227,7 @@ class DetectionModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Computes the metrics on rank 0, shares them with all ranks and logs them with Detectron2's names."""
         stop_evaluation(at_end=True)
+        release_parameters(self.detector)
         folder = self.run.output_dir / ("inference" if self.tta is None else "inference_TTA")
         several = len(self.evaluators) > 1
         results: dict[str, Any] = {}
@@ -211,8 +257,9 @@ class DetectionModule(L.LightningModule):
         assert self.run.training is not None
         if "averaging_state" in checkpoint and not self.run.training.callbacks.ema:
             raise UserError(
-                "the checkpoint to resume from has averaged weights besides the trained ones: set SOLVER.EMA.ENABLED "
-                "True, or start a run from the averaged ones with MODEL.WEIGHTS and another OUTPUT_DIR"
+                "the checkpoint to resume from has averaged weights in addition to the trained ones: set "
+                "SOLVER.EMA.ENABLED True, or start a run from the averaged ones with MODEL.WEIGHTS and another "
+                "OUTPUT_DIR"
             )
         optimizer = build_optimizer(self, self.run.training.optimizer)
         with naming_keys(RESUME_KEYS):

@@ -7,20 +7,92 @@ import os
 import re
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import lightning as L
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
 PERIOD = 20  # iterations between reports and window of their medians, as in Detectron2
+RECENT = 50  # iterations of the median in the remaining time
 _LAYER_SUFFIX = re.compile(r"_(\d+|enc)$")  # losses of other layers, such as loss_ce_0, are not shown
+
+
+class RemainingTime:
+    """Estimates the remaining wall time of a training, including data loading, checkpoints and evaluations.
+
+    An iteration takes the median of the last 50, which follows changes of the load, plus the mean excess of pauses,
+    which are iterations that take more than twice the median of the 50 around them. An evaluation takes as many times
+    an iteration as the last one did; before the first evaluation in this process has ended, none are included.
+
+    Args:
+        iterations: total number of iterations.
+        eval_period: number of iterations between evaluations; there is also a final one.
+        clock: returns the time in seconds.
+    """
+
+    def __init__(self, iterations: int, eval_period: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.iterations = iterations
+        self.eval_period = eval_period
+        self.clock = clock
+        self._last = clock()  # end of the last iteration or evaluation
+        self._count = 0
+        self._times: deque[float] = deque(maxlen=RECENT)
+        self._excess: deque[float] = deque(maxlen=1000)  # except that of the last iterations
+        self._evaluation = 0.0  # in iterations
+
+    def end_iteration(self) -> None:
+        """Measures the time since the last iteration or evaluation."""
+        seconds = self._elapsed()
+        self._count += 1
+        if self._count == 2:
+            self._times.clear()  # without the first iteration, which starts the workers
+        self._times.append(seconds)
+        if len(self._times) == RECENT:  # the median of both sides distinguishes a pause from a change of speed
+            self._excess.append(_excess(self._times[RECENT // 2], median(self._times)))
+
+    def end_evaluation(self) -> None:
+        """Measures an evaluation, with a checkpoint saved before it."""
+        if self._count:
+            self._evaluation = self._elapsed() / median(self._times)
+
+    def seconds(self, iteration: int) -> float:
+        """Returns the time after an iteration, counted from 1, and before its evaluation."""
+        typical = median(self._times)
+        last = list(self._times)[RECENT // 2 + 1 :]  # empty at first: first iterations may be much slower
+        excess = [*self._excess, *(_excess(seconds, typical) for seconds in last)]
+        evaluations = -(-self.iterations // self.eval_period) - (iteration - 1) // self.eval_period
+        duration = typical + (fmean(excess) if excess else 0.0)
+        return duration * (self.iterations - iteration) + typical * self._evaluation * evaluations
+
+    def _elapsed(self) -> float:
+        last, self._last = self._last, self.clock()
+        return self._last - last
+
+
+def _excess(seconds: float, typical: float) -> float:
+    return seconds - typical if seconds > 2 * typical else 0.0
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """Progress bar with a given remaining time."""
+
+    remaining = "?"
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """Values of ``bar_format``."""
+        return {**super().format_dict, "eta": self.remaining}
 
 
 class Progress(L.Callback):
@@ -31,16 +103,23 @@ class Progress(L.Callback):
 
     def __init__(self) -> None:
         self.history: dict[str, HistoryBuffer] = {}
-        self.bar: tqdm[Any] | None = None
+        self.bar: _Bar | None = None
         self._clock = 0.0  # end of the last iteration, evaluation or report
         self._data_time = self._lr = 0.0
         self._evaluation_start = self._evaluation_report = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """Opens the bar."""
+        self.remaining_time = RemainingTime(trainer.max_steps, int(trainer.val_check_interval))
         # Some terminals report no columns.
         if trainer.is_global_zero and sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0:
-            self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, dynamic_ncols=True, file=sys.stdout)
+            self.bar = _Bar(
+                total=trainer.max_steps,
+                initial=trainer.global_step,
+                dynamic_ncols=True,
+                file=sys.stdout,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{eta}, {rate_fmt}{postfix}]",
+            )
         self._clock = time.perf_counter()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -55,18 +134,22 @@ class Progress(L.Callback):
         for name, value in {**module.last_losses, "time": now - self._clock, "data_time": self._data_time}.items():
             self.history.setdefault(name, HistoryBuffer(1000)).update(value)
         self._clock = now
+        self.remaining_time.end_iteration()
         step = trainer.global_step
         if self.bar is not None:
+            self.bar.remaining = tqdm.format_interval(self.remaining_time.seconds(step))
             self.bar.update()
             self.bar.set_postfix_str(_losses_text(module.last_losses), refresh=False)
         if trainer.is_global_zero and (step % PERIOD == 0 or step == trainer.max_steps):
-            self._report(trainer, step)
+            self._report(trainer, module, step)
             self._clock = time.perf_counter()
 
-    def _report(self, trainer: L.Trainer, step: int) -> None:
+    def _report(self, trainer: L.Trainer, module: Any, step: int) -> None:
         scalars = {name: float(values.median(PERIOD)) for name, values in self.history.items()}
         scalars["lr"] = self._lr
-        scalars["eta_seconds"] = float(self.history["time"].median(1000)) * (trainer.max_steps - step)
+        scalars["eta_seconds"] = self.remaining_time.seconds(step)
+        if module.grad_norm is not None:
+            scalars["grad_norm"] = float(module.grad_norm)
         for scalar_logger in trainer.loggers:
             scalar_logger.log_metrics(scalars, step)
         if self.bar is not None:
@@ -93,9 +176,11 @@ class Progress(L.Callback):
             eta = datetime.timedelta(seconds=int(seconds))
             logger.info("Evaluating: batch %d of %d, eta: %s", batch_idx + 1, total, eta)
 
-    def on_validation_end(self, *_: Any) -> None:
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         """Excludes the evaluation from the next iteration's time."""
         self._clock = time.perf_counter()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.remaining_time.end_evaluation()
 
     def on_train_end(self, *_: Any) -> None:
         """Closes the bar."""

@@ -13,25 +13,27 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..checkpoint import LoadOptions, load_weights, read_checkpoint
-from ..config import load_cfg, set_thing_classes
+from ..config import load_cfg
 from ..config.checkpoint import LOADING_KEYS
-from ..config.data import data_config, load, load_instances, resolve_num_classes, resolve_thing_classes
+from ..config.data import data_config, load, load_instances, register_data_sets, with_classes
 from ..config.reading import naming_keys
-from ..config.run import PROCESS_KEYS, Run, check_run, read_run
-from ..config.training import log_recipe, set_epochs
+from ..config.run import PROCESS_KEYS, Run, check_run, process_config, read_run
+from ..config.training import log_recipe, log_start, set_epochs
 from ..data import catalog
 from ..data.records import Records
 from ..data.sampling import training_images
+from ..engine import is_main_process
 from ..evaluation import Evaluator, lvis
 from ..training.callbacks import DetectorWriter
-from ..training.last_checkpoint import find_last_checkpoint, log_resuming
+from ..training.last_checkpoint import find_last_checkpoint, is_finished, write_finished
 from ..training.launch import launch
 from ..training.output_dir import locked, log_unless_error
-from .callbacks import AtomicCheckpointIO, ResumeCheck, RunStart, Signals, build_callbacks
+from .callbacks import AtomicCheckpointIO, EarlyStopping, ResumeCheck, RunStart, Signals, build_callbacks
 from .data import build_training_set
 from .module import DetectionModule
 from .progress import EventLogger, JsonLogger, Progress
 from .setup import set_up
+from .sharding import ShardedStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -51,22 +53,22 @@ def main(args: Namespace) -> dict[str, Any]:
         FloatingPointError: if training diverges.
     """
     cfg = load_cfg("standalone", args)
-    for item in cfg.DATASETS.REGISTER:
-        catalog.register(*item)
+    register_data_sets(cfg)
     check_run(cfg, args)
-    with log_unless_error(Path(cfg.OUTPUT_DIR)):
+    with log_unless_error(Path(process_config(cfg).output_dir)):
         datasets = _load_datasets(cfg, args.eval_only)
         if args.epochs:
             num_images = sum(map(len, training_images(data_config(cfg), datasets)))
             set_epochs(cfg, args.epochs, num_images, args.opts)
-        cfg.MODEL.DETR.NUM_CLASSES = resolve_num_classes(cfg)
-        set_thing_classes(cfg, resolve_thing_classes(cfg))
+        if not args.eval_only:
+            log_start(cfg, resume=args.resume)
+        cfg = with_classes(cfg)
         cfg.freeze()
         run = read_run(cfg, args)
         # Looked up before any process starts, so that all of them resume from the same checkpoint.
         last = _last_checkpoint(run, datasets) if run.resume else None
     address = run.machines, args.machine_rank, args.dist_url
-    locks = not run.eval_only and args.machine_rank == 0
+    locks = not run.eval_only and args.machine_rank == 0 and is_main_process()
     with naming_keys(PROCESS_KEYS), locked(run.output_dir, enabled=locks):
         return launch(_run, run.processes, *address, run, datasets, last) or {}
 
@@ -105,20 +107,27 @@ def _run(run: Run, datasets: dict[str, Records], last: Path | None) -> dict[str,
     else:
         _train(run, module, trainer, last, options)
     module.tta = evaluation.tta
-    if module.evaluators and module.tta is not None:
+    if module.metrics and module.tta is not None:
         logger.info("Evaluating with test-time augmentation (TEST.AUG)")
         trainer.validate(module, verbose=False)
+    if not run.eval_only and trainer.is_global_zero:
+        write_finished(run.output_dir)
     return module.metrics
 
 
 def _train(run: Run, module: DetectionModule, trainer: L.Trainer, last: Path | None, options: LoadOptions) -> None:
+    """Trains and evaluates, unless the run that is resumed is finished."""
     if last is not None:
         checkpoint = read_checkpoint(last, mmap=True)
         module.check_checkpoint(checkpoint)
-        log_resuming(last, checkpoint["global_step"], trainer.max_steps)
+        module.on_load_checkpoint(checkpoint)  # also called by Lightning, after the log message
+        if _is_finished(checkpoint, last, trainer, evaluates=bool(module.evaluators)):
+            return
     elif run.process.weights:
         with naming_keys(LOADING_KEYS):
             load_weights(module.detector, run.process.weights, options)
+    if run.process.strategy == "fsdp" and run.processes * run.machines == 1:
+        logger.info("SOLVER.STRATEGY fsdp has no effect with one process")
     parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     logger.info(
         "Training %.2f M parameters on %d images until iteration %d, on %s, seed %d",
@@ -131,6 +140,19 @@ def _train(run: Run, module: DetectionModule, trainer: L.Trainer, last: Path | N
         trainer.validate(module, verbose=False)
 
 
+def _is_finished(checkpoint: dict[str, Any], path: Path, trainer: Any, *, evaluates: bool) -> bool:
+    iterations = checkpoint["global_step"]
+    if is_finished(path, iterations, trainer.max_steps, evaluates=evaluates):
+        return True
+    for callback in trainer.callbacks:
+        if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
+            callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+            if callback.should_stop:
+                callback.log_stopped_before(iterations - 1)
+                return True
+    return False
+
+
 def build_trainer(run: Run, module: DetectionModule, last: Path | None, class_names: tuple[str, ...]) -> L.Trainer:
     """Builds Lightning's trainer with the project's checkpoints, log messages and loggers instead of Lightning's."""
     device, _, index = run.process.device.partition(":")
@@ -138,7 +160,9 @@ def build_trainer(run: Run, module: DetectionModule, last: Path | None, class_na
     if run.process.amp:
         precision = "16-mixed" if device == "cuda" else "bf16-mixed"  # float16 as in Detectron2; CPUs have bfloat16
     strategy: DDPStrategy | str = "auto"
-    if run.processes * run.machines > 1:
+    if run.processes * run.machines > 1 and run.process.strategy == "fsdp":
+        strategy = ShardedStrategy()
+    elif run.processes * run.machines > 1:
         strategy = DDPStrategy(
             broadcast_buffers=False,
             gradient_as_bucket_view=True,

@@ -1,7 +1,6 @@
 """Sets up a process: log, config file, seed, precision and number of threads."""
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from ..config.run import Run
 from ..data.records import Summary
+from ..engine import is_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _IGNORED_WARNINGS = (
 def set_up(run: Run, datasets: Iterable[Summary]) -> None:
     """Sets up a process of the job, and logs its data sets."""
     start_log(run.output_dir)
-    if run.eval_only and is_first() and not (run.output_dir / "config.yaml").exists():
+    if run.eval_only and is_main_process() and not (run.output_dir / "config.yaml").exists():
         (run.output_dir / "config.yaml").write_text(run.cfg_text, encoding="utf-8")
     for summary in datasets:
         counts = (summary.num_images, summary.num_annotations, len(summary.class_names))
@@ -40,11 +40,6 @@ def set_up(run: Run, datasets: Iterable[Summary]) -> None:
         torch.set_float32_matmul_precision(process.float32_precision)
     if process.device == "cpu" and run.processes > 1:  # the processes share the cores
         torch.set_num_threads(max(1, torch.get_num_threads() // run.processes))
-
-
-def is_first() -> bool:
-    """Returns whether this process is rank 0 of the job, even before the process group exists."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 class _TqdmHandler(logging.StreamHandler):
@@ -62,14 +57,14 @@ def start_log(output_dir: Path) -> None:
     package.setLevel(logging.INFO)
     for handler in [
         _TqdmHandler(),
-        *([logging.FileHandler(output_dir / "log.txt", encoding="utf-8")] if is_first() else []),
+        *([logging.FileHandler(output_dir / "log.txt", encoding="utf-8")] if is_main_process() else []),
     ]:
         handler.name = f"standalone {type(handler).__name__}"
         for previous in [item for item in package.handlers if item.name == handler.name]:
             package.removeHandler(previous)
             previous.close()
         handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S"))
-        handler.setLevel(logging.INFO if is_first() else logging.WARNING)
+        handler.setLevel(logging.INFO if is_main_process() else logging.WARNING)
         package.addHandler(handler)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -61,6 +61,7 @@ class CallbacksConfig:
         eval_period: iterations between evaluations; 0 evaluates after the last iteration only.
         checkpoint_period: iterations between checkpoints.
         checkpoint_keep: number of these checkpoints to keep; 0: all.
+        attention_entropy: number of evaluation images whose attention entropy is logged, see `EntropyMeter`; 0: none.
     """
 
     ema: EmaConfig | None
@@ -69,6 +70,7 @@ class CallbacksConfig:
     eval_period: NonNegativeInt
     checkpoint_period: PositiveInt
     checkpoint_keep: NonNegativeInt = 0
+    attention_entropy: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         check_ranges(CallbacksConfig, vars(self))
@@ -103,10 +105,15 @@ class DetectorWriter:
     class_names: tuple[str, ...] | None = None
     is_averaged: bool = False
 
-    def write(self, name: str, detector: nn.Module, iteration: int) -> None:
-        """Writes ``<name>.pth``; ``iteration`` is the last training iteration, counted from 0."""
-        path = self.output_dir / f"{name}.pth"
-        save_detector(path, detector, iteration=iteration, cfg_text=self.cfg_text, class_names=self.class_names)
+    def write(self, name: str, detector: nn.Module, iteration: int, *, is_main_process: bool = True) -> None:
+        """Writes ``<name>.pth`` in the main process; must be called in all processes if the detector is sharded.
+
+        ``iteration`` is the last training iteration, counted from 0.
+        """
+        path, weights = self.output_dir / f"{name}.pth", detector.state_dict()
+        if not is_main_process:
+            return
+        save_detector(path, weights, iteration=iteration, cfg_text=self.cfg_text, class_names=self.class_names)
         logger.info("Saved %s%s", path, " (averaged weights)" if self.is_averaged else "")
 
 
@@ -122,14 +129,13 @@ class BestCheckpoint:
         self.best: float | None = None
         self.iteration = -1
 
-    def update(self, value: float, iteration: int, detector: nn.Module, *, write: bool) -> None:
-        """Updates the best metric after ``iteration``, counted from 0; only one process should ``write``."""
+    def update(self, value: float, iteration: int, detector: nn.Module, *, is_main_process: bool) -> None:
+        """Updates the best metric after ``iteration``, counted from 0; the main process writes the file."""
         sign = 1 if self.config.mode == "max" else -1
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.iteration = value, iteration
             logger.info("%s is %.4f, the best so far", self.config.metric, value)
-            if write:
-                self.writer.write("model_best", detector, iteration)
+            self.writer.write("model_best", detector, iteration, is_main_process=is_main_process)
         elif self.best is None:
             logger.warning("%s is %s: model_best.pth has not been written yet", self.config.metric, value)
         else:
@@ -179,8 +185,8 @@ class EarlyStopping:
     def log_stopped_before(self, iteration: int) -> None:
         """Logs that the resumed run had stopped after ``iteration``."""
         logger.info(
-            "This run stopped early at iteration %d: it is only evaluated. To continue training, set the patience of "
-            "early stopping above %d or disable early stopping", iteration, self.count,
+            "This run stopped early at iteration %d and is finished; --eval-only --resume evaluates it again. To "
+            "continue, set the patience of early stopping above %d or disable early stopping", iteration, self.count,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def averaging_options(config: EmaConfig) -> dict[str, Any]:
 class ExponentialMovingAverage:
     """Average of a model's parameters and buffers, which can be swapped with the model's own.
 
-    Checkpoints store the averaged weights as the weights of the model, so that other programs load them; `state_dict`
-    adds the trained weights.
+    Checkpoints store the averaged weights as the weights of the model, so that other programs can load them;
+    `state_dict` adds the trained weights.
 
     Args:
         model: model without a distributed wrapper. Every process computes the average; parameters are equal on all

@@ -26,16 +26,20 @@ class StepRecorder:
         seed: seed of the run, negative if it has none.
         rank: index of the process.
         num_classes: number of classes of the model.
+        accumulation_steps: number of micro-batches of the step.
     """
 
-    def __init__(self, output_dir: str | Path, seed: int, rank: int, num_classes: int) -> None:
+    def __init__(
+        self, output_dir: str | Path, seed: int, rank: int, num_classes: int, accumulation_steps: int = 1
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.metadata = {"seed": seed, "rank": rank, "num_classes": num_classes}
+        self.metadata["accumulation_steps"] = accumulation_steps
         self._read: Callable[[], Samples] | None = None
         self._random: dict[str, Any] = {}
 
     def start(self, iteration: int, device: torch.device, read: Callable[[], Samples]) -> None:
-        """Records the start of a step. Must be called before the model.
+        """Records the start of a step. Must be called before the model, once for all micro-batches.
 
         Args:
             iteration: iteration, counted from 0.

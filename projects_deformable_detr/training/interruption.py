@@ -18,16 +18,16 @@ from torch.utils.data import DataLoader
 from ..errors import Interrupted
 
 logger = logging.getLogger(__name__)
-_MESSAGE = b"\nStopping after this iteration or evaluated batch; a second signal stops at once.\n"
+_MESSAGE = b"\nStopping after this iteration or evaluated batch; a second signal stops immediately.\n"
 _active: "StopSignal | None" = None
 
 
 class StopSignal:
     """Context manager that records SIGINT or SIGTERM, so that training can save its state.
 
-    A second signal ends the process at once with the exit status 128 plus the signal number, as in shells. The calling
-    process of `launch.launch` forwards the first signal to its child processes and handles a second one. At most one
-    context is active in a process.
+    A second signal ends the process immediately, with the exit status 128 plus the signal number, as in shells. The
+    calling process of `launch.launch` forwards the first signal to its child processes and handles a second one. At
+    most one context is active in a process.
 
     Args:
         processes: training processes, in the calling process of `launch.launch`; a second signal kills them.
@@ -151,4 +151,7 @@ def _end_with_parent() -> None:
 
 def log_stop(iterations: int, max_iter: int) -> None:
     """Logs that a signal has ended training."""
-    logger.info("Stopped after iteration %d of %d: --resume continues", iterations, max_iter)
+    if iterations < max_iter:
+        logger.info("Stopped after iteration %d of %d: --resume continues", iterations, max_iter)
+    else:
+        logger.info("Stopped in the evaluation after all %d iterations: --resume completes the run", iterations)

@@ -14,16 +14,25 @@ from ..data.load import log_once
 
 logger = logging.getLogger(__name__)
 _NAME = "last_checkpoint"  # as in fvcore
+_FINISHED = "finished"
 _ENGINES = {".ckpt": "standalone", ".pth": "detectron2"}
 _PERIODIC = re.compile(r"model_(\d{7,})\.(?:ckpt|pth)")
 # Temporary names of `atomic_file`.
-_TEMPORARY = re.compile(rf"\.(?:model_\w+\.(?:ckpt|pth)|failed_step_\w+\.pth|{_NAME})\.\w{{8}}")
+_TEMPORARY = re.compile(rf"\.(?:model_\w+\.(?:ckpt|pth)|failed_step_\w+\.pth|{_NAME}|{_FINISHED})\.\w{{8}}")
 
 
 def write_last_checkpoint(path: Path) -> None:
-    """Atomically marks ``path`` as the checkpoint from which runs in its folder resume."""
+    """Atomically marks ``path`` as the checkpoint from which runs in its folder resume, and the run as unfinished."""
+    path.with_name(_FINISHED).unlink(missing_ok=True)
     with atomic_file(path.with_name(_NAME)) as file:
         file.write(path.name.encode())
+
+
+def write_finished(output_dir: Path) -> None:
+    """Atomically marks the run as finished: its last checkpoint needs neither training nor evaluation."""
+    name = (output_dir / _NAME).read_bytes()
+    with atomic_file(output_dir / _FINISHED) as file:
+        file.write(name)
 
 
 def has_last_checkpoint(output_dir: Path) -> bool:
@@ -83,13 +92,23 @@ def find_last_checkpoint(
     raise CheckpointError(f"{problem}; {output_dir} has no earlier checkpoint: start a new run in another folder")
 
 
-def log_resuming(path: Path, iterations: int, max_iter: int) -> None:
-    """Logs the checkpoint from which a run resumes, with a warning if no iterations are left."""
+def is_finished(path: Path, iterations: int, max_iter: int, *, evaluates: bool) -> bool:
+    """Logs the checkpoint from which a run resumes; returns whether nothing is left to do.
+
+    Args:
+        path: the checkpoint.
+        iterations: its number of iterations.
+        max_iter: number of iterations of the run.
+        evaluates: whether the run ends with an evaluation.
+    """
     logger.info("Resuming from %s after %d of %d iterations", path, iterations, max_iter)
-    if iterations >= max_iter:
-        logger.warning(
-            "No iterations are left: the run is only evaluated. Increase the number of iterations to continue"
-        )
+    if iterations < max_iter:
+        return False
+    marker = path.with_name(_FINISHED)
+    finished = not evaluates or (marker.is_file() and marker.read_bytes().strip() == path.name.encode())
+    rest = "the run is finished; --eval-only --resume evaluates it again" if finished else "the run is only evaluated"
+    logger.warning("No iterations are left: %s. Increase the number of iterations to continue", rest)
+    return finished
 
 
 def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -132,8 +151,9 @@ def _check_classes(path: Path, stored: Sequence[str] | None, wanted: Sequence[st
 
 
 def remove_last_checkpoint(output_dir: Path) -> None:
-    """Removes the file ``last_checkpoint`` before a new run, but no checkpoints."""
-    (output_dir / _NAME).unlink(missing_ok=True)
+    """Removes the files ``last_checkpoint`` and ``finished`` before a new run, but no checkpoints."""
+    for name in (_NAME, _FINISHED):
+        (output_dir / name).unlink(missing_ok=True)
 
 
 def remove_old_checkpoints(last: Path, written: list[Path], keep: int) -> None:

@@ -3,9 +3,11 @@
 import gc
 import os
 import pickle
+import re
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +19,14 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 from ..errors import Interrupted, UserError
 from .interruption import StopSignal
 
-_RESULT, _ERROR = "result", "error"
+_RESULT, _ERROR, _LOST = "result", "error", "lost"  # prefixes of file names
+
+# In messages of NCCL, gloo and the rendezvous store.
+_LOST_CONNECTION = re.compile(
+    r"ncclRemoteError|remote process exited|connection (was )?(closed|reset|refused|lost|timed out)|broken pipe"
+    r"|timed? ?out|unreachable|no route to host|socket .*(closed|reset)|failed to recv, got 0 bytes",
+    re.IGNORECASE,
+)
 
 
 def launch(
@@ -25,10 +34,10 @@ def launch(
 ) -> Any:
     """Runs ``work(*arguments)`` in every process and returns the result of rank 0.
 
-    With one process on one machine, ``work`` runs in this process. Otherwise, processes are spawned with the
-    environment variables of ``torchrun``, so that ``torch.distributed.init_process_group()`` needs no arguments. The
-    rendezvous store lives in the calling process of the first machine, which outlives all ranks. Remaining process
-    groups are destroyed before a process exits.
+    With one process on one machine, or if ``torchrun`` has started this process as one of the job, ``work`` runs in
+    this process. Otherwise, processes are spawned with the environment variables of ``torchrun``, so that
+    ``torch.distributed.init_process_group()`` needs no arguments. The rendezvous store lives in the calling process of
+    the first machine, which outlives all ranks. Remaining process groups are destroyed before a process exits.
 
     Args:
         work: an importable function.
@@ -39,15 +48,24 @@ def launch(
         arguments: picklable arguments.
 
     Returns:
-        The result of rank 0 on the first machine; None on other machines.
+        The result of rank 0 on the first machine; None on other machines. Under ``torchrun``, that of this process.
 
     Raises:
-        UserError: if ``dist_url`` is invalid, or if ``work`` raised it in any process.
+        UserError: if ``dist_url`` is invalid, if ``work`` raised it in any process, or if the connection to a process
+            was lost.
         Interrupted: if a signal ended the processes.
         ProcessException: if a process failed otherwise.
     """
     if processes * machines == 1:
         return work(*arguments)
+    if distributed.is_torchelastic_launched():
+        try:
+            with _process_groups_destroyed():
+                return work(*arguments)
+        except RuntimeError as error:
+            if message := _describe_lost_connection(error):
+                raise UserError(message) from error
+            raise
     host, port = parse_address(dist_url, machines)
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -61,15 +79,16 @@ def launch(
             "WORLD_SIZE": str(processes * machines),
             "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 connects to the store instead of opening one
         }
-        context = start_processes(
-            _run, (work, environment, folder, arguments), nprocs=processes, join=False, start_method="spawn"
-        )
+        parts = work, environment, folder, multiprocessing.get_start_method(), arguments
+        context = start_processes(_run, parts, nprocs=processes, join=False, start_method="spawn")
         with StopSignal(context.processes, forward=machine_rank == 0) as stop:
             try:
                 while not context.join():
                     pass
-            except ProcessException:  # the other processes have been terminated
-                for path in sorted(folder.glob(f"{_ERROR}*")):
+            except ProcessException as error:  # the other processes have been terminated
+                # A lost connection may be the effect of an error in another process.
+                lost = folder.glob(f"{_LOST}{machine_rank * processes + error.error_index}")
+                for path in [*sorted(folder.glob(f"{_ERROR}*")), *lost]:
                     raise UserError(path.read_text()) from None
                 if stop.signum is None:
                     raise
@@ -95,29 +114,60 @@ def parse_address(dist_url: str, machines: int) -> tuple[str, int]:
 
 
 def _run(
-    local_rank: int, work: Callable[..., Any], environment: dict[str, str], folder: Path, arguments: tuple[Any, ...]
+    local_rank: int,
+    work: Callable[..., Any],
+    environment: dict[str, str],
+    folder: Path,
+    start_method: str,
+    arguments: tuple[Any, ...],
 ) -> None:
     rank = int(environment["NODE_RANK"]) * int(environment["LOCAL_WORLD_SIZE"]) + local_rank
     os.environ.update(environment, LOCAL_RANK=str(local_rank), RANK=str(rank))
+    # Otherwise, data loader workers would be spawned as well: each would import all modules and copy the data set.
+    multiprocessing.set_start_method(start_method, force=True)
     # Replaces SIGINT, which torch sets and which is ignored below. Has an effect on Linux only.
     multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # terminals send it to all processes; the calling process handles it
-    result = None
-    try:
-        result = work(*arguments)
-    except Interrupted:
-        pass  # raised again by the calling process
-    except Exception as error:
-        if isinstance(error, UserError | FloatingPointError):  # torch would forward a traceback only
+    with _process_groups_destroyed():
+        try:
+            result = work(*arguments)
+        except Interrupted:
+            return  # raised again by the calling process
+        except (UserError, FloatingPointError) as error:  # torch would forward a traceback only
             (folder / f"{_ERROR}{rank}").write_text(str(error))
+            raise
+        except RuntimeError as error:
+            if message := _describe_lost_connection(error):
+                (folder / f"{_LOST}{rank}").write_text(message)
+            raise
+        if rank == 0:
+            (folder / _RESULT).write_bytes(pickle.dumps(result))
+        del result
+
+
+@contextmanager
+def _process_groups_destroyed() -> Iterator[None]:
+    """Destroys all process groups at the end of the block."""
+    try:
+        yield
+    except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # frames keep data loaders and process groups alive
-        if distributed.is_initialized() and distributed.get_backend() != "nccl":  # NCCL may wait for the other ranks
+        is_nccl = distributed.is_initialized() and distributed.get_backend() == "nccl"
+        if isinstance(error, Interrupted) or not is_nccl:  # after an error, NCCL may wait for the other ranks
             destroy_process_groups()
         raise
-    if rank == 0:
-        (folder / _RESULT).write_bytes(pickle.dumps(result))
-    del result
     destroy_process_groups()
+
+
+def _describe_lost_connection(error: RuntimeError) -> str:
+    """Returns a message for errors caused by another process that has ended or is unreachable, "" for other errors."""
+    is_distributed = isinstance(error, distributed.DistError) or "gloo/transport/" in str(error)
+    if not (is_distributed and _LOST_CONNECTION.search(str(error))):
+        return ""
+    return (
+        "no connection to another process, which has ended or is unreachable: see its messages. A training continues "
+        f"from its last checkpoint with --resume ({str(error).partition(chr(10))[0]})"
+    )
 
 
 def destroy_process_groups() -> None:

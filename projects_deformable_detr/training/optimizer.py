@@ -193,18 +193,18 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, scheduler: LRScheduler
 
 
 def clip_before_step(optimizer: torch.optim.Optimizer, clip: GradientClip) -> None:
-    """Registers gradient clipping as a pre-hook of the optimizer's step.
+    """Registers gradient clipping as a pre-hook of the optimizer's step, which sets the attribute ``grad_norm``.
 
     Intended for training loops that do not clip gradients, such as Detectron2's. The hook runs after the gradient
     scaler of mixed precision has unscaled the gradients.
     """
 
-    def clip_gradients(stepping: torch.optim.Optimizer, *_: Any) -> None:
+    def clip_gradients(stepping: Any, *_: Any) -> None:
         if getattr(stepping, "grad_scale", None) is not None:
             raise UserError(
                 "the fused optimizer would unscale gradients after they are clipped: build it with fused=False to use "
                 "a gradient scaler"
             )
-        clip(parameter for group in stepping.param_groups for parameter in group["params"])
+        stepping.grad_norm = clip(parameter for group in stepping.param_groups for parameter in group["params"])
 
     optimizer.register_step_pre_hook(clip_gradients)

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from ..checkpoint.files import checkpoint_in
+from ..engine import is_main_process
 from ..errors import UserError
 from .last_checkpoint import has_last_checkpoint, remove_last_checkpoint, remove_temporary_files
 
@@ -30,7 +32,7 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool, weights: st
         folder: output folder, which need not exist.
         resume: whether the run continues from the last checkpoint.
         overwrite: whether the run may remove the files of an earlier run.
-        weights: file of the initial weights, which the run must not remove; may also be a name.
+        weights: file or output folder of the initial weights, which the run must not remove; may also be a name.
 
     Raises:
         UserError: if the folder cannot be written, if there is no checkpoint to resume from, if a new run would mix
@@ -55,7 +57,8 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool, weights: st
             f"{folder} has files of an earlier run ({names}{', …' if len(found) > 4 else ''}): {first}"
             "choose another `output_dir`, or remove these files with --overwrite"
         )
-    if overwrite and weights and Path(weights).is_file() and any(path.samefile(weights) for path in found):
+    initial = checkpoint_in(Path(weights))
+    if overwrite and weights and initial.is_file() and any(path.samefile(initial) for path in found):
         raise UserError(
             f"--overwrite would remove `weights={weights}`, from which the run starts: choose another `output_dir`, or "
             "move the file"
@@ -124,7 +127,7 @@ def locked(folder: Path, *, enabled: bool = True) -> Iterator[None]:
         deadline = time.monotonic() + _LOCK_SECONDS
         while not _try_lock(handle):
             if time.monotonic() > deadline:
-                raise UserError(f"another run is writing to {folder}: wait for its end, or choose another `output_dir`")
+                raise UserError(f"another run is writing to {folder}: wait until it ends, or change `output_dir`")
             time.sleep(0.1)
         yield
     finally:
@@ -147,7 +150,8 @@ def _try_lock(handle: int) -> bool:
 def log_unless_error(folder: Path) -> Iterator[None]:
     """Prints the log messages of the block and, if it succeeds, appends them to ``log.txt`` in the folder.
 
-    The folder is created if necessary. An invalid command leaves the folder of an earlier run unchanged.
+    The folder is created if necessary. An invalid command leaves the folder of an earlier run unchanged. Under
+    ``torchrun``, which executes the block in every process, this applies to rank 0, and other ranks log nothing.
     """
     package = logging.getLogger(__name__.partition(".")[0])
     package.setLevel(logging.INFO)
@@ -155,12 +159,14 @@ def log_unless_error(folder: Path) -> Iterator[None]:
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(_FORMAT)
     # Handlers of an earlier run in this process already print messages.
-    added = [buffer] if package.handlers else [buffer, console]
+    added = [buffer] if package.handlers or not is_main_process() else [buffer, console]
     for handler in added:
         package.addHandler(handler)
     try:
         yield
         folder.mkdir(parents=True, exist_ok=True)
+        if not is_main_process():
+            return
         file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
         file.setFormatter(_FORMAT)
         buffer.setTarget(file)

@@ -1,4 +1,4 @@
-"""COCO files: summary and records of a correct file, and errors for all kinds of faults."""
+"""COCO files: summary and records of a correct file, and errors for invalid files."""
 
 import gc
 import itertools
@@ -159,12 +159,19 @@ def test_all_faults_are_reported_at_once_with_counts(write, content):
             "0 of 4 annotations are dropped and all others are crowds",
         ),
         (lambda c: c.pop("categories"), "no list 'categories' (its keys: images, annotations)"),
-        (lambda c: c.update(images={}), "no list 'images'"),
+        (lambda c: c.update(images={}), "no list 'images' ('images' is an object; its keys: images,"),
     ],
 )
 def test_faults_of_entries(write, content, change, expected):
     change(content)
     assert expected in load_error(write(content))
+
+
+def test_the_list_of_images_is_not_empty_if_its_entries_are_invalid(write, content):
+    for image in content["images"]:
+        del image["width"]
+    message = load_error(write(content))
+    assert "invalid images (3)" in message and "empty" not in message
 
 
 def test_missing_images_are_named_and_counted(write, content):
@@ -259,7 +266,7 @@ def test_changed_files_are_read_again(write, content):
 
 
 def test_ground_truth_has_the_objects_of_the_records(write, content):
-    """Annotations are numbered from 1, boxes are clipped, and dropped annotations are left out."""
+    """Annotations are numbered from 1, boxes are clipped, and invalid annotations are dropped."""
     for number, item in enumerate(content["annotations"]):
         item["segmentation"], item["id"] = [[1, 2, 11, 2, 11, 22]], -number
     content["annotations"][2]["bbox"] = [5, 5, 0, 5]

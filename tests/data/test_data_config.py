@@ -126,7 +126,7 @@ def test_things_of_data_sets(tmp_path, monkeypatch):
     assert resolve_thing_classes(things("coco_2017_train", enabled=False)) == ()
     with pytest.raises(DatasetError, match="has 5 thing classes, but data set shapes_train_panoptic has 6"):
         resolve_thing_classes(things("shapes_train_panoptic", number=5))
-    with pytest.raises(DatasetError, match="cannot be read from a data set"):
+    with pytest.raises(DatasetError, match="no data set contains the number of thing classes"):
         resolve_thing_classes(things("coco_2017_train_panoptic"))
 
 

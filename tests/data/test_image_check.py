@@ -79,13 +79,13 @@ def test_unreadable_images_are_skipped_with_a_count(dataset, tmp_path, caplog):
     truncate(tmp_path / "b.jpg")
     cfg = get_cfg("standalone")
     cfg.DATASETS.TRAIN = ("tiny",)
-    with pytest.raises(UserError, match=r"(?s)cannot be read \(1\): .*b\.jpg.*DATASETS.UNREADABLE_IMAGES to skip"):
+    with pytest.raises(UserError, match=r"(?s)cannot be read \(1\): .*b\.jpg.*DATASETS.UNREADABLE_IMAGES skip"):
         load(spec, data_config(cfg))
     cfg.DATASETS.UNREADABLE_IMAGES = "skip"
     records = load(spec, data_config(cfg))
     assert [os.path.basename(name) for name in records.file_names] == ["a.jpg", "c.jpg"]
     assert [item["image_id"] for item in records.ground_truth()["annotations"]] == [0, 2]
-    assert "1 of 3 images are left out because they cannot be read: " in caplog.text
+    assert "1 of 3 images are skipped because they cannot be read: " in caplog.text
     cfg.DATASETS.CHECK_IMAGES = "some"
     with pytest.raises(UserError, match="DATASETS.CHECK_IMAGES must be one of"):
         load(spec, data_config(cfg))

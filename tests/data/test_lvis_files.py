@@ -1,4 +1,4 @@
-"""LVIS's format: detection, conversion to COCO's format, and errors for all kinds of faults."""
+"""LVIS's format: detection, conversion to COCO's format, and errors for invalid files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_coco_files_are_not_changed(write: Write, content: dict[str, Any]) -> No
         (lambda c: c["images"][2].update(coco_url="http://x/deep/gone.png"), "last two parts of coco_url are"),
     ],
 )
-def test_faults(
+def test_invalid_files(
     write: Write, federated: dict[str, Any], change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     change(federated)

@@ -163,7 +163,7 @@ def test_accepted_with_a_warning(write_objects: Write, objects: Content, change:
     check_warning(load_dataset(write_objects(objects), for_evaluation=True).summary.warnings, warning)
 
 
-def test_root_category_is_left_out(write_objects: Write, objects: Content) -> None:
+def test_root_category_is_dropped(write_objects: Write, objects: Content) -> None:
     add_root(objects)
     spec = write_objects(objects)
     assert load_dataset(spec).summary.class_names == read_classes(spec).names == ("cells", "a", "b")

@@ -1,4 +1,4 @@
-"""Masks and panoptic annotations: the shapes data, COCO's format, and errors for all kinds of faults."""
+"""Masks and panoptic annotations: the shapes data, COCO's format, and errors for invalid files."""
 
 import json
 import pickle
@@ -302,7 +302,7 @@ def test_segmentations_are_checked_if_masks_are_loaded(with_masks, write, segmen
     assert load_dataset(spec).summary.num_annotations == 4  # without masks
 
 
-def test_drop_leaves_out_short_polygons(with_masks, write):
+def test_drop_removes_short_polygons(with_masks, write):
     spec = write(with_masks([[1, 2, 11, 2]]))
     summary = load_dataset(spec, "drop", masks=True).summary
     assert (summary.num_annotations, summary.dropped) == (3, 1)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.config.data import data_config
-from projects_deformable_detr.data.images import ImageReader, read_image, resize_shortest_edge
+from projects_deformable_detr.data.images import ImageReader, channels_first, read_image, resize_shortest_edge
 from projects_deformable_detr.data.problems import DatasetError
 from projects_deformable_detr.errors import UserError
 
@@ -129,6 +129,13 @@ def test_the_first_frame_is_read_with_one_warning(tmp_path, suffix, caplog):
     ]
 
 
+def test_the_current_folder_is_not_named_in_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    Image.new("I;16", (8, 6)).save("a.png")
+    read_image("a.png")
+    assert caplog.messages == ["Images such as a.png have gray values of more than 8 bits, which are scaled to 8 bits"]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (10_000, 1), (1, 10_000)])
 def test_extreme_shapes(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "thin.png")
@@ -181,3 +188,11 @@ def test_config_keys():
         cfg.INPUT[key] = value
         with pytest.raises(UserError, match=rf"INPUT\.{key} must be"):
             data_config(cfg)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_first_equals_the_transposed_image(channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    for view in (pixels, pixels[:, ::-1], pixels.transpose(1, 0, 2)):
+        found = channels_first(view)
+        assert np.array_equal(found, view.transpose(2, 0, 1)) and found.flags.c_contiguous

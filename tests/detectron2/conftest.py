@@ -1,4 +1,4 @@
-"""A tiny data set and a tiny model, with which every test takes seconds."""
+"""A tiny data set and a tiny model, so that each test takes seconds."""
 
 import argparse
 import json
@@ -96,7 +96,7 @@ def tiny_options(**overrides: Any) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> dict[str, Any]:
-    """``TINY_OPTIONS``."""
+    """Returns ``TINY_OPTIONS``."""
     return TINY_OPTIONS
 
 
@@ -140,7 +140,7 @@ def make_job(folder, coco_files, *extra, **keywords):
 
 @pytest.fixture(scope="session")
 def job() -> Callable[..., argparse.Namespace]:
-    """The function ``make_job``."""
+    """Returns ``make_job``."""
     return make_job
 
 

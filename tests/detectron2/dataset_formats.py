@@ -208,7 +208,7 @@ def write_cityscapes(root: Path, split: str, made: list[Scene]) -> None:
             _save(truth.with_name(f"{truth.name}_{name}.png"), pixels)
         half = SIZE[0] // 2
         outlines = [("sky", (0, 0, SIZE[1] - 1, half - 1)), ("road", (0, half, SIZE[1] - 1, SIZE[0] - 1))]
-        outlines += [(kind, (x, y, x + w - 1, y + h - 1)) for kind, x, y, w, h in scene.objects]  # of pixels, inclusive
+        outlines += [(kind, (x, y, x + w - 1, y + h - 1)) for kind, x, y, w, h in scene.objects]  # inclusive pixels
         polygons = [
             {"label": kind, "polygon": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]} for kind, (x1, y1, x2, y2) in outlines
         ]

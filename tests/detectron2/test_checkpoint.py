@@ -11,10 +11,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathHandler, PathManager
 
 from projects_deformable_detr.checkpoint import CheckpointError, save_detector
-from projects_deformable_detr.checkpoint.download import DownloadError, UrlFile
 from projects_deformable_detr.detectron2_plugin import Trainer
 from projects_deformable_detr.detectron2_plugin.checkpoint import DetectorCheckpointer
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.zoo.files import DownloadError, UrlFile
 
 FULL_WIDTH = {
     "MODEL__RESNETS__NORM": "FrozenBN",

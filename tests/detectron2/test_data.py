@@ -104,7 +104,7 @@ def test_registered_files_are_read_by_the_project(make_cfg, coco_files):
     )
 
 
-def test_root_category_is_left_out(make_cfg, coco_files, tmp_path):
+def test_root_category_is_dropped(make_cfg, coco_files, tmp_path):
     content = json.loads(Path(coco_files[0]).read_text())
     for category in content["categories"]:
         category["supercategory"] = "shapes"

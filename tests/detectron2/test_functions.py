@@ -1,4 +1,4 @@
-"""Data sets that functions return: read once, checked before training."""
+"""Data sets returned by functions: read once, checked before training."""
 
 import shutil
 from pathlib import Path
@@ -39,14 +39,16 @@ def dataset(tmp_path, tiny_name, coco_files, job, monkeypatch):
 
 def test_a_function_is_called_once(dataset):
     _, calls, make_arguments = dataset
+    function = DatasetCatalog.data[NAME]
     assert "AP" in main(make_arguments())["bbox"]
     assert calls == [1]
+    assert DatasetCatalog.data[NAME] is function
 
 
 def test_images_are_checked_and_skipped(dataset, tmp_path):
     records, _, make_arguments = dataset
     Path(records[1]["file_name"]).write_bytes(b"")
-    with pytest.raises(UserError, match=r"(?s)cannot be read \(1\): .*1\.png.*DATASETS\.UNREADABLE_IMAGES to skip"):
+    with pytest.raises(UserError, match=r"(?s)cannot be read \(1\): .*1\.png.*DATASETS\.UNREADABLE_IMAGES skip"):
         setup(make_arguments())
     setup(make_arguments("DATASETS.UNREADABLE_IMAGES", "skip"))
     names = [record["file_name"] for record in DatasetCatalog.get(NAME)]

@@ -15,12 +15,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage, get_event_storage
 
-from projects_deformable_detr.detectron2_plugin import pictures
+from projects_deformable_detr.detectron2_plugin import visualization
 from projects_deformable_detr.errors import UserError
 
 
 class Trainer(DefaultTrainer):
-    """A user's trainer, which defines the evaluator and nothing about the model."""
+    """A user's trainer, which overrides only the evaluator."""
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
@@ -127,7 +127,7 @@ def record():
     return {"image": torch.randint(0, 256, (3, 64, 80), dtype=torch.uint8), "instances": instances}
 
 
-def test_scores_below_the_threshold_are_left_out(make_cfg):
+def test_scores_below_the_threshold_are_dropped(make_cfg):
     model = build_model(make_cfg()).eval()
     batch = [record()]
     scores = model(batch)[0]["instances"].scores
@@ -136,15 +136,15 @@ def test_scores_below_the_threshold_are_left_out(make_cfg):
     assert build_model(make_cfg(MODEL__DETR__SCORE_THRESH_TEST=0.9)).score_threshold == 0.9
 
 
-def test_pictures_show_each_object_with_the_prediction_it_was_matched_with(make_cfg, monkeypatch):
+def test_pictures_show_each_object_with_its_matched_prediction(make_cfg, monkeypatch):
     drawn = []
 
-    class Recording(pictures.Visualizer):
+    class Recording(visualization.Visualizer):
         def overlay_instances(self, *, boxes, labels, **kwargs):
             drawn.append((torch.as_tensor(boxes), labels))
             return super().overlay_instances(boxes=boxes, labels=labels, **kwargs)
 
-    monkeypatch.setattr(pictures, "Visualizer", Recording)
+    monkeypatch.setattr(visualization, "Visualizer", Recording)
     model, batch, kept = build_model(make_cfg(VIS_PERIOD=1)), [record(), record()], []
     model.detector.register_forward_hook(lambda *event: kept.append(event[-1]))
     with EventStorage() as storage:
@@ -161,4 +161,4 @@ def test_pictures_show_each_object_with_the_prediction_it_was_matched_with(make_
     centers = (found[:, :2] + found[:, 2:]) / 2 / torch.tensor([80, 64])
     assert torch.cdist(centers, boxes[:, :2]).min(1).values.max() < 1e-4
     name, picture, *_ = storage._vis_data[0]
-    assert name == pictures.TITLE and picture.shape == (3, 64, 160)
+    assert name == visualization.TITLE and picture.shape == (3, 64, 160)

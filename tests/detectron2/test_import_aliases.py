@@ -39,7 +39,7 @@ def test_an_alias_is_the_public_module(tmp_path):
     )
 
 
-def test_the_demos_predictor_is_the_file_beside_it(tmp_path):
+def test_the_demos_predictor_is_the_file_next_to_it(tmp_path):
     (tmp_path / "predictor.py").write_text("VisualizationDemo = 'found'\n")
     lines = "from vision.fair.detectron2.demo.predictor import VisualizationDemo", "print(VisualizationDemo)"
     assert run(tmp_path, INSTALL, *lines) == ["found"]

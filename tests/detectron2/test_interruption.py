@@ -47,13 +47,18 @@ def test_an_evaluation_during_training_stops(job, tmp_path, coco_files, evaluate
     assert (tmp_path / "output" / "model_final.pth").is_file()
 
 
-def test_the_final_evaluation_stops(job, tmp_path, coco_files, evaluated):
+def test_the_final_evaluation_stops(job, tmp_path, coco_files, evaluated, caplog):
     options = ("SOLVER.MAX_ITER", 2)
     with pytest.raises(Interrupted):
         main(job(tmp_path, coco_files, *options))
     names = sorted(path.name for path in (tmp_path / "output").glob("model_*"))
     assert len(evaluated) == 1 and names == ["model_final.pth"]  # which is not saved again
+    assert "Stopped in the evaluation after all 2 iterations: --resume completes the run" in caplog.text
     assert "AP" in main(job(tmp_path, coco_files, *options, resume=True))["bbox"]
+    metrics = (tmp_path / "output" / "metrics.json").read_text()
+    assert main(job(tmp_path, coco_files, *options, resume=True)) == {}
+    assert "the run is finished; --eval-only --resume evaluates it again" in caplog.text
+    assert (tmp_path / "output" / "metrics.json").read_text() == metrics
 
 
 def test_the_evaluation_with_augmentation_stops(job, tmp_path, coco_files, evaluated, monkeypatch):

@@ -25,6 +25,7 @@ FPN += ("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.RES2_OUT_CHANNELS"
     ("options", "eval_only", "message"),
     [
         (("SOLVER.AMP.ENABLED", True), False, "SOLVER.AMP.ENABLED must be False"),
+        (("SOLVER.STRATEGY", "fsdp"), False, "SOLVER.STRATEGY fsdp is supported by the standalone engine only"),
         (("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"), False, "RANDOM_SUBSET_RATIO"),
         (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), False, "REPEAT_THRESHOLD must be in .* got 0.0"),
         (("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "()"), True, r"TEST.AUG.MIN_SIZES must be .* got \(\)"),

@@ -25,7 +25,7 @@ from projects_deformable_detr.detectron2_plugin.lazy import lazy_config
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.modeling.position_encoding import LearnedPositionEmbedding
 
-# Attributes that are not settings: state of modules, and what Detectron2's registry adds to a backbone.
+# Attributes that are not settings: state of modules, and additions of Detectron2's registry to a backbone.
 _NO_SETTING = {"training", "size_divisibility", "padding_constraints", "architecture"}
 _PLAIN = (bool, int, float, str, tuple, list, dict, type(None))
 
@@ -207,7 +207,7 @@ def test_the_schedule_is_relative_to_the_length_of_the_training():
 
 
 @pytest.mark.parametrize("is_file", [True, False])
-def test_loaders_have_the_records_of_the_project(coco_files, is_file, tmp_path):
+def test_loaders_use_the_records_of_the_project(coco_files, is_file, tmp_path):
     name, path = f"lazy_{is_file}", tmp_path / "invalid_box.json"
     content = json.loads(Path(coco_files[0]).read_text())
     content["annotations"][0]["bbox"][2] = 0.0

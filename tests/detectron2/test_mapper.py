@@ -105,7 +105,7 @@ def test_other_errors_are_unchanged(make_cfg, coco_files):
 
 @pytest.mark.parametrize("suffix", ["tiff", "png"])
 @pytest.mark.parametrize("is_train", [True, False])
-def test_pixels_are_those_of_the_reader_of_the_project(make_cfg, tmp_path, suffix, is_train):
+def test_pixels_equal_those_of_the_projects_reader(make_cfg, tmp_path, suffix, is_train):
     """A 16-bit file with an EXIF orientation, which Detectron2's reader would saturate and rotate twice."""
     gray = np.arange(0, 6000, 2, dtype=np.uint16).reshape(50, 60)
     exif = Image.Exif()

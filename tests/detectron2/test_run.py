@@ -24,7 +24,7 @@ if "--raise" in sys.argv: raise LookupError("its own error")
 """
 
 _LAUNCH = """
-import sys
+import os, sys
 from detectron2.engine import launch
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
@@ -37,6 +37,7 @@ def work(folder, box):
     assert comm.get_world_size() == 2 and isinstance(box, Box) and sys.argv[1:] == [folder]
     with open(f"{folder}/{comm.get_rank()}", "w") as file:
         file.write(f"{known} {comm.gather(comm.get_rank())} {__name__}")
+    os._exit(0)  # Detectron2 does not destroy the process groups, whose threads may abort the shutdown of Python
 
 if __name__ == "__main__":
     launch(work, 2, dist_url="auto", args=(sys.argv[1], Box()))

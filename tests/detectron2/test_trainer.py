@@ -1,4 +1,4 @@
-"""Training, evaluating, resuming and predicting with Detectron2's own parts, on a tiny data set."""
+"""Training, evaluating, resuming and predicting with Detectron2's own classes, on a tiny data set."""
 
 import copy
 import json
@@ -19,6 +19,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.utils.env import seed_all_rng
 
 from projects_deformable_detr.checkpoint import save_detector
 from projects_deformable_detr.detectron2_plugin import Trainer, main
@@ -47,10 +48,21 @@ def test_training_lowers_the_loss_and_writes_files_of_detectron2(trained):
     assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-red", "AP-blue"} <= results["bbox"].keys()
     for name in ("config.yaml", "model_final.pth", "model_0000029.pth", "inference/coco_instances_results.json"):
         assert (folder / name).is_file(), name
-    assert "cardinality_error" in metrics(folder)[0]
+    assert "cardinality_error" in metrics(folder)[0] and metrics(folder)[0]["grad_norm"] > 0.1  # before clipping
     records = json.loads((folder / "inference/coco_instances_results.json").read_text())
     assert {record["category_id"] for record in records} <= {3, 7}
     assert not list(folder.glob(".model*"))  # temporary files
+
+
+def test_report_of_a_training(trained, tmp_path):
+    pytest.importorskip("hotcoco", reason="reports need hotcoco")
+    from projects_deformable_detr.report import write_report
+
+    folder, results = trained
+    write_report([folder], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert f"bbox AP {results['bbox']['AP']:.2f} at iteration 60" in text
+    assert "saved by the evaluation of iteration 60" in text and "detectron2" in text
 
 
 def test_the_model_can_be_copied(make_cfg):
@@ -60,8 +72,33 @@ def test_the_model_can_be_copied(make_cfg):
     assert not copy.deepcopy(trainer.model)._forward_pre_hooks
 
 
-def test_a_failed_step_is_saved_with_its_images(make_cfg):
-    trainer = Trainer(make_cfg())
+def test_accumulation_gives_the_weights_and_losses_of_the_whole_batch(make_cfg, tmp_path):
+    options = {"SOLVER__IMS_PER_BATCH": 4, "SOLVER__MAX_ITER": 2, "SOLVER__OPTIMIZER": "SGD", "SOLVER__BASE_LR": 0.02}
+    runs = []
+    for parts in (1, 2):
+        seed_all_rng(1)
+        folder = str(tmp_path / str(parts))
+        trainer = Trainer(make_cfg(**options, SOLVER__ACCUMULATION_STEPS=parts, OUTPUT_DIR=folder, DATASETS__TEST="()"))
+        trainer.train()
+        losses = {name: value for name, value in metrics(folder)[0].items() if "loss" in name}
+        runs.append((trainer.model.state_dict(), losses))
+    (weights, losses), (others, other_losses) = runs
+    assert other_losses == pytest.approx(losses, rel=1e-5) and "total_loss" in losses
+    for name, expected in weights.items():
+        torch.testing.assert_close(others[name], expected, rtol=0, atol=1e-5)
+
+
+def test_accumulation_steps_must_divide_a_scaled_batch(make_cfg):
+    cfg = make_cfg(SOLVER__IMS_PER_BATCH=12, SOLVER__REFERENCE_WORLD_SIZE=2, SOLVER__ACCUMULATION_STEPS=4)
+    with pytest.raises(UserError, match=r"multiple of 1 processes x SOLVER.ACCUMULATION_STEPS 4, got 6"):
+        Trainer(cfg)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_failed_step_is_saved_with_its_images(make_cfg, parts):
+    trainer = Trainer(make_cfg(SOLVER__ACCUMULATION_STEPS=parts))
+    states = []
+    trainer.model.register_forward_pre_hook(lambda *_: states.append(torch.get_rng_state()))
     trainer.model.criterion.weights["loss_bbox"] = math.inf
     with pytest.raises(
         FloatingPointError, match=r"iteration=0.*\n.*\n.*\.png \(image id \d\).*failed_step_0000000"
@@ -70,6 +107,7 @@ def test_a_failed_step_is_saved_with_its_images(make_cfg):
     step = torch.load(Path(trainer.cfg.OUTPUT_DIR) / "failed_step_0000000_rank0.pth", weights_only=True)
     assert len(step["names"]) == len(step["images"]) == 2 and step["num_classes"] == 2
     assert all(name in str(error.value) for name in step["names"])
+    assert step["accumulation_steps"] == len(states) == parts and torch.equal(step["rng_state"], states[0])
 
 
 def test_eval_only_gives_the_metrics_of_the_training_run(trained, job, tmp_path, coco_files):

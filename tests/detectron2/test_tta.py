@@ -45,7 +45,7 @@ def image():
 
 
 def replace_model(tta, detect):
-    """Replaces the model by a function and returns the list of views that it receives."""
+    """Replaces the model with a function and returns the list of views that it receives."""
     views = []
 
     def run(batch):

@@ -21,7 +21,7 @@ class BrightPixels:
     """A model that detects the bright pixels of each image, with higher scores in larger images.
 
     Args:
-        shift: moves the boxes in images of height 32 to the right, by a share of the width.
+        shift: moves the boxes in images of height 32 to the right, by a fraction of the width.
         with_masks: also predicts the bright pixels as masks; records which masks are computed.
     """
 

@@ -2,7 +2,7 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +51,17 @@ SEED: 3
 """
 
 
-def write_data_set(folder: Path, count: int, seed: int) -> Path:
-    """Writes ``count`` images of two sizes with one or two colored boxes each; returns the JSON file."""
+def write_data_set(folder: Path, count: int, seed: int, counts: Sequence[int] = ()) -> Path:
+    """Writes ``count`` images of two sizes with one or two colored boxes each; returns the JSON file.
+
+    With ``counts``, all images have one size, and these numbers of boxes.
+    """
     rng = np.random.default_rng(seed)
     images, annotations = [], []
     for image_id in range(1, count + 1):
-        height, width = (40, 56) if image_id % 3 else (56, 40)
+        height, width = (40, 56) if image_id % 3 or counts else (56, 40)
         pixels = rng.integers(90, 110, (height, width, 3), dtype=np.uint8)
-        for _ in range(int(rng.integers(1, 3))):
+        for _ in range(counts[image_id - 1] if counts else int(rng.integers(1, 3))):
             w, h = (int(side) for side in rng.integers(12, 28, 2))
             x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
             category = int(rng.choice(list(COLORS)))
@@ -75,7 +78,7 @@ def write_data_set(folder: Path, count: int, seed: int) -> Path:
 
 
 @pytest.fixture(scope="session")
-def write_tiny() -> Callable[[Path, int, int], Path]:
+def write_tiny() -> Callable[..., Path]:
     """Returns `write_data_set`."""
     return write_data_set
 

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from projects_deformable_detr.checkpoint import read_weights
+from projects_deformable_detr.checkpoint import CheckpointError, read_weights
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.evaluation import Evaluator
 from projects_deformable_detr.standalone import main
 from projects_deformable_detr.standalone.callbacks import EarlyStopping
 from projects_deformable_detr.standalone.module import DetectionModule
 from projects_deformable_detr.training import EarlyStoppingConfig
+from projects_deformable_detr.training.callbacks import DetectorWriter
 
 Make = Callable[..., Namespace]
 EMA = ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.8)
@@ -156,6 +157,28 @@ def test_final_evaluation_updates_the_best_metric(
     assert same(ends[0]["current_model_state"], ends[1]["current_model_state"])
 
 
+@pytest.mark.parametrize(("period", "failing"), [(9, "model_best"), (4, "model_best"), (9, "model_final")])
+def test_resuming_writes_a_model_that_could_not_be_written(
+    make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, period: int, failing: str
+) -> None:
+    options = (*BEST, "TEST.EVAL_PERIOD", period, "SOLVER.MAX_ITER", 4, "SOLVER.STEPS", "()")
+    options += ("SOLVER.CHECKPOINT_PERIOD", 2)
+    write = DetectorWriter.write
+
+    def fail(self: DetectorWriter, name: str, *arguments: Any, **options: Any) -> None:
+        if name == failing:
+            raise CheckpointError("the disk is full")
+        write(self, name, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="disk is full"):
+        patch.setattr(DetectorWriter, "write", fail)
+        main(make_args(tmp_path, *options))
+    assert not (tmp_path / f"{failing}.pth").exists() and not (tmp_path / "finished").exists()
+    assert "AP" in main(make_args(tmp_path, "--resume", *options))["bbox"]
+    assert (tmp_path / "model_best.pth").is_file() and (tmp_path / "model_final.pth").is_file()
+    assert main(make_args(tmp_path, "--resume", *options)) == {}
+
+
 def test_early_stopping(
     make_args: Make, tmp_path: Path, scores: Callable[[list[float]], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,9 +193,9 @@ def test_early_stopping(
     assert same(network(tmp_path / "model_final.pth"), network(tmp_path / "model_0000011.ckpt"))
     assert not same(last["state_dict"], last["current_model_state"])  # the trained weights are kept
 
-    # A resumed run is evaluated and ends; with more patience or without early stopping, it continues.
-    scores([6.0])
-    assert main(make_args(tmp_path, "--resume", *STOP, *EMA))["bbox"]["AP"] == 6.0
+    # A resumed run ends immediately; with more patience or without early stopping, it continues.
+    scores([])
+    assert main(make_args(tmp_path, "--resume", *STOP, *EMA)) == {}
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000011.ckpt"
     other = Path(shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}_other")))
     for folder, more in ((tmp_path, ("PATIENCE", 3)), (other, ("ENABLED", False))):
@@ -187,6 +210,20 @@ def test_early_stopping_loads_the_state_of_lightnings_callback() -> None:
     stopping = EarlyStopping(EarlyStoppingConfig(patience=3))
     stopping.load_state_dict({"wait_count": 2, "best_score": torch.tensor(4.0), "patience": 5})
     assert (stopping.count, stopping.best, stopping.config.patience) == (2, 4.0, 3)
+
+
+def test_entropy_of_attention_is_logged(make_args: Make, tmp_path: Path) -> None:
+    """With EMA, of the averaged weights; a final evaluation is included."""
+    keys = (*EMA, "SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 2, "TEST.ATTENTION_ENTROPY", 3)
+    main(make_args(tmp_path, *keys))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    found = {line["iteration"]: line for line in lines if "attention/negative_entropy_0" in line}
+    assert list(found) == [1, 2]
+    # Two levels with four points each, whose weights are almost equal at the start.
+    for line in found.values():
+        assert -math.log(8) - 1e-5 <= line["attention/negative_entropy_1"] < -0.9 * math.log(8)
+    with pytest.raises(UserError, match="TEST.ATTENTION_ENTROPY must be 0"):
+        main(make_args(tmp_path / "other", *keys, "MODEL.DETR.DEC_LAYERS", 0))
 
 
 def test_two_processes_stop_together(make_args: Make, tmp_path: Path) -> None:

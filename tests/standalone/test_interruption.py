@@ -56,7 +56,9 @@ def test_an_evaluation_during_training_stops(make_args: Make, tmp_path: Path, ev
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
 
-def test_the_final_evaluation_stops(make_args: Make, tmp_path: Path, evaluated: list[int]) -> None:
+def test_the_final_evaluation_stops(
+    make_args: Make, tmp_path: Path, evaluated: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     options = (*OPTIONS, "TEST.EVAL_PERIOD", 0)
     with pytest.raises(Interrupted):
         main(make_args(tmp_path, *options))
@@ -66,6 +68,10 @@ def test_the_final_evaluation_stops(make_args: Make, tmp_path: Path, evaluated: 
         evaluated.clear()
         main(make_args(tmp_path, "--resume", *options))
     assert (tmp_path / "model_0000003.ckpt").read_bytes() == before
+    assert "Stopped in the evaluation after all 4 iterations: --resume completes the run" in caplog.text
     assert "AP" in main(make_args(tmp_path, "--resume", *options))["bbox"]
-    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    assert sum("bbox/AP" in line for line in lines) == 1
+    metrics = (tmp_path / "metrics.json").read_text()
+    assert sum("bbox/AP" in json.loads(line) for line in metrics.splitlines()) == 1
+    assert main(make_args(tmp_path, "--resume", *options, "TEST.AUG.ENABLED", True)) == {}
+    assert "the run is finished; --eval-only --resume evaluates it again" in caplog.text
+    assert (tmp_path / "metrics.json").read_text() == metrics

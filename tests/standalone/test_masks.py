@@ -164,7 +164,7 @@ def test_no_ap_of_things_without_an_instances_file() -> None:
     assert evaluator.coco is None and evaluator.panoptic is not None
 
 
-def test_ap_of_a_panoptic_data_set_has_the_images_and_the_rule_of_the_data_set(tmp_path: Path) -> None:
+def test_ap_of_panoptic_data_uses_its_images_and_the_rule_for_invalid_boxes(tmp_path: Path) -> None:
     shapes.generate(tmp_path, num_train=0, num_val=3, size=48)
     root = tmp_path / "annotations"
     content = json.loads((root / "instances_val.json").read_text())

@@ -289,23 +289,25 @@ def test_workers_and_mixed_precision(make_args: Make, tmp_path: Path, trained: t
     assert all(torch.isfinite(value).all() for value in mixed.values())
 
 
+@pytest.mark.parametrize("steps", [1, 2])
 def test_losses_that_are_not_finite_end_the_training(
-    make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_args: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     class Diverging(torch.nn.Module):
         calls = 0
 
-        def forward(self, predictions: Any, targets: Any) -> dict[str, torch.Tensor]:
+        def forward(self, predictions: Any, targets: Any, *_: Any) -> dict[str, torch.Tensor]:
             self.calls += 1
             finite = predictions.boxes.sum()
-            return {"loss_ce": finite * (math.nan if self.calls == 3 else 1.0), "loss_bbox": finite}
+            return {"loss_ce": finite * (math.nan if self.calls == 3 * steps else 1.0), "loss_bbox": finite}
 
     monkeypatch.setattr("projects_deformable_detr.config.run.Run.build_criterion", lambda run: Diverging())
     with pytest.raises(FloatingPointError, match="iteration 2: .*loss_ce") as error:
-        main(make_args(tmp_path))
+        main(make_args(tmp_path, "SOLVER.ACCUMULATION_STEPS", steps))
     assert "loss_bbox" not in str(error.value)
     (path,) = tmp_path.glob("failed_step_0000002_rank0.pth")
     step = torch.load(path, weights_only=True)
+    assert step["accumulation_steps"] == steps
     assert len(step["images"]) == 4 and all(name in str(error.value) for name in step["names"])
     assert all(".png (image id " in name for name in step["names"])
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from projects_deformable_detr.checkpoint.download import UrlFile
 from projects_deformable_detr.cli.main import main as command
 from projects_deformable_detr.standalone import main
+from projects_deformable_detr.zoo.files import UrlFile
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +56,29 @@ def test_classes_are_matched_by_name(
     content["categories"] = [{"id": 9, "name": "Blue"}]
     content["annotations"] = [item for item in content["annotations"] if item["category_id"] == 9]
     (tmp_path / "blue.json").write_text(json.dumps(content))
-    report = run_val(trained[0], tmp_path / "blue.json", images, tmp_path)
+    report = run_val(trained[0], tmp_path / "blue.json", images, tmp_path / "out")
     assert report["metrics"]["bbox"]["AP"] == pytest.approx(trained[1]["bbox"]["AP-blue"], abs=1e-3)
-    results = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    results = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
     assert {item["category_id"] for item in results} == {9}
     content["categories"].append({"id": 11, "name": "green"})
     (tmp_path / "green.json").write_text(json.dumps(content))
     words = ["val", "--weights", trained[0], "--data", tmp_path / "green.json", "--images", images]
+    assert command([str(word) for word in [*words, "--output", tmp_path / "out"]]) == 2
+    assert "is not empty: choose another folder with --output, or add --overwrite" in capsys.readouterr().err
     assert command([str(word) for word in words]) == 2
     assert "the model lacks the classes green; its classes are red, blue" in capsys.readouterr().err
+
+
+def test_images_of_other_sizes_are_an_error(
+    trained: tuple[Path, dict[str, Any]], data_sets: list[tuple[str, str, str]], tmp_path: Path, capsys: Any
+) -> None:
+    _, data, _ = data_sets[1]
+    names = [item["file_name"] for item in json.loads(Path(data).read_text())["images"]]
+    for name in names:
+        Image.new("RGB", (16, 17)).save(tmp_path / name)
+    words = ["val", "--weights", trained[0], "--data", data, "--images", tmp_path]
+    assert command([str(word) for word in words]) == 2
+    assert f"images whose size differs from their record ({len(names)}): " in capsys.readouterr().err
 
 
 def test_a_training_starts_from_published_weights(

@@ -63,7 +63,7 @@ def test_the_best_evaluation_is_written(mode: str, written: list[tuple[int, floa
     best = BestCheckpoint(BestCheckpointConfig(mode=mode), DetectorWriter(tmp_path, ""))
     found = []
     for iteration, value in enumerate((2.0, 2.0, 1.0, 3.0, math.nan, math.inf)):
-        best.update(value, iteration, nn.Linear(1, 1), write=True)
+        best.update(value, iteration, nn.Linear(1, 1), is_main_process=True)
         path = tmp_path / "model_best.pth"
         found.append((torch.load(path, weights_only=True)["iteration"], best.best))
     assert list(dict.fromkeys(found)) == written

@@ -1,7 +1,6 @@
 """Files of failed training steps, and tools/replay_step.py, which repeats them."""
 
-import importlib.util
-from pathlib import Path
+from collections import Counter
 
 import pytest
 import torch
@@ -9,17 +8,13 @@ import torch
 from projects_deformable_detr import build_criterion, build_detector
 from projects_deformable_detr.checkpoint import save_detector
 from projects_deformable_detr.errors import UserError
-from projects_deformable_detr.modeling import Targets, batch_images
+from projects_deformable_detr.modeling import BatchSize, Targets, batch_images
 from projects_deformable_detr.training.failures import StepRecorder
 
 
 @pytest.fixture
-def replay():
-    path = Path(__file__).parents[2] / "tools" / "replay_step.py"
-    spec = importlib.util.spec_from_file_location("replay_step", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def replay(load_script):
+    return load_script("tools/replay_step.py")
 
 
 def samples(counts=(2, 1)):
@@ -62,16 +57,22 @@ def test_a_folder_that_cannot_be_written_does_not_hide_the_error(tmp_path):
         raise UserError("cause")
 
 
-def test_replay_repeats_losses_and_finds_weights(make_cfg, tmp_path, replay, capsys):
+@pytest.mark.parametrize("steps", [1, 2])
+def test_replay_repeats_losses_and_finds_weights(make_cfg, tmp_path, replay, capsys, steps):
     cfg = make_cfg(DROPOUT=0.5)
     cfg.INPUT.CROP.ENABLED, cfg.SEED = False, 11
     (tmp_path / "config.yaml").write_text(cfg.dump())
     torch.manual_seed(11)
     detector, criterion = build_detector(cfg).train(), build_criterion(cfg)
-    recorder, (images, targets) = StepRecorder(tmp_path, 11, 0, 5), samples()
+    recorder, (images, targets) = StepRecorder(tmp_path, 11, 0, 5, steps), samples()
     recorder.start(4, torch.device("cpu"), lambda: (images, targets))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
-    losses = criterion(detector(*batch_images([(image.float() - mean) / std for image in images])), targets)
+    inputs, length = [(image.float() - mean) / std for image in images], len(images) // steps
+    size = BatchSize(len(images), sum(map(len, targets)))
+    losses = Counter()
+    for start in range(0, len(images), length):
+        rows = slice(start, start + length)
+        losses.update(criterion(detector(*batch_images(inputs[rows])), targets[rows], size))
     with pytest.raises(FloatingPointError), recorder.reporting():
         raise FloatingPointError("loss")
 

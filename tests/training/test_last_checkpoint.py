@@ -9,8 +9,10 @@ from projects_deformable_detr.checkpoint import CLASS_NAMES, CheckpointError
 from projects_deformable_detr.training.last_checkpoint import (
     check_state,
     find_last_checkpoint,
+    is_finished,
     remove_old_checkpoints,
     remove_temporary_files,
+    write_finished,
     write_last_checkpoint,
 )
 
@@ -89,6 +91,18 @@ def test_weights_that_are_not_finite_are_not_resumed():
         check_state(torch.nn.Linear(2, 1), model.state_dict())
 
 
+def test_a_run_is_finished_until_the_next_checkpoint(folder):
+    def finished(name, max_iter=30):
+        return is_finished(folder / name, 30, max_iter, evaluates=True)
+
+    (folder / "metrics.json").write_text('{"iteration": 29, "bbox/AP": 5.0}\n')  # no proof of the last files
+    assert not finished(NAMES[2]) and is_finished(folder / NAMES[2], 30, 30, evaluates=False)
+    write_finished(folder)
+    assert finished(NAMES[2]) and not finished(NAMES[2], max_iter=31) and not finished(NAMES[1])
+    write_last_checkpoint(folder / NAMES[2])
+    assert not finished(NAMES[2])
+
+
 @pytest.mark.parametrize(("keep", "left"), [(1, NAMES[2:]), (2, NAMES[1:]), (3, NAMES), (9, NAMES)])
 def test_old_checkpoints_are_removed(folder, keep, left):
     written: list[Path] = []
@@ -110,6 +124,7 @@ def test_temporary_files_are_removed(folder):
         ".model_final.pth.abcd_123",
         ".model_0000039.ckpt.x1y2z3w4",
         ".last_checkpoint.abcdefgh",
+        ".finished.abcdefgh",
         ".failed_step_0000003_rank0.pth.abcdefgh",
     ):
         (folder / name).write_bytes(b"half")

@@ -1,7 +1,9 @@
 """Launch of training processes: result of rank 0, errors, environment, and threads at exit."""
 
 import atexit
+import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +19,12 @@ from torch.multiprocessing.spawn import ProcessException
 
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.training.launch import launch, parse_address
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def write_threads(folder):
@@ -37,7 +45,7 @@ def reduce(folder, failing_rank=None, error=UserError):
     return rank, int(total)
 
 
-def test_one_process_runs_here(tmp_path):
+def test_a_single_process_runs_in_the_caller(tmp_path):
     assert launch(os.getpid, 1, 1, 0, "auto") == os.getpid()
 
 
@@ -59,6 +67,56 @@ def test_a_user_error_is_forwarded_as_its_message(tmp_path):
 def test_other_errors_keep_their_traceback(tmp_path):
     with pytest.raises(ProcessException, match="(?s)in reduce.*LookupError: message of rank 0"):
         launch(reduce, 2, 1, 0, "auto", str(tmp_path), 0, LookupError)
+
+
+def test_workers_of_spawned_processes_are_started_as_in_the_caller():
+    expected = multiprocessing.get_start_method()
+    assert launch(multiprocessing.get_start_method, 2, 1, 0, "auto") == expected
+
+
+def lose_connection():
+    distributed.init_process_group("gloo")
+    if distributed.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.all_reduce(torch.zeros(1))
+
+
+def test_a_machine_whose_connection_is_lost(tmp_path):
+    url = f"tcp://127.0.0.1:{free_port()}"
+    with ThreadPoolExecutor() as pool:
+        first, second = [pool.submit(launch, lose_connection, 1, 2, rank, url) for rank in range(2)]
+    with pytest.raises(UserError, match=r"no connection to another process, .* with --resume"):
+        first.result()
+    with pytest.raises(ProcessException, match="SIGKILL"):
+        second.result()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "is_lost"),
+    [
+        (
+            distributed.DistBackendError,
+            "NCCL error in: f.cpp:7, remote process exited or there was a network error",
+            True,
+        ),
+        (distributed.DistBackendError, "ncclRemoteError: A call failed possibly due to a network error", True),
+        (distributed.DistNetworkError, "The client socket has timed out after 60000ms", True),
+        (distributed.DistNetworkError, "Connection reset by peer", True),
+        (distributed.DistStoreError, "wait timeout after 300000ms, keys: /default_pg/0//cpu//0/0", True),
+        (RuntimeError, "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1", True),
+        (distributed.DistBackendError, "NCCL error in: f.cpp:7, invalid usage, NCCL version 2.21.5", False),
+        (distributed.DistBackendError, "ncclUnhandledCudaError: Call to CUDA function failed.", False),
+        (distributed.DistNetworkError, "The server socket has failed to listen, error: EADDRINUSE", False),
+        (RuntimeError, "CUDA error: the launch timed out and was terminated", False),
+    ],
+)
+def test_only_errors_of_other_processes_are_lost_connections(monkeypatch, kind, message, is_lost):
+    def fail():
+        raise kind(message)
+
+    monkeypatch.setattr(distributed, "is_torchelastic_launched", lambda: True)
+    with pytest.raises(UserError if is_lost else kind, match=re.escape(message)):
+        launch(fail, 2, 1, 0, "auto")
 
 
 def report_and_sleep(folder):
@@ -84,9 +142,7 @@ def test_processes_end_with_a_killed_parent(tmp_path):
 
 
 def test_two_machines(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    url = f"tcp://127.0.0.1:{free_port()}"
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda rank: launch(reduce, 1, 2, rank, url, str(tmp_path)), range(2)))
     assert results == [(0, 3), None]

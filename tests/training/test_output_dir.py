@@ -72,9 +72,9 @@ def test_metrics_without_checkpoints_are_moved(tmp_path: Path) -> None:
 def test_initial_weights_are_not_overwritten(tmp_path: Path) -> None:
     for name in ("model_final.pth", "pretrained.pth"):
         (tmp_path / name).write_text("{}")
-    weights = str(tmp_path / ".." / tmp_path.name / "model_final.pth")
-    with pytest.raises(UserError, match="--overwrite would remove `weights="):
-        check_output_dir(tmp_path, resume=False, overwrite=True, weights=weights)
+    for weights in (tmp_path / ".." / tmp_path.name / "model_final.pth", tmp_path):
+        with pytest.raises(UserError, match="--overwrite would remove `weights="):
+            check_output_dir(tmp_path, resume=False, overwrite=True, weights=str(weights))
     for other in (str(tmp_path / "pretrained.pth"), "torchvision://resnet50", ""):
         check_output_dir(tmp_path, resume=False, overwrite=True, weights=other)
 

@@ -25,7 +25,7 @@ def rates(scheduler: Any, count: int) -> list[list[float]]:
     return found
 
 
-def test_warmup_and_steps_by_hand() -> None:
+def test_warmup_and_steps_match_values_computed_by_hand() -> None:
     config = ScheduleConfig("WarmupMultiStepLR", 10, 1.0, steps=(6, 8), warmup_iters=4, warmup_factor=0.2)
     found = rates(build_scheduler(optimizer(), config), 10)
     expected = [0.2, 0.4, 0.6, 0.8, 1, 1, 0.1, 0.1, 0.01, 0.01]

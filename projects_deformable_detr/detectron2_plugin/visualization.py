@@ -1,4 +1,4 @@
-"""Pictures in the event storage (``VIS_PERIOD``): ground truth next to the predictions matched to it."""
+"""Images in the event storage (``VIS_PERIOD``): ground truth next to the matched predictions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ TITLE = "Left: ground truth; right: matched predictions of the last layer, with 
 
 
 @torch.no_grad()
-def put_matched(
+def put_matched_predictions(
     record: dict[str, Any],
     predictions: Predictions,
     targets: list[Targets],
@@ -25,7 +25,7 @@ def put_matched(
     input_format: str,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Adds a picture of the first image of a batch to the event storage.
+    """Adds a visualization of the first image of a batch to the event storage.
 
     Args:
         record: first input of the model, with ``image`` (3, H, W).
@@ -51,8 +51,8 @@ def put_matched(
         (targets[0].boxes[target], names),
         (last.boxes[0, 0, query], [f"{name} {score:.0%}" for name, score in zip(names, scores, strict=True)]),
     )
-    pictures = []
+    images = []
     for boxes, texts in sides:
         corners = box_convert(boxes.float() * scale, "cxcywh", "xyxy").cpu().numpy()
-        pictures.append(Visualizer(image).overlay_instances(boxes=corners, labels=texts).get_image())
-    get_event_storage().put_image(TITLE, np.concatenate(pictures, axis=1).transpose(2, 0, 1))
+        images.append(Visualizer(image).overlay_instances(boxes=corners, labels=texts).get_image())
+    get_event_storage().put_image(TITLE, np.concatenate(images, axis=1).transpose(2, 0, 1))
