@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import logging
 import os
 import tempfile
@@ -14,20 +15,21 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from ..errors import ArgumentError, check_choice
+from ..config.inference import ModelMetadata
+from ..errors import ArgumentError, Range, check_choice
 from ..inference.exported import KEY, SUFFIXES, GraphSpec, encode_metadata
-from ..inference.model import ModelMetadata
 from ..modeling import Detector
-from .graph import INPUT_NAMES, DetectionGraph, capture, example_inputs
+from .graph import INPUT_NAMES, OUTPUT_NAMES, DetectionGraph, capture, example_inputs, fold_norms
 
 PRECISIONS = {
     "torch-export": ("float32", "bfloat16", "float16"),
-    "aoti": ("float32", "bfloat16", "float16"),
+    "aoti": ("float32", "bfloat16", "float16", "int8"),
     "onnx": ("float32", "int8"),
     "openvino": ("float32", "bfloat16", "float16", "int8"),
     "torchscript": ("float32", "bfloat16", "float16"),
 }
 OPSET = 18
+_OPSETS = Range(18, 22)  # lower ones are ignored by the exporter; ONNX Runtime rejects its attention of opset 23
 
 
 def suffix(format: str) -> str:
@@ -54,7 +56,7 @@ def export_model(
         path: output file with the suffix of the format. For OpenVINO, the weights are written to a second file with the
             suffix ``.bin``.
         graph: format, precision, inputs and outputs. ``min_side`` and ``device`` are set by the export.
-        opset: ONNX opset version.
+        opset: ONNX opset version, 18 to 22.
         sampling: sampling operators for ONNX and OpenVINO, ``"gather"`` or ``"gridsample"``. TensorRT 10.14 to 11.1
             miscompiles ``"gridsample"``.
         size: (height, width) of the images for TorchScript, which does not support dynamic shapes.
@@ -72,12 +74,28 @@ def export_model(
     check_choice("precision", graph.precision, PRECISIONS[graph.format])
     if path.suffix != suffix(graph.format):
         raise ArgumentError("path", f"must have the suffix {suffix(graph.format)} for {graph.format}, got {path}")
+    if opset not in _OPSETS:
+        raise ArgumentError("opset", f"must be {_OPSETS}, got {opset}")
     if (graph.precision == "int8") != (calibration is not None):
         raise ArgumentError("calibration", "must be given for int8, and for int8 only")
-    if graph.format != "aoti" and next(detector.parameters()).device.type != "cpu":
-        raise ArgumentError("detector", f"must be on the CPU for {graph.format}: load it with device='cpu'")
+    if calibration is not None:
+        calibration = iter(calibration)
+        if (first := next(calibration, None)) is None:
+            raise ArgumentError("calibration", "must have at least one image")
+        calibration = itertools.chain([first], calibration)
+    if size[0] < 1 or size[1] < 1:
+        raise ArgumentError("size", f"must be positive, got {size}")
+    if (graph.format != "aoti" or graph.precision == "int8") and next(detector.parameters()).device.type != "cpu":
+        kind = f"{graph.format} in int8" if graph.format == "aoti" else graph.format
+        raise ArgumentError("detector", f"must be on the CPU for {kind}: load it with device='cpu'")
+    detector = copy.deepcopy(detector).eval()
+    fold_norms(detector.backbone)  # AOTInductor would compute the folded weights in every call
+    if graph.format == "aoti" and calibration is not None:
+        from .quantized_layers import quantize_layers
+
+        detector = quantize_layers(detector, metadata, calibration).to(torch.bfloat16)
     # If no parameter requires gradients, torch.export selects a matrix product with a fixed batch size.
-    detector = copy.deepcopy(detector).eval().requires_grad_()
+    detector.requires_grad_()
     if graph.format != "openvino" and graph.precision in ("bfloat16", "float16"):
         detector = detector.to(getattr(torch, graph.precision))
     module = DetectionGraph(detector, metadata, graph).to(next(detector.parameters()).device).eval()
@@ -91,8 +109,7 @@ def export_model(
             program, min_side = capture(module, graph)
             graph = dataclasses.replace(graph, min_side=min_side)
             if graph.format in ("torch-export", "aoti"):
-                writer = _write_torch_export if graph.format == "torch-export" else _write_aoti
-                writer(program, encode_metadata(metadata, graph), file)
+                _write_torch_program(program, encode_metadata(metadata, graph), graph, file)
             else:
                 _write_onnx(program, metadata, graph, file, opset, sampling, calibration)
         for written in sorted(Path(folder).iterdir()):  # .bin before .xml
@@ -100,15 +117,24 @@ def export_model(
     return path
 
 
-def _write_torch_export(program: ExportedProgram, text: str, file: Path) -> None:
-    torch.export.save(program, file, extra_files={KEY: text})
-
-
-def _write_aoti(program: ExportedProgram, text: str, file: Path) -> None:
-    import torch._inductor
+def _write_torch_program(program: ExportedProgram, text: str, graph: GraphSpec, file: Path) -> None:
+    if graph.format == "torch-export":
+        torch.export.save(program, file, extra_files={KEY: text})
+        return
+    from torch._inductor import aoti_compile_and_package
 
     options: dict[str, Any] = {"aot_inductor.metadata": {KEY: text}}
-    torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+    # Freezing packs weights for oneDNN and selects INT8 kernels. Inductor cannot fold constants of graphs with sym_min.
+    freezes = graph.device == "cpu" and all(node.target is not torch.sym_min for node in program.graph.nodes)
+    if freezes:
+        options["freezing"] = True
+        for node in list(program.graph.nodes):
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:  # a second user of quantized tensors
+                program.graph.erase_node(node)
+    elif graph.precision == "int8":
+        raise ArgumentError("postprocess", "must be False for an encoder-only model in int8 with aoti")
+    with torch.set_grad_enabled(not freezes):  # freezing requires no_grad
+        aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
 
 
 def _write_torchscript(
@@ -134,7 +160,6 @@ def _write_onnx(
     """Writes an ONNX file, or converts it to OpenVINO's format."""
     from .onnx_attention import translation_table
 
-    outputs = ("boxes", "scores", "labels") if graph.postprocess else ("logits", "boxes")
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecation warnings inside the exporter
@@ -143,7 +168,7 @@ def _write_onnx(
             dynamo=True,
             opset_version=opset,
             input_names=INPUT_NAMES[graph.preprocess],
-            output_names=outputs + ("masks",) * metadata.has_masks,
+            output_names=OUTPUT_NAMES[graph.postprocess] + ("masks",) * metadata.has_masks,
             custom_translation_table=translation_table(sampling),
             verbose=False,
         )
@@ -152,9 +177,9 @@ def _write_onnx(
     if graph.format == "onnx" and calibration is None:
         onnx_program.save(file, external_data=False)
         return
-    float_file = file.with_name("float.onnx")
-    onnx_program.save(float_file, external_data=False)
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        float_file = Path(folder) / "float.onnx"
+        onnx_program.save(float_file, external_data=False)
         if graph.format == "onnx":
             from .quantization import quantize_onnx
 
@@ -162,8 +187,6 @@ def _write_onnx(
             quantize_onnx(float_file, file, graph, metadata, calibration)
         else:
             _convert_to_openvino(float_file, file, metadata, graph, calibration)
-    finally:
-        float_file.unlink()
 
 
 def _convert_to_openvino(

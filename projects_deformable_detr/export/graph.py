@@ -3,16 +3,26 @@
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torchvision.ops import box_convert
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import FrozenBatchNorm2d, box_convert
 
+from ..config.inference import ModelMetadata
 from ..errors import ArgumentError
 from ..inference.exported import GraphSpec
-from ..inference.model import ModelMetadata
 from ..modeling import Detector
 from ..modeling.postprocess import top_scores
+from ..modeling.resnet import ResNet
 
+OUTPUT_NAMES = {  # by GraphSpec.postprocess
+    True: ("boxes", "scores", "labels", "queries", "logits", "query_boxes"),
+    False: ("logits", "boxes"),
+}
 INPUT_NAMES = {True: ("images", "image_sizes"), False: ("images", "padding_mask")}  # by GraphSpec.preprocess
-_FREE = {True: ((0, 2, 3), (0,)), False: ((0, 2, 3), (0, 1, 2))}  # dynamic axes of both inputs
+_ORDERED = ResNet, BasicBlock, Bottleneck, nn.Sequential  # modules whose children are called in order
+_NORMS = _BatchNorm, FrozenBatchNorm2d  # _BatchNorm includes SyncBatchNorm
+_DYNAMIC_AXES = {True: ((0, 2, 3), (0,)), False: ((0, 2, 3), (0, 1, 2))}  # dynamic axes of both inputs
 
 
 class DetectionGraph(nn.Module):
@@ -35,7 +45,6 @@ class DetectionGraph(nn.Module):
         self.is_preprocessing, self.is_postprocessing = graph.preprocess, graph.postprocess
         self.is_bgr = metadata.reader.format == "BGR"
         self.max_detections = metadata.evaluation.max_detections
-        self.classes = metadata.evaluation.thing_classes or None
         self.register_buffer("mean", torch.tensor(metadata.pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(metadata.pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -50,16 +59,16 @@ class DetectionGraph(nn.Module):
         predictions = self.detector(images.to(next(self.detector.parameters()).dtype), mask)
         masks = () if predictions.masks is None else (predictions.masks.all().float(),)
         boxes = predictions.boxes[-1].float()
+        raw = predictions.logits[-1].float(), boxes, *masks
         if not self.is_postprocessing:
-            return predictions.logits[-1].float(), boxes, *masks
-        scores, labels, query = top_scores(predictions, self.max_detections, self.classes)
+            return raw
+        scores, labels, query = top_scores(predictions, self.max_detections)
         corners = box_convert(boxes, "cxcywh", "xyxy").gather(1, query[..., None].expand(-1, -1, 4))
         inside = ~mask
         extent = torch.stack((inside[:, 0].sum(1), inside[:, :, 0].sum(1)), dim=1).float()  # (N, 2) as (w, h)
         limit = extent.repeat(1, 2)[:, None]
         corners = torch.minimum((corners * limit).clamp(min=0), limit)
-        index = torch.arange(corners.shape[0], device=query.device)[:, None]
-        return corners, scores, labels, *(logits[index, query] for logits in masks)
+        return corners, scores, labels, query, *raw
 
     def _preprocess(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Normalizes images and computes the padding mask (N, H, W)."""
@@ -84,7 +93,17 @@ def capture(module: DetectionGraph, graph: GraphSpec) -> tuple[ExportedProgram, 
     device = next(module.parameters()).device
     side = 8 * max(32, 2 ** (len(module.detector.tokenizer.projections) + 2))
     example = tuple(tensor.to(device) for tensor in example_inputs(graph, 2, side, side + 32))
-    free = tuple(dict.fromkeys(axes, Dim.DYNAMIC) for axes in _FREE[graph.preprocess])
-    program = torch.export.export(module, example, dynamic_shapes=free, strict=False)
+    dynamic_shapes = tuple(dict.fromkeys(axes, Dim.DYNAMIC) for axes in _DYNAMIC_AXES[graph.preprocess])
+    program = torch.export.export(module, example, dynamic_shapes=dynamic_shapes, strict=False)
     bounds = [int(limits.lower) for limits in program.range_constraints.values() if limits.lower < 4096]
     return program, max(bounds, default=1)
+
+
+def fold_norms(backbone: nn.Module) -> None:
+    """Merges batch normalization into the preceding convolutions of a ResNet, in place."""
+    for module in backbone.modules():
+        children = list(module.named_children()) if isinstance(module, _ORDERED) else []
+        for (name, layer), (norm_name, norm) in zip(children, children[1:], strict=False):
+            if type(layer) is nn.Conv2d and isinstance(norm, _NORMS):
+                setattr(module, name, fuse_conv_bn_eval(layer, norm))
+                setattr(module, norm_name, nn.Identity())

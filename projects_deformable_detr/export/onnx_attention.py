@@ -4,7 +4,7 @@ Pixel indices outside of a level are clamped, and their weights are zero.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from onnxscript import opset18
@@ -46,23 +46,37 @@ def translation_table(sampling: str = "gather") -> dict[Callable[..., Any], Call
         weights = op.Reshape(op.Softmax(weights, axis=-1), op.Constant(value_ints=[0, 0, heads, levels, points]))
         areas = [op.Mul(height, width) for height, width in zip(wide[::2], wide[1::2], strict=True)]
         dims = heads, levels, points, value.shape[3]
-        output = sample(value, wide, areas, extents, pixels, weights, dims)  # (N, Q, M, D)
+        output = sample(_Points(value, wide, areas, extents, pixels, weights, dims))  # (N, Q, M, D)
         return op.Reshape(output, op.Constant(value_ints=[0, 0, heads * value.shape[3]]))
 
     return {torch.ops.ms_deform_attn.fused_forward.default: attention}
 
 
-def _gather(
-    value: Any,
-    sizes: Sequence[Any],
-    areas: Sequence[Any],
-    extents: Any,
-    pixels: Any,
-    weights: Any,
-    dims: tuple[int, int, int, int],
-) -> Any:
-    """Gathers rows of D values at the four pixels around each sampling point; ``dims`` are M, L, K, D."""
-    heads, levels, _, channels = dims
+class _Points(NamedTuple):
+    """Sampling points of an attention; tensors are values of the ONNX graph.
+
+    Attributes:
+        value: (N, S, M, D).
+        sizes: H and W of each level, (1,) each.
+        areas: number of rows of each level, (1,) each.
+        extents: W and H of each level, (L, 1, 2) float.
+        pixels: x and y in pixels of the level, (N, Q, M, L, K, 2).
+        weights: (N, Q, M, L, K), after the softmax.
+        dims: M, L, K, D.
+    """
+
+    value: Any
+    sizes: Sequence[Any]
+    areas: Sequence[Any]
+    extents: Any
+    pixels: Any
+    weights: Any
+    dims: tuple[int, int, int, int]
+
+
+def _gather(points: _Points) -> Any:
+    """Gathers rows of D values at the four pixels around each sampling point."""
+    value, _, areas, extents, pixels, weights, (heads, levels, _, channels) = points
     shape = op.Shape(value)
     length = _slice(shape, 1, 2, 0)
     images = op.Range(op.Constant(value_int=0), op.Squeeze(_slice(shape, 0, 1, 0)), op.Constant(value_int=1))
@@ -100,23 +114,15 @@ def _gather(
     return op.Squeeze(total, op.Constant(value_ints=[3]))
 
 
-def _grid_sample(
-    value: Any,
-    sizes: Sequence[Any],
-    areas: Sequence[Any],
-    extents: Any,
-    pixels: Any,
-    weights: Any,
-    dims: tuple[int, int, int, int],
-) -> Any:
-    """Samples with GridSample, where each head of each image is a batch element; ``dims`` are M, L, K, D."""
-    heads, _, points, channels = dims
+def _grid_sample(points: _Points) -> Any:
+    """Samples with GridSample, where each head of each image is a batch element."""
+    value, sizes, areas, extents, pixels, weights, (heads, _, count, channels) = points
     one = op.Constant(value_float=1.0)
     grid = (pixels + pixels + one) / extents - one
     shape = op.Shape(weights)
     queries = _slice(shape, 1, 2, 0)
     minus_one, per_head = op.Constant(value_ints=[-1]), op.Constant(value_ints=[channels])
-    folded = op.Concat(minus_one, queries, op.Constant(value_ints=[points]), axis=0)
+    folded = op.Concat(minus_one, queries, op.Constant(value_ints=[count]), axis=0)
     begin: Any = op.Constant(value_ints=[0])
     total: Any = None
     for level, area in enumerate(areas):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from ..config.inference import ModelMetadata
 from ..data.images import resize_shortest_edge
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..inference.exported import GraphSpec
-from ..inference.model import ModelMetadata
 from .graph import INPUT_NAMES
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -23,8 +23,11 @@ def calibration_images(folder: str | Path, metadata: ModelMetadata, count: int =
     """Returns an iterator over evenly spaced images of a folder: (3, h, w) uint8 RGB, resized as for prediction.
 
     Raises:
+        ArgumentError: if ``count`` is not positive.
         UserError: if the folder has no images.
     """
+    if count < 1:
+        raise ArgumentError("count", f"must be at least 1, got {count}")
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise UserError(
@@ -36,7 +39,7 @@ def calibration_images(folder: str | Path, metadata: ModelMetadata, count: int =
 
 def _read(path: Path, metadata: ModelMetadata) -> Tensor:
     pixels = metadata.reader.read(path)
-    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    image = torch.tensor(pixels).permute(2, 0, 1)
     if metadata.reader.format == "BGR":
         image = image.flip(0)
     size = resize_shortest_edge(image.shape[1], image.shape[2], metadata.min_size, metadata.max_size)
@@ -74,7 +77,10 @@ def quantize_openvino(model: Any, graph: GraphSpec, metadata: ModelMetadata, ima
 def quantize_onnx(
     source: Path, target: Path, graph: GraphSpec, metadata: ModelMetadata, images: Iterable[Tensor]
 ) -> None:
-    """Quantizes the convolutions of an ONNX file, and its matrix products with constant weights, with onnxruntime."""
+    """Quantizes the convolutions of an ONNX file, and its matrix products with constant weights, with onnxruntime.
+
+    A preprocessed copy of ``source`` is written to the same folder, which should be temporary.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -87,17 +93,14 @@ def quantize_onnx(
 
     prepared = source.with_name("prepared.onnx")
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
-    try:
-        quantize_static(
-            prepared,
-            target,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-            extra_options={"MatMulConstBOnly": True},
-        )
-    finally:
-        prepared.unlink()
+    quantize_static(
+        prepared,
+        target,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+        extra_options={"MatMulConstBOnly": True},
+    )

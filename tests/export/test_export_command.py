@@ -1,5 +1,7 @@
 """deformable-detr export: Detector opens the file; options that have no effect are errors."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def weights(make_cfg, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_detector_opens_the_exported_file(weights, capsys, format):
+def test_detector_opens_the_exported_file(weights, capsys, format, monkeypatch):
     if format == "onnx":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
@@ -40,16 +42,26 @@ def test_detector_opens_the_exported_file(weights, capsys, format):
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0.1)
     assert main(["export", str(path), "--format", "onnx"]) == 2
     assert "is an exported model: export the checkpoint" in capsys.readouterr().err
+    assert main(["convert", str(path), "converted.pth"]) == 2
+    assert "is an exported model: convert the checkpoint" in capsys.readouterr().err
+    monkeypatch.delattr(torch.jit, "load")  # info does not open the runtime
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["info", str(path)]) == 0
+    assert "classes  5: ant, bee, cow, dog, elk\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["onnx", "--size", "64", "64"], "--size is for --format torchscript"),
-        (["aoti", "--opset", "18"], "--opset, --sampling and --calibration are for --format onnx and openvino"),
+        (["aoti", "--opset", "18"], "--opset and --sampling are for --format onnx and openvino"),
         (["onnx", "--precision", "int8"], "--calibration DIR, a folder of images, must be used together"),
+        (["torchscript", "--size", "0", "0"], "--size must be two positive numbers, got 0 0"),
+        (["onnx", "--calibration-images", "0"], "--calibration-images must be at least 1, got 0"),
         (["onnx", "--device", "cuda"], "--device is for --format aoti"),
         (["onnx", "--precision", "int8", "--calibration", "{}/none"], "has no images"),
+        (["onnx", "--opset", "17"], "opset must be in [18, 22], got 17"),
+        (["onnx", "--opset", "99"], "opset must be in [18, 22], got 99"),
         (["onnx", "--output", "model.pt2"], "must have the suffix .onnx"),
     ],
 )

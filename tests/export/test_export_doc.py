@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
 @pytest.mark.slow
 def test_snippets_run(make_cfg, tmp_path, monkeypatch):
-    for package in ("onnxruntime", "onnxscript", "openvino", "nncf"):
+    for package in ("onnxruntime", "onnxscript", "openvino", "nncf", "torchao"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     cfg = make_cfg("two_stage", ENC_LAYERS=1, DEC_LAYERS=1)
@@ -40,4 +40,4 @@ def test_snippets_run(make_cfg, tmp_path, monkeypatch):
             words = shlex.split(line)
             assert words[0] == "pip" or main(words[1:]) == 0, line
     assert np.asarray(variables["boxes"]).shape == (35, 4)
-    assert {path.name for path in Path.cwd().iterdir()} >= {"model_int8.xml", "model_int8.bin", "model.torchscript"}
+    assert {path.name for path in Path.cwd().iterdir()} >= {"model_int8.pt2", "model_int8.xml", "model.torchscript"}

@@ -1,5 +1,8 @@
 """Exported files: predictions at several sizes and batch sizes, metadata, and errors."""
 
+import copy
+import dataclasses
+import importlib.util
 import pickle
 import subprocess
 import sys
@@ -9,11 +12,13 @@ import torch
 from ms_deform_attn import MSDeformAttn
 
 from projects_deformable_detr import build_detector
+from projects_deformable_detr.config.inference import ModelMetadata
 from projects_deformable_detr.data.images import ImageReader
 from projects_deformable_detr.errors import ArgumentError, UserError
+from projects_deformable_detr.evaluation import EvaluationConfig
 from projects_deformable_detr.export import GraphSpec, export_model, suffix
-from projects_deformable_detr.inference.exported import open_exported
-from projects_deformable_detr.inference.model import ModelMetadata
+from projects_deformable_detr.inference import Detector
+from projects_deformable_detr.inference.exported import open_exported, read_exported_metadata
 from projects_deformable_detr.modeling import batch_images, postprocess
 
 SIZES = [(1, 70, 100), (3, 65, 97), (1, 96, 128)]
@@ -33,6 +38,8 @@ def export(make_cfg, folder, graph, variant="two_stage", metadata=None, changes=
     assert {file.stem for file in folder.iterdir()} == {"model"}
     model, stored = open_exported(path)
     assert stored.class_names == metadata.class_names
+    if graph.format != "onnx" or importlib.util.find_spec("onnx"):
+        assert read_exported_metadata(path) == stored
     return detector, model
 
 
@@ -66,7 +73,36 @@ def test_onnx_with_detections_as_output(make_cfg, tmp_path):
     check(detector, pickle.loads(pickle.dumps(model)), SIZES[:1])
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert [item.name for item in session.get_inputs()] == ["images", "image_sizes"]
-    assert [item.name for item in session.get_outputs()] == ["boxes", "scores", "labels"]
+    names = ["boxes", "scores", "labels", "queries", "logits", "query_boxes"]
+    assert [item.name for item in session.get_outputs()] == names
+    pixels = torch.randint(256, (1, 3, 70, 100), dtype=torch.uint8)
+    inputs = {"images": pixels.numpy(), "image_sizes": torch.tensor([[70, 100]]).numpy()}
+    boxes, scores, labels, queries, logits, _ = map(torch.from_numpy, session.run(None, inputs))
+    torch.testing.assert_close(scores, logits.sigmoid()[0, queries[0], labels[0]][None])
+    assert scores.diff().le(0).all() and boxes.min() >= 0 and boxes[..., 0::2].max() <= 100
+
+
+def test_options_of_detector_apply_to_all_queries(make_cfg, tmp_path):
+    """The graph returns the best two detections; the options of a call select among all queries."""
+    metadata = ModelMetadata(NAMES, evaluation=EvaluationConfig(max_detections=2), min_size=64, max_size=96)
+    graph, size = GraphSpec("torchscript"), (64, 96)
+    model, _ = export(make_cfg, tmp_path, graph, metadata=metadata, size=size)
+    detectors = [
+        Detector(model, dataclasses.replace(metadata, input_size=size)),
+        Detector.load(tmp_path / "model.torchscript"),
+    ]
+    image = torch.randint(256, (3, *size), dtype=torch.uint8)
+    for options in (
+        {"classes": ["dog"]},
+        {"top_k": 20},
+        {"score_threshold": {"ant": 0.9, "dog": 0.0}, "top_k": 30},
+        {"nms_threshold": 0.5, "top_k": 10},
+    ):
+        expected, found = (detector(image, **{"score_threshold": 0.0} | options) for detector in detectors)
+        assert len(found) == len(expected) > 2 or "classes" in options
+        assert found.labels.tolist() == expected.labels.tolist()
+        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0.1)
 
 
 class Attention(torch.nn.Module):
@@ -116,7 +152,7 @@ def test_torch_export_loads_with_the_operator_only(make_cfg, tmp_path):
     code = """
         import sys, torch, ms_deform_attn
         images, sizes = torch.zeros(1, 3, 70, 80, dtype=torch.uint8), torch.tensor([[70, 80]])
-        boxes, scores, labels = torch.export.load(sys.argv[1]).module()(images, sizes)
+        boxes, *_ = torch.export.load(sys.argv[1]).module()(images, sizes)
         assert boxes.shape == (1, 35, 4) and "projects_deformable_detr" not in sys.modules
     """
     code = "\n".join(line.strip() for line in code.splitlines())
@@ -130,6 +166,16 @@ def test_torchscript_has_a_fixed_size(make_cfg, tmp_path, is_raw):
     detector, model = export(make_cfg, tmp_path, graph, "detr", None, changes, size=(70, 100))
     assert (model.metadata.input_size, model.metadata.batch_size) == ((70, 100), 1)
     check(detector, model, SIZES[:1])
+
+
+@pytest.mark.parametrize(
+    "format", ["torch-export", *(pytest.param(name, marks=pytest.mark.slow) for name in ("aoti", "onnx", "openvino"))]
+)
+def test_fewer_tokens_than_queries(make_cfg, tmp_path, format):
+    if format in ("onnx", "openvino"):
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime" if format == "onnx" else "openvino")
+    check(*export(make_cfg, tmp_path, GraphSpec(format), changes=TINY | {"NUM_OBJECT_QUERIES": 20}))
 
 
 @pytest.mark.slow
@@ -152,10 +198,20 @@ def test_invalid_arguments_and_files(make_cfg, tmp_path):
         export_model(detector, metadata, tmp_path / "model.onnx", GraphSpec("onnx", "bfloat16"))
     with pytest.raises(ArgumentError, match="calibration must be given"):
         export_model(detector, metadata, tmp_path / "model.onnx", GraphSpec("onnx", "int8"))
+    with pytest.raises(ArgumentError, match="calibration must have at least one image"):
+        export_model(detector, metadata, tmp_path / "model.onnx", GraphSpec("onnx", "int8"), calibration=iter([]))
+    for format, precision, kind in (("aoti", "int8", "aoti in int8"), ("torch-export", "float32", "torch-export")):
+        images = [torch.zeros(3, 64, 64, dtype=torch.uint8)] if precision == "int8" else None
+        with pytest.raises(ArgumentError, match=f"must be on the CPU for {kind}: load"):
+            graph = GraphSpec(format, precision)
+            export_model(copy.deepcopy(detector).to("meta"), metadata, tmp_path / "m.pt2", graph, calibration=images)
     for name in ("model.torchscript", "model.pt2"):
         (tmp_path / name).write_bytes(b"no model")
         with pytest.raises(UserError, match=f"{name} cannot be opened as a model"):
             open_exported(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name} cannot be read as a model"):
+            read_exported_metadata(tmp_path / name)
     torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.ones(1)), tmp_path / "other.torchscript")
-    with pytest.raises(UserError, match="no metadata: write it with deformable-detr export"):
-        open_exported(tmp_path / "other.torchscript")
+    for read in (open_exported, read_exported_metadata):
+        with pytest.raises(UserError, match="no metadata: write it with deformable-detr export"):
+            read(tmp_path / "other.torchscript")

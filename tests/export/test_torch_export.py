@@ -1,4 +1,4 @@
-"""torch.export of detectors as they are: outputs are pytrees, batch, height and width are free."""
+"""torch.export of unmodified detectors: outputs are pytrees; batch size, height and width are dynamic."""
 
 import pytest
 import torch
