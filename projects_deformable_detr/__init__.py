@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .engine import is_installed, register_engine
+from .errors import missing_package
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -60,16 +61,17 @@ def _detectron2_cfg() -> Any:
 register_engine("standalone", _standalone_cfg)
 register_engine("detectron2", _detectron2_cfg)
 
-if importlib.util.find_spec("ms_deform_attn") is None:
-    raise ImportError(
-        "ms_deform_attn, the attention operator, is not installed: run pip install ./ops in the checkout, or install "
-        "projects-deformable-detr-ops"
-    )
-# The console script imports Detectron2 only when needed, so that --help is fast.
-_is_command = Path(sys.argv[0]).name == "deformable-detr" or (sys.argv[0] == "-m" and __name__ in sys.orig_argv)
+# The console script imports Detectron2 only when needed, so that --help is fast, and reports missing packages itself.
+_is_module = sys.argv[0] == "-m" and any(argument.partition(".")[0] == __name__ for argument in sys.orig_argv)
+_is_command = _is_module or Path(sys.argv[0]).name == "deformable-detr"
+if importlib.util.find_spec("ms_deform_attn") is None and not _is_command:
+    raise ImportError(f"{__name__} {missing_package('ms_deform_attn')}")
 if is_installed("detectron2") and not _is_command:
     try:
         from . import detectron2_plugin as detectron2_plugin
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        raise ImportError(f"{__name__} with Detectron2 {missing_package(package)}") from error
     except ImportError as error:
         raise ImportError(
             f"detectron2 is installed but cannot be imported ({error}): build it against the torch that is installed, "

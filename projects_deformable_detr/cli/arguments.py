@@ -1,13 +1,43 @@
-"""Command-line arguments of ``train_net.py``: Detectron2's flags, the engine, and data sets given as files."""
+"""Arguments of ``train_net.py`` and ``deformable-detr train``, and arguments that several commands share."""
 
 import argparse
+import re
+import sys
+from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..engine import ENGINES
+from ..errors import Range, UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from ..inference import Detector
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Argument parser whose errors contain the unknown option, and the most similar option or choice."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses arguments; unknown options are errors, also if a required argument is missing because of them."""
+        words = sys.argv[1:] if args is None else args
+        options = self._option_string_actions
+        for word in () if self._subparsers else takewhile(lambda word: word != "--", words):
+            name = word.partition("=")[0]
+            if name.startswith("--") and not any(option.startswith(name) for option in options):
+                self.error(f"unknown option {name}{did_you_mean(name, options)}")
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints usage and message, and exits with status 2."""
+        if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += did_you_mean(match[1], re.findall(r"[\w.-]+", match[2]))
+        super().error(message)
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """Returns the argument parser of ``train_net.py``, without importing an engine."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Train or evaluate Deformable DETR.",
         epilog="Example: train_net.py --config-file configs/quickstart.yaml --num-gpus 0 SOLVER.MAX_ITER 100",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -30,7 +60,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     add_register_argument(parser)
     parser.add_argument(
-        "--weights", metavar="W", help="initial weights, or the model of --eval-only; sets MODEL.WEIGHTS"
+        "--weights",
+        metavar="W",
+        help="initial weights, or the model of --eval-only: file, output folder, or empty for none; sets MODEL.WEIGHTS",
     )
     parser.add_argument("--output", metavar="DIR", help="output folder; sets OUTPUT_DIR")
     parser.add_argument(
@@ -38,7 +70,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="train for N passes over the training images, and evaluate and save a checkpoint after each (every few if "
-        "they have less than 100 iterations); sets SOLVER.MAX_ITER, scales SOLVER.STEPS with it, limits the warm-up",
+        "they have fewer than 100 iterations); sets SOLVER.MAX_ITER, scales SOLVER.STEPS with it, limits the warm-up",
     )
     parser.add_argument(
         "--resume",
@@ -52,6 +84,11 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--check-images",
         action="store_true",
         help="read the headers of all image files before training (default: 2,000 images per data set)",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write report.html to the output folder at the end; needs the extra report",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
     parser.add_argument(
@@ -86,6 +123,47 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_model_arguments(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup,
+    *,
+    with_batches: bool = True,
+    with_exported: bool = True,
+) -> None:
+    """Adds the arguments of commands that run a model, with those for many images if ``with_batches``."""
+    exported = ", exported model" if with_exported else ""
+    parser.add_argument(
+        "--weights", required=True, metavar="W", help=f"checkpoint, output folder{exported} or published weights"
+    )
+    add_config_argument(parser)
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda if there is a GPU)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="precision")
+    if not with_batches:
+        parser.set_defaults(compile=False)
+        return
+    parser.add_argument("--compile", action="store_true", help="compile the model: slower start, faster inference")
+    parser.add_argument(
+        "--batch-size",
+        type=number(Range(1)),
+        metavar="N",
+        help="maximum number of images per batch (default: 8; fewer for large images on CPUs)",
+    )
+
+
+def load_model(args: argparse.Namespace) -> "Detector":
+    """Opens the model of `add_model_arguments`."""
+    from ..inference import Detector
+
+    options = {"device": args.device, "dtype": args.dtype, "compile": args.compile}
+    return Detector.load(args.weights, config=args.config_file, **options)
+
+
+def add_config_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds ``--config-file`` of commands that open a model."""
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="config of a checkpoint that has none: file or recipe name"
+    )
+
+
 def add_register_argument(parser: argparse.ArgumentParser) -> None:
     """Adds the repeatable option ``--register NAME JSON IMAGE_ROOT``."""
     parser.add_argument(
@@ -97,3 +175,24 @@ def add_register_argument(parser: argparse.ArgumentParser) -> None:
         help="register a data set in COCO format for DATASETS.TRAIN and DATASETS.TEST (repeatable); a pair NAME_train "
         "and NAME_val replaces the data sets in the config file",
     )
+
+
+def number(range: Range, kind: type[int] | type[float] = int) -> Callable[[str], float]:
+    """Returns a ``type`` of an argument: a number in a range."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if value not in range:
+            raise argparse.ArgumentTypeError(f"must be {range}, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse prints the name for texts that are not numbers
+    return parse
+
+
+def check_output_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raises `UserError` if a folder is a file, or has files and ``overwrite`` is not set."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose a folder with --output")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: choose another folder with --output, or add --overwrite")

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
     def stage(name: str, *words: str | Path) -> None:
         print(f"\n=== {name}: deformable-detr {' '.join(map(str, words))}", flush=True)
         start = time.monotonic()
-        command = [sys.executable, "-m", __name__.partition(".")[0], *map(str, words)]
+        isolated = ["-I"] * sys.flags.isolated
+        command = [sys.executable, *isolated, "-m", __name__.partition(".")[0], *map(str, words)]
         # The location of the demo data does not depend on that of other data sets.
         environment = os.environ | {"DETECTRON2_DATASETS": str(args.data.absolute())}
         status = subprocess.run(command, env=environment).returncode

@@ -8,8 +8,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import json
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,27 +15,14 @@ import numpy as np
 
 from ..data import catalog
 from ..data.records import Record, Summary
-from ..errors import UserError
-from .arguments import add_register_argument
+from ..errors import Range
+from .arguments import add_register_argument, number
 
 if TYPE_CHECKING:
     from ..inference.drawing import Pixels
 
 HELP = "draw the detections of an evaluation"
-_KEYS = ("category_id", "bbox", "score")
 Detection = dict[str, Any]  # entry of a COCO results file
-
-
-def read_results(path: str | Path) -> dict[Any, list[Detection]]:
-    """Returns the detections of a COCO results file by image id; raises `UserError` for an invalid file."""
-    by_image: dict[Any, list[Detection]] = defaultdict(list)
-    try:
-        for result in json.loads(Path(path).read_text()):
-            hash(result["category_id"])  # TypeError for lists
-            by_image[result["image_id"]].append({key: result[key] for key in _KEYS} | result)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a COCO results file ({error}); evaluate first, with --eval-only") from error
-    return by_image
 
 
 def draw_record(record: Record, detections: list[Detection], summary: Summary, threshold: float) -> Pixels:
@@ -77,27 +62,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_register_argument(parser)
     parser.add_argument("--results", required=True, help="OUTPUT_DIR/inference/coco_instances_results.json")
     parser.add_argument("--out", required=True, type=Path, help="output folder")
-    parser.add_argument("--count", type=int, default=12, help="number of images (default: 12)")
-    parser.add_argument("--threshold", type=float, default=0.4, help="minimum score, in [0, 1] (default: 0.4)")
+    parser.add_argument("--count", type=number(Range(1)), default=12, help="number of images (default: %(default)s)")
+    parser.add_argument(
+        "--threshold", type=number(Range(0, 1), float), default=0.4, help="minimum score (default: %(default)s)"
+    )
     parser.add_argument("--truth", action="store_true", help="draw the annotated boxes on the left of the detections")
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes one picture per image and a grid of all pictures to ``--out``."""
     from ..data.load import load_dataset
+    from ..evaluation.coco import read_results
     from ..inference.drawing import grid, save
 
     for name, json_file, image_root in args.register:
         catalog.register(name, json_file, image_root)
-    spec = catalog.get(args.dataset)
     # Boxes without area are an error in training, but do not affect the drawn detections.
-    records = load_dataset(spec, invalid_boxes="drop_many", for_evaluation=True)
-    results = read_results(args.results)
-    categories = {detection["category_id"] for detections in results.values() for detection in detections}
-    if not (results.keys() <= set(records.image_ids.tolist()) and categories <= set(records.summary.category_ids)):
-        raise UserError(
-            f"{args.results} has images or categories that {spec.json_file} lacks: use the evaluated data set"
-        )
+    records = load_dataset(catalog.get(args.dataset), invalid_boxes="drop_many", for_evaluation=True)
+    results = read_results(args.results, records)
     pictures, drawn = [], records[: args.count]
     is_unique = len({Path(name).stem for name in drawn.file_names}) == len(drawn)
     for record in drawn:

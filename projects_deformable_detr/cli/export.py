@@ -5,7 +5,7 @@ By default, its inputs are 8-bit RGB images and their sizes, and its outputs are
 
 Examples:
   deformable-detr export output/quickstart --format onnx
-  deformable-detr export model_final.pth --format openvino --precision int8 --calibration train2017/
+  deformable-detr export model_final.pth --format aoti --precision int8 --calibration train2017/
   deformable-detr export model_final.pth --format torch-export --precision bfloat16 --no-postprocess
 """
 
@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
+from .arguments import add_config_argument
 
 HELP = "write a model to a file for another runtime"
 _FORMATS = ("torch-export", "aoti", "onnx", "openvino", "torchscript")
@@ -25,14 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="file (default: model.SUFFIX next to the weights' file)"
     )
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="config of a checkpoint that has none: file or recipe name"
-    )
+    add_config_argument(parser)
     parser.add_argument(
         "--precision",
         default="float32",
         choices=("float32", "bfloat16", "float16", "int8"),
-        help="precision of the computation; int8: onnx and openvino, with --calibration (default: %(default)s)",
+        help="precision of the computation; int8: aoti, onnx and openvino, with --calibration (default: %(default)s)",
     )
     parser.add_argument("--device", default="cpu", help="device that aoti compiles for (default: %(default)s)")
     graph = parser.add_argument_group("inputs and outputs")
@@ -49,15 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, nargs=2, metavar=("H", "W"), help="size of images in TorchScript (default: 800 800)"
     )
     onnx = parser.add_argument_group("onnx and openvino")
-    onnx.add_argument("--opset", type=int, metavar="N", help="opset of ONNX (default: 18)")
+    onnx.add_argument("--opset", type=int, metavar="N", help="opset of ONNX, 18 to 22 (default: 18)")
     onnx.add_argument(
         "--sampling",
         choices=("gather", "gridsample"),
         help="operators of deformable attention (default: gather); TensorRT 10.14 to 11.1 miscompiles GridSample",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    onnx.add_argument("--calibration", metavar="DIR", help="folder of images for --precision int8")
-    onnx.add_argument(
+    parser.add_argument("--calibration", metavar="DIR", help="folder of images for --precision int8")
+    parser.add_argument(
         "--calibration-images",
         type=int,
         metavar="N",
@@ -105,9 +104,13 @@ def _check(args: argparse.Namespace) -> None:
     is_onnx = args.format in ("onnx", "openvino")
     if args.size is not None and args.format != "torchscript":
         raise UserError("--size is for --format torchscript: other formats have dynamic shapes")
-    if (args.opset is not None or args.sampling is not None or args.calibration is not None) and not is_onnx:
-        raise UserError("--opset, --sampling and --calibration are for --format onnx and openvino")
+    if (args.opset is not None or args.sampling is not None) and not is_onnx:
+        raise UserError("--opset and --sampling are for --format onnx and openvino")
     if (args.precision == "int8") != (args.calibration is not None):
         raise UserError("--precision int8 and --calibration DIR, a folder of images, must be used together")
+    if args.size is not None and min(args.size) < 1:
+        raise UserError(f"--size must be two positive numbers, got {args.size[0]} {args.size[1]}")
+    if args.calibration_images < 1:
+        raise UserError(f"--calibration-images must be at least 1, got {args.calibration_images}")
     if args.device != "cpu" and args.format != "aoti":
         raise UserError("--device is for --format aoti: other formats are independent of the device")

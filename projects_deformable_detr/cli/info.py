@@ -11,11 +11,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from fvcore.common.config import CfgNode
+from ..errors import Range, UserError
+from .arguments import add_config_argument, number
 
-    from ..checkpoint import Weights
-    from ..checkpoint.zoo import Entry
+if TYPE_CHECKING:
+    from ..config.inference import ModelConfig
+    from ..zoo import Entry
 
 HELP = "describe a model, or list the published weights"
 
@@ -28,13 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="checkpoint, output folder, exported model or published weights (default: list the published weights)",
     )
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="config of a checkpoint that has none: file or recipe name"
-    )
+    add_config_argument(parser)
     parser.add_argument(
         "--size",
         nargs=2,
-        type=int,
+        type=number(Range(1)),
         metavar=("H", "W"),
         help="image size for the FLOPs (default: 4:3, as in evaluation)",
     )
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _published() -> dict[str, Any]:
     """Returns a one-line summary of each published checkpoint."""
-    from ..checkpoint.zoo import ENTRIES
+    from ..zoo import ENTRIES
 
     lines = {}
     for name, entry in ENTRIES.items():
@@ -72,15 +71,12 @@ def _results(entry: "Entry") -> str:
 
 def _describe(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the properties of a model by name."""
-    from ..checkpoint import read_weights
-    from ..checkpoint.download import sha256_of
     from ..checkpoint.files import weights_file
     from ..inference.exported import is_exported
     from ..inference.loading import find_model
+    from ..zoo.files import sha256_of
 
     path, entry = find_model(args.weights)
-    if is_exported(path):
-        return _describe_exported(path, args.weights)
     file = weights_file(path)
     facts: dict[str, Any] = {
         "file": str(file),
@@ -88,21 +84,15 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
         "SHA-256": sha256_of(file),
     }
     if entry is not None:
-        facts |= {"source": entry.source.page, "license": entry.license}
-        facts["published results"] = _results(entry)
-    weights = read_weights(path)
-    return facts | _describe_weights(args, file, weights, entry)
+        facts |= {"source": entry.source.page, "license": entry.license, "published results": _results(entry)}
+    return facts | (_describe_exported(path) if is_exported(path) else _describe_checkpoint(args, path, entry))
 
 
-def _describe_exported(path: Path, source: str) -> dict[str, Any]:
-    from ..checkpoint.download import sha256_of
-    from ..inference import Detector
+def _describe_exported(path: Path) -> dict[str, Any]:
+    from ..inference.exported import read_exported_metadata
 
-    metadata = Detector.load(source).metadata
+    metadata = read_exported_metadata(path)
     return {
-        "file": str(path),
-        "size": f"{path.stat().st_size / 2**20:.1f} MiB",
-        "SHA-256": sha256_of(path),
         "format": f"exported model ({path.suffix})",
         "classes": list(metadata.class_names),
         "masks": "yes" if metadata.has_masks else "no",
@@ -112,99 +102,75 @@ def _describe_exported(path: Path, source: str) -> dict[str, Any]:
     }
 
 
-def _describe_weights(
-    args: argparse.Namespace, file: Path, weights: "Weights", entry: "Entry | None"
-) -> dict[str, Any]:
+def _describe_checkpoint(args: argparse.Namespace, path: Path, entry: "Entry | None") -> dict[str, Any]:
     import torch
 
-    from ..checkpoint import CheckpointError
+    from ..checkpoint import CheckpointError, read_weights
     from ..checkpoint.load import file_classes
-    from ..config import build_detector
-    from ..config.loading import stored_cfg
-    from ..config.model import criterion_config
-    from ..errors import UserError
+    from ..config.inference import MissingConfigError, read_config, read_model
+    from ..config.training import describe_training
+    from ..data.images import resize_shortest_edge
     from ..inference.flops import count_detector, count_parameters
 
-    format, count, names = file_classes(weights, no_object=False)
+    weights = read_weights(path)
+    format, count, _ = file_classes(weights, no_object=False)
     if format is None:
         raise CheckpointError(
-            f"{file}: the keys ({', '.join(list(weights.state)[:4])} …) do not match any supported detector"
+            f"{path}: the keys ({', '.join(list(weights.state)[:4])} …) do not match any supported detector"
         )
     project = "deformable-detr" if format.name == "native" else format.name
     if format.is_backbone:
-        return {"format": f"{project}, a backbone without detector"}
+        return {"format": f"{project}, a backbone without a detector"}
     try:
-        cfg = _read_config(args.config_file or (entry.config if entry else None)) or stored_cfg(file, weights.config)
-    except UserError as error:
-        if args.config_file or weights.config:
-            raise
+        cfg = read_config(path, weights.config, args.config_file or (entry.config if entry else None))
+    except MissingConfigError as error:
         return {"format": project, "logits": count, "config": f"unknown: {error}"}
-    _, count, names = file_classes(weights, criterion_config(cfg).class_loss == "softmax")
-    known = entry.class_names if entry else tuple(name for name in names or () if name is not None)
-    cfg.MODEL.DETR.NUM_CLASSES = cfg.MODEL.DETR.NUM_CLASSES or len(known) or count
+    model = read_model(cfg, weights, str(path), entry.class_names if entry else None)
     with torch.device("meta"):
-        detector = build_detector(cfg, weights="")
-    size = tuple(args.size or _default_size(cfg))
+        detector = model.build()
+    limits = model.metadata.min_size, model.metadata.max_size
+    size = tuple(args.size or resize_shortest_edge(480, 640, *limits))  # the default has an aspect ratio of 4:3
     (flops,) = count_detector(detector, [size])
+    try:
+        training = describe_training(cfg)
+    except UserError as error:  # Detectron2 has more schedules and optimizers
+        training = f"unknown: {error}"
+    if entry is not None:
+        training = f"published recipe, as in {entry.config}: {training}"
+    elif weights.iteration is None or weights.iteration < 0:  # a file of another project, or a converted one
+        training = f"not recorded; the config, with which the weights may not have been trained, has {training}"
+    else:
+        training += f"; saved after {weights.iteration + 1} iterations"
     return {
         "format": project,
-        "architecture": _architecture(cfg),
-        "classes": list(known) or f"{count}, without names",
+        "architecture": _architecture(model),
+        "classes": list(model.class_names or ()) or f"{model.detector.num_classes}, without names",
         "parameters": f"{count_parameters(detector):.1f} M",
         "FLOPs": f"{flops:.3g} G at {size[0]} x {size[1]}; a multiply-add counts as one",
-        "input": _input(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
-        "training": _training(cfg, file, entry),
+        "input": _input(*limits),
+        "training": training,
     }
-
-
-def _read_config(config_file: str | None) -> "CfgNode | None":
-    from ..config import get_cfg, merge
-
-    if not config_file:
-        return None
-    cfg = get_cfg("standalone")
-    merge(cfg, config_file, [])
-    return cfg
-
-
-def _default_size(cfg: "CfgNode") -> tuple[int, int]:
-    """Returns the evaluation size of an image with an aspect ratio of 4:3."""
-    from ..data.images import resize_shortest_edge
-
-    return resize_shortest_edge(480, 640, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 def _input(min_size: int, max_size: int) -> str:
     return f"shorter side {min_size}, longer side at most {max_size}" if min_size else "images are not resized"
 
 
-def _architecture(cfg: "CfgNode") -> str:
+def _architecture(model: "ModelConfig") -> str:
     """Returns the main parts of a model in one line."""
-    detr, backbone = cfg.MODEL.DETR, cfg.MODEL.BACKBONE
-    network = f"ResNet-{cfg.MODEL.RESNETS.DEPTH}" if "resnet" in backbone.NAME else backbone.VARIANT
-    parts = [f"{cfg.MODEL.META_ARCHITECTURE} with {network}{' DC5' * (cfg.MODEL.RESNETS.RES5_DILATION == 2)}"]
-    parts.append(f"{detr.NUM_FEATURE_LEVELS} levels from {', '.join(detr.IN_FEATURES)}")
-    parts.append(f"{detr.ENC_LAYERS} encoder and {detr.DEC_LAYERS} decoder layers of {detr.HIDDEN_DIM} channels")
-    parts.append(f"{detr.NUM_OBJECT_QUERIES} queries")
+    detector, backbone = model.detector, (model.backbone.bottom_up or model.backbone).arguments
+    network = backbone.get("variant") or f"ResNet-{backbone['depth']}{' DC5' * (backbone['res5_dilation'] == 2)}"
+    parts = [
+        f"{detector.architecture} with {network}",
+        f"{detector.num_levels} levels from {', '.join(detector.in_features)}",
+        f"{detector.encoder_layers} encoder and {detector.decoder_layers} decoder layers",
+        f"{detector.d_model} channels",
+        f"{detector.num_queries} queries",
+    ]
     options = {
-        "box refinement": detr.WITH_BOX_REFINE,
-        "two-stage": detr.TWO_STAGE,
-        "mask head": cfg.MODEL.MASK_ON,
-        "panoptic": detr.PANOPTIC.ENABLED,
+        "box refinement": detector.box_refine,
+        "two-stage": detector.two_stage,
+        "mask head": detector.mask_head,
+        "panoptic": model.metadata.evaluation.is_panoptic,
     }
     return "; ".join([*parts, *(name for name, is_on in options.items() if is_on)])
-
-
-def _training(cfg: "CfgNode", file: Path, entry: "Entry | None") -> str:
-    """Returns the recipe and, for a checkpoint of this project, the number of iterations."""
-    from ..checkpoint import read_checkpoint
-    from ..config.training import describe_recipe, training_config
-
-    recipe = f"{', '.join(cfg.DATASETS.TRAIN)}: {describe_recipe(training_config(cfg), cfg.SOLVER.IMS_PER_BATCH)}"
-    if entry is not None:
-        return f"published recipe, as in {entry.config}: {recipe}"
-    content = None if file.suffix == ".safetensors" else read_checkpoint(file)
-    iteration = content.get("iteration") if isinstance(content, dict) else None
-    if isinstance(iteration, int) and iteration >= 0:
-        recipe += f"; saved after {iteration + 1} iterations"
-    return recipe

@@ -8,7 +8,8 @@ import argparse
 import os
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import Range, UserError
+from .arguments import number
 
 HELP = "generate the data set of the demo"
 
@@ -17,11 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "shapes"
     parser.add_argument("--out", type=Path, default=default, help="folder to write to (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=4000, help="training images (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=500, help="validation images (default: %(default)s)")
+    parser.add_argument("--train", type=number(Range(0)), default=4000, help="training images (default: %(default)s)")
+    parser.add_argument("--val", type=number(Range(0)), default=500, help="validation images (default: %(default)s)")
     parser.add_argument(
         "--size",
-        type=int,
+        type=number(Range(32)),
         nargs="+",
         default=[128, 160],
         help="side of the images in pixels, or minimum and maximum (default: 128 160)",

@@ -12,8 +12,9 @@ Checkpoints, metrics and the config are written to the output folder.
 
 import argparse
 
-from ..engine import check_can_train, choose_engine
+from ..engine import check_can_train, choose_engine, is_main_process
 from .arguments import add_training_arguments as add_arguments
+from .report import check_can_report, report_training
 
 HELP = "train a model on a data set"
 
@@ -24,6 +25,8 @@ def run(args: argparse.Namespace) -> None:
     """Trains or evaluates with the selected engine."""
     engine = choose_engine(args.engine)
     check_can_train(engine)
+    if args.report:
+        check_can_report()
     print(f"Engine: {engine.name} ({engine.reason}).", flush=True)
     from ..config.recipes import find_config
 
@@ -33,3 +36,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         from ..standalone import main
     main(args)
+    if args.report and args.machine_rank == 0 and is_main_process():
+        from ..config.loading import output_dir
+
+        report_training(output_dir(engine.name, args))

@@ -1,6 +1,6 @@
 """Results of `Detector`: boxes, masks and panoptic segments of an image, and their conversion to other formats."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from ..data.masks import encode
-from ..errors import ArgumentError
+from ..engine import is_installed
+from ..errors import ArgumentError, UserError, missing_package
 from ..modeling import PanopticSegmentation
 from . import drawing
 from .images import Picture
@@ -82,12 +84,14 @@ class Detections:
             index = int(index)
         if isinstance(index, int | np.integer):
             if not -len(self) <= index < len(self):
-                raise IndexError(f"index {index} of {len(self)} detections")
+                raise IndexError(f"index {index} is out of range for {len(self)} detections")
             label = int(self.labels[index])
             mask = None if self.masks is None else self.masks[index]
             left, top, right, bottom = self.boxes[index].tolist()
             box = (left, top, right, bottom)
             return Detection(box, float(self.scores[index]), label, self.class_names[label], mask)
+        if isinstance(index, str) or index is None:
+            raise TypeError(f"detections are selected by a slice, a boolean mask or indices, got {index!r}")
         rows = index if isinstance(index, slice) else torch.as_tensor(index)
         if isinstance(rows, Tensor) and not rows.numel():
             rows = rows.to(torch.bool if len(self) == 0 else torch.int64)
@@ -112,42 +116,63 @@ class Detections:
         """Draws boxes, class names, scores and masks on the image, or the segments of a panoptic segmentation.
 
         Args:
-            threshold: minimum score of drawn detections, or a mapping from class names to minimum scores, which default
-                to 0.3 for other classes.
+            threshold: minimum score of drawn detections or segments, or a mapping from class names to minimum scores,
+                which default to 0.3 for other classes.
             ground_truth: boxes (T, 4) as (x1, y1, x2, y2) in pixels and labels (T,), drawn on a copy to the right.
-            masks: whether to draw masks and segments.
-            texts: text of each detection; None: names of classes and scores.
+            masks: whether to draw masks, and segments instead of boxes.
+            texts: text of each detection, or of each segment; None: names of classes, and scores of boxes.
             min_side: images whose shorter side is below this value are enlarged by an integer factor to keep texts
-                legible; 1 keeps the size.
+                legible, as far as the longer side is at most 4096; 1 keeps the size.
 
         Raises:
-            ArgumentError: if the detections have no image.
+            ArgumentError: for an invalid argument, or if the detections have no image.
             ImageError: if the image file no longer exists.
         """
         if self.picture is None:
             raise ArgumentError("picture", "must be set to draw detections, got None")
+        if isinstance(min_side, bool) or not isinstance(min_side, int) or min_side < 1:
+            raise ArgumentError("min_side", f"must be an integer of at least 1, got {min_side!r}")
+        segments = self.segmentation.segments if masks and self.segmentation is not None else None
+        labels, scores = self.labels, self.scores
+        if segments is not None:
+            labels = torch.tensor([item["category_id"] for item in segments], dtype=torch.int64)
+            scores = torch.tensor([item["score"] for item in segments])
+        if texts is not None and (not isinstance(texts, Sequence) or len(texts) != len(labels)):
+            kind = "detections" if segments is None else "segments"
+            raise ArgumentError("texts", f"must have a text for each of the {len(labels)} {kind}, got {texts!r}")
+        limits = torch.tensor(class_thresholds(threshold, self.class_names, "threshold"))
+        rows = (scores >= limits[labels]).nonzero()[:, 0].tolist()
+        texts = None if texts is None else [texts[row] for row in rows]
+        truth = None if ground_truth is None else self._check_truth(ground_truth)
         image = self.picture.pixels()
-        if masks and self.segmentation is not None:
-            drawn = drawing.draw_segments(image, self.segmentation, self.class_names, min_side=min_side)
+        if segments is not None:
+            assert self.segmentation is not None
+            shown = replace(self.segmentation, segments=[segments[row] for row in rows])
+            drawn = drawing.draw_segments(image, shown, self.class_names, texts=texts, min_side=min_side)
         else:
-            is_shown = (
-                self.scores >= torch.tensor(class_thresholds(threshold, self.class_names, "threshold"))[self.labels]
-            )
-            shown = self[is_shown]
+            boxes, shown_masks = self.boxes[rows], self.masks[rows] if masks and self.masks is not None else None
             drawn = drawing.draw(
-                image,
-                shown.boxes,
-                shown.labels,
-                shown.scores,
-                self.class_names,
-                masks=shown.masks if masks else None,
-                texts=None if texts is None else [texts[index] for index in is_shown.nonzero()[:, 0].tolist()],
-                min_side=min_side,
-            )
-        if ground_truth is not None:
-            truth = drawing.draw(image, *ground_truth, class_names=self.class_names, min_side=min_side)
-            drawn = drawing.grid([drawn, truth], columns=2)
+                image, boxes, labels[rows], scores[rows], self.class_names,
+                masks=shown_masks, texts=texts, min_side=min_side,
+            )  # fmt: skip
+        if truth is not None:
+            other = drawing.draw(image, *truth, class_names=self.class_names, min_side=min_side)
+            drawn = drawing.grid([drawn, other], columns=2)
         return Image.fromarray(drawn)
+
+    def _check_truth(self, ground_truth: Any) -> tuple[Tensor, Tensor]:
+        """Returns boxes (T, 4) and labels (T,); raises `ArgumentError` if they are invalid."""
+        try:
+            boxes, labels = (torch.as_tensor(part) for part in ground_truth)
+            is_valid = boxes.reshape(-1, 4).shape[0] == len(labels) and labels.ndim == 1
+        except (TypeError, ValueError, RuntimeError):
+            is_valid = False
+        if not is_valid:
+            raise ArgumentError("ground_truth", f"must be boxes (T, 4) and labels (T,), got {ground_truth!r}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            expected = f"0 to {len(self.class_names) - 1}"
+            raise ArgumentError("ground_truth", f"must have labels from {expected}, got {labels.tolist()}")
+        return boxes, labels
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the detections as JSON-serializable values, with masks in COCO's RLE format."""
@@ -166,7 +191,7 @@ class Detections:
             result["segments"] = [{**item, "name": self.class_names[item["category_id"]]} for item in segments]
         return result
 
-    def to_coco(self, image_id: int = 0, category_ids: Sequence[int] | Mapping[str, int] | None = None) -> list[Any]:
+    def to_coco(self, image_id: int = 0, category_ids: Iterable[int] | Mapping[str, int] | None = None) -> list[Any]:
         """Returns the detections as a list of results in COCO format, with boxes as (x, y, width, height).
 
         Args:
@@ -177,25 +202,21 @@ class Detections:
             ArgumentError: if a class has no category id.
         """
         if category_ids is None:
-            ids: dict[str, int] = {name: index for index, name in enumerate(self.class_names)}
             by_label = list(range(len(self.class_names)))
         elif isinstance(category_ids, Mapping):
-            ids = dict(category_ids)
-            if missing := [name for name in self.class_names if name not in ids]:
+            if missing := [name for name in self.class_names if name not in category_ids]:
                 raise ArgumentError("category_ids", f"must have an id for every class, lacks {', '.join(missing)}")
-            by_label = [ids[name] for name in self.class_names]
-        else:
-            by_label = list(category_ids)
-            if len(by_label) != len(self.class_names):
-                raise ArgumentError(
-                    "category_ids", f"must have {len(self.class_names)} ids, one for each class, got {len(by_label)}"
-                )
+            by_label = [category_ids[name] for name in self.class_names]
+        elif not isinstance(category_ids, Iterable) or len(by_label := list(category_ids)) != len(self.class_names):
+            raise ArgumentError(
+                "category_ids", f"must have {len(self.class_names)} ids, one for each class, got {category_ids!r}"
+            )
         results = []
-        for index, (left, top, right, bottom) in enumerate(self.boxes.tolist()):
+        for index, box in enumerate(box_convert(self.boxes, "xyxy", "xywh").tolist()):
             result = {
                 "image_id": image_id,
                 "category_id": by_label[int(self.labels[index])],
-                "bbox": [left, top, right - left, bottom - top],
+                "bbox": box,
                 "score": float(self.scores[index]),
             }
             if self.masks is not None:
@@ -204,8 +225,15 @@ class Detections:
         return results
 
     def to_supervision(self) -> Any:
-        """Returns ``supervision.Detections`` (package supervision) with the names in ``data["class_name"]``."""
-        import supervision
+        """Returns ``supervision.Detections`` with the names in ``data["class_name"]``.
+
+        Raises:
+            UserError: if the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            raise UserError(f"to_supervision {missing_package('supervision')}") from error
 
         return supervision.Detections(
             xyxy=self.boxes.numpy(),
@@ -216,7 +244,16 @@ class Detections:
         )
 
     def to_instances(self) -> Any:
-        """Returns Detectron2's ``Instances`` with ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks``."""
+        """Returns Detectron2's ``Instances`` with ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks``.
+
+        Raises:
+            UserError: if Detectron2 is not installed.
+        """
+        if not is_installed("detectron2"):
+            raise UserError(
+                "to_instances requires detectron2, which is not installed: install it from its repository, or use "
+                "to_dict or to_supervision"
+            )
         from ..detectron2_plugin.meta_arch import to_instances
         from ..modeling import Detections as Found
 

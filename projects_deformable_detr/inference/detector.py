@@ -1,10 +1,11 @@
 """`Detector`: a model with its preprocessing and postprocessing, for images from any source."""
 
+import copy
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypedDict, overload
@@ -15,18 +16,22 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 from typing_extensions import Unpack
 
+from ..config.inference import ConfigSource, ModelMetadata
 from ..data.images import Pixels, resize_shortest_edge
 from ..errors import ArgumentError
 from ..evaluation import TestTimeAugmentationConfig
 from ..evaluation.tta import detect_with_tta
+from ..explain import input_gradients, record_attention
 from ..modeling import Detections as Found
+from ..modeling import Detector as Model
 from ..modeling import PanopticSegmentation, Predictions, batch_images, panoptic_postprocess, postprocess
 from ..modeling.postprocess import instance_masks
 from .detections import Detections
+from .explanation import Explanation, check_points, check_rows, explain
 from .images import KINDS, ImageError, Picture, Source, is_single, name_of
-from .model import ModelMetadata, Runner, choose_device, choose_dtype
+from .model import Runner, choose_device, choose_dtype
 from .options import DEFAULT_THRESHOLD, Classes, Options, make_options
-from .tiles import Tile, merge_tiles
+from .tiles import Tile, merge_tiles, select
 
 BATCH_SIZE = 8  # default
 CPU_BATCH_PIXELS = 512 * 512
@@ -69,7 +74,7 @@ class Detector:
     Detections in an image do not depend on the other images of a call. Instances are thread-safe and can be pickled.
 
     Args:
-        runner: computes predictions; a module is moved to ``device`` and set to evaluation mode.
+        runner: computes predictions; a module is copied.
         metadata: classes, preprocessing and postprocessing.
         device: device of the model; ``"auto"``: CUDA's current device, or the CPU if there is none.
         dtype: type of the computation, ``"float32"``, ``"bfloat16"`` or ``"float16"`` (or torch's dtypes). 16-bit types
@@ -90,12 +95,29 @@ class Detector:
         dtype: str | torch.dtype = "float32",
         compile: bool = False,
     ) -> None:
+        if isinstance(runner, nn.Module):
+            runner = copy.deepcopy(runner)
+        self._set_up(runner, metadata, device, dtype, compile)
+
+    def _set_up(
+        self,
+        runner: Runner,
+        metadata: ModelMetadata,
+        device: str | torch.device,
+        dtype: str | torch.dtype,
+        compile: bool,
+    ) -> None:
+        """Initializes the detector with a runner that it may change."""
+        if not isinstance(metadata, ModelMetadata):
+            raise ArgumentError("metadata", f"must be a ModelMetadata, got {type(metadata).__name__}")
+        if not callable(runner):
+            raise ArgumentError("runner", f"must be a module or a function, got {type(runner).__name__}")
         self.metadata = metadata
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype)
         self.compile = compile
         if isinstance(runner, nn.Module):
-            runner.to(self.device).eval().requires_grad_(False)
+            runner = runner.to(self.device).eval().requires_grad_(False)
         elif compile or self.dtype != torch.float32:
             name = "compile" if compile else "dtype"
             raise ArgumentError(
@@ -109,7 +131,7 @@ class Detector:
         cls,
         source: str | os.PathLike[str],
         *,
-        config: Any = None,
+        config: ConfigSource | None = None,
         class_names: Sequence[str] | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float32",
@@ -123,7 +145,7 @@ class Detector:
                 ``"deformable_detr_r50_two_stage"``; or a checkpoint of another project, which requires ``config``.
             config: config of a checkpoint that does not contain one: a YAML file, the name of a recipe in ``configs/``,
                 or a ``CfgNode``.
-            class_names: class names that replace those in the file.
+            class_names: distinct class names that replace those in the file.
             device, dtype, compile: see `Detector`.
 
         Raises:
@@ -134,7 +156,9 @@ class Detector:
 
         runner, metadata = open_model(source, config, class_names, device)
         place = getattr(runner, "device", device)  # an exported model may support one device only
-        return cls(runner, metadata, device=place, dtype=dtype, compile=compile)
+        detector = cls.__new__(cls)  # the constructor would copy the model
+        detector._set_up(runner, metadata, place, dtype, compile)
+        return detector
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -201,7 +225,7 @@ class Detector:
                 images and 16-bit images are handled as in training.
             score_threshold: minimum score, or a mapping from class names to minimum scores, which default to 0.3 for
                 other classes.
-            top_k: maximum number of detections per image; None: the value in the model's config, usually 100.
+            top_k: maximum number of detections per image; None: the value in the model's config, usually 100, per tile.
             classes: names or ids of the classes to detect; None: all.
             nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped; None: no NMS.
             tile: ``(size, overlap)`` in pixels: detect in square tiles of large images, and merge detections of one
@@ -362,8 +386,74 @@ class Detector:
                 results.append(_Found(kept, segmentations[index]))
         return results
 
+    def explain(
+        self,
+        image: Source,
+        *,
+        detections: Sequence[int] | None = None,
+        points: Sequence[tuple[float, float]] = (),
+        gradients: bool = False,
+        score_threshold: float | Mapping[str, float] = DEFAULT_THRESHOLD,
+        top_k: int | None = None,
+        classes: Classes | None = None,
+        nms_threshold: float | None = None,
+        color: str = "rgb",
+    ) -> Explanation:
+        """Returns the attention of detections and points in an image, recomputed from the inputs of attention layers.
+
+        The hooks that record them exist during this call only. Points of DETR cost (layers, P, heads, tokens) floats.
+
+        Args:
+            image: see `stream`, as for the following arguments; one image.
+            detections: indices of the detections to explain among those that a call of the detector with the same
+                options returns; None: all; () for none.
+            points: points (x, y) in pixels of the image for the encoder's attention.
+            gradients: whether to compute gradients of the detections with respect to the pixels: five backward passes
+                of each detection.
+            score_threshold, top_k, classes, nms_threshold, color: see `stream`.
+
+        Raises:
+            ImageError: if the image cannot be read.
+            ArgumentError: for an invalid argument, or an exported model.
+        """
+        model = self.model
+        if not isinstance(model, Model):
+            raise ArgumentError("explain", "needs a checkpoint: exported models do not have attention layers")
+        limits = score_threshold, top_k, classes, nms_threshold
+        options = make_options(self.metadata, *limits, None, False, color, 1)
+        if not is_single(image):
+            raise ArgumentError("image", f"must be one image, got {type(image).__name__}")
+        item = self._prepare(Picture(image, name_of(image, 0), self.metadata.reader, options.color), options)
+        marks = check_points(points, item.size)
+        batch, mask = self._normalize(item.inputs[0][None].to(self.device))
+        batch.requires_grad_(gradients)
+        with torch.set_grad_enabled(gradients), self._precision(), record_attention(model) as recording:
+            predictions = model(batch, mask)
+        candidates = options.candidates, options.classes, options.min_score
+        found = options.select(postprocess(replace(predictions, masks=None), [item.size], *candidates)[0])
+        rows = torch.arange(len(found.scores))
+        if detections is not None:
+            rows = check_rows(detections, len(rows), options.min_score)
+            found = select(found, rows.to(self.device))
+        assert found.queries is not None
+        maps = input_gradients(predictions, batch, found.queries, found.labels) if gradients else None
+        kept = self._finish(item, [_Found(found)], options)
+        with self._precision():
+            return explain(recording, predictions, kept, rows, found.queries, marks, maps)
+
     def _predict(self, images: Tensor) -> Predictions:
         """Returns predictions for images (N, 3, h, w) uint8 RGB."""
+        batch, mask = self._normalize(images)
+        with self._precision():
+            predictions: Predictions = self._run(batch, mask)
+        return predictions
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """Returns the context of the computation, which enables mixed precision for 16-bit types."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def _normalize(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the model's input for images (N, 3, h, w) uint8 RGB, and its padding mask."""
         metadata = self.metadata
         if metadata.reader.format == "BGR":
             images = images.flip(1)
@@ -376,10 +466,7 @@ class Detector:
             down, right = metadata.input_size[0] - batch.shape[-2], metadata.input_size[1] - batch.shape[-1]
             batch = nn.functional.pad(batch, (0, right, 0, down))
             mask = nn.functional.pad(mask, (0, right, 0, down), value=True)
-        is_mixed = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype) if is_mixed else nullcontext():
-            predictions: Predictions = self._run(batch, mask)
-        return predictions
+        return batch, mask
 
     def _finish(self, item: _Prepared, found: list[_Found], options: Options) -> Detections:
         """Merges the detections in the tiles of an image and moves them to the CPU."""
@@ -387,7 +474,7 @@ class Detector:
         if len(found) > 1:
             assert options.tile is not None
             parts = [part.detections for part in found]
-            limits = options.tile[1], options.nms_threshold, options.top_k
+            limits = options.tile[1], options.nms_threshold, options.merged_top_k or options.top_k * len(found)
             detections = merge_tiles(item.size, item.tiles, parts, *limits)
         if segmentation is not None:
             segmentation = replace(segmentation, ids=segmentation.ids.cpu())

@@ -15,6 +15,7 @@ from torchvision.utils import make_grid
 
 from ..errors import UserError
 from ..modeling import PanopticSegmentation
+from .images import ImageError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -22,6 +23,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 PALETTE = ("#ffc400", "#40c4ff", "#ff7a59", "#80de5a", "#d68cff", "#ff8ac4", "#00d6b2", "#dede6e", "#a0aaff", "#dcb082")
 _OUTLINE = "#141414"
 _MASK_OPACITY = 0.5
+_MAX_ENLARGED = 4096  # longer side in pixels
 _FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf")
 
 
@@ -49,7 +51,7 @@ def draw(
         masks: (K, H, W) bool, drawn as a tint of the class's color.
         texts: K texts that replace class names and scores.
         min_side: images whose shorter side is below this value are enlarged by an integer factor, so that texts and
-            lines are finer.
+            lines are finer, as far as the longer side is at most 4096.
 
     Returns:
         (f H, f W, 3) uint8, where f >= 1 is the factor.
@@ -68,7 +70,7 @@ def draw(
             f"{len(ranking)} scores"
         )
     order = torch.arange(len(corners)) if scores is None else ranking.argsort(stable=True)
-    factor = max(1, -(-min_side // min(image.shape[:2])))
+    factor = _choose_factor(image, min_side)
     ids: list[int] = classes[order].tolist()
     colors = [PALETTE[label % len(PALETTE)] for label in ids]
     tinted = image.copy()
@@ -82,37 +84,50 @@ def draw(
         written = [f"{text} {100 * score:.0f}%" for text, score in zip(written, ranking[order].tolist(), strict=True)]
     picture = Image.fromarray(_enlarge(tinted, factor))
     rectangles = (corners[order] * factor).round().int().tolist()
-    _draw_boxes(picture, rectangles, colors)
-    _draw_texts(picture, [(left, top) for left, top, _, _ in rectangles], written, colors)
+    draw_boxes(picture, rectangles, colors)
+    draw_texts(picture, rectangles, written, colors)
     return np.asarray(picture)
 
 
 def draw_segments(
-    image: Pixels, segmentation: PanopticSegmentation, class_names: Sequence[str], *, min_side: int = 480
+    image: Pixels,
+    segmentation: PanopticSegmentation,
+    class_names: Sequence[str],
+    *,
+    texts: Sequence[str] | None = None,
+    min_side: int = 480,
 ) -> Pixels:
     """Draws the segments of a panoptic segmentation as tints with class names; things of one class differ in color.
 
-    See `draw` for the arguments and the result.
+    Ids without a segment are not drawn. See `draw` for the arguments and the result.
     """
-    factor = max(1, -(-min_side // min(image.shape[:2])))
-    ids, tinted = segmentation.ids.numpy(), image.copy()
-    places, texts, colors = [], [], []
-    for item in segmentation.segments:
+    factor = _choose_factor(image, min_side)
+    segments, tinted = segmentation.segments, image.copy()
+    ids = segmentation.ids.numpy()
+    ids = np.where(np.isin(ids, [item["id"] for item in segments]), ids, 0)
+    places, colors = [], []
+    for item in segments:
         mask = ids == item["id"]
         color = PALETTE[(item["category_id"] + (item["id"] if item["isthing"] else 0)) % len(PALETTE)]
         _tint(tinted, mask, color)
         rows, columns = np.nonzero(mask)
         middle = int(np.abs(rows - rows.mean()).argmin())  # a pixel of the segment near its center
-        places.append((int(np.median(columns[rows == rows[middle]])) * factor, int(rows[middle]) * factor))
-        texts.append(class_names[item["category_id"]])
+        x, y = int(np.median(columns[rows == rows[middle]])) * factor, int(rows[middle]) * factor
+        places.append((x, y, x, y))
         colors.append(color)
     edges = np.zeros(ids.shape, bool)
     edges[1:] |= ids[1:] != ids[:-1]
     edges[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     tinted[edges] = ImageColor.getrgb(_OUTLINE)
     picture = Image.fromarray(_enlarge(tinted, factor))
-    _draw_texts(picture, places, texts, colors)
+    draw_texts(picture, places, texts or [class_names[item["category_id"]] for item in segments], colors)
     return np.asarray(picture)
+
+
+def _choose_factor(image: Pixels, min_side: int) -> int:
+    """Returns the factor by which an image is enlarged, see `draw`."""
+    short, long = sorted(image.shape[:2])
+    return max(1, min(-(-min_side // short), _MAX_ENLARGED // long))
 
 
 def _enlarge(image: Pixels, factor: int) -> Pixels:
@@ -131,7 +146,7 @@ def _scale(width: int, height: int) -> float:
     return max(1.0, min(height, width) / 500)
 
 
-def _draw_boxes(picture: Image.Image, boxes: Sequence[Sequence[int]], colors: Sequence[str]) -> None:
+def draw_boxes(picture: Image.Image, boxes: Sequence[Sequence[int]], colors: Sequence[str]) -> None:
     """Draws boxes in the colors of their classes with dark edges, which are visible on any background."""
     unit, pen = round(_scale(*picture.size)), ImageDraw.Draw(picture)
     for (left, top, right, bottom), color in zip(boxes, colors, strict=True):
@@ -140,23 +155,45 @@ def _draw_boxes(picture: Image.Image, boxes: Sequence[Sequence[int]], colors: Se
             pen.rectangle(corners, outline=fill, width=width)
 
 
-def _draw_texts(
-    picture: Image.Image, places: Sequence[tuple[int, int]], texts: Sequence[str], colors: Sequence[str]
+def draw_texts(
+    picture: Image.Image, boxes: Sequence[Sequence[int]], texts: Sequence[str], colors: Sequence[str]
 ) -> None:
-    """Writes texts on filled rectangles above the places (x, y), or below them if there is no room above."""
-    width, height = picture.size
-    scale = _scale(width, height)
+    """Writes texts on filled rectangles above, below or inside boxes (x1, y1, x2, y2)."""
+    scale = _scale(*picture.size)
     unit, pen = round(scale), ImageDraw.Draw(picture)
     font, texts = _choose_font(round(13 * scale), texts)
-    text_height = int(pen.textbbox((0, 0), "Ag", font)[3]) + unit
-    for (left, top), text, color in zip(places, texts, colors, strict=True):
-        text_width = round(pen.textlength(text, font)) + 4 * unit
-        x = min(max(0, left - unit), max(0, width - text_width))
-        y = top - unit - text_height
-        if y < 0:
-            y = min(max(0, top), max(0, height - text_height))
-        pen.rectangle((x, y, x + text_width, y + text_height), fill=color, outline=_OUTLINE, width=unit)
+    height = int(pen.textbbox((0, 0), "Ag", font)[3]) + unit
+    widths = [round(pen.textlength(text, font)) + 4 * unit for text in texts]
+    corners = _place_texts(boxes, widths, height, unit, picture.size)
+    for (x, y), width, text, color in zip(corners, widths, texts, colors, strict=True):
+        pen.rectangle((x, y, x + width, y + height), fill=color, outline=_OUTLINE, width=unit)
         pen.text((x + 2 * unit, y), text, fill="black", font=font)
+
+
+def _place_texts(
+    boxes: Sequence[Sequence[int]], widths: Sequence[int], height: int, unit: int, size: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Returns the upper left corner of each text, where it covers the least of other texts.
+
+    Texts of higher-scoring boxes, which come last, are placed first. Places above a box are preferred.
+    """
+    used = np.zeros((0, 4), dtype=np.int64)
+    corners: list[tuple[int, int]] = []
+    for (left, top, right, bottom), width in zip(reversed(boxes), reversed(widths), strict=True):
+        xs = left - unit, right + unit - width
+        ys = top - unit - height, bottom + unit, top, bottom - height
+        limit = max(0, size[1] - height)
+        # A place beyond the upper or lower border is replaced by one inside the box.
+        places = [(x, y) for y in ys for x in xs if 0 <= y <= limit] or [(xs[0], min(max(0, top), limit))]
+        candidates = np.array([(min(max(0, x), max(0, size[0] - width)), y) for x, y in places])
+        overlaps = np.minimum(candidates[:, None] + (width, height), used[:, 2:]) - np.maximum(
+            candidates[:, None], used[:, :2]
+        )
+        covered = overlaps.clip(0).prod(axis=2).sum(axis=1)
+        x, y = candidates[covered.argmin()].tolist()
+        used = np.vstack([used, (x, y, x + width, y + height)])
+        corners.append((x, y))
+    return corners[::-1]
 
 
 def _choose_font(size: int, texts: Sequence[str]) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, list[str]]:
@@ -202,13 +239,17 @@ def save(path: str | Path, image: Pixels) -> None:
     """Writes an RGB image in the format given by the suffix, and creates its folder if needed.
 
     Raises:
+        ImageError: if the format cannot represent the image; JPEG is limited to 65500 pixels per side.
         UserError: if the suffix is unknown or the file cannot be written.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
+        Image.fromarray(image).save(path, quality=92)
     except ValueError as error:
         raise UserError(f"{path}: unknown image suffix {path.suffix!r}; use .png or .jpg") from error
     except OSError as error:
+        if error.errno is None:  # raised by Pillow's encoder, not by the file system
+            size = f"{image.shape[1]} x {image.shape[0]} pixels"
+            raise ImageError(f"cannot write {path}: {size} ({error}); cut the image into tiles") from error
         raise UserError(f"cannot write {path}: {error.strerror}; choose another file") from error

@@ -4,7 +4,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..evaluation import Evaluator
 from ..evaluation.coco import Metrics
 from ..evaluation.score_threshold import best_f1, match
+from .detections import Detections
 from .detector import Detector
 
 
@@ -24,10 +25,11 @@ class Evaluation:
     """Result of an evaluation.
 
     Attributes:
-        metrics: metrics in percent for ``"bbox"`` and, with masks, ``"segm"``, as in a training run's ``metrics.json``.
+        metrics: metrics in percent for ``"bbox"`` and, with masks, ``"segm"``, or for ``"panoptic_seg"``, as in a
+            training run's ``metrics.json``.
         best_f1: the score threshold with the best F1, and the metrics of boxes with higher scores, see
-            `score_threshold.metrics_above`; {} for LVIS, whose annotations are not exhaustive, or if there are no
-            detections.
+            `score_threshold.metrics_above`; {} for LVIS, whose annotations are not exhaustive, for panoptic data
+            sets, or if there are no detections.
         best_f1_of_classes: the same for each class.
         objects: number of objects of each class, without crowds.
     """
@@ -51,15 +53,16 @@ def evaluate(
 
     Args:
         detector: a detector for all classes of the data set, which are matched by name. Its other classes are ignored.
-        records: data set in COCO's instances format or LVIS format, loaded with ``for_evaluation``, and with masks if
-            the detector predicts masks.
+        records: data set in COCO's instances or panoptic format or LVIS format, loaded with ``for_evaluation``, and
+            with masks if the detector predicts masks.
         output_dir: folder of the results file.
         iou: minimum IoU between a detection and an object for precision and recall.
         batch_size: see `Detector.stream`.
         on_image: called after each image.
 
     Raises:
-        UserError: if the detector lacks a class of the data set, or an image cannot be read.
+        UserError: if the detector lacks a class of the data set, or an image cannot be read; or for a panoptic data
+            set, if the detector is not panoptic or has other classes.
     """
     summary, config = records.summary, detector.metadata.evaluation
     rows = match_names(summary.class_names, detector.class_names)
@@ -70,8 +73,13 @@ def evaluate(
         )
     labels = torch.full((len(detector.class_names),), -1)
     labels[list(rows.values())] = torch.tensor(list(rows))
-    classes = None if set(rows.values()) == set(range(len(detector.class_names))) else list(rows.values())
-    evaluator = Evaluator(records, config.max_detections)
+    classes = None if -1 not in labels else list(rows.values())
+    is_panoptic = records.spec.panoptic_root is not None
+    if is_panoptic and not config.is_panoptic:
+        raise UserError(f"{records.spec} is in the panoptic format, but the model is not panoptic")
+    if is_panoptic and classes is not None:
+        raise UserError(f"{records.spec} must have all {len(detector.class_names)} classes of the panoptic model")
+    evaluator = Evaluator(records, config.max_detections, is_panoptic)
     found = detector.stream(
         (record["file_name"] for record in records),
         score_threshold=config.score_threshold,
@@ -80,7 +88,7 @@ def evaluate(
     )
     for image_id, item in zip(records.image_ids.tolist(), found, strict=True):
         result = modeling.Detections(item.boxes, item.scores, labels[item.labels], item.masks)
-        evaluator.add([image_id], [item.source], [result])
+        evaluator.add([image_id], [item.source], [result], _segmentations(item, labels) if is_panoptic else None)
         on_image()
     metrics = evaluator.evaluate(output_dir)
     if summary.is_lvis or evaluator.coco is None:
@@ -96,6 +104,14 @@ def evaluate(
         {name: best_f1(matches.select(category)) for name, category in categories.items()},
         {name: matches.num_objects.get(category, 0) for name, category in categories.items()},
     )
+
+
+def _segmentations(found: Detections, labels: torch.Tensor) -> list[modeling.PanopticSegmentation]:
+    """Returns the segmentation of an image with the class ids of the data set."""
+    assert found.segmentation is not None
+    segments = found.segmentation.segments
+    segments = [item | {"category_id": int(labels[item["category_id"]])} for item in segments]
+    return [replace(found.segmentation, segments=segments)]
 
 
 def measure_latency(detector: Detector, files: list[str]) -> float:

@@ -1,6 +1,7 @@
 """Exported models: files of torch.export, AOTInductor, ONNX, OpenVINO and TorchScript as runners of `Detector`."""
 
 import json
+import logging
 import os
 import threading
 import zipfile
@@ -8,20 +9,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import box_convert
 
+from ..config.inference import ModelMetadata
 from ..errors import UserError, check_choice
 from ..modeling import Predictions
 from ..modeling.padding import image_sizes
-from .model import ModelMetadata, choose_device, to_predictions
+from .model import choose_device, to_predictions
 
 FORMATS = ("torch-export", "aoti", "onnx", "openvino", "torchscript")
 SUFFIXES = {".pt2": "torch-export", ".onnx": "onnx", ".xml": "openvino", ".torchscript": "torchscript"}
 KEY = "deformable_detr"  # name of the metadata in all formats
+_logger = logging.getLogger(__name__)
 _Session = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 
@@ -31,14 +34,15 @@ class GraphSpec:
 
     The inputs are images (N, 3, H, W) and, with ``preprocess``, image sizes (N, 2) int64 as (height, width) without
     padding; otherwise the padding mask (N, H, W) bool. The outputs are boxes (N, K, 4) as (x1, y1, x2, y2) in pixels of
-    the images, scores (N, K) and labels (N, K) with ``postprocess``; otherwise logits (N, Q, classes) and boxes
-    (N, Q, 4) as normalized (cx, cy, w, h). The last output of models with a mask head is mask logits (N, K or Q, h, w).
+    the images, scores (N, K), labels (N, K) and query indices (N, K) with ``postprocess``; then, in any case, logits
+    (N, Q, classes) and boxes (N, Q, 4) of all queries as normalized (cx, cy, w, h), and mask logits (N, Q, h, w) for
+    models with a mask head.
 
     Attributes:
         format: one of `FORMATS`.
         precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``.
         preprocess: whether images are RGB with values in 0–255 instead of normalized.
-        postprocess: whether outputs are detections, best first.
+        postprocess: whether the first outputs are detections, best first.
         input_type: dtype of the images, ``"uint8"`` (only with ``preprocess``) or ``"float32"``.
         min_side: minimum H and W; smaller images must be padded.
         device: device type of the graph, for formats that cannot be moved to another device.
@@ -61,6 +65,61 @@ class GraphSpec:
 def encode_metadata(metadata: ModelMetadata, graph: GraphSpec) -> str:
     """Returns the metadata of an exported file as JSON, with the objects ``model`` and ``graph``."""
     return json.dumps({"model": json.loads(metadata.to_json()), "graph": asdict(graph)})
+
+
+def read_exported_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
+    """Reads the metadata of an exported file without its runtime and without executing code.
+
+    Raises:
+        UserError: if the file cannot be read or was not written by ``deformable-detr export``.
+        ModuleNotFoundError: if the package ``onnx``, needed for ONNX files, is not installed.
+    """
+    path = _check_path(path)
+    try:
+        text = _read_text(path)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # each format has its own exception types
+        raise UserError(f"{path} cannot be read as a model in the format {SUFFIXES[path.suffix]}: {error}") from error
+    return _decode_metadata(text, path)[0]
+
+
+def _read_text(path: Path) -> str:
+    """Returns the text of `encode_metadata` in a file, "" if there is none."""
+    if path.suffix == ".onnx":
+        import onnx
+
+        properties = onnx.load(path, load_external_data=False).metadata_props
+        return next((item.value for item in properties if item.key == KEY), "")
+    if path.suffix == ".xml":
+        node = ElementTree.parse(path).find(f"rt_info/{KEY}")
+        return "" if node is None else node.get("value", "")
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(f"/extra/{KEY}"):
+                return archive.read(name).decode()
+            if name.endswith("_metadata.json"):  # AOTInductor
+                return str(json.loads(archive.read(name)).get(KEY, ""))
+    return ""
+
+
+def _decode_metadata(text: str, path: Path) -> tuple[ModelMetadata, GraphSpec]:
+    """Returns the objects of `encode_metadata`."""
+    if not text:
+        raise UserError(f"{path} has no metadata: write it with deformable-detr export")
+    try:
+        stored = json.loads(text)
+        return ModelMetadata.from_json(json.dumps(stored["model"])), GraphSpec(**stored["graph"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: the metadata is invalid ({error}): export the model again") from error
+
+
+def _check_path(path: str | os.PathLike[str]) -> Path:
+    if not is_exported(path):
+        raise UserError(f"{path}: exported models have the suffix {', '.join(SUFFIXES)}")
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not a file")
+    return Path(path)
 
 
 def is_exported(path: str | os.PathLike[str]) -> bool:
@@ -95,11 +154,7 @@ class ExportedModel:
     """
 
     def __init__(self, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
-        self.path = Path(path)
-        if not is_exported(path):
-            raise UserError(f"{path}: exported models have the suffix {', '.join(SUFFIXES)}")
-        if not self.path.is_file():
-            raise UserError(f"{path} is not a file")
+        self.path = _check_path(path)
         kind = "aoti" if _is_aoti(self.path) else SUFFIXES[self.path.suffix]
         self.device = _choose_device(kind) if device == "auto" else choose_device(device)
         try:
@@ -108,14 +163,8 @@ class ExportedModel:
             raise
         except Exception as error:  # each runtime has its own exception types
             raise UserError(f"{path} cannot be opened as a model in the format {kind}: {error}") from error
-        if not text:
-            raise UserError(f"{path} has no metadata: write it with deformable-detr export")
-        try:
-            stored = json.loads(text)
-            self.metadata = ModelMetadata.from_json(json.dumps(stored["model"]))
-            self.graph = GraphSpec(**stored["graph"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: the metadata is invalid ({error}): export the model again") from error
+        self.metadata, self.graph = _decode_metadata(text, self.path)
+        self._has_warned = False
         if kind == "aoti" and device == "auto":
             self.device = torch.device(self.graph.device)
         if self.device.type != self.graph.device and kind in ("aoti", "openvino"):
@@ -124,23 +173,28 @@ class ExportedModel:
     def __call__(self, images: Tensor, padding_mask: Tensor) -> Predictions:
         """Returns predictions; see `Runner` for the arguments."""
         right, down = (max(0, self.graph.min_side - images.shape[axis]) for axis in (-1, -2))
+        if (right or down) and not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "%s: images of %d x %d pixels are padded to at least %d, which can change detections. Use the "
+                "checkpoint for images of this size.",
+                self.path, images.shape[-1], images.shape[-2], self.graph.min_side,
+            )  # fmt: skip
         images = F.pad(images, (0, right, 0, down))
         padding_mask = F.pad(padding_mask, (0, right, 0, down), value=True)
         sizes = torch.tensor(image_sizes(padding_mask), device=images.device)
         inputs = (self._pixels(images), sizes) if self.graph.preprocess else (images, padding_mask)
-        outputs = [output.to(images.device) for output in self._run(*inputs)]
-        masks = outputs.pop().float() if self.metadata.has_masks else None
-        if not self.graph.postprocess:
-            logits, boxes = (output.float() for output in outputs)
-            return to_predictions(logits, boxes, masks, padding_mask, no_object=self.metadata.no_object)
-        corners, scores, labels = outputs
-        # Each detection becomes a query with a single class, and the softmax of its logits is the score.
-        scores = scores.clamp(min=torch.finfo(scores.dtype).tiny)
-        logits = scores.new_full((*scores.shape, len(self.metadata.class_names) + 1), -torch.inf)
-        logits[..., -1] = torch.log1p(-scores)
-        logits.scatter_(2, labels[..., None], scores.log()[..., None])
-        boxes = box_convert(corners / sizes.flip(1).repeat(1, 2)[:, None], "xyxy", "cxcywh")
-        return to_predictions(logits, boxes, masks, padding_mask, no_object=True)
+        # Detections of the graph are not used: the options of `Detector` apply to all queries.
+        first = 4 if self.graph.postprocess else 0
+        outputs = self._run(*inputs)
+        if len(outputs) < first + 2:
+            raise UserError(
+                f"{self.path} has {len(outputs)} outputs, as an earlier version exported: export the model again"
+            )
+        logits, boxes, *masks = (output.to(images.device).float() for output in outputs[first:])
+        return to_predictions(
+            logits, boxes, masks[0] if masks else None, padding_mask, no_object=self.metadata.no_object
+        )
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Undoes the normalization; returns RGB values in 0–255 with the dtype of the graph's input."""

@@ -63,9 +63,10 @@ class Picture:
             return replace(self.reader, format="RGB").read(source)
         except DatasetError as error:
             message = error.problem if isinstance(error, ImageFileError) else str(error)
+            message = message.removeprefix("image file ")
             if message.startswith("image "):  # an image without a path
                 message = self.name + message.removeprefix("image")
-            raise ImageError(message.removeprefix("image file "), self.name) from error
+            raise ImageError(message, self.name) from error
 
     def decoded(self) -> tuple["Picture", Pixels]:
         """Returns the picture and its pixels; a copy of the pixels replaces all sources except paths.

@@ -1,7 +1,7 @@
 """Options of a call of `Detector`: validation, selection of detections, and tiles."""
 
-import difflib
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated
@@ -9,15 +9,15 @@ from typing import Annotated
 import torch
 from torchvision.ops import batched_nms
 
-from ..errors import ArgumentError, PositiveInt, Range, check_choice, check_ranges
+from ..config.inference import ModelMetadata
+from ..errors import ArgumentError, PositiveInt, Range, check_choice, check_ranges, did_you_mean
 from ..evaluation import TestTimeAugmentationConfig
 from ..modeling import Detections
-from .model import ModelMetadata
-from .tiles import Tile, make_tiles, take
+from .tiles import Tile, make_tiles, select
 
 DEFAULT_THRESHOLD = 0.3
 MIN_TILE = 32  # pixels
-Classes = Sequence[str | int] | str | int
+Classes = Iterable[str | int] | str | int
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Options:
         color: channel order of arrays.
         batch_size: maximum number of images in a batch.
         max_pixels: maximum number of pixels in a batch of several images; None: no limit.
+        merged_top_k: maximum number of detections of an image with several tiles; None: ``top_k`` in each tile.
     """
 
     thresholds: Annotated[tuple[float, ...], Range(0, 1)]
@@ -47,6 +48,7 @@ class Options:
     color: str
     batch_size: PositiveInt
     max_pixels: int | None = None
+    merged_top_k: int | None = None
 
     def __post_init__(self) -> None:
         check_ranges(Options, vars(self))
@@ -66,11 +68,11 @@ class Options:
         """Applies class thresholds and NMS, and returns at most ``top_k`` detections."""
         if len(set(self.thresholds)) > 1:
             thresholds = torch.tensor(self.thresholds, device=found.scores.device)
-            found = take(found, (found.scores >= thresholds[found.labels]).nonzero()[:, 0])
+            found = select(found, (found.scores >= thresholds[found.labels]).nonzero()[:, 0])
         if self.nms_threshold is not None:
-            found = take(found, batched_nms(found.boxes, found.scores, found.labels, self.nms_threshold))
+            found = select(found, batched_nms(found.boxes, found.scores, found.labels, self.nms_threshold))
         return (
-            take(found, torch.arange(self.top_k, device=found.scores.device))
+            select(found, torch.arange(self.top_k, device=found.scores.device))
             if len(found.scores) > self.top_k
             else found
         )
@@ -108,12 +110,21 @@ def make_options(
     """
     config = metadata.evaluation
     thresholds = class_thresholds(score_threshold, metadata.class_names)
-    top_k = config.max_detections if top_k is None else top_k
+    merged_top_k, top_k = top_k, config.max_detections if top_k is None else top_k
+    if tta is True:
+        if metadata.tta is None:
+            raise ArgumentError(
+                "tta",
+                "must be a TestTimeAugmentationConfig for a model without a test-time augmentation config, got True",
+            )
+        sizes, size = metadata.tta.min_sizes, metadata.min_size
+        if size and not min(sizes) / 2 <= size <= 2 * max(sizes):
+            raise ArgumentError(
+                "tta",
+                f"must be off or have sizes near the {size} pixels (shorter side) of the model's evaluation, got "
+                f"TEST.AUG.MIN_SIZES {sizes}: pass a TestTimeAugmentationConfig, or a config with other sizes",
+            )
     augmentation = metadata.tta if tta is True else (tta or None)
-    if tta is True and augmentation is None:
-        raise ArgumentError(
-            "tta", "must be a TestTimeAugmentationConfig for a model without a test-time augmentation config, got True"
-        )
     for name, value in (("tta", augmentation), ("tile", tile)):
         if value is not None and config.is_panoptic:
             raise ArgumentError(name, "must be off for a panoptic model, whose segments cannot be merged")
@@ -131,6 +142,7 @@ def make_options(
         color,
         batch_size,
         max_pixels,
+        merged_top_k,
     )
 
 
@@ -156,15 +168,18 @@ def _class_ids(classes: Classes | None, metadata: ModelMetadata) -> tuple[int, .
     names, things = metadata.class_names, metadata.evaluation.thing_classes
     if classes is None:
         return things or None
-    ids = []
-    for item in [classes] if isinstance(classes, str | int) else list(classes):
+    ids: list[int] = []
+    for item in [classes] if isinstance(classes, str) or not isinstance(classes, Iterable) else classes:
         if isinstance(item, str):
             _check_name("classes", item, names)
             ids.append(names.index(item))
-        elif isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < len(names):
-            raise ArgumentError("classes", f"must be names or ids from 0 to {len(names) - 1}, got {item!r}")
         else:
-            ids.append(item)
+            try:
+                ids.append(operator.index(item))
+            except TypeError:
+                ids.append(-1)
+            if isinstance(item, bool) or not 0 <= ids[-1] < len(names):
+                raise ArgumentError("classes", f"must be names or ids from 0 to {len(names) - 1}, got {item!r}")
         if things and ids[-1] not in things:
             raise ArgumentError("classes", f"must be things, got the stuff class {names[ids[-1]]!r}")
     if not ids:
@@ -174,8 +189,6 @@ def _class_ids(classes: Classes | None, metadata: ModelMetadata) -> tuple[int, .
 
 def _check_name(argument: str, name: object, names: Sequence[str]) -> None:
     if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names[:8])}" + ", …" * (len(names) > 8)
-        )
-        raise ArgumentError(argument, f"must contain only known class names, got {name!r}: {hint}")
+        hint = did_you_mean(str(name), names)
+        hint = hint or f"; choose from {', '.join(names[:8])}" + ", …" * (len(names) > 8)
+        raise ArgumentError(argument, f"must contain only known class names, got {name!r}{hint}")

@@ -1,6 +1,7 @@
 """Inputs of ``deformable-detr predict``: image files, folders, patterns, COCO files, videos and cameras."""
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
@@ -16,6 +17,7 @@ from ..data.files import read_json
 from ..data.problems import Problems
 from ..errors import UserError
 
+STDIN = "<stdin>"
 _VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 
 
@@ -63,6 +65,22 @@ class Video:
             capture.release()
 
 
+def expand_patterns(sources: Sequence[str]) -> list[str]:
+    """Replaces patterns with ``*``, ``?`` or ``[`` with the files that match.
+
+    Raises:
+        UserError: for a pattern without matches, and an empty string.
+    """
+    found = []
+    for source in sources:
+        is_pattern = glob.has_magic(source) and not os.path.exists(source)
+        files = [file for file in sorted(glob.glob(source, recursive=True)) if os.path.isfile(file)]
+        if not source or (is_pattern and not files):
+            raise UserError(f"{source}: no files match" if source else "a source is empty: give the path of an image")
+        found += files if is_pattern else [source]
+    return found
+
+
 def find_videos(sources: Sequence[str]) -> tuple[list[str], list[Video]]:
     """Returns the sources that are not videos or cameras, and the videos and cameras.
 
@@ -85,6 +103,7 @@ def find_videos(sources: Sequence[str]) -> tuple[list[str], list[Video]]:
 
 
 def _open(source: str) -> cv2.VideoCapture:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # each backend that fails logs warnings
     if source.isdigit() and not Path(source).exists():
         capture, problem = cv2.VideoCapture(int(source)), f"camera {source} cannot be opened: check its index"
     elif not Path(source).is_file():
@@ -100,8 +119,8 @@ def find_images(sources: Sequence[str], image_root: str | None = None) -> tuple[
     """Returns the images of files, folders, patterns and COCO files, and the category ids of the COCO files.
 
     Args:
-        sources: image files, folders, which are searched recursively, patterns with ``*``, ``?`` or ``[``, and COCO
-            files with the suffix ``.json``, which need no annotations.
+        sources: image files, ``-`` for standard input, folders, which are searched recursively, and COCO files with the
+            suffix ``.json``, which need no annotations.
         image_root: folder of the images of COCO files.
 
     Returns:
@@ -121,6 +140,8 @@ def find_images(sources: Sequence[str], image_root: str | None = None) -> tuple[
         elif path.suffix == ".json" and path.is_file():
             if image_root is None:
                 raise UserError(f"{source}: the folder of its images is unknown: add --images DIR")
+            if not os.path.isdir(image_root):
+                raise UserError(f"--images {image_root}: no such folder")
             items, ids = _read_coco(path, image_root)
             if other := [
                 name for name, identifier in (categories or {}).items() if ids.get(name, identifier) != identifier
@@ -129,15 +150,14 @@ def find_images(sources: Sequence[str], image_root: str | None = None) -> tuple[
             categories = (categories or {}) | ids
             paths |= {file: (name, image_id) for file, name, image_id in items}
             continue
-        elif path.is_file():
+        elif source == "-":
+            found = {STDIN: "stdin"}
+        elif path.exists():
             found = {source: path.stem}
         else:
-            found = {
-                file: Path(file).stem for file in sorted(glob.glob(source, recursive=True)) if Path(file).is_file()
-            }
+            raise UserError(f"{source}: no such file or folder")
         if not found:
-            is_missing = not path.exists() and not glob.has_magic(source)
-            raise UserError(f"{source}: no such file or folder" if is_missing else f"{source}: no image files")
+            raise UserError(f"{source}: no image files")
         paths |= {file: (name, None) for file, name in found.items() if file not in paths}
     names = _unique([name for name, _ in paths.values()])
     first = 1 + max((image_id for _, image_id in paths.values() if image_id is not None), default=0)

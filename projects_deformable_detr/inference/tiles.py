@@ -20,7 +20,7 @@ def make_tiles(size: tuple[int, int], side: int, overlap: int) -> list[Tile]:
     return [(top, left, height, width) for top in rows for left in columns]
 
 
-def take(found: Detections, rows: Tensor) -> Detections:
+def select(found: Detections, rows: Tensor) -> Detections:
     """Returns the detections with indices ``rows`` (K,)."""
     masks, queries = found.masks, found.queries
     return Detections(
@@ -62,7 +62,7 @@ def merge_tiles(
         cut_y = ((y1 <= margin_y) & (top > 0)) | ((y2 >= rows - margin_y) & (top + rows < height))
         # Without the margins, an object could be cut in both tiles.
         is_cut = (cut_x & (x2 - x1 < overlap - 2 * margin_x)) | (cut_y & (y2 - y1 < overlap - 2 * margin_y))
-        found = take(found, (~is_cut).nonzero()[:, 0])
+        found = select(found, (~is_cut).nonzero()[:, 0])
         views.append(replace(found, boxes=found.boxes + found.boxes.new_tensor([left, top, left, top])))
         masks.append(partial(_paste, found.masks, (top, left), size))
     has_masks = all(part.masks is not None for part in parts)

@@ -2,16 +2,19 @@
 
 import csv
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
+from torchvision.ops import box_convert
 
 from ..errors import UserError
+from . import drawing
 from .detections import Detections
 
 
@@ -22,7 +25,8 @@ class Result:
     Attributes:
         detections: detections, all of which have a track if ``tracks`` is set.
         name: unique name of the image or video.
-        image_id: id of the image, or frame number, starting at 1.
+        image_id: unique id of the image or frame.
+        frame: number of the frame in its video, starting at 1; None for images.
         fps: frames per second of the video; None for images.
         tracks: track id of each detection; None without tracking.
     """
@@ -30,6 +34,7 @@ class Result:
     detections: Detections
     name: str
     image_id: int
+    frame: int | None = None
     fps: float | None = None
     tracks: list[int] | None = None
 
@@ -54,11 +59,10 @@ class PictureWriter:
         if result.tracks is not None:
             names = zip(result.detections.names, result.tracks, strict=True)
             texts = [f"{name} #{track}" for name, track in names]
-        picture = result.detections.draw(texts=texts)
+        # The tracks are those of boxes, not of panoptic segments.
+        picture = result.detections.draw(texts=texts, masks=texts is None or result.detections.segmentation is None)
         if result.fps is None:
-            path = self.folder / f"{result.name}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, quality=92)
+            drawing.save(self.folder / f"{result.name}.jpg", np.asarray(picture))
         else:
             self._add_frame(result.name, result.fps, picture)
 
@@ -66,6 +70,7 @@ class PictureWriter:
         if self._video is None or self._video[0] != name:
             self.close()
             path = self.folder / f"{name}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
             video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, picture.size)
             if not video.isOpened():
                 raise UserError(f"{path} cannot be written: this OpenCV has no encoder for MP4")
@@ -80,7 +85,7 @@ class PictureWriter:
 
 
 class CocoWriter:
-    """Writes ``detections.json``, a COCO results file with the image name in the field ``name``.
+    """Writes ``detections.json``, a COCO results file with the additional fields ``name``, ``frame`` and ``track_id``.
 
     Args:
         folder: folder of the file.
@@ -93,12 +98,15 @@ class CocoWriter:
         self.results: list[dict[str, Any]] = []
 
     def write(self, result: Result) -> None:
-        found = result.detections.to_coco(result.image_id, self.category_ids)
-        for index, item in enumerate(found):
+        origin: dict[str, Any] = {"name": result.name}
+        if result.frame is not None:
+            origin["frame"] = result.frame
+        for index, item in enumerate(result.detections.to_coco(result.image_id, self.category_ids)):
             track = {} if result.tracks is None else {"track_id": result.tracks[index]}
-            self.results.append({**item, "name": result.name, **track})
+            self.results.append(item | origin | track)
 
     def close(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.results), encoding="utf-8")
 
 
@@ -106,15 +114,16 @@ class CsvWriter:
     """Writes ``detections.csv`` with one row per detection and box corners in pixels."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / "detections.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115, see close
         self._rows = csv.writer(self._file)
-        self._rows.writerow(["name", "image_id", "class", "label", "score", "x1", "y1", "x2", "y2", "track"])
+        self._rows.writerow(["name", "image_id", "class", "label", "score", "x1", "y1", "x2", "y2", "track", "frame"])
 
     def write(self, result: Result) -> None:
         for index, item in enumerate(result.detections):
-            track = "" if result.tracks is None else result.tracks[index]
+            track = None if result.tracks is None else result.tracks[index]
             box = [f"{value:.2f}" for value in item.box]
-            row = [result.name, result.image_id, item.name, item.label, f"{item.score:.4f}", *box, track]
+            row = [result.name, result.image_id, item.name, item.label, f"{item.score:.4f}", *box, track, result.frame]
             self._rows.writerow(row)
 
     def close(self) -> None:
@@ -128,55 +137,43 @@ class YoloWriter:
         self.folder = folder / "labels"
 
     def write(self, result: Result) -> None:
-        name = result.name if result.fps is None else f"{result.name}_{result.image_id}"
+        name = result.name if result.frame is None else f"{result.name}_{result.frame}"
         path = self.folder / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        height, width = result.detections.size
-        lines = []
-        for item in result.detections:
-            left, top, right, bottom = item.box
-            box = (
-                (left + right) / 2 / width,
-                (top + bottom) / 2 / height,
-                (right - left) / width,
-                (bottom - top) / height,
-            )
-            lines.append(" ".join([str(item.label), *(f"{value:.6f}" for value in (*box, item.score))]))
+        found = result.detections
+        height, width = found.size
+        boxes = box_convert(found.boxes, "xyxy", "cxcywh") / torch.tensor([width, height, width, height])
+        rows = zip(found.labels.tolist(), boxes.tolist(), found.scores.tolist(), strict=True)
+        lines = [" ".join([str(label), *(f"{value:.6f}" for value in (*box, score))]) for label, box, score in rows]
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def close(self) -> None:
         pass
 
 
-class Writers:
+class Writers(ExitStack):
     """Context manager that writes results in several formats, and completes all files even after an error.
 
     Args:
-        folder: output folder, which is created.
+        folder: output folder, which is created with its first file.
         formats: ``"picture"``, ``"coco"``, ``"csv"`` and ``"yolo"``.
         category_ids: see `CocoWriter`.
     """
 
     def __init__(self, folder: Path, formats: list[str], category_ids: list[int] | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__()
         available: dict[str, Any] = {
             "picture": PictureWriter,
             "coco": lambda folder: CocoWriter(folder, category_ids),
             "csv": CsvWriter,
             "yolo": YoloWriter,
         }
-        self.writers: list[Writer] = [available[name](folder) for name in dict.fromkeys(formats)]
+        self.writers: list[Writer] = []
+        for name in dict.fromkeys(formats):
+            self.writers.append(available[name](folder))
+            self.callback(self.writers[-1].close)
 
     def write(self, result: Result) -> None:
         """Writes the detections of an image or frame in all formats."""
         for writer in self.writers:
             writer.write(result)
-
-    def __enter__(self) -> "Writers":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for writer in self.writers:
-            writer.close()

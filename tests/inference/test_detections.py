@@ -1,14 +1,16 @@
 """Results of `Detector` and their conversion."""
 
 import dataclasses
+import functools
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from projects_deformable_detr.errors import ArgumentError
+from projects_deformable_detr.errors import ArgumentError, UserError
 from projects_deformable_detr.inference import Detection, Detector
 
 ALL = {"score_threshold": 0.0}
@@ -25,7 +27,7 @@ def test_sequence(found):
     assert len(found[2:4]) == 2 and len(found[found.scores > found.scores[3]]) == 3
     assert found[[4, 1]].scores.tolist() == found.scores[[4, 1]].tolist()
     assert len(found[np.zeros(6, bool)]) == len(found[[]]) == len(found[:0][[]]) == 0
-    with pytest.raises(IndexError, match="index 6 of 6 detections"):
+    with pytest.raises(IndexError, match="index 6 is out of range for 6 detections"):
         found[6]
     with pytest.raises(AttributeError):
         found.scores = None
@@ -71,6 +73,29 @@ def test_drawing(found, files):
     assert found[:2].draw().size == found.draw().size
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"ground_truth": 3}, r"ground_truth must be boxes \(T, 4\) and labels \(T,\), got 3"),
+        ({"ground_truth": ([[1, 2, 3, 4]], [0, 1])}, "ground_truth must be boxes"),
+        ({"ground_truth": ([[1, 2, 3, 4]], [5])}, r"ground_truth must have labels from 0 to 4, got \[5\]"),
+        ({"texts": ["one"]}, "texts must have a text for each of the 6 detections"),
+        ({"min_side": 0}, "min_side must be an integer of at least 1, got 0"),
+        ({"threshold": 3}, r"threshold must be a number in \[0, 1\], got 3"),
+    ],
+)
+def test_bad_arguments_of_draw(found, options, named):
+    with pytest.raises(ArgumentError, match=named):
+        found.draw(**options)
+
+
+@pytest.mark.parametrize(("method", "package"), [("to_supervision", "supervision"), ("to_instances", "detectron2")])
+def test_conversion_without_its_package(found, method, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"{method} requires .*{package}, which is not installed"):
+        getattr(found, method)()
+
+
 def test_drawing_without_the_image(found):
     with pytest.raises(ArgumentError, match="picture must be set"):
         dataclasses.replace(found, picture=None).draw()
@@ -96,6 +121,15 @@ def test_panoptic(save_tiny, files):
     assert ids.shape == (40, 56) and sorted(ids.unique().tolist()) == [item["id"] for item in segments]
     assert [item["name"] for item in found.to_dict()["segments"]][0] in detector.class_names
     assert found.draw().size == (56 * 12, 40 * 12)
+    draw = functools.partial(found.draw, min_side=1)
+    scores = sorted(item["score"] for item in segments)
+    pictures = {draw(threshold=threshold).tobytes() for threshold in (0, 1 - 1e-6)} | {
+        draw(texts=[""] * len(segments)).tobytes()
+    }
+    assert len(pictures) == 3 and scores[-1] < 1 - 1e-6
+    assert draw(threshold=1 - 1e-6).tobytes() == Image.open(files[0]).tobytes()
+    with pytest.raises(ArgumentError, match=f"texts must have a text for each of the {len(segments)} segments"):
+        draw(texts=["a", *(item["name"] for item in found.to_dict()["segments"])])
     for options, named in (({"tile": (40, 5)}, "tile must be off"), ({"tta": True}, "tta must be")):
         with pytest.raises(ArgumentError, match=named):
             detector(files[0], **options)

@@ -1,5 +1,7 @@
 """Sources, options and results of `Detector`."""
 
+import copy
+import dataclasses
 import io
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 
 from projects_deformable_detr.errors import ArgumentError
-from projects_deformable_detr.inference import Detector, ImageError
+from projects_deformable_detr.inference import Detector, ImageError, loading
 from projects_deformable_detr.inference.tiles import make_tiles, merge_tiles
 from projects_deformable_detr.modeling import Detections as Found
 
@@ -120,7 +122,7 @@ def test_unreadable_images(detector, files, tmp_path):
     with pytest.raises(ImageError, match=r"broken.jpg \(8 bytes\) is not an image in a format") as info:
         detector([files[0], broken])
     assert info.value.source == str(broken) and "record" not in str(info.value)
-    with pytest.raises(ImageError, match="missing.jpg does not exist$"):
+    with pytest.raises(ImageError, match=f"^{missing} does not exist$"):
         detector(missing)
     with pytest.raises(ImageError, match="^image 0 is not an image"):
         detector(io.BytesIO(b"no image"))
@@ -162,12 +164,13 @@ def test_nms_is_by_class(detector, files):
         ({"score_threshold": "high"}, "score_threshold must be a number"),
         (
             {"score_threshold": {"bea": 0.5}},
-            "score_threshold must contain only known class names, got 'bea': did you mean 'bee'?",
+            "score_threshold must contain only known class names, got 'bea'; did you mean bee?",
         ),
         ({"score_threshold": {"bee": -1}}, "got -1 for 'bee'"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"classes": ["fly"]}, "classes must contain only known class names, got 'fly'"),
         ({"classes": [5]}, "classes must be names or ids from 0 to 4, got 5"),
+        ({"classes": 3.5}, "classes must be names or ids from 0 to 4, got 3.5"),
         ({"classes": []}, "classes must have at least one"),
         ({"nms_threshold": 2}, "nms_threshold must be in"),
         ({"tile": (40, 40)}, "tile must be .* overlap < size"),
@@ -195,8 +198,10 @@ def test_unknown_options(detector, files, save_tiny):
     [
         ({"dtype": "int8"}, "dtype must be one of 'float32', 'bfloat16', 'float16', got 'int8'"),
         ({"device": "toaster"}, "device must be auto, cpu, cuda or cuda:N, and available, got 'toaster'"),
+        ({"device": None}, "device must be auto, cpu, cuda or cuda:N, and available, got 'None'"),
         ({"class_names": ["a"]}, "class_names must be 5 names for the model's classes, got 1"),
         ({"class_names": "abcde"}, "class_names must be a sequence of names"),
+        ({"class_names": 5}, "class_names must be a sequence of names"),
     ],
 )
 def test_bad_arguments_of_load(save_tiny, options, named):
@@ -216,6 +221,18 @@ def test_tiles(detector, files):
         moved = (part.boxes + torch.tensor([x, 20, x, 20])).round(decimals=2)
         assert sum(tuple(box) in boxes for box in moved.tolist()) > 3
     assert (found.boxes >= 0).all() and (found.boxes <= torch.tensor([100, 80, 100, 80])).all()
+
+
+def test_default_limits_of_tiles_and_tta(detector, files):
+    metadata = dataclasses.replace(
+        detector.metadata, min_size=300, evaluation=dataclasses.replace(detector.metadata.evaluation, max_detections=3)
+    )
+    other = Detector(detector.model, metadata, device="cpu")
+    pixels = np.asarray(Image.open(files[0]).resize((100, 80)))
+    assert len(other(pixels, **ALL)) == 3 < len(other(pixels, tile=(60, 20), nms_threshold=1.0, **ALL)) <= 12
+    assert len(other(pixels, tile=(60, 20), top_k=3, **ALL)) == 3
+    with pytest.raises(ArgumentError, match=r"near the 300 pixels .* got TEST.AUG.MIN_SIZES \(48, 64\)"):
+        other.stream([], tta=True)
 
 
 @pytest.mark.parametrize(("size", "overlap", "width"), [(100, 20, 10), (100, 20, 17.5), (64, 32, 30)])
@@ -287,9 +304,25 @@ def test_threads(detector, files):
         assert_equal(found, wanted, 0)
 
 
+def test_the_given_module_is_not_changed(detector, files):
+    module = copy.deepcopy(detector.model).train().requires_grad_(True)
+    state = copy.deepcopy(module.state_dict())
+    assert_equal(Detector(module, detector.metadata, device="cpu")(files[0], **ALL), detector(files[0], **ALL), 0)
+    assert module.training and all(parameter.requires_grad for parameter in module.parameters())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+    for arguments, named in (((module, None), "metadata must be"), ((3, detector.metadata), "runner must be")):
+        with pytest.raises(ArgumentError, match=named):
+            Detector(*arguments)
+
+
+def test_load_does_not_copy_the_model(detector, monkeypatch):
+    monkeypatch.setattr(loading, "open_model", lambda *_: (detector.model, detector.metadata))
+    assert Detector.load("model.pth").model is detector.model
+
+
 def test_pickle(detector, files):
-    copy = pickle.loads(pickle.dumps(detector))
-    found = pickle.loads(pickle.dumps(copy(files[0], **ALL)))
+    restored = pickle.loads(pickle.dumps(detector))
+    found = pickle.loads(pickle.dumps(restored(files[0], **ALL)))
     assert_equal(found, detector(files[0], **ALL), 0)
 
 

@@ -16,6 +16,8 @@ def test_small_images_are_enlarged_by_a_whole_factor():
     assert draw(GRAY, [], []).shape == (500, 700, 3)
     assert draw(GRAY, [], [], min_side=100).shape == GRAY.shape
     assert (draw(GRAY, [], []) == 128).all()
+    assert draw(GRAY[:2], [], []).shape == (2 * 29, 140 * 29, 3)  # 29 = 4096 // 140
+    assert draw(np.zeros((1, 5000, 3), np.uint8), [], []).shape == (1, 5000, 3)
 
 
 def test_boxes_are_drawn_at_their_coordinates():
@@ -45,6 +47,15 @@ def test_the_best_box_is_on_top():
     alone = draw(GRAY, boxes[:1], [0], [0.9], ["a"])
     middle, side = 55 * 5, 20 * 5
     np.testing.assert_array_equal(top[middle, side], alone[middle, side])
+
+
+@pytest.mark.parametrize("box", [[40, 40, 100, 70], [0, 0, 140, 100], [100, 80, 140, 100]])
+def test_texts_of_crowded_boxes_do_not_overlap(box):
+    def black_pixels(count):
+        picture = draw(GRAY, [box] * count, range(count), np.linspace(0.1, 0.9, count), texts=["text"] * count)
+        return (picture == 0).all(axis=2).sum()
+
+    assert black_pixels(4) == 4 * black_pixels(1) > 0
 
 
 @pytest.mark.parametrize("has_fonts", [True, False])

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import write_official, zoo
-from projects_deformable_detr.checkpoint.download import UrlFile
+from projects_deformable_detr import build_detector, zoo
+from projects_deformable_detr.checkpoint import write_official
 from projects_deformable_detr.cli.main import main
+from projects_deformable_detr.zoo.files import UrlFile
 
 
 @pytest.fixture
@@ -44,6 +44,12 @@ def test_checkpoint(
     assert facts["parameters"] == f"{count / 1e6:.1f} M"
     assert facts["FLOPs"].endswith("G at 64 x 85; a multiply-add counts as one")
     assert "ADAMW, learning rate 0.0002" in facts["training"] and facts["training"].endswith("saved after 1 iterations")
+    cfg_file = path.with_name("other.yaml")
+    text = torch.load(path, weights_only=True)["config"]
+    cfg_file.write_text(text.replace("LR_SCHEDULER_NAME: WarmupMultiStepLR", "LR_SCHEDULER_NAME: Custom"))
+    other = info(path, "--config-file", cfg_file)
+    assert "unknown: SOLVER.LR_SCHEDULER_NAME must be one of" in other["training"]
+    assert {**other, "training": facts["training"]} == facts
     larger = info(path, "--size", 128, 170)
     assert float(larger["FLOPs"].split()[0]) > 3 * float(facts["FLOPs"].split()[0])
     assert main(["info", str(path)]) == 0
@@ -58,6 +64,7 @@ def test_official_file(make_cfg: Callable[..., Any], tmp_path: Path, info: Calla
     cfg.MODEL.DETR.NUM_CLASSES = 0
     (tmp_path / "detr.yaml").write_text(cfg.dump())
     facts = info(tmp_path / "detr.pth", "--config-file", tmp_path / "detr.yaml")
+    assert facts["training"].startswith("not recorded; the config")
     assert facts["architecture"].startswith("DETR with ResNet-18") and facts["classes"][:2] == ["person", "bicycle"]
 
 
@@ -78,4 +85,4 @@ def test_published_weights(
 
 def test_backbone(tmp_path: Path, info: Callable[..., dict[str, Any]]) -> None:
     torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
-    assert info(tmp_path / "resnet18.pth")["format"] == "resnet, a backbone without detector"
+    assert info(tmp_path / "resnet18.pth")["format"] == "resnet, a backbone without a detector"

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from projects_deformable_detr.config.inference import ModelMetadata
 from projects_deformable_detr.data.images import ImageReader
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.evaluation import EvaluationConfig, TestTimeAugmentationConfig
-from projects_deformable_detr.inference.model import ModelMetadata, to_predictions
+from projects_deformable_detr.inference.model import to_predictions
 from projects_deformable_detr.modeling import postprocess
 
 

@@ -1,6 +1,7 @@
 """The command ``deformable-detr predict``."""
 
 import csv
+import io
 import json
 import shutil
 import sys
@@ -34,7 +35,10 @@ def video(tmp_path):
 
 
 def predict(weights, output, *words):
-    return main(["predict", "--weights", str(weights), "--output", str(output), *map(str, words)])
+    try:
+        return main(["predict", "--weights", str(weights), "--output", str(output), *map(str, words)])
+    except SystemExit as exit:  # raised by argparse
+        return exit.code
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
@@ -65,6 +69,12 @@ def test_folders_in_all_formats(weights, files, tmp_path, capsys):
     assert [float(number) for number in numbers] == pytest.approx((*wanted, expected[0].score), abs=1e-5)
 
 
+def test_no_folder_without_results(weights, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    assert predict(weights, tmp_path / "out", tmp_path / "broken.jpg") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_patterns_and_broken_images(weights, files, tmp_path, capsys):
     for index, path in enumerate(files):
         shutil.copy(path, tmp_path / f"photo{index}.png")
@@ -73,17 +83,32 @@ def test_patterns_and_broken_images(weights, files, tmp_path, capsys):
     assert predict(weights, output, tmp_path / "photo[19].png", files[0], "--format", "csv", "--threshold", 0) == 1
     captured = capsys.readouterr()
     assert "photo9.png (6 bytes) is not an image" in captured.err
-    assert "1 of 3 images could not be read and were left out" in captured.err
+    assert "1 of 3 images could not be read or written, and were skipped" in captured.err
     assert {row["name"] for row in read_csv(output)} == {"photo1", "0"}
 
 
-def test_coco_files(weights, files, tmp_path):
+def test_long_thin_images(weights, files, tmp_path, capsys):
+    """JPEG files have at most 65500 pixels per side."""
+    for name, size in {"a": (3000, 10), "b": (10, 3000), "c": (65_501, 1)}.items():
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    shutil.copy(files[0], tmp_path / "d.png")
+    output = tmp_path / "out"
+    assert predict(weights, output, tmp_path / "[abcd].png") == 1
+    sizes = {path.name: Image.open(path).size for path in output.iterdir()}
+    assert sizes == {"a.jpg": (3000, 10), "b.jpg": (10, 3000), "d.jpg": (56 * 12, 40 * 12)}
+    message = capsys.readouterr().err
+    assert "c.jpg: 65501 x 1 pixels" in message and "1 of 4 images could not be read or written" in message
+
+
+def test_coco_files(weights, files, tmp_path, capsys):
     images = [{"id": 10 + i, "file_name": Path(path).name, "width": 1, "height": 1} for i, path in enumerate(files)]
     categories = [{"id": 7 * index, "name": name} for index, name in enumerate(("bee", "ant", "elk", "dog", "cat"), 1)]
     coco, output = tmp_path / "data.json", tmp_path / "out"
     coco.write_text(json.dumps({"images": images, "categories": categories}))
     words = (coco, "--format", "coco", "--threshold", 0)
     assert predict(weights, output, *words) == 2
+    assert predict(weights, output, *words, "--images", tmp_path / "missing") == 2
+    assert "missing: no such folder" in capsys.readouterr().err
     assert predict(weights, output, *words, "--images", Path(files[0]).parent) == 0
     results = json.loads((output / "detections.json").read_text())
     assert {item["image_id"] for item in results} == {10, 11, 12, 13}
@@ -98,20 +123,41 @@ def test_classes_that_a_coco_file_lacks(weights, files, tmp_path, capsys):
     coco.write_text(json.dumps({"images": [image], "categories": [{"id": 3, "name": "bee"}]}))
     words = (coco, "--images", Path(files[0]).parent, "--format", "coco", "--threshold", 0)
     assert predict(weights, tmp_path / "out", *words) == 2
-    assert "no category ant, cat, dog, elk of the model: select" in capsys.readouterr().err
+    assert "no category ant, cat, dog, elk of the model, which --format coco needs" in capsys.readouterr().err
     assert predict(weights, tmp_path / "out", *words, "--classes", "bee") == 0
+    assert predict(weights, tmp_path / "csv", *words[:3], "--format", "csv") == 0
 
 
-def test_videos(weights, video, tmp_path):
+def test_videos(weights, video, files, tmp_path):
+    """The videos are found by a pattern."""
     output = tmp_path / "out"
+    shutil.copy(video, tmp_path / "other.avi")
     options = ("--threshold", 0, "--top-k", 3, "--max-frames", 4)
-    assert predict(weights, output, video, "--format", "picture", "--format", "csv", *options) == 0
+    formats = ("--format", "picture", "--format", "csv", "--format", "coco")
+    assert predict(weights, output, tmp_path / "*.avi", files[0], *formats, *options) == 0
     capture = cv2.VideoCapture(str(output / "clip.mp4"))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 4 and capture.get(cv2.CAP_PROP_FPS) == 10
-    assert [row["image_id"] for row in read_csv(output)] == [str(number) for number in (1, 2, 3, 4) for _ in range(3)]
+    names = ["0", *4 * ["clip"], *4 * ["other"]]
+    expected = [(name, number, frame) for number, (name, frame) in enumerate(zip(names, "_12341234", strict=True), 1)]
+    rows = [(row["name"], int(row["image_id"]), row["frame"] or "_") for row in read_csv(output)]
+    assert rows[::3] == rows[1::3] == rows[2::3] == expected
+    results = json.loads((output / "detections.json").read_text())
+    assert [(item["name"], item["image_id"], str(item.get("frame", "_"))) for item in results] == rows
 
 
-def test_tracks(weights, video, files, tmp_path, capsys):
+@pytest.mark.parametrize("count", [0, 3])
+def test_videos_that_cannot_be_decoded(weights, video, tmp_path, capsys, count):
+    content = video.read_bytes()
+    start, stop = content.index(b"movi") + 4, content.index(b"idx1")
+    start += (stop - start) * count // 6
+    video.write_bytes(content[:start] + bytes(stop - start) + content[stop:])
+    assert predict(weights, tmp_path / "out", video, "--format", "csv") == 1
+    message = capsys.readouterr().err
+    assert f"only {count} of 6 frames could be decoded" in message
+    assert "1 of 1 images and videos could not be read completely" in message
+
+
+def test_tracks(weights, save_tiny, video, files, tmp_path, capsys):
     pytest.importorskip("trackers")
     output = tmp_path / "out"
     options = ("--track", "--threshold", 0.01, "--top-k", 3, "--format", "csv", "--format", "picture")
@@ -119,6 +165,8 @@ def test_tracks(weights, video, files, tmp_path, capsys):
     rows = read_csv(output)
     tracks = {row["track"] for row in rows}
     assert rows and 0 < len(tracks) < len(rows)
+    panoptic = save_tiny("detr", MASK_ON=True, HIDDEN_DIM=128, NHEADS=8, panoptic=True)
+    assert predict(panoptic, tmp_path / "panoptic", video, *options) == 0
     assert predict(weights, output, files[0], "--track", "--overwrite") == 2
     assert "--track needs a video or a camera" in capsys.readouterr().err
 
@@ -126,19 +174,25 @@ def test_tracks(weights, video, files, tmp_path, capsys):
 def test_tracking_without_its_package(weights, video, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackers", None)
     assert predict(weights, tmp_path / "out", video, "--track") == 2
-    assert "pip install trackers" in capsys.readouterr().err
+    assert (
+        "pip install 'projects-deformable-detr[track]'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["missing.jpg"], "missing.jpg: no such file or folder"),
-        (["*.nothing"], "*.nothing: no image files"),
+        (["*.nothing"], "*.nothing: no files match"),
+        ([""], "a source is empty"),
         (["missing.mp4"], "missing.mp4: no such file"),
         (["97"], "camera 97 cannot be opened: check its index"),
-        (["IMAGE", "--classes", "fly"], "classes must contain only known class names, got 'fly'"),
-        (["IMAGE", "--threshold", "2"], "score_threshold must be a number in [0, 1], got 2.0"),
-        (["IMAGE", "--tile", "10", "20"], "tile must be (size, overlap)"),
+        (["IMAGE", "--classes", "fly"], "--classes must contain only known class names, got 'fly'"),
+        (["IMAGE", "--threshold", "2"], "--threshold: must be in [0, 1], got 2"),
+        (["IMAGE", "--max-frames", "0"], "--max-frames: must be at least 1, got 0"),
+        (["IMAGE", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+        (["IMAGE", "--top-k", "many"], "--top-k: invalid int value: 'many'"),
+        (["IMAGE", "--tile", "10", "20"], "--tile must be (size, overlap)"),
     ],
 )
 def test_bad_arguments(weights, files, tmp_path, capsys, words, named):
@@ -147,9 +201,17 @@ def test_bad_arguments(weights, files, tmp_path, capsys, words, named):
     assert named in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_an_image_from_standard_input(weights, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(files[0]).read_bytes())))
+    assert predict(weights, tmp_path / "out", "-", files[1], "--format", "csv", "--threshold", 0) == 0
+    assert {row["name"] for row in read_csv(tmp_path / "out")} == {"stdin", "1"}
+
+
 def test_output_folders_are_not_mixed(weights, files, tmp_path, capsys):
     assert predict(weights, tmp_path, files[0]) == 2
     assert "is not empty: choose another folder with --output, or add --overwrite" in capsys.readouterr().err
+    assert predict(weights, files[0], files[0], "--overwrite") == 2
+    assert "0.png is a file: choose a folder with --output" in capsys.readouterr().err
 
 
 def test_names_of_coco_files_stay_in_the_output_folder(weights, files, tmp_path):
