@@ -2,6 +2,7 @@
 """Measures time and memory from process start to the first image of a training run on a COCO-size annotation file.
 
     python benchmarks/data_startup.py --data DIR [--before CHECKOUT] [--engine ENGINE] [--masks] [--runs N]
+    python benchmarks/data_startup.py --data DIR --mappers [--runs N]
 
 The data set is generated in DIR once: 118,000 images (empty files) with 860,000 annotations, whose polygons have the
 lengths of those in COCO, in about 450 MB of JSON, and a validation set of 5,000 images with 36,500 annotations. Every
@@ -10,17 +11,26 @@ records, model, optimizer, sampler and two loader workers. It ends when a worker
 then stores the time since process start, and the CPU time and peak resident memory (VmHWM) of the training process.
 With ``--before``, the two checkouts alternate, and the ratios of their fastest runs and smallest peaks are printed.
 Compare wall times on an idle machine only, CPU times otherwise.
+
+``--mappers`` measures images per CPU second of the mappers of both engines, and of Detectron2's ``DatasetMapper`` with
+the augmentations of ``deformable_detr_r50_50ep``. The mappers alternate. The images are generated: 640 x 480 pixels,
+about 120 KB, 7 objects.
 """
 
 import argparse
+import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 
 from projects_deformable_detr.engine import is_installed
@@ -125,6 +135,62 @@ def measure(checkout: Path, engine: str, data: Path, masks: bool) -> dict[str, f
         return dict(json.loads(out.read_text()))
 
 
+def measure_mappers(folder: Path, runs: int) -> None:
+    """Prints images per second of CPU time of each mapper, the median of the runs."""
+    import torch
+
+    from projects_deformable_detr import model_zoo
+    from projects_deformable_detr.config.training import augmentation_policy
+    from projects_deformable_detr.standalone.data import DetectionDataset
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    policy = augmentation_policy(model_zoo.get_config("deformable_detr_r50_50ep", engine="standalone"), is_train=True)
+    records = _photographs(folder / "photographs")
+    dataset, positions = DetectionDataset(records, policy), itertools.count()
+    mappers: dict[str, Callable[[int], object]] = {"standalone": lambda index: dataset[next(positions), index]}
+    if is_installed("detectron2"):
+        from detectron2.data import DatasetMapper
+        from detectron2.structures import BoxMode
+
+        from projects_deformable_detr.detectron2_plugin.mapper import DetrDatasetMapper, build_augmentations
+
+        for item in itertools.chain(*(record["annotations"] for record in records)):
+            item["bbox_mode"] = BoxMode.XYWH_ABS
+        options = {"is_train": True, "augmentations": build_augmentations(policy), "image_format": "RGB"}
+        for name, kind in (("detectron2", DetrDatasetMapper), ("Detectron2's DatasetMapper", DatasetMapper)):
+            mapper = kind(**options)
+            mappers[name] = lambda index, mapper=mapper: mapper(records[index])  # type: ignore[misc]
+    seconds: dict[str, list[float]] = {name: [] for name in mappers}
+    for _ in range(runs):
+        for name, read in mappers.items():
+            np.random.seed(0)
+            start = time.process_time()
+            for index in range(len(records)):
+                read(index)
+            seconds[name].append(time.process_time() - start)
+    for name, values in seconds.items():
+        print(f"{name:27} {len(records) / statistics.median(values):6.1f} images per CPU second")
+
+
+def _photographs(folder: Path, count: int = 64) -> list[dict[str, Any]]:
+    """Writes images with structure at all scales, as photographs have, and returns their records."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for index in range(count):
+        pixels = np.full((480, 640, 3), 128.0)
+        for step in (1, 2, 4, 8, 16, 32, 64):
+            noise = random.normal(0, 7 * step**0.4, (-(-480 // step), -(-640 // step), 3))
+            pixels += cv2.resize(noise, (640, 480), interpolation=cv2.INTER_CUBIC)
+        path = folder / f"{index}.jpg"
+        cv2.imwrite(str(path), pixels.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])
+        items = [json.loads(f"{{{_shape(random)}}}") | {"category_id": 0} for _ in range(7)]
+        size = {"height": 480, "width": 640, "image_id": index}
+        records.append({"file_name": str(path), "annotations": items, **size})
+    return records
+
+
 def main() -> None:
     """Prints the values of `KEYS` for each checkout and engine, and the ratios after / before."""
     parser = argparse.ArgumentParser(description="Measures the start of a training on a COCO-size annotation file.")
@@ -133,8 +199,12 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="a checkout to compare with")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="default: all that are installed")
     parser.add_argument("--masks", action="store_true", help="also train masks")
+    parser.add_argument("--mappers", action="store_true", help="measure images per second of the mappers instead")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
+    if args.mappers:
+        measure_mappers(args.data, args.runs)
+        return
     if not (args.data / "val.json").is_file():
         generate(args.data)
     checkouts = {"after": args.checkout.resolve()} | ({"before": args.before.resolve()} if args.before else {})

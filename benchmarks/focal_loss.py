@@ -32,7 +32,7 @@ def loss(name: str, logits: Tensor, matched: Tensor) -> Tensor:
     """Returns losses (layers,) for logits (layers, N, Q, classes) and matched classes (layers, N, Q), -1 for none."""
     count = (matched[0] >= 0).sum()
     if name == "FocalClassification":
-        return FocalClassification().loss(logits, matched, count)
+        return FocalClassification().loss(logits, matched, count, count)
     classes = logits.shape[-1]
     targets = F.one_hot(matched.where(matched >= 0, classes), classes + 1)[..., :-1].to(logits.dtype)
     return sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2.0).sum((1, 2, 3)) / count

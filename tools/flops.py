@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from projects_deformable_detr import build_detector, get_cfg
-from projects_deformable_detr.config import merge
-from projects_deformable_detr.errors import run_command
-from projects_deformable_detr.inference.flops import Size, count_detector, count_flops, count_parameters
+try:
+    from projects_deformable_detr import build_detector, get_cfg
+    from projects_deformable_detr.config import merge
+    from projects_deformable_detr.errors import run_command
+    from projects_deformable_detr.inference.flops import Size, count_detector, count_flops, count_parameters
+except ImportError as error:  # the operator is missing
+    sys.exit(f"flops: {error}")
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"

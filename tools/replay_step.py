@@ -9,8 +9,8 @@ exponential moving average (SOLVER.EMA), the trained weights of the checkpoint a
 
 The step runs on the GPU if it was recorded on one and one is available, otherwise on the CPU (--device). With
 SOLVER.AMP.ENABLED it runs in float16 on a GPU and in bfloat16 on a CPU. Repeated exactly: images, targets, random
-numbers and, on the same kind of device, the precision. Not repeated: the weights between the checkpoint and the failed
-iteration, the gradient scaler of float16, images of other processes and the state of the optimizer.
+numbers, micro-batches and, on the same kind of device, the precision. Not repeated: the weights between the checkpoint
+and the failed iteration, the gradient scaler of float16, images of other processes and the state of the optimizer.
 """
 
 import argparse
@@ -22,11 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from projects_deformable_detr import build_criterion, build_detector, get_cfg
-from projects_deformable_detr.checkpoint import LoadOptions, Weights, fit, load_weights
-from projects_deformable_detr.checkpoint.files import read_checkpoint
-from projects_deformable_detr.errors import UserError, run_command
-from projects_deformable_detr.modeling import Targets, batch_images
+try:
+    from projects_deformable_detr import build_criterion, build_detector, get_cfg
+    from projects_deformable_detr.checkpoint import LoadOptions, Weights, fit, load_weights
+    from projects_deformable_detr.checkpoint.files import read_checkpoint
+    from projects_deformable_detr.errors import UserError, run_command
+    from projects_deformable_detr.modeling import BatchSize, Targets, batch_images
+except ImportError as error:  # the operator is missing
+    sys.exit(f"replay_step: {error}")
 
 
 def main() -> None:
@@ -66,24 +69,28 @@ def replay(path: Path, config_file: str, weights: str, device: str = "") -> int:
         module.register_forward_hook(_report(name, found))
 
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
-    images, padding_mask = batch_images([(image.float() - mean) / std for image in step["images"]])
+    images = [((image.float() - mean) / std).to(device) for image in step["images"]]
     sizes = [tuple(image.shape[-2:]) for image in step["images"]]
     parts = zip(step["labels"], step["boxes"], step["masks"], sizes, step["names"], strict=True)
-    targets = [Targets(*part) for part in parts]
-    images, padding_mask, targets = images.to(device), padding_mask.to(device), [item.to(device) for item in targets]
+    targets = [Targets(*part).to(device) for part in parts]
+    count = step.get("accumulation_steps", 1)
+    length, whole = len(images) // count, (BatchSize(len(images), sum(map(len, targets))),) if count > 1 else ()
     torch.set_rng_state(step["rng_state"])
     if is_gpu and was_on_gpu:
         torch.cuda.set_rng_state(step["cuda_rng_state"], device)
     precision = torch.float16 if is_gpu else torch.bfloat16
-    with torch.autocast("cuda" if is_gpu else "cpu", precision, enabled=cfg.SOLVER.AMP.ENABLED):
-        predictions = detector(images, padding_mask)
-        if found:
-            print(f"first value that is not finite: {found[0]}")
-        losses = criterion(predictions, targets)
-    total = sum(losses.values())
-    for name, value in {**losses, "total_loss": total}.items():
+    losses: dict[str, Tensor] = {}
+    for start in range(0, len(images), length):
+        micro_batch = slice(start, start + length)
+        with torch.autocast("cuda" if is_gpu else "cpu", precision, enabled=cfg.SOLVER.AMP.ENABLED):
+            predictions = detector(*batch_images(images[micro_batch]))
+            if found:
+                print(f"first value that is not finite: {found[0]}")
+            outputs = criterion(predictions, targets[micro_batch], *whole)
+        torch.stack(list(outputs.values())).sum().backward()
+        losses = {name: losses.get(name, 0.0) + value.detach() for name, value in outputs.items()}
+    for name, value in {**losses, "total_loss": torch.stack(list(losses.values())).sum()}.items():
         print(f"{name}: {value.item():.6g}")
-    total.backward()
     found += [f"loss {name}" for name, value in losses.items() if not value.isfinite()]
     found += [
         f"gradient of {name}"

@@ -3,9 +3,9 @@
 
 tools/score_threshold.py coco_instances_results.json annotations.json [--iou 0.5] [--thresholds 0.05 0.1 …]
 
-Prints for each threshold: detections per image, precision, recall and F1 at --iou, and the share of duplicates. These
-are false positives that overlap an object of their class that is matched to a better detection. The last row is the
-threshold with the best F1.
+Prints for each threshold: detections per image, precision, recall and F1 at --iou, and the fraction of duplicates.
+Duplicates are false positives that overlap an object of their class that is matched to a better detection. The last row
+is the threshold with the best F1.
 """
 
 import argparse
@@ -15,10 +15,14 @@ import itertools
 import sys
 
 from pycocotools.coco import COCO
+from tabulate import tabulate
 
-from projects_deformable_detr.cli.draw import read_results
-from projects_deformable_detr.errors import UserError, run_command
-from projects_deformable_detr.evaluation.score_threshold import best_f1, match, metrics_above
+try:
+    from projects_deformable_detr.errors import UserError, run_command
+    from projects_deformable_detr.evaluation.coco import read_results
+    from projects_deformable_detr.evaluation.score_threshold import best_f1, match, metrics_above
+except ImportError as error:  # the operator is missing
+    sys.exit(f"score_threshold: {error}")
 
 _THRESHOLDS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
@@ -31,7 +35,7 @@ def read_truth(annotations: str, image_ids: set[int]) -> COCO:
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise UserError(f"{annotations}: not annotations in COCO's instances format ({error})") from error
         for number, item in enumerate(truth.dataset["annotations"], 1):
-            item["id"] = number  # COCOeval takes an object of id 0 for unmatched
+            item["id"] = number  # COCOeval treats the object id 0 as unmatched
         truth.createIndex()
     if unknown := image_ids - set(truth.getImgIds()):
         raise UserError(
@@ -54,9 +58,8 @@ def main() -> None:
         raise UserError(f"{args.results} has no detections")
     matches = match(read_truth(args.annotations, set(by_image)), results, args.iou)
     rows = [("", metrics_above(matches, threshold)) for threshold in args.thresholds] + [("best F1", best_f1(matches))]
-    print(" " * 7, *(f"{name:>10}" for name in rows[0][1]))
-    for label, values in rows:
-        print(f"{label:7}", *(f"{value:10.3f}" for value in values.values()))
+    table = [[label, *values.values()] for label, values in rows]
+    print(tabulate(table, ["", *rows[0][1]], tablefmt="plain", floatfmt=".3f"))
 
 
 if __name__ == "__main__":
