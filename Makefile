@@ -1,5 +1,6 @@
 # make demo   train a small detector; print its COCO table and draw its detections
 # make test   run everything that CI runs
+# make docs   build the documentation site in build/site
 # Other targets: setup, lint, cuda-compile, format, dist, clean. Variables: PYTHON, VENV.
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,10 +13,10 @@ STAMP := $(VENV)/.installed
 # Files that require a new installation or build when they change.
 SOURCES := setup.py pyproject.toml ops/pyproject.toml $(wildcard ops/*.py ops/csrc/*.* ops/csrc/*/*.*)
 
-.PHONY: help setup demo test lint cuda-compile format dist clean
+.PHONY: help setup demo test lint docs cuda-compile format dist clean
 
 help:
-	@sed -n '1,3s/^# //p' $(MAKEFILE_LIST)
+	@sed -n '1,4s/^# //p' $(MAKEFILE_LIST)
 
 setup: $(STAMP)
 
@@ -29,7 +30,7 @@ $(DEMO_STAMP): $(SOURCES)
 	@touch $@
 
 $(STAMP): $(DEMO_STAMP)
-	$(PIP) -e '.[standalone,test,dev]'
+	$(PIP) -e '.[standalone,test,dev,docs]'
 	@# lvis depends on opencv-python, whose cv2 would replace the headless one and needs display libraries.
 	$(PIP) --no-deps lvis
 	@touch $@
@@ -37,7 +38,7 @@ $(STAMP): $(DEMO_STAMP)
 demo: $(DEMO_STAMP)
 	$(BIN)/python -m projects_deformable_detr demo
 
-test: $(STAMP) lint cuda-compile
+test: $(STAMP) lint docs cuda-compile
 	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
@@ -46,6 +47,10 @@ lint: $(STAMP)
 	$(BIN)/python -m mypy
 	PYTHONPATH=. $(BIN)/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 	$(CLANG_FORMAT) --dry-run --Werror $$(git ls-files 'ops/csrc/*.h' 'ops/csrc/*.cpp' 'ops/csrc/*.cu' 'ops/csrc/*.cuh')
+
+# Fails on broken links and anchors, pages that are not in the navigation, and entries of the API that cannot be read.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 cuda-compile: $(STAMP)
 	@if command -v nvcc >/dev/null; then $(MAKE) -C ops cuda-compile PYTHON=$(abspath $(BIN)/python); \

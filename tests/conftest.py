@@ -1,13 +1,20 @@
 """Shared fixtures: one thread, a fixed seed, and the config of a model whose training step takes milliseconds."""
 
 import importlib.metadata
+import importlib.util
+import logging
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from projects_deformable_detr import get_cfg
+from projects_deformable_detr.data import images
+from projects_deformable_detr.data.load import log_once
 
 # The single-scale DC5 model needs bottleneck blocks.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -50,9 +57,43 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_seed() -> None:
+def _reset_process() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    # Warnings are logged once per folder and process, whichever test causes them first.
+    log_once.cache_clear()
+    images._noted.clear()
+    _remove_log_handlers()
+
+
+def _remove_log_handlers() -> None:
+    """Removes the handlers of earlier runs, which write to files and streams that are closed."""
+    for name in ("projects_deformable_detr", "detectron2", "fvcore"):
+        log = logging.getLogger(name)
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
+        log.setLevel(logging.NOTSET)
+        log.propagate = True
+    if "detectron2" in sys.modules:
+        from detectron2.utils.logger import setup_logger
+
+        setup_logger.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """Returns ``load_script(path)``, which imports a script by its path in the repository."""
+
+    def load(path: str) -> ModuleType:
+        file = Path(__file__).resolve().parents[1] / path
+        spec = importlib.util.spec_from_file_location(f"script_{file.stem}", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

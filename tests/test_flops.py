@@ -1,6 +1,5 @@
-"""Compares counts of FLOPs with counts by hand."""
+"""FLOP counts, compared with manual counts."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def flops():
-    spec = importlib.util.spec_from_file_location("flops", ROOT / "tools" / "flops.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def flops(load_script):
+    return load_script("tools/flops.py")
 
 
 class Attention(nn.Module):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ms_deform_attn
 import pytest
+from PIL import Image
 
 import projects_deformable_detr
 from projects_deformable_detr import engine
@@ -66,6 +67,16 @@ def test_no_config_key_below_config(part):
     assert not found
 
 
+@pytest.mark.parametrize("part", ["cli", "model_zoo.py", "export", "report", "serve", "inference", "standalone"])
+def test_no_config_value_is_read_above_config(part):
+    """These parts pass a cfg to functions of `config/`, but do not read its keys."""
+    path = PROJECT / part
+    files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+    assert files
+    found = {file.name: names for file in files if (names := re.findall(r"\bcfg(?:\.[A-Z]\w*|\[)", file.read_text()))}
+    assert not found
+
+
 def test_the_op_imports_torch_only():
     assert third_party(OPS, OPS) == {"torch"}
 
@@ -99,19 +110,54 @@ def test_without_detectron2():
     assert result.stdout.splitlines() == ["", "standalone projects_deformable_detr.standalone.config"]
 
 
+def test_the_import_prints_nothing():
+    result = run_python("from projects_deformable_detr import Detector")
+    assert result.returncode == 0 and not result.stderr + result.stdout
+
+
 def test_torch_is_imported_on_first_use():
     code = "print('torch' in sys.modules); project.get_cfg; print('torch' in sys.modules)"
     result = run_python(code, {"detectron2"})
     assert result.stdout.splitlines() == ["", "False", "True"], result.stderr
 
 
-def test_help_of_the_command_line_imports_neither_torch_nor_detectron2():
-    code = "import sys; sys.argv = ['deformable-detr', '--help']\n"
+@pytest.mark.parametrize(
+    ("command", "start"),
+    [
+        ("--help", "usage: deformable-detr"),
+        ("info", "deformable_detr_r50"),
+        ("convert-data DATA DATA/out.json", "DATA/out.json: 1 images, 1 objects, 1 classes"),
+    ],
+)
+def test_commands_import_neither_torch_nor_detectron2_unless_needed(command, start, tmp_path):
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.2")
+    (tmp_path / "classes.txt").write_text("cell")
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    command, start = (text.replace("DATA", str(tmp_path)) for text in (command, start))
+    code = f"import sys; sys.argv = ['deformable-detr', *{command.split()!r}]\n"
     code += "import projects_deformable_detr.cli.main as cli\ntry: cli.console()\nexcept SystemExit: pass\n"
     code += "print('imported:', *{'torch', 'detectron2', 'lightning'} & sys.modules.keys())"
     result = run_python(code)
-    assert result.stdout.startswith("usage: deformable-detr"), result.stderr
+    assert result.stdout.startswith(start), result.stderr
     assert result.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        (["deformable-detr", "train"], "import projects_deformable_detr.cli.main as cli; sys.exit(cli.console())"),
+        (
+            ["train_net.py"],
+            f"import runpy; runpy.run_path({str(PROJECT.parent / 'train_net.py')!r}, run_name='__main__')",
+        ),
+    ],
+)
+def test_commands_without_the_operator_print_one_message(arguments, start):
+    hide = _HIDE.partition("import projects")[0].format(hidden={"ms_deform_attn", "detectron2"})
+    result = run_python(f"{hide}\nsys.argv = {arguments}\n{start}")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith(f"{arguments[0]}"), result.stderr
+    assert "requires the package ms_deform_attn, which is not installed: run pip install ./ops" in result.stderr
 
 
 def test_without_lightning():

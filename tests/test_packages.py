@@ -1,9 +1,11 @@
 """Source distributions and wheels of the detector and the operator, and their installation outside the checkout."""
 
+import ast
 import email
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +91,26 @@ def test_license_of_the_operator():
     assert (ROOT / "ops/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
+def test_imported_packages_are_declared():
+    """Other packages are those that Detectron2 needs, and backbones, which users select by name."""
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    parts = ("standalone", "lvis", "track", "export", "report", "serve")
+    extras = (project["optional-dependencies"][name] for name in parts)
+    declared = {re.split("[>=<]", item)[0].replace("-", "_") for item in [*project["dependencies"], *sum(extras, [])]}
+    names = {"projects_deformable_detr_ops": "ms_deform_attn", "pillow": "PIL", "pyyaml": "yaml",
+             "opencv_python_headless": "cv2"}  # fmt: skip
+    imported = set()
+    for path in (ROOT / "projects_deformable_detr").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(str(node.module).partition(".")[0])
+    known = {names.get(name, name) for name in declared} | set(sys.stdlib_module_names)
+    assert imported - known - {"projects_deformable_detr"} == {"cityscapesscripts", "detectron2", "omegaconf", "timm"}
+
+
 def test_wheel_without_a_compiler_is_pure(wheels):
     files = contents(wheels["ops"])
     assert wheels["ops"].name.endswith("-py3-none-any.whl")
@@ -109,6 +131,10 @@ def test_wheel_of_the_detector(wheels):
     packaged = {name.partition("/configs/")[2] for name in files} - {""}
     configs = [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "configs/lazy").glob("*.py")]
     assert packaged == {path.relative_to(ROOT / "configs").as_posix() for path in configs}
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "projects_deformable_detr/serve/page").iterdir()}
+    others = ("inference/attention.js", "inference/explanation.html", "report/template.html")
+    pages |= {f"projects_deformable_detr/{name}" for name in others}
+    assert len(pages) > len(others) and pages <= files.keys()
     info = next(name.partition("/")[0] for name in files if ".dist-info/" in name)
     assert f"{info}/licenses/LICENSE" in files
     metadata = email.message_from_bytes(files[f"{info}/METADATA"])

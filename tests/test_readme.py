@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from projects_deformable_detr import model_zoo
-from projects_deformable_detr.checkpoint import save_detector, write_official, zoo
-from projects_deformable_detr.checkpoint.coco_classes import THINGS
+from projects_deformable_detr import model_zoo, zoo
+from projects_deformable_detr.checkpoint import save_detector, write_official
 from projects_deformable_detr.cli.arguments import argument_parser
 from projects_deformable_detr.cli.main import main
 from projects_deformable_detr.engine import is_installed
 from projects_deformable_detr.modeling import Targets
+from projects_deformable_detr.zoo.coco_classes import THINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -44,7 +44,7 @@ def folder(tmp_path, monkeypatch, small_model):
     if is_installed("detectron2"):
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
-        for name in {"custom_train", "custom_val"} & set(DatasetCatalog):
+        for name in {"train.json", "val.json"} & set(DatasetCatalog):
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
     for name in ("street.jpg", "photos/a.jpg", *(f"cells/images/{i}.jpg" for i in range(4))):
@@ -135,6 +135,17 @@ def test_all_commands_are_covered():
     assert len(SNIPPETS) == 3
 
 
-def test_links_lead_to_files():
-    links = re.findall(r"\]\((?!http|#)([^)#]+)", (ROOT / "README.md").read_text())
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.name
+)
+def test_links_lead_to_files_and_headings(path):
+    for file, heading in re.findall(r"\]\((?!http)([^)#\s]*)#?([^)\s]*)\)", path.read_text()):
+        target = path.parent / file if file else path
+        assert target.exists(), file
+        assert not heading or heading in headings(target), f"{file}#{heading}"
+
+
+def headings(path):
+    """Returns the anchors of a Markdown file's headings, as on GitHub."""
+    titles = re.findall(r"^#+ (.*)", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

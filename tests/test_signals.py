@@ -74,7 +74,7 @@ def test_a_signal_saves_the_run(start, tmp_path, engine, processes, signum, stat
     _, error = process.communicate(timeout=120)
     assert process.returncode == status, error
     assert "Traceback" not in error
-    assert "Stopping after this iteration or evaluated batch; a second signal stops at once." in error
+    assert "Stopping after this iteration or evaluated batch; a second signal stops immediately." in error
     last = (tmp_path / "run" / "last_checkpoint").read_text()
     assert (tmp_path / "run" / last).is_file() and not (tmp_path / "run" / "model_final.pth").exists()
     log = (tmp_path / "run" / "log.txt").read_text()

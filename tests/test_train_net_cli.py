@@ -1,6 +1,5 @@
 """Exit status, messages and flags of ``train_net.py``."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +17,9 @@ ENGINES = ["standalone", pytest.param("detectron2", marks=needs_detectron2)]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+def run(monkeypatch, capsys, tmp_path, load_script):
     """Returns ``run(*arguments)``, which returns exit status, stdout and stderr, in an empty folder."""
-    spec = importlib.util.spec_from_file_location("train_net_under_test", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("train_net.py")
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
@@ -63,7 +60,7 @@ def test_default_flags():
     args = argument_parser().parse_args([])
     flags = {"config_file": "", "engine": "auto", "register": [], "resume": False, "overwrite": False}
     flags |= {"eval_only": False, "opts": [], "check_images": False, "train_data": None, "val_data": None}
-    flags |= {"weights": None, "output": None, "epochs": None}
+    flags |= {"weights": None, "output": None, "epochs": None, "report": False}
     assert vars(args) == flags | {"num_gpus": None, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
 
 
@@ -77,6 +74,13 @@ def test_full_command_line():
     assert (args.machine_rank, args.dist_url, args.resume, args.eval_only) == (1, "tcp://host:1", True, True)
     assert args.register == [["one", "a.json", "images"], ["two", "b.json", "more"]]
     assert args.opts == ["SOLVER.BASE_LR", "1e-3"]
+
+
+def test_an_unknown_flag_has_a_suggestion(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_net.py", "--ouptut", "x"])
+    with pytest.raises(SystemExit):
+        argument_parser().parse_args()
+    assert "unknown option --ouptut; did you mean --output?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ["--gpus 1", "--register one a.json", "--num-gpus two"])

@@ -1,10 +1,7 @@
 """Runs ``train_net.py`` in this process on inputs of the corpus."""
 
-import contextlib
 import functools
-import importlib.util
 import json
-import logging
 import re
 import shutil
 import sys
@@ -20,12 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # for the modules of t
 
 from corpus_inputs import Case, Inputs
 
-from projects_deformable_detr.data import catalog, images
+from projects_deformable_detr.data import catalog
 from projects_deformable_detr.errors import run_command
 from projects_deformable_detr.modeling.criterion import SetCriterion
 from projects_deformable_detr.modeling.detector import Detector
-
-SCRIPT = Path(__file__).resolve().parents[2] / "train_net.py"
 
 
 @dataclass
@@ -54,11 +49,11 @@ class Result:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable]:
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], load_script: Callable
+) -> Iterator[Callable]:
     """Returns ``run(case, engine)``. In evaluations, the detector predicts the objects in ``Inputs.truth``."""
-    spec = importlib.util.spec_from_file_location("train_net_of_the_corpus", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("train_net.py")
 
     def start(engine: str, inputs: Inputs, arguments: list[str]) -> int:
         for name, value in inputs.environment.items():
@@ -89,10 +84,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         return result
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(images, "_noted", set())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with _clean_logs():
-        yield call
+    yield call
     shutil.rmtree(tmp_path / "output", ignore_errors=True)  # pytest keeps the folders of its last sessions
 
 
@@ -165,22 +158,3 @@ def _prepare_detectron2(monkeypatch: pytest.MonkeyPatch, inputs: Inputs) -> None
     if inputs.function is not None:
         DatasetCatalog.register("corpus_function", inputs.function)
         MetadataCatalog.get("corpus_function").set(thing_classes=["red", "blue"])
-
-
-@contextlib.contextmanager
-def _clean_logs() -> Iterator[None]:
-    """Removes the handlers that a run adds, which write to files and streams that are closed afterwards."""
-    names = ("", "projects_deformable_detr", "detectron2", "fvcore", "lightning.pytorch", "lightning.fabric")
-    saved = {name: (list(logging.getLogger(name).handlers), logging.getLogger(name).level) for name in names}
-    yield
-    for name, (handlers, level) in saved.items():
-        logger = logging.getLogger(name)
-        for handler in [item for item in logger.handlers if item not in handlers]:
-            logger.removeHandler(handler)
-            handler.close()
-        logger.setLevel(level)
-        logger.propagate = True
-    if "detectron2" in sys.modules:
-        from detectron2.utils.logger import setup_logger
-
-        setup_logger.cache_clear()

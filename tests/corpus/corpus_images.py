@@ -4,6 +4,7 @@ import struct
 import zlib
 from typing import Any
 
+import cv2
 import numpy as np
 from corpus_annotations import plain
 from corpus_inputs import (
@@ -52,6 +53,11 @@ def converted(mode: str, format: str = "PNG", **options: Any) -> bytes:
     return encode(picture(mode), format, **options)
 
 
+def wide_rgb(value: int) -> bytes:
+    """Returns a PNG file of one gray value in three channels of 16 bits."""
+    return cv2.imencode(".png", np.full((HEIGHT, WIDTH, 3), value, np.uint16))[1].tobytes()
+
+
 def frames(format: str, **options: Any) -> bytes:
     return encode(picture(), format, save_all=True, append_images=[picture("L").convert("RGB")] * 2, **options)
 
@@ -80,7 +86,7 @@ def damaged(content: bytes) -> bytes:
 
 
 def sized(width: int, height: int) -> Any:
-    """Returns a function that replaces all images and records by gray images of one size, which the boxes fill."""
+    """Returns a function that replaces all images and records with gray images of one size, which the boxes fill."""
 
     def change(inputs: Inputs) -> None:
         files(encode(Image.new("RGB", (width, height), (9, 9, 9))))(inputs)
@@ -100,7 +106,7 @@ EXCEEDS = r"images whose values exceed the range of their type \(5\)(.|\n)*INPUT
 WINDOW = ("INPUT.INTENSITY_WINDOW", "(1000.0, 5000.0)")
 SKIP = ("DATASETS.UNREADABLE_IMAGES", "skip")
 UNREADABLE = r"image files that cannot be read \(1\): \S*/2\.\w+"
-LEFT_OUT = r"1 of 5 images are left out because they cannot be read: \S*/2\.\w+"
+SKIPPED = r"1 of 5 images are skipped because they cannot be read: \S*/2\.\w+"
 TRUNCATED_JPEG = converted("RGB", "JPEG")[:-300]
 
 IMAGES = [
@@ -115,6 +121,7 @@ IMAGES = [
     accept("BMP", files(converted("RGB", "BMP"), suffix="bmp"), pixel(128)),
     accept("WebP", files(converted("RGB", "WEBP", lossless=True), suffix="webp"), pixel(128)),
     accept("PNG named .jpg", files(converted("RGB"), suffix="jpg"), pixel(128)),
+    accept("16-bit RGB PNG", files(wide_rgb(3000)), pixel(11)),
     warn("16-bit PNG", NOTE, files(array(3000, np.uint16)), pixel(12)),
     warn("16-bit PNG in a window", NOTE, together(files(array(3000, np.uint16)), options(*WINDOW)), pixel(128)),
     warn("16-bit TIFF", NOTE, files(array(3000, np.uint16, "TIFF"), suffix="tif"), pixel(12)),
@@ -142,6 +149,16 @@ IMAGES = [
     accept("TIFF with EXIF orientation", files(turned("TIFF"), suffix="tif"), shape(HEIGHT, WIDTH)),
     accept("PNG with EXIF orientation", files(turned("PNG")), pixel(128)),
     error(
+        "TIFF with EXIF orientation that is ignored, record as turned",
+        r"images whose records apply the EXIF orientation \(5\)(.|\n)*INPUT\.EXIF_ORIENTATION",
+        together(files(turned("TIFF"), suffix="tif"), options("INPUT.EXIF_ORIENTATION", "False")),
+    ),
+    error(
+        "records with swapped width and height",
+        r"records with swapped width and height \(1\): \S*/2\.png is 64 x 80",
+        files(encode(picture().transpose(Image.Transpose.ROTATE_90)), 1),
+    ),
+    error(
         "JPEG with EXIF orientation, record as stored",
         r"images whose records ignore the EXIF orientation \(5\)(.|\n)*INPUT\.EXIF_ORIENTATION",
         together(files(turned("JPEG"), suffix="jpg"), entries("images", width=HEIGHT, height=WIDTH)),
@@ -162,9 +179,9 @@ IMAGES = [
     accept("10,000 x 1 pixels", sized(10_000, 1), shape(1, 160)),
     error("decompression bomb", UNREADABLE + r".*too many pixels", files(bomb(), 1)),
     error("zero-byte image", UNREADABLE + r" \(0 bytes\)", files(b"", 1)),
-    skip("zero-byte image, skipped", LEFT_OUT, together(files(b"", 1), options(*SKIP)), plain),
+    skip("zero-byte image, skipped", SKIPPED, together(files(b"", 1), options(*SKIP)), plain),
     error("truncated JPEG", UNREADABLE, files(TRUNCATED_JPEG, 1, suffix="jpg")),
-    skip("truncated JPEG, skipped", LEFT_OUT, together(files(TRUNCATED_JPEG, 1, suffix="jpg"), options(*SKIP)), plain),
+    skip("truncated JPEG, skipped", SKIPPED, together(files(TRUNCATED_JPEG, 1, suffix="jpg"), options(*SKIP)), plain),
     error("PNG with damaged pixels", r"\d\.png cannot be decoded", files(damaged, 0, 1, 2, 3, 4)),
     error("truncated PNG", UNREADABLE, files(converted("RGB")[:-100], 1)),
     error("truncated TIFF", UNREADABLE, files(converted("RGB", "TIFF")[:-500], 1, suffix="tif")),

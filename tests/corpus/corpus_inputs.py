@@ -125,7 +125,7 @@ class Case:
 
     Attributes:
         name: name of the input.
-        policy: ``accept``; ``warn``: accept, with a warning; ``skip``: leave out, with a warning; ``error``: status 2.
+        policy: ``accept``; ``warn``: accept, with a warning; ``skip``: skip, with a warning; ``error``: status 2.
         message: regular expression that the output contains.
         make: changes the inputs.
         check: raises if the result of an accepted input is wrong.
@@ -153,7 +153,7 @@ def warn(name: str, message: str, make: Change, check: Any = None, ap: float | N
 
 
 def skip(name: str, message: str, make: Change, check: Any = None, ap: float | None = 100.0) -> Case:
-    """Returns the row of an input of which a part is left out, with a warning."""
+    """Returns the row of an input of which a part is dropped with a warning."""
     return Case(name, "skip", message, make, check, ap)
 
 
@@ -229,7 +229,7 @@ def text(content: bytes | Callable[[bytes], bytes]) -> Change:
 
 
 def files(content: bytes | Callable[[bytes], bytes], *indices: int, suffix: str = "png") -> Change:
-    """Returns a function that replaces image files, by default all; functions are called with the content."""
+    """Returns a function that replaces image files (default: all); functions are called with the content."""
 
     def change(inputs: Inputs) -> None:
         for index, entry in enumerate(inputs.content["images"]):

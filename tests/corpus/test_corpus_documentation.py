@@ -11,10 +11,10 @@ WORDS = {"accept": "accepted", "warn": "warning", "skip": "dropped", "error": "e
 
 
 def documented():
-    """Yields policy and start of each message in the tables of annotations and segmentations."""
-    for line in TEXT.partition("## Image files")[0].splitlines():
+    """Yields policy and start of each message in the tables of annotations, segmentations and images."""
+    for line in TEXT.partition("## Pascal VOC")[0].splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
-        if len(cells) == 3 and re.search("error|warning", cells[1]):
+        if len(cells) == 3 and re.search("error|warning|dropped", cells[1]):
             policy = "warning error dropped" if cells[1].startswith("as boxes") else cells[1]
             for message in re.findall(r"`([a-z][^`…]*?)(?: …|, of N|: of N|,)?(?: …)?`", cells[2]):
                 yield policy, message.partition(":")[0]
