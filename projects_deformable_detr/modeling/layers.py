@@ -1,7 +1,7 @@
 """Layers shared by DETR and Deformable DETR: feed-forward network, prediction heads and box arithmetic."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -70,7 +70,7 @@ class Dropout(nn.Dropout):
         return output
 
     def fast_p(self, input: Tensor) -> float | None:
-        """Returns the probability if `draw_dropout` may be used: in eager mode on the CPU; 0 in inference."""
+        """Returns the probability if `drop_` may be used: in eager mode on the CPU; 0 in inference."""
         if type(input) is not Tensor or input.device.type != "cpu" or is_traced():
             return None
         p = self.p if self.training else 0.0
@@ -80,8 +80,7 @@ class Dropout(nn.Dropout):
 class _SeededDropout(torch.autograd.Function):
     @staticmethod
     def forward(input: Tensor, p: float, seed: int) -> Tensor:
-        kept, scale = draw_dropout(input.shape, input.dtype, p, seed)
-        return kept.mul_(input).mul_(scale)
+        return drop_(input * dropout_scale(p), p, seed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -97,30 +96,44 @@ def draw_seed() -> int:
     return int(torch.randint(2**63 - 1, (), device="cpu"))
 
 
-def draw_dropout(shape: Sequence[int], dtype: torch.dtype, p: float, seed: int) -> tuple[Tensor, float]:
-    """Draws a mask, 0 for elements that are dropped and 1 for others; returns it with the factor of the others."""
-    threshold, size = min(round(p * 2**16), 2**16 - 1), math.prod(shape)
+def drop_(x: Tensor, p: float, seed: int) -> Tensor:
+    """Sets elements of x to zero, in place; the others must be multiplied by `dropout_scale`."""
+    size = x.numel()
     lanes = np.random.SFC64(seed).random_raw(-(-size // 4)).view(np.int16)  # one for each element
-    kept = torch.empty(shape, dtype=dtype)  # kernels that apply Boolean masks are not vectorized
-    torch.ge(torch.from_numpy(lanes)[:size].view(shape), threshold - 2**15, out=kept)
-    return kept, 1 / (1 - threshold / 2**16)
+    kept, threshold = torch.from_numpy(lanes)[:size].view(x.shape), _dropout_threshold(p) - 2**15
+    # PyTorch's kernels that apply Boolean masks are not vectorized.
+    if x.element_size() == 2:
+        x.view(torch.int16).bitwise_and_(torch.ge(kept, threshold, out=kept).neg_())
+        return x
+    return x.mul_(torch.ge(kept, threshold, out=torch.empty_like(x)))
+
+
+def dropout_scale(p: float) -> float:
+    """Returns the factor of elements that `drop_` keeps."""
+    return 1 / (1 - _dropout_threshold(p) / 2**16)
+
+
+def _dropout_threshold(p: float) -> int:
+    return min(round(p * 2**16), 2**16 - 1)
 
 
 class _TiledFeedForward(torch.autograd.Function):
     """Linear layer, ReLU, dropout and linear layer, (S, C) to (S, C), in tiles of tokens.
 
     The hidden channels of a tile stay in the processor's cache. The backward pass computes them again instead of
-    storing them: they would be the largest activations of the model.
+    storing them: they would be the largest activations of the model. The weight of the second layer includes the factor
+    of dropout.
     """
 
     @staticmethod
     def forward(
         x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, p: float, seed: int
     ) -> Tensor:
+        weight2 = weight2 * dropout_scale(p)
         weight1, bias1, weight2, bias2 = (tensor.to(x.dtype) for tensor in (weight1, bias1, weight2, bias2))
         output = torch.empty_like(x)
         for index, (tile, rows) in enumerate(zip(_tiles(x), _tiles(output), strict=True)):
-            hidden, _ = _hidden_channels(tile, weight1, bias1, p, seed + index)
+            hidden = _hidden_channels(tile, weight1, bias1, p, seed + index)
             torch.addmm(bias2, hidden, weight2.t(), out=rows)
         return output
 
@@ -134,7 +147,8 @@ class _TiledFeedForward(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError("FeedForward: second derivatives are not supported on the CPU with activation relu")
         x, *parameters = ctx.saved_tensors
-        weight1, bias1, weight2 = (parameter.to(x.dtype) for parameter in parameters)
+        scale = dropout_scale(ctx.p)
+        weight1, bias1, weight2 = (parameter.to(x.dtype) for parameter in (*parameters[:2], parameters[2] * scale))
         needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2, *_ = ctx.needs_input_grad
         # Sums over tiles have the precision of the parameters, also under autocast.
         grad_weight1, grad_bias1, grad_weight2 = (torch.zeros_like(parameter) for parameter in parameters)
@@ -142,16 +156,17 @@ class _TiledFeedForward(torch.autograd.Function):
         tiles = zip(_tiles(x), _tiles(grad), _tiles(grad_x), strict=True)
         with torch.autocast("cpu", enabled=False):
             for index, (tile, grad_tile, rows) in enumerate(tiles):
-                hidden, scale = _hidden_channels(tile, weight1, bias1, ctx.p, ctx.seed + index)
+                hidden = _hidden_channels(tile, weight1, bias1, ctx.p, ctx.seed + index)
                 if needs_weight2:
                     grad_weight2 += grad_tile.t() @ hidden
-                grad_hidden = torch.ops.aten.threshold_backward(grad_tile @ weight2, hidden, 0).mul_(scale)
+                grad_hidden = torch.ops.aten.threshold_backward(grad_tile @ weight2, hidden, 0)
                 if needs_weight1:
                     grad_weight1 += grad_hidden.t() @ tile
                 if needs_bias1:
                     grad_bias1 += grad_hidden.sum(0)
                 if needs_x:
                     torch.mm(grad_hidden, weight1, out=rows)
+        grad_weight2 *= scale
         grad_bias2 = grad.sum(0, dtype=grad_bias1.dtype) if needs_bias2 else None
         gradients = (grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2)
         needed = zip(gradients, ctx.needs_input_grad, strict=False)
@@ -162,13 +177,10 @@ def _tiles(x: Tensor) -> tuple[Tensor, ...]:
     return x.split(_TILE if x.element_size() > 2 else 4 * _TILE)
 
 
-def _hidden_channels(x: Tensor, weight: Tensor, bias: Tensor, p: float, seed: int) -> tuple[Tensor, float]:
-    """Returns the hidden channels after dropout and the factor of dropout."""
+def _hidden_channels(x: Tensor, weight: Tensor, bias: Tensor, p: float, seed: int) -> Tensor:
+    """Returns the hidden channels after dropout, without its factor."""
     hidden = torch.addmm(bias, x, weight.t()).relu_()
-    if p == 0:
-        return hidden, 1.0
-    kept, scale = draw_dropout(hidden.shape, hidden.dtype, p, seed)
-    return hidden.mul_(kept).mul_(scale), scale
+    return drop_(hidden, p, seed) if p else hidden
 
 
 class FeedForward(nn.Module):
