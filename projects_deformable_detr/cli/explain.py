@@ -8,7 +8,7 @@ Examples:
   deformable-detr explain --weights output/quickstart street.jpg --detections 0 2 --by layer head --gradients
   deformable-detr explain --weights output/quickstart street.jpg --point 320 200 --layer 1
 
-Exit status: 0; 1 if images could not be read or do not have the chosen detections; 2 for invalid arguments.
+Exit status: 0; 1 if images could not be read or do not have the chosen detections or points; 2 for invalid arguments.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 HELP = "show the attention of a model in images"
 _KEYS = {"detections": "--detections", "points": "--point", "by": "--by"}
+_OF_IMAGES = ("detections", "points")  # arguments that may be valid in other images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,9 +125,11 @@ def run(args: argparse.Namespace) -> int:
             try:
                 explanation = detector.explain(item.path, **options)
             except (ImageError, ArgumentError) as error:
-                if isinstance(error, ArgumentError) and error.argument != "detections":
+                if isinstance(error, ArgumentError) and error.argument not in _OF_IMAGES:
                     raise
-                message = error if isinstance(error, ImageError) else f"{item.path}: --{error}"
+                message = (
+                    error if isinstance(error, ImageError) else f"{item.path}: {_KEYS[error.argument]} {error.problem}"
+                )
                 print(message, file=sys.stderr)
                 status = 1
                 continue

@@ -94,11 +94,7 @@ def summary_section(runs: Sequence[Run]) -> Section:
     rows: dict[str, Callable[[Run], object]] = {
         "folder": lambda run: run.folder,
         "state": lambda run: run.state,
-        "model": lambda run: ", ".join(
-            str(run.config[key]).removeprefix("build_").removesuffix("_backbone")
-            for key in ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME")
-            if key in run.config
-        ),
+        "model": _model,
         "last result": lambda run: result(run, False),
         "best result": lambda run: result(run, True),
         "seconds per iteration (median)": lambda run: _text(run.seconds_per_iteration, 3),
@@ -109,6 +105,16 @@ def summary_section(runs: Sequence[Run]) -> Section:
     }
     cells = [[name, *map(value, runs)] for name, value in rows.items()]
     return Section("Summary", tables={"": Table(["", *(run.name for run in runs)], cells, is_text=True)})
+
+
+def _model(run: Run) -> str:
+    """Returns the names of architecture and backbone."""
+    architecture, backbone = (str(run.config.get(f"MODEL.{key}", "")) for key in ("META_ARCHITECTURE", "BACKBONE.NAME"))
+    backbone = backbone.removeprefix("build_").removesuffix("_backbone")
+    if backbone == "deformable_detr_resnet":
+        dilated = " DC5" if run.config.get("MODEL.RESNETS.RES5_DILATION") == 2 else ""
+        backbone = f"ResNet-{run.config.get('MODEL.RESNETS.DEPTH')}{dilated}"
+    return ", ".join(filter(None, (architecture, backbone)))
 
 
 def training_sections(runs: Sequence[Run]) -> list[Section]:

@@ -20,9 +20,10 @@ class Server(uvicorn.Server):
     Args:
         app: application of `create_app`.
         limits: limits of requests.
+        message: printed when requests are accepted and signals stop the server.
     """
 
-    def __init__(self, app: FastAPI, limits: Limits) -> None:
+    def __init__(self, app: FastAPI, limits: Limits, message: str) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -35,7 +36,11 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(limits.timeout) + 1,
             )
         )
-        self.app = app
+        self.app, self.message = app, message
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self.message, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.app.state.is_stopping = True
@@ -74,11 +79,11 @@ def serve(detector: Detector, listener: socket.socket, limits: Limits | None = N
         warning = "can be reached from other machines, without encryption and authentication"
         print(f"Warning: {address} {warning}", file=sys.stderr)
     shown = f"[{address}]" if ":" in address else address
-    print(f"Serving {len(detector.class_names)} classes on http://{shown}:{port} (Ctrl+C stops)", flush=True)
+    message = f"Serving {len(detector.class_names)} classes on http://{shown}:{port} (Ctrl+C stops)"
     # uvicorn raises the signals again after its shutdown; with these handlers they do not end the process.
     previous = {signum: signal.signal(signum, lambda *_: None) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        Server(create_app(detector, limits, hosts), limits).run(sockets=[listener])
+        Server(create_app(detector, limits, hosts), limits, message).run(sockets=[listener])
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)

@@ -48,7 +48,6 @@ def test_images_are_skipped(save_tiny, files, tmp_path, capsys):
 def test_errors_name_options(save_tiny, files, tmp_path, capsys):
     weights = str(save_tiny("detr"))
     for options, message in (
-        (["--point", "100", "5"], "--point must be inside the image of 56 x 40 pixels"),
         (["--layer", "4", "--threshold", "0"], "--layer must be at most 3"),
         (["--by", "level", "--threshold", "0"], "--by must be 'layer' or 'head' for DETR"),
     ):
@@ -57,6 +56,8 @@ def test_errors_name_options(save_tiny, files, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert main([*words, "--detections", "400", "--threshold", "0"]) == 1
     assert "--detections must be indices below 7" in capsys.readouterr().err
+    assert main([*words, "--point", "100", "5"]) == 1
+    assert "--point must be inside the image of 56 x 40 pixels" in capsys.readouterr().err
     for values, message in (((), "expected at least one"), (("0", files[0]), "images come before --detections")):
         with pytest.raises(SystemExit, match="2"):
             main(["explain", "--weights", weights, "--detections", *values])

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from known_errors import CLASSES, CORRECT, DETECTIONS, OBJECTS
 
 CONFIG = """
-MODEL: {META_ARCHITECTURE: DeformableDETR, BACKBONE: {NAME: build_resnet_backbone}}
+MODEL: {META_ARCHITECTURE: DETR, BACKBONE: {NAME: build_deformable_detr_resnet_backbone}, RESNETS: {DEPTH: 18}}
 DATASETS: {TRAIN: [], TEST: [known_val], REGISTER: [[known_val, JSON, IMAGES]]}
 SOLVER: {MAX_ITER: 60, IMS_PER_BATCH: 4, BASE_LR: 0.5}
 TEST: {DETECTIONS_PER_IMAGE: 100}

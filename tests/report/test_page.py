@@ -85,6 +85,7 @@ def test_numbers_of_one_run(make_run: Callable[..., Path]) -> None:
     assert page.row("APs") == page.row("APl") == ["–"]
     assert [row[1:] for row in page.rows if row[:1] == ["AP"]] == 2 * [[f"{values['bbox/AP']:.2f}"]]
     assert page.row("last result") == [f"bbox AP {values['bbox/AP']:.2f} at iteration 59"]
+    assert page.row("model") == ["DETR, ResNet-18"]
     assert page.row("images per second") == ["8.0"] and page.row("time waiting for data") == ["25 %"]
     for kind in ("classification", "localization", "both", "duplicate", "background", "missed"):
         assert page.row(kind)[0] == "1"

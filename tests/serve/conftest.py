@@ -75,7 +75,7 @@ def start() -> Iterator[Callable[..., tuple[Any, str]]]:
         listener = open_socket("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         chosen = Limits(**limits)
-        server = Server(create_app(detector, chosen), chosen)
+        server = Server(create_app(detector, chosen), chosen, "started")
         server.thread = threading.Thread(target=server.run, args=([listener],))
         server.thread.start()
         running.append(server)
