@@ -27,7 +27,7 @@ from projects_deformable_detr.inference import Detector
 from projects_deformable_detr.inference.evaluation import evaluate
 
 FORMATS = (
-    "pytorch:bfloat16", "aoti:float32", "aoti:bfloat16", "onnx:float32", "onnx:int8",
+    "pytorch:bfloat16", "aoti:float32", "aoti:bfloat16", "aoti:int8", "onnx:float32", "onnx:int8",
     "openvino:float32", "openvino:float16", "openvino:bfloat16", "openvino:int8",
 )  # fmt: skip
 
