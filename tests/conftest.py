@@ -3,6 +3,9 @@
 import importlib.metadata
 import importlib.util
 import logging
+import multiprocessing
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 from projects_deformable_detr import get_cfg
 from projects_deformable_detr.data import images
 from projects_deformable_detr.data.load import log_once
+from projects_deformable_detr.training import launch
 
 # The single-scale DC5 model needs bottleneck blocks.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -79,6 +83,60 @@ def _remove_log_handlers() -> None:
         from detectron2.utils.logger import setup_logger
 
         setup_logger.cache_clear()
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: several run at a time
+# Third-party packages whose import takes seconds. The forkserver ignores missing ones.
+_PRELOADED = ["torch._dynamo", "torch.utils.tensorboard", "torchvision", "scipy.optimize", "pytest"]
+multiprocessing.set_forkserver_preload([*_PRELOADED, "detectron2.engine", "detectron2.evaluation", "lightning"])
+_RUN_PYTHON = """
+import os, runpy, sys
+for number, name in enumerate(("stdout", "stderr"), 1):
+    os.dup2(os.open(os.path.join(logs, name), os.O_WRONLY | os.O_CREAT), number)
+os.chdir(folder)
+sys.argv = words[1:] if words[0] == "-m" else words
+if words[0] == "-c":
+    exec(words[1], {"__name__": "__main__"})
+else:
+    run = runpy.run_module if words[0] == "-m" else runpy.run_path
+    run(sys.argv[0], run_name="__main__", **{"alter_sys": True} if words[0] == "-m" else {})
+"""
+
+
+@pytest.fixture
+def python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``python("-m", module, argument…)`` or ``python("-c", code)`` or ``python(script, argument…)`` in a new process.
+
+    The process is forked from a server that has imported third-party packages, but not the project.
+    """
+
+    def run(*words: object, cwd: Path = Path()) -> subprocess.CompletedProcess[str]:
+        command, logs = [str(word) for word in words], tmp_path_factory.mktemp("logs")
+        names = {"words": command, "folder": cwd.resolve(), "logs": logs}
+        process = multiprocessing.get_context("forkserver").Process(target=exec, args=(_RUN_PYTHON, names))
+        process.start()
+        process.join(300)
+        process.kill()
+        texts = ((logs / name).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(command, process.exitcode, *texts)
+
+    return run
+
+
+@pytest.fixture
+def forkserver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `launch` and Detectron2's `launch` fork processes from a server that has imported third-party packages.
+
+    Spawned processes would import them again, which takes several seconds for each. As in a spawned process, the
+    project's modules are imported when the arguments are unpickled.
+    """
+
+    def start_processes(*args: Any, start_method: str = "spawn", **options: Any) -> Any:
+        return original(*args, start_method="forkserver", **options)
+
+    original = torch.multiprocessing.start_processes
+    for module in (torch.multiprocessing, launch):
+        monkeypatch.setattr(module, "start_processes", start_processes)
 
 
 @pytest.fixture(scope="session")

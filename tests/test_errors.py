@@ -3,6 +3,7 @@
 import errno
 import io
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -100,12 +101,17 @@ def test_errors_name_config_keys(error, kind, message):
         (["tools/score_threshold.py", "nowhere.json", "a.json"], "score_threshold: nowhere.json: "),
         (["tools/flops.py", "nowhere.yaml"], "flops: config file .*nowhere.yaml: cannot read"),
         (
-            ["-m", "projects_deformable_detr", "draw", "--dataset", "x", "--results", "x", "--out", "x"],
+            ["projects_deformable_detr", "draw", "--dataset", "x", "--results", "x", "--out", "x"],
             "deformable-detr draw: unknown data set 'x'",
         ),
     ],
 )
-def test_tools_with_wrong_arguments_print_one_line(command, message):
-    result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 2
-    assert re.match(message, result.stderr.splitlines()[-1]) and "Traceback" not in result.stderr
+def test_tools_with_wrong_arguments_print_one_line(command, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.chdir(ROOT)
+    run = runpy.run_path if command[0].endswith(".py") else runpy.run_module
+    with pytest.raises(SystemExit) as caught:
+        run(command[0], run_name="__main__")
+    errors = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert re.match(message, errors.splitlines()[-1]) and "Traceback" not in errors

@@ -1,6 +1,5 @@
 """Exit status, messages and flags of ``train_net.py``."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,9 +30,8 @@ def run(monkeypatch, capsys, tmp_path, load_script):
     assert list(tmp_path.iterdir()) == []  # nothing was written before the error
 
 
-def test_script_exits_with_status_2_without_traceback(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--engine", "caffe", "--config-file", QUICKSTART]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+def test_script_exits_with_status_2_without_traceback(tmp_path, python):
+    result = python(SCRIPT, "--engine", "caffe", "--config-file", QUICKSTART, cwd=tmp_path)
     assert result.returncode == 2
     lines = result.stderr.strip().splitlines()
     assert lines[-1] == "train_net.py: unknown engine 'caffe': choose one of auto, detectron2, standalone"

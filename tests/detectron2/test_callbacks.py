@@ -231,6 +231,7 @@ def test_early_stopping(make_cfg, scores, caplog):
         assert load(cfg, "model_final.pth")["iteration"] == 8
 
 
+@pytest.mark.usefixtures("forkserver")
 def test_two_processes_stop_together_and_average(job, tmp_path, coco_files, monkeypatch):
     """AP does not rise by 90 within four iterations. Resumed without the key, the run continues."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -134,8 +134,8 @@ def worker(cfgs, path):
     torch.save(found, f"{path}/{rank}.pth")
 
 
-def test_two_processes_give_the_gradients_of_twice_the_batch(make_cfg, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.mark.usefixtures("forkserver")
+def test_two_processes_give_the_gradients_of_twice_the_batch(make_cfg, tmp_path):
     cfgs = [make_cfg(MODEL__DETR__NUM_CLASSES=2, **options) for options, _ in CASES]
     for cfg in cfgs:
         cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # spawned processes have no registered data sets
@@ -163,8 +163,8 @@ def load_backbone(cfg, path):
     torch.save(model.state_dict(), f"{path}/{comm.get_rank()}.pth")
 
 
-def test_all_processes_have_the_same_weights_after_loading_a_backbone(make_cfg, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.mark.usefixtures("forkserver")
+def test_all_processes_have_the_same_weights_after_loading_a_backbone(make_cfg, tmp_path):
     full_width = {"MODEL__RESNETS__STEM_OUT_CHANNELS": 64, "MODEL__RESNETS__RES2_OUT_CHANNELS": 64}
     cfg = make_cfg(MODEL__DETR__NUM_CLASSES=2, MODEL__RESNETS__NORM="FrozenBN", **full_width)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()

@@ -1,8 +1,5 @@
 """Modules under the internal names by which Detectron2's main branch imports them, and NumPy's removed names."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -13,23 +10,27 @@ from projects_deformable_detr.detectron2_plugin.patches import applied
 INSTALL = "from projects_deformable_detr.detectron2_plugin import import_aliases; import_aliases.install()"
 
 
-def run(folder, *lines):
-    script = folder / "script.py"
-    script.write_text("\n".join(lines))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+@pytest.fixture
+def run(python, tmp_path):
+    """``run(line…)`` runs a script in the test's folder and returns the words that it has printed."""
+
+    def call(*lines):
+        (tmp_path / "script.py").write_text("\n".join(["import sys; sys.path.insert(0, '')", *lines]))
+        done = python("script.py", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    return call
 
 
-def test_importing_the_project_adds_no_finder(tmp_path):
+def test_importing_the_project_adds_no_finder(run):
     lines = "import sys, projects_deformable_detr", "print(*[type(finder).__module__ for finder in sys.meta_path])"
-    assert not [name for name in run(tmp_path, *lines) if name.startswith("projects_deformable_detr")]
+    assert not [name for name in run(*lines) if name.startswith("projects_deformable_detr")]
 
 
-def test_an_alias_is_the_public_module(tmp_path):
+def test_an_alias_is_the_public_module(run):
     pytest.importorskip("cityscapesscripts")
     run(
-        tmp_path,
         INSTALL,
         "import deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels as alias",
         "from deeplearning.projects.cityscapesApi.cityscapesscripts.evaluation import instance",
@@ -39,17 +40,16 @@ def test_an_alias_is_the_public_module(tmp_path):
     )
 
 
-def test_the_demos_predictor_is_the_file_next_to_it(tmp_path):
+def test_the_demos_predictor_is_the_file_next_to_it(run, tmp_path):
     (tmp_path / "predictor.py").write_text("VisualizationDemo = 'found'\n")
     lines = "from vision.fair.detectron2.demo.predictor import VisualizationDemo", "print(VisualizationDemo)"
-    assert run(tmp_path, INSTALL, *lines) == ["found"]
+    assert run(INSTALL, *lines) == ["found"]
 
 
-def test_existing_packages_and_missing_modules_are_unchanged(tmp_path):
+def test_existing_packages_and_missing_modules_are_unchanged(run, tmp_path):
     (tmp_path / "deeplearning").mkdir()
     (tmp_path / "deeplearning/__init__.py").write_text("OWN = True\n")
     run(
-        tmp_path,
         INSTALL,
         "import deeplearning",
         "assert deeplearning.OWN",
@@ -64,13 +64,13 @@ def test_existing_packages_and_missing_modules_are_unchanged(tmp_path):
     )
 
 
-def test_packages_of_later_sys_path_entries_are_unchanged(tmp_path):
+def test_packages_of_later_sys_path_entries_are_unchanged(run, tmp_path):
     (tmp_path / "late/vision").mkdir(parents=True)
     (tmp_path / "late/vision/__init__.py").write_text("OWN = True\n")
     (tmp_path / "late/vision/models.py").write_text("OWN = True\n")
     (tmp_path / "predictor.py").write_text("")
     lines = "import sys", "sys.path.insert(0, 'late')", "import vision, vision.models"
-    run(tmp_path, INSTALL, *lines, "assert vision.OWN and vision.models.OWN")
+    run(INSTALL, *lines, "assert vision.OWN and vision.models.OWN")
 
 
 def test_numpys_old_names_exist_inside_the_context_only():

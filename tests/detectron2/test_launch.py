@@ -50,22 +50,22 @@ def test_data_set_without_objects_gives_results_without_metrics(job, tmp_path, c
     assert {result["image_id"] for result in written} == set(range(1, 9))
 
 
-def test_an_error_in_one_of_several_processes_is_a_message(job, tmp_path, coco_files, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.mark.usefixtures("forkserver")
+def test_an_error_in_one_of_several_processes_is_a_message(job, tmp_path, coco_files):
     with pytest.raises(UserError) as caught:
         main(job(tmp_path, coco_files, "MODEL.WEIGHTS", "/nowhere/weights.pth", num_gpus=2))
     assert "/nowhere/weights.pth" in str(caught.value) and "Traceback" not in str(caught.value)
 
 
-def test_two_processes_train_and_evaluate_on_the_cpu(job, tmp_path, coco_files, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.mark.usefixtures("forkserver")
+def test_two_processes_train_and_evaluate_on_the_cpu(job, tmp_path, coco_files):
     results = main(job(tmp_path, coco_files, *FPN, num_gpus=2))
     assert "AP" in results["bbox"]
     assert (tmp_path / "output" / "model_final.pth").is_file()
 
 
-def test_evaluation_on_two_processes_equals_one(job, tmp_path, make_cfg, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.mark.usefixtures("forkserver")
+def test_evaluation_on_two_processes_equals_one(job, tmp_path, make_cfg):
     files = write_coco(tmp_path / "odd", images=21)
     save_detector(tmp_path / "model.pth", build_model(make_cfg()).detector, iteration=0, cfg_text="")
     found = []

@@ -1,7 +1,5 @@
 """Detectron2's config, builders and trainer: patched for the project's models, unchanged for others."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -40,8 +38,8 @@ print(len(new) > len(old), early is late, late.__wrapped__ is early)
 """
 
 
-def test_defaults_of_detectron2_do_not_change():
-    result = subprocess.run([sys.executable, "-c", _UNTOUCHED], capture_output=True, text=True, timeout=300)
+def test_defaults_of_detectron2_do_not_change(python):
+    result = python("-c", _UNTOUCHED)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["True", "False", "True"]
 

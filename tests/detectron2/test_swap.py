@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,18 +67,13 @@ def folder(tmp_path_factory, coco_files):
     return folder
 
 
-def finetune(folder: Path, options: dict[str, object]) -> tuple[str, Path]:
+def finetune(
+    python: Callable[..., subprocess.CompletedProcess[str]], folder: Path, options: dict[str, object]
+) -> tuple[str, Path]:
     """Runs the script; returns its output and the folder of its results."""
     shutil.rmtree(folder / "output", ignore_errors=True)
     words = [str(word) for pair in {**_SHORT, **options}.items() for word in pair]
-    result = subprocess.run(
-        [sys.executable, "finetune.py", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'ops'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    result = python("finetune.py", *words, cwd=folder)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout, folder / "output" / "cells"
 
@@ -95,12 +90,6 @@ def summary(printed: str, results: Path) -> dict[str, set[str]]:
     }
 
 
-@pytest.fixture(scope="module")
-def before(folder):
-    """Summaries of Faster R-CNN and Mask R-CNN."""
-    return {masks: summary(*finetune(folder, {**_TINY_RCNN, "MODEL.MASK_ON": masks})) for masks in (False, True)}
-
-
 def swap(folder: Path) -> None:
     """Applies the guide's diffs."""
     diffs = blocks("diff")
@@ -110,14 +99,17 @@ def swap(folder: Path) -> None:
         subprocess.run(["git", "apply"], input=diff, cwd=folder, text=True, check=True, env=environment)
 
 
-def test_fields_metrics_and_files_do_not_change(before, folder, tiny_model):
+def test_fields_metrics_and_files_do_not_change(python, folder, tiny_model):
+    """The summaries of Faster R-CNN and Mask R-CNN are those of the detectors."""
+    rcnn = {masks: {**_TINY_RCNN, "MODEL.MASK_ON": masks} for masks in (False, True)}
+    before = {masks: summary(*finetune(python, folder, options)) for masks, options in rcnn.items()}
     swap(folder)
     script, config = ((folder / name).read_text() for name in ("finetune.py", "cells.yaml"))
     assert "faster_rcnn" not in script and "ROI_HEADS" not in script + config
     for masks in (False, True):
         options = {"MODEL.MASK_ON": masks, "MODEL.DETR.HIDDEN_DIM": 128, "MODEL.DETR.NHEADS": 8}
         options["MODEL.RESNETS.OUT_FEATURES"] = ["res2", "res3", "res4", "res5"] if masks else ["res3", "res4", "res5"]
-        assert summary(*finetune(folder, {**tiny_model, **options})) == before[masks]
+        assert summary(*finetune(python, folder, {**tiny_model, **options})) == before[masks]
     assert before[False]["fields"] == {"pred_boxes", "scores", "pred_classes"}
     assert before[True]["fields"] == {"pred_boxes", "scores", "pred_classes", "pred_masks"}
     assert {"bbox/AP", "bbox/AP50", "bbox/AP-red", "bbox/AP-blue"} <= before[False]["metrics"]

@@ -1,16 +1,14 @@
 """Metrics at score thresholds, and tools/score_threshold.py, on detections whose metrics are computed by hand."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from pycocotools.coco import COCO
 
+from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.evaluation.score_threshold import best_f1, match, metrics_above
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "score_threshold.py"
 BOX, ELSEWHERE = [0, 0, 10, 10], [50, 50, 10, 10]
 
 
@@ -65,17 +63,19 @@ def test_best_f1_of_a_class(matches):
     assert (none["threshold"], none["precision"], none["recall"]) == (1, 0, 0)
 
 
-def test_last_row_has_the_best_f1(files):
-    result = subprocess.run([sys.executable, TOOL, *files, "--thresholds", "0"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    label, *words = result.stdout.splitlines()[-1].rsplit(maxsplit=6)
+def test_last_row_has_the_best_f1(files, load_script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["score_threshold.py", *map(str, files), "--thresholds", "0"])
+    load_script("tools/score_threshold.py").main()
+    lines = capsys.readouterr().out.splitlines()
+    label, *words = lines[-1].rsplit(maxsplit=6)
     best = [float(word) for word in words]
-    assert label == "best F1" and result.stdout.splitlines()[0].split()[0] == "threshold"
+    assert label == "best F1" and lines[0].split()[0] == "threshold"
     # 0.9 alone: F1 2/3; down to 0.6: 4/6.
     assert best[4] == pytest.approx(2 / 3, abs=1e-3) and best[0] == pytest.approx(0.9, abs=1e-3)
 
 
-def test_no_detections_are_an_error(files):
+def test_no_detections_are_an_error(files, load_script, monkeypatch):
     files[0].write_text("[]")
-    result = subprocess.run([sys.executable, TOOL, *files], capture_output=True, text=True)
-    assert result.returncode == 2 and "results.json has no detections" in result.stderr
+    monkeypatch.setattr(sys, "argv", ["score_threshold.py", *map(str, files)])
+    with pytest.raises(UserError, match="results.json has no detections"):
+        load_script("tools/score_threshold.py").main()

@@ -226,6 +226,7 @@ def test_entropy_of_attention_is_logged(make_args: Make, tmp_path: Path) -> None
         main(make_args(tmp_path / "other", *keys, "MODEL.DETR.DEC_LAYERS", 0))
 
 
+@pytest.mark.usefixtures("forkserver")
 def test_two_processes_stop_together(make_args: Make, tmp_path: Path) -> None:
     """AP does not rise by 90 within four iterations."""
     options = ("TEST.EARLY_STOPPING.MIN_DELTA", 90.0, "TEST.EARLY_STOPPING.PATIENCE", 1, "SOLVER.CHECKPOINT_PERIOD", 99)

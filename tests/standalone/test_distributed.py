@@ -98,6 +98,7 @@ def test_sharding_a_frozen_detector_is_an_error(make_args: Callable[..., Namespa
         main(make_args(tmp_path, *options, "SOLVER.STRATEGY", "fsdp"))
 
 
+@pytest.mark.usefixtures("forkserver")
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_equal_one(
     make_args: Callable[..., Namespace], sparse: tuple[object, ...], tmp_path: Path, parts: int
@@ -128,6 +129,7 @@ SHARDED = (
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("forkserver")
 @pytest.mark.parametrize("resumed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_sharded_training_equals_one_process_and_resumes_anywhere(
     make_args: Callable[..., Namespace],
@@ -156,6 +158,7 @@ def test_sharded_training_equals_one_process_and_resumes_anywhere(
     assert_equal_runs(tmp_path / "one", tmp_path / "resumed", compare_losses=False)
 
 
+@pytest.mark.usefixtures("forkserver")
 def test_evaluation_on_two_processes_equals_one(
     make_args: Callable[..., Namespace], write_tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -186,6 +189,7 @@ def test_evaluation_on_two_processes_equals_one(
     assert math.isnan(found["unlabeled"]["bbox"]["AP"])
 
 
+@pytest.mark.usefixtures("forkserver")
 def test_unused_features(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
     """The last stage has no gradient, so that DDP needs ``find_unused_parameters``."""
     options = ("MODEL.DETR.IN_FEATURES", "['res4']", "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")

@@ -42,36 +42,33 @@ def reduce(folder, failing_rank=None, error=UserError):
     distributed.all_reduce(total, group=group)
     if rank == failing_rank:
         raise error(f"message of rank {rank}")
-    return rank, int(total)
+    return rank, int(total), multiprocessing.get_start_method()
 
 
 def test_a_single_process_runs_in_the_caller(tmp_path):
     assert launch(os.getpid, 1, 1, 0, "auto") == os.getpid()
 
 
-def test_result_of_rank_0_and_no_thread_of_gloo_at_exit(tmp_path):
-    """A thread of gloo that needs the interpreter during shutdown aborts the process."""
-    assert launch(reduce, 2, 1, 0, "auto", str(tmp_path)) == (0, 3)
+def test_spawned_processes(tmp_path):
+    """Result of rank 0, start method of workers, and no thread of gloo at exit, which might abort the process."""
+    assert launch(reduce, 2, 1, 0, "auto", str(tmp_path)) == (0, 3, multiprocessing.get_start_method())
     if not Path("/proc/self/task").exists():
         pytest.skip("threads are listed on Linux only")
     for rank in "01":
         assert not [name for name in (tmp_path / rank).read_text().split() if "gloo" in name]
 
 
+@pytest.mark.usefixtures("forkserver")
 def test_a_user_error_is_forwarded_as_its_message(tmp_path):
     with pytest.raises(UserError) as caught:
         launch(reduce, 2, 1, 0, "auto", str(tmp_path), 1)
     assert str(caught.value) == "message of rank 1"
 
 
+@pytest.mark.usefixtures("forkserver")
 def test_other_errors_keep_their_traceback(tmp_path):
     with pytest.raises(ProcessException, match="(?s)in reduce.*LookupError: message of rank 0"):
         launch(reduce, 2, 1, 0, "auto", str(tmp_path), 0, LookupError)
-
-
-def test_workers_of_spawned_processes_are_started_as_in_the_caller():
-    expected = multiprocessing.get_start_method()
-    assert launch(multiprocessing.get_start_method, 2, 1, 0, "auto") == expected
 
 
 def lose_connection():
@@ -81,6 +78,7 @@ def lose_connection():
     distributed.all_reduce(torch.zeros(1))
 
 
+@pytest.mark.usefixtures("forkserver")
 def test_a_machine_whose_connection_is_lost(tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     with ThreadPoolExecutor() as pool:
@@ -141,11 +139,12 @@ def test_processes_end_with_a_killed_parent(tmp_path):
     parent.communicate(timeout=60)
 
 
+@pytest.mark.usefixtures("forkserver")
 def test_two_machines(tmp_path):
     url = f"tcp://127.0.0.1:{free_port()}"
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda rank: launch(reduce, 1, 2, rank, url, str(tmp_path)), range(2)))
-    assert results == [(0, 3), None]
+    assert results == [(0, 3, multiprocessing.get_start_method()), None]
 
 
 @pytest.mark.parametrize(
