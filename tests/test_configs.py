@@ -18,6 +18,7 @@ COCO_IMAGES = 118_287  # train2017
 # Epochs, and the epoch in which the learning rate drops: arXiv 2005.12872, section 4; arXiv 2010.04159, section 5.1.
 DROPS = {50: 40, 300: 200, 500: 400}
 CLASSES = 5
+QUERIES = 20  # fewer than in the recipes: most of the time of a step is proportional to them
 SIZES = ((64, 96), (48, 64))  # two images, the second is padded
 
 
@@ -64,6 +65,7 @@ def run_detectron2(name, weights, monkeypatch):
     from detectron2.structures import BitMasks, Boxes, Instances
 
     cfg = read(name, "detectron2")
+    cfg.MODEL.DETR.NUM_OBJECT_QUERIES = QUERIES
     with monkeypatch.context() as patch:
         for function in ("kaiming_normal_", "kaiming_uniform_", "xavier_uniform_", "trunc_normal_"):
             patch.setattr(torch.nn.init, function, lambda tensor, *_, **__: tensor)  # slow; overwritten below
@@ -87,6 +89,7 @@ def run_detectron2(name, weights, monkeypatch):
 @pytest.mark.parametrize("name", unique_models())
 def test_both_engines_build_the_model_and_take_one_step(name, monkeypatch):
     cfg = read(name)
+    cfg.MODEL.DETR.NUM_OBJECT_QUERIES = QUERIES
     detector = build_detector(cfg)
     losses = run_standalone(cfg, detector)
     trained = {key: value for key, value in detector.named_parameters() if value.requires_grad}

@@ -103,22 +103,13 @@ def run_python(code: str, hidden: Collection[str] = ()) -> subprocess.CompletedP
 
 
 def test_without_detectron2():
+    """Torch is imported on first use, Lightning when its engine runs."""
     code = "from projects_deformable_detr.engine import choose_engine\n"
-    result = run_python(code + "print(choose_engine().name, type(project.get_cfg()).__module__)", {"detectron2"})
-    assert result.returncode == 0, result.stderr
-    # Lightning is imported when its engine runs.
-    assert result.stdout.splitlines() == ["", "standalone projects_deformable_detr.standalone.config"]
-
-
-def test_the_import_prints_nothing():
-    result = run_python("from projects_deformable_detr import Detector")
-    assert result.returncode == 0 and not result.stderr + result.stdout
-
-
-def test_torch_is_imported_on_first_use():
-    code = "print('torch' in sys.modules); project.get_cfg; print('torch' in sys.modules)"
+    code += "print(choose_engine().name, 'torch' in sys.modules)\n"
+    code += "print(type(project.get_cfg()).__module__, *{'torch', 'lightning'} & sys.modules.keys())"
     result = run_python(code, {"detectron2"})
-    assert result.stdout.splitlines() == ["", "False", "True"], result.stderr
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["", "standalone False", "projects_deformable_detr.standalone.config torch"]
 
 
 @pytest.mark.parametrize(
@@ -161,10 +152,11 @@ def test_commands_without_the_operator_print_one_message(arguments, start):
 
 
 def test_without_lightning():
-    # Config, model and criterion need no engine.
-    code = "cfg = project.get_cfg('standalone'); cfg.MODEL.DETR.NUM_CLASSES = 3\n"
+    """Config, model and criterion need no engine. Imports print nothing."""
+    code = "from projects_deformable_detr import Detector\n"
+    code += "cfg = project.get_cfg('standalone'); cfg.MODEL.DETR.NUM_CLASSES = 3\n"
     result = run_python(code + "project.build_detector(cfg), project.build_criterion(cfg)", {"lightning"})
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0 and not result.stderr, result.stderr
     loaded = {"projects_deformable_detr.detectron2_plugin", "detectron2"}
     assert set(result.stdout.split()) == (loaded if engine.is_installed("detectron2") else set())
 

@@ -152,7 +152,7 @@ def test_mask_padding(make_cfg):
     torch.testing.assert_close(found["always", False], independent)
 
 
-@pytest.mark.parametrize("variant", ["multi_scale", "two_stage"])
+@pytest.mark.parametrize("variant", [pytest.param("multi_scale", marks=pytest.mark.slow), "two_stage"])
 @torch.no_grad()
 def test_compiled_detector_masks_padding_in_one_graph(make_cfg, variant):
     detector = make_detector(make_cfg, variant)
