@@ -25,7 +25,7 @@ def check_export(detector, *, strict):
             torch.testing.assert_close(found.masks.all(), expected.masks.all())
 
 
-@pytest.mark.parametrize(("variant", "changes", "strict"), [("single_scale", {}, False), ("detr", MASKS, True)])
+@pytest.mark.parametrize(("variant", "changes", "strict"), [("single_scale", MASKS, False), ("detr", {}, True)])
 def test_detectors_are_exportable(make_cfg, variant, changes, strict):
     check_export(build_detector(make_cfg(variant, ENC_LAYERS=0, DEC_LAYERS=1, **changes)).eval(), strict=strict)
 

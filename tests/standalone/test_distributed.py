@@ -197,6 +197,7 @@ def test_unused_features(make_args: Callable[..., Namespace], tmp_path: Path) ->
     assert (tmp_path / "model_final.pth").is_file()
 
 
+@pytest.mark.usefixtures("forkserver")
 def test_an_error_in_one_of_several_processes_is_a_message(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         main(make_args(tmp_path, "--num-gpus", 2, "--eval-only", "MODEL.WEIGHTS", "nowhere.pth"))
