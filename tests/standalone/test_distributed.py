@@ -189,9 +189,8 @@ def test_evaluation_on_two_processes_equals_one(
     assert math.isnan(found["unlabeled"]["bbox"]["AP"])
 
 
-@pytest.mark.usefixtures("forkserver")
 def test_unused_features(make_args: Callable[..., Namespace], tmp_path: Path) -> None:
-    """The last stage has no gradient, so that DDP needs ``find_unused_parameters``."""
+    """The last stage has no gradient, so that DDP needs ``find_unused_parameters``. The processes are spawned."""
     options = ("MODEL.DETR.IN_FEATURES", "['res4']", "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")
     main(make_args(tmp_path, "--num-gpus", 2, *options))
     assert (tmp_path / "model_final.pth").is_file()
