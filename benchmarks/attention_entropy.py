@@ -141,10 +141,7 @@ def main() -> None:
     parser.add_argument("weights", help="trained model of the quick start")
     parser.add_argument("--work", type=Path, default=Path("output/attention_entropy"), help="folder of data and runs")
     parser.add_argument("--images", type=int, default=2000, help="scenes, of 4 tiles each (default: %(default)s)")
-    parser.add_argument(
-        "--iterations", type=int, default=16000, help="iterations of both models (default: %(default)s)"
-    )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="default: both")
+    parser.add_argument("--iterations", type=int, nargs=2, default=[8000, 2000], help="of both models (%(default)s)")
     parser.add_argument("--report", type=Path, help="folder of attention_entropy.png")
     args = parser.parse_args()
     scenes, tiles = args.work / "scenes", args.work / "tiles"
@@ -154,7 +151,8 @@ def main() -> None:
         generate(scenes, num_train=args.images, num_val=50, size=(2 * TILE, 2 * TILE))
         for split in ("train", "val"):
             make_tiles(scenes, tiles, split)
-    curves = {title: read_curve(train(title, args.iterations, args)) for title in args.models}
+    lengths = dict(zip(MODELS, args.iterations, strict=True))
+    curves = {title: read_curve(train(title, length, args)) for title, length in lengths.items()}
     print(table(curves))
     if args.report:
         plot(curves, args.report / "attention_entropy.png")
