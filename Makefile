@@ -38,7 +38,8 @@ $(STAMP): $(DEMO_STAMP)
 demo: $(DEMO_STAMP)
 	$(BIN)/python -m projects_deformable_detr demo
 
-test: $(STAMP) lint docs cuda-compile
+test: $(STAMP)
+	$(MAKE) --jobs 2 --output-sync lint docs cuda-compile
 	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
