@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1500, help="training images (%(default)s)")
     parser.add_argument("--val-images", type=int, default=250, help="validation images (%(default)s)")
     parser.add_argument("--epochs-scale", type=float, default=1.0, help="factor for the epochs of all models")
-    parser.add_argument("--jobs", type=int, default=2, help="number of concurrent trainings (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="number of concurrent training runs (%(default)s)")
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads per training; 0: PyTorch's default (%(default)s)"
     )

@@ -193,7 +193,7 @@ def _photographs(folder: Path, count: int = 64) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Prints the values of `KEYS` for each checkout and engine, and the ratios after / before."""
-    parser = argparse.ArgumentParser(description="Measures the start of a training on a COCO-size annotation file.")
+    parser = argparse.ArgumentParser(description="Measures the start of a training run on a COCO-size annotation file.")
     parser.add_argument("--data", required=True, type=Path, help="folder of the generated data set")
     parser.add_argument("--checkout", type=Path, default=Path(__file__).parents[1], help="default: this one")
     parser.add_argument("--before", type=Path, help="a checkout to compare with")

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a training after its iteration, with a checkpoint from which it resumes."""
+"""SIGINT and SIGTERM end a training run after its iteration, with a checkpoint from which it resumes."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def datasets(tmp_path_factory):
 
 @pytest.fixture
 def start(datasets, tmp_path):
-    """Starts a training, waits for its first log line and returns the process."""
+    """Starts training, waits for its first log line and returns the process."""
     started = []
 
     def run(engine, *flags):

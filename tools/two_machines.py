@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Rehearses a training on two machines: two network namespaces of this machine, joined by a virtual cable.
+"""Simulates training on two machines: two network namespaces of this machine, joined by a veth pair.
 
     sudo python tools/two_machines.py [--engine standalone|detectron2]
 
@@ -166,7 +166,7 @@ def check(condition: bool, message: str, *jobs: Job) -> None:
 
 
 def complete(engine: str, machines: list[str], work: Path, name: str, *flags: str) -> Job:
-    """Runs a training to its end and checks exit statuses, number of iterations and weights."""
+    """Trains to the end and checks exit statuses, number of iterations and weights."""
     job = Job(engine, machines, work, name, *flags)
     check(job.wait() == [0, 0], f"{engine}: the {name} run ended on both machines", job)
     first, second = job.read_hashes(0), job.read_hashes(1)

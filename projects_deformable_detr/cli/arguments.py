@@ -1,9 +1,10 @@
 """Arguments of ``train_net.py`` and ``deformable-detr train``, and arguments that several commands share."""
 
 import argparse
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -191,8 +192,22 @@ def number(range: Range, kind: type[int] | type[float] = int) -> Callable[[str],
 
 
 def check_output_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raises `UserError` if a folder is a file, or has files and ``overwrite`` is not set."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose a folder with --output")
+    """Raises `UserError` if a folder cannot be created or written, or has files and ``overwrite`` is not set."""
+    check_writable(folder)
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: choose another folder with --output, or add --overwrite")
+
+
+def check_writable(folder: Path) -> None:
+    """Raises `UserError` if a folder is not writable or, if it does not exist, cannot be created."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is a file: choose another folder with --output")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{nearest} is not writable: choose another folder with --output")
+
+
+def check_not_input(path: Path, inputs: Iterable[str]) -> None:
+    """Raises `UserError` if writing a file would replace one of the input files."""
+    if path.exists() and any(os.path.exists(name) and path.samefile(name) for name in inputs):
+        raise UserError(f"{path} is an input file: choose another folder with --output")

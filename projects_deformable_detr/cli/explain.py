@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, Range, UserError
-from .arguments import add_model_arguments, check_output_folder, load_model, number
+from .arguments import add_model_arguments, check_not_input, check_output_folder, load_model, number
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -104,13 +104,11 @@ def run(args: argparse.Namespace) -> int:
     from ..inference.images import ImageError
     from ..inference.sources import expand_patterns, find_images
 
-    images, _ = find_images(expand_patterns(args.images))
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot create the folder {args.output}: {error.strerror}; choose another with --output"
-        ) from error
+    paths = expand_patterns(args.images)
+    if unsupported := [path for path in paths if path == "-" or path.endswith(".json")]:
+        raise UserError(f"{unsupported[0]}: must be an image file, folder or pattern")
+    images, _ = find_images(paths)
+    sources = [item.path for item in images]
     detector = load_model(args)
     options: dict[str, Any] = {
         "detections": args.detections,
@@ -138,7 +136,9 @@ def run(args: argparse.Namespace) -> int:
             if layer >= layers:
                 raise UserError(f"--layer must be at most {layers}, the number of layers, got {args.layer}")
             for name, picture in _pictures(explanation, layer, args.by):
-                save(args.output / f"{item.name}{name}.png", np.asarray(picture))
+                path = args.output / f"{item.name}{name}.png"
+                check_not_input(path, sources)
+                save(path, np.asarray(picture))
         path = args.output / f"{item.name}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         explanation.save_page(path)

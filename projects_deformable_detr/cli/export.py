@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
-from .arguments import add_config_argument
+from .arguments import add_config_argument, check_writable
 
 HELP = "write a model to a file for another runtime"
 _FORMATS = ("torch-export", "aoti", "onnx", "openvino", "torchscript")
@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
     output = args.output or folder / f"model{kind}{suffix(args.format)}"
     if Path(output).exists() and not args.overwrite:
         raise UserError(f"{output} exists: choose another file with --output, or add --overwrite")
+    check_writable(Path(output).parent)
     graph = GraphSpec(
         args.format,
         args.precision,

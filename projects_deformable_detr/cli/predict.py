@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import is_installed
 from ..errors import Range, UserError, missing_package
-from .arguments import add_model_arguments, check_output_folder, load_model, number
+from .arguments import add_model_arguments, check_not_input, check_output_folder, load_model, number
 
 if TYPE_CHECKING:
     from ..inference import Detections, Detector
@@ -106,6 +106,10 @@ def run(args: argparse.Namespace) -> int:
     category_ids = None
     if categories is not None and "coco" in formats:
         category_ids = _category_ids(detector, options["classes"], categories)
+    if "picture" in formats:
+        sources = [item.path for item in images] + [video.source for video in videos]
+        for name, suffix in [(item.name, ".jpg") for item in images] + [(video.name, ".mp4") for video in videos]:
+            check_not_input(args.output / f"{name}{suffix}", sources)
     start = time.monotonic()
     with Writers(args.output, formats, category_ids) as writers:
         counts, broken = _detect_images(detector, images, writers, options)

@@ -1,12 +1,12 @@
-"""Writes one HTML page about one or several trainings, which needs no other files and no network.
+"""Writes one HTML page about one or several training runs, which needs no other files and no network.
 
 Examples:
   deformable-detr report output/cells
   deformable-detr report output/a output/b --output comparison.html
   deformable-detr report output/cells --data cells/val.json cells/images
 
-Sources are the files of output folders, also of other Detectron2 trainings. The errors are those in the test sets of
-the configs, or in --data. If the folder has no results of an evaluation of its model, the model is evaluated.
+Sources are the files of output folders, also of other Detectron2 training runs. The errors are those in the test sets
+of the configs, or in --data. If the folder has no results of an evaluation of its model, the model is evaluated.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from ..errors import UserError
 
-HELP = "write an HTML page about trainings"
+HELP = "write an HTML page about training runs"
 FILE_NAME = "report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("folders", nargs="+", type=Path, metavar="OUTPUT_DIR", help="output folder of a training")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="OUTPUT_DIR", help="output folder of a training run")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=f"page to write (default: {FILE_NAME} in the first folder)"
     )
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from ..report.predictions import ERROR_ANALYSIS
 
     if args.weights and len(args.folders) > 1:
-        raise UserError("--weights is for one output folder: the errors of several trainings are those of their models")
+        raise UserError("--weights is for one output folder: the errors of several runs are those of their models")
     output = args.output or args.folders[0] / FILE_NAME
     runs = write_report(args.folders, output, data=args.data and tuple(args.data), weights=args.weights)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB", flush=True)
@@ -61,7 +61,7 @@ def check_can_report() -> None:
 
 
 def report_training(folder: Path) -> None:
-    """Writes the page about a training that has just ended; an error is printed, because the training is complete."""
+    """Writes the page about a training run that has just ended; an error is printed, because the run is complete."""
     import traceback
 
     try:

@@ -58,7 +58,7 @@ class ProcessConfig:
         pixel_mean, pixel_std: normalization of the image channels.
         amp: whether to train in mixed precision.
         accumulation_steps: number of micro-batches of each process's training batch, computed one after the other.
-        strategy: ``"ddp"``, or ``"fsdp"`` to shard parameters and optimizer state over the processes of a training.
+        strategy: ``"ddp"``, or ``"fsdp"`` to shard parameters and optimizer state over the processes of a training run.
         seed: seed of the run; negative: random.
         cudnn_benchmark: value of ``torch.backends.cudnn.benchmark``.
         float32_precision: argument of `torch.set_float32_matmul_precision`; empty: PyTorch's default.

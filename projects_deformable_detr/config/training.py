@@ -169,7 +169,7 @@ def log_start(cfg: CfgNode, *, resume: bool) -> None:
     """Warns about frozen parts of a random backbone or, with ``resume``, about another number of iterations.
 
     Args:
-        cfg: config of a training, with its final number of iterations.
+        cfg: config of a training run, with its final number of iterations.
         resume: whether the run continues from the last checkpoint in ``OUTPUT_DIR``, which has the earlier config.
     """
     if resume:

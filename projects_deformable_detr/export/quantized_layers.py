@@ -4,7 +4,6 @@ The layers quantize and dequantize their inputs and weights; Inductor replaces t
 Attention, normalization, input projections, sampling offsets and prediction heads are not quantized.
 """
 
-import copy
 import math
 import re
 import statistics
@@ -82,7 +81,9 @@ def quantize_layers(model: Model, metadata: ModelMetadata, images: Iterable[Tens
         metadata: preprocessing.
         images: (3, h, w) uint8 RGB, at least one.
     """
-    model = copy.deepcopy(model).eval()
+    detector = Detector(model, metadata, device="cpu")  # copies the model
+    assert isinstance(detector.model, Model)
+    model = detector.model
     # Its forward method does not call its linear layers.
     functional = {name for name, module in model.named_modules() if isinstance(module, ShiftedWindowAttention)}
     layers = {
@@ -103,7 +104,6 @@ def quantize_layers(model: Model, metadata: ModelMetadata, images: Iterable[Tens
         return update
 
     hooks = [layer.register_forward_pre_hook(record(name)) for name, layer in layers.items()]
-    detector = Detector(model, metadata, device="cpu")
     for image in images:
         detector(image)
         ranges.append(dict(bounds))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -111,5 +111,5 @@ class ExplanationData:
 
 def check_index(name: str, index: int, count: int) -> None:
     """Raises `ArgumentError` for an index of ``count`` items, negative from the last, that does not exist."""
-    if not -count <= index < count:
+    if not isinstance(index, SupportsIndex) or not -count <= index < count:
         raise ArgumentError(name, f"must be from {-count} to {count - 1}, got {index}")

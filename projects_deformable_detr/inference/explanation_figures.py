@@ -88,6 +88,8 @@ def draw_proposals(explanation: ExplanationData, count: int) -> Image.Image:
     """See `Explanation.draw_proposals`."""
     if explanation.proposals is None:
         raise ArgumentError("proposals", "are available for two-stage models only")
+    if not isinstance(count, int) or count < 0:
+        raise ArgumentError("count", f"must be an integer from 0, got {count!r}")
     boxes, scores = (part[:count].flip(0) for part in explanation.proposals)  # the best are drawn last
     top = float(scores.max()) if len(scores) else 1.0
     colors = [_color(score / top) for score in scores.tolist()]

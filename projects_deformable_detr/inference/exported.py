@@ -127,20 +127,6 @@ def is_exported(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix in SUFFIXES
 
 
-def open_exported(
-    path: str | os.PathLike[str], device: torch.device | str = "cpu"
-) -> tuple["ExportedModel", ModelMetadata]:
-    """Opens an exported model.
-
-    Raises:
-        UserError: if the file cannot be read, was not written by ``deformable-detr export``, or does not support the
-            device.
-        ModuleNotFoundError: if the package of the runtime is not installed.
-    """
-    model = ExportedModel(path, device)
-    return model, model.metadata
-
-
 class ExportedModel:
     """Runner for an exported file. Can be pickled; unpickling opens the file again.
 

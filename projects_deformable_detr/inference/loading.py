@@ -16,7 +16,7 @@ from ..checkpoint.files import checkpoint_in
 from ..config.inference import ConfigSource, ModelMetadata, read_config, read_model
 from ..errors import ArgumentError, UserError, did_you_mean
 from ..modeling import Detector
-from .exported import is_exported, open_exported
+from .exported import ExportedModel, is_exported
 from .model import Runner
 
 _logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ def open_model(
     if is_exported(path):
         if config is not None:
             raise ArgumentError("config", "must be None for an exported model, which contains its own")
-        runner, metadata = open_exported(path, device)
+        runner = ExportedModel(path, device)
+        metadata = runner.metadata
     else:
         runner, metadata = _open_checkpoint(path, entry, config, assume_names=class_names is None)
     if class_names is None:

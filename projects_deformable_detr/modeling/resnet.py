@@ -204,7 +204,7 @@ def _conv_norm(
     the convolution where that is faster; under autocast the result then has the lower precision of the convolution.
     """
     mask, affine = padding_mask, None
-    if type(conv) is nn.Conv2d and conv.bias is None and not has_hooks(conv, norm):
+    if type(conv) is nn.Conv2d and conv.bias is None and conv.padding_mode == "zeros" and not has_hooks(conv, norm):
         # Gradients of a matrix get the contiguous layout of the parameter, which DDP expects.
         weight, bias = conv.weight.flatten(1) if conv.weight.is_contiguous() else conv.weight, None
         affine = _fixed_affine(norm) if _can_fold(conv, x) else None

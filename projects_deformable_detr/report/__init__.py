@@ -1,4 +1,4 @@
-"""Reports on trainings as a self-contained HTML page; see docs/report.md."""
+"""Reports on training runs as a self-contained HTML page; see docs/report.md."""
 
 from .page import write_report
 

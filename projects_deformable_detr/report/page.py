@@ -17,7 +17,7 @@ from .runs import Run, read_runs
 def write_report(
     folders: Sequence[Path], output: Path, *, data: tuple[str, str] | None = None, weights: str | None = None
 ) -> list[Run]:
-    """Writes a self-contained HTML page about one or several trainings.
+    """Writes a self-contained HTML page about one or several training runs.
 
     Args:
         folders: output folders of this project's engines or of Detectron2.
@@ -30,7 +30,7 @@ def write_report(
         The runs; `Run.missing` lists parts that the page lacks.
 
     Raises:
-        UserError: if a folder has no files of a training, if no model can be analyzed on ``data`` or with ``weights``,
+        UserError: if a folder has no files of a run, if no model can be analyzed on ``data`` or with ``weights``,
             or if the page cannot be written.
         ModuleNotFoundError: if hotcoco, jinja2 or matplotlib is not installed.
     """

@@ -1,4 +1,4 @@
-"""Plots of trainings and of error analyses."""
+"""Plots of training runs and of error analyses."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ MAX_CLASSES = 16  # curves in a plot
 
 
 def training_panels(runs: Sequence[Run]) -> list[str]:
-    """Plots the scalars that all trainings have in common, one curve per run."""
+    """Plots the scalars that all training runs have in common, one curve per run."""
     panels = []
     for name, (title, log) in _SHARED.items():
         curves = [Curve(run.name, run.scalars[name]) for run in runs if name in run.scalars]

@@ -1,4 +1,4 @@
-"""Reads the output folder of a training by this project's engines or by Detectron2."""
+"""Reads the output folder of a training run by this project's engines or by Detectron2."""
 
 import json
 import math
@@ -121,7 +121,7 @@ def read_runs(folders: list[Path]) -> list[Run]:
     """Reads output folders. Their names in the report are those of the folders, or paths if these are equal.
 
     Raises:
-        UserError: if a folder does not exist or has no files of a training.
+        UserError: if a folder does not exist or has no files of a training run.
     """
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):

@@ -92,7 +92,7 @@ class DetectionModule(L.LightningModule):
         """Builds one loader for each of ``DATASETS.TEST``."""
         options: dict[str, Any] = {"rank": self.global_rank, "world_size": self.trainer.world_size}
         options["original_size"] = self.tta is not None
-        # A micro-batch of a training fits into memory.
+        # A micro-batch fits into memory.
         batch_size = max(1, self.run.data.batch_size // self.run.process.accumulation_steps)
         config, policy = replace(self.run.data, batch_size=batch_size), self.run.test_augmentation
         return [data.evaluation_loader(config, item.records, policy, **options) for item in self.evaluators]

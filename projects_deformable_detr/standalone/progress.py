@@ -29,7 +29,7 @@ _LAYER_SUFFIX = re.compile(r"_(\d+|enc)$")  # losses of other layers, such as lo
 
 
 class RemainingTime:
-    """Estimates the remaining wall time of a training, including data loading, checkpoints and evaluations.
+    """Estimates the remaining wall time of a training run, including data loading, checkpoints and evaluations.
 
     An iteration takes the median of the last 50, which follows changes of the load, plus the mean excess of pauses,
     which are iterations that take more than twice the median of the 50 around them. An evaluation takes as many times

@@ -165,7 +165,7 @@ def _describe_lost_connection(error: RuntimeError) -> str:
     if not (is_distributed and _LOST_CONNECTION.search(str(error))):
         return ""
     return (
-        "no connection to another process, which has ended or is unreachable: see its messages. A training continues "
+        "no connection to another process, which has ended or is unreachable: see its messages. Training continues "
         f"from its last checkpoint with --resume ({str(error).partition(chr(10))[0]})"
     )
 

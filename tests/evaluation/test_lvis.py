@@ -186,7 +186,7 @@ def test_metrics_are_nan_without_detections(many: DatasetSpec, tmp_path: Path) -
 
 @pytest.fixture
 def many_args(tmp_path: Path) -> Callable[..., Namespace]:
-    """Returns arguments of a training with 1,203 classes, 300 queries and 300 detections, on twelve small images."""
+    """Returns training arguments with 1,203 classes, 300 queries and 300 detections, on twelve small images."""
     pytest.importorskip("lightning", reason="the standalone engine needs lightning")
     spec = write_lvis(tmp_path / "data", images=12, side=48, seed=3)
     options: dict[str, Any] = {

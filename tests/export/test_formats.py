@@ -18,7 +18,7 @@ from projects_deformable_detr.errors import ArgumentError, UserError
 from projects_deformable_detr.evaluation import EvaluationConfig
 from projects_deformable_detr.export import GraphSpec, export_model, suffix
 from projects_deformable_detr.inference import Detector
-from projects_deformable_detr.inference.exported import open_exported, read_exported_metadata
+from projects_deformable_detr.inference.exported import ExportedModel, read_exported_metadata
 from projects_deformable_detr.modeling import batch_images, postprocess
 
 SIZES = [(1, 70, 100), (3, 65, 97), (1, 96, 128)]
@@ -36,7 +36,8 @@ def export(make_cfg, folder, graph, variant="two_stage", metadata=None, changes=
     metadata = metadata or ModelMetadata(NAMES, detector.no_object, detector.mask_head is not None)
     path = export_model(detector, metadata, folder / f"model{suffix(graph.format)}", graph, **options)
     assert {file.stem for file in folder.iterdir()} == {"model"}
-    model, stored = open_exported(path)
+    model = ExportedModel(path)
+    stored = model.metadata
     assert stored.class_names == metadata.class_names
     if graph.format != "onnx" or importlib.util.find_spec("onnx"):
         assert read_exported_metadata(path) == stored
@@ -208,10 +209,10 @@ def test_invalid_arguments_and_files(make_cfg, tmp_path):
     for name in ("model.torchscript", "model.pt2"):
         (tmp_path / name).write_bytes(b"no model")
         with pytest.raises(UserError, match=f"{name} cannot be opened as a model"):
-            open_exported(tmp_path / name)
+            ExportedModel(tmp_path / name)
         with pytest.raises(UserError, match=f"{name} cannot be read as a model"):
             read_exported_metadata(tmp_path / name)
     torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.ones(1)), tmp_path / "other.torchscript")
-    for read in (open_exported, read_exported_metadata):
+    for read in (ExportedModel, read_exported_metadata):
         with pytest.raises(UserError, match="no metadata: write it with deformable-detr export"):
             read(tmp_path / "other.torchscript")

@@ -14,7 +14,7 @@ from projects_deformable_detr.config.inference import ModelMetadata
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.export import GraphSpec, calibration_images, export_model
 from projects_deformable_detr.inference import Detector
-from projects_deformable_detr.inference.exported import KEY, encode_metadata, open_exported
+from projects_deformable_detr.inference.exported import KEY, ExportedModel, encode_metadata
 
 METADATA = ModelMetadata(("ant", "bee"), min_size=64, max_size=64)
 INPUTS = torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
@@ -55,7 +55,7 @@ def test_automatic_device_is_one_of_the_runtime(exported, monkeypatch):
 
 def test_threads(exported):
     """Concurrent calls return the results of their own inputs, which later calls do not change."""
-    model, _ = open_exported(exported)
+    model = ExportedModel(exported)
     failures = []
 
     def work(value):
@@ -78,7 +78,7 @@ def test_padding_of_small_images_is_reported_once(tmp_path, caplog):
     graph = GraphSpec("torchscript", preprocess=False, postprocess=False, input_type="float32", min_side=65)
     traced, files = torch.jit.trace(Brightness(), INPUTS), {KEY: encode_metadata(METADATA, graph)}
     torch.jit.save(traced, tmp_path / "model.torchscript", _extra_files=files)
-    model, _ = open_exported(tmp_path / "model.torchscript")
+    model = ExportedModel(tmp_path / "model.torchscript")
     for side, count in ((65, 0), (64, 1), (64, 1)):
         logits = model(torch.ones(1, 3, side, side), torch.zeros(1, side, side, dtype=torch.bool)).logits
         torch.testing.assert_close(logits, torch.full_like(logits, (side / 65) ** 2))

@@ -63,6 +63,9 @@ def test_errors_name_options(save_tiny, files, tmp_path, capsys):
             main(["explain", "--weights", weights, "--detections", *values])
         assert message in capsys.readouterr().err
     assert main([*words, "--output", "/dev/null/explanations"]) == 2
-    assert "cannot create the folder /dev/null/explanations" in capsys.readouterr().err
+    assert "/dev/null is a file: choose another folder with --output" in capsys.readouterr().err
     assert main([*words, "--threshold", "0.99"]) == 0
     assert "no detection" in capsys.readouterr().out
+    for source in ("-", "val.json"):
+        assert main(["explain", "--weights", weights, source]) == 2
+        assert f"{source}: must be an image file, folder or pattern" in capsys.readouterr().err

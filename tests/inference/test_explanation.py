@@ -202,6 +202,10 @@ def test_selections_and_errors(detector, files):
     for call in (
         lambda: everything.draw(5),
         lambda: everything.draw(0, layer=3),
+        lambda: everything.draw("0"),
+        lambda: everything.draw(1.5),
+        lambda: everything.draw("0"),
+        lambda: everything.draw(1.5),
         lambda: everything.draw(0, by="query"),
         lambda: everything.draw_point(0),
         everything.draw_proposals,

@@ -211,7 +211,17 @@ def test_output_folders_are_not_mixed(weights, files, tmp_path, capsys):
     assert predict(weights, tmp_path, files[0]) == 2
     assert "is not empty: choose another folder with --output, or add --overwrite" in capsys.readouterr().err
     assert predict(weights, files[0], files[0], "--overwrite") == 2
-    assert "0.png is a file: choose a folder with --output" in capsys.readouterr().err
+    assert "0.png is a file: choose another folder with --output" in capsys.readouterr().err
+
+
+def test_images_are_not_replaced_by_pictures(weights, files, tmp_path, capsys):
+    photo = tmp_path / "street.jpg"
+    Image.open(files[0]).convert("RGB").save(photo)
+    content = photo.read_bytes()
+    assert predict(weights, tmp_path, photo, "--overwrite") == 2
+    assert "street.jpg is an input file: choose another folder" in capsys.readouterr().err
+    assert photo.read_bytes() == content
+    assert predict(weights, tmp_path, photo, "--overwrite", "--format", "csv") == 0
 
 
 def test_names_of_coco_files_stay_in_the_output_folder(weights, files, tmp_path):

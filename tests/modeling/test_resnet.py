@@ -207,3 +207,11 @@ def test_autocast_returns_the_type_of_convolutions():
         found = model(images)["res3"]
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+
+
+def test_padding_mode_of_convolutions():
+    original, resnet = make_pair(18)
+    original.conv1 = resnet.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False, padding_mode="reflect")
+    images = torch.randn(1, 3, 64, 64)
+    expected = original.layer1(original.maxpool(original.relu(original.bn1(original.conv1(images)))))
+    torch.testing.assert_close(resnet(images)["res2"], expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Output folders of trainings, with a test set and results that have one error of each kind."""
+"""Output folders of training runs, with a test set and results that have one error of each kind."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Remaining time of a training, with a simulated clock."""
+"""Remaining time of a training run, with a simulated clock."""
 
 from collections.abc import Callable
 

@@ -15,7 +15,7 @@ from projects_deformable_detr.zoo.files import UrlFile
 
 @pytest.fixture(scope="module")
 def trained(make_args: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Output folder of a training, and its metrics."""
+    """Output folder of a training run, and its metrics."""
     folder = tmp_path_factory.mktemp("trained")
     return folder, main(make_args(folder))
 
