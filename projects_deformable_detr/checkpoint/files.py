@@ -60,7 +60,7 @@ def read_weights(path: str | Path) -> Weights:
 
     Raises:
         DownloadError: if a published checkpoint cannot be downloaded.
-        CheckpointError: if the file does not exist, is damaged, contains no weights, or contains anything other than
+        CheckpointError: if the file does not exist, is corrupt, contains no weights, or contains anything other than
             tensors, arrays and plain values.
     """
     path = weights_file(locate(path))
@@ -165,7 +165,7 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> Any:
         mmap: whether to map tensors into memory, which checks that the file is complete without reading them.
 
     Raises:
-        CheckpointError: if the file is damaged or contains anything other than tensors, arrays and plain values.
+        CheckpointError: if the file is corrupt or contains anything other than tensors, arrays and plain values.
     """
     try:
         if path.suffix != ".pkl":
@@ -173,9 +173,9 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> Any:
         content = read_pickle(path)
         # Caffe2 detectors store weights under "blobs".
         return content.get("blobs", content) if isinstance(content, dict) else content
-    except Exception as error:  # unpickling a damaged file raises many types, such as KeyError and struct.error
+    except Exception as error:  # unpickling a corrupt file raises many types, such as KeyError and struct.error
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint that can be read without running code ({_reason(path, error)})"
+            f"{path}: corrupt, or not a checkpoint that can be read without running code ({_reason(path, error)})"
         ) from error
 
 
@@ -210,7 +210,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error})") from error
+        raise CheckpointError(f"{path}: corrupt, or not a safetensors file ({error})") from error
 
 
 def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:

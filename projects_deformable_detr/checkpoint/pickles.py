@@ -114,7 +114,7 @@ def read_pickle(path: str | Path) -> Any:
 
     Raises:
         UnsafePickleError: for any other content, before it is executed.
-        Exception: any type of exception, for a damaged pickle.
+        Exception: any type of exception, for a corrupt pickle.
     """
     with open(path, "rb") as file:
         return with_tensors(_Unpickler(file, encoding="latin1").load())

@@ -184,7 +184,7 @@ def open_image(path: ImageSource) -> Iterator[Image.Image]:
         raise ImageFileError(
             f"{name} has too many pixels ({error})", "reduce its size, or cut it into tiles"
         ) from error
-    except Exception as error:  # Pillow's decoders raise many types of exceptions for damaged files
+    except Exception as error:  # Pillow's decoders raise many types of exceptions for corrupt files
         raise ImageFileError(f"{name} cannot be decoded as an image ({error})", _REMEDY) from error
 
 
@@ -209,7 +209,7 @@ def read_orientation(image: Image.Image) -> int:
         image.load()  # getexif would also do so, but errors in it are ignored below
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # only the metadata is damaged
+    except Exception:  # only the metadata is corrupt
         return 1
 
 

@@ -204,7 +204,7 @@ class FeedForward(nn.Module):
         return x + y if self.pre_norm else self.norm(x + y)
 
     def _can_tile(self, x: Tensor) -> bool:
-        """Returns whether the layers are the initial ones, need not be called, and compute in one precision."""
+        """Returns whether the layers have no subclasses and hooks, and compute in one precision."""
         layers = (self.linear1, self.activation, self.dropout1, self.linear2)
         types = (nn.Linear, nn.ReLU, Dropout, nn.Linear)
         parameters = self._parameters_of_layers()

@@ -73,7 +73,7 @@ class Neck(nn.Module):
             masks: padding masks (N, H_l, W_l) of the feature maps by name; None: computed from ``padding_mask``.
             mask_padding: whether to make the tokens of an image independent of its padding. If False, group norms and
                 convolutions include the padding, as in the official code.
-            has_padding: False if it is known that ``padding_mask`` contains no padding.
+            has_padding: False if ``padding_mask`` contains no padding; True if that was not checked.
         """
         if mask_padding:
             maps, level_masks = self._project_masked(features, padding_mask, masks or {})

@@ -53,7 +53,7 @@ class Tokens:
         valid_ratios: (N, L, 2) as (x, y), the fractions of each level's width and height without padding, in (0, 1].
         is_masked: whether values are independent of the padding. `centers` then rounds sizes to whole tokens, because a
             center that differs in its last bit can invalidate the anchor of a proposal.
-        has_padding: False if it is known that no position is padding.
+        has_padding: False if no position is padding; True if that was not checked.
     """
 
     values: Tensor

@@ -22,8 +22,8 @@ IOU = 0.5
 _BACKGROUND_IOU = 0.1
 KINDS = {
     "Cls": ("classification", "a detection that overlaps an object of another class (IoU at least 0.5)"),
-    "Loc": ("localization", "a detection that overlaps an object of its class, but too little (IoU 0.1 to 0.5)"),
-    "Both": ("both", "a detection that overlaps an object of another class, too little (IoU 0.1 to 0.5)"),
+    "Loc": ("localization", "a detection that overlaps an object of its class, with too low an IoU (0.1 to 0.5)"),
+    "Both": ("both", "a detection that overlaps an object of another class, with too low an IoU (0.1 to 0.5)"),
     "Dupe": ("duplicate", "a detection of an object for which there is a better one"),
     "Bkg": ("background", "a detection that overlaps no object (IoU at most 0.1)"),
     "Miss": ("missed", "an object without a detection, unless a classification or localization error is nearest to it"),

@@ -36,7 +36,7 @@ def write_report(
     """
     from jinja2 import Environment, PackageLoader
 
-    for package in ("hotcoco", "matplotlib"):  # else they would be missing parts of the page
+    for package in ("hotcoco", "matplotlib"):  # otherwise their sections would be omitted
         import_module(package)
     runs = read_runs([Path(folder) for folder in folders])
     if output.is_dir():

@@ -56,7 +56,7 @@ def loss_panels(run: Run) -> list[str]:
 
 
 def _other_panels(run: Run) -> list[str]:
-    """Plots scalars that are not known; NAME_0, NAME_1, … are curves of one plot."""
+    """Plots all other scalars; NAME_0, NAME_1, … are curves of one plot."""
     known = {*_SHARED, *_HIDDEN}
     known |= {f"{loss}_{layer}".rstrip("_") for loss, layers in run.losses.items() for layer in layers}
     groups: dict[str, list[Curve]] = {}

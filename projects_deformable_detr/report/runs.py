@@ -155,13 +155,13 @@ def _read_scalars(run: Run) -> None:
         run.missing.append(("Curves", "metrics.json does not exist: the run ended before its first report"))
         return
     found: dict[str, Values] = {}
-    damaged = 0
+    corrupt = 0
     for line in path.read_bytes().splitlines():
         try:
             row = json.loads(line)
             iteration = int(row.pop("iteration"))
         except (ValueError, TypeError, KeyError, AttributeError):
-            damaged += 1
+            corrupt += 1
             continue
         for name, value in row.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -169,8 +169,8 @@ def _read_scalars(run: Run) -> None:
                 while values and next(reversed(values)) >= iteration:
                     values.popitem()
                 values[iteration] = float(value)
-    if damaged:
-        run.missing.append((f"{damaged} lines of metrics.json", "they are not JSON; a killed process may cut a line"))
+    if corrupt:
+        run.missing.append((f"{corrupt} lines of metrics.json", "they are not JSON; a killed process may cut a line"))
     _sort_scalars(run, found)
 
 

@@ -74,7 +74,7 @@ def _text(value: object, digits: int = 2) -> str:
 
 
 def summary_section(runs: Sequence[Run]) -> Section:
-    """Returns the most important facts, one column for each run."""
+    """Returns a summary table, one column for each run."""
 
     def result(run: Run, best: bool) -> str:
         for metrics in run.metrics:

@@ -45,7 +45,7 @@ def find_last_checkpoint(
 ) -> Path | None:
     """Returns the checkpoint from which a run of an engine resumes, or None if the folder has no ``last_checkpoint``.
 
-    If the checkpoint is damaged, the one before it is returned after a warning.
+    If the checkpoint is corrupt, the one before it is returned after a warning.
 
     Args:
         output_dir: output folder of the run.
@@ -55,7 +55,7 @@ def find_last_checkpoint(
 
     Raises:
         CheckpointError: if ``last_checkpoint`` is empty, if its checkpoint does not exist, was written by the other
-            engine or has other classes, or if all checkpoints are damaged.
+            engine or has other classes, or if all checkpoints are corrupt.
     """
     pointer = output_dir / _NAME
     if not pointer.is_file():
@@ -87,7 +87,7 @@ def find_last_checkpoint(
         if not for_evaluation:
             _check_classes(candidate, content.get(CLASS_NAMES) if isinstance(content, dict) else None, class_names)
         if problem:
-            log_once(f"The last checkpoint is damaged: resuming from the one before it, {candidate}")
+            log_once(f"The last checkpoint is corrupt: resuming from the one before it, {candidate}")
         return candidate
     raise CheckpointError(f"{problem}; {output_dir} has no earlier checkpoint: start a new run in another folder")
 

@@ -133,7 +133,7 @@ def download(name: str) -> Path:
 
     Raises:
         UserError: for an unknown name.
-        DownloadError: if the file cannot be downloaded or is damaged.
+        DownloadError: if the file cannot be downloaded or is corrupt.
     """
     return get(name).source.download()
 
@@ -151,7 +151,7 @@ def locate(source: str | Path) -> Path:
 
     Raises:
         UserError: for an unknown name.
-        DownloadError: if the file cannot be downloaded or is damaged.
+        DownloadError: if the file cannot be downloaded or is corrupt.
     """
     text = str(source)
     if text.startswith(ZOO):

@@ -49,7 +49,7 @@ class HubFile:
         """Returns the path of the file in the cache, and downloads it if it is not there.
 
         Raises:
-            DownloadError: if the file cannot be downloaded or is damaged.
+            DownloadError: if the file cannot be downloaded or is corrupt.
         """
         from huggingface_hub import hf_hub_download, try_to_load_from_cache  # slow to import (0.3 s)
         from huggingface_hub.utils import logging
@@ -168,7 +168,7 @@ def _check_hash(path: Path, expected: str, remove: list[Path]) -> None:
         file.unlink(missing_ok=True)
     action = "it was removed, try again" if remove else "delete it to download it again"
     raise DownloadError(
-        f"{path}: damaged, or not the published file: its SHA-256 is {found[: len(expected)]}, not {expected}; {action}"
+        f"{path}: corrupt, or not the published file: its SHA-256 is {found[: len(expected)]}, not {expected}; {action}"
     )
 
 

@@ -200,8 +200,8 @@ def test_a_one_line_error_for_invalid_checkpoints(make_files, run, tmp_path):
     torch.save({"embedding.weight": torch.ones(2)}, "other.pth")
     for name, message in (
         ("folder", r"folder: folder contains no checkpoint .*"),
-        ("notes.txt", r"notes\.txt: damaged, or not a checkpoint .* \(text that starts with 'to do'\)"),
-        ("empty.pth", r"empty\.pth: damaged, or not a checkpoint .* \(empty\)"),
+        ("notes.txt", r"notes\.txt: corrupt, or not a checkpoint .* \(text that starts with 'to do'\)"),
+        ("empty.pth", r"empty\.pth: corrupt, or not a checkpoint .* \(empty\)"),
         ("none.pth", r"there is no file, folder or published model 'none\.pth'; .*"),
         ("other.pth", r"other\.pth: must contain a detector, got unknown weights"),
     ):

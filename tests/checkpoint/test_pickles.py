@@ -141,7 +141,7 @@ def test_text_is_encoded_as_latin_1_only(tmp_path):
 def test_a_damaged_pickle_is_named(tmp_path, cut):
     path = write(tmp_path / "R-50.pkl", {"model": OrderedDict(weight=np.ones(100))})
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(CheckpointError, match=r"R-50\.pkl: damaged"):
+    with pytest.raises(CheckpointError, match=r"R-50\.pkl: corrupt"):
         read_weights(path)
 
 

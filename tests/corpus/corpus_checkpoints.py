@@ -130,10 +130,10 @@ WEIGHTS = [
     error("no weights to evaluate", "MODEL.WEIGHTS: set it to a checkpoint", flags("--eval-only")),
     error("missing weights", r"nowhere\.pth: checkpoint file does not exist", options("MODEL.WEIGHTS", "nowhere.pth")),
     error("folder as weights", r"folder contains no checkpoint", options("MODEL.WEIGHTS", "images")),
-    error("truncated weights", r"weights\.pth: damaged", file(lambda: saved(weights())[:5000])),
-    error("zero-byte weights", r"weights\.pth: (damaged|empty)", file(lambda: b"")),
-    error("text as weights", r"weights\.pth: damaged", file(lambda: b"version https://git-lfs.github.com/spec/v1\n")),
-    error("JPEG as weights", r"weights\.pth: .*(image|damaged)", file(lambda: encode(picture(), "JPEG"))),
+    error("truncated weights", r"weights\.pth: corrupt", file(lambda: saved(weights())[:5000])),
+    error("zero-byte weights", r"weights\.pth: (corrupt|empty)", file(lambda: b"")),
+    error("text as weights", r"weights\.pth: corrupt", file(lambda: b"version https://git-lfs.github.com/spec/v1\n")),
+    error("JPEG as weights", r"weights\.pth: .*(image|corrupt)", file(lambda: encode(picture(), "JPEG"))),
     error(
         "weights that run code",
         r"weights\.pth: .*without running code",
@@ -180,7 +180,7 @@ WEIGHTS = [
 
 RUNS = [
     accept("resumed run", resume(keep)),
-    warn("truncated last checkpoint", r"(?i)damaged.*model_000000[01]", resume(truncate)),
+    warn("truncated last checkpoint", r"(?i)corrupt.*model_000000[01]", resume(truncate)),
     error("truncated checkpoints", "has no earlier checkpoint", resume(truncate_all)),
     error(
         "empty pointer to the last checkpoint",

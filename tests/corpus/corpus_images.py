@@ -79,7 +79,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
-def damaged(content: bytes) -> bytes:
+def corrupt(content: bytes) -> bytes:
     """Replaces the start of the compressed pixels of a PNG file."""
     start = content.index(b"IDAT") + 4
     return content[:start] + b"\xff" * 20 + content[start + 20 :]
@@ -182,7 +182,7 @@ IMAGES = [
     skip("zero-byte image, skipped", SKIPPED, together(files(b"", 1), options(*SKIP)), plain),
     error("truncated JPEG", UNREADABLE, files(TRUNCATED_JPEG, 1, suffix="jpg")),
     skip("truncated JPEG, skipped", SKIPPED, together(files(TRUNCATED_JPEG, 1, suffix="jpg"), options(*SKIP)), plain),
-    error("PNG with damaged pixels", r"\d\.png cannot be decoded", files(damaged, 0, 1, 2, 3, 4)),
+    error("PNG with corrupt pixels", r"\d\.png cannot be decoded", files(corrupt, 0, 1, 2, 3, 4)),
     error("truncated PNG", UNREADABLE, files(converted("RGB")[:-100], 1)),
     error("truncated TIFF", UNREADABLE, files(converted("RGB", "TIFF")[:-500], 1, suffix="tif")),
     error("web page named .jpg", UNREADABLE + ".*not an image", files(b"<html></html>", 1, suffix="jpg")),

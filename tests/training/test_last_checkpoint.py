@@ -38,12 +38,12 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(folder, caplog):
     assert find_last_checkpoint(folder, "detectron2") == folder / NAMES[1]
     (folder / NAMES[1]).write_bytes(b"")
     assert find_last_checkpoint(folder, "detectron2") == folder / NAMES[0]
-    assert f"{NAMES[2]}: damaged" in caplog.text and f"{NAMES[1]}: damaged" in caplog.text
+    assert f"{NAMES[2]}: corrupt" in caplog.text and f"{NAMES[1]}: corrupt" in caplog.text
     assert f"resuming from the one before it, {folder / NAMES[0]}" in caplog.text
     assert find_last_checkpoint(folder, "detectron2") == folder / NAMES[0]
-    assert caplog.text.count(f"{NAMES[2]}: damaged") == 1  # an engine looks for it several times
+    assert caplog.text.count(f"{NAMES[2]}: corrupt") == 1  # an engine looks for it several times
     truncate(folder / NAMES[0])
-    with pytest.raises(CheckpointError, match=rf"{NAMES[2]}: damaged.*has no earlier checkpoint"):
+    with pytest.raises(CheckpointError, match=rf"{NAMES[2]}: corrupt.*has no earlier checkpoint"):
         find_last_checkpoint(folder, "detectron2")
 
 
