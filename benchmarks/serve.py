@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Sends requests from several clients to `deformable-detr serve`: latency, memory, and lost or wrong answers.
+"""Sends requests from several clients to `deformable-detr serve`: latency, memory, and lost or wrong responses.
 
 benchmarks/serve.py output/quickstart photos/ [--requests 1000] [--clients 8] [--queue 4]
 
 Starts the command in a process of its own; its options, such as ``--queue``, are passed to it. Each client sends one
-request at a time on a new connection, and repeats requests that are answered with 503 after the time in Retry-After.
-Latency is the time of the answered attempt. The answers for equal images must be equal. Memory is the resident memory
-of the server from its metrics.
+request at a time on a new connection, and repeats requests that are rejected with status 503 after the time in
+Retry-After. Latency is the time of the successful attempt. The responses for equal images must be equal. Memory is the
+resident memory of the server from its metrics.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def encode(path: Path) -> bytes:
 
 
 def send(host: str, body: bytes | None = None, path: str = "/detect") -> tuple[int, float, bytes]:
-    """Returns status, seconds to wait before the next attempt, and answer."""
+    """Returns status, seconds to wait before the next attempt, and body of the response."""
     connection = http.client.HTTPConnection(host, timeout=120)
     headers = {"Content-Type": "multipart/form-data; boundary=x"} if body else {}
     with contextlib.closing(connection):
@@ -42,7 +42,7 @@ def send(host: str, body: bytes | None = None, path: str = "/detect") -> tuple[i
 def run(host: str, bodies: list[bytes], requests: int, clients: int) -> None:
     """Sends the requests and prints a table in Markdown."""
     statuses: Counter[int] = Counter()
-    answers: dict[int, set[bytes]] = {index: set() for index in range(len(bodies))}
+    responses: dict[int, set[bytes]] = {index: set() for index in range(len(bodies))}
     latencies: list[float] = []
     memory: list[float] = []
 
@@ -56,7 +56,7 @@ def run(host: str, bodies: list[bytes], requests: int, clients: int) -> None:
         index = number % len(bodies)
         while True:
             start = time.perf_counter()
-            status, wait, answer = send(host, bodies[index])
+            status, wait, content = send(host, bodies[index])
             seconds = time.perf_counter() - start
             statuses[status] += 1
             if status != 503:
@@ -64,7 +64,7 @@ def run(host: str, bodies: list[bytes], requests: int, clients: int) -> None:
             time.sleep(wait)
         if status == 200:
             latencies.append(seconds)
-            answers[index].add(answer)
+            responses[index].add(content)
         if number % max(1, requests // 10) == 0:
             memory.append(resident())
 
@@ -76,15 +76,15 @@ def run(host: str, bodies: list[bytes], requests: int, clients: int) -> None:
         list(pool.map(detect, range(requests)))
     total = time.perf_counter() - start
     memory.append(resident())
-    differing = sum(len(found) > 1 for found in answers.values())
+    differing = sum(len(found) > 1 for found in responses.values())
     cuts = statistics.quantiles(latencies, n=100)
-    print("| requests | clients | answers | images/s | p50 | p90 | p99 | max | memory of the server, MB |")
+    print("| requests | clients | responses | images/s | p50 | p90 | p99 | max | memory of the server, MB |")
     print("|" + "---|" * 9)
     times = " | ".join(f"{1000 * value:.0f} ms" for value in (cuts[49], cuts[89], cuts[98], max(latencies)))
     counts = ", ".join(f"{count} × {status}" for status, count in sorted(statuses.items()))
     series = ", ".join(f"{value:.0f}" for value in memory)
     print(f"| {requests} | {clients} | {counts} | {len(latencies) / total:.1f} | {times} | {series} |")
-    print(f"{requests - len(latencies)} requests lost; {differing} of {len(bodies)} images with different answers")
+    print(f"{requests - len(latencies)} requests lost; {differing} of {len(bodies)} images with different responses")
 
 
 def main() -> None:

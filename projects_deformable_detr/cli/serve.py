@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, range, text in (
         ("max-bytes", Range(1), "size in bytes"),
         ("max-pixels", Range(1), "width times height of the image"),
-        ("timeout", Range(above=0), "seconds for upload, waiting and detection"),
+        ("timeout", Range(above=0), "seconds for the header, and for upload, waiting and detection"),
         ("queue", Range(1), "maximum number of requests that are uploaded, wait or run at the same time"),
     ):
         default = getattr(Limits, name.replace("-", "_"))
@@ -45,4 +45,4 @@ def run(args: argparse.Namespace) -> None:
 
     limits = Limits(args.max_bytes, args.max_pixels, args.timeout, args.queue)
     with open_socket(args.host, args.port) as listener:
-        serve(load_model(args), listener, limits)
+        serve(load_model(args), listener, limits, args.host)

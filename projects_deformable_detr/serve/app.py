@@ -18,7 +18,7 @@ from ..inference import Detector
 from ..version import __version__
 from .limits import Limits
 from .middleware import Metrics, RequestLimits, RequestMetrics
-from .schema import RESPONSES, DetectAnswer, ExplainAnswer, ModelDescription, Upload
+from .schema import RESPONSES, DetectResponse, ExplainResponse, ModelDescription, Upload
 from .worker import Worker
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -56,7 +56,7 @@ def create_app(
     """
     limits, metrics = limits or Limits(), Metrics()
     worker = Worker(limits, metrics, detector.metadata)
-    getLogger("python_multipart").setLevel(ERROR)  # damaged forms are answered with status 400
+    getLogger("python_multipart").setLevel(ERROR)  # malformed forms are rejected with status 400
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -139,23 +139,23 @@ def _add_inference(app: FastAPI, detector: Detector, worker: Worker) -> None:
     """Adds the endpoints that run the model."""
 
     @app.post("/detect", responses=RESPONSES, response_model_exclude_none=True)
-    async def detect(upload: Annotated[Upload, Depends()]) -> DetectAnswer:
+    async def detect(upload: Annotated[Upload, Depends()]) -> DetectResponse:
         """Detects objects in an image."""
 
-        def compute(file: io.BytesIO) -> DetectAnswer:
-            return DetectAnswer.of(detector(file, batch_size=1, **upload.options))
+        def compute(file: io.BytesIO) -> DetectResponse:
+            return DetectResponse.of(detector(file, batch_size=1, **upload.options))
 
         return await worker.run(upload, compute)
 
     @app.post("/explain", responses=RESPONSES, response_model_exclude_none=True)
     async def explain(
         upload: Annotated[Upload, Depends()],
-        detection: Annotated[int, Form(ge=0, description="index in the answer of /detect with the same options")],
-    ) -> ExplainAnswer:
+        detection: Annotated[int, Form(ge=0, description="index in the response of /detect with the same options")],
+    ) -> ExplainResponse:
         """Returns the sampling points or attention maps of a detection."""
 
-        def compute(file: io.BytesIO) -> ExplainAnswer:
+        def compute(file: io.BytesIO) -> ExplainResponse:
             with naming_keys({"detections": "detection"}):
-                return ExplainAnswer.of(detector.explain(file, detections=[detection], **upload.options))
+                return ExplainResponse.of(detector.explain(file, detections=[detection], **upload.options))
 
         return await worker.run(upload, compute, "detection")

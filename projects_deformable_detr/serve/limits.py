@@ -12,7 +12,7 @@ class Limits:
     Attributes:
         max_bytes: size of the body.
         max_pixels: width times height of the image, according to its header.
-        timeout: seconds from the header of the request to the answer.
+        timeout: seconds from the header of the request to the response, and for receiving the header.
         queue: number of requests that are uploaded, wait or run at the same time.
     """
 

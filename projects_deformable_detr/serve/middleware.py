@@ -26,8 +26,8 @@ class Metrics:
 
     Attributes:
         registry: all metrics.
-        requests: number of answers, by path and status.
-        seconds: time from the header of a request to the end of its answer, by path.
+        requests: number of responses, by path and status.
+        seconds: time from the header of a request to the end of its response, by path.
         inference: time of reading an image, detection and postprocessing.
         in_progress: number of requests with an image that are uploaded, wait or run.
     """
@@ -36,7 +36,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         labels = ["path", "status"]
-        self.requests = Counter("deformable_detr_requests", "Answers by path and status", labels, registry=registry)
+        self.requests = Counter("deformable_detr_requests", "Responses by path and status", labels, registry=registry)
         self.seconds = Histogram(
             "deformable_detr_request_seconds", "Time of requests", ["path"], buckets=_BUCKETS, registry=registry
         )
@@ -68,13 +68,13 @@ class RequestMetrics:
             return
         start, status = time.perf_counter(), 500
 
-        async def noting(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            await self.app(scope, receive, noting)
+            await self.app(scope, receive, send_and_record)
         finally:
             path = scope["path"] if scope["path"] in self.paths else "other"
             self.metrics.requests.labels(path, status).inc()
@@ -101,9 +101,9 @@ class RequestLimits:
         self.in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refuse(Request(scope)) if scope["type"] == "http" else None
-        if refusal is not None:
-            await refusal(scope, receive, send)
+        rejection = self._reject(Request(scope)) if scope["type"] == "http" else None
+        if rejection is not None:
+            await rejection(scope, receive, send)
             return
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
@@ -119,8 +119,8 @@ class RequestLimits:
         self.in_progress += change
         self.observe(self.in_progress)
 
-    def _refuse(self, request: Request) -> JSONResponse | None:
-        """Returns the answer to a request that is refused because of its header or the load; None for others."""
+    def _reject(self, request: Request) -> JSONResponse | None:
+        """Returns an error response for a rejected request, else None."""
         headers = request.headers
         host = _split(f"//{headers.get('host', '')}")
         if self.hosts is not None and (host is None or host.hostname not in self.hosts):

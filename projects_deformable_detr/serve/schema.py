@@ -1,4 +1,4 @@
-"""Parameters and answers of the HTTP endpoints, from which the OpenAPI description is made."""
+"""Parameters and responses of the HTTP endpoints, from which the OpenAPI description is made."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
@@ -28,7 +28,7 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class Error(BaseModel):
-    """Answer to a request that fails."""
+    """Response to a request that fails."""
 
     detail: str = Field(examples=["classes must contain only known class names, got 'cra'; did you mean car?"])
 
@@ -52,7 +52,7 @@ class Segment(BaseModel):
     mask: Rle
 
 
-class DetectAnswer(BaseModel):
+class DetectResponse(BaseModel):
     """Detections in one image, best score first."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
@@ -67,14 +67,14 @@ class DetectAnswer(BaseModel):
     segments: list[Segment] | None = Field(default=None, description="segments of panoptic models")
 
     @classmethod
-    def of(cls, found: Detections) -> "DetectAnswer":
+    def of(cls, found: Detections) -> "DetectResponse":
         """Converts detections; panoptic segments get masks."""
-        answer = found.to_dict()
+        fields = found.to_dict()
         if found.segmentation is not None:
             ids = found.segmentation.ids.numpy()
-            for segment in answer["segments"]:
+            for segment in fields["segments"]:
                 segment["mask"] = encode(ids == segment["id"])
-        return cls(**answer)
+        return cls(**fields)
 
 
 class Point(BaseModel):
@@ -88,7 +88,7 @@ class Point(BaseModel):
     level: int
 
 
-class ExplainAnswer(BaseModel):
+class ExplainResponse(BaseModel):
     """Cross-attention of the decoder for one detection; self-attention of the encoder in encoder-only models."""
 
     layer_boxes: list[Box] = Field(description="box after each decoder layer, not clipped")
@@ -99,7 +99,7 @@ class ExplainAnswer(BaseModel):
     )
 
     @classmethod
-    def of(cls, found: Explanation) -> "ExplainAnswer":
+    def of(cls, found: Explanation) -> "ExplainResponse":
         """Converts the explanation of one detection."""
         boxes = [tuple(box) for box in found.boxes[:, 0].tolist()]
         if isinstance(found.attention, DenseAttention):
@@ -140,8 +140,8 @@ _ERRORS = {
     413: "too many bytes or pixels",
     415: "image format that is not accepted",
     422: "invalid field, or a file that is not an image",
-    503: "too many requests; Retry-After is the number of seconds to wait",
-    504: "waiting and detection took too long",
+    503: "the server is busy; Retry-After is the number of seconds to wait",
+    504: "detection took too long",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": text} for status, text in _ERRORS.items()

@@ -36,10 +36,12 @@ class Worker:
         self.metrics = metrics
         self.metadata = metadata
         self.pool = ThreadPoolExecutor(1, "inference")
-        self.idle = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def run(self, upload: Upload, compute: Callable[[io.BytesIO], T], *fields: str) -> T:
-        """Returns the result of a function of the image, which does not start if the client is gone or time is over.
+        """Returns the result of a function of the image.
+
+        The function is not started if the client has disconnected or the deadline has passed.
 
         Args:
             upload: image and options.
@@ -49,7 +51,8 @@ class Worker:
         Raises:
             ArgumentError: if ``top_k`` exceeds the number of detections of the model.
             HTTPException: for fields that `Upload.check_fields` and images that `check_image` reject; 413 for masks of
-                more than `MAX_MASK_BYTES`; 499 if the client closes the connection, 504 after ``scope["deadline"]``.
+                more than `MAX_MASK_BYTES`; 499 if the client closes the connection; after ``scope["deadline"]``, 503 if
+                the function has not started, else 504.
         """
         await upload.check_fields(fields)
         highest = self.metadata.evaluation.max_detections
@@ -57,8 +60,11 @@ class Worker:
         if top_k > highest:
             raise ArgumentError("top_k", f"must be at most {highest}, got {top_k}")
         content, name = await upload.image.read(), upload.image.filename or "image"
+        is_started = False
 
         def job() -> T:
+            nonlocal is_started
+            is_started = True
             pixels = check_image(_named(content, name), self.limits.max_pixels)
             if self.metadata.has_masks and pixels * top_k > MAX_MASK_BYTES:
                 size = f"{pixels:,} pixels, too many for {top_k} masks"
@@ -68,24 +74,29 @@ class Worker:
 
         loop = asyncio.get_running_loop()
         result = asyncio.ensure_future(self._run_alone(job))
-        gone = asyncio.ensure_future(_disconnection(upload.request))
+        disconnected = asyncio.ensure_future(_disconnection(upload.request))
         try:
             seconds = max(0.0, upload.request.scope["deadline"] - loop.time())
-            await asyncio.wait((result, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((result, disconnected), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if result.done():
                 return await result
-            if gone.done():
+            if disconnected.done():
                 raise HTTPException(499, "the client closed the connection")
-            raise HTTPException(504, f"the answer took more than {self.limits.timeout:g} s: send a smaller image")
+            if not is_started:
+                detail = (
+                    f"the server was busy, detection did not start within {self.limits.timeout:g} s: try again later"
+                )
+                raise HTTPException(503, detail, {"Retry-After": "1"})
+            raise HTTPException(504, f"the response took more than {self.limits.timeout:g} s: send a smaller image")
         finally:
-            gone.cancel()
+            disconnected.cancel()
             result.cancel()
 
     async def _run_alone(self, job: Callable[[], T]) -> T:
         """Runs a function in the thread when it is free. The pool would keep canceled functions, with their images."""
-        await self.idle.acquire()
+        await self._lock.acquire()
         running = asyncio.get_running_loop().run_in_executor(self.pool, job)
-        running.add_done_callback(lambda _: self.idle.release())
+        running.add_done_callback(lambda _: self._lock.release())
         return await asyncio.shield(running)
 
 
@@ -93,7 +104,7 @@ async def _disconnection(request: Request) -> None:
     """Returns when the client closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    if request.app.state.is_stopping:  # uvicorn reports all connections as closed, but answers can still be sent
+    if request.app.state.is_stopping:  # uvicorn reports all connections as closed, but responses can still be sent
         await asyncio.Event().wait()
 
 

@@ -61,6 +61,28 @@ def picture() -> bytes:
     return encode(Image.fromarray(coarse).resize((56, 40)))
 
 
+class Gate:
+    """A detector that waits until ``open`` is set."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector, self.metadata = detector, detector.metadata
+        self.open, self.entered, self.calls = threading.Event(), threading.Event(), 0
+
+    def __call__(self, *images: Any, **options: Any) -> Any:
+        self.calls += 1
+        self.entered.set()
+        assert self.open.wait(30)
+        return self.detector(*images, **options)
+
+
+@pytest.fixture
+def gate(detector: Detector) -> Iterator[Gate]:
+    """A detector that waits until ``gate.open`` is set."""
+    gate = Gate(detector)
+    yield gate
+    gate.open.set()
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., tuple[Any, str]]]:
     """Returns ``start(detector, **limits)``, which runs a server in a thread and returns it with its URL."""

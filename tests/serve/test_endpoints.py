@@ -1,4 +1,4 @@
-"""Endpoints: answers equal those of `Detector`; errors name what was wrong; nothing else can be reached."""
+"""Endpoints: responses equal the results of `Detector`; errors name the invalid value; nothing else can be reached."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from projects_deformable_detr.inference import Detector
 from projects_deformable_detr.serve import worker
 from projects_deformable_detr.serve.app import create_app
 from projects_deformable_detr.serve.limits import Limits
-from projects_deformable_detr.serve.schema import DetectAnswer
+from projects_deformable_detr.serve.schema import DetectResponse
 
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 MASKS = {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8}
@@ -62,7 +62,7 @@ def test_detections_equal_those_of_the_detector(make_detector, picture, variant,
         response = post(client, picture, score_threshold=0.1)
     answer = response.json()
     assert response.status_code == 200, answer
-    DetectAnswer.model_validate(answer, strict=False)
+    DetectResponse.model_validate(answer, strict=False)
     assert answer["source"] == "a.png" and answer["size"] == [40, 56] and len(answer["boxes"]) == len(expected) > 0
     for name in ("boxes", "scores", "labels"):
         torch.testing.assert_close(torch.tensor(answer[name]), getattr(expected, name), rtol=0, atol=1e-6)
@@ -136,10 +136,10 @@ def test_images_with_too_many_pixels_are_not_decoded(detector, picture, monkeypa
 def test_too_many_mask_pixels(make_detector, picture, monkeypatch):
     monkeypatch.setattr(worker, "MAX_MASK_BYTES", 2 * 40 * 56)
     with connect(make_detector("detr", **MASKS)) as client:
-        refused = post(client, picture)
+        rejected = post(client, picture)
         answer = post(client, picture, top_k=2, score_threshold=0).json()
-    assert refused.status_code == 413
-    assert refused.json()["detail"] == "a.png has 2,240 pixels, too many for 100 masks: reduce its size, or top_k to 2"
+    assert rejected.status_code == 413
+    assert rejected.json()["detail"] == "a.png has 2,240 pixels, too many for 100 masks: reduce its size, or top_k to 2"
     assert len(answer["masks"]) == 2
 
 
@@ -223,7 +223,7 @@ def test_description(client):
     form = detect["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"].rpartition("/")[2]
     schemas = description["components"]["schemas"]
     assert set(schemas[form]["properties"]) == {"image", "score_threshold", "top_k", "classes"}
-    DetectAnswer.model_validate(schemas["DetectAnswer"]["examples"][0])
+    DetectResponse.model_validate(schemas["DetectResponse"]["examples"][0])
     assert detect["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
     model = client.get("/model").json()
     assert model["classes"] == ["ant", "bee", "cat", "dog", "elk"]

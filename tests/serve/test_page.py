@@ -157,7 +157,7 @@ def test_masks_and_attention_maps(open_page, make_detector, picture, is_panoptic
     # The pixels of the tint are those of the masks.
     tinted = page.evaluate(
         """() => {
-          const [height, width] = current.answer.size;
+          const [height, width] = current.result.size;
           const shown = current.entries.filter(isShown);
           const pixels = tint(shown, width, height).getContext("2d").getImageData(0, 0, width, height).data;
           return [...Array(width * height).keys()].filter((index) => pixels[4 * index + 3] > 0);
@@ -195,6 +195,16 @@ def test_several_images_and_errors(open_page, detector, picture):
     expect(page.locator("#images button[aria-pressed=true]")).to_contain_text("b.png")
     upload(page, ("a.png", picture))
     expect(error).to_be_empty()
+
+
+def test_images_are_sent_again_while_the_server_is_busy(open_page, gate, picture):
+    page = open_page(gate, timeout=1)
+    upload(page, ("a.png", picture))  # occupies the thread until the gate opens
+    expect(page.locator("#error")).to_contain_text("took more than 1 s")
+    upload(page, ("b.png", picture))
+    expect(page.locator("#caption")).to_have_text("The server is busy; waiting.")
+    gate.open.set()
+    expect(page.locator("#images button").last).to_have_text(re.compile(r"b.png \(\d+\)"))
 
 
 def test_paste_drop_and_json(open_page, detector, picture):

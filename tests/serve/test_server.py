@@ -1,12 +1,12 @@
 """Running servers: queue, time limits, clients that disconnect, shutdown, and the command."""
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -23,27 +23,6 @@ pytest.importorskip("uvicorn")
 ROOT = Path(__file__).resolve().parents[2]
 START = b"POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
 PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
-
-
-class Gate:
-    """A detector that waits until ``open`` is set."""
-
-    def __init__(self, detector):
-        self.detector, self.metadata = detector, detector.metadata
-        self.open, self.entered, self.calls = threading.Event(), threading.Event(), 0
-
-    def __call__(self, *images, **options):
-        self.calls += 1
-        self.entered.set()
-        assert self.open.wait(30)
-        return self.detector(*images, **options)
-
-
-@pytest.fixture
-def gate(detector):
-    gate = Gate(detector)
-    yield gate
-    gate.open.set()
 
 
 def post(url, content):
@@ -66,13 +45,13 @@ def test_a_full_queue_is_503_and_recovers(start, gate, picture):
     with ThreadPoolExecutor(3) as pool:
         accepted = [pool.submit(post, url, picture) for _ in range(3)]
         wait_for(lambda: in_progress(url) == 3)
-        refused = post(url, picture)
+        rejected = post(url, picture)
         assert httpx.get(f"{url}/health").status_code == 200
         assert gate.calls == 1
         gate.open.set()
         answers = [item.result() for item in accepted]
-    assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
-    assert "3 requests are in progress" in refused.json()["detail"]
+    assert rejected.status_code == 503 and rejected.headers["retry-after"] == "1"
+    assert "3 requests are in progress" in rejected.json()["detail"]
     assert [answer.status_code for answer in answers] == [200] * 3
     assert len({answer.text for answer in answers}) == 1 and in_progress(url) == 0
     assert post(url, picture).status_code == 200
@@ -81,9 +60,13 @@ def test_a_full_queue_is_503_and_recovers(start, gate, picture):
 def test_the_time_limit_includes_waiting(start, gate, picture):
     _, url = start(gate, timeout=1)
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(post, [url] * 2, [picture] * 2))
-    assert [answer.status_code for answer in answers] == [504] * 2
-    assert "took more than 1 s" in answers[0].json()["detail"]
+        started = pool.submit(post, url, picture)
+        assert gate.entered.wait(30)
+        waited = pool.submit(post, url, picture).result()
+    assert started.result().status_code == 504
+    assert "took more than 1 s: send a smaller image" in started.result().json()["detail"]
+    assert waited.status_code == 503 and waited.headers["retry-after"] == "1"
+    assert "busy, detection did not start within 1 s" in waited.json()["detail"]
     gate.open.set()
     wait_for(lambda: "_inference_seconds_count 1.0" in httpx.get(f"{url}/metrics").text)
     assert post(url, picture).status_code == 200
@@ -95,6 +78,23 @@ def test_slow_uploads_end(start, detector):
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
         client.sendall(START + b"Content-Length: 1000\r\n\r\n" + PART)
         assert client.recv(10000).startswith(b"HTTP/1.1 408")
+
+
+def test_connections_without_a_complete_request_are_closed(start, detector):
+    _, url = start(detector, timeout=0.5)
+    address = "127.0.0.1", int(url.rpartition(":")[2])
+    get = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    for first in (b"", START, get + b"\r\n", get + b"Content-Length: 1000\r\n\r\n"):
+        with socket.create_connection(address, timeout=30) as client:
+            client.sendall(first)
+            if first.startswith(get):
+                assert client.recv(10_000).startswith(b"HTTP/1.1 200")
+            begin = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() - begin < 20:
+                    client.sendall(b"G")  # the start of another header, or a part of the body
+                    time.sleep(0.1)
+            assert 0.2 < time.monotonic() - begin < 10
 
 
 def test_requests_of_disconnected_clients_are_dropped(start, gate, picture):
@@ -118,7 +118,7 @@ def test_requests_of_disconnected_clients_are_dropped(start, gate, picture):
     assert kept < 2 * len(body)  # images of dropped requests are not kept
 
 
-def test_large_bodies_are_refused_while_they_are_sent(start, detector, picture):
+def test_large_bodies_are_rejected_while_they_are_sent(start, detector, picture):
     _, url = start(detector, max_bytes=100_000)
     chunks = (bytes(10_000) for _ in range(1000))
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -190,6 +190,24 @@ def test_command(weights, picture):
         process.wait()
     assert "Traceback" not in error
     assert "Warning: 0.0.0.0 can be reached from other machines" in error
+
+
+def test_the_name_of_the_host_is_accepted(weights, monkeypatch):
+    testing = pytest.importorskip("fastapi.testclient")
+    resolve, statuses = socket.getaddrinfo, {}
+
+    def getaddrinfo(host, *args, **options):
+        return resolve("127.0.0.1" if host == "Detector.test" else host, *args, **options)
+
+    def run(server, sockets):
+        with testing.TestClient(server.app) as client:
+            for name in ("detector.test:8000", "127.0.0.1", "other.test"):
+                statuses[name] = client.get("/health", headers={"Host": name}).status_code
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("projects_deformable_detr.serve.server.Server.run", run)
+    assert main(["serve", "--weights", str(weights), "--host", "Detector.test", "--port", "0"]) == 0
+    assert statuses == {"detector.test:8000": 200, "127.0.0.1": 200, "other.test": 400}
 
 
 @pytest.mark.parametrize(

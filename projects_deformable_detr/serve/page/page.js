@@ -1,9 +1,9 @@
 "use strict";
 
-const LOWEST = 0.05; // score threshold of requests; the slider selects among the detections in the answer
+const LOWEST = 0.05; // score threshold of requests; the slider selects among the detections in the response
 const find = (id) => document.getElementById(id);
 const percent = (score) => `${Math.round(100 * score)}%`;
-const images = []; // {file, name, answer, entries, bitmap, error, selected, explanation}
+const images = []; // {file, name, result, entries, bitmap, error, selected, explanation}
 const hidden = new Set(); // names of classes
 let model = null;
 let current = null;
@@ -11,12 +11,12 @@ let current = null;
 async function request(path, options) {
   for (;;) {
     const response = await fetch(path, options).catch(() => {
-      throw new Error("The server does not answer.");
+      throw new Error("The server does not respond.");
     });
     if (response.status !== 503) {
-      const answer = await response.json();
-      if (!response.ok) throw new Error(answer.detail);
-      return answer;
+      const result = await response.json();
+      if (!response.ok) throw new Error(result.detail);
+      return result;
     }
     find("caption").textContent = "The server is busy; waiting.";
     await new Promise((resume) => setTimeout(resume, 1000 * (response.headers.get("Retry-After") || 1)));
@@ -45,15 +45,15 @@ async function add(files) {
 
 async function detect(image) {
   try {
-    model ??= await request("/model"); // the image was chosen before the first answer
+    model ??= await request("/model"); // the image was chosen before the first response
     if (image.file.size > model.max_bytes) {
       throw new Error(`${image.name} has ${image.file.size} bytes, more than the limit of ${model.max_bytes}.`);
     }
-    const answer = await request("/detect", form(image));
+    const result = await request("/detect", form(image));
     const orientation = model.exif_orientation ? "from-image" : "none";
     image.bitmap = await createImageBitmap(image.file, { imageOrientation: orientation }).catch(() => null);
-    image.entries = entries(answer);
-    image.answer = answer;
+    image.entries = entries(result);
+    image.result = result;
   } catch (error) {
     image.error = error.message;
     const text = find("error").textContent;
@@ -62,13 +62,13 @@ async function detect(image) {
 }
 
 // Detections, and segments of stuff classes, which have no boxes.
-function entries(answer) {
+function entries(result) {
   const color = (label) => model.colors[label % model.colors.length];
-  const found = answer.scores.map((score, index) => ({
-    index, score, name: answer.names[index], box: answer.boxes[index], color: color(answer.labels[index]),
-    runs: answer.masks ? decode(answer.masks[index].counts) : null,
+  const found = result.scores.map((score, index) => ({
+    index, score, name: result.names[index], box: result.boxes[index], color: color(result.labels[index]),
+    runs: result.masks ? decode(result.masks[index].counts) : null,
   }));
-  const stuff = (answer.segments || []).filter((segment) => !segment.isthing);
+  const stuff = (result.segments || []).filter((segment) => !segment.isthing);
   return found.concat(stuff.map((segment) => ({
     index: null, score: segment.score, name: segment.name, box: null, color: color(segment.category_id),
     runs: decode(segment.mask.counts),
@@ -143,8 +143,8 @@ function swatch(color) {
 
 function render() {
   fill(find("images"), images.map((image) => {
-    const state = image.error ? "failed" : image.answer ? image.entries.filter(isShown).length : "…";
-    const show = () => { if (image.answer) current = image; else find("error").textContent = image.error || ""; render(); };
+    const state = image.error ? "failed" : image.result ? image.entries.filter(isShown).length : "…";
+    const show = () => { if (image.result) current = image; else find("error").textContent = image.error || ""; render(); };
     return button(`${image.name} (${state})`, image === current, show, image.error ? "failed" : "");
   }));
   find("figure").hidden = find("controls").hidden = !current;
@@ -169,7 +169,7 @@ function render() {
 }
 
 function draw(canvas, image, shown) {
-  const [height, width] = image.answer.size;
+  const [height, width] = image.result.size;
   const enlarged = Math.min(Math.ceil(480 / Math.min(height, width)), Math.floor(4096 / Math.max(height, width)));
   const factor = Math.max(1, enlarged);
   canvas.width = factor * width;
@@ -275,22 +275,22 @@ function save(blob, suffix) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-function shownAnswer() {
-  const { answer } = current;
+function shownResult() {
+  const { result } = current;
   const kept = current.entries.filter((entry) => entry.box && isShown(entry)).map((entry) => entry.index);
-  const lists = ["boxes", "scores", "labels", "names", "masks"].filter((name) => answer[name]);
-  const picked = Object.fromEntries(lists.map((name) => [name, kept.map((index) => answer[name][index])]));
-  const segments = answer.segments ? { segments: answer.segments.filter(isShown) } : {};
-  return { ...answer, ...picked, ...segments };
+  const lists = ["boxes", "scores", "labels", "names", "masks"].filter((name) => result[name]);
+  const picked = Object.fromEntries(lists.map((name) => [name, kept.map((index) => result[name][index])]));
+  const segments = result.segments ? { segments: result.segments.filter(isShown) } : {};
+  return { ...result, ...picked, ...segments };
 }
 
-find("json").onclick = () => save(new Blob([JSON.stringify(shownAnswer())], { type: "application/json" }), ".json");
+find("json").onclick = () => save(new Blob([JSON.stringify(shownResult())], { type: "application/json" }), ".json");
 find("png").onclick = () => find("canvas").toBlob((blob) => save(blob, "_detections.png"));
 find("threshold").oninput = render;
 find("layer").onchange = render;
 find("file").onchange = (event) => { add(event.target.files); event.target.value = ""; };
 find("canvas").onclick = (event) => {
-  const scale = current.answer.size[1] / event.target.clientWidth;
+  const scale = current.result.size[1] / event.target.clientWidth;
   const [x, y] = [event.offsetX * scale, event.offsetY * scale];
   const area = ({ box: [x1, y1, x2, y2] }) => (x2 - x1) * (y2 - y1);
   const hits = current.entries.filter(isShown).filter(
@@ -307,8 +307,8 @@ document.ondrop = (event) => {
   add(event.dataTransfer.files);
 };
 
-request("/model").then((answer) => {
-  model = answer;
+request("/model").then((result) => {
+  model = result;
   find("model").textContent = `${model.classes.length} classes: ${model.classes.slice(0, 6).join(", ")}`
     + (model.classes.length > 6 ? ", …" : "");
 }).catch((error) => { find("error").textContent = error.message; });
