@@ -162,7 +162,7 @@ class GradientNorm(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """Ends the training after an iteration in which the main process received a signal."""
+    """Ends the training after an iteration in which a process received a signal."""
 
     def __init__(self) -> None:
         self.stop = StopSignal()
@@ -172,8 +172,8 @@ class StopOnSignal(HookBase):
         self.stop.__enter__()
 
     def after_step(self) -> None:
-        """Raises `Interrupted` on all processes after a signal to the main process."""
-        if signum := self.stop.broadcast():
+        """Raises `Interrupted` on all processes after a signal to one of them."""
+        if signum := self.stop.reduce():
             raise Interrupted(signum)
 
     def after_train(self) -> None:

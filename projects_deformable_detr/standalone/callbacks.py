@@ -244,7 +244,7 @@ class PeriodicCheckpoint(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """Saves periodically and after the last iteration; raises `Interrupted` after a signal."""
-        step, signum = trainer.global_step, self.stop.broadcast()
+        step, signum = trainer.global_step, self.stop.reduce()
         if step == trainer.max_steps:  # written first: a run that resumes from the last checkpoint does not write it
             self._write_final(trainer, module)
         if step % self.period == 0 or step == trainer.max_steps:

@@ -30,16 +30,15 @@ class StopSignal:
     most one context is active in a process.
 
     Args:
-        processes: training processes, in the calling process of `launch.launch`; a second signal kills them.
-        forward: whether to forward the first signal to them.
+        processes: training processes, in the calling process of `launch.launch`. The first signal is forwarded to
+            them as SIGTERM; a second one kills them.
 
     Attributes:
         signum: number of the first signal, or None.
     """
 
-    def __init__(self, processes: Sequence[BaseProcess] = (), *, forward: bool = True) -> None:
+    def __init__(self, processes: Sequence[BaseProcess] = ()) -> None:
         self.processes = processes
-        self.forward = forward
         self.signum: int | None = None
         self._pid = os.getpid()
         self._previous: dict[int, Any] = {}
@@ -68,20 +67,12 @@ class StopSignal:
             self.signum = signum
             if not multiprocessing.parent_process():
                 os.write(2, _MESSAGE)
-            for process in self.processes if self.forward else ():
+            for process in self.processes:
                 process.terminate()
         elif not multiprocessing.parent_process():
             for process in self.processes:
                 process.kill()
             os._exit(128 + signum)
-
-    def broadcast(self) -> int | None:
-        """Returns the signal that rank 0 has received, on all ranks."""
-        if not distributed.is_initialized():
-            return self.signum
-        number = torch.tensor(self.signum or 0)
-        distributed.broadcast(number, 0, group=self._cpu_group())
-        return int(number) or None
 
     def reduce(self) -> int | None:
         """Returns the signal that any rank has received, on all ranks."""

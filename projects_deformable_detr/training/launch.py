@@ -19,7 +19,7 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 from ..errors import Interrupted, UserError
 from .interruption import StopSignal
 
-_RESULT, _ERROR, _LOST = "result", "error", "lost"  # prefixes of file names
+_RESULT, _SIGNAL, _ERROR, _LOST = "result", "signal", "error", "lost"  # file names; the last two are prefixes
 
 # In messages of NCCL, gloo and the rendezvous store.
 _LOST_CONNECTION = re.compile(
@@ -81,7 +81,7 @@ def launch(
         }
         parts = work, environment, folder, multiprocessing.get_start_method(), arguments
         context = start_processes(_run, parts, nprocs=processes, join=False, start_method="spawn")
-        with StopSignal(context.processes, forward=machine_rank == 0) as stop:
+        with StopSignal(context.processes) as stop:
             try:
                 while not context.join():
                     pass
@@ -92,8 +92,11 @@ def launch(
                     raise UserError(path.read_text()) from None
                 if stop.signum is None:
                     raise
-        if stop.signum is not None:
-            raise Interrupted(stop.signum)
+        signum = stop.signum
+        if signum is None and (folder / _SIGNAL).exists():  # this process has not received the signal
+            signum = int((folder / _SIGNAL).read_text())
+        if signum is not None:
+            raise Interrupted(signum)
         return pickle.loads((folder / _RESULT).read_bytes()) if machine_rank == 0 else None
 
 
@@ -131,8 +134,9 @@ def _run(
     with _process_groups_destroyed():
         try:
             result = work(*arguments)
-        except Interrupted:
-            return  # raised again by the calling process
+        except Interrupted as error:  # raised again by the calling process
+            (folder / _SIGNAL).write_text(str(error.signum))
+            return
         except (UserError, FloatingPointError) as error:  # torch would forward a traceback only
             (folder / f"{_ERROR}{rank}").write_text(str(error))
             raise

@@ -16,9 +16,9 @@ from projects_deformable_detr.training.interruption import StopSignal, shield_wo
 def test_the_first_signal_is_recorded() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopSignal() as stop:
-        assert stop.broadcast() is None
+        assert stop.reduce() is None
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.broadcast() == signal.SIGTERM
+        assert stop.reduce() == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -32,12 +32,13 @@ def test_a_second_signal_ends_the_process(signals: list[int], status: int) -> No
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
 
 
-def test_a_second_signal_kills_the_processes_of_a_machine_that_does_not_forward(tmp_path: Path) -> None:
+def test_a_second_signal_kills_processes_that_ignore_the_first(tmp_path: Path) -> None:
     if (child := os.fork()) == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
         process.start()
         (tmp_path / "pid").write_text(str(process.pid))
-        with StopSignal([process], forward=False):
+        with StopSignal([process]):
             os.kill(os.getpid(), signal.SIGTERM)
             (tmp_path / "alive").write_text(str(process.is_alive()))
             os.kill(os.getpid(), signal.SIGTERM)

@@ -17,7 +17,8 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessException
 
-from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.errors import Interrupted, UserError
+from projects_deformable_detr.training.interruption import StopSignal
 from projects_deformable_detr.training.launch import launch, parse_address
 
 
@@ -69,6 +70,23 @@ def test_a_user_error_is_forwarded_as_its_message(tmp_path):
 def test_other_errors_keep_their_traceback(tmp_path):
     with pytest.raises(ProcessException, match="(?s)in reduce.*LookupError: message of rank 0"):
         launch(reduce, 2, 1, 0, "auto", str(tmp_path), 0, LookupError)
+
+
+def stop_after_signal(signaled_rank):
+    distributed.init_process_group("gloo")
+    with StopSignal() as stop:
+        if distributed.get_rank() == signaled_rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if signum := stop.reduce():
+            raise Interrupted(signum)
+
+
+@pytest.mark.usefixtures("forkserver")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_a_child_process_stops_all(rank):
+    with pytest.raises(Interrupted) as caught:
+        launch(stop_after_signal, 2, 1, 0, "auto", rank)
+    assert caught.value.signum == signal.SIGTERM
 
 
 def lose_connection():
