@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -158,13 +159,19 @@ def read_results(path: str | Path, records: Records | None = None) -> dict[Any, 
     """Returns the detections of a COCO results file by image id.
 
     Raises:
-        UserError: for an invalid file, or for images or categories that are not in ``records``.
+        UserError: for an invalid file, boxes or scores that are not finite numbers, or images or categories that are
+            not in ``records``.
     """
     by_image: dict[Any, list[Result]] = defaultdict(list)
     try:
-        for result in json.loads(Path(path).read_text()):
+        for index, result in enumerate(json.loads(Path(path).read_text())):
             hash(result["category_id"])  # TypeError for lists
             by_image[result["image_id"]].append({key: result[key] for key in _KEYS} | result)
+            box, score = result["bbox"], result["score"]
+            if not (isinstance(box, list) and len(box) == 4 and _are_finite(*box, score)):
+                raise ValueError(
+                    f"entry {index}: bbox must be four finite numbers and score one, got bbox {box} and score {score!r}"
+                )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not a COCO results file ({error}); run an evaluation with --eval-only first"
@@ -175,6 +182,11 @@ def read_results(path: str | Path, records: Records | None = None) -> dict[Any, 
             file = records.spec.json_file
             raise UserError(f"{path} has images or categories that {file} lacks: use the evaluated data set")
     return by_image
+
+
+def _are_finite(*values: Any) -> bool:
+    """Returns whether values read from JSON are numbers that are finite as floats."""
+    return all(type(value) in (float, int) and abs(value) <= sys.float_info.max for value in values)
 
 
 def gather(items: list[T]) -> list[T] | None:

@@ -104,13 +104,13 @@ def analyze(records: CocoRecords, results: list[Result], max_detections: int, na
         name, source: see `Analysis`.
 
     Raises:
-        UserError: for results that are not finite numbers, or are all on crowds.
+        UserError: if all detections are on crowds.
     """
     import hotcoco
 
     summary, truth = records.summary, records.ground_truth()
     dataset = hotcoco.COCO(truth)
-    evaluation = _evaluate(dataset, results, max_detections, source)
+    evaluation = _evaluate(dataset, results, max_detections)
     evaluation.accumulate()
     precision = np.asarray(evaluation.eval["precision"])[..., -1]  # (IoU, recall, class, size)
     metrics = mean_metrics(precision, evaluation.params)
@@ -120,7 +120,7 @@ def analyze(records: CocoRecords, results: list[Result], max_detections: int, na
     chosen = [row for row in results if row["score"] > best["threshold"]]
     if not chosen:
         raise UserError(f"{source}: all detections are on crowds")
-    above = _evaluate(dataset, chosen, max_detections, source)
+    above = _evaluate(dataset, chosen, max_detections)
     statuses = above.image_diagnostics(IOU)
     detections = {number: chosen[number - 1] for number in sorted(statuses["dt_status"])}  # without those on crowds
     kept = list(detections.values())
@@ -147,9 +147,7 @@ def analyze(records: CocoRecords, results: list[Result], max_detections: int, na
         best_of_classes=[best_f1(matches.select(category)) for category in summary.category_ids],
         delta_ap={kind: 100 * gains[kind] for kind in KINDS},
         counts=counts,
-        confusion=np.asarray(
-            _evaluate(dataset, kept, max_detections, source).confusion_matrix(IOU)["matrix"], dtype=np.int64
-        ),
+        confusion=np.asarray(_evaluate(dataset, kept, max_detections).confusion_matrix(IOU)["matrix"], dtype=np.int64),
         bins=calibration["bins"],
         calibration_error=calibration["ece"],
         detections_per_object=Counter(1 + duplicates[number] for number in found),
@@ -160,24 +158,21 @@ def analyze(records: CocoRecords, results: list[Result], max_detections: int, na
     )
 
 
-def mean_ap(records: CocoRecords, results: list[Result], max_detections: int, source: str) -> float:
-    """Returns AP in percent without the other parts of `analyze`, which has the same arguments and errors."""
+def mean_ap(records: CocoRecords, results: list[Result], max_detections: int) -> float:
+    """Returns AP in percent without the other parts of `analyze`, which has the same arguments."""
     import hotcoco
 
-    evaluation = _evaluate(hotcoco.COCO(records.ground_truth()), results, max_detections, source)
+    evaluation = _evaluate(hotcoco.COCO(records.ground_truth()), results, max_detections)
     evaluation.accumulate()
     return mean_percent(np.asarray(evaluation.eval["precision"])[..., 0, -1])
 
 
-def _evaluate(dataset: Any, results: list[Result], max_detections: int, source: str) -> Any:
+def _evaluate(dataset: Any, results: list[Result], max_detections: int) -> Any:
     """Matches results to the objects of a data set; both are those of hotcoco."""
     import hotcoco
 
     rows = [{key: row[key] for key in ("image_id", "category_id", "bbox", "score")} for row in results]
-    try:
-        evaluation = hotcoco.COCOeval(dataset, dataset.load_res(rows), "bbox")
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"{source}: invalid results ({error})") from error
+    evaluation = hotcoco.COCOeval(dataset, dataset.load_res(rows), "bbox")
     evaluation.params.max_dets = sorted((1, 10, max_detections))  # as pycocotools does
     evaluation.evaluate()
     return evaluation

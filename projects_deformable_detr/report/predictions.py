@@ -128,7 +128,7 @@ def _saved_results(run: Run, test_set: TestSet, records: CocoRecords, limit: int
         return [], None
     try:
         results = _read(test_set.results, records)
-        ap = mean_ap(records, results, limit, str(test_set.results))
+        ap = mean_ap(records, results, limit)
     except UserError as error:
         run.missing.append((f"Saved results for {test_set.spec.name}", str(error)))
         return [], None

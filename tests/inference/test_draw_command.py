@@ -47,8 +47,14 @@ def test_images_of_the_same_name(run):
         ([{**RESULT, "category_id": 9}], "images or categories that .*truth.json lacks"),
         ([{"image_id": 1, "category_id": 3, "bbox": [1, 1, 2, 2]}], "not a COCO results file .'score'"),
         ({"images": []}, "not a COCO results file"),
+        ([RESULT, {**RESULT, "bbox": [1, 2, 3]}], r"entry 1: bbox must be four finite numbers.* bbox \[1, 2, 3\]"),
+        ([{**RESULT, "bbox": None}], "entry 0: .* bbox None"),
+        ([{**RESULT, "bbox": [0, 0, float("nan"), 1]}], "entry 0: .* nan"),
+        ([{**RESULT, "score": "x"}], "entry 0: .* score 'x'"),
+        ([{**RESULT, "score": 10**400}], "entry 0: .* score 1000"),
+        ([{**RESULT, "score": float("inf")}], "entry 0: .* score inf"),
     ],
 )
-def test_results_of_other_data(run, results, message):
+def test_results_that_cannot_be_drawn(run, results, message):
     with pytest.raises(UserError, match=message):
         run(results)

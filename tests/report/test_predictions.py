@@ -63,7 +63,7 @@ def test_saved_results_of_another_iteration_remain_if_the_model_cannot_be_opened
         ('[{"image_id": 99, "category_id": 3, "bbox": [0, 0, 9, 9], "score": 1}]', "has images or categories that"),
         ("[]", "there are no detections"),
         ("{", "not a COCO results file"),
-        ('[{"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, "x"], "score": 1}]', "invalid results"),
+        ('[{"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, "x"], "score": 1}]', "entry 0: bbox must be four"),
     ],
 )
 def test_results_that_cannot_be_used(make_run: Callable[..., Path], content: str, reason: str) -> None:
