@@ -26,10 +26,14 @@ try:
     from projects_deformable_detr import build_criterion, build_detector, get_cfg
     from projects_deformable_detr.checkpoint import LoadOptions, Weights, fit, load_weights
     from projects_deformable_detr.checkpoint.files import read_checkpoint
+    from projects_deformable_detr.config.loading import merge
     from projects_deformable_detr.errors import UserError, run_command
     from projects_deformable_detr.modeling import BatchSize, Targets, batch_images
 except ImportError as error:  # the operator is missing
     sys.exit(f"replay_step: {error}")
+
+# Required; optional are accumulation_steps and cuda_rng_state.
+_KEYS = {"boxes", "images", "iteration", "labels", "masks", "names", "num_classes", "rank", "rng_state", "seed"}
 
 
 def main() -> None:
@@ -47,6 +51,8 @@ def main() -> None:
 def replay(path: Path, config_file: str, weights: str, device: str = "") -> int:
     """Repeats the step and returns 1 if a value is not finite, otherwise 0."""
     step = read_checkpoint(path)
+    if not (isinstance(step, dict) and step.keys() >= _KEYS):
+        raise UserError(f"{path} is not a failed_step file")
     was_on_gpu = "cuda_rng_state" in step
     device = device or ("cuda" if was_on_gpu and torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -56,7 +62,7 @@ def replay(path: Path, config_file: str, weights: str, device: str = "") -> int:
     if is_gpu != was_on_gpu:
         print("random numbers of the device and the precision differ from those of the failed step")
     cfg = get_cfg()
-    cfg.merge_from_file(config_file)
+    merge(cfg, config_file, [])
     cfg.MODEL.DETR.NUM_CLASSES = step["num_classes"]
     torch.manual_seed(max(step["seed"], 0))
     detector, criterion = build_detector(cfg).train(), build_criterion(cfg)

@@ -89,6 +89,10 @@ def test_replay_repeats_losses_and_finds_weights(make_cfg, tmp_path, replay, cap
     with pytest.raises(UserError, match="matching cost"):
         replay.replay(step, config, str(tmp_path / "bad.pth"))
     assert "encoder.layers.1.ffn.linear1" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"bad\.pth is not a failed_step file"):
+        replay.replay(tmp_path / "bad.pth", config, "")
+    with pytest.raises(UserError, match=r"config file .*lost\.yaml: "):
+        replay.replay(step, str(tmp_path / "lost.yaml"), "")
 
 
 @pytest.mark.parametrize("engine", ["detectron2", "standalone"])
