@@ -209,6 +209,20 @@ def test_documentation_lists_all_keys(reference):
     assert reference.update(document) == (document, set()), "run tools/config_reference.py docs/config.md"
 
 
+def test_documentation_is_updated(reference, tmp_path, monkeypatch, capsys):
+    document = tmp_path / "config.md"
+    document.write_text("| `SEED` | `0` | integer | seed |\n", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["config_reference.py", str(document)])
+    reference.main()
+    default, values = reference.reference()["SEED"]
+    assert document.read_text(encoding="utf-8") == f"| `SEED` | `{default}` | {values} | seed |\n"
+    assert "SOLVER.BASE_LR\n" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["config_reference.py"])
+    with pytest.raises(SystemExit, match="2"):
+        reference.main()
+    assert "arguments are required: document" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "warning"),
     [

@@ -6,6 +6,7 @@ tools/config_reference.py docs/config.md
 Ranges are collected from the dataclasses and constructors that check them.
 """
 
+import argparse
 import re
 import sys
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ try:
     )
     from projects_deformable_detr.data.config import DataConfig, SamplerConfig
     from projects_deformable_detr.engine import is_installed
-    from projects_deformable_detr.errors import Annotation, annotations
+    from projects_deformable_detr.errors import Annotation, annotations, run_command
     from projects_deformable_detr.evaluation import EvaluationConfig, TestTimeAugmentationConfig
     from projects_deformable_detr.modeling import CriterionConfig, DetectorConfig
     from projects_deformable_detr.modeling.fpn import BackboneWithFPN
@@ -111,8 +112,14 @@ def update(document: str) -> tuple[str, set[str]]:
     return document, set(missing)
 
 
-if __name__ == "__main__":
-    path = Path(sys.argv[1])
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("document", type=Path, help="Markdown document to update, such as docs/config.md")
+    path = parser.parse_args().document
     text, without_row = update(path.read_text(encoding="utf-8"))
     path.write_text(text, encoding="utf-8")
     print("\n".join(sorted(without_row)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("config_reference", main))

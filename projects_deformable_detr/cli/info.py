@@ -130,7 +130,10 @@ def _describe_checkpoint(args: argparse.Namespace, path: Path, entry: "Entry | N
         detector = model.build()
     limits = model.metadata.min_size, model.metadata.max_size
     size = tuple(args.size or resize_shortest_edge(480, 640, *limits))  # the default has an aspect ratio of 4:3
-    (flops,) = count_detector(detector, [size])
+    try:
+        (flops,) = count_detector(detector, [size])
+    except ValueError as error:  # raised by group norms with one value per group
+        raise UserError(f"--size {size[0]} {size[1]} is too small for the model ({error})") from error
     try:
         training = describe_training(cfg)
     except UserError as error:  # Detectron2 has more schedules and optimizers

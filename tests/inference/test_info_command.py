@@ -52,6 +52,8 @@ def test_checkpoint(
     assert {**other, "training": facts["training"]} == facts
     larger = info(path, "--size", 128, 170)
     assert float(larger["FLOPs"].split()[0]) > 3 * float(facts["FLOPs"].split()[0])
+    assert main(["info", str(path), "--size", "8", "8"]) == 2
+    assert "--size 8 8 is too small for the model (Expected more than 1 value" in capsys.readouterr().err
     assert main(["info", str(path)]) == 0
     assert "classes       5: ant, bee, cat, dog, elk\n" in capsys.readouterr().out
 
