@@ -75,8 +75,11 @@ class ModelMetadata:
 
     def __post_init__(self) -> None:
         check_ranges(ModelMetadata, vars(self))
-        if not self.class_names:
-            raise ArgumentError("class_names", "must have at least one name, got ()")
+        names, size = self.class_names, self.input_size
+        if not (isinstance(names, tuple) and names and all(isinstance(name, str) for name in names)):
+            raise ArgumentError("class_names", f"must be a tuple of at least one name, got {names!r}")
+        if not (size is None or (isinstance(size, tuple) and [*map(type, size)] == [int, int] and min(size) > 0)):
+            raise ArgumentError("input_size", f"must be (H, W) in pixels, got {size!r}")
         for name in ("pixel_mean", "pixel_std"):
             if len(getattr(self, name)) != 3:
                 raise ArgumentError(name, f"must have three values, one per channel, got {getattr(self, name)}")
@@ -101,13 +104,17 @@ class ModelMetadata:
 _NESTED = {"reader": ImageReader, "evaluation": EvaluationConfig, "tta": TestTimeAugmentationConfig}
 
 
-def _build(kind: type[Any], values: dict[str, Any]) -> Any:
+def _build(kind: type[Any], values: Any) -> Any:
     """Builds a dataclass from JSON, in which tuples are lists and nested dataclasses are objects."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__} must be an object, got {values!r}")
     if unknown := values.keys() - {item.name for item in fields(kind)}:
         raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    nested = {name: _build(_NESTED[name], value) for name, value in arguments.items() if isinstance(value, dict)}
-    return kind(**arguments | nested)
+    for name in _NESTED.keys() & arguments.keys():
+        if not (name == "tta" and arguments[name] is None):
+            arguments[name] = _build(_NESTED[name], arguments[name])
+    return kind(**arguments)
 
 
 @dataclass(frozen=True)
