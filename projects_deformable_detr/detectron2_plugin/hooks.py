@@ -162,7 +162,10 @@ class GradientNorm(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """Ends the training after an iteration in which a process received a signal."""
+    """Ends the training after an iteration in which a process received a signal.
+
+    The training loop restores the previous signal handlers, after it has saved a checkpoint.
+    """
 
     def __init__(self) -> None:
         self.stop = StopSignal()
@@ -175,10 +178,6 @@ class StopOnSignal(HookBase):
         """Raises `Interrupted` on all processes after a signal to one of them."""
         if signum := self.stop.reduce():
             raise Interrupted(signum)
-
-    def after_train(self) -> None:
-        """Restores the previous signal handlers. Idempotent."""
-        self.stop.__exit__()
 
 
 def add_hooks(

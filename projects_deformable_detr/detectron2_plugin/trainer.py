@@ -74,8 +74,8 @@ class StoppableLoop(TrainerBase):
             raise
         finally:
             for hook in self._hooks:
-                if isinstance(hook, StopOnSignal):  # skipped if the final evaluation was stopped
-                    hook.after_train()
+                if isinstance(hook, StopOnSignal):
+                    hook.stop.__exit__()
             logger.removeFilter(_is_not_user_error)
 
 

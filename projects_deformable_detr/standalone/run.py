@@ -170,7 +170,7 @@ def build_trainer(run: Run, module: DetectionModule, last: Path | None, class_na
         )
     training: dict[str, Any] = {"logger": False}
     signals = Signals()
-    callbacks: list[L.Callback] = [ResumeCheck(last), Progress(), signals]
+    callbacks: list[L.Callback] = [ResumeCheck(last), Progress()]
     if config := run.training:
         training = {
             "max_steps": config.schedule.max_iter,
@@ -179,8 +179,9 @@ def build_trainer(run: Run, module: DetectionModule, last: Path | None, class_na
             "logger": build_loggers(run.output_dir),
         }
         writer = DetectorWriter(run.output_dir, run.cfg_text, class_names, is_averaged=config.callbacks.ema is not None)
-        callbacks.append(RunStart(run))
         callbacks += build_callbacks(config.callbacks, writer, run.process.device, signals.stop)
+    # After a signal to another process, the handlers remain until the checkpoint has been saved.
+    callbacks += [signals, RunStart(run)]
     return L.Trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=[int(index)] if index else run.processes,

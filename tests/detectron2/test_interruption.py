@@ -8,10 +8,11 @@ import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from projects_deformable_detr.detectron2_plugin import main
+from projects_deformable_detr.detectron2_plugin import checkpoint, main
 from projects_deformable_detr.detectron2_plugin.evaluation import InstancesEvaluator
 from projects_deformable_detr.detectron2_plugin.tta import SetPredictionTTA
 from projects_deformable_detr.errors import Interrupted
+from projects_deformable_detr.training import interruption
 
 EMA = ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.5)
 
@@ -30,6 +31,13 @@ def evaluated(monkeypatch):
 
     monkeypatch.setattr(InstancesEvaluator, "process", process_and_signal)
     handler = signal.getsignal(signal.SIGTERM)
+    write = checkpoint.write_atomically
+
+    def write_with_handler(*arguments):
+        assert interruption._active is not None  # another signal does not end the process before it has saved
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", write_with_handler)
     yield found
     assert signal.getsignal(signal.SIGTERM) == handler
 

@@ -13,7 +13,8 @@ import torch
 
 from projects_deformable_detr.errors import Interrupted
 from projects_deformable_detr.evaluation import Evaluator
-from projects_deformable_detr.standalone import main
+from projects_deformable_detr.standalone import callbacks, main
+from projects_deformable_detr.training import interruption
 
 Make = Callable[..., Namespace]
 OPTIONS = (
@@ -36,6 +37,13 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     monkeypatch.setattr(Evaluator, "add", add_and_signal)
     handler = signal.getsignal(signal.SIGTERM)
+    write = callbacks.write_atomically
+
+    def write_with_handler(*arguments: Any) -> None:
+        assert interruption._active is not None  # another signal does not end the process before it has saved
+        write(*arguments)
+
+    monkeypatch.setattr(callbacks, "write_atomically", write_with_handler)
     yield found
     assert signal.getsignal(signal.SIGTERM) == handler
 
