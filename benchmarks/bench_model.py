@@ -225,8 +225,8 @@ def _plot(medians: dict[str, dict[str, float]], file: str) -> None:
         figure.subplots(1, 2, sharey=True), (("wall", "seconds"), ("mib", "peak MiB")), strict=True
     ):
         bars = axes.barh(list(medians), [each[key] for each in medians.values()])
-        axes.bar_label(bars, fmt="{:.3g}", padding=2)
-        axes.margins(x=0.15)
+        axes.bar_label(bars, fmt="{:.4g}", padding=2)
+        axes.margins(x=0.25)
         axes.set_xlabel(title)
     axes.invert_yaxis()
     figure.savefig(file, dpi=120)
