@@ -116,6 +116,55 @@ def table(curves: dict[str, Curve]) -> str:
     return "\n".join(lines)
 
 
+def places(folder: Path, tiles: Path, count: int = 100) -> str:
+    """Returns a row of a table: positions of the attention of the last decoder layer, and of the last encoder layer.
+
+    The columns are the shares of the decoder's attention in the inner half of the box (by width and height), the rest
+    of the box, its surroundings (the box enlarged by half) and beyond, as means over detections with a score of at
+    least 0.5; and the share of the encoder's attention of an object's center that is inside its box, divided by the
+    share of the image that the box covers, as a median over objects.
+    """
+    import torch
+
+    from projects_deformable_detr import Detector
+
+    detector = Detector.load(folder, device="cpu")
+    content = json.loads((tiles / "val.json").read_text())
+    shares, focus = [], []
+    for image in content["images"][:count]:
+        boxes = torch.tensor(
+            [item["bbox"] for item in content["annotations"] if item["image_id"] == image["id"]]
+        ).reshape(-1, 4)
+        centers = (boxes[:, :2] + boxes[:, 2:] / 2).tolist()
+        found = detector.explain(tiles / "val" / image["file_name"], points=centers, score_threshold=0.5)
+        corners = found.boxes[-1]
+        for row in range(len(found.detections)):
+            locations, weights = _attention(found.attention, row)
+            center, half = (corners[row, :2] + corners[row, 2:]) / 2, (corners[row, 2:] - corners[row, :2]) / 2
+            distance = ((locations - center) / half).abs().amax(-1)
+            rings = ((0, 0.5), (0.5, 1), (1, 1.5), (1.5, float("inf")))
+            shares.append([float(weights[(distance >= low) & (distance < high)].sum()) for low, high in rings])
+        for row, (x, y, width, height) in enumerate(boxes.tolist()):
+            locations, weights = _attention(found.point_attention, row)
+            inside = ((locations >= torch.tensor([x, y])) & (locations < torch.tensor([x + width, y + height]))).all(-1)
+            focus.append(float(weights[inside].sum()) / (width * height / TILE**2))
+    means = torch.tensor(shares).mean(0).tolist()
+    columns = [*(f"{100 * share:.0f} %" for share in means), f"{torch.tensor(focus).median():.1f}"]
+    return f"| {folder.name} | {len(shares)} | " + " | ".join(columns) + " |"
+
+
+def _attention(attention: Any, row: int) -> tuple[Any, Any]:
+    """Returns positions (P, 2) in pixels and weights (P,) with sum 1 of the last layer, as a mean over heads."""
+    import torch
+
+    weights = attention.weights[-1, row] / attention.weights.shape[2]
+    if hasattr(attention, "locations"):
+        return attention.locations[-1, row].reshape(-1, 2), weights.flatten()
+    rows, columns = weights.shape[1:]
+    y, x = (TILE * (torch.arange(size) + 0.5) / size for size in (rows, columns))
+    return torch.cartesian_prod(y, x).flip(-1), weights.sum(0).flatten()
+
+
 def plot(curves: dict[str, Curve], path: Path) -> None:
     """Draws the curve of each decoder layer."""
     import matplotlib
@@ -152,8 +201,11 @@ def main() -> None:
         for split in ("train", "val"):
             make_tiles(scenes, tiles, split)
     lengths = dict(zip(MODELS, args.iterations, strict=True))
-    curves = {title: read_curve(train(title, length, args)) for title, length in lengths.items()}
+    folders = {title: train(title, length, args) for title, length in lengths.items()}
+    curves = {title: read_curve(folder) for title, folder in folders.items()}
     print(table(curves))
+    print("| model | detections | inner half | rest of the box | surroundings | beyond | encoder: focus |")
+    print("|---|---|---|---|---|---|---|", *(places(folder, tiles) for folder in folders.values()), sep="\n")
     if args.report:
         plot(curves, args.report / "attention_entropy.png")
 
