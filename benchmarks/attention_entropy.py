@@ -121,7 +121,7 @@ def places(folder: Path, tiles: Path, count: int = 100) -> str:
 
     The columns are the shares of the decoder's attention in the inner half of the box (by width and height), the rest
     of the box, its surroundings (the box enlarged by half) and beyond, as means over detections with a score of at
-    least 0.5; and the share of the encoder's attention of an object's center that is inside its box, divided by the
+    least 0.3; and the share of the encoder's attention of an object's center that is inside its box, divided by the
     share of the image that the box covers, as a median over objects.
     """
     import torch
@@ -136,7 +136,7 @@ def places(folder: Path, tiles: Path, count: int = 100) -> str:
             [item["bbox"] for item in content["annotations"] if item["image_id"] == image["id"]]
         ).reshape(-1, 4)
         centers = (boxes[:, :2] + boxes[:, 2:] / 2).tolist()
-        found = detector.explain(tiles / "val" / image["file_name"], points=centers, score_threshold=0.5)
+        found = detector.explain(tiles / "val" / image["file_name"], points=centers, score_threshold=0.3)
         corners = found.boxes[-1]
         for row in range(len(found.detections)):
             locations, weights = _attention(found.attention, row)
