@@ -85,7 +85,8 @@ def _remove_log_handlers() -> None:
         setup_logger.cache_clear()
 
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: several run at a time
+# Tests run in parallel; more threads in the processes that they start would compete for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Third-party packages whose import takes seconds. The forkserver ignores missing ones.
 _PRELOADED = ["torch._dynamo", "torch.utils.tensorboard", "torchvision", "scipy.optimize", "pytest"]
 multiprocessing.set_forkserver_preload([*_PRELOADED, "detectron2.engine", "detectron2.evaluation", "lightning"])
