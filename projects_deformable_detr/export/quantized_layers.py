@@ -90,6 +90,7 @@ def quantize_layers(model: Model, metadata: ModelMetadata, images: Iterable[Tens
         name: layer
         for name, layer in model.named_modules()
         if type(layer) in (nn.Conv2d, nn.Linear)
+        and getattr(layer, "padding_mode", "zeros") == "zeros"
         and _QUANTIZED.match(name)
         and name.rpartition(".")[0] not in functional
     }
