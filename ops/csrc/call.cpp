@@ -15,7 +15,20 @@ std::string text_of(const Sizes& sizes) {
   return text + (sizes.size() == 1 ? ",)" : ")");
 }
 
-// -1 accepts any size.
+void check_device(const Tensor& t, const char* name, const Tensor& value) {
+  if (t.is_cuda() != value.is_cuda() || t.is_cpu() != value.is_cpu() ||
+      t.get_device_index() != value.get_device_index()) {
+    fail(name, " must be on the device of value");
+  }
+}
+
+const int64_t* integers_of(const Tensor& t, const char* name) {
+  check_type(t, name, ScalarType::Long, "int64");
+  return static_cast<const int64_t*>(t.const_data_ptr());
+}
+
+}  // namespace
+
 void check_sizes(const Tensor& t, const char* name, const Sizes& wanted) {
   const Sizes sizes = sizes_of(t);
   bool same = sizes.size() == wanted.size();
@@ -25,13 +38,6 @@ void check_sizes(const Tensor& t, const char* name, const Sizes& wanted) {
 
 void check_type(const Tensor& t, const char* name, ScalarType wanted, const char* wanted_name) {
   if (t.scalar_type() != wanted) fail(name, " must have the dtype ", wanted_name);
-}
-
-void check_device(const Tensor& t, const char* name, const Tensor& value) {
-  if (t.is_cuda() != value.is_cuda() || t.is_cpu() != value.is_cpu() ||
-      t.get_device_index() != value.get_device_index()) {
-    fail(name, " must be on the device of value");
-  }
 }
 
 DType type_of(const Tensor& t, const char* name) {
@@ -48,13 +54,6 @@ DType type_of(const Tensor& t, const char* name) {
       fail(name, " must be float32, float64, float16 or bfloat16");
   }
 }
-
-const int64_t* integers_of(const Tensor& t, const char* name) {
-  check_type(t, name, ScalarType::Long, "int64");
-  return static_cast<const int64_t*>(t.const_data_ptr());
-}
-
-}  // namespace
 
 int32_t Call::count_levels() const {
   const Levels& levels = inputs.levels;

@@ -32,6 +32,10 @@ inline Tensor new_tensor(const Tensor& like, const Sizes& sizes, ScalarType type
 }
 inline Tensor new_like(const Tensor& t) { return new_tensor(t, sizes_of(t), t.scalar_type()); }
 
+void check_sizes(const Tensor& t, const char* name, const Sizes& wanted);  // -1 accepts any size
+void check_type(const Tensor& t, const char* name, ScalarType wanted, const char* wanted_name);
+DType type_of(const Tensor& t, const char* name);
+
 // Level sizes are integers (h0, w0, h1, w1, ...) or, with an empty list, an (L, 2) int64 tensor.
 struct Levels {
   Sizes sizes;

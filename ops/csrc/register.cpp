@@ -19,6 +19,17 @@ struct CpuBackend {
   }
 };
 
+void dropout(const Tensor& x, int64_t threshold, int64_t seed, double scale, Tensor output) {
+  check_sizes(output, "output", sizes_of(x));
+  check_type(output, "output", x.scalar_type(), "of x");
+  if (!x.is_contiguous() || !output.is_contiguous()) fail("x and output must be contiguous");
+  if (threshold < 0 || threshold > UINT16_MAX) fail("threshold must be in [0, 65535], got ", threshold);
+  const Dropout call = {x.const_data_ptr(), output.mutable_data_ptr(), x.numel(),
+                        type_of(x, "x"),    uint16_t(threshold),       uint64_t(seed),
+                        float(scale)};
+  if (!cpu_kernels().dropout(call)) fail("dropout needs float32, float16 or bfloat16");
+}
+
 std::string cpu_isa() { return cpu_kernels().name; }
 
 }  // namespace
@@ -42,9 +53,14 @@ STABLE_TORCH_LIBRARY(ms_deform_attn, m) {
       "fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor? shapes_tensor, "
       "Tensor? level_start_index, Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
       "bool want_reference, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
+  // CPU only: elements with 16 random bits below the threshold become zero, the others are multiplied by scale.
+  m.def("dropout(Tensor x, int threshold, int seed, float scale, Tensor(a!) output) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(ms_deform_attn, CPU, m) { msda::Operators<msda::CpuBackend>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(ms_deform_attn, CPU, m) {
+  msda::Operators<msda::CpuBackend>::implement(m);
+  m.impl("dropout", TORCH_BOX(&msda::dropout));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(ms_deform_attn, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&msda::cpu_isa));

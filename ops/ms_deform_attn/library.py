@@ -50,7 +50,9 @@ def load_libraries() -> dict[str, Path]:
     _load(path)
     if not hasattr(torch.ops.ms_deform_attn, "forward"):
         raise ImportError(f"ms_deform_attn: {path} registers no operator; rebuild it")
-    if len(torch.ops.ms_deform_attn.fused_backward.default._schema.arguments) != FUSED_BACKWARD_ARGUMENTS:
+    operators = torch.ops.ms_deform_attn
+    arguments = len(operators.fused_backward.default._schema.arguments)
+    if arguments != FUSED_BACKWARD_ARGUMENTS or not hasattr(operators, "dropout"):
         raise ImportError(
             f"ms_deform_attn: {path} was built from another version of the source than this Python code; rebuild it "
             "(make setup, or pip install ./ops)"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401  # registers operators and passes
+from ms_deform_attn.layers import Linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.swin_transformer import ShiftedWindowAttention
@@ -89,7 +90,7 @@ def quantize_layers(model: Model, metadata: ModelMetadata, images: Iterable[Tens
     layers = {
         name: layer
         for name, layer in model.named_modules()
-        if type(layer) in (nn.Conv2d, nn.Linear)
+        if type(layer) in (nn.Conv2d, nn.Linear, Linear)
         and getattr(layer, "padding_mode", "zeros") == "zeros"
         and _QUANTIZED.match(name)
         and name.rpartition(".")[0] not in functional

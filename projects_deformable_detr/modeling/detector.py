@@ -3,10 +3,10 @@
 from itertools import chain
 
 import torch
+from ms_deform_attn.layers import is_traced
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, UserError, check_choice
-from .layers import is_traced
 from .mask_head import MaskHead
 from .neck import Neck
 from .padding import masked_features

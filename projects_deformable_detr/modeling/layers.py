@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from ms_deform_attn import MSDeformAttn
+from ms_deform_attn.layers import Dropout, Linear, compiled_p, draw_seed, drop_, dropout_scale, linear, weight_gradient
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..errors import ArgumentError, PositiveInt, Range, check_choice, check_ranges
@@ -54,69 +53,6 @@ class LayerConfig:
         check_choice("activation", self.activation, _ACTIVATIONS)
 
 
-class Dropout(nn.Dropout):
-    """Dropout with a faster random generator and without a stored mask on the CPU; ``nn.Dropout`` on other devices.
-
-    On the CPU, ``nn.Dropout`` spends most of its time in PyTorch's generator and stores its mask as floats. Here,
-    NumPy's generator is seeded by PyTorch's, the probability is rounded to a multiple of 2^-16, and the backward pass
-    draws the mask again.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        p = self.fast_p(input)
-        if not p:
-            return super().forward(input)
-        output: Tensor = _SeededDropout.apply(input, p, draw_seed())
-        return output
-
-    def fast_p(self, input: Tensor) -> float | None:
-        """Returns the probability if `drop_` may be used: in eager mode on the CPU; 0 in inference."""
-        if type(input) is not Tensor or input.device.type != "cpu" or is_traced():
-            return None
-        p = self.p if self.training else 0.0
-        return p if p < 1 else None
-
-
-class _SeededDropout(torch.autograd.Function):
-    @staticmethod
-    def forward(input: Tensor, p: float, seed: int) -> Tensor:
-        return drop_(input * dropout_scale(p), p, seed)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, *ctx.options = inputs
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _SeededDropout.apply(grad, *ctx.options), None, None
-
-
-def draw_seed() -> int:
-    """Draws a seed from PyTorch's generator."""
-    return int(torch.randint(2**63 - 1, (), device="cpu"))
-
-
-def drop_(x: Tensor, p: float, seed: int) -> Tensor:
-    """Sets elements of x to zero, in place; the others must be multiplied by `dropout_scale`."""
-    size = x.numel()
-    lanes = np.random.SFC64(seed).random_raw(-(-size // 4)).view(np.int16)  # one for each element
-    kept, threshold = torch.from_numpy(lanes)[:size].view(x.shape), _dropout_threshold(p) - 2**15
-    # PyTorch's kernels that apply Boolean masks are not vectorized.
-    if x.element_size() == 2:
-        x.view(torch.int16).bitwise_and_(torch.ge(kept, threshold, out=kept).neg_())
-        return x
-    return x.mul_(torch.ge(kept, threshold, out=torch.empty_like(x)))
-
-
-def dropout_scale(p: float) -> float:
-    """Returns the factor of elements that `drop_` keeps."""
-    return 1 / (1 - _dropout_threshold(p) / 2**16)
-
-
-def _dropout_threshold(p: float) -> int:
-    return min(round(p * 2**16), 2**16 - 1)
-
-
 class _TiledFeedForward(torch.autograd.Function):
     """Linear layer, ReLU, dropout and linear layer, (S, C) to (S, C), in tiles of tokens.
 
@@ -134,7 +70,7 @@ class _TiledFeedForward(torch.autograd.Function):
         output = torch.empty_like(x)
         for index, (tile, rows) in enumerate(zip(_tiles(x), _tiles(output), strict=True)):
             hidden = _hidden_channels(tile, weight1, bias1, p, seed + index)
-            torch.addmm(bias2, hidden, weight2.t(), out=rows)
+            rows.copy_(linear(hidden, weight2, bias2))
         return output
 
     @staticmethod
@@ -149,6 +85,7 @@ class _TiledFeedForward(torch.autograd.Function):
         x, *parameters = ctx.saved_tensors
         scale = dropout_scale(ctx.p)
         weight1, bias1, weight2 = (parameter.to(x.dtype) for parameter in (*parameters[:2], parameters[2] * scale))
+        transposed1, transposed2 = weight1.t().contiguous(), weight2.t().contiguous()
         needs_x, needs_weight1, needs_bias1, needs_weight2, needs_bias2, *_ = ctx.needs_input_grad
         # Sums over tiles have the precision of the parameters, also under autocast.
         grad_weight1, grad_bias1, grad_weight2 = (torch.zeros_like(parameter) for parameter in parameters)
@@ -158,14 +95,14 @@ class _TiledFeedForward(torch.autograd.Function):
             for index, (tile, grad_tile, rows) in enumerate(tiles):
                 hidden = _hidden_channels(tile, weight1, bias1, ctx.p, ctx.seed + index)
                 if needs_weight2:
-                    grad_weight2 += grad_tile.t() @ hidden
-                grad_hidden = torch.ops.aten.threshold_backward(grad_tile @ weight2, hidden, 0)
+                    grad_weight2 += weight_gradient(grad_tile, hidden)
+                grad_hidden = torch.ops.aten.threshold_backward(linear(grad_tile, transposed2), hidden, 0)
                 if needs_weight1:
-                    grad_weight1 += grad_hidden.t() @ tile
+                    grad_weight1 += weight_gradient(grad_hidden, tile)
                 if needs_bias1:
                     grad_bias1 += grad_hidden.sum(0)
                 if needs_x:
-                    torch.mm(grad_hidden, weight1, out=rows)
+                    rows.copy_(linear(grad_hidden, transposed1))
         grad_weight2 *= scale
         grad_bias2 = grad.sum(0, dtype=grad_bias1.dtype) if needs_bias2 else None
         gradients = (grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2)
@@ -179,7 +116,7 @@ def _tiles(x: Tensor) -> tuple[Tensor, ...]:
 
 def _hidden_channels(x: Tensor, weight: Tensor, bias: Tensor, p: float, seed: int) -> Tensor:
     """Returns the hidden channels after dropout, without its factor."""
-    hidden = torch.addmm(bias, x, weight.t()).relu_()
+    hidden = linear(x, weight, bias).relu_()
     return drop_(hidden, p, seed) if p else hidden
 
 
@@ -189,16 +126,17 @@ class FeedForward(nn.Module):
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.linear1 = nn.Linear(config.d_model, config.dim_feedforward)
+        self.linear1 = Linear(config.d_model, config.dim_feedforward)
         self.activation = _ACTIVATIONS[config.activation]()
         self.dropout1 = Dropout(config.dropout)
-        self.linear2 = nn.Linear(config.dim_feedforward, config.d_model)
+        self.linear2 = Linear(config.dim_feedforward, config.d_model)
         self.dropout2 = Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x) if self.pre_norm else x
-        p = self.dropout1.fast_p(y) if self._can_tile(y) else None
+        dropout = self.dropout1
+        p = compiled_p(y, dropout.p, dropout.training) if self._can_tile(y) else None
         y = self.linear2(self.dropout1(self.activation(self.linear1(y)))) if p is None else self._apply_tiled(y, p)
         y = self.dropout2(y)
         return x + y if self.pre_norm else self.norm(x + y)
@@ -206,7 +144,7 @@ class FeedForward(nn.Module):
     def _can_tile(self, x: Tensor) -> bool:
         """Returns whether the layers have no subclasses and hooks, and compute in one precision."""
         layers = (self.linear1, self.activation, self.dropout1, self.linear2)
-        types = (nn.Linear, nn.ReLU, Dropout, nn.Linear)
+        types = (Linear, nn.ReLU, Dropout, Linear)
         parameters = self._parameters_of_layers()
         if torch.is_autocast_enabled("cpu"):
             has_one_dtype = torch.float64 not in (x.dtype, parameters[0].dtype)
@@ -239,8 +177,8 @@ class BoxHead(nn.Module):
 
     def __init__(self, d_model: int, size_bias: float | None = 0.0) -> None:
         super().__init__()
-        last = nn.Linear(d_model, 4)
-        self.layers = nn.ModuleList([nn.Linear(d_model, d_model), nn.Linear(d_model, d_model), last])
+        last = Linear(d_model, 4)
+        self.layers = nn.ModuleList([Linear(d_model, d_model), Linear(d_model, d_model), last])
         if size_bias is not None:
             nn.init.zeros_(last.weight)
             with torch.no_grad():
@@ -257,8 +195,8 @@ def build_class_head(d_model: int, num_classes: int, *, no_object: bool = False)
     sigmoid output is 0.01, as for the focal loss (arXiv 1708.02002, section 4.1).
     """
     if no_object:
-        return nn.Linear(d_model, num_classes + 1)
-    head = nn.Linear(d_model, num_classes)
+        return Linear(d_model, num_classes + 1)
+    head = Linear(d_model, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
     return head
 
@@ -272,20 +210,6 @@ def xavier_init(layers: Iterable[nn.Module]) -> None:
         for module in layer.modules():
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()
-
-
-def is_traced() -> bool:
-    """Returns whether the model is traced, compiled or exported, so that values of tensors cannot be read.
-
-    Transforms of ``torch.func`` and forward-mode differentiation count, too.
-    """
-    return (
-        torch.jit.is_tracing()
-        or torch.compiler.is_compiling()
-        or torch.compiler.is_exporting()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
 
 
 def has_hooks(*modules: nn.Module) -> bool:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from ms_deform_attn.layers import Linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,7 +56,7 @@ class MaskHead(nn.Module):
         if num_heads % _NORM_GROUPS:
             raise ArgumentError("num_heads", f"must be a multiple of {_NORM_GROUPS} with a mask head, got {num_heads}")
         self.level = level
-        self.position = nn.Linear(2 * d_model, d_model) if box_positions else None
+        self.position = Linear(2 * d_model, d_model) if box_positions else None
         self.features = tuple(name for name, _ in features)
         self.attention = AttentionMaps(d_model, num_heads)
         widths = [d_model + num_heads, d_model + num_heads, *(d_model // 2**power for power in range(1, 5))]
@@ -166,8 +167,8 @@ class AttentionMaps(nn.Module):
     def __init__(self, d_model: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(d_model, d_model)
-        self.key = nn.Linear(d_model, d_model)
+        self.query = Linear(d_model, d_model)
+        self.key = Linear(d_model, d_model)
         for linear in (self.query, self.key):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -4,6 +4,7 @@ The encoder-only detector has no decoder; `EncoderDetections` returns the predic
 """
 
 import torch
+from ms_deform_attn.layers import Linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +20,7 @@ class LearnedQueries(nn.Module):
         super().__init__()
         self.content = nn.Parameter(torch.randn(num_queries, d_model))
         self.position = nn.Parameter(torch.randn(num_queries, d_model))
-        self.reference_points = nn.Linear(d_model, 2)
+        self.reference_points = Linear(d_model, 2)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
@@ -59,7 +60,7 @@ class DenseHead(nn.Module):
         super().__init__()
         # Built in the order of random initialization, but registered in the order of the state dict.
         class_head, box_head = build_class_head(d_model, num_classes), BoxHead(d_model)
-        self.output = nn.Linear(d_model, d_model)
+        self.output = Linear(d_model, d_model)
         self.output_norm = nn.LayerNorm(d_model)
         self.class_head: nn.Module = class_head
         self.box_head = box_head
@@ -97,7 +98,7 @@ class ProposalQueries(DenseHead):
     def __init__(self, num_queries: int, d_model: int, num_classes: int) -> None:
         super().__init__(d_model, num_classes)
         self.num_queries = num_queries
-        self.query = nn.Linear(2 * d_model, 2 * d_model)
+        self.query = Linear(2 * d_model, 2 * d_model)
         self.query_norm = nn.LayerNorm(2 * d_model)
         nn.init.xavier_uniform_(self.query.weight)
 

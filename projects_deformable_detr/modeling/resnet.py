@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import torch
+from ms_deform_attn.layers import is_traced, onednn_is_faster
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
 
 from ..errors import ArgumentError, OneOf, PositiveInt, Range, check_choice, check_features, check_ranges
-from .layers import has_hooks, is_traced
+from .layers import has_hooks
 from .padding import masked_group_norm, resize_mask
 from .structures import FeatureSpec
 
@@ -213,7 +214,7 @@ def _conv_norm(
             weight = (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
             bias = bias.to(weight.dtype)
         weight = weight.view_as(conv.weight)
-        x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        x = F.conv2d(x, weight, bias, conv.stride, conv.padding, _dilation(conv, x), conv.groups)
     else:
         x = conv(x)
     if padding_mask is not None and isinstance(norm, nn.GroupNorm):
@@ -223,6 +224,14 @@ def _conv_norm(
     if residual is not None:
         x += residual
     return _mask(x.relu_() if relu else x, mask)
+
+
+def _dilation(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
+    """Returns a dilation of 2 for 1x1 convolutions, which it does not change, if PyTorch then uses a faster library."""
+    # With one thread, PyTorch computes 1x1 convolutions without dilation by the BLAS library.
+    if conv.kernel_size != (1, 1) or x.device.type != "cpu" or is_traced():
+        return conv.dilation
+    return (2, 2) if torch.get_num_threads() == 1 and onednn_is_faster() else conv.dilation
 
 
 def _can_fold(conv: nn.Conv2d, x: Tensor) -> bool:

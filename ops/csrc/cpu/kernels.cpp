@@ -2,7 +2,7 @@
 #include "backward.h"  // first: simd.h silences warnings of <immintrin.h>, which other headers include, too
 #include "forward.h"
 
-#include "kernels.h"
+#include "dropout.h"
 
 #define MSDA_STRING_OF(x) #x
 #define MSDA_STRING(x) MSDA_STRING_OF(x)
@@ -33,6 +33,6 @@ bool run(const Problem& p) {
 }  // namespace
 
 extern const KernelTable MSDA_TABLE(MSDA_ISA);
-const KernelTable MSDA_TABLE(MSDA_ISA) = {MSDA_STRING(MSDA_ISA), run<Forward>, run<Backward>};
+const KernelTable MSDA_TABLE(MSDA_ISA) = {MSDA_STRING(MSDA_ISA), run<Forward>, run<Backward>, drop};
 
 }  // namespace msda

@@ -1,0 +1,175 @@
+"""Layers that are faster on the CPU than PyTorch's, which they replace without changes of parameters and results."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.nn import grad as gradients
+
+from .library import LIBRARIES
+
+_MIN_PRODUCTS = 2**22  # multiplications below which the overhead of a convolution matters
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` that uses `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Computes ``F.linear``, with oneDNN where that is faster.
+
+    PyTorch's linear layers use a BLAS library in float32, usually MKL, and its convolutions use oneDNN. On processors
+    of other vendors than Intel, MKL can be less than half as fast.
+
+    Args:
+        input: (…, C).
+        weight: (O, C).
+        bias: (O,).
+
+    Returns:
+        (…, O).
+    """
+    if not _can_use_onednn(input, weight):
+        return F.linear(input, weight, bias)
+    # With a dilation, which does not change 1x1 convolutions, PyTorch selects oneDNN also for one thread.
+    output = F.conv2d(_as_map(input), weight[..., None, None], bias, dilation=2)
+    return output.permute(0, 2, 3, 1).reshape(*input.shape[:-1], weight.shape[0])
+
+
+def weight_gradient(grad: Tensor, input: Tensor) -> Tensor:
+    """Computes the gradient (O, C) of the weight of a linear layer from grad (S, O) and input (S, C)."""
+    if not _can_use_onednn(input, grad.t()):
+        return grad.t() @ input
+    shape = grad.shape[1], input.shape[1], 1, 1
+    return gradients.conv2d_weight(_as_map(input), shape, _as_map(grad), dilation=2)[..., 0, 0]
+
+
+def _as_map(x: Tensor) -> Tensor:
+    """Returns (…, C) as a channels-last feature map (1, C, 1, …), without a copy if it is contiguous."""
+    return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+def _can_use_onednn(input: Tensor, weight: Tensor) -> bool:
+    return (
+        not is_traced()
+        and input.numel() * weight.shape[0] >= _MIN_PRODUCTS
+        and input.dtype == weight.dtype == torch.float32
+        and input.device.type == "cpu"
+        and type(input) in (Tensor, nn.Parameter)
+        and not torch.is_autocast_enabled("cpu")
+        and bool(torch.backends.mkldnn.enabled)
+        and torch.backends.mkldnn.conv.fp32_precision in ("none", "ieee")  # type: ignore[attr-defined]
+        and onednn_is_faster()
+    )
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Returns whether oneDNN multiplies matrices at least 1.3 times as fast as the BLAS library on this processor.
+
+    The environment variable ``MS_DEFORM_ATTN_ONEDNN`` (0 or 1) replaces the measurement, which takes about 20 ms.
+    """
+    setting = os.environ.get("MS_DEFORM_ATTN_ONEDNN", "")
+    if setting or not torch.backends.mkldnn.is_available():
+        return setting not in ("", "0")
+    input, weight = (torch.ones(rows, 256, dtype=torch.float32, device="cpu") for rows in (1024, 256))
+    input_map, weight_map = _as_map(input), weight[..., None, None]
+    blas = functools.partial(F.linear, input, weight)
+    onednn = functools.partial(F.conv2d, input_map, weight_map, dilation=2)
+    with torch.no_grad():
+        times = [(_seconds(blas), _seconds(onednn)) for _ in range(10)]
+    # Minima are least affected by other programs.
+    return min(seconds for seconds, _ in times) > 1.3 * min(seconds for _, seconds in times)
+
+
+def _seconds(function: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+class Dropout(nn.Dropout):
+    """``nn.Dropout`` with a faster random generator and without a stored mask on the CPU.
+
+    On the CPU, ``nn.Dropout`` spends most of its time in PyTorch's generator and stores its mask. The compiled dropout
+    computes 16 random bits of each element from the element's index and a seed, which is drawn from PyTorch's
+    generator, in the forward and again in the backward pass. The probability is rounded to a multiple of 2^-16.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        p = compiled_p(input, self.p, self.training)
+        if not p or self.inplace:
+            return super().forward(input)
+        output: Tensor = _SeededDropout.apply(input, p, draw_seed())
+        return output
+
+
+def compiled_p(input: Tensor, p: float, training: bool) -> float | None:
+    """Returns the probability, 0 in evaluation mode, if the compiled dropout may be used; otherwise None."""
+    if type(input) is not Tensor or input.device.type != "cpu" or is_traced():
+        return None
+    if not training or p == 0:
+        return 0.0
+    return p if p < 1 and LIBRARIES and input.dtype != torch.float64 else None
+
+
+class _SeededDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(input: Tensor, p: float, seed: int) -> Tensor:
+        input = input.contiguous()
+        output = torch.empty_like(input)
+        torch.ops.ms_deform_attn.dropout(input, _threshold(p), seed, dropout_scale(p), output)
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, *ctx.options = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _SeededDropout.apply(grad, *ctx.options), None, None
+
+
+def draw_seed() -> int:
+    """Draws a seed from PyTorch's generator."""
+    return int(torch.randint(2**63 - 1, (), device="cpu"))
+
+
+def drop_(x: Tensor, p: float, seed: int) -> Tensor:
+    """Sets elements of x, which is contiguous, to zero in place; the others must be multiplied by `dropout_scale`."""
+    torch.ops.ms_deform_attn.dropout(x, _threshold(p), seed, 1.0, x)
+    return x
+
+
+def dropout_scale(p: float) -> float:
+    """Returns the factor of elements that `drop_` keeps."""
+    return 1 / (1 - _threshold(p) / 2**16)
+
+
+def _threshold(p: float) -> int:
+    return min(round(p * 2**16), 2**16 - 1)
+
+
+def is_traced() -> bool:
+    """Returns whether a model is traced, compiled or exported, so that values of tensors cannot be read.
+
+    Transforms of ``torch.func`` and forward-mode differentiation count, too.
+    """
+    return (
+        torch.jit.is_tracing()
+        or torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )

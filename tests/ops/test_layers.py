@@ -1,0 +1,198 @@
+"""Linear layers through oneDNN, and compiled dropout."""
+
+import pytest
+import torch
+from ms_deform_attn import layers
+from ms_deform_attn.layers import Dropout, Linear, draw_seed, drop_, dropout_scale, linear, weight_gradient
+from ms_deform_attn.library import LIBRARIES
+from torch.nn import functional as F
+
+compiled = pytest.mark.skipif(not LIBRARIES, reason="needs the compiled library")
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """Selects oneDNN for products of every size, and returns the shapes of the weights that it was used for."""
+    monkeypatch.setattr(layers, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(layers, "_MIN_PRODUCTS", 1)
+    shapes, convolve = [], F.conv2d
+    monkeypatch.setattr(
+        F,
+        "conv2d",
+        lambda x, weight, *args, **kwargs: shapes.append(weight.shape[:2]) or convolve(x, weight, *args, **kwargs),
+    )
+    return shapes
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24), (24,), (0, 24), (3, 2, 5, 24)])
+def test_linear(shape, threads, onednn):
+    torch.manual_seed(0)
+    layer, x = Linear(24, 13), torch.randn(shape, requires_grad=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        output = layer(x)
+        expected = F.linear(x, layer.weight, layer.bias)
+        grad = torch.randn_like(expected)
+        inputs = x, layer.weight, layer.bias
+        found, wanted = (torch.autograd.grad(y, inputs, grad) for y in (output, expected))
+    finally:
+        torch.set_num_threads(before)
+    assert onednn == ([(13, 24)] if x.numel() else [])
+    assert output.is_contiguous() and output.shape == expected.shape
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert found[1].stride() == layer.weight.stride()
+
+
+def test_linear_with_strides_without_bias_and_with_weight_views(onednn):
+    x, weight = torch.randn(24, 9).t()[::2], torch.randn(24, 6).t()
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight), rtol=1e-5, atol=1e-5)
+    assert len(onednn) == 1
+
+
+def test_weight_gradient(onednn):
+    grad, x = torch.randn(50, 6), torch.randn(50, 24)
+    torch.testing.assert_close(weight_gradient(grad, x), grad.t() @ x, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_can_be_differentiated_twice(onednn):
+    weight = torch.randn(3, 4, requires_grad=True)
+    (grad,) = torch.autograd.grad((linear(torch.randn(5, 4), weight) ** 2).sum(), weight, create_graph=True)
+    grad.sum().backward()
+    assert weight.grad.any() and onednn
+
+
+def test_graphs_and_other_types_have_linear_layers(onednn, monkeypatch):
+    layer, x = Linear(8, 4), torch.randn(3, 8)
+    exported = torch.export.export(layer, (x,))
+    assert [node.target for node in exported.graph.nodes if node.op == "call_function"] == [
+        torch.ops.aten.linear.default
+    ]
+    assert "conv" not in str(torch.jit.trace(layer, x, check_trace=False).graph)
+    torch.func.vmap(layer)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    layer.double()(x.double())
+    with torch.backends.mkldnn.flags(enabled=False):
+        layer.float()(x)
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(x.double())
+    monkeypatch.setattr(torch.backends.mkldnn.conv, "fp32_precision", "bf16")
+    layer(x)
+    assert not onednn
+
+
+def test_small_products_do_not_use_onednn(monkeypatch):
+    monkeypatch.setattr(layers, "onednn_is_faster", lambda: pytest.fail("was called"))
+    Linear(256, 4)(torch.randn(100, 256))
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("0", False), ("1", True)])
+def test_environment_variable_of_onednn(setting, expected, monkeypatch):
+    monkeypatch.setenv("MS_DEFORM_ATTN_ONEDNN", setting)
+    assert layers.onednn_is_faster.__wrapped__() is expected
+    monkeypatch.delenv("MS_DEFORM_ATTN_ONEDNN")
+    for seconds in (1.0, 3.0):  # of the BLAS library, by a clock that the functions advance
+        clock = [0.0]
+        monkeypatch.setattr(layers.time, "perf_counter", lambda clock=clock: clock[0])
+        monkeypatch.setattr(F, "linear", lambda *_, s=seconds, c=clock: c.__setitem__(0, c[0] + s))
+        monkeypatch.setattr(F, "conv2d", lambda *_, c=clock, **__: c.__setitem__(0, c[0] + 1.0))
+        assert layers.onednn_is_faster.__wrapped__() is (seconds > 1.3)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_statistics(p, dtype):
+    torch.manual_seed(0)
+    dropout = Dropout(p)
+    x = torch.ones(1000, 999, dtype=dtype, requires_grad=True)
+    y = dropout(x)
+    kept = y != 0
+    assert abs(kept.float().mean() - (1 - p)) < 2e-3
+    assert abs(y.float().mean() - 1) < 6e-3  # with the rounding of bfloat16
+    for dim in (0, 1):  # neither rows nor columns share a mask
+        assert (kept.float().mean(dim) - (1 - p)).abs().max() < 0.1
+    for distance in (1, 2, 3, 4, 8, 32, 999):
+        flat = kept.flatten()
+        neighbors = (flat[distance:] & flat[:-distance]).float().mean()
+        assert abs(neighbors - (1 - p) ** 2) < 2e-3
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+@compiled
+def test_masks_of_consecutive_seeds_are_independent():
+    masks = torch.stack([drop_(torch.ones(4096), 0.5, seed) for seed in range(256)])
+    correlation = torch.corrcoef(masks - 0.5).fill_diagonal_(0)
+    assert correlation.abs().max() < 6 / 4096**0.5  # six standard deviations
+    assert abs(masks.mean() - 0.5) < 6 * 0.5 / masks.numel() ** 0.5
+    counts = (
+        (masks.view(256, -1, 4) * torch.tensor([1.0, 2.0, 4.0, 8.0])).sum(-1).flatten().long().bincount(minlength=16)
+    )
+    expected = masks.numel() / 4 / 16
+    assert ((counts - expected) ** 2 / expected).sum() < 50  # chi-square with 15 degrees of freedom: p = 1e-5
+
+
+@compiled
+def test_mask_does_not_depend_on_type_threads_and_length():
+    reference = drop_(torch.ones(100_003), 0.3, 7) != 0
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(drop_(torch.ones(100_003, dtype=dtype), 0.3, 7) != 0, reference)
+    for length in (0, 1, 3, 31, 32, 33, 16_384, 16_385):
+        assert torch.equal(drop_(torch.ones(length), 0.3, 7) != 0, reference[:length])
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(drop_(torch.ones(100_003), 0.3, 7) != 0, reference)
+    torch.set_num_threads(before)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_values_of_dropout(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(60, 70).to(dtype).t()  # not contiguous
+    torch.manual_seed(1)
+    y = Dropout(0.3)(x)
+    torch.manual_seed(1)
+    mask = drop_(torch.ones(70, 60), 0.3, draw_seed())
+    torch.testing.assert_close(y, (x.float() * dropout_scale(0.3) * mask).to(dtype), rtol=0, atol=0)
+    nan = torch.full((1000,), torch.nan, dtype=dtype)
+    assert (drop_(nan, 0.5, 3) == 0).float().mean() > 0.4  # dropped elements are zero, whatever they were
+
+
+def test_dropout_follows_the_seed_and_the_mode():
+    dropout, x = Dropout(0.5), torch.ones(300)
+    torch.manual_seed(3)
+    first, second = dropout(x), dropout(x)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x), first) and not torch.equal(first, second)
+    assert torch.equal(dropout.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x) and not Dropout(1.0)(x).any()
+    assert Dropout(0.999999)(x).isfinite().all()
+    assert Dropout(0.5, inplace=True)(x) is x and not x.all()
+    assert 0.3 < (Dropout(0.5)(torch.ones(300, dtype=torch.float64)) == 0).float().mean() < 0.7
+
+
+def test_dropout_in_graphs_and_transforms():
+    dropout, x = Dropout(0.5), torch.ones(64, 64)
+    traced = torch.compile(dropout, backend="eager", fullgraph=True)
+    assert 0.4 < (traced(x) == 0).float().mean() < 0.6
+    assert torch.func.vmap(dropout, randomness="different")(x).shape == x.shape
+
+
+@compiled
+def test_invalid_arguments_of_the_operator():
+    x, dropout = torch.ones(4, 4), torch.ops.ms_deform_attn.dropout
+    for args, message in [
+        ((x, 70_000, 0, 1.0, x), "threshold"),
+        ((x, 1, 0, 1.0, torch.ones(3)), "output must have shape"),
+        ((x, 1, 0, 1.0, x.bfloat16()), "dtype"),
+        ((x[:, ::2], 1, 0, 1.0, torch.ones(4, 2)), "contiguous"),
+        ((x.double(), 1, 0, 1.0, x.double()), "float32"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            dropout(*args)
