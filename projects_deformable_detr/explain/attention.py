@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -229,6 +230,9 @@ def sampling_points(call: Call, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
 def attention_maps(call: Call, rows: Tensor | slice) -> Tensor:
     """Computes the attention weights (N, M, R, S) of a call of ``nn.MultiheadAttention`` for queries (R,)."""
     query, key, value = call.args
-    options = {"key_padding_mask": call.kwargs.get("key_padding_mask"), "average_attn_weights": False}
-    maps: Tensor = call.module(query[:, rows], key, value, need_weights=True, **options)[1]
+    module, mask = call.module, call.kwargs.get("key_padding_mask")
+    assert isinstance(module, nn.MultiheadAttention)
+    compute = partial(nn.MultiheadAttention.forward, module)  # MultiheadAttention of `modeling` returns no weights
+    _, maps = compute(query[:, rows], key, value, mask, average_attn_weights=False)
+    assert maps is not None
     return maps

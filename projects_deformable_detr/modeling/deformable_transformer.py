@@ -2,10 +2,12 @@
 
 import torch
 from ms_deform_attn import MSDeformAttn
+from ms_deform_attn.layers import Dropout
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import INVALID, BoxHead, Dropout, FeedForward, LayerConfig, apply_box_delta, build_class_head, xavier_init
+from .attention import MultiheadAttention
+from .layers import INVALID, BoxHead, FeedForward, LayerConfig, apply_box_delta, build_class_head, xavier_init
 from .structures import Queries, Tokens
 
 # Boxes around a reference point start at sigmoid(-2) = 12 % of the image.
@@ -90,7 +92,7 @@ class DeformableDecoderLayer(nn.Module):
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         d_model, num_heads = config.d_model, config.num_heads
-        self.self_attn = nn.MultiheadAttention(d_model, num_heads, dropout=config.dropout, batch_first=True)
+        self.self_attn = MultiheadAttention(d_model, num_heads, config.dropout)
         self.self_dropout = Dropout(config.dropout)
         self.self_norm = nn.LayerNorm(d_model)
         self.cross_attn = MSDeformAttn(d_model, config.num_levels, num_heads, config.num_points)
@@ -112,7 +114,7 @@ class DeformableDecoderLayer(nn.Module):
         Queries do not attend to those in ``unused`` (N, Q).
         """
         query = x + positions
-        attended = self.self_attn(query, query, x, key_padding_mask=unused, need_weights=False)[0]
+        attended = self.self_attn(query, query, x, key_padding_mask=unused)
         x = self.self_norm(x + self.self_dropout(attended))
         shapes, starts = tokens.spatial_shapes, tokens.level_start_index
         sampled = self.cross_attn(x + positions, reference_points, memory, shapes, starts, tokens.attention_mask)

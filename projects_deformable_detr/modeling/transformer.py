@@ -4,10 +4,12 @@ Position embeddings are added to queries and keys of every attention layer, neve
 """
 
 import torch
+from ms_deform_attn.layers import Dropout
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import BoxHead, Dropout, FeedForward, LayerConfig, at_least_float32, build_class_head, xavier_init
+from .attention import MultiheadAttention
+from .layers import BoxHead, FeedForward, LayerConfig, at_least_float32, build_class_head, xavier_init
 from .structures import Queries, Tokens
 
 
@@ -17,9 +19,7 @@ class TransformerEncoderLayer(nn.Module):
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.self_attn = nn.MultiheadAttention(
-            config.d_model, config.num_heads, dropout=config.dropout, batch_first=True
-        )
+        self.self_attn = MultiheadAttention(config.d_model, config.num_heads, config.dropout)
         self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.d_model)
         self.ffn = FeedForward(config)
@@ -32,7 +32,7 @@ class TransformerEncoderLayer(nn.Module):
 
     def _self_attention(self, x: Tensor, tokens: Tokens) -> Tensor:
         query = x + tokens.positions
-        attended = self.self_attn(query, query, x, key_padding_mask=tokens.attention_mask, need_weights=False)[0]
+        attended = self.self_attn(query, query, x, key_padding_mask=tokens.attention_mask)
         return self.dropout(attended)
 
 
@@ -70,10 +70,10 @@ class TransformerDecoderLayer(nn.Module):
         super().__init__()
         d_model, num_heads = config.d_model, config.num_heads
         self.pre_norm = config.pre_norm
-        self.self_attn = nn.MultiheadAttention(d_model, num_heads, dropout=config.dropout, batch_first=True)
+        self.self_attn = MultiheadAttention(d_model, num_heads, config.dropout)
         self.self_dropout = Dropout(config.dropout)
         self.self_norm = nn.LayerNorm(d_model)
-        self.cross_attn = nn.MultiheadAttention(d_model, num_heads, dropout=config.dropout, batch_first=True)
+        self.cross_attn = MultiheadAttention(d_model, num_heads, config.dropout)
         self.cross_dropout = Dropout(config.dropout)
         self.cross_norm = nn.LayerNorm(d_model)
         self.ffn = FeedForward(config)
@@ -90,11 +90,11 @@ class TransformerDecoderLayer(nn.Module):
 
     def _self_attention(self, x: Tensor, positions: Tensor) -> Tensor:
         query = x + positions
-        return self.self_dropout(self.self_attn(query, query, x, need_weights=False)[0])
+        return self.self_dropout(self.self_attn(query, query, x))
 
     def _cross_attention(self, x: Tensor, positions: Tensor, memory: Tensor, tokens: Tokens) -> Tensor:
         key, mask = memory + tokens.positions, tokens.attention_mask
-        attended = self.cross_attn(x + positions, key, memory, key_padding_mask=mask, need_weights=False)[0]
+        attended = self.cross_attn(x + positions, key, memory, key_padding_mask=mask)
         return self.cross_dropout(attended)
 
 
