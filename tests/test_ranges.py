@@ -227,7 +227,7 @@ def test_documentation_is_updated(reference, tmp_path, monkeypatch, capsys):
     ("options", "warning"),
     [
         ({"WARMUP_ITERS": 2}, None),
-        ({"WARMUP_ITERS": 200}, r"WARMUP_ITERS 200 .*MAX_ITER 60: the learning rate only increases to 1\.97e-05"),
+        ({"WARMUP_ITERS": 200}, r"WARMUP_ITERS 200 .*MAX_ITER 60: the learning rate is at most 1\.97e-05"),
         ({"WARMUP_ITERS": 10, "STEPS": (5,)}, "STEPS .*begin before the end of SOLVER.WARMUP_ITERS 10"),
         (
             {"WARMUP_ITERS": 2, "STEPS": (30, 90)},

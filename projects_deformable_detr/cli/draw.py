@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data import catalog
-from ..data.records import Record, Summary
+from ..data.records import Array, Record, Summary
 from ..errors import Range
 from .arguments import add_register_argument, number
 
@@ -33,12 +33,10 @@ def draw_record(record: Record, detections: list[Detection], summary: Summary, t
 
     kept = [detection for detection in detections if detection["score"] >= threshold]
     ids = {category: index for index, category in enumerate(summary.category_ids)}
-    boxes = np.array([detection["bbox"] for detection in kept], dtype=np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
     rles = [detection["segmentation"] for detection in kept if "segmentation" in detection]
     return draw(
         read_image(record["file_name"]),
-        boxes,
+        _corners(kept),
         [ids[detection["category_id"]] for detection in kept],
         [detection["score"] for detection in kept],
         summary.class_names,
@@ -51,9 +49,16 @@ def draw_truth(record: Record, summary: Summary) -> Pixels:
     from ..data.images import read_image
     from ..inference.drawing import draw
 
-    boxes = [item["bbox"] for item in record["annotations"]]
-    labels = [item["category_id"] for item in record["annotations"]]
-    return draw(read_image(record["file_name"]), boxes, labels, None, summary.class_names)
+    annotations = record["annotations"]
+    labels = [item["category_id"] for item in annotations]
+    return draw(read_image(record["file_name"]), _corners(annotations), labels, None, summary.class_names)
+
+
+def _corners(items: list[dict[str, Any]]) -> Array:
+    """Returns the boxes of detections or annotations, which are (x, y, w, h), as (x1, y1, x2, y2)."""
+    boxes = np.array([item["bbox"] for item in items], dtype=np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -123,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
     number = f"{len(counts)} image{'s' * (len(counts) != 1)}"
     rate = f"{seconds:.1f} s ({len(counts) / seconds:.2f} images/s)"
     print(f"{number}, {sum(counts)} detections in {rate}: {args.output}")
+    if counts and not any(counts):
+        print(f"No detection has a score of at least {args.threshold:g}: lower --threshold")
     if broken:
         kind, result = ("images and videos", "completely") if videos else ("images", "or written, and were skipped")
         print(f"{broken} of {len(images) + len(videos)} {kind} could not be read {result}, see above", file=sys.stderr)

@@ -231,11 +231,12 @@ def log_recipe(config: TrainingConfig, batch_size: int, num_images: int | None) 
     schedule = config.schedule
     steps = [step for step in schedule.steps if step < schedule.max_iter]
     if 2 * schedule.warmup_iters > schedule.max_iter:
+        ends = 0, min(schedule.warmup_iters, schedule.max_iter - 1)
         logger.warning(
-            "SOLVER.WARMUP_ITERS %d is more than half of SOLVER.MAX_ITER %d: the learning rate only increases to %.3g "
+            "SOLVER.WARMUP_ITERS %d is more than half of SOLVER.MAX_ITER %d: the learning rate is at most %.3g "
             "(SOLVER.BASE_LR %g); set SOLVER.WARMUP_ITERS to a small fraction of SOLVER.MAX_ITER",
             schedule.warmup_iters, schedule.max_iter,
-            schedule.base_lr * schedule.factor(min(schedule.warmup_iters, schedule.max_iter - 1)), schedule.base_lr,
+            schedule.base_lr * max(map(schedule.factor, ends)), schedule.base_lr,
         )  # fmt: skip
     elif steps and steps[0] <= schedule.warmup_iters:
         logger.warning(

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..config.run import Run
 from ..data.records import Summary
 from ..engine import is_main_process
+from ..training.output_dir import LogFormatter
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def start_log(output_dir: Path) -> None:
         for previous in [item for item in package.handlers if item.name == handler.name]:
             package.removeHandler(previous)
             previous.close()
-        handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S"))
+        handler.setFormatter(LogFormatter())
         handler.setLevel(logging.INFO if is_main_process() else logging.WARNING)
         package.addHandler(handler)
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -22,7 +22,18 @@ _CHECKPOINT = re.compile(r"model_(?:\d{7,}\.(?:ckpt|pth)|(?:final|best)\.pth)")
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\..*")  # time of creation in seconds
 _START = int(time.time())
 _LOCK_SECONDS = 10.0  # data loader workers of a killed run end, and release its lock, within a few seconds
-_FORMAT = logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S")
+
+
+class LogFormatter(logging.Formatter):
+    """Formats a record as its time and message, with the level of warnings and errors between them."""
+
+    def __init__(self) -> None:
+        super().__init__("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Returns the first line of a record."""
+        level = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
+        return f"[{record.asctime}] {level}{record.message}"
 
 
 def check_output_dir(folder: Path, *, resume: bool, overwrite: bool, weights: str = "") -> None:
@@ -157,7 +168,7 @@ def log_unless_error(folder: Path) -> Iterator[None]:
     package.setLevel(logging.INFO)
     buffer = MemoryHandler(capacity=1_000_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     console = logging.StreamHandler(sys.stdout)
-    console.setFormatter(_FORMAT)
+    console.setFormatter(LogFormatter())
     # Handlers of an earlier run in this process already print messages.
     added = [buffer] if package.handlers or not is_main_process() else [buffer, console]
     for handler in added:
@@ -168,7 +179,7 @@ def log_unless_error(folder: Path) -> Iterator[None]:
         if not is_main_process():
             return
         file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-        file.setFormatter(_FORMAT)
+        file.setFormatter(LogFormatter())
         buffer.setTarget(file)
         buffer.flush()
         file.close()

@@ -3,11 +3,13 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from projects_deformable_detr.cli import draw
 from projects_deformable_detr.errors import UserError
+from projects_deformable_detr.inference import drawing
 
 RESULT = {"image_id": 1, "category_id": 3, "bbox": [2, 2, 10, 10], "score": 0.9}
 
@@ -24,10 +26,10 @@ def run(tmp_path, monkeypatch):
     content = {"images": images, "annotations": [item], "categories": [{"id": 3, "name": "cat"}]}
     (tmp_path / "truth.json").write_text(json.dumps(content))
 
-    def command(results):
+    def command(results, *options):
         (tmp_path / "results.json").write_text(json.dumps(results))
         words = ["--dataset", "two", "--register", "two", tmp_path / "truth.json", tmp_path]
-        words += ["--results", tmp_path / "results.json", "--out", tmp_path / "out"]
+        words += ["--results", tmp_path / "results.json", "--out", tmp_path / "out", *options]
         parser = argparse.ArgumentParser()
         draw.add_arguments(parser)
         draw.run(parser.parse_args(list(map(str, words))))
@@ -38,6 +40,16 @@ def run(tmp_path, monkeypatch):
 
 def test_images_of_the_same_name(run):
     assert run([RESULT]) == ["1_same.png", "2_same.png", "grid.png"]
+
+
+def test_truth_beside_detections(run, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(drawing, "draw", lambda image, boxes, labels, *_, **__: drawn.append((boxes, labels)) or image)
+    assert len(run([RESULT], "--truth")) == 3
+    boxes = [(np.asarray(boxes).tolist(), list(labels)) for boxes, labels in drawn]
+    assert boxes == [([[2, 2, 12, 12]], [0]), ([[1, 1, 10, 10]], [0]), ([], []), ([], [])]
+    monkeypatch.undo()
+    assert Image.open(tmp_path / "out" / "1_same.png").size[0] > 2 * 40  # the truth on the left
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,11 @@ def test_folders_in_all_formats(weights, files, tmp_path, capsys):
     assert [float(number) for number in numbers] == pytest.approx((*wanted, expected[0].score), abs=1e-5)
 
 
+def test_no_detections(weights, files, tmp_path, capsys):
+    assert predict(weights, tmp_path / "out", files[0], "--threshold", 1) == 0
+    assert "No detection has a score of at least 1: lower --threshold" in capsys.readouterr().out
+
+
 def test_no_folder_without_results(weights, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"broken")
     assert predict(weights, tmp_path / "out", tmp_path / "broken.jpg") == 1

@@ -87,7 +87,7 @@ def test_messages_reach_the_log_unless_there_is_an_error(tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
     with log_unless_error(tmp_path / "run"):
         logger.warning("second")
-    assert (tmp_path / "run" / "log.txt").read_text().endswith("second\n")
+    assert (tmp_path / "run" / "log.txt").read_text().endswith("] WARNING: second\n")
 
 
 def test_only_an_explicit_overwrite_removes_event_files_of_earlier_runs(tmp_path: Path) -> None:
