@@ -16,6 +16,7 @@ from ..errors import UserError
 from .arguments import add_config_argument, check_writable
 
 HELP = "write a model to a file for another runtime"
+_DURATIONS = {"aoti": "several minutes, mostly for the compiler", "torchscript": "seconds"}
 _FORMATS = ("torch-export", "aoti", "onnx", "openvino", "torchscript")
 
 
@@ -24,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint, output folder or published weights")
     parser.add_argument("--format", required=True, choices=_FORMATS, help="format of the file")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="file (default: model.SUFFIX next to the weights' file)"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file (default: model.SUFFIX next to the weights' file, with the precision in its name, such as "
+        "model_int8.onnx; model_aoti.pt2 for aoti)",
     )
     add_config_argument(parser)
     parser.add_argument(
@@ -94,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
         calibration = calibration_images(args.calibration, detector.metadata, args.calibration_images)
     options = {"opset": args.opset, "sampling": args.sampling, "size": args.size and tuple(args.size)}
     given = {name: value for name, value in options.items() if value is not None}
+    print(f"Exporting to {output}, which takes {_DURATIONS.get(args.format, 'about a minute')}", flush=True)
     path = export_model(detector.model, detector.metadata, output, graph, calibration=calibration, **given)
     files = [path, path.with_suffix(".bin")] if args.format == "openvino" else [path]
     size = sum(file.stat().st_size for file in files) / 1e6

@@ -91,9 +91,10 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
 def _describe_exported(path: Path) -> dict[str, Any]:
     from ..inference.exported import read_exported_metadata
 
-    metadata = read_exported_metadata(path)
+    metadata, graph = read_exported_metadata(path)
     return {
-        "format": f"exported model ({path.suffix})",
+        "format": f"exported model, {graph.format}",
+        "precision": graph.precision,
         "classes": list(metadata.class_names),
         "masks": "yes" if metadata.has_masks else "no",
         "input": _input(metadata.min_size, metadata.max_size)

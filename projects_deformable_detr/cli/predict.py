@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -110,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
         sources = [item.path for item in images] + [video.source for video in videos]
         for name, suffix in [(item.name, ".jpg") for item in images] + [(video.name, ".mp4") for video in videos]:
             check_not_input(args.output / f"{name}{suffix}", sources)
+    if "yolo" in formats:
+        _check_label_files(images, videos)
     start = time.monotonic()
     with Writers(args.output, formats, category_ids) as writers:
         counts, broken = _detect_images(detector, images, writers, options)
@@ -129,6 +132,18 @@ def run(args: argparse.Namespace) -> int:
         kind, result = ("images and videos", "completely") if videos else ("images", "or written, and were skipped")
         print(f"{broken} of {len(images) + len(videos)} {kind} could not be read {result}, see above", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _check_label_files(images: list[ImageItem], videos: list[Video]) -> None:
+    """Raises `UserError` if ``labels/NAME_FRAME.txt`` of a video could be the file of an image."""
+    for video in videos:
+        pattern = re.compile(re.escape(video.name) + r"_\d+")
+        for item in images:
+            if pattern.fullmatch(item.name):
+                raise UserError(
+                    f"the labels of {item.path} and of a frame of {video.source} would be written to the same file: "
+                    "run the command once for each of them"
+                )
 
 
 def _category_ids(detector: Detector, classes: list[str] | None, categories: dict[str, int]) -> list[int]:
@@ -164,7 +179,7 @@ def _detect_images(
         for found in detector.stream(sources, on_error=report, **options):
             item = items[found.source]
             try:
-                writers.write(Result(found, item.name, item.image_id))
+                writers.write(Result(found, item.name, item.path, item.image_id))
             except ImageError as error:
                 report(error)
                 continue
@@ -213,7 +228,8 @@ def _detect_frames(
     expected = min(args.max_frames or video.count, video.count) or None
     with tqdm(total=expected, unit=" frames", disable=None) as bar:
         for frame, (detections, tracks) in enumerate(found, 1):
-            writers.write(Result(detections, video.name, last_image_id + frame, frame, video.fps, tracks))
+            image_id = last_image_id + frame
+            writers.write(Result(detections, video.name, video.source, image_id, frame, video.fps, tracks))
             counts.append(len(detections))
             bar.update()
     # The number of frames in a file's header may be an estimate.

@@ -164,7 +164,10 @@ def read_results(path: str | Path, records: Records | None = None) -> dict[Any, 
     """
     by_image: dict[Any, list[Result]] = defaultdict(list)
     try:
-        for index, result in enumerate(json.loads(Path(path).read_text())):
+        content = json.loads(Path(path).read_text())
+        if not isinstance(content, list):
+            raise ValueError("it must be a list of detections")
+        for index, result in enumerate(content):
             hash(result["category_id"])  # TypeError for lists
             by_image[result["image_id"]].append({key: result[key] for key in _KEYS} | result)
             box, score = result["bbox"], result["score"]
@@ -174,7 +177,7 @@ def read_results(path: str | Path, records: Records | None = None) -> dict[Any, 
                 )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: not a COCO results file ({error}); run an evaluation with --eval-only first"
+            f"{path}: not a COCO results file ({error}), such as OUTPUT_DIR/inference/coco_instances_results.json"
         ) from error
     if records is not None:
         categories = {result["category_id"] for results in by_image.values() for result in results}

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import io
 import itertools
 import logging
 import os
@@ -145,7 +146,10 @@ def _write_torchscript(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about the fixed size and the deprecation of TorchScript
         traced = torch.jit.trace(module, example, check_trace=False)
-    torch.jit.save(traced, file, _extra_files={KEY: encode_metadata(metadata, graph)})
+    # In memory first: if the disk is full, torch.jit.save ends the process.
+    content = io.BytesIO()
+    torch.jit.save(traced, content, _extra_files={KEY: encode_metadata(metadata, graph)})
+    file.write_bytes(content.getvalue())
 
 
 def _write_onnx(

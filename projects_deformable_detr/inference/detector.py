@@ -167,7 +167,8 @@ class Detector:
 
     def __repr__(self) -> str:
         names = ", ".join(self.class_names[:3]) + (", …" if len(self.class_names) > 3 else "")
-        dtype = str(self.dtype).removeprefix("torch.")
+        graph = getattr(self.model, "graph", None)  # of an exported model
+        dtype = str(self.dtype).removeprefix("torch.") if graph is None else f"{graph.format}, {graph.precision}"
         return f"Detector({len(self.class_names)} classes: {names}; {dtype} on {self.device})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -193,7 +194,7 @@ class Detector:
     def __call__(self, images: Any, **options: Unpack[CallOptions]) -> Any:
         """Returns the detections of one image, a list for a list of images, or an iterator for other iterables.
 
-        See `stream` for the arguments.
+        See [`stream`][] for the arguments.
         """
         if unknown := [name for name in options if name not in CallOptions.__annotations__]:
             known = ", ".join(CallOptions.__annotations__)
@@ -223,8 +224,8 @@ class Detector:
             images: paths, open files, PIL images; NumPy arrays (H, W, 3) uint8, or (H, W) for gray images; tensors
                 (3, H, W) in RGB, uint8 in 0–255 or float in [0, 1]. Kinds can be mixed. Orientation (EXIF), gray
                 images and 16-bit images are handled as in training.
-            score_threshold: minimum score, or a mapping from class names to minimum scores, which default to 0.3 for
-                other classes.
+            score_threshold: minimum score, 0.3 by default, or a mapping from class names to minimum scores, which
+                default to 0.3 for other classes.
             top_k: maximum number of detections per image; None: the value in the model's config, usually 100, per tile.
             classes: names or ids of the classes to detect; None: all.
             nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped; None: no NMS.
@@ -232,7 +233,7 @@ class Detector:
                 class with IoU above ``nms_threshold``, or above 0.5. The overlap should exceed the largest object.
             tta: detect in resized and flipped copies of each image and merge the results; True: the model's
                 ``TEST.AUG``.
-            color: channel order of NumPy arrays, ``"rgb"`` or ``"bgr"`` (OpenCV).
+            color: channel order of NumPy arrays and tensors, ``"rgb"`` or ``"bgr"`` (OpenCV).
             batch_size: maximum number of images of the same size in a batch; None: 8, or fewer for large images on
                 CPUs. Up to four batches are read ahead; with 1, one image.
             on_error: called with the error for each image that cannot be read, which is then skipped; None: the error
@@ -404,13 +405,13 @@ class Detector:
         The hooks that record them exist during this call only. Points of DETR cost (layers, P, heads, tokens) floats.
 
         Args:
-            image: see `stream`, as for the following arguments; one image.
+            image: see [`stream`][], as for the following arguments; one image.
             detections: indices of the detections to explain among those that a call of the detector with the same
                 options returns; None: all; () for none.
             points: points (x, y) in pixels of the image for the encoder's attention.
             gradients: whether to compute gradients of the detections with respect to the pixels: five backward passes
                 of each detection.
-            score_threshold, top_k, classes, nms_threshold, color: see `stream`.
+            score_threshold, top_k, classes, nms_threshold, color: see [`stream`][].
 
         Raises:
             ImageError: if the image cannot be read.

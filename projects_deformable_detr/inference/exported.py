@@ -67,8 +67,8 @@ def encode_metadata(metadata: ModelMetadata, graph: GraphSpec) -> str:
     return json.dumps({"model": json.loads(metadata.to_json()), "graph": asdict(graph)})
 
 
-def read_exported_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
-    """Reads the metadata of an exported file without its runtime and without executing code.
+def read_exported_metadata(path: str | os.PathLike[str]) -> tuple[ModelMetadata, GraphSpec]:
+    """Reads the metadata of an exported file, and its inputs and outputs, without its runtime and without executing code.
 
     Raises:
         UserError: if the file cannot be read or was not written by ``deformable-detr export``.
@@ -81,7 +81,7 @@ def read_exported_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
         raise
     except Exception as error:  # each format has its own exception types
         raise UserError(f"{path} cannot be read as a model in the format {SUFFIXES[path.suffix]}: {error}") from error
-    return _decode_metadata(text, path)[0]
+    return _decode_metadata(text, path)
 
 
 def _read_text(path: Path) -> str:

@@ -37,7 +37,7 @@ class Picture:
         source: file, array or tensor.
         name: path of the image, or its position in the input.
         reader: reader of files.
-        color: channel order of arrays, ``"rgb"`` or ``"bgr"``.
+        color: channel order of arrays and tensors, ``"rgb"`` or ``"bgr"``.
     """
 
     source: Source
@@ -53,7 +53,8 @@ class Picture:
             ArgumentError: for an array or tensor with an unsupported shape, dtype or range.
         """
         if isinstance(self.source, Tensor):
-            return _from_tensor(self.source, self.name)
+            pixels = _from_tensor(self.source, self.name)
+            return pixels if self.color == "rgb" else np.ascontiguousarray(pixels[:, :, ::-1])
         source = self.source
         if isinstance(source, np.ndarray):
             if source.ndim != 2:
@@ -147,6 +148,8 @@ def _gray_image(array: np.ndarray[Any, Any], name: str) -> Image.Image:
 def _from_tensor(tensor: Tensor, name: str) -> Pixels:
     if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
         hint = "; pass a batch as a list of images" if tensor.ndim == 4 else ""
+        if tensor.ndim == 3 and tensor.shape[2] == 3:
+            hint = "; pass tensor.permute(2, 0, 1)"
         raise ArgumentError("images", f"must be tensors (3, H, W), got shape {tuple(tensor.shape)} ({name}){hint}")
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():

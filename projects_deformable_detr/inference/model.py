@@ -51,11 +51,12 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError("device", f"must be auto, cpu, cuda or cuda:N, got {str(device)!r}") from error
+    try:
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch without CUDA
-        raise ArgumentError(
-            "device", f"must be auto, cpu, cuda or cuda:N, and available, got {str(device)!r}"
-        ) from error
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise ArgumentError("device", f"must be a device of this machine, got {str(device)!r} ({error})") from error
     return found
 
 

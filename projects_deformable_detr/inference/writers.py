@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torchvision.ops import box_convert
 
+from ..checkpoint import atomic_file
 from ..errors import UserError
 from . import drawing
 from .detections import Detections
@@ -25,6 +26,7 @@ class Result:
     Attributes:
         detections: detections, all of which have a track if ``tracks`` is set.
         name: unique name of the image or video.
+        file: path of the image or video.
         image_id: unique id of the image or frame.
         frame: number of the frame in its video, starting at 1; None for images.
         fps: frames per second of the video; None for images.
@@ -33,6 +35,7 @@ class Result:
 
     detections: Detections
     name: str
+    file: str
     image_id: int
     frame: int | None = None
     fps: float | None = None
@@ -85,7 +88,7 @@ class PictureWriter:
 
 
 class CocoWriter:
-    """Writes ``detections.json``, a COCO results file with the additional fields ``name``, ``frame`` and ``track_id``.
+    """Writes ``detections.json``, a COCO results file with the additional fields ``name``, ``file``, ``frame``, ``track_id``.
 
     Args:
         folder: folder of the file.
@@ -98,7 +101,7 @@ class CocoWriter:
         self.results: list[dict[str, Any]] = []
 
     def write(self, result: Result) -> None:
-        origin: dict[str, Any] = {"name": result.name}
+        origin: dict[str, Any] = {"name": result.name, "file": result.file}
         if result.frame is not None:
             origin["frame"] = result.frame
         for index, item in enumerate(result.detections.to_coco(result.image_id, self.category_ids)):
@@ -106,8 +109,8 @@ class CocoWriter:
             self.results.append(item | origin | track)
 
     def close(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.results), encoding="utf-8")
+        with atomic_file(self.path) as file:
+            file.write(json.dumps(self.results).encode())
 
 
 class CsvWriter:
@@ -115,16 +118,19 @@ class CsvWriter:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / "detections.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115, see close
+        options: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # names may be any bytes
+        self._file = open(folder / "detections.csv", "w", **options)  # noqa: SIM115, see close
         self._rows = csv.writer(self._file)
-        self._rows.writerow(["name", "image_id", "class", "label", "score", "x1", "y1", "x2", "y2", "track", "frame"])
+        self._rows.writerow(
+            ["name", "image_id", "class", "label", "score", "x1", "y1", "x2", "y2", "track", "frame", "file"]
+        )
 
     def write(self, result: Result) -> None:
         for index, item in enumerate(result.detections):
             track = None if result.tracks is None else result.tracks[index]
             box = [f"{value:.2f}" for value in item.box]
             row = [result.name, result.image_id, item.name, item.label, f"{item.score:.4f}", *box, track, result.frame]
-            self._rows.writerow(row)
+            self._rows.writerow([*row, result.file])
 
     def close(self) -> None:
         self._file.close()
@@ -162,6 +168,7 @@ class Writers(ExitStack):
 
     def __init__(self, folder: Path, formats: list[str], category_ids: list[int] | None = None) -> None:
         super().__init__()
+        self.folder = folder
         available: dict[str, Any] = {
             "picture": PictureWriter,
             "coco": lambda folder: CocoWriter(folder, category_ids),
@@ -175,5 +182,8 @@ class Writers(ExitStack):
 
     def write(self, result: Result) -> None:
         """Writes the detections of an image or frame in all formats."""
-        for writer in self.writers:
-            writer.write(result)
+        try:
+            for writer in self.writers:
+                writer.write(result)
+        except OSError as error:  # those of a full disk do not name the file
+            raise UserError(f"{error.filename or self.folder} cannot be written: {error.strerror}") from error

@@ -40,7 +40,7 @@ def export(make_cfg, folder, graph, variant="two_stage", metadata=None, changes=
     stored = model.metadata
     assert stored.class_names == metadata.class_names
     if graph.format != "onnx" or importlib.util.find_spec("onnx"):
-        assert read_exported_metadata(path) == stored
+        assert read_exported_metadata(path)[0] == stored
     return detector, model
 
 

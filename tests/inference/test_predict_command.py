@@ -1,6 +1,7 @@
 """The command ``deformable-detr predict``."""
 
 import csv
+import errno
 import io
 import json
 import shutil
@@ -58,7 +59,8 @@ def test_folders_in_all_formats(weights, files, tmp_path, capsys):
     assert Image.open(output / "a.jpg").size == (56 * 12, 40 * 12) and (output / "sub" / "a.jpg").is_file()
     results = json.loads((output / "detections.json").read_text())
     expected = Detector.load(weights)(str(folder / "a.png"), score_threshold=0, top_k=5)
-    assert [item for item in results if item["name"] == "a"] == [{**item, "name": "a"} for item in expected.to_coco(1)]
+    origin = {"name": "a", "file": str(folder / "a.png")}
+    assert [item for item in results if item["name"] == "a"] == [item | origin for item in expected.to_coco(1)]
     rows = read_csv(output)
     assert [row["name"] for row in rows] == ["a"] * 5 + ["sub/a"] * 5
     assert [row["class"] for row in rows[:5]] == expected.names
@@ -169,11 +171,40 @@ def test_tracks(weights, save_tiny, video, files, tmp_path, capsys):
     assert predict(weights, output, video, *options) == 0
     rows = read_csv(output)
     tracks = {row["track"] for row in rows}
-    assert rows and 0 < len(tracks) < len(rows)
+    assert rows and 0 < len(tracks) < len(rows) and rows[0]["frame"] == "2" and rows[0]["file"] == str(video)
     panoptic = save_tiny("detr", MASK_ON=True, HIDDEN_DIM=128, NHEADS=8, panoptic=True)
     assert predict(panoptic, tmp_path / "panoptic", video, *options) == 0
     assert predict(weights, output, files[0], "--track", "--overwrite") == 2
     assert "--track needs a video or a camera" in capsys.readouterr().err
+
+
+def test_labels_of_frames_do_not_replace_those_of_images(weights, video, files, tmp_path, capsys):
+    shutil.copy(files[0], tmp_path / "clip_1.png")
+    assert predict(weights, tmp_path / "out", video, tmp_path / "clip_1.png", "--format", "yolo") == 2
+    assert "clip_1.png and of a frame of" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names must be UTF-8")
+def test_file_names_that_are_not_utf8(weights, files, tmp_path):
+    name = tmp_path / "caf\udcff.png"
+    shutil.copy(files[0], name)
+    formats = [word for item in ("coco", "csv", "yolo", "picture") for word in ("--format", item)]
+    assert predict(weights, tmp_path / "out", name, files[1], "--threshold", 0, *formats) == 0
+    rows = (tmp_path / "out/detections.csv").read_bytes().splitlines()
+    assert rows[1].startswith(b"caf\xff,1,") and rows[1].endswith(b"caf\xff.png") and len(rows) > 20
+    assert json.loads((tmp_path / "out/detections.json").read_text())[0]["file"] == str(name)
+
+
+def test_full_disk(weights, files, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    assert predict(weights, tmp_path / "out", files[0], "--format", "coco") == 2
+    assert "detections.json" in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
+    monkeypatch.setattr("projects_deformable_detr.inference.drawing.save", fail)
+    assert predict(weights, tmp_path / "pictures", files[0]) == 2
+    assert f"{tmp_path / 'pictures'} cannot be written: No space left" in capsys.readouterr().err
 
 
 def test_tracking_without_its_package(weights, video, tmp_path, capsys, monkeypatch):
