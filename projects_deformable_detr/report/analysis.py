@@ -26,7 +26,7 @@ KINDS = {
     "Both": ("both", "a detection that overlaps an object of another class, with too low an IoU (0.1 to 0.5)"),
     "Dupe": ("duplicate", "a detection of an object for which there is a better one"),
     "Bkg": ("background", "a detection that overlaps no object (IoU at most 0.1)"),
-    "Miss": ("missed", "an object without a detection, unless a classification or localization error is nearest to it"),
+    "Miss": ("missed", "an unmatched object that no classification or localization error overlaps most (largest IoU)"),
 }
 
 
@@ -51,7 +51,7 @@ class Analysis:
     """Error analysis of one model on one data set.
 
     Attributes:
-        name: names of run and data set.
+        name: name of the run.
         source: origin of the detections.
         records: data set.
         metrics: `evaluation.coco.METRICS` and AP of each class (also for one class), in percent.
@@ -92,6 +92,11 @@ class Analysis:
     false_positives: list[FalsePositive]
     missed: list[dict[str, Any]]
     evaluation: Any
+
+    @property
+    def label(self) -> str:
+        """Names of run and data set."""
+        return f"{self.name} on {self.records.spec.name}"
 
 
 def analyze(records: CocoRecords, results: list[Result], max_detections: int, name: str, source: str) -> Analysis:

@@ -60,9 +60,9 @@ def write_report(
         *(
             part
             for run, item in analyses
-            for part in _sections([run], f"{ERROR_ANALYSIS}: {item.name}", sections.analysis_section, run, item)
+            for part in _sections([run], f"{ERROR_ANALYSIS}: {item.label}", sections.analysis_section, run, item)
         ),
-        *_sections(runs, "Data", sections.data_section, runs, [item for _, item in test_sets]),
+        *_sections(runs, "Data", sections.data_section, runs, test_sets),
         sections.config_section(runs),
         sections.environment_section(runs),
     ]

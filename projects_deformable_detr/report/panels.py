@@ -39,7 +39,7 @@ def training_panels(runs: Sequence[Run]) -> list[str]:
 
 
 def loss_panels(run: Run) -> list[str]:
-    """Plots each loss with one curve per layer, losses without layers together, and all other scalars."""
+    """Plots each loss with one curve per layer, and losses without layers together."""
     panels, single = [], []
     for loss, layers in run.losses.items():
         if len(layers) == 1:
@@ -52,35 +52,51 @@ def loss_panels(run: Run) -> list[str]:
         panels.append(plot(loss, (Curve(labels[k], layers[k], 1.3 + 0.9 * (not k)) for k in order), log=True))
     if single:
         panels.append(plot("losses", single, log=True))
-    return panels + _other_panels(run)
+    return panels
 
 
-def _other_panels(run: Run) -> list[str]:
-    """Plots all other scalars; NAME_0, NAME_1, … are curves of one plot."""
+def other_panels(run: Run) -> list[str]:
+    """Plots scalars that are neither losses nor common to all runs; NAME_0, NAME_1, … are curves of one plot."""
     known = {*_SHARED, *_HIDDEN}
     known |= {f"{loss}_{layer}".rstrip("_") for loss, layers in run.losses.items() for layer in layers}
     groups: dict[str, list[Curve]] = {}
     for name, values in run.scalars.items():
         if name not in known:
             match = _LAYER.fullmatch(name)
-            groups.setdefault(match[1] if match else name, []).append(Curve(match[2] if match else name, values))
+            title, label = (match[1], match[2]) if match else (name, name)
+            if match and title == "attention/negative_entropy":
+                label = f"layer {int(label) + 1}"
+            groups.setdefault(title, []).append(Curve(label, values))
     return [plot(title, curves) for title, curves in groups.items()]
 
 
-def metric_panels(run: Run, metrics: Metrics) -> list[str]:
-    """Plots metrics over time: all classes together, by size or frequency, and by class if there are few classes."""
-    classes = {name.partition("-")[2]: name for name in metrics.values if re.match("(AP|PQ)-", name)}
-    groups: dict[str, dict[str, str]] = {
-        title: {name: name for name in names if name in metrics.values} for title, names in _METRIC_GROUPS.items()
-    }
-    if len(classes) <= MAX_CLASSES:
-        groups["by class"] = classes
+def metric_panels(chosen: Sequence[tuple[Run, Metrics]]) -> list[str]:
+    """Plots metrics of one kind over time: all classes together, by size or frequency, and by class if there are few.
+
+    Metrics of several runs are plotted with one curve per run, except those by class.
+    """
     panels = []
-    for title, names in groups.items():
-        curves = [Curve(label, _finite(metrics.values[name])) for label, name in names.items()]
-        if any(len(curve.points) > 1 for curve in curves):
-            panels.append(plot(f"{run.name}: {metrics.kind} {title}", (curve for curve in curves if curve.points)))
-    return panels
+    for title, names in _METRIC_GROUPS.items():
+        curves = {
+            name: [(run, _finite(metrics.values[name])) for run, metrics in chosen if name in metrics.values]
+            for name in names
+        }
+        if len(chosen) > 1:
+            panels += [_over_time(name, ((run.name, values) for run, values in rows)) for name, rows in curves.items()]
+        else:
+            panels.append(_over_time(title, ((name, values) for name, rows in curves.items() for _, values in rows)))
+    for run, metrics in chosen:
+        classes = {name.partition("-")[2]: name for name in metrics.values if re.match("(AP|PQ)-", name)}
+        if len(classes) <= MAX_CLASSES:
+            title = f"{run.name}: by class" if len(chosen) > 1 else "by class"
+            panels.append(_over_time(title, ((key, _finite(metrics.values[name])) for key, name in classes.items())))
+    return [panel for panel in panels if panel]
+
+
+def _over_time(title: str, items: Iterable[tuple[str, Values]]) -> str:
+    """Plots curves by label; returns "" if all have fewer than two points."""
+    curves = [Curve(label, values) for label, values in items if values]
+    return plot(title, curves) if any(len(curve.points) > 1 for curve in curves) else ""
 
 
 def _finite(values: Values) -> Values:
@@ -89,7 +105,7 @@ def _finite(values: Values) -> Values:
 
 def comparison_panels(analyses: Iterable[Analysis]) -> list[str]:
     """Plots precision over recall of several models."""
-    curves = [Curve(item.name, list(zip(item.recalls, _mean(item.precision[0]), strict=True))) for item in analyses]
+    curves = [Curve(item.label, list(zip(item.recalls, _mean(item.precision[0]), strict=True))) for item in analyses]
     return [plot("precision over recall, IoU 0.5", curves, "recall", unit=True)] if len(curves) > 1 else []
 
 

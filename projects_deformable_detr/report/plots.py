@@ -60,7 +60,7 @@ def plot(
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     with rc_context(_style()):
         figure = Figure(figsize=(4.4, 3.1), layout="constrained")
@@ -76,7 +76,9 @@ def plot(
                 axes.plot(*curve.marked, marker="o", markersize=7, color=style["color"], fillstyle="none")
         if log and all(value > 0 for curve in drawn for value in _reduced(curve.points)[1]):
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axes.get_ylim()
+            is_narrow = high < 10 * low  # a logarithmic locator would place few labels
+            axes.yaxis.set_major_locator(MaxNLocator(5) if is_narrow else LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own labels are mathematical expressions
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set(title=title, xlabel=x_label)

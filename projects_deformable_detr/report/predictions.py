@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint import CheckpointError, read_checkpoint
@@ -18,6 +19,7 @@ from ..errors import UserError
 from ..evaluation.coco import CocoEvaluator, Result, read_results
 from ..inference import Detector
 from ..inference.evaluation import evaluate
+from ..modeling import Predictions
 from .analysis import Analysis, analyze, mean_ap
 from .runs import Run
 
@@ -41,15 +43,29 @@ class TestSet:
     config: DataConfig
     results: Path
 
-    def load(self, masks: bool = False) -> CocoRecords:
-        """Loads the annotations; raises `UserError` if that is not possible, or for LVIS."""
+    def load(self) -> CocoRecords:
+        """Loads the annotations without masks; raises `UserError` if that is not possible, or for LVIS."""
         rule, drop_root = self.config.invalid_boxes, self.config.drop_root_category
-        records = load_dataset(self.spec, rule, for_evaluation=True, masks=masks, drop_root_category=drop_root)
+        records = load_dataset(self.spec, rule, for_evaluation=True, drop_root_category=drop_root)
         if not isinstance(records, CocoRecords):
-            raise UserError(f"{self.spec} is in the panoptic format: name an instances file with --data")
+            raise UserError(f"{self.spec} is in the panoptic format, without an instances file")
         if records.summary.is_lvis:
             raise UserError(f"{self.spec} is in LVIS's format, whose annotations are not exhaustive")
         return records
+
+
+class _BoxDetector(Detector):
+    """Detector without masks, which are not analyzed and may not be annotated."""
+
+    def _predict(self, images: Tensor) -> Predictions:
+        return replace(super()._predict(images), masks=None)
+
+
+def things(spec: DatasetSpec) -> DatasetSpec:
+    """Returns the instances of a panoptic data set if they have a file; other data sets are returned unchanged."""
+    if spec.panoptic_root is None or spec.instances_json is None:
+        return spec
+    return replace(spec, json_file=spec.instances_json, panoptic_root=None, instances_json=None)
 
 
 def find_test_sets(run: Run, data: tuple[str, str] | None) -> list[TestSet]:
@@ -71,11 +87,9 @@ def find_test_sets(run: Run, data: tuple[str, str] | None) -> list[TestSet]:
             reason = f"the data set {name} is not registered: name its files with --data JSON IMAGES"
             run.missing.append((ERROR_ANALYSIS, reason))
             continue
-        if spec.panoptic_root is not None and spec.instances_json is not None:  # AP of things
-            spec = replace(spec, json_file=spec.instances_json, panoptic_root=None, instances_json=None)
         several = len(run.data.test) > 1
         results = folder / name if several else folder
-        found.append(TestSet(spec, run.data, results / CocoEvaluator.results_name))
+        found.append(TestSet(things(spec), run.data, results / CocoEvaluator.results_name))
     return found
 
 
@@ -92,24 +106,29 @@ def find_errors(run: Run, test_set: TestSet, weights: str | None) -> Analysis | 
     """
     limit, model = test_set.config.max_detections or 100, weights or str(run.folder)
     try:
+        if test_set.spec.panoptic_root is not None:
+            raise UserError(f"{test_set.spec} has no instances file: name one with --data JSON IMAGES")
         records = test_set.load()
         if not records.summary.num_annotations:
             raise UserError(f"{test_set.spec} has no objects")
         results, iteration = ([], None) if weights else _saved_results(run, test_set, records, limit)
-        evaluation = "an unknown evaluation" if iteration is None else f"the evaluation of iteration {iteration}"
-        source = f"{test_set.results}, saved by {evaluation}"
+        source = f"{test_set.results}, saved by an unknown evaluation"
+        if iteration is not None:
+            source = f"{test_set.results}, saved by the evaluation after {run.completed(iteration)} iterations"
         if iteration is None or not _is_last(run.folder, iteration):
             try:
                 results = _detect(run, test_set, records, model)
                 source = f"detections of {model}, computed for this report"
             except Exception as error:  # also one of the model or the device, because saved results remain valid
                 if not results:
-                    reason = f"no saved results that belong to it, and no model for new ones ({error_text(error)})"
+                    reason = (
+                        f"no saved results that belong to it, and its model cannot be evaluated ({error_text(error)})"
+                    )
                     raise UserError(reason) from error
                 reason = "the saved results are not those of its checkpoint, which cannot be evaluated"
                 reason += f" ({error_text(error)})"
                 run.missing.append((f"Detections of the last model in {test_set.spec.name}", reason))
-        return analyze(records, results, limit, f"{run.name}: {test_set.spec.name}", source)
+        return analyze(records, results, limit, run.name, source)
     except Exception as error:  # not only a UserError, because the page has other parts and runs
         run.missing.append((f"{ERROR_ANALYSIS} of {test_set.spec.name}", error_text(error)))
         return None
@@ -143,12 +162,13 @@ def _saved_results(run: Run, test_set: TestSet, records: CocoRecords, limit: int
 
 
 def _detect(run: Run, test_set: TestSet, records: CocoRecords, model: str) -> list[Result]:
-    """Evaluates a model."""
-    detector = Detector.load(model)
+    """Evaluates the boxes of a model."""
+    detector = _BoxDetector.load(model)
+    config = replace(detector.metadata.evaluation, is_panoptic=False)
+    detector.metadata = replace(detector.metadata, has_masks=False, evaluation=config)
     logger.info("%s: detecting objects in %d images of %s", run.name, len(records), test_set.spec.name)
     with tempfile.TemporaryDirectory() as folder, tqdm(total=len(records), unit=" images", disable=None) as bar:
-        images = test_set.load(masks=detector.metadata.has_masks)
-        evaluate(detector, images, Path(folder), on_image=bar.update)
+        evaluate(detector, records, Path(folder), on_image=bar.update)
         return _read(Path(folder) / CocoEvaluator.results_name, records)
 
 

@@ -84,6 +84,11 @@ class Run:
             return f"finished, {self.iterations}{of} iterations" if self.iterations else "finished"
         return f"not finished: {self.iterations}{of} iterations" if self.iterations else "no training"
 
+    def completed(self, iteration: int) -> int:
+        """Returns the number of completed iterations at an evaluation."""
+        total = self.config.get("SOLVER.MAX_ITER")  # Detectron2 records the final evaluation as one iteration later
+        return min(iteration + 1, total) if isinstance(total, int) and total > 0 else iteration + 1
+
     @cached_property
     def losses(self) -> dict[str, dict[str, Values]]:
         """Losses by name without layer, and by layer: ``"0"``, ``"1"``, …, ``""`` for the last one, ``"enc"``."""

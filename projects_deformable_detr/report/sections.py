@@ -18,7 +18,7 @@ from ..evaluation.coco import METRICS
 from . import panels
 from .analysis import KINDS, Analysis, compare
 from .pictures import Thumbnail, false_positive_pictures, missed_pictures
-from .predictions import TestSet, error_text
+from .predictions import TestSet, error_text, things
 from .runs import Metrics, Run
 
 MAX_CONFUSION = 30  # classes in a confusion matrix
@@ -26,6 +26,7 @@ _PAIRS = 20
 _PACKAGES = ("projects-deformable-detr", "torch", "torchvision", "detectron2", "lightning", "hotcoco", "matplotlib")
 _SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}  # areas of COCO's metrics
 _F1 = ("threshold", "precision", "recall", "F1")
+_BOXES_ONLY = "Errors are those of boxes; masks and panoptic segmentations are not analyzed."
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class Table:
         header, rows: texts of the cells.
         shares: numbers in [0, 1] that color the cells after the first column; (): no colors.
         is_text: whether numbers are aligned to the left, like texts in other rows.
+        groups: titles above pairs of columns after the first one.
     """
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
     shares: Sequence[Sequence[float]] = ()
     is_text: bool = False
+    groups: Sequence[str] = ()
 
 
 @dataclass
@@ -75,15 +78,7 @@ def _text(value: object, digits: int = 2) -> str:
 
 def summary_section(runs: Sequence[Run]) -> Section:
     """Returns a summary table, one column for each run."""
-
-    def result(run: Run, best: bool) -> str:
-        for metrics in run.metrics:
-            for name in ("AP", "PQ"):
-                points = {k: v for k, v in metrics.values.get(name, {}).items() if math.isfinite(v)}
-                if points:
-                    iteration = max(points, key=points.__getitem__ if best else int)
-                    return f"{metrics.kind} {name} {points[iteration]:.2f} at iteration {iteration}"
-        return "–"
+    from markupsafe import Markup  # a dependency of jinja2
 
     def waiting(run: Run) -> str:
         if not {"time", "data_time"} <= run.scalars.keys():
@@ -95,16 +90,36 @@ def summary_section(runs: Sequence[Run]) -> Section:
         "folder": lambda run: run.folder,
         "state": lambda run: run.state,
         "model": _model,
-        "last result": lambda run: result(run, False),
-        "best result": lambda run: result(run, True),
         "seconds per iteration (median)": lambda run: _text(run.seconds_per_iteration, 3),
         "images per second": lambda run: _text(run.images_per_second, 1),
         "time waiting for data": waiting,
         "GPU memory": lambda run: "–" if run.memory is None else f"{run.memory} MiB",
-        "missing parts": lambda run: f"{len(run.missing)}, listed at the end of the page",
+        "missing parts": lambda run: Markup('<a href="#missing{}">{}</a>').format(runs.index(run), len(run.missing)),
     }
     cells = [[name, *map(value, runs)] for name, value in rows.items()]
+    cells[3:3] = _results(runs)
     return Section("Summary", tables={"": Table(["", *(run.name for run in runs)], cells, is_text=True)})
+
+
+def _results(runs: Sequence[Run]) -> list[list[object]]:
+    """Returns the last and the best value of the main metric of each kind and data set."""
+
+    def value(run: Run, kind: tuple[str, str], name: str, best: bool) -> str:
+        values = next((item.values.get(name, {}) for item in run.metrics if (item.data, item.kind) == kind), {})
+        points = {iteration: value for iteration, value in values.items() if math.isfinite(value)}
+        if not points:
+            return "–"
+        iteration = max(points, key=points.__getitem__ if best else int)
+        return f"{points[iteration]:.2f} after {run.completed(iteration)} iterations"
+
+    rows: list[list[object]] = []
+    kinds = dict.fromkeys((metrics.data, metrics.kind) for run in runs for metrics in run.metrics)
+    for data, kind in kinds:
+        name = {"panoptic_seg": "PQ", "sem_seg": "mIoU"}.get(kind, "AP")
+        label = f"{name if kind == 'panoptic_seg' else f'{kind} {name}'}{f' on {data}' * bool(data)}"
+        for word in ("last", "best"):
+            rows.append([f"{word} {label}", *(value(run, (data, kind), name, word == "best") for run in runs)])
+    return rows
 
 
 def _model(run: Run) -> str:
@@ -122,6 +137,7 @@ def training_sections(runs: Sequence[Run]) -> list[Section]:
     sections = [Section("Training", text, panels.training_panels(runs))]
     for run in runs:
         sections.append(Section(f"{run.name}: losses by decoder layer", plots=panels.loss_panels(run), is_part=True))
+        sections.append(Section(f"{run.name}: other values", plots=panels.other_panels(run), is_part=True))
     return sections
 
 
@@ -145,7 +161,7 @@ def metrics_section(runs: Sequence[Run], data: str, kind: str) -> Section:
     section.tables[""] = Table(header, [row for row in rows if row not in classes])
     if classes:
         section.folded["By class"] = Table(header, classes)
-    section.plots = [plot for run, metrics in chosen for plot in panels.metric_panels(run, metrics)]
+    section.plots = panels.metric_panels(chosen)
     return section
 
 
@@ -154,31 +170,34 @@ def errors_sections(analyses: Sequence[Analysis]) -> list[Section]:
     if not analyses:
         return []
     section = Section(
-        "Errors",
-        "Counts: errors of the detections above the suggested threshold, which has the best F1 at IoU 0.5. ΔAP50: what "
-        "AP50 would gain without the errors of a kind, for all detections (TIDE, arXiv 2008.08115).",
+        "Errors of boxes",
+        f"{_BOXES_ONLY} Counts: errors of the detections above the suggested threshold, which has the best F1 at IoU "
+        "0.5. ΔAP50: what AP50 would gain without the errors of a kind, for all detections (TIDE, arXiv 2008.08115). "
+        "Duplicates: share of the detections above the threshold that are not the best one of their object. Objects "
+        "found by 1, 2, … detections: numbers of matched objects without a duplicate, with one duplicate, …",
         panels.comparison_panels(analyses),
     )
-    header = ["", *(item.name for item in analyses)]
+    labels = [item.label for item in analyses]
+    header = ["", *labels]
     rows: list[list[object]] = [[name, *(_text(item.metrics[name]) for item in analyses)] for name in ("AP", "AP50")]
     rows += [[name, *(_text(item.best[name], 3) for item in analyses)] for name in _F1]
     rows += [["duplicates", *(f"{100 * item.best['duplicates']:.1f} %" for item in analyses)]]
     rows += [["calibration error", *(_text(item.calibration_error, 3) for item in analyses)]]
     rows += [["objects found by 1, 2, … detections", *(_counts(item.detections_per_object) for item in analyses)]]
     section.tables["Metrics, and the suggested threshold"] = Table(header, rows)
-    header = ["kind", *(f"{name}: {item.name}" for item in analyses for name in ("count", "ΔAP50")), "meaning"]
+    header = ["kind", *("count", "ΔAP50") * len(analyses), "meaning"]
     rows = []
     for kind, (name, meaning) in KINDS.items():
         values = [(str(item.counts[kind]), _text(item.delta_ap[kind])) for item in analyses]
         rows.append([name, *(value for pair in values for value in pair), meaning])
-    section.tables["Kinds of errors"] = Table(header, rows)
+    section.tables["Kinds of errors"] = Table(header, rows, groups=labels if len(labels) > 1 else ())
     rows = []
     firsts: dict[DatasetSpec, Analysis] = {}
     for item in analyses:
         first = firsts.setdefault(item.records.spec, item)
         if item is not first:
             change = compare(first, item)
-            rows.append([item.name, first.name, *(f"{change[key]:+.2f}" for key in ("delta", "lower", "upper"))])
+            rows.append([item.label, first.label, *(f"{change[key]:+.2f}" for key in ("delta", "lower", "upper"))])
     if rows:
         caption = "Change of AP from that of another model, with a 95 % confidence interval (bootstrap over images)"
         section.tables[caption] = Table(["", "other", "ΔAP", "from", "to"], rows)
@@ -191,14 +210,14 @@ def _counts(numbers: Counter[int]) -> str:
 
 def analysis_section(run: Run, analysis: Analysis) -> Section:
     """Returns the error analysis of one model on one data set."""
-    text = f"Detections: {analysis.source}."
-    section = Section(f"Errors of {analysis.name}", text, panels.error_panels(analysis))
+    text = f"Detections: {analysis.source}. {_BOXES_ONLY}"
+    section = Section(f"Errors of {analysis.label}", text, panels.error_panels(analysis))
     names = analysis.records.summary.class_names
     if len(names) <= MAX_CONFUSION:
         section.text += (
             " The confusion matrix pairs objects with detections of any class at IoU 0.5, so that its sums differ from "
             "the kinds of errors: the row (unmatched) has errors of all kinds, not only background, and the column "
-            "(unmatched) has objects that are not counted as missed because a localization error is nearest to them."
+            "(unmatched) has objects that are not counted as missed because a localization error overlaps them most."
         )
         section.tables["Confusion matrix: objects (rows) and detections above the threshold (columns)"] = _confusion(
             analysis
@@ -223,7 +242,7 @@ def analysis_section(run: Run, analysis: Analysis) -> Section:
         section.pictures["Best-scored false positives (blue; objects yellow)"] = false_positive_pictures(analysis)
         section.pictures["Largest missed objects (yellow; detections blue)"] = missed_pictures(analysis)
     except Exception as error:  # other parts of the page are still valid
-        run.missing.append((f"Pictures of {analysis.name}", error_text(error)))
+        run.missing.append((f"Pictures of {analysis.label}", error_text(error)))
     return section
 
 
@@ -248,20 +267,21 @@ def _confused_pairs(analysis: Analysis) -> Table:
     return Table(["object", "detected as", "count"], rows)
 
 
-def data_section(runs: Sequence[Run], test_sets: Sequence[TestSet]) -> Section:
+def data_section(runs: Sequence[Run], test_sets: Sequence[tuple[Run, TestSet]]) -> Section:
     """Returns the numbers of images and objects of all data sets that can be read."""
-    sets = {item.spec: item for item in test_sets}
+    used = list(test_sets)
     for run in runs:
         for name, spec in run.specs.items():
             if run.data is not None and name in run.data.train:
-                sets.setdefault(spec, TestSet(spec, run.data, Path()))
+                used.append((run, TestSet(things(spec), run.data, Path())))
     loaded: list[CocoRecords] = []
-    for item in sets.values():
+    for item in {item.spec: item for _, item in used}.values():
         try:
             loaded.append(item.load())
         except Exception as error:  # other parts of the page are still valid
             for run in runs:
-                run.missing.append((f"Summary of {item.spec.name}", error_text(error)))
+                if any(user is run and other.spec == item.spec for user, other in used):
+                    run.missing.append((f"Summary of {item.spec.name}", error_text(error)))
     if not loaded:
         return Section("Data")
     header = ["", *(records.summary.name for records in loaded)]
@@ -290,13 +310,21 @@ def _class_counts(records: CocoRecords) -> dict[str, int]:
 
 
 def config_section(runs: Sequence[Run]) -> Section:
-    """Returns the values in which the configs differ."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    rows = [[key, *(str(run.config.get(key, "–")) for run in runs)] for key in keys]
-    rows = [row for row in rows if len(set(row[1:])) > 1]
+    """Returns the values in which the configs differ, and the keys that not all of them have."""
+    chosen = [run for run in runs if run.config]
+    header = ["key", *(run.name for run in chosen)]
+    different, partial = [], []
+    for key in dict.fromkeys(key for run in chosen for key in run.config):
+        row = [key, *(str(run.config.get(key, "–")) for run in chosen)]
+        if any(key not in run.config for run in chosen):
+            partial.append(row)
+        elif len(set(row[1:])) > 1:
+            different.append(row)
     section = Section("Differences between the configs")
-    if rows:
-        section.tables[""] = Table(["key", *(run.name for run in runs)], rows, is_text=True)
+    if different:
+        section.tables[""] = Table(header, different, is_text=True)
+    if partial:
+        section.folded[f"Keys that not all configs have: {len(partial)}"] = Table(header, partial, is_text=True)
     return section
 
 

@@ -26,7 +26,7 @@ TEST: {DETECTIONS_PER_IMAGE: 100}
 
 @pytest.fixture(scope="session")
 def known_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Annotation file and image folder of the test set."""
+    """Annotation file, without masks, and image folder of the test set."""
     folder = tmp_path_factory.mktemp("known")
     rng = np.random.default_rng(0)
     images = []
@@ -36,9 +36,7 @@ def known_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         images.append({"id": image_id, "file_name": name, "height": 130, "width": 160})
     annotations = [
         {"id": number, "image_id": image, "category_id": kind, "bbox": box, "area": 1600, "iscrowd": crowd}
-        | {"segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
         for number, (image, kind, box, crowd) in enumerate(OBJECTS, 1)
-        for x, y, w, h in [box]
     ]
     categories = [{"id": key, "name": name} for key, name in CLASSES.items()]
     path = folder / "known.json"

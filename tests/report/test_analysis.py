@@ -25,7 +25,7 @@ def records(known_data: tuple[str, str]) -> CocoRecords:
 
 @pytest.fixture
 def analysis(records: CocoRecords, results: list[dict[str, Any]]) -> Analysis:
-    return analyze(records, results, 100, "run: known_val", "results")
+    return analyze(records, results, 100, "run", "results")
 
 
 def test_each_kind_of_error_is_counted_once(analysis: Analysis) -> None:

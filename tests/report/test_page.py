@@ -18,6 +18,7 @@ from projects_deformable_detr.data.coco import CocoRecords
 from projects_deformable_detr.data.load import load_dataset
 from projects_deformable_detr.report import sections
 from projects_deformable_detr.report.analysis import analyze
+from projects_deformable_detr.report.plots import Curve, plot
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -56,7 +57,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] in (["th"], ["td"]):
+        if {"th", "td"} & {*self.open[-2:]}:  # also of links in cells
             self.rows[-1][-1] += data
 
     def row(self, name: str) -> list[str]:
@@ -84,18 +85,20 @@ def test_numbers_of_one_run(make_run: Callable[..., Path]) -> None:
         assert page.row(name) == [f"{values[f'bbox/{name}']:.2f}".replace("nan", "–")]
     assert page.row("APs") == page.row("APl") == ["–"]
     assert [row[1:] for row in page.rows if row[:1] == ["AP"]] == 2 * [[f"{values['bbox/AP']:.2f}"]]
-    assert page.row("last result") == [f"bbox AP {values['bbox/AP']:.2f} at iteration 59"]
+    assert page.row("last bbox AP") == page.row("best bbox AP") == [f"{values['bbox/AP']:.2f} after 60 iterations"]
     assert page.row("model") == ["DETR, ResNet-18"]
     assert page.row("images per second") == ["8.0"] and page.row("time waiting for data") == ["25 %"]
     for kind in ("classification", "localization", "both", "duplicate", "background", "missed"):
         assert page.row(kind)[0] == "1"
-    assert "saved by the evaluation of iteration 59." in text
+    assert "saved by the evaluation after 60 iterations. Errors are those of boxes; masks" in text
     found, objects = len(CORRECT) + 1, len(CORRECT) + 4
     assert page.row("recall") == [f"{found / objects:.3f}"]
     assert page.row("images") == [str(max(CORRECT))] and page.row("crowds") == ["1"]
     assert page.row("medium objects") == page.row("objects") == [str(objects)]
     pictures = [item for tag, item in page.elements if tag == "img"]
     assert len(pictures) == 5 + 3 and all(str(item["src"]).startswith("data:image/jpeg;") for item in pictures)
+    links = {item["href"] for tag, item in page.elements if tag == "a"}
+    assert links >= {"#configs", "#missing", "#missing0"}
     assert "MAX_ITER: 60" in text and page.row("Memory")[0].startswith("log.txt has no max_mem")
 
     assert "<b>" not in text and "&lt;b&gt;cat&lt;/b&gt;" in text and "dog &amp; $x$" in text
@@ -104,17 +107,28 @@ def test_numbers_of_one_run(make_run: Callable[..., Path]) -> None:
 
 def test_several_runs(make_run: Callable[..., Path], results: list[dict[str, Any]]) -> None:
     first = make_run("first")
-    config = (first / "config.yaml").read_text().replace("0.5", "0.25")
+    config = (first / "config.yaml").read_text().replace("0.5", "0.25") + "VERSION: 2"
+    config = config.replace("TRAIN: []", "TRAIN: [absent]").replace("[[known", "[[absent, /nope.json, /nope], [known")
     second = make_run("second", config=config, found=results[:1])
+    for folder, ap in (first, 5), (second, 7):
+        lines = [{"iteration": i, "segm/AP": ap - i / 10, "panoptic_seg/PQ": 2 * ap} for i in (9, 19)]
+        with (folder / "metrics.json").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
     page, text = report(first, second)
-    assert page.row("SOLVER.BASE_LR") == ["0.5", "0.25"]
+    assert page.row("last segm AP") == ["3.10 after 20 iterations", "5.10 after 20 iterations"]
+    assert page.row("best segm AP") == ["4.10 after 10 iterations", "6.10 after 10 iterations"]
+    assert page.row("last PQ") == ["10.00 after 20 iterations", "14.00 after 20 iterations"]
+    assert page.row("missing parts") == ["2", "3"] and "/nope.json" in page.row("Summary of absent")[0]
+    assert page.row("SOLVER.BASE_LR") == ["0.5", "0.25"] and page.row("VERSION") == ["–", "2"]
+    assert "Keys that not all configs have: 1<" in text
     assert ["SOLVER.MAX_ITER"] not in [row[:1] for row in page.rows]
-    (change,) = [row for row in page.rows if row[:1] == ["second: known_val"]]
-    ap = [row[1:] for row in page.rows if row[:1] == ["AP"]][0]
-    assert change[1] == "first: known_val" and float(change[4]) < 0
+    (change,) = [row for row in page.rows if row[:1] == ["second on known_val"]]
+    ap = [row[1:] for row in page.rows if row[:1] == ["AP"] and "–" not in row][0]
+    assert change[1] == "first on known_val" and float(change[4]) < 0
     assert float(change[2]) == pytest.approx(float(ap[1]) - float(ap[0]), abs=0.011)
     assert page.row("missed")[:4:2] == ["1", str(len(CORRECT) + 3)]
     assert text.count('aria-label="total loss"') == 1 and text.count('aria-label="loss_ce"') == 2
+    assert text.count('aria-label="AP"') == text.count('aria-label="PQ"') == 1  # one curve per run
 
 
 def test_models_are_compared_on_each_data_set(
@@ -125,10 +139,10 @@ def test_models_are_compared_on_each_data_set(
     for data in ("x", "y"):
         records = load_dataset(DatasetSpec(data, *known_data), for_evaluation=True)
         assert isinstance(records, CocoRecords)
-        analyses += [analyze(records, results, 100, f"{run}: {data}", "") for run in "ab"]
+        analyses += [analyze(records, results, 100, run, "") for run in "ab"]
     (section,) = sections.errors_sections(analyses[::2] + analyses[1::2])
     *_, table = section.tables.values()
-    assert [row[:2] for row in table.rows] == [["b: x", "a: x"], ["b: y", "a: y"]]
+    assert [row[:2] for row in table.rows] == [["b on x", "a on x"], ["b on y", "a on y"]]
 
 
 def test_missing_parts_are_named(make_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -136,12 +150,22 @@ def test_missing_parts_are_named(make_run: Callable[..., Path], tmp_path: Path) 
     (empty / "inference").rmdir()
     (empty / "metrics.json").write_text("")
     other = make_run(
-        "other", config="DATASETS: {TEST: [unknown_val]}", found=None, lines=[{"iteration": 0, "x/y": 1, "lr": 1}]
+        "other",
+        config="DATASETS: {TEST: [unknown_val]}",
+        found=None,
+        lines=[
+            {"iteration": 0, "x/y": 1, "lr": 1, "attention/negative_entropy_0": -2, "attention/negative_entropy_1": -1}
+        ],
     )
     page, text = report(empty, other)
     assert "the test set is unknown: name its files with --data JSON IMAGES" in text
     assert "the data set unknown_val is not registered" in text
     assert page.row("state") == ["no training", "not finished: 1 iterations"] and 'aria-label="x/y"' in text
+    assert "other: other values" in text and ">layer 1<" in text
+
+
+def test_narrow_logarithmic_axes_have_several_labels() -> None:
+    assert len(re.findall(r">1\.\d+<", plot("", [Curve("a", {10: 1.65, 20: 1.95})], log=True))) > 2
 
 
 def test_images_that_cannot_be_read(make_run: Callable[..., Path], known_data: tuple[str, str], tmp_path: Path) -> None:
@@ -149,7 +173,7 @@ def test_images_that_cannot_be_read(make_run: Callable[..., Path], known_data: t
     shutil.copytree(known_data[1], images)
     (images / "1.png").write_bytes(b"x")
     page, text = report(folder, "--data", known_data[0], images)
-    assert "1.png (1 bytes) is not an image" in page.row("Pictures of run: known.json")[0] and "<img" not in text
+    assert "1.png (1 bytes) is not an image" in page.row("Pictures of run on known.json")[0] and "<img" not in text
     assert page.row("missed")[0] == "1"
 
 
@@ -185,5 +209,5 @@ def test_a_section_that_fails_does_not_lose_the_page(
     monkeypatch.setattr(sections.panels, "training_panels", fail)
     monkeypatch.setattr(sections, "missed_pictures", fail)
     page, _ = report(make_run())
-    assert page.row("Training") == page.row("Pictures of run: known_val") == ["RuntimeError: no font"]
+    assert page.row("Training") == page.row("Pictures of run on known_val") == ["RuntimeError: no font"]
     assert page.row("missed")[0] == "1"

@@ -42,7 +42,7 @@ def test_the_model_is_evaluated_if_results_do_not_belong_to_it(
         return analysis.source
 
     masks = {"MASK_ON": True, "HIDDEN_DIM": 128, "NHEADS": 8}
-    saved = f"{folder}/inference/coco_instances_results.json, saved by the evaluation of iteration 59"
+    saved = f"{folder}/inference/coco_instances_results.json, saved by the evaluation after 60 iterations"
     assert source(59, **masks) == source(58, **masks) == saved  # Detectron2 counts the final evaluation as one later
     assert source(99, **masks) == f"detections of {folder}, computed for this report"
     used = source(59, "encoder_only", run=make_run("other"), model=str(weights))
@@ -53,7 +53,7 @@ def test_saved_results_of_another_iteration_remain_if_the_model_cannot_be_opened
     folder = make_run()
     torch.save({"model": {"a": torch.zeros(1)}, "iteration": 99}, folder / "model_final.pth")
     run, analysis = errors_of(folder)
-    assert analysis is not None and "evaluation of iteration 59" in analysis.source
+    assert analysis is not None and "evaluation after 60 iterations" in analysis.source
     assert "which cannot be evaluated" in dict(run.missing)["Detections of the last model in known_val"]
 
 
@@ -71,7 +71,10 @@ def test_results_that_cannot_be_used(make_run: Callable[..., Path], content: str
     (folder / "inference" / "coco_instances_results.json").write_text(content)
     run, analysis = errors_of(folder)
     assert analysis is None and reason in dict(run.missing)["Saved results for known_val"]
-    assert "no saved results that belong to it, and no model" in dict(run.missing)["Error analysis of known_val"]
+    assert (
+        "no saved results that belong to it, and its model cannot be evaluated"
+        in dict(run.missing)["Error analysis of known_val"]
+    )
 
 
 def test_an_unexpected_error_does_not_lose_the_page(
@@ -133,5 +136,7 @@ def test_panoptic_data(make_run: Callable[..., Path], tmp_path: Path, monkeypatc
     lines = [{"iteration": 9, "bbox/AP": 100.0, "panoptic_seg/PQ": 51.25}]
     config = "DATASETS: {TEST: [shapes_val_panoptic]}"
     _, analysis = errors_of(make_run(config=config, lines=lines, found=[{**item, "score": 0.5} for item in found]))
-    assert analysis is not None and analysis.metrics["AP"] == 100 and "evaluation of iteration 9" in analysis.source
+    assert (
+        analysis is not None and analysis.metrics["AP"] == 100 and "evaluation after 10 iterations" in analysis.source
+    )
     assert sum(analysis.counts.values()) == 0

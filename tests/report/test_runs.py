@@ -45,6 +45,7 @@ def test_resumed_and_interrupted_runs(make_run: Callable[..., Path]) -> None:
         {"iteration": 60, "bbox/AP": 1.0, "attention/negative_entropy_0": -1},
     ]
     (run,) = read_runs([make_run("entropy", lines=lines)])  # Detectron2's final evaluation
+    assert (run.completed(39), run.completed(59), run.completed(60)) == (40, 60, 60)
     assert run.state == "finished, 60 of 60 iterations"
 
 
