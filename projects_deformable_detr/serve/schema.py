@@ -115,7 +115,7 @@ class ExplainResponse(BaseModel):
 class ModelDescription(BaseModel):
     """Model and limits of the server."""
 
-    classes: list[str] = Field(description="class names, indexed by class id")
+    classes: list[str] = Field(description="class names, things and stuff, indexed by class id")
     colors: list[str] = Field(description="class k has color k modulo the number of colors")
     exif_orientation: bool = Field(description="whether the EXIF orientation of images is applied")
     max_bytes: int
@@ -164,7 +164,9 @@ class Upload:
     image: Annotated[UploadFile, File(description="image file")]
     score_threshold: Annotated[float, Form(ge=0, le=1, description="minimum score")] = DEFAULT_THRESHOLD
     top_k: Annotated[int | None, Form(ge=1, description="maximum number of detections; default: the model's")] = None
-    classes: Annotated[list[str] | None, Form(description="names of the classes to detect; default: all")] = None
+    classes: Annotated[
+        list[str] | None, Form(description="names of the classes to detect, things only; default: all")
+    ] = None
 
     @property
     def options(self) -> Options:

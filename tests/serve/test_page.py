@@ -135,6 +135,9 @@ def test_click_shows_sampling_points(open_page, detector, picture):
     shapes = caption.locator("polygon").evaluate_all("all => all.map(shape => shape.getAttribute('points'))")
     assert len(set(shapes)) == 4
     assert page.locator("#detections button[aria-pressed=true]").count() == 1
+    with_dashes = canvas(page)  # the box of the last layer, visible on that of the detection, which is the same
+    page.evaluate("current.explanation.layer_boxes.fill([-9, -9, -8, -8]); render()")
+    assert canvas(page) != with_dashes
     last = canvas(page)
     assert last != before
     page.get_by_label("Attention layer").select_option("1")
@@ -165,12 +168,25 @@ def test_masks_and_attention_maps(open_page, make_detector, picture, is_panoptic
     )
     covered = expected.masks.any(0).numpy()
     if is_panoptic:
-        stuff = [item["id"] for item in expected.segmentation.segments if not item["isthing"]]
+        stuff = [item for item in expected.segmentation.segments if not item["isthing"]]
         assert stuff
-        covered = covered | np.isin(expected.segmentation.ids.numpy(), stuff)
+        covered = covered | np.isin(expected.segmentation.ids.numpy(), [item["id"] for item in stuff])
+        expect(page.locator("#count")).to_have_text(
+            re.compile(rf"^{len(expected)} detections?, {len(stuff)} stuff seg")
+        )
+        expect(page.locator("#detections .stuff")).to_have_count(len(stuff))
+        names = {item["id"]: detector.class_names[item["category_id"]] for item in stuff}
+        positions = page.evaluate(
+            """() => current.entries.filter((entry) => !entry.box)
+                 .map(({ name, runs }) => [name, ...inside(runs, current.result.size[0])])"""
+        )
+        for name, x, y in positions:  # of the labels
+            assert names[int(expected.segmentation.ids[y, x])] == name
     assert tinted == np.flatnonzero(covered).tolist()
     listed(page).first.click()
-    expect(page.locator("#caption")).to_contain_text("attention of all heads")
+    expect(page.locator("#caption")).to_contain_text(
+        re.compile(r"attention of all heads, color by weight from blue \(0\) to yellow \(0\.\d+\)")
+    )
 
 
 def test_several_images_and_errors(open_page, detector, picture):

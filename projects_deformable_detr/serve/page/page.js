@@ -91,6 +91,8 @@ function decode(counts) {
   return runs;
 }
 
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
 function isShown(entry) {
   return entry.score >= Number(find("threshold").value) && !hidden.has(entry.name);
 }
@@ -120,7 +122,7 @@ async function select(index) {
 function fill(list, items) {
   const focused = [...list.children].findIndex((item) => item.contains(document.activeElement));
   list.replaceChildren(...items);
-  if (focused >= 0 && items[focused]) items[focused].querySelector("button, input").focus();
+  if (focused >= 0) items[focused]?.querySelector("button, input")?.focus();
 }
 
 function element(tag, properties, ...children) {
@@ -152,7 +154,8 @@ function render() {
   const all = current.entries.filter((entry) => entry.score >= Number(find("threshold").value));
   const shown = all.filter(isShown);
   find("value").textContent = Number(find("threshold").value).toFixed(2);
-  find("count").textContent = `${shown.length} ${shown.length === 1 ? "detection" : "detections"}`;
+  const stuff = shown.filter((entry) => !entry.box).length, things = shown.length - stuff;
+  find("count").textContent = counted(things, "detection") + (stuff ? `, ${counted(stuff, "stuff segment")}` : "");
   const classes = new Map(current.entries.map((entry) => [entry.name, entry.color]));
   fill(find("classes"), model.classes.filter((name) => classes.has(name)).map((name) => {
     const box = element("input", { type: "checkbox", checked: !hidden.has(name) });
@@ -160,9 +163,10 @@ function render() {
     const count = all.filter((entry) => entry.name === name).length;
     return element("li", {}, element("label", {}, box, swatch(classes.get(name)), `${name} (${count})`));
   }));
-  fill(find("detections"), shown.filter((entry) => entry.box).map((entry) => {
+  fill(find("detections"), shown.map((entry) => {
     const isSelected = entry.index === current.selected;
     const text = [swatch(entry.color), entry.name, element("span", { className: "score" }, percent(entry.score))];
+    if (!entry.box) return element("li", { className: "stuff" }, ...text);
     return button(text, isSelected, () => select(isSelected ? null : entry.index));
   }));
   draw(find("canvas"), current, shown);
@@ -190,8 +194,10 @@ function draw(canvas, image, shown) {
   if (selected) {
     if (image.explanation) drawAttention(pen, image.explanation, factor, unit);
     drawBox(pen, selected, factor, unit);
+    if (image.explanation) drawLayerBox(pen, image.explanation, factor, unit); // over the box that it often equals
   }
-  canvas.setAttribute("aria-label", `${image.name} with ${shown.length} detections`);
+  for (const entry of selected ? [selected] : drawn) drawLabel(pen, entry, factor, unit, height);
+  canvas.setAttribute("aria-label", `${image.name} with ${find("count").textContent}`);
   find("layers").hidden = !(selected && image.explanation);
   find("caption").replaceChildren(...selected ? describe(selected, image.explanation)
     : [image.bitmap ? "Click a box, or an item of the list, to show its sampling points or attention map."
@@ -217,13 +223,28 @@ function tint(masks, width, height) {
   return canvas;
 }
 
-function drawBox(pen, { box, color, name, score }, factor, unit) {
+function drawBox(pen, { box, color }, factor, unit) {
   const [x1, y1, x2, y2] = box.map((value) => value * factor);
   for (const [width, style] of [[5, "#141414"], [3, color]]) {
     pen.lineWidth = width * unit;
     pen.strokeStyle = style;
     pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
   }
+}
+
+// A position inside a mask: the middle of its longest run.
+function inside(runs, height) {
+  let position = 0, longest = 0, middle = 0;
+  runs.forEach((length, index) => {
+    if (index % 2 && length > longest) [longest, middle] = [length, position + (length >> 1)];
+    position += length;
+  });
+  return [Math.floor(middle / height), middle % height];
+}
+
+// Above the box, or on the mask of stuff.
+function drawLabel(pen, { box, runs, color, name, score }, factor, unit, rows) {
+  const [x1, y1, , y2] = (box || [...inside(runs, rows), 0, 0]).map((value) => value * factor);
   const text = `${name} ${percent(score)}`;
   pen.font = `${13 * unit}px system-ui, sans-serif`;
   pen.textBaseline = "top";
@@ -250,6 +271,10 @@ function drawAttention(pen, explanation, factor, unit) {
   for (const { x, y, weight, level } of points.sort((a, b) => a.weight - b.weight)) {
     marker(pen, x * factor, y * factor, radius, level, weight / highest);
   }
+}
+
+function drawLayerBox(pen, explanation, factor, unit) {
+  const layer = Number(find("layer").value);
   pen.lineWidth = 2 * unit;
   pen.strokeStyle = "#ffffff";
   pen.setLineDash([6 * unit, 4 * unit]);
@@ -264,9 +289,10 @@ function describe({ name, score }, explanation) {
   const layer = Number(find("layer").value);
   const points = (explanation.points || []).filter((point) => point.layer === layer);
   const levels = [...new Set(points.map((point) => point.level))].sort((a, b) => a - b);
-  const what = points.length ? `${points.length} sampling points of levels ` : "attention of all heads";
+  const what = points.length ? `${points.length} sampling points of levels ` : "attention of all heads, ";
   const legend = levels.flatMap((level) => [symbol(level), `${level + 1}, `]);
-  return [`${title}: ${what}`, ...legend, `${points.length ? "" : ", "}color by weight from blue (low) to yellow (high). Dashed: box of this layer.`];
+  const highest = points.length ? Math.max(...points.map((point) => point.weight)) : Math.max(...explanation.maps[layer].flat());
+  return [`${title}: ${what}`, ...legend, `color by weight from blue (0) to yellow (${highest.toPrecision(2)}). Dashed: box of this layer.`];
 }
 
 function save(blob, suffix) {
