@@ -1,7 +1,8 @@
 """Shows what a model attends to in images: sampling points or attention maps, boxes of all layers, and gradients.
 
 For each image, writes an interactive page NAME.html, the boxes of all decoder layers (NAME_boxes.png), the proposals of
-two-stage models (NAME_proposals.png), and a picture of each detection (NAME_0.png, …). Points select the encoder.
+two-stage models (NAME_proposals.png), and a picture of each detection (NAME_0.png, …). For each --point,
+also draws the encoder's attention at that point.
 
 Examples:
   deformable-detr explain --weights output/quickstart street.jpg

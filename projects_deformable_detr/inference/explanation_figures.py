@@ -24,6 +24,7 @@ RAMP = ("#0d0887", "#6a00a8", "#b12a90", "#e16462", "#fca636", "#f0f921")
 MARKERS = ((0, 0), (4, 45), (3, 0), (4, 0), (5, 0), (3, 180), (6, 0), (8, 0))
 _SIDE, _CELL = 1000, 560  # longer side in pixels of a single picture, and of one in a grid
 _FINE = 2
+_IN_TITLES = "value in the title"  # end of a scale that differs between panels
 
 
 def draw_attention(
@@ -39,7 +40,6 @@ def draw_attention(
     check_index("index", index, rows)
     check_index("layer", layer, count)
     layer, index = layer % count, index % rows
-    legend = [("bar", "attention weight 0", "maximum of the map")]
     top = 0.0
     if isinstance(attention, DenseAttention):
         if by == "level":
@@ -50,6 +50,13 @@ def draw_attention(
             shown = [(f"layer {number + 1}", number, maps[number].mean(0)) for number in range(count)]
         elif by == "head":
             shown = [(f"head {head + 1}", layer, maps[layer, head]) for head in range(heads)]
+        tops = [float(item.max()) for _, _, item in shown]
+        legend = [("bar", "attention weight 0", f"{tops[0]:.2g}" if by is None else _IN_TITLES)]
+        if by is not None:
+            titles = [f"{name}: 0 to {end:.2g}" for (name, _, _), end in zip(shown, tops, strict=True)]
+            shown = [(title, number, item) for title, (_, number, item) in zip(titles, shown, strict=True)]
+        if of_point:
+            legend.append(("cross", "point", ""))
     else:
         points = explanation.sampling_points(index, None if by == "layer" else layer, of_point=of_point)
         shown = [("", layer, points)]
@@ -63,7 +70,7 @@ def draw_attention(
         legend = [
             ("bar", "attention weight 0", f"{top:.2g}"),
             *((str(level), f"level {level + 1}", "") for level in points.levels.unique().tolist()),
-            ("cross", "reference point", ""),
+            ("cross", "token nearest to the point" if of_point else "reference point", ""),
         ]
     panels = [(name, _mark(explanation, index, number, item, top, of_point)) for name, number, item in shown]
     return _panels(explanation, panels, legend)
@@ -107,17 +114,20 @@ def draw_gradients(explanation: ExplanationData, index: int) -> Image.Image:
     check_index("index", index, len(explanation.gradients))
     last = len(explanation.boxes) - 1
 
-    def draw(values: Tensor) -> Callable[[Image.Image, float], None]:
+    def draw(values: Tensor, top: float) -> Callable[[Image.Image, float], None]:
         def mark(picture: Image.Image, scale: float) -> None:
-            # Single pixels dominate the maximum.
-            _heat(picture, (values / values.quantile(0.999).clamp_min(1e-12)).clamp_max(1))
+            _heat(picture, (values / max(top, 1e-12)).clamp_max(1))
             _box(explanation, index, last, picture, scale)
 
         return mark
 
     maps = explanation.gradients[index]
-    panels = [(f"gradient of {name}", draw(values)) for name, values in zip(GRADIENTS, maps, strict=True)]
-    return _panels(explanation, panels, [("bar", "gradient norm 0", "largest")])
+    tops = maps.flatten(1).quantile(0.999, 1).tolist()  # single pixels dominate the maximum
+    panels = [
+        (f"gradient of {name}: 0 to {top:.2g}", draw(values, top))
+        for name, values, top in zip(GRADIENTS, maps, tops, strict=True)
+    ]
+    return _panels(explanation, panels, [("bar", "gradient norm 0", _IN_TITLES)])
 
 
 def _mark(
@@ -239,7 +249,8 @@ def _panels(
 
 def _draw_legend(width: int, entries: Sequence[tuple[str, str, str]]) -> drawing.Pixels:
     """Draws symbols with texts: ``"bar"`` (between two texts), ``"cross"``, or the level of a marker."""
-    font, row, gap = ImageFont.load_default(15 * _FINE), 26 * _FINE, 16 * _FINE
+    unit = _FINE * max(1.0, width / _SIDE)  # pictures are usually shown at the same width
+    font, row, gap = ImageFont.load_default(15 * unit), round(26 * unit), round(16 * unit)
     sizes = [font.getlength(first + last) + (12 * row if kind == "bar" else row) for kind, first, last in entries]
     places, x, y = [], gap, gap // 2
     for size in sizes:

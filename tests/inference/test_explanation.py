@@ -1,5 +1,6 @@
 """`Detector.explain`: tensors, pictures and the page."""
 
+import html
 import json
 import re
 import shutil
@@ -156,7 +157,13 @@ def test_page_in_a_browser(save_tiny, files, tmp_path):
       const place = canvas.getBoundingClientRect();
       const where = {{clientX: place.left + {x} * scale, clientY: place.top + {y} * scale}};
       canvas.dispatchEvent(new PointerEvent("pointermove", where));
-      document.title = `${{shown.length}} points`;
+      const count = shown.length, hover = get("hover").textContent, colors = [];
+      choose("layer", 1);
+      const cleared = get("hover").textContent;
+      box = (corners, color) => colors.push(color);
+      for (const id of ["boxes", "proposals"]) get(id).click();
+      const legend = [...get("legend").children].map(part => part.textContent);
+      document.title = JSON.stringify({{count, hover, cleared, colors, legend}});
     }}, 500);</script>"""
     path = tmp_path / "page.html"
     path.write_text(explanation.page().replace("</body>", script + "</body>"), encoding="utf-8")
@@ -164,11 +171,43 @@ def test_page_in_a_browser(save_tiny, files, tmp_path):
     flags = [*names.split(" "), f"user-data-dir={tmp_path}", "virtual-time-budget=3000"]
     command = [browser, *(f"--{flag}" for flag in flags), path.as_uri()]
     page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    assert re.search(r"<title>(.*?)</title>", page)[1] == "2 points"
-    found = re.search(r"weight ([\d.e-]+), layer 1, head (\d), level (\d)</p>", page)
+    result = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", page)[1]))
+    assert result["count"] == 2 and result["cleared"] == ""
+    found = re.search(r"weight ([\d.e-]+), layer 1, head (\d), level (\d)$", result["hover"])
     weights = points.weights[(points.heads == head) & (points.levels == level)]
     assert (int(found[2]), int(found[3])) == (head + 1, level + 1)
     assert min(abs(weights - float(found[1]))) < 0.01 * float(found[1])
+    assert result["legend"][2:-1] == ["green cross: reference point", "boxes: first layer dark, last layer yellow"]
+    assert result["legend"][-1].startswith("objectness of proposals 00.")
+    assert result["colors"][-len(explanation.boxes) - 1] == "rgb(240,249,33)"  # the best proposal, before the boxes
+
+
+def test_legends(save_tiny, files, monkeypatch):
+    """The end of a scale is a value, in the legend or in the title of each panel; the cross of a token is named."""
+    legends, titles = [], []
+    panels = figures._panels
+
+    def record(explanation, marks, legend):
+        titles.append([title for title, _ in marks])
+        legends.append(legend)
+        return panels(explanation, marks, legend)
+
+    monkeypatch.setattr(figures, "_panels", record)
+    options = {"points": [(20, 30)], "gradients": True, "score_threshold": 0, "top_k": 1}
+    dense, sampled = (Detector.load(save_tiny(kind)).explain(files[0], **options) for kind in ("detr", "multi_scale"))
+    for draw in (dense.draw_point, dense.draw):
+        draw(0)
+    dense.draw(0, by="layer")
+    dense.draw_gradients(0)
+    sampled.draw_point(0)
+    weights = dense.point_attention.weights[-1, 0].mean(0), dense.attention.weights[-1, 0].mean(0)
+    assert [legend[0][2] for legend in legends[:2]] == [f"{float(part.max()):.2g}" for part in weights]
+    assert legends[0][1:] == [("cross", "point", "")] and legends[1][1:] == []
+    assert titles[2][2] == f"layer 3: 0 to {legends[1][0][2]}"
+    top = float(dense.gradients[0, 0].quantile(0.999))
+    assert titles[3][0] == f"gradient of center: 0 to {top:.2g}"
+    assert [legend[0][2] for legend in legends[2:4]] == ["value in the title"] * 2
+    assert legends[4][-1] == ("cross", "token nearest to the point", "")
 
 
 def test_gradients(save_tiny, files):
