@@ -19,6 +19,9 @@ from .keys import get_cfg
 from .recipes import find_config, names
 
 _DEVICES = ("cuda", "cpu")
+_TYPE_MISMATCH = re.compile(  # message of yacs
+    r"Type mismatch \(<class '(\w+)'> vs. <class '(\w+)'>\) with values \((.*) vs. (.*)\) for config key: (\S+)"
+)
 
 
 def load_cfg(engine: str, args: Namespace) -> CfgNode:
@@ -44,7 +47,7 @@ def load_cfg(engine: str, args: Namespace) -> CfgNode:
     if args.eval_only and not cfg.DATASETS.TEST:
         raise UserError("--eval-only requires a data set: set DATASETS.TEST")
     if not args.eval_only and not cfg.DATASETS.TRAIN:
-        raise UserError("DATASETS.TRAIN is empty: set it to the training data sets")
+        raise UserError("DATASETS.TRAIN is empty: select a config (--config-file) and data (--train-data JSON IMAGES)")
     _check_epochs(cfg, args)
     if args.eval_only:
         cfg.DATASETS.TRAIN = ()  # the training data need not exist
@@ -157,7 +160,7 @@ def merge(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
             problem = f"cannot read {error.filename}: {error.strerror}"
             if error.filename == config_file and Path(config_file).stem in names():
                 problem += f"; the packaged config is selected by its name, {Path(config_file).stem}"
-        raise UserError(f"{source}: {problem}{_hint(problem, cfg)}") from error
+        raise UserError(f"{source}: {_rewrite(problem, cfg)}") from error
 
 
 def merge_known(cfg: CfgNode, content: Mapping[str, Any], section: str = "") -> None:
@@ -204,13 +207,15 @@ def _split_words(options: Sequence[str]) -> list[str]:
     return words
 
 
-def _hint(problem: str, cfg: CfgNode) -> str:
-    """Returns a remedy to append to an error message of yacs, or ""."""
+def _rewrite(problem: str, cfg: CfgNode) -> str:
+    """Adds remedies to error messages of yacs, and rewrites those about types."""
     if match := re.search(r"Non-existent (?:config )?key: (\S+)", problem):
-        return did_you_mean(match[1], (key for key, _ in leaves(cfg)))
-    if "<class 'float'> vs. <class 'int'>" in problem:
-        return "; write the number with a decimal point, such as 2.0"
-    return ""
+        return problem + did_you_mean(match[1], (key for key, _ in leaves(cfg)))
+    if match := _TYPE_MISMATCH.match(problem):
+        wanted, given, default, value, key = match.groups()
+        remedy = "; write the number with a decimal point, such as 2.0" if (wanted, given) == ("float", "int") else ""
+        return f"{key} must be of type {wanted}, like its default {default}, got {value} ({given}){remedy}"
+    return problem
 
 
 def leaves(node: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

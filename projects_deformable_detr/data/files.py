@@ -230,5 +230,8 @@ def _how_to_get(spec: DatasetSpec) -> str:
         return "generate it with `deformable-detr shapes`, or set DETECTRON2_DATASETS to its folder"
     if spec.name.startswith(("coco_", "lvis_")):
         name = spec.name[:4].upper()
-        return f"place {name} there as Detectron2's documentation describes, or set DETECTRON2_DATASETS to its folder"
+        return (
+            f"place {name} there as Detectron2's documentation describes, or set DETECTRON2_DATASETS to its folder; "
+            "train --train-data JSON IMAGES selects your own data"
+        )
     return "correct the path"

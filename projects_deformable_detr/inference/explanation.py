@@ -68,7 +68,7 @@ class Explanation(ExplanationData):
 
     def save_page(self, path: str | Path) -> None:
         """Writes `page` to a file."""
-        Path(path).write_text(self.page(), encoding="utf-8")
+        Path(path).write_text(self.page(), encoding="utf-8", errors="replace")  # file names may be any bytes
 
 
 def check_points(points: Sequence[tuple[float, float]], size: tuple[int, int]) -> Tensor:

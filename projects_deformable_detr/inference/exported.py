@@ -68,7 +68,7 @@ def encode_metadata(metadata: ModelMetadata, graph: GraphSpec) -> str:
 
 
 def read_exported_metadata(path: str | os.PathLike[str]) -> tuple[ModelMetadata, GraphSpec]:
-    """Reads the metadata of an exported file, and its inputs and outputs, without its runtime and without executing code.
+    """Reads model and graph of an exported file without its runtime and without executing code.
 
     Raises:
         UserError: if the file cannot be read or was not written by ``deformable-detr export``.

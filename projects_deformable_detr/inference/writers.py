@@ -88,7 +88,7 @@ class PictureWriter:
 
 
 class CocoWriter:
-    """Writes ``detections.json``, a COCO results file with the additional fields ``name``, ``file``, ``frame``, ``track_id``.
+    """Writes ``detections.json``, a COCO results file with the additional fields name, file, frame and track_id.
 
     Args:
         folder: folder of the file.
