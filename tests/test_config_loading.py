@@ -27,7 +27,8 @@ def load(engine, *words):
     [
         (["MODEL.DETR.NHEAD", 4], r"command line: .*MODEL\.DETR\.NHEAD.*; did you mean MODEL.DETR.NHEADS\?"),
         (["SOLVER.EMA.DECAY", 1], "command line: .*write the number with a decimal point, such as 2.0"),
-        (["SOLVER.GAMMA", "x"], r"command line: SOLVER.GAMMA must be of type float, .* got x \(str\)"),
+        (["SOLVER.GAMMA", "x"], r"command line: SOLVER.GAMMA must be of type float, like 0.1, got x \(str\)"),
+        (["MODEL", 5], r"command line: MODEL is a section, not a key: name the key within it$"),
         (["SOLVER.GAMMA"], "command line: 'SOLVER.GAMMA' has no value"),
         (["SOLVER.GAMMA", 1.0, "--resume"], "command line: --resume must come before"),
     ],

@@ -8,6 +8,7 @@ import platform
 import torch
 
 from . import __version__
+from .layers import onednn_is_faster
 from .library import LIBRARIES, find_library
 
 
@@ -38,6 +39,9 @@ def main() -> None:
         print(f"{content}: {path if path else 'not built'}")
     print(f"CPU implementation: {cpu_path()}")
     print(f"CUDA implementation: {cuda_path()}")
+    faster = "oneDNN" if onednn_is_faster() else "the BLAS library of PyTorch"
+    why = "selected by MS_DEFORM_ATTN_ONEDNN" if os.environ.get("MS_DEFORM_ATTN_ONEDNN") else "measured"
+    print(f"linear layers in float32 on the CPU: {faster} ({why})")
     print(f"threads: {torch.get_num_threads()}")
 
 

@@ -1,9 +1,14 @@
-"""Layers that are faster on the CPU than PyTorch's, which they replace without changes of parameters and results."""
+"""Layers that are faster on the CPU than PyTorch's.
+
+Parameters are the same; results are the same up to rounding and to the random numbers of dropout. Without the compiled
+library, and in other types than float32, float16 and bfloat16, dropout is PyTorch's.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +22,8 @@ from torch.nn import grad as gradients
 from .library import LIBRARIES
 
 _MIN_PRODUCTS = 2**22  # multiplications below which the overhead of a convolution matters
+_MIN_ELEMENTS = 20480  # up to this size, PyTorch computes dilated convolutions without oneDNN
+_MIN_OUTPUTS = 8  # output channels below which oneDNN is slower
 
 
 class Linear(nn.Linear):
@@ -40,7 +47,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (…, O).
     """
-    if not _can_use_onednn(input, weight):
+    is_supported = type(weight) in (Tensor, nn.Parameter) and weight.dtype == torch.float32
+    if not is_supported or weight.layout != torch.strided or input.shape[-1] != weight.shape[-1]:
+        return F.linear(input, weight, bias)
+    if not _is_large(input, weight.shape[0]) or not prefers_onednn(input):
         return F.linear(input, weight, bias)
     # With a dilation, which does not change 1x1 convolutions, PyTorch selects oneDNN also for one thread.
     output = F.conv2d(_as_map(input), weight[..., None, None], bias, dilation=2)
@@ -49,10 +59,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def weight_gradient(grad: Tensor, input: Tensor) -> Tensor:
     """Computes the gradient (O, C) of the weight of a linear layer from grad (S, O) and input (S, C)."""
-    if not _can_use_onednn(input, grad.t()):
+    sizes = grad.shape[1], input.shape[1]
+    if not (_is_large(input, sizes[0]) and prefers_onednn(input)):
         return grad.t() @ input
-    shape = grad.shape[1], input.shape[1], 1, 1
-    return gradients.conv2d_weight(_as_map(input), shape, _as_map(grad), dilation=2)[..., 0, 0]
+    return gradients.conv2d_weight(_as_map(input), (*sizes, 1, 1), _as_map(grad), dilation=2)[..., 0, 0]
 
 
 def _as_map(x: Tensor) -> Tensor:
@@ -60,16 +70,26 @@ def _as_map(x: Tensor) -> Tensor:
     return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
-def _can_use_onednn(input: Tensor, weight: Tensor) -> bool:
+def _is_large(input: Tensor, outputs: int) -> bool:
+    return input.numel() * outputs >= _MIN_PRODUCTS and outputs >= _MIN_OUTPUTS
+
+
+def prefers_onednn(input: Tensor) -> bool:
+    """Returns whether products with a float32 tensor on the CPU should use oneDNN.
+
+    False for other and for small tensors, for traced models, under autocast, if ``torch.backends.mkldnn.enabled`` is
+    False, and if a lower precision is allowed (``torch.set_float32_matmul_precision``).
+    """
+    mkldnn: Any = torch.backends.mkldnn
     return (
-        not is_traced()
-        and input.numel() * weight.shape[0] >= _MIN_PRODUCTS
-        and input.dtype == weight.dtype == torch.float32
+        type(input) in (Tensor, nn.Parameter)
+        and input.dtype == torch.float32
         and input.device.type == "cpu"
-        and type(input) in (Tensor, nn.Parameter)
+        and input.numel() > _MIN_ELEMENTS
+        and not is_traced()
         and not torch.is_autocast_enabled("cpu")
-        and bool(torch.backends.mkldnn.enabled)
-        and torch.backends.mkldnn.conv.fp32_precision in ("none", "ieee")  # type: ignore[attr-defined]
+        and bool(mkldnn.enabled)
+        and all(kind.fp32_precision in ("none", "ieee") for kind in (mkldnn.conv, mkldnn.matmul))
         and onednn_is_faster()
     )
 
@@ -78,18 +98,31 @@ def _can_use_onednn(input: Tensor, weight: Tensor) -> bool:
 def onednn_is_faster() -> bool:
     """Returns whether oneDNN multiplies matrices at least 1.3 times as fast as the BLAS library on this processor.
 
-    The environment variable ``MS_DEFORM_ATTN_ONEDNN`` (0 or 1) replaces the measurement, which takes about 20 ms.
+    The environment variable ``MS_DEFORM_ATTN_ONEDNN`` (0 or 1) replaces the measurement, which takes about 20 ms on
+    one thread.
     """
     setting = os.environ.get("MS_DEFORM_ATTN_ONEDNN", "")
     if setting or not torch.backends.mkldnn.is_available():
         return setting not in ("", "0")
+    results: list[bool] = []
+    # Another thread has no autocast, modes and hooks of the caller.
+    thread = threading.Thread(target=lambda: results.append(_measure()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def _measure() -> bool:
+    threads = torch.get_num_threads()
     input, weight = (torch.ones(rows, 256, dtype=torch.float32, device="cpu") for rows in (1024, 256))
     input_map, weight_map = _as_map(input), weight[..., None, None]
     blas = functools.partial(F.linear, input, weight)
     onednn = functools.partial(F.conv2d, input_map, weight_map, dilation=2)
-    with torch.no_grad():
+    torch.set_num_threads(1)  # with several threads, other programs would affect the result
+    try:
         times = [(_seconds(blas), _seconds(onednn)) for _ in range(10)]
-    # Minima are least affected by other programs.
+    finally:
+        torch.set_num_threads(threads)
     return min(seconds for seconds, _ in times) > 1.3 * min(seconds for _, seconds in times)
 
 
@@ -121,7 +154,8 @@ def compiled_p(input: Tensor, p: float, training: bool) -> float | None:
         return None
     if not training or p == 0:
         return 0.0
-    return p if p < 1 and LIBRARIES and input.dtype != torch.float64 else None
+    is_supported = input.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return p if p < 1 and LIBRARIES and is_supported else None
 
 
 class _SeededDropout(torch.autograd.Function):

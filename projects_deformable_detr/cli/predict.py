@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     number = f"{len(counts)} image{'s' * (len(counts) != 1)}"
     rate = f"{seconds:.1f} s ({len(counts) / seconds:.2f} images/s)"
     print(f"{number}, {sum(counts)} detections in {rate}: {args.output}")
-    if counts and not any(counts):
+    if counts and not any(counts) and not args.track:
         print(f"No detection has a score of at least {args.threshold:g}: lower --threshold")
     if broken:
         kind, result = ("images and videos", "completely") if videos else ("images", "or written, and were skipped")
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_label_files(images: list[ImageItem], videos: list[Video]) -> None:
     """Raises `UserError` if ``labels/NAME_FRAME.txt`` of a video could be the file of an image."""
     for video in videos:
-        pattern = re.compile(re.escape(video.name) + r"_\d+")
+        pattern = re.compile(re.escape(video.name) + r"_[1-9]\d*")
         for item in images:
             if pattern.fullmatch(item.name):
                 raise UserError(

@@ -20,7 +20,8 @@ from .recipes import find_config, names
 
 _DEVICES = ("cuda", "cpu")
 _TYPE_MISMATCH = re.compile(  # message of yacs
-    r"Type mismatch \(<class '(\w+)'> vs. <class '(\w+)'>\) with values \((.*) vs. (.*)\) for config key: (\S+)"
+    r"Type mismatch \(<class '([\w.]+)'> vs. <class '([\w.]+)'>\) with values \((.*) vs. (.*)\) for config key: (\S+)",
+    re.DOTALL,
 )
 
 
@@ -212,9 +213,11 @@ def _rewrite(problem: str, cfg: CfgNode) -> str:
     if match := re.search(r"Non-existent (?:config )?key: (\S+)", problem):
         return problem + did_you_mean(match[1], (key for key, _ in leaves(cfg)))
     if match := _TYPE_MISMATCH.match(problem):
-        wanted, given, default, value, key = match.groups()
+        wanted, given, current, value, key = match.groups()
         remedy = "; write the number with a decimal point, such as 2.0" if (wanted, given) == ("float", "int") else ""
-        return f"{key} must be of type {wanted}, like its default {default}, got {value} ({given}){remedy}"
+        if wanted.endswith("CfgNode"):
+            return f"{key} is a section, not a key: name the key within it"
+        return f"{key} must be of type {wanted}, like {current}, got {value} ({given}){remedy}"
     return problem
 
 

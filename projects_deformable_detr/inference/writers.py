@@ -2,7 +2,8 @@
 
 import csv
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -168,6 +169,7 @@ class Writers(ExitStack):
 
     def __init__(self, folder: Path, formats: list[str], category_ids: list[int] | None = None) -> None:
         super().__init__()
+        self.enter_context(_naming_folder(folder))
         self.folder = folder
         available: dict[str, Any] = {
             "picture": PictureWriter,
@@ -182,8 +184,15 @@ class Writers(ExitStack):
 
     def write(self, result: Result) -> None:
         """Writes the detections of an image or frame in all formats."""
-        try:
+        with _naming_folder(self.folder):
             for writer in self.writers:
                 writer.write(result)
-        except OSError as error:  # those of a full disk do not name the file
-            raise UserError(f"{error.filename or self.folder} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _naming_folder(folder: Path) -> Iterator[None]:
+    """Adds the output folder to errors that name no file, such as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error

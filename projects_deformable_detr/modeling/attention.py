@@ -30,7 +30,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     ) -> Tensor:
         """Maps query (N, Q, C), key and value (N, S, C) to (N, Q, C); the mask (N, S) is True for ignored keys."""
         p = compiled_p(query, self.dropout, self.training)
-        if not p:
+        if not p or (key_padding_mask is not None and key_padding_mask.dtype != torch.bool):
             return super().forward(query, key, value, key_padding_mask, need_weights=False)[0]
         assert self.in_proj_weight is not None and self.in_proj_bias is not None
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
@@ -69,13 +69,14 @@ class _Attention(torch.autograd.Function):
         query, key, value, mask = ctx.saved_tensors
         grads = tuple(torch.empty_like(x) for x in (query, key, value))
         grad = grad * dropout_scale(ctx.p)
-        for index, rows in enumerate(_tiles(query, key)):
-            weights = _attention_weights(query, key, mask, rows)
-            grad_weights = drop_(torch.bmm(grad[rows], value[rows].mT), ctx.p, ctx.seed + index)
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            torch.bmm(grad_scores, key[rows], out=grads[0][rows]).mul_(query.shape[-1] ** -0.5)
-            torch.bmm(grad_scores.mT, query[rows] * query.shape[-1] ** -0.5, out=grads[1][rows])
-            torch.bmm(drop_(weights, ctx.p, ctx.seed + index).mT, grad[rows], out=grads[2][rows])
+        with torch.autocast("cpu", enabled=False):
+            for index, rows in enumerate(_tiles(query, key)):
+                weights = _attention_weights(query, key, mask, rows)
+                grad_weights = drop_(torch.bmm(grad[rows], value[rows].mT), ctx.p, ctx.seed + index)
+                grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+                torch.bmm(grad_scores, key[rows], out=grads[0][rows]).mul_(query.shape[-1] ** -0.5)
+                torch.bmm(grad_scores.mT, query[rows] * query.shape[-1] ** -0.5, out=grads[1][rows])
+                torch.bmm(drop_(weights, ctx.p, ctx.seed + index).mT, grad[rows], out=grads[2][rows])
         return *grads, None, None, None
 
 
@@ -86,6 +87,8 @@ def _tiles(query: Tensor, key: Tensor) -> Iterator[slice]:
 
 def _attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
     scores = torch.bmm(query[rows] * query.shape[-1] ** -0.5, key[rows].mT)
-    if mask is not None:
-        scores.masked_fill_(mask[rows], torch.finfo(scores.dtype).min)
-    return scores.softmax(-1)
+    if mask is None:
+        return scores.softmax(-1)
+    # Without keys, all weights are zero, as in PyTorch's attention.
+    weights = scores.masked_fill_(mask[rows], torch.finfo(scores.dtype).min).softmax(-1)
+    return weights.masked_fill_(mask[rows], 0.0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import torch
-from ms_deform_attn.layers import is_traced, onednn_is_faster
+from ms_deform_attn.layers import is_traced, prefers_onednn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -229,9 +229,8 @@ def _conv_norm(
 def _dilation(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
     """Returns a dilation of 2 for 1x1 convolutions, which it does not change, if PyTorch then uses a faster library."""
     # With one thread, PyTorch computes 1x1 convolutions without dilation by the BLAS library.
-    if conv.kernel_size != (1, 1) or x.device.type != "cpu" or is_traced():
-        return conv.dilation
-    return (2, 2) if torch.get_num_threads() == 1 and onednn_is_faster() else conv.dilation
+    is_pointwise = conv.kernel_size == (1, 1) and conv.weight.dtype == torch.float32
+    return (2, 2) if is_pointwise and prefers_onednn(x) and torch.get_num_threads() == 1 else conv.dilation
 
 
 def _can_fold(conv: nn.Conv2d, x: Tensor) -> bool:

@@ -86,6 +86,7 @@ def summary_section(runs: Sequence[Run]) -> Section:
         share = sum(run.scalars["data_time"].values()) / max(sum(run.scalars["time"].values()), 1e-12)
         return f"{100 * share:.0f} %"
 
+    numbers = {id(run): number for number, run in enumerate(runs)}
     rows: dict[str, Callable[[Run], object]] = {
         "folder": lambda run: run.folder,
         "state": lambda run: run.state,
@@ -94,7 +95,7 @@ def summary_section(runs: Sequence[Run]) -> Section:
         "images per second": lambda run: _text(run.images_per_second, 1),
         "time waiting for data": waiting,
         "GPU memory": lambda run: "–" if run.memory is None else f"{run.memory} MiB",
-        "missing parts": lambda run: Markup('<a href="#missing{}">{}</a>').format(runs.index(run), len(run.missing)),
+        "missing parts": lambda run: Markup('<a href="#missing{}">{}</a>').format(numbers[id(run)], len(run.missing)),
     }
     cells = [[name, *map(value, runs)] for name, value in rows.items()]
     cells[3:3] = _results(runs)
@@ -267,6 +268,11 @@ def _confused_pairs(analysis: Analysis) -> Table:
     return Table(["object", "detected as", "count"], rows)
 
 
+def _loading(item: TestSet) -> tuple[object, ...]:
+    """Returns what the content of a data set depends on."""
+    return item.spec, item.config.invalid_boxes, item.config.drop_root_category
+
+
 def data_section(runs: Sequence[Run], test_sets: Sequence[tuple[Run, TestSet]]) -> Section:
     """Returns the numbers of images and objects of all data sets that can be read."""
     used = list(test_sets)
@@ -275,12 +281,12 @@ def data_section(runs: Sequence[Run], test_sets: Sequence[tuple[Run, TestSet]]) 
             if run.data is not None and name in run.data.train:
                 used.append((run, TestSet(things(spec), run.data, Path())))
     loaded: list[CocoRecords] = []
-    for item in {item.spec: item for _, item in used}.values():
+    for item in {_loading(item): item for _, item in used}.values():
         try:
             loaded.append(item.load())
         except Exception as error:  # other parts of the page are still valid
             for run in runs:
-                if any(user is run and other.spec == item.spec for user, other in used):
+                if any(user is run and _loading(other) == _loading(item) for user, other in used):
                     run.missing.append((f"Summary of {item.spec.name}", error_text(error)))
     if not loaded:
         return Section("Data")

@@ -45,6 +45,12 @@ def test_training_with_dropout(limit, tile, masked, monkeypatch):
     grad = torch.randn_like(output)
     found, wanted = (torch.autograd.grad(y, inputs, grad) for y in (output, expected))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):  # also around the backward pass only
+        torch.manual_seed(1)
+        with torch.autocast("cpu", enabled=False):
+            output = module(query, key, value, key_padding_mask=mask)
+        rounded = torch.autograd.grad(output, inputs, grad)
+    torch.testing.assert_close(rounded, found, rtol=0.1, atol=0.05)
     if masked:
         assert not found[1][1, 5:].any() and not found[2][1, 5:].any()
 
@@ -65,4 +71,17 @@ def test_modes_types_and_transforms():
     torch.testing.assert_close(module(x, x, x), plain.eval()(x, x, x)[0])
     means = torch.stack([module.train()(x, x, x) for _ in range(300)]).mean(0)
     torch.testing.assert_close(means, module.eval()(x, x, x), rtol=0, atol=0.1)  # dropout preserves the mean
-    torch.func.vmap(module)(x[:, None], x[:, None], x[:, None])
+    found = torch.func.vmap(module.eval())(x[:, None], x[:, None], x[:, None])
+    torch.testing.assert_close(found[:, 0], module(x, x, x))
+
+
+def test_without_keys():
+    """Images without valid tokens have no attention, in training as in evaluation."""
+    torch.manual_seed(0)
+    module = MultiheadAttention(16, 4, 0.3)
+    query, key = (torch.randn(1, rows, 16, requires_grad=True) for rows in (3, 5))
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    output = module(query, key, key, mask)
+    torch.testing.assert_close(output, module.out_proj.bias.expand_as(output))
+    torch.testing.assert_close(output, module.eval()(query, key, key, mask))
+    assert not any(grad.any() for grad in torch.autograd.grad(output.sum(), (query, key)))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from ms_deform_attn import layers
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -215,3 +216,23 @@ def test_padding_mode_of_convolutions():
     images = torch.randn(1, 3, 64, 64)
     expected = original.layer1(original.maxpool(original.relu(original.bn1(original.conv1(images)))))
     torch.testing.assert_close(resnet(images)["res2"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_thread_uses_onednn_for_pointwise_convolutions(monkeypatch):
+    """Dilation of 1x1 convolutions selects oneDNN, and changes neither results nor gradients."""
+    resnet, images = ResNet(50, ALL, **TINY), torch.randn(1, 3, 256, 256)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found, counts = {}, {}
+    for is_faster in (False, True):
+        monkeypatch.setattr(layers, "onednn_is_faster", lambda is_faster=is_faster: is_faster)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            outputs = resnet(images)
+        sum(output.square().mean() for output in outputs.values()).backward()
+        names = {event.key: event.count for event in profile.key_averages()}
+        found[is_faster] = outputs["res5"], resnet.layer2[0].conv1.weight.grad.clone()
+        counts[is_faster] = names["aten::mkldnn_convolution"]
+        resnet.zero_grad()
+    torch.set_num_threads(threads)
+    assert counts[True] > counts[False] + 10
+    torch.testing.assert_close(found[True], found[False], rtol=1e-3, atol=1e-3)
