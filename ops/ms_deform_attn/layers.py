@@ -47,8 +47,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (…, O).
     """
-    is_supported = type(weight) in (Tensor, nn.Parameter) and weight.dtype == torch.float32
-    if not is_supported or weight.layout != torch.strided or input.shape[-1] != weight.shape[-1]:
+    if is_traced() or type(weight) not in (Tensor, nn.Parameter) or weight.dtype != torch.float32:
+        return F.linear(input, weight, bias)
+    if weight.layout != torch.strided or input.shape[-1] != weight.shape[-1]:
         return F.linear(input, weight, bias)
     if not _is_large(input, weight.shape[0]) or not prefers_onednn(input):
         return F.linear(input, weight, bias)
@@ -82,11 +83,11 @@ def prefers_onednn(input: Tensor) -> bool:
     """
     mkldnn: Any = torch.backends.mkldnn
     return (
-        type(input) in (Tensor, nn.Parameter)
+        not is_traced()  # first: the number of elements may be symbolic
+        and type(input) in (Tensor, nn.Parameter)
         and input.dtype == torch.float32
         and input.device.type == "cpu"
         and input.numel() > _MIN_ELEMENTS
-        and not is_traced()
         and not torch.is_autocast_enabled("cpu")
         and bool(mkldnn.enabled)
         and all(kind.fp32_precision in ("none", "ieee") for kind in (mkldnn.conv, mkldnn.matmul))

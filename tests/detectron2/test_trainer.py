@@ -61,8 +61,8 @@ def test_report_of_a_training(trained, tmp_path):
     folder, results = trained
     write_report([folder], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
-    assert f"bbox AP {results['bbox']['AP']:.2f} at iteration 60" in text
-    assert "saved by the evaluation of iteration 60" in text and "detectron2" in text
+    assert f"{results['bbox']['AP']:.2f} after 60 iterations" in text
+    assert "saved by the evaluation after 60 iterations" in text and "detectron2" in text
 
 
 def test_the_model_can_be_copied(make_cfg):

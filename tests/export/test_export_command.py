@@ -47,7 +47,7 @@ def test_detector_opens_the_exported_file(weights, capsys, format, monkeypatch):
     monkeypatch.delattr(torch.jit, "load")  # info does not open the runtime
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["info", str(path)]) == 0
-    assert "classes  5: ant, bee, cow, dog, elk\n" in capsys.readouterr().out
+    assert "classes    5: ant, bee, cow, dog, elk\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_a_training_writes_its_report(make_args: Callable[..., Any], tmp_path: P
     assert norms.keys() == {19, 23} and min(norms.values()) > 0.1  # larger than after clipping
     (ap,) = [line["bbox/AP"] for line in lines if "bbox/AP" in line and line["iteration"] == 23]
     text = (tmp_path / "report.html").read_text()
-    assert f"bbox AP {ap:.2f} at iteration 23" in text and "saved by the evaluation of iteration 23" in text
+    assert f"{ap:.2f} after 24 iterations" in text and "saved by the evaluation after 24 iterations" in text
     assert 'aria-label="gradient norm before clipping"' in text and "finished, 24 of 24 iterations" in text
 
 
