@@ -167,7 +167,7 @@ class Detector:
 
     def __repr__(self) -> str:
         names = ", ".join(self.class_names[:3]) + (", …" if len(self.class_names) > 3 else "")
-        graph = getattr(self.model, "graph", None)  # of an exported model
+        graph = getattr(self.model, "graph", None)  # only exported models have one
         dtype = str(self.dtype).removeprefix("torch.") if graph is None else f"{graph.format}, {graph.precision}"
         return f"Detector({len(self.class_names)} classes: {names}; {dtype} on {self.device})"
 

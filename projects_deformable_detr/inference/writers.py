@@ -169,7 +169,6 @@ class Writers(ExitStack):
 
     def __init__(self, folder: Path, formats: list[str], category_ids: list[int] | None = None) -> None:
         super().__init__()
-        self.enter_context(_naming_folder(folder))
         self.folder = folder
         available: dict[str, Any] = {
             "picture": PictureWriter,
@@ -180,7 +179,11 @@ class Writers(ExitStack):
         self.writers: list[Writer] = []
         for name in dict.fromkeys(formats):
             self.writers.append(available[name](folder))
-            self.callback(self.writers[-1].close)
+            self.callback(self._close, self.writers[-1])
+
+    def _close(self, writer: Writer) -> None:
+        with _naming_folder(self.folder):
+            writer.close()
 
     def write(self, result: Result) -> None:
         """Writes the detections of an image or frame in all formats."""

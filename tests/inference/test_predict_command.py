@@ -207,6 +207,15 @@ def test_full_disk(weights, files, tmp_path, capsys, monkeypatch):
     assert f"{tmp_path / 'pictures'} cannot be written: No space left" in capsys.readouterr().err
 
 
+def test_errors_of_inputs_do_not_name_the_output_folder(weights, files, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("projects_deformable_detr.inference.detector.Detector._prepare", fail)
+    with pytest.raises(OSError, match=r"Input/output error$"):
+        predict(weights, tmp_path / "out", files[0], "--format", "csv")
+
+
 def test_tracking_without_its_package(weights, video, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackers", None)
     assert predict(weights, tmp_path / "out", video, "--track") == 2

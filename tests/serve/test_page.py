@@ -180,7 +180,7 @@ def test_masks_and_attention_maps(open_page, make_detector, picture, is_panoptic
             """() => current.entries.filter((entry) => !entry.box)
                  .map(({ name, runs }) => [name, ...inside(runs, current.result.size[0])])"""
         )
-        for name, x, y in positions:  # of the labels
+        for name, x, y in positions:
             assert names[int(expected.segmentation.ids[y, x])] == name
     assert tinted == np.flatnonzero(covered).tolist()
     listed(page).first.click()
