@@ -16,6 +16,7 @@ from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -36,13 +37,14 @@ from ..training.failures import StepRecorder
 from ..training.interruption import log_stop, shield_workers, stop_evaluation
 from ..training.last_checkpoint import has_last_checkpoint, is_finished, write_finished
 from ..training.optimizer import OPTIMIZERS, check_optimizer_state, hyperparameters, set_hyperparameters
+from ..training.progress import RemainingTime
 from ..training.schedule import SCHEDULES
 from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer
 from .checkpoint import EMA, DetectorCheckpointer
 from .classes import known_class_names
 from .data import resolve_num_classes, test_data, training_data
 from .evaluation import build_evaluator
-from .hooks import EarlyStopping, StopOnSignal, StopTraining, add_hooks
+from .hooks import EarlyStopping, MetricPrinter, StopOnSignal, StopTraining, add_hooks
 from .mapper import EMPTY_MASKS, DetrDatasetMapper
 from .meta_arch import to_targets
 from .patches import build_optimizer, without_key_checks
@@ -121,6 +123,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         self.start_iter = 0
         self.is_finished = False
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.remaining_time = RemainingTime(self.max_iter, self.config.eval_period or self.max_iter + 1)
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
@@ -155,6 +158,18 @@ class Trainer(DefaultTrainer, StoppableLoop):
         groups = hyperparameters(optimizer)
         super().load_state_dict(state_dict)
         set_hyperparameters(optimizer, self.scheduler, groups)
+
+    def before_step(self) -> None:
+        """Measures the evaluation after the last iteration, and runs the hooks."""
+        period = self.config.eval_period
+        if period > 0 and self.iter > self.start_iter and self.iter % period == 0:
+            self.remaining_time.end_evaluation()
+        super().before_step()
+
+    def after_step(self) -> None:
+        """Measures the time of the iteration, and runs the hooks."""
+        self.remaining_time.end_iteration()
+        super().after_step()
 
     def run_step(self) -> None:
         """Runs an iteration; errors contain the images of the batch and config keys."""
@@ -250,6 +265,11 @@ class Trainer(DefaultTrainer, StoppableLoop):
         if evaluation_config(self.cfg).tta is not None:
             own.insert(-1, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))  # before StopOnSignal
         return own
+
+    def build_writers(self) -> list[Any]:
+        """Builds Detectron2's writers; the printed remaining time follows the load and includes evaluations."""
+        printer = MetricPrinter(self.max_iter, self.remaining_time)
+        return [printer if type(writer) is CommonMetricPrinter else writer for writer in super().build_writers()]
 
 
 class StoppableLoader:

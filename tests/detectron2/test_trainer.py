@@ -65,6 +65,24 @@ def test_report_of_a_training(trained, tmp_path):
     assert "saved by the evaluation after 60 iterations" in text and "detectron2" in text
 
 
+def test_remaining_time_includes_evaluations(make_cfg, monkeypatch):
+    now = 0.0
+
+    def clock(seconds=1.0):  # read once for each iteration and once after each evaluation
+        nonlocal now
+        now += seconds
+        return now
+
+    cfg = make_cfg(SOLVER__MAX_ITER=40, TEST__EVAL_PERIOD=10)
+    monkeypatch.setattr(Trainer, "test", lambda *_: clock(9.0) and {})
+    Path(cfg.OUTPUT_DIR).mkdir()
+    trainer = Trainer(cfg)
+    trainer.remaining_time.clock = clock
+    trainer.train()
+    seconds = {line["iteration"]: line["eta_seconds"] for line in metrics(cfg.OUTPUT_DIR)}
+    assert seconds == pytest.approx({19: 20 * 1 + 2 * 10, 39: 10})
+
+
 def test_the_model_can_be_copied(make_cfg):
     trainer = Trainer(make_cfg(SOLVER__MAX_ITER=1))
     copy.deepcopy(trainer.model)

@@ -4,9 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-pytest.importorskip("lightning")
-
-from projects_deformable_detr.standalone.progress import RemainingTime
+from projects_deformable_detr.training.progress import RemainingTime
 
 TOTAL, PERIOD = 2000, 500
 
@@ -40,6 +38,19 @@ def test_constant_speed() -> None:
 def test_change_of_speed(change: int, before: float, after: float) -> None:
     found = ratios(lambda step: before if step <= change else after)
     assert found[change + 30 : -1] == pytest.approx([1] * (TOTAL - change - 31), rel=0.2)
+
+
+def test_time_after_an_evaluation() -> None:
+    now = 0.0
+    remaining = RemainingTime(30, 10, lambda: now)
+    for step in range(1, 21):
+        now += 1.0
+        remaining.end_iteration()
+        if step % 10 == 0:
+            assert remaining.seconds(step) == 30 - step + (2 * 5 if step == 20 else 0)
+            now += 5.0
+            remaining.end_evaluation()
+            assert remaining.seconds(step, is_evaluated=True) == 30 - step + (30 - step) / 10 * 5
 
 
 def test_slow_first_iterations() -> None:
