@@ -40,7 +40,7 @@ demo: $(DEMO_STAMP)
 
 test: $(STAMP)
 	$(MAKE) --jobs 2 --output-sync lint docs cuda-compile
-	GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n 2 --dist loadfile
+	GOMP_SPINCOUNT=300 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
