@@ -5,8 +5,8 @@
 
 Sizes: levels 100x134, 50x67, 25x34, 13x17, 8 heads of 32 channels, 4 points. ENC: one query per position, DEC: 300
 queries. Sampling points scatter by about 3 pixels around their reference point. Each figure is the median of
-interleaved runs (one call of each candidate in turn), so that background load affects all candidates equally. Compare
-ratios, not times.
+interleaved runs (one call of each candidate, in random order), so that background load affects all candidates equally.
+Compare ratios, not times.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import ctypes
 import functools
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -118,12 +119,18 @@ def with_grad_output(x: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def measure(functions: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Returns the median milliseconds of each function; calls are interleaved."""
+    """Returns the median milliseconds of each function; calls are interleaved.
+
+    The order is random, because a call is slower after one that evicts the inputs from the caches.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
+    shuffle = random.Random(0).shuffle
+    names = list(functions)
     for i in range(repeat + 2):
-        for name, function in functions.items():
+        shuffle(names)
+        for name in names:
             begin = CLOCK()
-            function()
+            functions[name]()
             if i >= 2:
                 times[name].append(1e3 * (CLOCK() - begin))
     return {name: statistics.median(t) for name, t in times.items()}
