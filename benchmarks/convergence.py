@@ -103,7 +103,7 @@ def make_data(args: argparse.Namespace) -> None:
     if not (folder / "annotations/instances_val.json").exists():
         shapes = [sys.executable, "-m", "projects_deformable_detr", "shapes"]
         numbers = ["--train", str(args.images), "--val", str(args.val_images)]
-        subprocess.run([*shapes, "--out", str(folder), *numbers], check=True, cwd=ROOT)
+        subprocess.run([*shapes, "--output", str(folder), *numbers], check=True, cwd=ROOT)
 
 
 def read_curve(name: str, args: argparse.Namespace) -> list[tuple[float, float, float]]:

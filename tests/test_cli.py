@@ -78,7 +78,7 @@ def test_completion_script_has_the_commands(capsys, tmp_path):
         ("train --ouptut=out --epochs 3", "unknown option --ouptut; did you mean --output?"),
         ("predict --weights b.pth -- --odd.jpg", "--odd.jpg: no such file or folder"),
         ("predict a.jpg --weights b.pth --format yolov", "did you mean yolo?"),
-        ("draw --dataset a --results b.json --out c --count 0", "--count: must be at least 1, got 0"),
+        ("draw --dataset a --results b.json --output c --count 0", "--count: must be at least 1, got 0"),
         ("shapes --val -1", "--val: must be at least 0, got -1"),
         ("predict a.jpg --weights b.pth -w 3", "unrecognized arguments: -w"),
         ("train --val-data a.json images", "--val-data requires --train-data or --eval-only"),

@@ -101,7 +101,7 @@ def test_errors_name_config_keys(error, kind, message):
         (["tools/score_threshold.py", "nowhere.json", "a.json"], "score_threshold: nowhere.json: "),
         (["tools/flops.py", "nowhere.yaml"], "flops: config file .*nowhere.yaml: cannot read"),
         (
-            ["projects_deformable_detr", "draw", "--dataset", "x", "--results", "x", "--out", "x"],
+            ["projects_deformable_detr", "draw", "--dataset", "x", "--results", "x", "--output", "x"],
             "deformable-detr draw: unknown data set 'x'",
         ),
     ],

@@ -219,7 +219,7 @@ def check_installation(environment: Environment) -> None:
     assert int(lines[2]) == len(model_zoo.names())
     assert "train" in environment.check("deformable-detr", "--help")
     environment.check("python", "-m", "projects_deformable_detr", "--version")
-    shapes = ["shapes", "--out", "datasets/shapes", "--train", "8", "--val", "2", "--size", "64"]
+    shapes = ["shapes", "--output", "datasets/shapes", "--train", "8", "--val", "2", "--size", "64"]
     environment.check("deformable-detr", *shapes)
     options = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"]
     train = ["train", "--engine", "standalone", "--config-file", "quickstart", "--output", "out"]

@@ -54,12 +54,12 @@ def run(args: argparse.Namespace) -> None:
 
     shapes, results = args.data / "shapes", args.output / "inference" / "coco_instances_results.json"
     if not _has_data(shapes):
-        stage("data", "shapes", "--out", shapes, "--size", str(_SIZE))
+        stage("data", "shapes", "--output", shapes, "--size", str(_SIZE))
     overwrite = ["--overwrite"] if args.output == _OUTPUT else []  # other folders may contain other runs
     config = ["--config-file", config_file("quickstart"), "--engine", args.engine, "--output", args.output]
     stage("train and evaluate", "train", *config, *overwrite, *args.opts)
     pictures = args.output / "pictures"
-    stage("pictures", "draw", "--dataset", "shapes_val", "--results", results, "--out", pictures)
+    stage("pictures", "draw", "--dataset", "shapes_val", "--results", results, "--output", pictures)
     print("\n=== Wall time")
     for name, seconds in times.items():
         print(f"{name:20s} {seconds:6.0f} s")

@@ -2,7 +2,7 @@
 
 Examples:
   deformable-detr draw --dataset shapes_val --results output/quickstart/inference/coco_instances_results.json \\
-    --out pictures --truth
+    --output pictures --truth
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="name of the data set that was evaluated")
     add_register_argument(parser)
     parser.add_argument("--results", required=True, help="OUTPUT_DIR/inference/coco_instances_results.json")
-    parser.add_argument("--out", required=True, type=Path, help="output folder")
+    parser.add_argument("--output", required=True, type=Path, help="output folder")
     parser.add_argument("--count", type=number(Range(1)), default=12, help="number of images (default: %(default)s)")
     parser.add_argument(
         "--threshold", type=number(Range(0, 1), float), default=0.4, help="minimum score (default: %(default)s)"
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes one picture per image and a grid of all pictures to ``--out``."""
+    """Writes one picture per image and a grid of all pictures to ``--output``."""
     from ..data.load import load_dataset
     from ..evaluation.coco import read_results
     from ..inference.drawing import grid, save
@@ -93,10 +93,10 @@ def run(args: argparse.Namespace) -> None:
             picture = grid([draw_truth(record, records.summary), picture])
         stem = Path(record["file_name"]).stem
         # Images in different folders may have the same name.
-        save(args.out / f"{stem if is_unique else str(record['image_id']) + '_' + stem}.png", picture)
+        save(args.output / f"{stem if is_unique else str(record['image_id']) + '_' + stem}.png", picture)
         pictures.append(picture)
-    save(args.out / "grid.png", grid(pictures, columns=2 if args.truth else 4))
-    print(f"{len(pictures)} pictures and grid.png are in {args.out}")
+    save(args.output / "grid.png", grid(pictures, columns=2 if args.truth else 4))
+    print(f"{len(pictures)} pictures and grid.png are in {args.output}")
     ids = {record["image_id"] for record in drawn}
     best = max((item["score"] for image in ids for item in results.get(image, [])), default=0.0)
     if best < args.threshold:

@@ -1,7 +1,7 @@
 """Generates the shapes data set: synthetic scenes in COCO format, for the demo and for tests.
 
 Examples:
-  deformable-detr shapes --out datasets/shapes --size 128
+  deformable-detr shapes --output datasets/shapes --size 128
 """
 
 import argparse
@@ -17,7 +17,7 @@ HELP = "generate the data set of the demo"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "shapes"
-    parser.add_argument("--out", type=Path, default=default, help="folder to write to (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=default, help="folder to write to (default: %(default)s)")
     parser.add_argument("--train", type=number(Range(0)), default=4000, help="training images (default: %(default)s)")
     parser.add_argument("--val", type=number(Range(0)), default=500, help="validation images (default: %(default)s)")
     parser.add_argument(
@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--size takes one number or two, got {len(args.size)}")
     cv2.setNumThreads(1)  # threads slow down the processing of such small images
     size = (args.size[0], args.size[-1])
-    generate(args.out, num_train=args.train, num_val=args.val, size=size, seed=args.seed)
-    print(f"Wrote {args.train} training and {args.val} validation images to {args.out}")
+    generate(args.output, num_train=args.train, num_val=args.val, size=size, seed=args.seed)
+    print(f"Wrote {args.train} training and {args.val} validation images to {args.output}")

@@ -201,7 +201,7 @@ def test_command_line(tmp_path, capsys):
     content = json.loads(spec(tmp_path, "train").json_file.read_text())
     assert {(image["height"], image["width"]) for image in content["images"]} == {(64, 64)}
     assert content["info"]["seed"] == 9 and len(list((tmp_path / "train").iterdir())) == 2
-    line = ["shapes", "--out", str(tmp_path / "other"), "--size"]
+    line = ["shapes", "--output", str(tmp_path / "other"), "--size"]
     assert main([*line, "64", "96", "128"]) == 2
     with pytest.raises(SystemExit, match="2"):
         main([*line, "8"])

@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch):
     def command(results, *options):
         (tmp_path / "results.json").write_text(json.dumps(results))
         words = ["--dataset", "two", "--register", "two", tmp_path / "truth.json", tmp_path]
-        words += ["--results", tmp_path / "results.json", "--out", tmp_path / "out", *options]
+        words += ["--results", tmp_path / "results.json", "--output", tmp_path / "out", *options]
         parser = argparse.ArgumentParser()
         draw.add_arguments(parser)
         draw.run(parser.parse_args(list(map(str, words))))
