@@ -24,6 +24,7 @@ from .library import LIBRARIES
 _MIN_PRODUCTS = 2**22  # multiplications below which the overhead of a convolution matters
 _MIN_ELEMENTS = 20480  # up to this size, PyTorch computes dilated convolutions without oneDNN
 _MIN_OUTPUTS = 8  # output channels below which oneDNN is slower
+_MIN_COPIED = 2**21  # elements of a convolution that does not fit into the caches, so that the layout matters
 
 
 class Linear(nn.Linear):
@@ -66,6 +67,101 @@ def weight_gradient(grad: Tensor, input: Tensor) -> Tensor:
     return gradients.conv2d_weight(_as_map(input), (*sizes, 1, 1), _as_map(grad), dilation=2)[..., 0, 0]
 
 
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """Computes ``F.conv2d`` of a channels-last feature map, with a faster backward pass in float32 on the CPU.
+
+    oneDNN computes gradients of strided 1x1 convolutions slowly, and, on processors without AVX-512, those of larger
+    kernels in the channels-last layout.
+
+    Args:
+        input: (N, C, H, W).
+        weight: (O, C / groups, kH, kW).
+        bias: (O,).
+        stride, padding, dilation: along H and W, as in ``nn.Conv2d``.
+        groups: groups of channels.
+
+    Returns:
+        (N, O, H', W').
+    """
+    if not prefers_onednn_convolution(input):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    is_pointwise = weight.shape[2:] == (1, 1)
+    if is_pointwise and torch.get_num_threads() == 1 and onednn_is_faster():
+        dilation = 2, 2  # as in `linear`
+    is_supported = groups == 1 and isinstance(padding, tuple) and input.is_contiguous(memory_format=torch.channels_last)
+    if is_supported and torch.is_grad_enabled():
+        is_slow = stride != (1, 1) if is_pointwise else _is_worth_copying(input, weight, stride)
+        if is_slow:
+            output: Tensor = _Convolution.apply(input, weight, bias, stride, padding, dilation)
+            return output
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _is_worth_copying(input: Tensor, weight: Tensor, stride: tuple[int, ...]) -> bool:
+    output = input.numel() // input.shape[1] * weight.shape[0] // (stride[0] * stride[1])
+    is_large = input.numel() + output + weight.numel() >= _MIN_COPIED
+    # A measurement could differ between runs.
+    return is_large and not torch.are_deterministic_algorithms_enabled() and contiguous_is_faster(stride[0])
+
+
+class _Convolution(torch.autograd.Function):
+    """Convolution of a channels-last feature map without groups."""
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> Tensor:
+        return F.conv2d(input, weight, bias, stride, padding, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, bias, ctx.stride, *ctx.options = inputs
+        ctx.save_for_backward(input, weight)
+        ctx.bias_sizes = None if bias is None else bias.shape
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        is_pointwise = weight.shape[2:] == (1, 1) and ctx.options[0] == (0, 0)
+        if is_pointwise:  # only the pixels at multiples of the stride have a gradient
+            grid = ..., slice(None, None, ctx.stride[0]), slice(None, None, ctx.stride[1])
+            maps = grad, input[grid].contiguous(memory_format=torch.channels_last)
+        else:
+            maps = grad.contiguous(), input.contiguous()
+        options = ctx.bias_sizes, (1, 1) if is_pointwise else ctx.stride, *ctx.options, list(ctx.needs_input_grad[:3])
+        grad_input, *others = _convolution_backward(*maps, weight, *options)
+        if grad_input is not None and is_pointwise:
+            pixels = grad_input
+            grad_input = torch.zeros_like(input)  # in the layout of the input
+            grad_input[grid] = pixels
+        elif grad_input is not None:
+            grad_input = grad_input.contiguous(memory_format=torch.channels_last)
+        return grad_input, *others, None, None, None
+
+
+def _convolution_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, bias_sizes: Any, stride: Any, padding: Any, dilation: Any, needed: Any
+) -> Any:
+    """Returns the gradients of the input, weight and bias of a convolution, None where not needed."""
+    transposed = False, (0, 0)
+    return torch.ops.aten.convolution_backward(
+        grad, input, weight, bias_sizes, stride, padding, dilation, *transposed, 1, needed
+    )
+
+
 def _as_map(x: Tensor) -> Tensor:
     """Returns (…, C) as a channels-last feature map (1, C, 1, …), without a copy if it is contiguous."""
     return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
@@ -81,6 +177,11 @@ def prefers_onednn(input: Tensor) -> bool:
     False for other and for small tensors, for traced models, under autocast, if ``torch.backends.mkldnn.enabled`` is
     False, and if a lower precision is allowed (``torch.set_float32_matmul_precision``).
     """
+    return prefers_onednn_convolution(input) and onednn_is_faster()
+
+
+def prefers_onednn_convolution(input: Tensor) -> bool:
+    """Returns whether convolutions of a tensor may be computed as in `conv2d`; the conditions of `prefers_onednn`."""
     mkldnn: Any = torch.backends.mkldnn
     return (
         not is_traced()  # first: the number of elements may be symbolic
@@ -91,7 +192,6 @@ def prefers_onednn(input: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and bool(mkldnn.enabled)
         and all(kind.fp32_precision in ("none", "ieee") for kind in (mkldnn.conv, mkldnn.matmul))
-        and onednn_is_faster()
     )
 
 
@@ -105,26 +205,52 @@ def onednn_is_faster() -> bool:
     setting = os.environ.get("MS_DEFORM_ATTN_ONEDNN", "")
     if setting or not torch.backends.mkldnn.is_available():
         return setting not in ("", "0")
-    results: list[bool] = []
-    # Another thread has no autocast, modes and hooks of the caller.
-    thread = threading.Thread(target=lambda: results.append(_measure()))
-    thread.start()
-    thread.join()
-    return results[0]
-
-
-def _measure() -> bool:
-    threads = torch.get_num_threads()
     input, weight = (torch.ones(rows, 256, dtype=torch.float32, device="cpu") for rows in (1024, 256))
     input_map, weight_map = _as_map(input), weight[..., None, None]
-    blas = functools.partial(F.linear, input, weight)
     onednn = functools.partial(F.conv2d, input_map, weight_map, dilation=2)
-    torch.set_num_threads(1)  # with several threads, other programs would affect the result
-    try:
-        times = [(_seconds(blas), _seconds(onednn)) for _ in range(10)]
-    finally:
-        torch.set_num_threads(threads)
-    return min(seconds for seconds, _ in times) > 1.3 * min(seconds for _, seconds in times)
+    return _measure(functools.partial(F.linear, input, weight), onednn) > 1.3
+
+
+@functools.cache
+def contiguous_is_faster(stride: int) -> bool:
+    """Returns whether the backward pass of a large 3x3 convolution is faster with copies in the contiguous layout.
+
+    The measurement takes about a second on one thread. False if the environment variable ``MS_DEFORM_ATTN_ONEDNN`` is
+    set.
+    """
+    if os.environ.get("MS_DEFORM_ATTN_ONEDNN") or not torch.backends.mkldnn.is_available():
+        return False
+    height, width = 25, 34  # of the output
+    sizes = (1, 512, stride * height, stride * width), (512, 512, 3, 3), (1, 512, height, width)
+    input, weight, grad = (torch.ones(size, dtype=torch.float32, device="cpu") for size in sizes)
+    input, grad = (x.contiguous(memory_format=torch.channels_last) for x in (input, grad))
+    options = None, (stride, stride), (1, 1), (1, 1), [True, True, False]
+
+    def contiguous() -> Tensor:
+        grads = _convolution_backward(grad.contiguous(), input.contiguous(), weight, *options)
+        copy: Tensor = grads[0].contiguous(memory_format=torch.channels_last)
+        return copy
+
+    return _measure(functools.partial(_convolution_backward, grad, input, weight, *options), contiguous, 2) > 1.1
+
+
+def _measure(before: Callable[[], Tensor], after: Callable[[], Tensor], repetitions: int = 10) -> float:
+    """Returns the ratio of the times of two functions on one thread."""
+    ratios: list[float] = []
+
+    def measure() -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # with several threads, other programs would affect the result
+        try:
+            times = [(_seconds(before), _seconds(after)) for _ in range(repetitions)]
+        finally:
+            torch.set_num_threads(threads)
+        ratios.append(min(seconds for seconds, _ in times) / min(seconds for _, seconds in times))
+
+    thread = threading.Thread(target=measure)  # which has no autocast, modes and hooks of the caller
+    thread.start()
+    thread.join()
+    return ratios[0]
 
 
 def _seconds(function: Callable[[], Tensor]) -> float:

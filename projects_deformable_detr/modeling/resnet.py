@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import torch
-from ms_deform_attn.layers import is_traced, prefers_onednn
+from ms_deform_attn.layers import conv2d, is_traced
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
@@ -214,7 +213,7 @@ def _conv_norm(
             weight = (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
             bias = bias.to(weight.dtype)
         weight = weight.view_as(conv.weight)
-        x = F.conv2d(x, weight, bias, conv.stride, conv.padding, _dilation(conv, x), conv.groups)
+        x = conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     else:
         x = conv(x)
     if padding_mask is not None and isinstance(norm, nn.GroupNorm):
@@ -224,13 +223,6 @@ def _conv_norm(
     if residual is not None:
         x += residual
     return _mask(x.relu_() if relu else x, mask)
-
-
-def _dilation(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
-    """Returns a dilation of 2 for 1x1 convolutions, which it does not change, if PyTorch then uses a faster library."""
-    # With one thread, PyTorch computes 1x1 convolutions without dilation by the BLAS library.
-    is_pointwise = conv.kernel_size == (1, 1) and conv.weight.dtype == torch.float32
-    return (2, 2) if is_pointwise and prefers_onednn(x) and torch.get_num_threads() == 1 else conv.dilation
 
 
 def _can_fold(conv: nn.Conv2d, x: Tensor) -> bool:

@@ -1,11 +1,11 @@
-"""Linear layers through oneDNN, and compiled dropout."""
+"""Linear layers and convolutions through oneDNN, and compiled dropout."""
 
 import contextlib
 
 import pytest
 import torch
 from ms_deform_attn import layers
-from ms_deform_attn.layers import Dropout, Linear, draw_seed, drop_, dropout_scale, linear, weight_gradient
+from ms_deform_attn.layers import Dropout, Linear, conv2d, draw_seed, drop_, dropout_scale, linear, weight_gradient
 from ms_deform_attn.library import LIBRARIES
 from torch.nn import functional as F
 
@@ -111,6 +111,7 @@ def test_environment_variable_of_onednn(setting, expected, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("MS_DEFORM_ATTN_ONEDNN", setting)
     assert layers.onednn_is_faster.__wrapped__() is expected
+    assert not layers.contiguous_is_faster.__wrapped__(1)
 
 
 @pytest.mark.parametrize("seconds", [1.0, 3.0])
@@ -130,6 +131,107 @@ def test_measurement_of_onednn(seconds, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         assert layers.onednn_is_faster.__wrapped__() is (seconds > 1.3)
     assert torch.get_num_threads() == threads
+
+
+CONVOLUTIONS = [  # kernel, stride, padding, dilation
+    (1, (2, 2), 0, 1),
+    (1, (2, 1), 0, 1),
+    (1, (2, 2), 1, 1),
+    (3, (1, 1), 1, 1),
+    (3, (2, 2), 1, 1),
+    (3, (1, 1), 2, 2),
+]
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """Selects the contiguous layout, as for large maps on a processor where it is faster; returns the calls."""
+    calls = []
+    apply = layers._Convolution.apply
+    monkeypatch.setattr(layers, "_MIN_COPIED", 0)
+    monkeypatch.setattr(layers, "contiguous_is_faster", lambda stride: True)
+    monkeypatch.setattr(layers._Convolution, "apply", lambda *inputs: calls.append(inputs) or apply(*inputs))
+    return calls
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), CONVOLUTIONS)
+def test_gradients_of_convolutions(kernel, stride, padding, dilation, has_bias, threads, copies):
+    torch.manual_seed(0)
+    x = torch.randn(2, 32, 25, 34).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(24, 32, kernel, kernel, requires_grad=True)
+    bias = torch.randn(24, requires_grad=True) if has_bias else None
+    options = stride, (padding, padding), (dilation, dilation), 1
+    inputs = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    with num_threads(threads):
+        outputs = conv2d(x, weight, bias, *options), F.conv2d(x, weight, bias, *options)
+        torch.testing.assert_close(*outputs)
+        grad = torch.randn_like(outputs[0])
+        found, expected = (torch.autograd.grad(output, inputs, grad, create_graph=True) for output in outputs)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+        assert len(copies) == 1 and found[0].is_contiguous(memory_format=torch.channels_last)
+        seconds = [torch.autograd.grad(sum(g.square().sum() for g in grads), inputs[:2]) for grads in (found, expected)]
+        torch.testing.assert_close(*seconds, rtol=1e-3, atol=1.0)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convolution_with_a_frozen_input_or_weight(kernel, frozen, copies):
+    inputs = [torch.randn(1, 32, 25, 34).contiguous(memory_format=torch.channels_last)]
+    inputs.append(torch.randn(24, 32, kernel, kernel))
+    trained = inputs[1 - frozen].requires_grad_()
+    options = None, (2, 2), (kernel // 2,) * 2, (1, 1), 1
+    (found,), (expected,) = (
+        torch.autograd.grad(convolution(*inputs, *options).square().sum(), trained)
+        for convolution in (conv2d, F.conv2d)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
+    assert len(copies) == 1
+
+
+def test_other_convolutions_are_those_of_pytorch(copies):
+    x = torch.randn(1, 32, 50, 34).contiguous(memory_format=torch.channels_last)
+    pointwise, weight = torch.randn(24, 32, 1, 1, requires_grad=True), torch.randn(24, 32, 3, 3, requires_grad=True)
+    strided, dense = ((2, 2), (1, 1), (1, 1), 1), ((1, 1), (0, 0), (1, 1), 1)
+    conv2d(x, pointwise, None, *dense)
+    conv2d(x, weight[:, :16], None, *strided[:3], 2)  # groups
+    conv2d(x.contiguous(), weight, None, *strided)
+    conv2d(x[:, :, :4, :4], weight, None, *strided)  # a small map
+    conv2d(x.double(), weight.double(), None, *strided)
+    torch.compile(conv2d, backend="eager", fullgraph=True)(x, weight, None, *strided)
+    with torch.autocast("cpu", torch.bfloat16):
+        conv2d(x, weight, None, *strided)
+    with torch.no_grad():
+        conv2d(x, weight, None, *strided)
+    torch.use_deterministic_algorithms(True)
+    conv2d(x, weight, None, *strided)
+    torch.use_deterministic_algorithms(False)
+    assert not copies
+    conv2d(x, weight, None, *strided)
+    assert len(copies) == 1
+
+
+def test_small_convolutions_are_not_measured(monkeypatch):
+    monkeypatch.setattr(layers, "contiguous_is_faster", lambda stride: pytest.fail("was called"))
+    x = torch.randn(1, 64, 100, 134).contiguous(memory_format=torch.channels_last)
+    conv2d(x, torch.randn(64, 64, 3, 3, requires_grad=True), None, (1, 1), (1, 1), (1, 1), 1)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_measurement_of_layouts(stride, seconds, monkeypatch):
+    clock = [0.0]
+
+    def backward(grad, input, *_):
+        assert grad.shape == (1, 512, 25, 34) and torch.get_num_threads() == 1
+        clock[0] += seconds if input.is_contiguous(memory_format=torch.channels_last) else 1.0
+        return grad, None, None
+
+    monkeypatch.delenv("MS_DEFORM_ATTN_ONEDNN", raising=False)
+    monkeypatch.setattr(layers.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(layers, "_convolution_backward", backward)
+    assert layers.contiguous_is_faster.__wrapped__(stride) is (seconds > 1.1)
 
 
 @compiled
