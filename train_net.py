@@ -10,7 +10,7 @@ Equivalent to ``deformable-detr train``.
 import os
 import sys
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before importing torch, see cli.main
+os.environ.setdefault("GOMP_SPINCOUNT", "300")  # before importing torch, see cli.main
 
 try:
     from projects_deformable_detr.cli import train

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ _MIN_PRODUCTS = 2**22  # multiplications below which the overhead of a convoluti
 _MIN_ELEMENTS = 20480  # up to this size, PyTorch computes dilated convolutions without oneDNN
 _MIN_OUTPUTS = 8  # output channels below which oneDNN is slower
 _MIN_COPIED = 2**21  # elements of a convolution that does not fit into the caches, so that the layout matters
+_MIN_CHANNELS = 32  # input channels; those of the images have no slow layout
+_measuring = threading.Lock()
 
 
 class Linear(nn.Linear):
@@ -52,7 +55,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(input, weight, bias)
     if weight.layout != torch.strided or input.shape[-1] != weight.shape[-1]:
         return F.linear(input, weight, bias)
-    if not _is_large(input, weight.shape[0]) or not prefers_onednn(input):
+    if not _is_large(input, weight.shape[0]) or not _prefers_onednn(input):
         return F.linear(input, weight, bias)
     # With a dilation, which does not change 1x1 convolutions, PyTorch selects oneDNN also for one thread.
     output = F.conv2d(_as_map(input), weight[..., None, None], bias, dilation=2)
@@ -62,7 +65,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def weight_gradient(grad: Tensor, input: Tensor) -> Tensor:
     """Computes the gradient (O, C) of the weight of a linear layer from grad (S, O) and input (S, C)."""
     sizes = grad.shape[1], input.shape[1]
-    if not (_is_large(input, sizes[0]) and prefers_onednn(input)):
+    if not (_is_large(input, sizes[0]) and _prefers_onednn(input)):
         return grad.t() @ input
     return gradients.conv2d_weight(_as_map(input), (*sizes, 1, 1), _as_map(grad), dilation=2)[..., 0, 0]
 
@@ -91,13 +94,14 @@ def conv2d(
     Returns:
         (N, O, H', W').
     """
-    if not prefers_onednn_convolution(input):
+    if not _may_use_onednn(input):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     is_pointwise = weight.shape[2:] == (1, 1)
     if is_pointwise and torch.get_num_threads() == 1 and onednn_is_faster():
         dilation = 2, 2  # as in `linear`
+    has_gradient = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     is_supported = groups == 1 and isinstance(padding, tuple) and input.is_contiguous(memory_format=torch.channels_last)
-    if is_supported and torch.is_grad_enabled():
+    if has_gradient and is_supported:
         is_slow = stride != (1, 1) if is_pointwise else _is_worth_copying(input, weight, stride)
         if is_slow:
             output: Tensor = _Convolution.apply(input, weight, bias, stride, padding, dilation)
@@ -107,7 +111,7 @@ def conv2d(
 
 def _is_worth_copying(input: Tensor, weight: Tensor, stride: tuple[int, ...]) -> bool:
     output = input.numel() // input.shape[1] * weight.shape[0] // (stride[0] * stride[1])
-    is_large = input.numel() + output + weight.numel() >= _MIN_COPIED
+    is_large = input.numel() + output + weight.numel() >= _MIN_COPIED and input.shape[1] >= _MIN_CHANNELS
     # A measurement could differ between runs.
     return is_large and not torch.are_deterministic_algorithms_enabled() and contiguous_is_faster(stride[0])
 
@@ -135,13 +139,17 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
+        needed = list(ctx.needs_input_grad[:3])
+        if torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_batchedtensor(grad):
+            options = ctx.bias_sizes, ctx.stride, *ctx.options, needed  # the layouts of batched gradients are unknown
+            return *_convolution_backward(grad, input, weight, *options), None, None, None
         is_pointwise = weight.shape[2:] == (1, 1) and ctx.options[0] == (0, 0)
         if is_pointwise:  # only the pixels at multiples of the stride have a gradient
             grid = ..., slice(None, None, ctx.stride[0]), slice(None, None, ctx.stride[1])
             maps = grad, input[grid].contiguous(memory_format=torch.channels_last)
         else:
             maps = grad.contiguous(), input.contiguous()
-        options = ctx.bias_sizes, (1, 1) if is_pointwise else ctx.stride, *ctx.options, list(ctx.needs_input_grad[:3])
+        options = ctx.bias_sizes, (1, 1) if is_pointwise else ctx.stride, *ctx.options, needed
         grad_input, *others = _convolution_backward(*maps, weight, *options)
         if grad_input is not None and is_pointwise:
             pixels = grad_input
@@ -171,17 +179,16 @@ def _is_large(input: Tensor, outputs: int) -> bool:
     return input.numel() * outputs >= _MIN_PRODUCTS and outputs >= _MIN_OUTPUTS
 
 
-def prefers_onednn(input: Tensor) -> bool:
+def _prefers_onednn(input: Tensor) -> bool:
     """Returns whether products with a float32 tensor on the CPU should use oneDNN.
 
     False for other and for small tensors, for traced models, under autocast, if ``torch.backends.mkldnn.enabled`` is
     False, and if a lower precision is allowed (``torch.set_float32_matmul_precision``).
     """
-    return prefers_onednn_convolution(input) and onednn_is_faster()
+    return _may_use_onednn(input) and onednn_is_faster()
 
 
-def prefers_onednn_convolution(input: Tensor) -> bool:
-    """Returns whether convolutions of a tensor may be computed as in `conv2d`; the conditions of `prefers_onednn`."""
+def _may_use_onednn(input: Tensor) -> bool:
     mkldnn: Any = torch.backends.mkldnn
     return (
         not is_traced()  # first: the number of elements may be symbolic
@@ -215,8 +222,8 @@ def onednn_is_faster() -> bool:
 def contiguous_is_faster(stride: int) -> bool:
     """Returns whether the backward pass of a large 3x3 convolution is faster with copies in the contiguous layout.
 
-    The measurement takes about a second on one thread. False if the environment variable ``MS_DEFORM_ATTN_ONEDNN`` is
-    set.
+    The measurement takes one or two seconds on one thread. False if the environment variable ``MS_DEFORM_ATTN_ONEDNN``
+    is set.
     """
     if os.environ.get("MS_DEFORM_ATTN_ONEDNN") or not torch.backends.mkldnn.is_available():
         return False
@@ -236,21 +243,19 @@ def contiguous_is_faster(stride: int) -> bool:
 
 def _measure(before: Callable[[], Tensor], after: Callable[[], Tensor], repetitions: int = 10) -> float:
     """Returns the ratio of the times of two functions on one thread."""
-    ratios: list[float] = []
 
-    def measure() -> None:
+    def measure() -> float:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # with several threads, other programs would affect the result
         try:
             times = [(_seconds(before), _seconds(after)) for _ in range(repetitions)]
         finally:
             torch.set_num_threads(threads)
-        ratios.append(min(seconds for seconds, _ in times) / min(seconds for _, seconds in times))
+        return min(seconds for seconds, _ in times) / min(seconds for _, seconds in times)
 
-    thread = threading.Thread(target=measure)  # which has no autocast, modes and hooks of the caller
-    thread.start()
-    thread.join()
-    return ratios[0]
+    # Another thread has no autocast, modes and hooks of the caller. The lock protects the number of threads.
+    with _measuring, ThreadPoolExecutor(1) as pool:
+        return pool.submit(measure).result()
 
 
 def _seconds(function: Callable[[], Tensor]) -> float:

@@ -125,7 +125,7 @@ class EarlyStopping(training.callbacks.EarlyStopping, HookBase):
             trainer.checkpointer.save("model_final", iteration=trainer.iter)
             for evaluation in self.evaluations:  # these weights have just been evaluated
                 evaluation._eval_after_train &= not _is_evaluated(trainer, evaluation._period)
-            trainer.iter = trainer.max_iter = trainer.iter + 1
+            trainer.iter = trainer.max_iter = trainer.remaining_time.iterations = trainer.iter + 1
             raise StopTraining
 
 
@@ -164,6 +164,18 @@ class GradientNorm(HookBase):
             self.trainer.storage.put_scalar("grad_norm", float(norm), smoothing_hint=False)
 
 
+class EvaluationTimer(HookBase):
+    """Measures evaluations for the remaining time."""
+
+    def __init__(self, remaining_time: RemainingTime, period: int) -> None:
+        self.remaining_time, self.period = remaining_time, period
+
+    def after_step(self) -> None:
+        """Ends the measurement of the evaluation after this step."""
+        if _is_evaluated(self.trainer, self.period):
+            self.remaining_time.end_evaluation()
+
+
 class MetricPrinter(CommonMetricPrinter):
     """Detectron2's printer with the remaining time of both engines.
 
@@ -176,10 +188,10 @@ class MetricPrinter(CommonMetricPrinter):
         self.remaining_time = remaining_time
 
     def _get_eta(self, storage: EventStorage) -> str | None:
-        if not self.remaining_time.count:  # the first iteration failed
+        done, total = storage.iter + 1, self.remaining_time.iterations
+        if not self.remaining_time.count or done > total:  # the first iteration failed, or training ended early
             return None
-        done = storage.iter + 1  # written after the evaluation, except the final one
-        seconds = self.remaining_time.seconds(done, is_evaluated=done < self.remaining_time.iterations)
+        seconds = self.remaining_time.seconds(done, is_evaluated=done < total)  # the final evaluation follows
         storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
         return str(datetime.timedelta(seconds=int(seconds)))
 
@@ -208,6 +220,7 @@ def add_hooks(
     writer: DetectorWriter,
     given: list[HookBase],
     ema: ExponentialMovingAverage | None,
+    remaining_time: RemainingTime,
 ) -> list[HookBase]:
     """Adds the configured hooks to Detectron2's: the average first, the others after the evaluation."""
     evaluations = [hook for hook in given if isinstance(hook, hooks.EvalHook)]
@@ -224,6 +237,7 @@ def add_hooks(
         own.append(EarlyStopping(config.early_stopping, config.eval_period, evaluations))
     if own:
         own.append(SaveAfterEvaluation(config.eval_period, config.checkpoint_period))
+    own.append(EvaluationTimer(remaining_time, config.eval_period))
     place = given.index(evaluations[-1]) + 1 if evaluations else len(given)
     first = [*([Averaging(ema)] if ema is not None else []), GradientNorm()]
     return [*first, *given[:place], *own, *given[place:], StopOnSignal()]

@@ -159,13 +159,6 @@ class Trainer(DefaultTrainer, StoppableLoop):
         super().load_state_dict(state_dict)
         set_hyperparameters(optimizer, self.scheduler, groups)
 
-    def before_step(self) -> None:
-        """Measures the evaluation after the last iteration, and runs the hooks."""
-        period = self.config.eval_period
-        if period > 0 and self.iter > self.start_iter and self.iter % period == 0:
-            self.remaining_time.end_evaluation()
-        super().before_step()
-
     def after_step(self) -> None:
         """Measures the time of the iteration, and runs the hooks."""
         self.remaining_time.end_iteration()
@@ -261,7 +254,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
             known_class_names(self.cfg),
             is_averaged=self.ema is not None,
         )
-        own = add_hooks(self.config, writer, given, self.ema)
+        own = add_hooks(self.config, writer, given, self.ema, self.remaining_time)
         if evaluation_config(self.cfg).tta is not None:
             own.insert(-1, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))  # before StopOnSignal
         return own

@@ -20,9 +20,11 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 
 from projects_deformable_detr.checkpoint import save_detector
 from projects_deformable_detr.detectron2_plugin import Trainer, main
+from projects_deformable_detr.detectron2_plugin.hooks import MetricPrinter
 from projects_deformable_detr.detectron2_plugin.launch import setup
 from projects_deformable_detr.errors import UserError
 
@@ -73,14 +75,18 @@ def test_remaining_time_includes_evaluations(make_cfg, monkeypatch):
         now += seconds
         return now
 
-    cfg = make_cfg(SOLVER__MAX_ITER=40, TEST__EVAL_PERIOD=10)
+    cfg = make_cfg(SOLVER__MAX_ITER=40, TEST__EVAL_PERIOD=20)
     monkeypatch.setattr(Trainer, "test", lambda *_: clock(9.0) and {})
     Path(cfg.OUTPUT_DIR).mkdir()
     trainer = Trainer(cfg)
     trainer.remaining_time.clock = clock
     trainer.train()
     seconds = {line["iteration"]: line["eta_seconds"] for line in metrics(cfg.OUTPUT_DIR)}
-    assert seconds == pytest.approx({19: 20 * 1 + 2 * 10, 39: 10})
+    assert seconds == pytest.approx({19: 20 * 1 + 10, 39: 10})
+    (printer,) = (writer for writer in trainer.build_writers() if isinstance(writer, MetricPrinter))
+    trainer.remaining_time.iterations = 30  # as after early stopping
+    with EventStorage(30) as storage:
+        assert printer._get_eta(storage) is None
 
 
 def test_the_model_can_be_copied(make_cfg):

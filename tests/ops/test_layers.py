@@ -1,6 +1,7 @@
 """Linear layers and convolutions through oneDNN, and compiled dropout."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -111,6 +112,7 @@ def test_environment_variable_of_onednn(setting, expected, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("MS_DEFORM_ATTN_ONEDNN", setting)
     assert layers.onednn_is_faster.__wrapped__() is expected
+    monkeypatch.setattr(layers, "_measure", lambda *_: pytest.fail("was called"))
     assert not layers.contiguous_is_faster.__wrapped__(1)
 
 
@@ -190,23 +192,24 @@ def test_convolution_with_a_frozen_input_or_weight(kernel, frozen, copies):
     assert len(copies) == 1
 
 
-def test_other_convolutions_are_those_of_pytorch(copies):
+def test_other_convolutions_are_those_of_pytorch(copies, monkeypatch):
     x = torch.randn(1, 32, 50, 34).contiguous(memory_format=torch.channels_last)
     pointwise, weight = torch.randn(24, 32, 1, 1, requires_grad=True), torch.randn(24, 32, 3, 3, requires_grad=True)
     strided, dense = ((2, 2), (1, 1), (1, 1), 1), ((1, 1), (0, 0), (1, 1), 1)
     conv2d(x, pointwise, None, *dense)
     conv2d(x, weight[:, :16], None, *strided[:3], 2)  # groups
     conv2d(x.contiguous(), weight, None, *strided)
-    conv2d(x[:, :, :4, :4], weight, None, *strided)  # a small map
+    conv2d(x[:, :, :4, :4].contiguous(memory_format=torch.channels_last), weight, None, *strided)  # a small map
     conv2d(x.double(), weight.double(), None, *strided)
     torch.compile(conv2d, backend="eager", fullgraph=True)(x, weight, None, *strided)
     with torch.autocast("cpu", torch.bfloat16):
         conv2d(x, weight, None, *strided)
     with torch.no_grad():
         conv2d(x, weight, None, *strided)
-    torch.use_deterministic_algorithms(True)
-    conv2d(x, weight, None, *strided)
-    torch.use_deterministic_algorithms(False)
+    conv2d(x, weight.detach(), None, *strided)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+        conv2d(x, weight, None, *strided)
     assert not copies
     conv2d(x, weight, None, *strided)
     assert len(copies) == 1
@@ -216,6 +219,31 @@ def test_small_convolutions_are_not_measured(monkeypatch):
     monkeypatch.setattr(layers, "contiguous_is_faster", lambda stride: pytest.fail("was called"))
     x = torch.randn(1, 64, 100, 134).contiguous(memory_format=torch.channels_last)
     conv2d(x, torch.randn(64, 64, 3, 3, requires_grad=True), None, (1, 1), (1, 1), (1, 1), 1)
+    images = torch.randn(1, 3, 400, 544).contiguous(memory_format=torch.channels_last)
+    conv2d(images, torch.randn(64, 3, 7, 7, requires_grad=True), None, (2, 2), (3, 3), (1, 1), 1)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_batched_gradients_of_convolutions(kernel, copies):
+    x = torch.randn(1, 32, 25, 34).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, options = torch.randn(24, 32, kernel, kernel), (None, (2, 2), (kernel // 2,) * 2, (1, 1), 1)
+    outputs = conv2d(x, weight, *options), F.conv2d(x, weight, *options)
+    grads = torch.randn(3, *outputs[0].shape)
+    found, expected = (torch.autograd.grad(output, x, grads, is_grads_batched=True) for output in outputs)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    (found,) = torch.func.vmap(lambda grad: torch.autograd.grad(conv2d(x, weight, *options), x, grad))(grads)
+    torch.testing.assert_close(found, expected[0], rtol=1e-4, atol=1e-3)
+    assert copies
+
+
+def test_concurrent_measurements_restore_the_number_of_threads(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.delenv("MS_DEFORM_ATTN_ONEDNN", raising=False)
+    with num_threads(2), ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(layers.onednn_is_faster.__wrapped__) for _ in range(8)]:
+            future.result()
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 2
 
 
 @pytest.mark.parametrize("seconds", [1.0, 3.0])
