@@ -79,7 +79,7 @@ def conv2d(
     dilation: tuple[int, ...],
     groups: int,
 ) -> Tensor:
-    """Computes ``F.conv2d`` of a channels-last feature map, with a faster backward pass in float32 on the CPU.
+    """Computes ``F.conv2d``, with a faster backward pass of channels-last feature maps on the CPU.
 
     oneDNN computes gradients of strided 1x1 convolutions slowly, and, on processors without AVX-512, those of larger
     kernels in the channels-last layout.
@@ -94,18 +94,24 @@ def conv2d(
     Returns:
         (N, O, H', W').
     """
-    if not _may_use_onednn(input):
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     is_pointwise = weight.shape[2:] == (1, 1)
-    if is_pointwise and torch.get_num_threads() == 1 and onednn_is_faster():
-        dilation = 2, 2  # as in `linear`
     has_gradient = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    is_supported = groups == 1 and isinstance(padding, tuple) and input.is_contiguous(memory_format=torch.channels_last)
-    if has_gradient and is_supported:
-        is_slow = stride != (1, 1) if is_pointwise else _is_worth_copying(input, weight, stride)
-        if is_slow:
-            output: Tensor = _Convolution.apply(input, weight, bias, stride, padding, dilation)
-            return output
+    is_improved = (
+        has_gradient
+        and not is_traced()
+        and input.device.type == "cpu"
+        and input.is_contiguous(memory_format=torch.channels_last)
+    )
+    if is_improved and is_pointwise and padding == (0, 0) and stride != (1, 1):
+        # Sliced as (N, H, W, C), so that the gradient keeps the layout.
+        pixels = input.permute(0, 2, 3, 1)[:, :: stride[0], :: stride[1]]
+        input, stride = pixels.permute(0, 3, 1, 2), (1, 1)
+    if is_pointwise and torch.get_num_threads() == 1 and _prefers_onednn(input):
+        dilation = 2, 2  # as in `linear`
+    is_dense = not is_pointwise and groups == 1 and isinstance(padding, tuple)
+    if is_improved and is_dense and _may_use_onednn(input) and _is_worth_copying(input, weight, stride):
+        output: Tensor = _CopyingConvolution.apply(input, weight, bias, stride, padding, dilation)
+        return output
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -116,8 +122,8 @@ def _is_worth_copying(input: Tensor, weight: Tensor, stride: tuple[int, ...]) ->
     return is_large and not torch.are_deterministic_algorithms_enabled() and contiguous_is_faster(stride[0])
 
 
-class _Convolution(torch.autograd.Function):
-    """Convolution of a channels-last feature map without groups."""
+class _CopyingConvolution(torch.autograd.Function):
+    """Convolution of a channels-last feature map, whose gradients are computed in the contiguous layout."""
 
     @staticmethod
     def forward(
@@ -132,30 +138,19 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, bias, ctx.stride, *ctx.options = inputs
+        input, weight, bias, *ctx.options = inputs
         ctx.save_for_backward(input, weight)
         ctx.bias_sizes = None if bias is None else bias.shape
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        needed = list(ctx.needs_input_grad[:3])
+        options = ctx.bias_sizes, *ctx.options, ctx.needs_input_grad[:3]
         if torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_batchedtensor(grad):
-            options = ctx.bias_sizes, ctx.stride, *ctx.options, needed  # the layouts of batched gradients are unknown
+            # The layouts of batched gradients are unknown.
             return *_convolution_backward(grad, input, weight, *options), None, None, None
-        is_pointwise = weight.shape[2:] == (1, 1) and ctx.options[0] == (0, 0)
-        if is_pointwise:  # only the pixels at multiples of the stride have a gradient
-            grid = ..., slice(None, None, ctx.stride[0]), slice(None, None, ctx.stride[1])
-            maps = grad, input[grid].contiguous(memory_format=torch.channels_last)
-        else:
-            maps = grad.contiguous(), input.contiguous()
-        options = ctx.bias_sizes, (1, 1) if is_pointwise else ctx.stride, *ctx.options, needed
-        grad_input, *others = _convolution_backward(*maps, weight, *options)
-        if grad_input is not None and is_pointwise:
-            pixels = grad_input
-            grad_input = torch.zeros_like(input)  # in the layout of the input
-            grad_input[grid] = pixels
-        elif grad_input is not None:
+        grad_input, *others = _convolution_backward(grad.contiguous(), input.contiguous(), weight, *options)
+        if grad_input is not None:
             grad_input = grad_input.contiguous(memory_format=torch.channels_last)
         return grad_input, *others, None, None, None
 

@@ -149,10 +149,10 @@ CONVOLUTIONS = [  # kernel, stride, padding, dilation
 def copies(monkeypatch):
     """Selects the contiguous layout, as for large maps on a processor where it is faster; returns the calls."""
     calls = []
-    apply = layers._Convolution.apply
+    apply = layers._CopyingConvolution.apply
     monkeypatch.setattr(layers, "_MIN_COPIED", 0)
     monkeypatch.setattr(layers, "contiguous_is_faster", lambda stride: True)
-    monkeypatch.setattr(layers._Convolution, "apply", lambda *inputs: calls.append(inputs) or apply(*inputs))
+    monkeypatch.setattr(layers._CopyingConvolution, "apply", lambda *inputs: calls.append(inputs) or apply(*inputs))
     return calls
 
 
@@ -172,7 +172,7 @@ def test_gradients_of_convolutions(kernel, stride, padding, dilation, has_bias, 
         grad = torch.randn_like(outputs[0])
         found, expected = (torch.autograd.grad(output, inputs, grad, create_graph=True) for output in outputs)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
-        assert len(copies) == 1 and found[0].is_contiguous(memory_format=torch.channels_last)
+        assert len(copies) == (kernel > 1) and found[0].is_contiguous(memory_format=torch.channels_last)
         seconds = [torch.autograd.grad(sum(g.square().sum() for g in grads), inputs[:2]) for grads in (found, expected)]
         torch.testing.assert_close(*seconds, rtol=1e-3, atol=1.0)
 
@@ -189,7 +189,7 @@ def test_convolution_with_a_frozen_input_or_weight(kernel, frozen, copies):
         for convolution in (conv2d, F.conv2d)
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
-    assert len(copies) == 1
+    assert len(copies) == (kernel > 1)
 
 
 def test_other_convolutions_are_those_of_pytorch(copies, monkeypatch):
@@ -233,7 +233,28 @@ def test_batched_gradients_of_convolutions(kernel, copies):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     (found,) = torch.func.vmap(lambda grad: torch.autograd.grad(conv2d(x, weight, *options), x, grad))(grads)
     torch.testing.assert_close(found, expected[0], rtol=1e-4, atol=1e-3)
-    assert copies
+    assert bool(copies) == (kernel > 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strided_pointwise_convolutions_compute_gradients_of_sampled_pixels(dtype, monkeypatch):
+    x = torch.randn(1, 32, 25, 34).to(dtype, memory_format=torch.channels_last).requires_grad_()
+    weight, strides, convolution = torch.randn(24, 32, 1, 1).to(dtype).requires_grad_(), [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *inputs: strides.append(inputs[3]) or convolution(*inputs))
+    output = conv2d(x, weight, None, (2, 2), (0, 0), (1, 1), 1)
+    expected = convolution(x, weight, None, (2, 2))
+    torch.testing.assert_close(output, expected)
+    for found, gradient in zip(
+        torch.autograd.grad(output.float().square().sum(), (x, weight)),
+        torch.autograd.grad(expected.float().square().sum(), (x, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, gradient, rtol=1e-2, atol=1e-2 if dtype == torch.float32 else 0.5)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        conv2d(x, weight, None, (2, 2), (0, 0), (1, 1), 1)
+    conv2d(x.detach().contiguous(), weight, None, (2, 2), (0, 0), (1, 1), 1)  # in the contiguous layout
+    assert strides == [(1, 1), (2, 2), (2, 2)]
 
 
 def test_concurrent_measurements_restore_the_number_of_threads(monkeypatch):
