@@ -1,5 +1,6 @@
 """Exit status, messages and flags of ``train_net.py``."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -28,6 +29,15 @@ def run(monkeypatch, capsys, tmp_path, load_script):
 
     yield call
     assert list(tmp_path.iterdir()) == []  # nothing was written before the error
+
+
+def test_busy_wait_of_openmp_is_limited(monkeypatch, load_script):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    load_script("train_net.py")
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    load_script("train_net.py")
+    assert os.environ["GOMP_SPINCOUNT"] == "300"
 
 
 def test_script_exits_with_status_2_without_traceback(tmp_path, python):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .functional import _deterministic, ms_deform_attn, ms_deform_attn_fused
+from .functional import _deterministic, ms_deform_attn
 from .library import use_kernel
 from .module import MSDeformAttn
 
@@ -84,7 +84,7 @@ class MSDeformAttnFunction:
 MultiScaleDeformableAttnFunction = MSDeformAttnFunction
 
 
-class MultiScaleDeformableAttention(nn.Module):
+class MultiScaleDeformableAttention(MSDeformAttn):
     """detrex's and mmcv's module: residual connection, dropout and position embeddings around the attention.
 
     Parameter names are those of :class:`ms_deform_attn.MSDeformAttn`, so their checkpoints load.
@@ -107,18 +107,13 @@ class MultiScaleDeformableAttention(nn.Module):
         batch_first: bool = False,
         **unused: Any,
     ) -> None:
-        super().__init__()
-        attention = MSDeformAttn(embed_dim, num_levels, num_heads, num_points)
+        super().__init__(embed_dim, num_levels, num_heads, num_points)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.num_levels, self.num_points = num_levels, num_points
         self.batch_first = batch_first
         self.dropout = nn.Dropout(dropout)
-        self.sampling_offsets = attention.sampling_offsets
-        self.attention_weights = attention.attention_weights
-        self.value_proj = attention.value_proj
-        self.output_proj = attention.output_proj
 
-    def forward(
+    def forward(  # type: ignore[override]  # arguments of the original
         self,
         query: Tensor,
         key: Tensor | None = None,
@@ -140,17 +135,7 @@ class MultiScaleDeformableAttention(nn.Module):
         query = query if query_pos is None else query + query_pos
         if not self.batch_first:
             query, value = query.transpose(0, 1), value.transpose(0, 1)
-        n, q, _ = query.shape
-        m, levels, k = self.num_heads, self.num_levels, self.num_points
-        value = self.value_proj(value)
-        if key_padding_mask is not None:
-            value = value.masked_fill(key_padding_mask[..., None], 0.0)
-        offsets = self.sampling_offsets(query).view(n, q, m, levels, k, 2)
-        logits = self.attention_weights(query).view(n, q, m, levels, k)
-        value = value.view(n, -1, m, self.embed_dim // m)
-        points = reference_points.to(offsets.dtype)
-        output = ms_deform_attn_fused(value, spatial_shapes, level_start_index, points, offsets, logits)
-        output = self.output_proj(output)
+        output = super().forward(query, reference_points, value, spatial_shapes, level_start_index, key_padding_mask)
         result: Tensor = self.dropout(output if self.batch_first else output.transpose(0, 1)) + identity
         return result
 

@@ -14,25 +14,20 @@ from .library import LIBRARIES, use_kernel
 from .reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
 
 
-def _point_dtype(value: Tensor) -> torch.dtype:
-    """Returns the type of locations, offsets and weights under autocast.
-
-    Never bfloat16, which would move locations by up to a quarter of a pixel on a level 100 pixels wide.
-    """
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
-
-
 def uses_autocast(device: torch.device) -> bool:
     """Returns whether autocast is enabled for a device; the meta device has none."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def _autocast(value: Tensor, *points: Tensor) -> tuple[Tensor, ...]:
-    """Applies the autocast policy: value is cast to the autocast type, locations, offsets and weights to float32."""
+    """Applies the autocast policy: value is cast to the autocast type, locations, offsets and weights to float32.
+
+    bfloat16 would move locations by up to a quarter of a pixel on a level 100 pixels wide.
+    """
     if not uses_autocast(value.device) or value.dtype == torch.float64:
         return (value, *points)
     value = value.to(torch.get_autocast_dtype(value.device.type))
-    return (value, *(p.to(_point_dtype(value)) for p in points))
+    return (value, *(p.to(torch.float32) for p in points))
 
 
 def ms_deform_attn(

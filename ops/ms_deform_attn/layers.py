@@ -94,14 +94,11 @@ def conv2d(
     Returns:
         (N, O, H', W').
     """
+    if is_traced() or input.device.type != "cpu":
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     is_pointwise = weight.shape[2:] == (1, 1)
     has_gradient = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-    is_improved = (
-        has_gradient
-        and not is_traced()
-        and input.device.type == "cpu"
-        and input.is_contiguous(memory_format=torch.channels_last)
-    )
+    is_improved = has_gradient and input.is_contiguous(memory_format=torch.channels_last)
     if is_improved and is_pointwise and padding == (0, 0) and stride != (1, 1):
         # Sliced as (N, H, W, C), so that the gradient keeps the layout.
         pixels = input.permute(0, 2, 3, 1)[:, :: stride[0], :: stride[1]]

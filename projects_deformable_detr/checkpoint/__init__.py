@@ -10,7 +10,7 @@ from .files import (
     save_detector,
     write_atomically,
 )
-from .formats import detect, import_state
+from .formats import import_state
 from .formats.hugging_face import write_hugging_face
 from .formats.official import write_official
 from .load import LoadOptions, LoadReport, fit, load_weights
@@ -23,7 +23,6 @@ __all__ = [
     "LoadReport",
     "Weights",
     "atomic_file",
-    "detect",
     "fit",
     "load_weights",
     "read_checkpoint",

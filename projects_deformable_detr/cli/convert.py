@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> None:
     import sys
 
     from ..checkpoint import read_weights, save_detector, write_official
-    from ..config.export import export_hugging_face
     from ..config.inference import data_set_classes, read_config, read_model
+    from ..config.model import export_hugging_face
     from ..errors import UserError
     from ..inference.exported import is_exported
     from ..inference.loading import find_model

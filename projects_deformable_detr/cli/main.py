@@ -113,9 +113,8 @@ def _show_downloads() -> None:
 def _limit_spinning() -> None:
     """Shortens the busy-wait of idle OpenMP threads, which otherwise compete with other threads and processes.
 
-    A training step of quickstart on 2 cores takes 0.42 s (0.52 s without spinning, 0.45 s with the default), and beside
-    a process that occupies a core, 0.65 s (0.61 and 1.35 s). GNU OpenMP reads the variable when torch is imported, so
-    the process is restarted if torch has already been imported.
+    Measurements are in docs/swap.md. GNU OpenMP reads the variable when torch is imported, so the process is restarted
+    if torch has already been imported.
     """
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ["GOMP_SPINCOUNT"] = "300"

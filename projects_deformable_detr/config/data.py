@@ -145,9 +145,8 @@ def load_instances(records: Records, config: DataConfig) -> Records | None:
     spec = records.spec
     if spec.panoptic_root is None or spec.instances_json is None or not Path(spec.instances_json).is_file():
         return None
-    things = replace(spec, json_file=spec.instances_json, panoptic_root=None, instances_json=None)
     # The image files have been checked with the panoptic data set.
-    instances = load(things, replace(config, train=(), check_images="none"))
+    instances = load(spec.instances(), replace(config, train=(), check_images="none"))
     missing = np.setdiff1d(records.image_ids, instances.image_ids)
     if missing.size:
         raise DatasetError(

@@ -221,13 +221,13 @@ def _rewrite(problem: str, cfg: CfgNode) -> str:
     return problem
 
 
-def leaves(node: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yields the dotted key and value of each leaf of a nested config."""
+def leaves(node: dict[str, Any], separator: str = ".") -> Iterator[tuple[str, Any]]:
+    """Yields the key, such as ``MODEL.DETR.NUM_CLASSES``, and the value of each leaf of a nested dictionary."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from ((f"{key}{separator}{name}", leaf) for name, leaf in leaves(value, separator))
         else:
-            yield f"{prefix}{key}", value
+            yield key, value
 
 
 def choose_device(wanted: str, num_gpus: int | None) -> str:

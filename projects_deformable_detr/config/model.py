@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from .. import modeling
-from ..checkpoint import load_weights
+from ..checkpoint import load_weights, write_hugging_face
 from ..errors import UserError
 from ..modeling import CriterionConfig, Detector, DetectorConfig, SetCriterion
 from ..modeling.fpn import BackboneWithFPN
@@ -281,3 +281,21 @@ BACKBONES: dict[str, Callable[[CfgNode], BackboneConfig]] = {
     **{f"build_deformable_detr_{name}_backbone": read for name, read in _BOTTOM_UP.items()},
     **{f"build_deformable_detr_{name}_fpn_backbone": partial(_with_fpn, read) for name, read in _BOTTOM_UP.items()},
 }
+
+
+def export_hugging_face(
+    cfg: CfgNode, folder: str | Path, detector: nn.Module, class_names: tuple[str, ...] | None = None
+) -> None:
+    """Writes the detector of a config with `write_hugging_face`; errors refer to config keys."""
+    with naming_keys(DETECTOR_KEYS):
+        write_hugging_face(
+            folder,
+            detector,
+            detector_config(cfg),
+            criterion_config(cfg),
+            resnet_depth=cfg.MODEL.RESNETS.DEPTH,
+            image_size=(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+            pixel_mean=cfg.MODEL.PIXEL_MEAN,
+            pixel_std=cfg.MODEL.PIXEL_STD,
+            class_names=class_names,
+        )

@@ -1,7 +1,7 @@
 """Catalog of built-in and registered data sets."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .problems import DatasetError
@@ -37,6 +37,12 @@ class DatasetSpec:
 
     def __str__(self) -> str:
         return f"data set {self.name} ({self.json_file})"
+
+    def instances(self) -> "DatasetSpec":
+        """Returns the instances of a panoptic data set if they have a file, otherwise the data set itself."""
+        if self.panoptic_root is None or self.instances_json is None:
+            return self
+        return replace(self, json_file=self.instances_json, panoptic_root=None, instances_json=None)
 
 
 _registered: dict[str, DatasetSpec] = {}

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import yaml
 from PIL import Image
 
-from .images import open_image, read_sizes
+from .images import list_images, open_image, read_sizes
 from .problems import DatasetError, Problems
 
 Box = tuple[float, float, float, float]
@@ -170,8 +170,7 @@ def _image_folder(folder: Path) -> Path:
 
 def _list_images(folder: Path, problems: Problems) -> dict[str, Path]:
     """Returns the image files by relative path without suffix and, if unique, by name without suffix."""
-    suffixes = Image.registered_extensions()
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    paths = list_images(folder)
     for first, second in pairwise(sorted(paths, key=lambda path: path.with_suffix(""))):
         if first.with_suffix("") == second.with_suffix(""):
             what = f"{first} and {second.name}"

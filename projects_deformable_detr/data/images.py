@@ -137,6 +137,12 @@ class ImageReader:
         return np.repeat(scaled[:, :, None], 3, axis=2)
 
 
+def list_images(folder: Path) -> list[Path]:
+    """Returns the image files in a folder and its subfolders, in alphabetical order."""
+    suffixes = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+
+
 def read_image(
     path: str | os.PathLike[str], format: str = "RGB", expected_size: tuple[int, int] | None = None
 ) -> Pixels:

@@ -21,8 +21,8 @@ from ..checkpoint import (
     CheckpointError,
     LoadOptions,
     Weights,
-    detect,
     fit,
+    import_state,
     load_weights,
     read_checkpoint,
     read_weights,
@@ -116,7 +116,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
 
     def _is_matched_by_detectron2(self, path: str) -> bool:
         """Returns whether Detectron2 loads a path: pickles of networks other than ResNets, and an empty path."""
-        if path.endswith(".pkl") and detect(read_weights(path).state) is None:
+        if path.endswith(".pkl") and import_state(read_weights(path).state)[0] is None:
             return True
         is_required = self._options is not None and self._options.for_evaluation
         return path.endswith(_MATCHED_BY_DETECTRON2) or not (path or is_required)
@@ -162,12 +162,11 @@ class DetectorCheckpointer(DetectionCheckpointer):
             )
         return keys
 
-    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
+    def save(self, name: str, **kwargs: Any) -> None:
         """Atomically writes ``<name>.pth``, with averaged weights as ``model`` if ``SOLVER.EMA`` is enabled.
 
         Args:
             name: name of the file without suffix.
-            tag: whether to make it the checkpoint from which ``--resume`` continues.
             kwargs: additional content.
         """
         self.saved_iteration = kwargs.get("iteration", -1)
@@ -186,8 +185,7 @@ class DetectorCheckpointer(DetectionCheckpointer):
                 torch.save(content, file)
         else:
             write_atomically(path, content)
-        if tag:
-            self.tag_last_checkpoint(os.path.basename(path))
+        self.tag_last_checkpoint(os.path.basename(path))
         if self.keep and not self._is_remote:
             remove_old_checkpoints(Path(path), self.written, self.keep)
 

@@ -1,6 +1,5 @@
 """Builds evaluators for Detectron2's data sets: the project's for COCO and LVIS formats, otherwise Detectron2's."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ..data.masks import to_rle
 from ..data.panoptic import as_annotations
 from ..data.records import Summary
 from ..errors import UserError
-from ..evaluation import Evaluator
+from ..evaluation import Evaluator, results_folder
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.panoptic import PanopticEvaluator
 from ..modeling import Detections, PanopticSegmentation
@@ -42,7 +41,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     Results are written to ``OUTPUT_DIR/inference``, or to a subfolder for each test set if there are several.
     """
     data, evaluation = data_config(cfg, eval_only=True), evaluation_config(cfg)
-    folder = os.path.join(process_config(cfg).output_dir, "inference", *[dataset_name] * (len(data.test) > 1))
+    folder = results_folder(process_config(cfg).output_dir, data.test, dataset_name)
     return make_evaluator(
         dataset_name,
         output_folder or folder,

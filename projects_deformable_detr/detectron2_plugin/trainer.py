@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import weakref
 from collections.abc import Iterator
 from functools import partial
@@ -29,6 +28,7 @@ from ..config.reading import naming_keys
 from ..config.run import check_is_local, process_config
 from ..config.training import RESUME_KEYS, callbacks_config, log_recipe, training_config
 from ..errors import Interrupted, UserError
+from ..evaluation import results_folder
 from ..modeling import Targets
 from ..training.augmentation import EmptyMasks
 from ..training.callbacks import DetectorWriter
@@ -104,7 +104,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
             optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         self.ema = ExponentialMovingAverage(model, self.config.ema) if self.config.ema else None
-        process = process_config(cfg)
+        process = self.process = process_config(cfg)
         check_is_local(process)
         options: dict[str, Any] = {"device_ids": None} if process.device == "cpu" else {}
         options["find_unused_parameters"] = bool(model.detector.unused_features())
@@ -185,7 +185,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
                 whole = self._trainer.batch
                 if batch[0] is not whole[0]:
                     return
-            self.recorder.start(self.iter, torch.device(process_config(self.cfg).device), partial(_samples, whole))
+            self.recorder.start(self.iter, torch.device(self.process.device), partial(_samples, whole))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
@@ -239,8 +239,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Evaluates with test-time augmentation; metrics have Detectron2's names, ``{"bbox_TTA": …}``."""
         names = data_config(cfg, eval_only=True).test
-        folder = os.path.join(process_config(cfg).output_dir, "inference_TTA")
-        folders = [folder] if len(names) == 1 else [os.path.join(folder, name) for name in names]
+        folders = [results_folder(process_config(cfg).output_dir, names, name, tta=True) for name in names]
         evaluators = [cls.build_evaluator(cfg, *pair) for pair in zip(names, folders, strict=True)]
         results = cls.test(cfg, SetPredictionTTA(cfg, model), evaluators)
         return {f"{key}_TTA": value for key, value in results.items()}
@@ -249,7 +248,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """Adds the configured hooks to Detectron2's and, with ``TEST.AUG``, a final evaluation with TTA."""
         given = [hook for hook in super().build_hooks() if hook is not None]
         writer = DetectorWriter(
-            Path(process_config(self.cfg).output_dir),
+            Path(self.process.output_dir),
             self.cfg.dump(),
             known_class_names(self.cfg),
             is_averaged=self.ema is not None,

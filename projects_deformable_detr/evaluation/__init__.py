@@ -1,6 +1,6 @@
 """COCO, LVIS and panoptic evaluation, and test-time augmentation."""
 
-from .evaluator import EvaluationConfig, Evaluator
+from .evaluator import EvaluationConfig, Evaluator, results_folder
 from .tta import TestTimeAugmentationConfig
 
-__all__ = ["EvaluationConfig", "Evaluator", "TestTimeAugmentationConfig"]
+__all__ = ["EvaluationConfig", "Evaluator", "TestTimeAugmentationConfig", "results_folder"]

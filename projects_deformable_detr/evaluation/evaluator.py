@@ -1,6 +1,7 @@
 """Evaluates boxes, masks and panoptic segmentations on a data set, depending on the format of its annotations."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,19 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_ranges(EvaluationConfig, vars(self))
+
+
+def results_folder(output_dir: str | Path, test_sets: Sequence[str], name: str, *, tta: bool = False) -> str:
+    """Returns the folder of the results of a test set: a subfolder for each of them if there are several.
+
+    Args:
+        output_dir: output folder of the run; may be a URL.
+        test_sets: all test sets of the run.
+        name: one of them.
+        tta: whether the results are those of test-time augmentation.
+    """
+    folder = os.path.join(output_dir, "inference_TTA" if tta else "inference")
+    return os.path.join(folder, name) if len(test_sets) > 1 else folder
 
 
 class Evaluator:

@@ -5,7 +5,7 @@ computes anyway. Sampling points and attention weights are computed afterwards, 
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -180,27 +180,22 @@ def record_attention(detector: Detector) -> Iterator[Recording]:
     recording = Recording([[] for _ in modules["encoder"]], [[] for _ in modules["decoder"]])
     thread = threading.get_ident()  # other threads may use the same model
 
-    def add_to(calls: list[Call]) -> Any:
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def add_hook(module: nn.Module, record: Callable[[Call], None]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if threading.get_ident() == thread:
-                calls.append(Call(module, args, kwargs))
+                record(Call(module, args, kwargs))
 
-        return record
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def record_tokens(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if threading.get_ident() == thread:
-            recording.start(args[0])
+    def record_queries(call: Call) -> None:
+        recording.queries = call.args[0]
 
-    def record_queries(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if threading.get_ident() == thread:
-            recording.queries = args[0]
-
-    handles = [detector.encoder.register_forward_pre_hook(record_tokens)]
+    handles = [add_hook(detector.encoder, lambda call: recording.start(call.args[0]))]
     if detector.decoder is not None:
-        handles.append(detector.decoder.register_forward_pre_hook(record_queries))
+        handles.append(add_hook(detector.decoder, record_queries))
     for part, calls in (("encoder", recording.encoder), ("decoder", recording.decoder)):
         for module, own in zip(modules[part], calls, strict=True):
-            handles.append(module.register_forward_pre_hook(add_to(own), with_kwargs=True))
+            handles.append(add_hook(module, own.append))
     try:
         yield recording
     finally:

@@ -10,12 +10,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from ..config.inference import ModelMetadata
-from ..data.images import resize_shortest_edge
+from ..data.images import list_images, resize_shortest_edge
 from ..errors import ArgumentError, UserError
 from ..inference.exported import GraphSpec
 from .graph import INPUT_NAMES
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 
 
@@ -28,7 +27,7 @@ def calibration_images(folder: str | Path, metadata: ModelMetadata, count: int =
     """
     if count < 1:
         raise ArgumentError("count", f"must be at least 1, got {count}")
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
+    files = list_images(Path(folder))
     if not files:
         raise UserError(
             f"{folder} has no images: calibration needs images that are similar to those of the application"

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_convert
 
+from .. import modeling
 from ..data.masks import encode
 from ..engine import is_installed
 from ..errors import ArgumentError, UserError, missing_package
+from ..evaluation.coco import ImageDetections
 from ..modeling import PanopticSegmentation
 from . import drawing
 from .images import Picture
@@ -211,18 +212,8 @@ class Detections:
             raise ArgumentError(
                 "category_ids", f"must have {len(self.class_names)} ids, one for each class, got {category_ids!r}"
             )
-        results = []
-        for index, box in enumerate(box_convert(self.boxes, "xyxy", "xywh").tolist()):
-            result = {
-                "image_id": image_id,
-                "category_id": by_label[int(self.labels[index])],
-                "bbox": box,
-                "score": float(self.scores[index]),
-            }
-            if self.masks is not None:
-                result["segmentation"] = encode(self.masks[index].numpy())
-            results.append(result)
-        return results
+        found = modeling.Detections(self.boxes, self.scores, self.labels, self.masks)
+        return ImageDetections.from_detections(image_id, found).to_coco(by_label)
 
     def to_supervision(self) -> Any:
         """Returns ``supervision.Detections`` with the names in ``data["class_name"]``.

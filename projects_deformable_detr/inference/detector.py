@@ -24,7 +24,7 @@ from ..evaluation.tta import detect_with_tta
 from ..explain import input_gradients, record_attention
 from ..modeling import Detections as Found
 from ..modeling import Detector as Model
-from ..modeling import PanopticSegmentation, Predictions, batch_images, panoptic_postprocess, postprocess
+from ..modeling import PanopticSegmentation, Predictions, panoptic_postprocess, postprocess
 from ..modeling.postprocess import instance_masks
 from .detections import Detections
 from .explanation import Explanation, check_points, check_rows, explain
@@ -462,7 +462,8 @@ class Detector:
             torch.tensor(values, device=self.device).view(-1, 1, 1)
             for values in (metadata.pixel_mean, metadata.pixel_std)
         )
-        batch, mask = batch_images(list((images.float() - mean) / std))
+        batch = ((images.float() - mean) / std).contiguous()
+        mask = torch.zeros(len(batch), *batch.shape[-2:], dtype=torch.bool, device=self.device)
         if metadata.input_size is not None:
             down, right = metadata.input_size[0] - batch.shape[-2], metadata.input_size[1] - batch.shape[-1]
             batch = nn.functional.pad(batch, (0, right, 0, down))

@@ -76,7 +76,7 @@ def _attention(attention: SampledAttention | DenseAttention, row: int) -> dict[s
 
 def _numbers(values: torch.Tensor) -> Any:
     """Returns nested lists of coordinates, rounded to a tenth of a pixel."""
-    return json.loads(json.dumps((10 * values).round().long().tolist()), parse_int=lambda text: int(text) / 10)
+    return ((10 * values).round().double() / 10).tolist()
 
 
 def _data_url(explanation: ExplanationData) -> str:

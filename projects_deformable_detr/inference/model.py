@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, check_choice
 from ..modeling import Predictions
-from ..modeling.structures import MaskLogits
+from ..modeling.structures import ComputedMasks, MaskLogits
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Maps normalized images (N, 3, H, W) float32, zero on padding, and the padding mask (N, H, W) bool, True on padding, to
@@ -36,12 +36,7 @@ def to_predictions(
     if masks is not None:
         if padding_mask is None:
             raise ArgumentError("padding_mask", "must be given with masks")
-        found = masks
-
-        def select(image: Tensor, query: Tensor) -> Tensor:
-            return found[image, query]
-
-        mask_logits = MaskLogits(select, padding_mask.to(torch.bool), masks.shape[1])
+        mask_logits = MaskLogits(ComputedMasks(masks), padding_mask.to(torch.bool), masks.shape[1])
     return Predictions(logits[None], boxes[None], masks=mask_logits, no_object=no_object)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from ..data.catalog import DatasetSpec
 from ..data.entries import check_categories, convert_images
 from ..data.files import read_json
+from ..data.images import list_images
 from ..data.problems import Problems
 from ..errors import UserError
 
@@ -134,9 +134,7 @@ def find_images(sources: Sequence[str], image_root: str | None = None) -> tuple[
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            suffixes = {suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN}
-            found = {str(file): str(file.relative_to(path).with_suffix("")) for file in sorted(path.rglob("*"))
-                     if file.suffix.lower() in suffixes and file.is_file()}  # fmt: skip
+            found = {str(file): str(file.relative_to(path).with_suffix("")) for file in list_images(path)}
         elif path.suffix == ".json" and path.is_file():
             if image_root is None:
                 raise UserError(f"{source}: the folder of its images is unknown: add --images DIR")

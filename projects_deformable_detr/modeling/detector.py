@@ -170,18 +170,15 @@ def _check_images(images: Tensor, padding_mask: Tensor) -> None:
         )
 
 
-def batch_images(images: list[Tensor], size_divisibility: int = 0) -> tuple[Tensor, Tensor]:
+def batch_images(images: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Pads images (3, h, w) with zeros to a batch (N, 3, H, W) and returns it with its padding mask (N, H, W).
 
     Args:
         images: at least one image, all with the same dtype and device.
-        size_divisibility: H and W are rounded up to a multiple of this; 0 or 1 for no rounding.
     """
     if not images:
         raise ValueError("batch_images needs at least one image")
     height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
-    if size_divisibility > 1:
-        height, width = (-(-side // size_divisibility) * size_divisibility for side in (height, width))
     batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
     mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
     for index, image in enumerate(images):

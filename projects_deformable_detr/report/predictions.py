@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ..data.coco import CocoRecords
 from ..data.config import DataConfig
 from ..data.load import load_dataset
 from ..errors import UserError
+from ..evaluation import results_folder
 from ..evaluation.coco import CocoEvaluator, Result, read_results
 from ..inference import Detector
 from ..inference.evaluation import evaluate
@@ -61,22 +63,15 @@ class _BoxDetector(Detector):
         return replace(super()._predict(images), masks=None)
 
 
-def things(spec: DatasetSpec) -> DatasetSpec:
-    """Returns the instances of a panoptic data set if they have a file; other data sets are returned unchanged."""
-    if spec.panoptic_root is None or spec.instances_json is None:
-        return spec
-    return replace(spec, json_file=spec.instances_json, panoptic_root=None, instances_json=None)
-
-
 def find_test_sets(run: Run, data: tuple[str, str] | None) -> list[TestSet]:
     """Returns the test sets of a run's config or, if given, of ``data``: an annotation file and an image folder.
 
     Those that are not available are added to ``run.missing``.
     """
-    folder = run.folder / "inference"
     if data is not None:
         config = replace(run.data or DataConfig(), invalid_boxes="drop_many")
-        return [TestSet(DatasetSpec(Path(data[0]).name, *data), config, folder / CocoEvaluator.results_name)]
+        given = DatasetSpec(Path(data[0]).name, *data)
+        return [_test_set(run, given, config, [given.name])]
     if run.data is None or not run.data.test:
         reason = "the test set is unknown: name its files with --data JSON IMAGES"
         run.missing.append((ERROR_ANALYSIS, reason))
@@ -87,10 +82,13 @@ def find_test_sets(run: Run, data: tuple[str, str] | None) -> list[TestSet]:
             reason = f"the data set {name} is not registered: name its files with --data JSON IMAGES"
             run.missing.append((ERROR_ANALYSIS, reason))
             continue
-        several = len(run.data.test) > 1
-        results = folder / name if several else folder
-        found.append(TestSet(things(spec), run.data, results / CocoEvaluator.results_name))
+        found.append(_test_set(run, spec.instances(), run.data, run.data.test))
     return found
+
+
+def _test_set(run: Run, spec: DatasetSpec, config: DataConfig, names: Sequence[str]) -> TestSet:
+    folder = results_folder(run.folder, names, spec.name)
+    return TestSet(spec, config, Path(folder, CocoEvaluator.results_name))
 
 
 def find_errors(run: Run, test_set: TestSet, weights: str | None) -> Analysis | None:

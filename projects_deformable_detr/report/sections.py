@@ -18,7 +18,7 @@ from ..evaluation.coco import METRICS
 from . import panels
 from .analysis import KINDS, Analysis, compare
 from .pictures import Thumbnail, false_positive_pictures, missed_pictures
-from .predictions import TestSet, error_text, things
+from .predictions import TestSet, error_text
 from .runs import Metrics, Run
 
 MAX_CONFUSION = 30  # classes in a confusion matrix
@@ -279,7 +279,7 @@ def data_section(runs: Sequence[Run], test_sets: Sequence[tuple[Run, TestSet]]) 
     for run in runs:
         for name, spec in run.specs.items():
             if run.data is not None and name in run.data.train:
-                used.append((run, TestSet(things(spec), run.data, Path())))
+                used.append((run, TestSet(spec.instances(), run.data, Path())))
     loaded: list[CocoRecords] = []
     for item in {_loading(item): item for _, item in used}.values():
         try:

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from ..config.loading import leaves
 from ..config.model import STEP_KEYS
 from ..config.reading import naming_keys
 from ..config.run import PROCESS_KEYS, Run
 from ..config.training import RESUME_KEYS
 from ..errors import UserError
-from ..evaluation import Evaluator, TestTimeAugmentationConfig
+from ..evaluation import Evaluator, TestTimeAugmentationConfig, results_folder
 from ..evaluation.tta import detect_with_tta
 from ..modeling import BatchSize, Detector, cardinality_error, check_targets, panoptic_postprocess, postprocess
 from ..training import EmptyMasks, GradientClip, build_optimizer, build_scheduler
@@ -228,21 +230,21 @@ class DetectionModule(L.LightningModule):
         """Computes the metrics on rank 0, shares them with all ranks and logs them with Detectron2's names."""
         stop_evaluation(at_end=True)
         release_parameters(self.detector)
-        folder = self.run.output_dir / ("inference" if self.tta is None else "inference_TTA")
-        several = len(self.evaluators) > 1
+        names = [evaluator.spec.name for evaluator in self.evaluators]
         results: dict[str, Any] = {}
-        for evaluator in self.evaluators:
-            results[evaluator.spec.name] = evaluator.evaluate(folder / evaluator.spec.name if several else folder)
+        for name, evaluator in zip(names, self.evaluators, strict=True):
+            folder = results_folder(self.run.output_dir, names, name, tta=self.tta is not None)
+            results[name] = evaluator.evaluate(Path(folder))
             evaluator.reset()
         results = self.trainer.strategy.broadcast(results)
-        found = results if several else next(iter(results.values()))
+        found = results if len(names) > 1 else results[names[0]]
         if self.tta is None:
-            self.metrics, self.scalars, self.evaluated_at = found, flatten(found), self.global_step
+            self.metrics, self.scalars, self.evaluated_at = found, dict(leaves(found, "/")), self.global_step
         else:
             found = {f"{name}_TTA": value for name, value in found.items()}
             self.metrics = self.metrics | found
         for logger in self.trainer.loggers:  # self.log_dict would log them one iteration earlier
-            logger.log_metrics(flatten(found), self.global_step)
+            logger.log_metrics(dict(leaves(found, "/")), self.global_step)  # Detectron2's names, such as bbox/AP
 
     def __getstate__(self) -> dict[str, Any]:
         """Excludes the data sets from copies of the module, such as the averaged one."""
@@ -270,14 +272,3 @@ class DetectionModule(L.LightningModule):
         """Restores the seed if the config has none."""
         if self.run.process.seed < 0:
             self.seed = checkpoint["seed"]
-
-
-def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flattens nested metrics to Detectron2's names in logs, such as ``bbox/AP``."""
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from statistics import fmean, median
 
-RECENT = 50  # iterations of the median in the remaining time
+_RECENT = 50  # iterations of the median in the remaining time
 
 
 class RemainingTime:
@@ -27,7 +27,7 @@ class RemainingTime:
         self.clock = clock
         self._last = clock()  # end of the last iteration or evaluation
         self.count = 0  # measured iterations
-        self._times: deque[float] = deque(maxlen=RECENT)
+        self._times: deque[float] = deque(maxlen=_RECENT)
         self._excess: deque[float] = deque(maxlen=1000)  # except that of the last iterations
         self._evaluation = 0.0  # in iterations
 
@@ -38,8 +38,8 @@ class RemainingTime:
         if self.count == 2:
             self._times.clear()  # without the first iteration, which starts the workers
         self._times.append(seconds)
-        if len(self._times) == RECENT:  # the median of both sides distinguishes a pause from a change of speed
-            self._excess.append(_excess(self._times[RECENT // 2], median(self._times)))
+        if len(self._times) == _RECENT:  # the median of both sides distinguishes a pause from a change of speed
+            self._excess.append(_excess(self._times[_RECENT // 2], median(self._times)))
 
     def end_evaluation(self) -> None:
         """Measures an evaluation, with a checkpoint saved before it."""
@@ -49,7 +49,7 @@ class RemainingTime:
     def seconds(self, iteration: int, is_evaluated: bool = False) -> float:
         """Returns the time after an iteration, counted from 1, and before or after its evaluation."""
         typical = median(self._times)
-        last = list(self._times)[RECENT // 2 + 1 :]  # empty at first: first iterations may be much slower
+        last = list(self._times)[_RECENT // 2 + 1 :]  # empty at first: first iterations may be much slower
         excess = [*self._excess, *(_excess(seconds, typical) for seconds in last)]
         started = (iteration - 1 + is_evaluated) // self.eval_period
         evaluations = -(-self.iterations // self.eval_period) - started

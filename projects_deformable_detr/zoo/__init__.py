@@ -1,5 +1,5 @@
-"""Published weights: their table, and downloads. PyTorch is imported only when needed."""
+"""Published weights and their downloads. PyTorch is imported only when needed."""
 
-from .entries import ENTRIES, TORCHVISION, ZOO, Entry, download, get, locate, table
+from .entries import ENTRIES, TORCHVISION, ZOO, Entry, download, get, locate
 
-__all__ = ["ENTRIES", "TORCHVISION", "ZOO", "Entry", "download", "get", "locate", "table"]
+__all__ = ["ENTRIES", "TORCHVISION", "ZOO", "Entry", "download", "get", "locate"]

@@ -165,19 +165,3 @@ def locate(source: str | Path) -> Path:
     except (ValueError, AttributeError) as error:
         raise UserError(f"{text}: torchvision has no such ImageNet weights; try {TORCHVISION}resnet50") from error
     return UrlFile(url, Path(url).stem.rpartition("-")[2]).download()
-
-
-def table() -> str:
-    """Returns a Markdown table of `ENTRIES`."""
-    header = ("name", "config", "source", "license", "classes", "box AP", "mask AP", "PQ")
-    rows = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    for name, entry in ENTRIES.items():
-        results = (f"{value:.1f}" if value else "–" for value in (entry.ap, entry.mask_ap, entry.pq))
-        file = entry.source.repository if isinstance(entry.source, HubFile) else Path(entry.source.url).name
-        cells = [f"`{name}`", f"`{entry.config}`" if entry.config else "backbone", f"[{file}]({entry.source.page})"]
-        rows.append(f"| {' | '.join([*cells, entry.license, _classes(entry), *results])} |")
-    return "\n".join(rows)
-
-
-def _classes(entry: Entry) -> str:
-    return "ImageNet" if entry.is_backbone else f"COCO, {len(entry.class_names)}"

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import LoadOptions, detect, load_weights, read_weights
-from projects_deformable_detr.config.export import export_hugging_face
+from projects_deformable_detr.checkpoint import LoadOptions, import_state, load_weights, read_weights
+from projects_deformable_detr.config.model import export_hugging_face
 from projects_deformable_detr.modeling import batch_images
 
 transformers = pytest.importorskip("transformers", reason="transformers reads and writes these files")
@@ -112,4 +112,4 @@ def test_files_saved_by_transformers_load(make_detector, check_same, tmp_path, v
     back = build_detector(cfg).eval()
     assert load_weights(back, folder).format == "hugging-face"
     check_same(back, detector)
-    assert detect(read_weights(folder).state).name == "hugging-face"
+    assert import_state(read_weights(folder).state)[0].name == "hugging-face"

@@ -11,7 +11,7 @@ import pytest
 from projects_deformable_detr import build_detector, get_cfg
 from projects_deformable_detr.checkpoint import write_official
 from projects_deformable_detr.cli.main import main
-from projects_deformable_detr.config.export import export_hugging_face
+from projects_deformable_detr.config.model import export_hugging_face
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")

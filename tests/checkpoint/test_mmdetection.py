@@ -17,7 +17,7 @@ from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import (
     CheckpointError,
     LoadOptions,
-    detect,
+    import_state,
     load_weights,
     read_weights,
 )
@@ -145,7 +145,7 @@ def test_every_tensor_is_filled(make_pair, check_same, tmp_path, variant):
     detector, state, other = make_pair(variant)
     assert set(KEYS[variant].split()) <= state.keys()
     assert not any("tokenizer" in key or "queries." in key or "_heads." in key for key in state)
-    assert detect(state).name == "mmdetection"
+    assert import_state(state)[0].name == "mmdetection"
     report = load_weights(other, write(tmp_path / "mmdetection.pth", state), LoadOptions(for_evaluation=True))
     assert (report.format, report.missing, report.unexpected, report.mismatched) == ("mmdetection", (), (), ())
     check_same(other, detector)

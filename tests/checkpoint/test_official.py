@@ -13,7 +13,7 @@ from projects_deformable_detr import build_detector
 from projects_deformable_detr.checkpoint import (
     CheckpointError,
     LoadOptions,
-    detect,
+    import_state,
     load_weights,
     read_weights,
     write_official,
@@ -98,7 +98,7 @@ def test_a_round_trip_is_exact(make_pair, check_same, tmp_path, variant):
         assert f"{below}{key}" in state, key
     assert below == "" or set(MASK_KEYS.split()) <= state.keys()
     assert not set(state) & set(detector.state_dict())
-    assert detect(state).name == "official"
+    assert import_state(state)[0].name == "official"
     assert load_weights(other, write(tmp_path / "official.pth", state)).format == "official"
     check_same(other, detector)
 
@@ -166,7 +166,7 @@ def test_detrex_files_load(make_pair, check_same, detectron2_name, tmp_path, var
     named = {detectron2_name(key, BODY, "backbone."): value for key, value in state.items()}
     renamed = {detrex_name(key, variant != "detr"): value for key, value in named.items()}
     renamed["criterion.empty_weight"] = torch.ones(6)
-    assert detect(renamed).name == "detrex"
+    assert import_state(renamed)[0].name == "detrex"
     assert load_weights(other, write(tmp_path / "detrex.pth", renamed)).format == "detrex"
     check_same(other, detector)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from projects_deformable_detr import build_detector
-from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, detect, load_weights, read_weights
+from projects_deformable_detr.checkpoint import CheckpointError, LoadOptions, import_state, load_weights, read_weights
 from projects_deformable_detr.checkpoint.pickles import read_pickle
 
 BGR = LoadOptions(input_format="BGR")
@@ -88,7 +88,7 @@ def test_msra_resnet_needs_another_backbone(resnet_50, tmp_path):
     """The strides are in other convolutions."""
     source, target = resnet_50(), resnet_50()
     path = write(tmp_path / "R-50.pkl", caffe2_arrays(source, "bn"))
-    assert detect(read_weights(path).state).name == "resnet-caffe2"
+    assert import_state(read_weights(path).state)[0].name == "resnet-caffe2"
     for options in (None, BGR):
         with pytest.raises(CheckpointError) as caught:
             load_weights(target, path, options)

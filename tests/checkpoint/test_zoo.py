@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from projects_deformable_detr import build_detector, model_zoo, zoo
 from projects_deformable_detr.checkpoint import LoadOptions, load_weights, write_official
 from projects_deformable_detr.cli.main import console
-from projects_deformable_detr.config.export import export_hugging_face
+from projects_deformable_detr.config.model import export_hugging_face
 from projects_deformable_detr.errors import UserError
 from projects_deformable_detr.zoo.coco_classes import THINGS
 from projects_deformable_detr.zoo.files import DownloadError, HubFile, UrlFile, sha256_of
@@ -333,6 +333,18 @@ def test_entries_fit_their_recipes_and_torchvision(name):
 
 def test_the_documentation_has_the_table_and_the_class_names():
     text = (ROOT / "docs/models.md").read_text()
-    assert zoo.table() in text
+    assert _table() in text
     words = " ".join(text.split())
     assert all(f"{', '.join(entry.class_names)}." in words for entry in zoo.ENTRIES.values() if entry.class_names)
+
+
+def _table():
+    header = ("name", "config", "source", "license", "classes", "box AP", "mask AP", "PQ")
+    rows = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for name, entry in zoo.ENTRIES.items():
+        results = (f"{value:.1f}" if value else "–" for value in (entry.ap, entry.mask_ap, entry.pq))
+        file = Path(entry.source.url).name if isinstance(entry.source, UrlFile) else entry.source.repository
+        classes = "ImageNet" if entry.is_backbone else f"COCO, {len(entry.class_names)}"
+        cells = [f"`{name}`", f"`{entry.config}`" if entry.config else "backbone", f"[{file}]({entry.source.page})"]
+        rows.append(f"| {' | '.join([*cells, entry.license, classes, *results])} |")
+    return "\n".join(rows)

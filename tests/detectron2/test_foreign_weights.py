@@ -17,7 +17,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from projects_deformable_detr.checkpoint import CheckpointError, save_detector, write_official
-from projects_deformable_detr.config.export import export_hugging_face
+from projects_deformable_detr.config.model import export_hugging_face
 from projects_deformable_detr.detectron2_plugin import Trainer
 from projects_deformable_detr.training.last_checkpoint import write_last_checkpoint
 from projects_deformable_detr.zoo.files import UrlFile

@@ -223,12 +223,6 @@ def test_batch_images_pads_right_and_below():
         assert not hidden[:h, :w].any() and (~hidden).sum() == h * w
 
 
-@pytest.mark.parametrize(("divisibility", "expected"), [(0, (7, 8)), (1, (7, 8)), (4, (8, 8)), (32, (32, 32))])
-def test_batch_images_rounds_up_to_a_multiple(divisibility, expected):
-    batch, mask = batch_images([torch.rand(3, 5, 8), torch.rand(3, 7, 4)], divisibility)
-    assert batch.shape[-2:] == mask.shape[-2:] == expected
-
-
 def test_batch_images_needs_an_image():
     with pytest.raises(ValueError, match="at least one image"):
         batch_images([])

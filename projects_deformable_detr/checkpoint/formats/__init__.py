@@ -1,8 +1,6 @@
 """Checkpoint formats, one object per format; `import_state` detects the format of a state dict from its keys."""
 
 import re
-from collections.abc import Iterable
-from typing import TypeVar
 
 from .backbones import RESNETS, TORCHVISION_SWIN
 from .base import Format, State
@@ -11,17 +9,10 @@ from .hugging_face import HUGGING_FACE
 from .mmdetection import MMDETECTION
 from .official import DETREX, OFFICIAL
 
-T = TypeVar("T")
-
 FORMATS: tuple[Format, ...] = (NATIVE, OFFICIAL, DETREX, HUGGING_FACE, MMDETECTION, TORCHVISION_SWIN, *RESNETS)
 # Prefixes of distributed and compiled modules, of the engines, and of the detector in a model with masks.
 _WRAPPERS = re.compile(r"^(?:module\.|detector\.|detr\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 _MODEL = "model."  # prefix of all keys if the network is an attribute ``model``, and of some keys in Hugging Face files
-
-
-def detect(keys: Iterable[str]) -> Format | None:
-    """Returns the format of a state dict with these keys, or None if it is unknown."""
-    return _unwrap(dict.fromkeys(keys))[0]
 
 
 def import_state(state: State) -> tuple[Format | None, State]:
@@ -33,7 +24,7 @@ def import_state(state: State) -> tuple[Format | None, State]:
     return format, format.import_state(unwrapped) if format else state
 
 
-def _unwrap(state: dict[str, T]) -> tuple[Format | None, dict[str, T]]:
+def _unwrap(state: State) -> tuple[Format | None, State]:
     """Returns the format of a state dict, and the state dict without wrapper prefixes."""
     while True:
         state = {_WRAPPERS.sub("", key): value for key, value in state.items()}
