@@ -156,10 +156,11 @@ def plot(medians: dict[tuple[str, str, int], Medians], folder: Path) -> None:
                 plotted.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=name)
             plotted.set(xscale="log", yscale="log", ylabel=label)
             plotted.grid(alpha=0.3)
-            plotted.legend(fontsize=8, loc="lower right")
+            plotted.margins(y=0.5)  # room for the legend
+            plotted.legend(fontsize=8, loc="upper left")
     titles = ("encoder layer: pixels", "decoder layer: queries", "encoder layer: tokens of 1 to 4 levels")
     for plotted, title in zip(rows[0], titles, strict=True):
-        plotted.set_title(title, fontsize=10)
+        plotted.set_title(title, fontsize=9)
     figure.tight_layout()
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "scaling.png", dpi=90)
