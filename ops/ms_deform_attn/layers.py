@@ -262,14 +262,14 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        p = compiled_p(input, self.p, self.training)
+        p = compiled_dropout_p(input, self.p, self.training)
         if not p or self.inplace:
             return super().forward(input)
         output: Tensor = _SeededDropout.apply(input, p, draw_seed())
         return output
 
 
-def compiled_p(input: Tensor, p: float, training: bool) -> float | None:
+def compiled_dropout_p(input: Tensor, p: float, training: bool) -> float | None:
     """Returns the probability, 0 in evaluation mode, if the compiled dropout may be used; otherwise None."""
     if type(input) is not Tensor or input.device.type != "cpu" or is_traced():
         return None

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from ms_deform_attn.layers import compiled_p, draw_seed, drop_, dropout_scale, linear
+from ms_deform_attn.layers import compiled_dropout_p, draw_seed, drop_, dropout_scale, linear
 from torch import Tensor, nn
 
 _TILE = 2**20  # attention weights that are computed at once on the CPU
@@ -29,7 +29,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None
     ) -> Tensor:
         """Maps query (N, Q, C), key and value (N, S, C) to (N, Q, C); the mask (N, S) is True for ignored keys."""
-        p = compiled_p(query, self.dropout, self.training)
+        p = compiled_dropout_p(query, self.dropout, self.training)
         if not p or (key_padding_mask is not None and key_padding_mask.dtype != torch.bool):
             return super().forward(query, key, value, key_padding_mask, need_weights=False)[0]
         assert self.in_proj_weight is not None and self.in_proj_bias is not None

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import torch
 from ms_deform_attn import MSDeformAttn
-from ms_deform_attn.layers import Dropout, Linear, compiled_p, draw_seed, drop_, dropout_scale, linear, weight_gradient
+from ms_deform_attn.layers import (
+    Dropout,
+    Linear,
+    compiled_dropout_p,
+    draw_seed,
+    drop_,
+    dropout_scale,
+    linear,
+    weight_gradient,
+)
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -136,7 +145,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x) if self.pre_norm else x
         dropout = self.dropout1
-        p = compiled_p(y, dropout.p, dropout.training) if self._can_tile(y) else None
+        p = compiled_dropout_p(y, dropout.p, dropout.training) if self._can_tile(y) else None
         y = self.linear2(self.dropout1(self.activation(self.linear1(y)))) if p is None else self._apply_tiled(y, p)
         y = self.dropout2(y)
         return x + y if self.pre_norm else self.norm(x + y)
