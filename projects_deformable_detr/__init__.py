@@ -73,6 +73,8 @@ if is_installed("detectron2") and not _is_command:
         package = (error.name or "").partition(".")[0]
         raise ImportError(f"{__name__} with Detectron2 {missing_package(package)}") from error
     except ImportError as error:
+        if (error.name or "").startswith("ms_deform_attn"):
+            raise ImportError(f"{__name__} and ms_deform_attn do not match: install both from one checkout") from error
         raise ImportError(
             f"detectron2 is installed but cannot be imported ({error}): build it against the torch that is installed, "
             "or uninstall it to use the standalone engine"

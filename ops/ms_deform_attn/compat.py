@@ -113,7 +113,7 @@ class MultiScaleDeformableAttention(MSDeformAttn):
         self.batch_first = batch_first
         self.dropout = nn.Dropout(dropout)
 
-    def forward(  # type: ignore[override]  # arguments of the original
+    def forward(  # type: ignore[override]  # arguments of the original, parameters of MSDeformAttn
         self,
         query: Tensor,
         key: Tensor | None = None,

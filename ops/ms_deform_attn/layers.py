@@ -94,16 +94,18 @@ def conv2d(
     Returns:
         (N, O, H', W').
     """
-    if is_traced() or input.device.type != "cpu":
+    if is_traced() or type(input) not in (Tensor, nn.Parameter) or input.device.type != "cpu":
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     is_pointwise = weight.shape[2:] == (1, 1)
     has_gradient = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
     is_improved = has_gradient and input.is_contiguous(memory_format=torch.channels_last)
-    if is_improved and is_pointwise and padding == (0, 0) and stride != (1, 1):
-        # Sliced as (N, H, W, C), so that the gradient keeps the layout.
-        pixels = input.permute(0, 2, 3, 1)[:, :: stride[0], :: stride[1]]
-        input, stride = pixels.permute(0, 3, 1, 2), (1, 1)
-    if is_pointwise and torch.get_num_threads() == 1 and _prefers_onednn(input):
+    is_sampled = is_improved and is_pointwise and padding == (0, 0) and stride != (1, 1)
+    if is_sampled:
+        # Sliced as (N, H, W, C), so that the gradient keeps the layout. PyTorch does not recognize that of all slices.
+        pixels = input.permute(0, 2, 3, 1)[:, :: stride[0], :: stride[1]].permute(0, 3, 1, 2)
+        input, stride = pixels.contiguous(memory_format=torch.channels_last), (1, 1)
+    uses_onednn = _may_use_onednn if is_sampled else _prefers_onednn  # strided convolutions use oneDNN in PyTorch, too
+    if is_pointwise and torch.get_num_threads() == 1 and uses_onednn(input):
         dilation = 2, 2  # as in `linear`
     is_dense = not is_pointwise and groups == 1 and isinstance(padding, tuple)
     if is_improved and is_dense and _may_use_onednn(input) and _is_worth_copying(input, weight, stride):

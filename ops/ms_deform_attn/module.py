@@ -93,20 +93,20 @@ class MSDeformAttn(nn.Module):
                 reference_points n_levels levels, or reference_points 2 or 4 values.
             RuntimeError: If sizes disagree; the message names the argument.
         """
+        kind = type(self).__name__
         for name, tensor in (("query", query), ("input_flatten", input_flatten)):
             if tensor.dim() != 3 or tensor.shape[-1] != self.d_model:
-                raise ValueError(f"MSDeformAttn: {name} must be (N, *, {self.d_model}), got {tuple(tensor.shape)}")
+                raise ValueError(f"{kind}: {name} must be (N, *, {self.d_model}), got {tuple(tensor.shape)}")
         if reference_points.dim() != 4 or reference_points.shape[-1] not in (2, 4):
             raise ValueError(
-                f"MSDeformAttn: reference_points must be (N, Q, {self.n_levels}, 2 or 4), "
-                f"got {tuple(reference_points.shape)}"
+                f"{kind}: reference_points must be (N, Q, {self.n_levels}, 2 or 4), got {tuple(reference_points.shape)}"
             )
         for name, levels in (
             ("input_spatial_shapes", len(input_spatial_shapes)),
             ("reference_points", reference_points.shape[2]),
         ):
             if levels != self.n_levels:
-                raise ValueError(f"MSDeformAttn: {name} must have n_levels = {self.n_levels} levels, got {levels}")
+                raise ValueError(f"{kind}: {name} must have n_levels = {self.n_levels} levels, got {levels}")
         n, q, _ = query.shape
         m, levels, k = self.n_heads, self.n_levels, self.n_points
         value = self.value_proj(input_flatten)

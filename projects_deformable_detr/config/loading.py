@@ -227,7 +227,7 @@ def leaves(node: dict[str, Any], separator: str = ".") -> Iterator[tuple[str, An
         if isinstance(value, dict):
             yield from ((f"{key}{separator}{name}", leaf) for name, leaf in leaves(value, separator))
         else:
-            yield key, value
+            yield str(key), value
 
 
 def choose_device(wanted: str, num_gpus: int | None) -> str:

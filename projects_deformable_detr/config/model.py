@@ -1,4 +1,4 @@
-"""Builds models and criteria from a config."""
+"""Builds models and criteria from a config, and exports models to transformers."""
 
 import logging
 from collections.abc import Callable, Mapping

@@ -104,7 +104,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
             optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         self.ema = ExponentialMovingAverage(model, self.config.ema) if self.config.ema else None
-        process = self.process = process_config(cfg)
+        process = self._process = process_config(cfg)
         check_is_local(process)
         options: dict[str, Any] = {"device_ids": None} if process.device == "cpu" else {}
         options["find_unused_parameters"] = bool(model.detector.unused_features())
@@ -185,7 +185,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
                 whole = self._trainer.batch
                 if batch[0] is not whole[0]:
                     return
-            self.recorder.start(self.iter, torch.device(self.process.device), partial(_samples, whole))
+            self.recorder.start(self.iter, torch.device(self._process.device), partial(_samples, whole))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
@@ -248,7 +248,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """Adds the configured hooks to Detectron2's and, with ``TEST.AUG``, a final evaluation with TTA."""
         given = [hook for hook in super().build_hooks() if hook is not None]
         writer = DetectorWriter(
-            Path(self.process.output_dir),
+            Path(self._process.output_dir),
             self.cfg.dump(),
             known_class_names(self.cfg),
             is_averaged=self.ema is not None,

@@ -46,12 +46,12 @@ class EvaluationConfig:
 
 
 def results_folder(output_dir: str | Path, test_sets: Sequence[str], name: str, *, tta: bool = False) -> str:
-    """Returns the folder of the results of a test set: a subfolder for each of them if there are several.
+    """Returns the folder of a test set's results, which is a subfolder if the run has several test sets.
 
     Args:
         output_dir: output folder of the run; may be a URL.
         test_sets: all test sets of the run.
-        name: one of them.
+        name: name of the test set.
         tta: whether the results are those of test-time augmentation.
     """
     folder = os.path.join(output_dir, "inference_TTA" if tta else "inference")

@@ -76,7 +76,7 @@ def _attention(attention: SampledAttention | DenseAttention, row: int) -> dict[s
 
 def _numbers(values: torch.Tensor) -> Any:
     """Returns nested lists of coordinates, rounded to a tenth of a pixel."""
-    return ((10 * values).round().double() / 10).tolist()
+    return ((10 * values).round().double() / 10 + 0.0).tolist()  # no negative zeros
 
 
 def _data_url(explanation: ExplanationData) -> str:

@@ -64,12 +64,13 @@ def test_functions(function) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_module_with_residual(batch_first: bool) -> None:
-    module = compat.MultiScaleDeformableAttention(16, 2, 2, 3, dropout=0.0, batch_first=batch_first)
-    attention = msda.MSDeformAttn(16, 2, 2, 3)
+def test_module_with_residual(batch_first: bool, dtype: torch.dtype) -> None:
+    module = compat.MultiScaleDeformableAttention(16, 2, 2, 3, dropout=0.0, batch_first=batch_first).to(dtype)
+    attention = msda.MSDeformAttn(16, 2, 2, 3).to(dtype)
     attention.load_state_dict(module.state_dict())
-    query, pos, tokens = torch.randn(2, 7, 16), torch.randn(2, 7, 16), torch.randn(2, 42, 16)
+    query, pos, tokens = (torch.randn(2, rows, 16, dtype=dtype) for rows in (7, 7, 42))
     mask, points = torch.rand(2, 42) < 0.2, torch.rand(2, 7, 2, 4)
     expected = attention(query + pos, points, tokens, SHAPES, START, mask) + query
 

@@ -194,9 +194,7 @@ def test_convolution_with_a_frozen_input_or_weight(kernel, frozen, copies):
 
 def test_other_convolutions_are_those_of_pytorch(copies, monkeypatch):
     x = torch.randn(1, 32, 50, 34).contiguous(memory_format=torch.channels_last)
-    pointwise, weight = torch.randn(24, 32, 1, 1, requires_grad=True), torch.randn(24, 32, 3, 3, requires_grad=True)
-    strided, dense = ((2, 2), (1, 1), (1, 1), 1), ((1, 1), (0, 0), (1, 1), 1)
-    conv2d(x, pointwise, None, *dense)
+    weight, strided = torch.randn(24, 32, 3, 3, requires_grad=True), ((2, 2), (1, 1), (1, 1), 1)
     conv2d(x, weight[:, :16], None, *strided[:3], 2)  # groups
     conv2d(x.contiguous(), weight, None, *strided)
     conv2d(x[:, :, :4, :4].contiguous(memory_format=torch.channels_last), weight, None, *strided)  # a small map
@@ -244,6 +242,7 @@ def test_strided_pointwise_convolutions_compute_gradients_of_sampled_pixels(dtyp
     output = conv2d(x, weight, None, (2, 2), (0, 0), (1, 1), 1)
     expected = convolution(x, weight, None, (2, 2))
     torch.testing.assert_close(output, expected)
+    assert output.is_contiguous(memory_format=torch.channels_last)  # the height is odd
     for found, gradient in zip(
         torch.autograd.grad(output.float().square().sum(), (x, weight)),
         torch.autograd.grad(expected.float().square().sum(), (x, weight)),
@@ -255,6 +254,33 @@ def test_strided_pointwise_convolutions_compute_gradients_of_sampled_pixels(dtyp
         conv2d(x, weight, None, (2, 2), (0, 0), (1, 1), 1)
     conv2d(x.detach().contiguous(), weight, None, (2, 2), (0, 0), (1, 1), 1)  # in the contiguous layout
     assert strides == [(1, 1), (2, 2), (2, 2)]
+
+
+def test_strided_pointwise_convolution_of_groups():
+    x = torch.randn(1, 32, 25, 34).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, options = torch.randn(24, 16, 1, 1, requires_grad=True), ((2, 2), (0, 0), (1, 1), 2)
+    outputs = conv2d(x, weight, None, *options), F.conv2d(x, weight, None, *options)
+    torch.testing.assert_close(*outputs)
+    found, expected = (torch.autograd.grad(output.square().sum(), (x, weight)) for output in outputs)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("is_faster", [False, True])
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_strided_pointwise_convolutions_use_onednn_in_one_thread(is_trained, is_faster, monkeypatch):
+    monkeypatch.setattr(layers, "onednn_is_faster", lambda: is_faster)
+    x = torch.randn(1, 32, 101, 134).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(24, 32, 1, 1, requires_grad=is_trained)
+    with num_threads(1), torch.profiler.profile() as profiler:
+        conv2d(x, weight, None, (2, 2), (0, 0), (1, 1), 1)
+    assert "aten::mkldnn_convolution" in {event.key for event in profiler.key_averages()}
+
+
+def test_symbolic_trace_of_a_convolution():
+    weight = torch.randn(24, 32, 1, 1, requires_grad=True)
+    graph = torch.fx.symbolic_trace(lambda x: conv2d(x, weight, None, (2, 2), (0, 0), (1, 1), 1))
+    x = torch.randn(1, 32, 25, 34).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(graph(x), F.conv2d(x, weight, None, (2, 2)))
 
 
 def test_concurrent_measurements_restore_the_number_of_threads(monkeypatch):
