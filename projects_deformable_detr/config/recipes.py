@@ -1,12 +1,11 @@
 """Finds the config files in ``configs/`` by name, in a checkout or an installed package."""
 
-import difflib
 import re
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 
 _PACKAGED = Path(__file__).resolve().parents[1] / "configs"  # in an installed package
 _CHECKOUT = Path(__file__).resolve().parents[2] / "configs"
@@ -38,8 +37,8 @@ def config_file(name: str) -> Path:
     matches = [name] if name in known else [recipe for recipe in known if _SCHEDULE.sub("", recipe) == name]
     if len(matches) != 1:
         problem = "matches several recipes" if matches else "is unknown"
-        near = matches or difflib.get_close_matches(name, known, n=3)
-        raise UserError(f"config {name!r} {problem}: choose one of {', '.join(near or known)}")
+        hint = "" if matches else did_you_mean(name, known, 3)
+        raise UserError(f"config {name!r} {problem}{hint or ': choose one of ' + ', '.join(matches or known)}")
     return config_folder() / f"{matches[0]}.yaml"
 
 

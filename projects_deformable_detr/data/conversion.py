@@ -99,7 +99,7 @@ def convert_dataset(
     if selection is not None and selection.unmatched:
         unmatched, remedy = sorted(selection.unmatched), "Correct or remove them, or write them without folders."
         problems.add("names in the selection without a file", unmatched, remedy, len(unmatched))
-    if not objects:
+    if not objects and not problems:
         problems.add("folders without annotations", str(folder), "Use a folder of .xml (VOC) or .txt files (YOLO).")
     problems.raise_if_any()
     return _to_coco(objects, names, images), images

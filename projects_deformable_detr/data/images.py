@@ -139,8 +139,9 @@ class ImageReader:
 
 def list_images(folder: Path) -> list[Path]:
     """Returns the image files in a folder and its subfolders, in alphabetical order."""
+    extensions = Image.registered_extensions()  # also registers the formats in Image.OPEN
     readable = {*Image.OPEN, "MPO"} - {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # which Pillow identifies without reading
-    suffixes = {suffix for suffix, format in Image.registered_extensions().items() if format in readable}
+    suffixes = {suffix for suffix, format in extensions.items() if format in readable}
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
 
 

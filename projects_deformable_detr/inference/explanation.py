@@ -85,7 +85,9 @@ def check_points(points: Sequence[tuple[float, float]], size: tuple[int, int]) -
 def check_rows(rows: Sequence[int], count: int, min_score: float) -> Tensor:
     """Returns indices of ``count`` detections without duplicates; raises `ArgumentError` for invalid ones."""
     if isinstance(rows, Sequence) and rows and not count:
-        problem = f"cannot be chosen: there are no detections with a score of at least {min_score:g}"
+        problem = (
+            f"cannot be chosen: there are no detections with a score of at least {min_score:g}; lower the threshold"
+        )
         raise ArgumentError("detections", problem)
     if not isinstance(rows, Sequence) or any(type(row) is not int or not 0 <= row < count for row in rows):
         raise ArgumentError("detections", f"must be indices below {count}, the number of detections, got {rows!r}")

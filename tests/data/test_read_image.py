@@ -1,5 +1,8 @@
 """Image reading: EXIF orientation, image modes, and errors that name the file."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -165,6 +168,19 @@ def test_files_that_are_not_images(tmp_path, data):
     (tmp_path / "odd.jpg").write_bytes(data)
     with pytest.raises(DatasetError, match=r"odd\.jpg.*image"):
         read_image(tmp_path / "odd.jpg")
+
+
+def test_image_files_in_a_new_process(tmp_path):
+    names = ("a.jpg", "b/c.PNG", "d.mpo", "e.h5", "f.txt", "g.mpg")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    code = "import sys; from pathlib import Path; from projects_deformable_detr.data.images import list_images; "
+    code += "print(*(path.name for path in list_images(Path(sys.argv[1]))))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert found == ["a.jpg", "c.PNG", "d.mpo"]
 
 
 def test_missing_files_and_folders(tmp_path):
